@@ -1,0 +1,79 @@
+# Every command of a developer's day. Each target first brings .venv up to date.
+
+BIN := .venv/bin
+READY := .venv/.ready
+EXTRAS := ".[dev,timm]"
+
+# The first name that runs, is of a right version and can make a virtual environment. Looking
+# on PATH is not enough: version managers put names there for versions that are not selected.
+SUITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for name in python3.12 python3.11 python3; do \
+	"$$name" -c "$(SUITS)" 2>/dev/null && { echo "$$name"; break; }; done)
+
+# uv does not read pip's configuration, so the index that pip was told of is handed on.
+define uv
+	@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}"; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	UV_HTTP_TIMEOUT="$${UV_HTTP_TIMEOUT:-180}" $(BIN)/uv pip $(1)
+endef
+
+# pytest's exit status 5 says that nothing was selected, which must not pass for success.
+define tests
+	@$(BIN)/pytest $(1) || { status=$$?; \
+	  if [ $$status -eq 5 ]; then echo "ran no test of kind: $(2)" >&2; fi; exit $$status; }
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-ray test-slow test-all check bench constraints clean
+
+help: ## list these targets
+	@awk -F ' *:.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## make .venv, or bring it up to date; nothing to do is instant
+
+demo: $(READY) ## the quickstart: a teacher and its students, on small images
+	@$(BIN)/raykd run experiments/quickstart.yaml
+
+test: $(READY) ## the tests that need neither Ray nor a GPU
+	$(call tests,,the default)
+
+test-ray: $(READY) ## the tests that start a local Ray cluster
+	$(call tests,-m "ray and not gpu",ray)
+
+test-slow: $(READY) ## the tests without Ray that take longer
+	$(call tests,-m "(slow or cluster) and not ray and not gpu",slow)
+
+test-all: $(READY) ## every test that needs no GPU
+	$(call tests,-m "not gpu",not gpu)
+
+check: $(READY) ## the four checks of a change: format, lint, types, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	@$(MAKE) --no-print-directory test
+
+bench: $(READY) ## measure this machine: images and cached rows per second
+	@$(BIN)/python experiments/bench.py
+
+constraints: $(READY) ## pin the newest versions in constraints.txt
+	@grep '^#' constraints.txt > .venv/constraints.txt
+	$(call uv,compile pyproject.toml --all-extras --python-version 3.11 --quiet --no-header \
+	  --no-annotate >> .venv/constraints.txt)
+	@mv .venv/constraints.txt constraints.txt
+
+clean: ## remove caches and build output; .venv and the store stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find raykd tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/uv
+	$(call uv,install --python $(BIN)/python --constraints constraints.txt --editable $(EXTRAS))
+	@touch $@
+
+# Cleared, because what is there without uv is the rest of an interrupted setup.
+$(BIN)/uv:
+	@"$(PYTHON)" -c "$(SUITS)" 2>/dev/null || { \
+	  echo "raykd needs Python 3.11, 3.12 or 3.13 with venv; found: '$(PYTHON)'." \
+	    "Install one (Debian: python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt uv

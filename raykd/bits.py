@@ -1,0 +1,69 @@
+"""Random numbers that are a function of a key, the same on every device and in every batch.
+
+The key is (seed, sample id, view, stream). A number never depends on which other samples
+are in the batch, on the worker that holds it, or on the order of the epoch. The bits are
+SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"):
+the stream starts at a hash of (seed, view, stream) and the sample's id is the position in it.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's multipliers
+_WORD = 1 << 64
+
+# Streams: one per independent decision about a sample.
+ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT = range(5)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as a non-negative Python integer."""
+    return value - _WORD if value >= _WORD >> 1 else value
+
+
+def _mix_int(z: int) -> int:
+    """SplitMix64's finaliser on a Python integer."""
+    z = (z ^ (z >> 30)) * _FIRST % _WORD
+    z = (z ^ (z >> 27)) * _SECOND % _WORD
+    return z ^ (z >> 31)
+
+
+def _hash(*words: int) -> int:
+    """64 bits that depend on every word and on their order."""
+    state = 0
+    for word in words:
+        state = _mix_int((state + word + _GOLDEN) % _WORD)
+    return state
+
+
+def _shift(z: Tensor, count: int) -> Tensor:
+    """A logical right shift: torch shifts int64 with its sign, so the copies are masked off."""
+    return (z >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 [...]; the products wrap."""
+    z = (z ^ _shift(z, 30)) * _signed(_FIRST)
+    z = (z ^ _shift(z, 27)) * _signed(_SECOND)
+    return z ^ _shift(z, 31)
+
+
+def draw(seed: int, ids: Tensor, view: int, stream: int) -> Tensor:
+    """64 random bits per sample as int64 [B], for `ids` int64 [B], on the device of `ids`."""
+    return _mix(ids * _signed(_GOLDEN) + _signed(_hash(seed, view, stream)))
+
+
+def uniform(seed: int, ids: Tensor, view: int, stream: int) -> Tensor:
+    """float32 [B] in [0, 1), multiples of 2**-24."""
+    return _shift(draw(seed, ids, view, stream), 40).to(torch.float32) * 2.0**-24
+
+
+def below(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
+    """int64 [B] in [0, count), for `count` up to 2**31; off from uniform by at most count / 2**32."""
+    return (_shift(draw(seed, ids, view, stream), 32) * count) >> 32
+
+
+def seed(*words: int) -> int:
+    """63 bits that name a tuple of integers, to seed a generator of torch with."""
+    return _hash(*words) >> 1

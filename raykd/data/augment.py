@@ -1,0 +1,68 @@
+"""Which pixels a view of a sample shows: a pure function of (seed, sample id, view).
+
+Shapes: B batch, H, W pixels. Pixels are uint8, channels last, until the loader normalises them.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from raykd import bits
+from raykd.record import Record
+
+REVISION = 1  # raised whenever the same key would show other pixels; part of every fingerprint
+
+
+class Augment(Record):
+    """Zero padding with a random crop back to size, and a random horizontal flip.
+
+    The CIFAR standard of the field is `pad: 4, flip: true`: 81 crops x 2 = 162 views.
+    """
+
+    pad: int = Field(default=0, ge=0)  # pixels of black border on each side
+    flip: bool = False  # mirror half of the views
+    revision: Literal[1] = REVISION  # of the meaning of a view; not for you to set
+
+    def views(self) -> int:
+        """How many different views there are of one sample."""
+        return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
+
+    def geometry(self, ids: Tensor, view: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The crop's row and column (int64 [B], 0 to 2 pad) and the flip (bool [B]).
+
+        The views 0 to views() - 1 of a sample show each of its crops and flips once, in an
+        order of the sample's own: the number of the geometry is `step * view + start`, modulo
+        the number of geometries, with a step that is coprime to it. The next views() views
+        do so again in another order. Every view of a random sample is uniformly distributed.
+        """
+        count = self.views()
+        cycle, turn = divmod(view, count)
+        coprime = [step for step in range(count) if math.gcd(step, count) == 1]
+        steps = torch.tensor(coprime, device=ids.device)
+        step = steps[bits.below(seed, ids, cycle, bits.CROP_STEP, len(coprime))]
+        start = bits.below(seed, ids, cycle, bits.CROP_START, count)
+        number = (step * turn + start) % count
+        side = 2 * self.pad + 1
+        flip = number >= side**2
+        return number // side % side, number % side, flip
+
+    def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
+        """The view of each of the images `pixels` (uint8 [B, H, W, 3]), of the same size."""
+        if self.views() == 1:
+            return pixels
+        row, column, flip = self.geometry(ids, view, seed)
+        batch, height, width, _ = pixels.shape
+        pad = self.pad
+        padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
+        # One gather does crop and flip: the position of every output pixel among all padded ones.
+        y = row[:, None] + torch.arange(height, device=ids.device)
+        x = torch.arange(width, device=ids.device)
+        x = column[:, None] + torch.where(flip[:, None], width - 1 - x, x)
+        image = torch.arange(batch, device=ids.device)[:, None] * (height + 2 * pad)
+        position = (image + y)[:, :, None] * (width + 2 * pad) + x[:, None, :]
+        gathered = padded.view(-1, 3).index_select(0, position.view(-1))
+        return gathered.view(batch, height, width, 3)

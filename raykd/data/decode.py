@@ -1,0 +1,58 @@
+"""From encoded images to one uint8 array.
+
+Shapes: N images, H, W pixels.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from raykd.data.samples import Samples
+from raykd.errors import DataError
+
+
+def decode(
+    samples: Samples, resize: int | None = None, expected: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The images of a split as uint8 [N, H, W, 3]; grey ones get three equal channels.
+
+    `resize` brings the shorter side to that many pixels and crops the centre; without it
+    every image must have the size of the first one, or the `expected` (H, W). Raises
+    `DataError`, naming the file or the row of an image that cannot be decoded or fits not.
+    """
+    out: np.ndarray | None = None
+    for index, image in enumerate(samples.images):
+        pixels = _pixels(image, samples.origin(index), resize)
+        shape = pixels.shape[:2]
+        if expected is None:
+            expected = (shape[0], shape[1])
+        if shape != expected:
+            raise DataError(
+                f"{samples.origin(index)}: {shape[1]} x {shape[0]} pixels, but the images before "
+                f"have {expected[1]} x {expected[0]}; set run.data.resize to bring all to one size"
+            )
+        if out is None:
+            out = np.empty((len(samples.images), *expected, 3), dtype=np.uint8)
+        out[index] = pixels
+    assert out is not None, "a source never returns an empty split"
+    return out
+
+
+def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.ndarray:
+    """One image as uint8 [H, W, 3]."""
+    if isinstance(image, np.ndarray) and resize is None:
+        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+    try:
+        opened = (
+            Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
+        )
+        rgb = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        # Pillow's PNG reader reports a broken chunk as SyntaxError.
+        raise DataError(
+            f"{origin}: cannot be decoded as an image ({error}); replace or remove it"
+        ) from error
+    if resize is not None:
+        rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)

@@ -1,0 +1,55 @@
+"""Who sees which sample when: pure functions of (seed, epoch) and of the worker's rank.
+
+Shapes: N dataset rows.
+"""
+
+import torch
+from torch import Tensor
+
+from raykd import bits
+from raykd.errors import ConfigError
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+    """A permutation of the rows, int64 [N]; depends on nothing but its arguments."""
+    return torch.argsort(bits.draw(seed, torch.arange(size), epoch, bits.ORDER), stable=True)
+
+
+def steps(order: Tensor, batch: int, rank: int, world: int) -> Tensor:
+    """Row ids [steps, batch // world] for one worker; a last partial batch is dropped.
+
+    `batch` is the global size. Step t covers the same samples for every `world` that divides
+    it. Raises `ConfigError` where it does not divide, or where there is not one whole batch.
+    """
+    if batch % world:
+        raise ConfigError(
+            f"a global batch of {batch} does not divide among {world} workers; "
+            "choose optim.batch or scale.workers so that it does"
+        )
+    if len(order) < batch:
+        raise ConfigError(
+            f"{len(order)} training samples are fewer than one batch of {batch}; "
+            "choose a smaller optim.batch"
+        )
+    whole = order[: len(order) // batch * batch].view(-1, world, batch // world)
+    return whole[:, rank]
+
+
+def share(size: int, rank: int, world: int) -> Tensor:
+    """Rows of one worker, int64, such that every row is some worker's exactly once."""
+    return torch.arange(size * rank // world, size * (rank + 1) // world)
+
+
+def stratified(targets: Tensor, count: int, seed: int, stream: int) -> Tensor:
+    """`count` rows, in rising order, with each class's share in `targets` (int64 [N]) kept.
+
+    Every class gives its share of `count`, rounded up or down. A smaller count chooses a
+    subset of what a larger one does.
+    """
+    draws = bits.draw(seed, torch.arange(len(targets)), 0, stream)
+    place = torch.empty(len(targets), dtype=torch.float64)  # a row's place in its class, 0 to 1
+    for label in targets.unique().tolist():
+        rows = (targets == label).nonzero().squeeze(1)
+        shuffled = rows[draws[rows].argsort(stable=True)]
+        place[shuffled] = (torch.arange(len(rows)) + 0.5).double() / len(rows)
+    return place.argsort(stable=True)[:count].sort().values

@@ -1,0 +1,48 @@
+"""One split of a dataset as it was found: labels, and images that are not decoded yet."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raykd.errors import DataError
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The images and labels of one split.
+
+    An image is the bytes of an encoded file, or uint8 pixels [H, W] or [H, W, 3].
+    """
+
+    images: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
+    labels: np.ndarray  # int64 [N]
+    origin: Callable[[int], str]  # where image i lies, for error messages
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dataset's splits ("train", and "test" where it has one) and its class names."""
+
+    splits: Mapping[str, Samples]
+    names: tuple[str, ...]
+    mean: Triple | None = None  # the field's constants, where there are any
+    std: Triple | None = None
+
+    def __post_init__(self) -> None:
+        for split, samples in self.splits.items():
+            if not len(samples.labels):
+                raise DataError(f"the {split} split of this dataset has no images")
+            wrong = np.flatnonzero((samples.labels < 0) | (samples.labels >= len(self.names)))
+            if len(wrong):
+                row = int(wrong[0])
+                raise DataError(
+                    f"{samples.origin(row)}: label {samples.labels[row]} is out of range; "
+                    f"the {len(self.names)} classes are numbered from 0"
+                )
+        missing = sorted(set(range(len(self.names))) - set(self.splits["train"].labels.tolist()))
+        if missing:
+            first = self.names[missing[0]]
+            raise DataError(f"class {missing[0]} ({first!r}) has no training image; remove it")

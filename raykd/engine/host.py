@@ -1,0 +1,152 @@
+"""Where a run trains: one process, or one worker of many. The loop cannot tell which."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raykd.engine.journal import Journal
+from raykd.errors import NoRoom
+
+
+class Host(Protocol):
+    """A place to train."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, with its gradients averaged over the workers."""
+        ...
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the workers, on each of them."""
+        ...
+
+    def agree(self, module: nn.Module) -> None:
+        """Average the module's floating-point buffers (batch-norm statistics) over the workers."""
+        ...
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state of the last checkpoint; None to start from the beginning."""
+        ...
+
+    def restart(self, history: list[Mapping[str, float]]) -> None:
+        """Begin, or go on after the epochs of `history`."""
+        ...
+
+    def report(
+        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+    ) -> None:
+        """Pass on an epoch's metrics, and keep a checkpoint where it is time to."""
+        ...
+
+
+class LocalHost:
+    """This process alone."""
+
+    rank = 0
+    world = 1
+
+    def __init__(self, journal: Journal, device: torch.device) -> None:
+        self.journal = journal
+        self.device = device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module itself."""
+        return module
+
+    def total(self, values: Tensor) -> Tensor:
+        """The tensor itself."""
+        return values
+
+    def agree(self, module: nn.Module) -> None:
+        """Nothing to agree on."""
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state of the last checkpoint in the journal."""
+        return self.journal.restore()
+
+    def restart(self, history: list[Mapping[str, float]]) -> None:
+        """Set the journal to the epochs of `history`."""
+        self.journal.restart(history)
+
+    def report(
+        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+    ) -> None:
+        """Write the journal."""
+        self.journal.record(metrics, state, last=last)
+
+
+class GroupHost:
+    """One worker of a torch process group that is already up, under Ray Train or torchrun.
+
+    Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes.
+    `passed_on` is called on every worker with each epoch's metrics.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        device: torch.device,
+        passed_on: Callable[[Mapping[str, float]], None] = lambda metrics: None,
+    ) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        self.device = device
+        self.journal = journal
+        self._passed_on = passed_on
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged; buffers stay each worker's own in an epoch."""
+        return DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the workers."""
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def agree(self, module: nn.Module) -> None:
+        """Average the floating-point buffers, as one message."""
+        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def restore(self) -> dict[str, Any] | None:
+        """The last checkpoint. Raises `NoRoom` where the workers do not see the same folder."""
+        state = self.journal.restore()
+        epoch = torch.tensor([-1 if state is None else state["epoch"]], device=self.device)
+        epochs = [torch.empty_like(epoch) for _ in range(self.world)]
+        dist.all_gather(epochs, epoch)
+        if len({int(value) for value in epochs}) > 1:
+            raise NoRoom(
+                f"{self.journal.folder}: the workers see different checkpoints there; "
+                "the store must be a folder that all nodes share"
+            )
+        return state
+
+    def restart(self, history: list[Mapping[str, float]]) -> None:
+        """Set the journal, once all workers have read it."""
+        dist.barrier()
+        if self.rank == 0:
+            self.journal.restart(history)
+
+    def report(
+        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+    ) -> None:
+        """Write the journal on rank 0, and pass the metrics on."""
+        if self.rank == 0:
+            self.journal.record(metrics, state, last=last)
+        self._passed_on(metrics)

@@ -1,0 +1,77 @@
+"""What a run writes down while it trains: a line of metrics per epoch, and its last checkpoint."""
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raykd.errors import CacheCorrupt
+from raykd.store import write_atomic
+
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+
+
+class Journal:
+    """The folder of one run in progress.
+
+    A checkpoint is one file that is replaced atomically, at the end of an epoch, when
+    `seconds` have passed since the last one. It holds the metrics of its epochs too, so that
+    a continued run goes on with exactly the lines that belong to it.
+    """
+
+    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self._saved = time.monotonic()
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state of the last checkpoint, on the CPU; None where there is none.
+
+        Holds nothing but tensors, numbers, strings and containers of them: it is read
+        without running any code. Raises `CacheCorrupt` where it cannot be read.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            raise CacheCorrupt(
+                f"{path}: the checkpoint cannot be read ({type(error).__name__}); "
+                "remove it to start this run again"
+            ) from error
+
+    def restart(self, history: list[Mapping[str, float]]) -> None:
+        """Set the metrics file to the lines of the epochs that a checkpoint covers."""
+        lines = "".join(json.dumps(line) + "\n" for line in history)
+        write_atomic(self.folder / METRICS, lines.encode())
+
+    def record(
+        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+    ) -> None:
+        """Append an epoch's metrics, and replace the checkpoint where it is time to."""
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if last or time.monotonic() - self._saved >= self.seconds:
+            data = io.BytesIO()
+            torch.save(state(), data)
+            write_atomic(self.folder / CHECKPOINT, data.getvalue())
+            self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Remove the checkpoint of a finished run."""
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The epochs' metrics of a run, in order; a line that is still being written is left out."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,165 @@
+"""The training loop: start reading here.
+
+A run is a function of its recipe. What an epoch does follows from (seed, epoch, rank) and the
+state at its beginning, so a run that is stopped after any epoch and continued ends with the
+same weights, bit for bit on a CPU.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from raykd import bits
+from raykd.data.loader import Views
+from raykd.data.order import epoch_order, steps
+from raykd.engine.evaluate import evaluate
+from raykd.engine.host import Host
+from raykd.engine.learner import Learner
+from raykd.engine.optim import build_optimiser, learning_rate
+from raykd.models.staged import Staged
+from raykd.recipes import StudentRun
+from raykd.teachers.source import Source
+from raykd.types import Outputs
+
+CALIBRATION_ROWS = 1 << 14  # training samples whose teacher outputs a method may look at first
+Metrics = dict[str, float]
+
+
+def distil(
+    run: StudentRun,
+    learner: Learner,
+    teacher_at: Callable[[int], Source | None],
+    train: Views,
+    test: Views,
+    test_teacher: Source | None,
+    host: Host,
+    keep: Callable[[int, Staged], None] = lambda epoch, student: None,
+) -> list[Metrics]:
+    """Train `learner` as `run` says and return the metrics of every epoch.
+
+    `teacher_at` gives the teacher of an epoch (from 0), `test_teacher` answers for the test
+    images. `keep` is called after every epoch, on every worker, with the number of epochs
+    done and the student that would be released then.
+    """
+    optimiser = build_optimiser(run.optim, learner.parameters())
+    average = _average(run, learner.student)
+    history = _restored(learner, optimiser, average, host)
+    if not history:
+        _calibrate(run, learner, teacher_at(0), train)
+    host.restart([*history])
+    released = learner.student if average is None else average.module
+    wrapped = host.wrap(learner)
+    for epoch in range(len(history), run.optim.epochs):
+        # Dropout and the methods' own noise follow from the epoch, not from what ran before.
+        torch.manual_seed(bits.seed(run.seed, epoch, host.rank))
+        started = time.monotonic()
+        learner.train()
+        order = epoch_order(run.seed, epoch, len(train.images))
+        rows = steps(order, run.optim.batch, host.rank, host.world)
+        teacher = teacher_at(epoch)
+        sums: dict[str, Tensor] = {}
+        for step, batch in enumerate(train.batches(rows, run.view_at(epoch), epoch)):
+            rate = learning_rate(run.optim, epoch * len(rows) + step, len(rows))
+            outputs = teacher(batch) if teacher is not None else None
+            losses, _ = wrapped(batch, outputs, run.label_weight_at(epoch))
+            _step(optimiser, torch.stack([*losses.values()]).sum(), rate, run.optim.clip)
+            if average is not None:
+                average.update_parameters(learner.student)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+        host.agree(learner if average is None else torch.nn.ModuleList([learner, average]))
+        metrics = _means(sums, len(rows), host)
+        seconds = time.monotonic() - started  # after the sums were read: the device is done
+        metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * len(rows), len(rows))}
+        metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
+        metrics |= evaluate(
+            released,
+            learner.method,
+            learner.helpers,
+            test,
+            test_teacher,
+            host,
+            bfloat16=learner.bfloat16,
+        )
+        metrics["seconds"] = time.monotonic() - started
+        history.append(metrics)
+        keep(epoch + 1, released)
+        host.report(
+            metrics,
+            lambda: _state(learner, optimiser, average, history),
+            last=epoch + 1 == run.optim.epochs,
+        )
+    return history
+
+
+def _step(
+    optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float | None
+) -> None:
+    """One update of the weights at a learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip is not None:
+        for group in optimiser.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], clip)
+    optimiser.step()
+
+
+def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:
+    """Mean losses per step over all workers: `loss`, and `loss_<name>` for each part of it."""
+    total = host.total(torch.stack([value.double() for value in sums.values()]))
+    means = (total / (count * host.world)).tolist()
+    parts = {f"loss_{name}": mean for name, mean in zip(sums, means, strict=True)}
+    return {"loss": sum(means), **parts}
+
+
+def _average(run: StudentRun, student: Staged) -> AveragedModel | None:
+    """The exponential moving average of the student's weights, where the recipe asks for one."""
+    if run.optim.ema is None:
+        return None
+    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(run.optim.ema), use_buffers=True)
+
+
+def _calibrate(run: StudentRun, learner: Learner, teacher: Source | None, train: Views) -> None:
+    """Let the method look at the teacher's outputs for some training samples."""
+    if teacher is None or not learner.method.calibrates(learner.helpers):
+        return
+    # Chosen by the data's key, so that every seed of a student sees the same ones.
+    rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values
+    answers: Iterator[Outputs] = (teacher(batch) for batch in train.runs(rows, 512, run.view_at(0)))
+    learner.method.calibrate(learner.helpers, answers)
+
+
+def _state(
+    learner: Learner,
+    optimiser: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    history: list[Metrics],
+) -> dict[str, Any]:
+    """Everything that the next epoch depends on."""
+    return {
+        "epoch": len(history),
+        "history": history,
+        "learner": learner.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": None if average is None else average.state_dict(),
+    }
+
+
+def _restored(
+    learner: Learner, optimiser: torch.optim.Optimizer, average: AveragedModel | None, host: Host
+) -> list[Metrics]:
+    """Load the last checkpoint, if there is one, and return the metrics of its epochs."""
+    state = host.restore()
+    if state is None:
+        return []
+    learner.load_state_dict(state["learner"])
+    optimiser.load_state_dict(state["optimiser"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    return state["history"]

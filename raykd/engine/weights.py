@@ -1,0 +1,70 @@
+"""Weights on disk: safetensors files of a plain network, with no prefix of ours.
+
+A teacher's folder holds one file per saved epoch, `weights-<epoch>.safetensors`; a student's
+holds `weights.safetensors`.
+"""
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from raykd import arrow, models
+from raykd.errors import CacheCorrupt, ConfigError
+from raykd.models.staged import Staged
+from raykd.recipes import LogitsRun, TeacherRun
+from raykd.store import Store, write_atomic
+
+STUDENT = "weights.safetensors"
+
+
+def save_weights(path: Path, network: Staged) -> None:
+    """Write the plain network's state, atomically."""
+    state = {name: value.detach().cpu() for name, value in network.network.state_dict().items()}
+    write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
+
+
+def load_weights(path: Path, network: Staged) -> None:
+    """Read a plain network's state. Raises `ConfigError` where it is another network's."""
+    if not path.is_file():
+        raise CacheCorrupt(f"{path}: the weights are missing; remove the folder to train them again")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        raise CacheCorrupt(f"{path}: the weights cannot be read ({error})") from error
+    try:
+        network.network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: these are not weights of this network: {error}") from error
+
+
+def anchor_path(store: Store, teacher: TeacherRun, anchor: int) -> Path:
+    """The file of a teacher's weights after `anchor` epochs."""
+    return store.path(teacher) / f"weights-{anchor:04d}.safetensors"
+
+
+def anchor_checksum(store: Store, run: LogitsRun) -> str:
+    """What names the teacher's weights in a cache's manifest."""
+    return arrow.file_checksum(anchor_path(store, run.teacher, run.anchor))
+
+
+def load_teacher(store: Store, teacher: TeacherRun, anchor: int, device: torch.device) -> Staged:
+    """The teacher as it was after `anchor` epochs, on `device`."""
+    assert teacher.data.classes is not None, "the recipe's data was never read"
+    network = models.build(teacher.model, teacher.data.classes)
+    load_weights(anchor_path(store, teacher, anchor), network)
+    return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def given_weights(store: Store, teacher: TeacherRun) -> Staged:
+    """A pretrained teacher: published weights, or a file that the store has a copy of."""
+    assert teacher.weights is not None and teacher.data.classes is not None
+    if not teacher.weights.startswith("sha256:"):
+        return models.build(teacher.model, teacher.data.classes, teacher.weights)
+    network = models.build(teacher.model, teacher.data.classes)
+    load_weights(store.root / "weights" / teacher.weights.removeprefix("sha256:"), network)
+    return network

@@ -1,0 +1,27 @@
+"""No distillation: the student learns from the labels alone. The baseline of every table."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from raykd.methods.base import Method
+from raykd.types import Batch, Outputs, Signal
+
+
+class LabelOnly(Method):
+    """Cross entropy with the labels; reads no teacher."""
+
+    title: ClassVar[str] = "baseline: cross entropy with the labels"
+
+    name: Literal["label_only"] = "label_only"
+
+    def needs(self) -> Signal:
+        """Nothing of a teacher."""
+        return Signal(0)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """No loss besides the labels'."""
+        return {}

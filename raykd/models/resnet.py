@@ -1,0 +1,63 @@
+"""CIFAR residual networks, resnet8 to resnet110 and the four times wider 8x4 and 32x4.
+
+He et al. 2016 (arXiv 1512.03385), section 4.2, with the projection shortcuts and the widths
+of the CRD benchmark (Tian et al. 2020, arXiv 1910.10699). Depth is 6 n + 2.
+"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from raykd.models.staged import Staged
+
+WIDTHS = (16, 16, 32, 64)  # stem, then three stages
+WIDE = (32, 64, 128, 256)  # the "x4" networks
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; ReLU after the sum."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in, H, W] -> [B, width, H / stride, W / stride]."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Staged:
+    """A residual network for small images of any size; stages: stem, stage1, stage2, stage3.
+
+    Convolutions start from He's normal distribution over the fan out, batch norms from 1 and 0.
+    """
+    blocks = (depth - 2) // 6
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts["stem"] = nn.Sequential(
+        nn.Conv2d(3, widths[0], 3, 1, 1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(inplace=True),
+    )
+    for number, stride in ((1, 1), (2, 2), (3, 2)):
+        before, width = widths[number - 1], widths[number]
+        first = BasicBlock(before, width, stride)
+        rest = [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
+        parts[f"stage{number}"] = nn.Sequential(first, *rest)
+    parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    parts["classifier"] = nn.Linear(widths[3], classes)
+    network = nn.Sequential(parts)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    stages = {name: part for name, part in parts.items() if name not in ("pool", "classifier")}
+    return Staged(network, stages, parts["pool"], parts["classifier"])

@@ -1,0 +1,94 @@
+"""The shape that every network takes here: named stages in order, a pooling, a linear classifier.
+
+Features are a plain loop over the stages. Forward hooks are not used: they break under the
+prefixes of a data-parallel wrapper and under `torch.compile`.
+
+Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from raykd.types import NOTHING, Outputs, Shapes, Signal
+
+
+class Staged(nn.Module):
+    """A plain network, seen as stages, pooling and classifier.
+
+    `network` is the plain module that owns every parameter: `student.network.state_dict()`
+    has no prefix of ours and loads into the plain network. `stages`, `pool` and `classifier`
+    are parts of it (or parameter-free glue between its parts), and running them in order
+    must give what the network gives.
+    """
+
+    stages: Mapping[str, nn.Module]
+    pool: nn.Module
+    classifier: nn.Module
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stages: Mapping[str, nn.Module],
+        pool: nn.Module,
+        classifier: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        # Kept out of nn.Module's registers: the parameters belong to `network` alone.
+        vars(self)["stages"] = dict(stages)
+        vars(self)["pool"] = pool
+        vars(self)["classifier"] = classifier
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [B, C] for normalised pixels [B, 3, H, W]."""
+        return self.outputs(pixels, Signal.LOGITS).logits
+
+    def outputs(self, pixels: Tensor, wanted: Signal) -> Outputs:
+        """The wanted signals for normalised pixels [B, 3, H, W]; logits are always there."""
+        features: dict[str, Tensor] = {}
+        x = pixels
+        for name, stage in self.stages.items():
+            x = stage(x)
+            features[name] = x
+        embedding = self.pool(x)
+        return Outputs(
+            self.classifier(embedding),
+            MappingProxyType(features) if Signal.FEATURES in wanted else NOTHING,
+            embedding if Signal.EMBEDDING in wanted else None,
+            self if Signal.LIVE in wanted else None,
+        )
+
+    def train(self, mode: bool = True) -> "Staged":
+        """Switch the network, and the glue that it does not own, between training and evaluation."""
+        super().train(mode)
+        for part in (*self.stages.values(), self.pool, self.classifier):
+            part.train(mode)
+        return self
+
+
+def measure(network: Staged, size: tuple[int, int]) -> Shapes:
+    """The sizes of a network's outputs for images of `size` (H, W), from one zero image.
+
+    Leaves the network as it was: the pass is in evaluation mode and without gradients.
+    """
+    training = network.training
+    weight = next(network.parameters())
+    network.eval()
+    with torch.no_grad():
+        pixels = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
+        out = network.outputs(pixels, Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES)
+    network.train(training)
+    maps = {name: value.shape[1:] for name, value in out.features.items()}
+    return Shapes(
+        classes=out.logits.shape[1],
+        embedding=out.embedding.shape[1],
+        features={name: (k, h, w) for name, (k, h, w) in maps.items()},
+    )
+
+
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers the network learns: batch-norm affine included, buffers not."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,59 @@
+"""Frozen, strict values that describe what determines a result, and their fingerprints."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+DIGITS = 20  # hex digits of a fingerprint: 80 bits, a clash among 10**9 recipes is a 1e-6 chance
+
+
+class Record(BaseModel):
+    """A value with named fields: hashable, comparable, picklable, printable, never changed.
+
+    Strict: a number is not read from a string, an unknown field is an error, and neither
+    infinity nor NaN is a value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, value: object) -> "Record":
+        """The record that plain JSON-like data describes (lists stand for tuples)."""
+        return cls.model_validate_json(json.dumps(value))
+
+    def plain(self) -> dict[str, Any]:
+        """The record as plain dicts, lists and numbers, every default written out."""
+        return self.model_dump(mode="json")
+
+
+def canonical(record: Record) -> str:
+    """The record's JSON in the one form that is hashed: sorted keys, ASCII, no white space."""
+    value = {"kind": type(record).__name__, "value": record.plain()}
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(record: Record) -> str:
+    """20 hex digits that name the record: equal on every machine and Python version.
+
+    Every field counts, defaults included: a default that changes between versions must
+    not find an artefact that was made with the old one.
+    """
+    return hashlib.sha256(canonical(record).encode("ascii")).hexdigest()[:DIGITS]
+
+
+def difference(expected: object, found: object, path: str = "") -> Iterator[str]:
+    """Lines `path: expected ..., found ...` for every leaf in which two plain values differ."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted(expected.keys() | found.keys()):
+            inner = f"{path}.{key}" if path else str(key)
+            if key not in found:
+                yield f"{inner}: expected {expected[key]!r}, found nothing"
+            elif key not in expected:
+                yield f"{inner}: expected nothing, found {found[key]!r}"
+            else:
+                yield from difference(expected[key], found[key], inner)
+    elif expected != found:
+        yield f"{path}: expected {expected!r}, found {found!r}"

@@ -1,0 +1,77 @@
+"""Teacher outputs for a batch, whoever computes them: the network itself, or its cache.
+
+Shapes: B batch, C classes, H, W pixels.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raykd.models.staged import Staged
+from raykd.teachers.cache import LogitsCache
+from raykd.types import Batch, Outputs, Signal
+
+Triple = tuple[float, float, float]
+
+
+class Source(Protocol):
+    """Whoever answers for the teacher."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for the samples of a batch, as they look in its view."""
+        ...
+
+
+class LiveTeacher:
+    """The network, frozen: evaluation mode, no gradients, its own normalisation of the pixels."""
+
+    def __init__(
+        self,
+        network: Staged,
+        supplies: Signal,
+        *,
+        bfloat16: bool = False,
+        student: tuple[Triple, Triple] | None = None,
+        own: tuple[Triple, Triple] | None = None,
+    ) -> None:
+        """`student` and `own` are the (mean, std) that the batches have, and that it wants."""
+        self.network = network.eval().requires_grad_(False)
+        self.supplies = supplies
+        self.bfloat16 = bfloat16
+        self._scale, self._shift = _affine(student, own, next(network.parameters()).device)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The network's outputs; logits as float32."""
+        pixels = batch.pixels
+        if self._scale is not None and self._shift is not None:
+            pixels = pixels * self._scale + self._shift
+        # Not inference_mode: the student's losses save these tensors for backward.
+        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16):
+            out = self.network.outputs(pixels, self.supplies)
+        out.logits = out.logits.float()
+        return out
+
+
+def _affine(
+    student: tuple[Triple, Triple] | None, own: tuple[Triple, Triple] | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """What takes pixels from one normalisation to the other; Nones where they are the same."""
+    if student is None or own is None or student == own:
+        return None, None
+    (mean, std), (mean_own, std_own) = (
+        torch.tensor(pair, dtype=torch.float64, device=device).view(2, 3, 1, 1)
+        for pair in (student, own)
+    )
+    return (std / std_own).float(), ((mean - mean_own) / std_own).float()
+
+
+class CachedTeacher:
+    """The cache of a teacher's outputs."""
+
+    def __init__(self, cache: LogitsCache) -> None:
+        self.cache = cache
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The stored outputs, as float32."""
+        return self.cache.take(batch.ids, batch.view)
