@@ -80,12 +80,14 @@ def read(path: Path) -> dict[str, Tensor]:
         return {name: _tensor(batch.column(name)) for name in batch.schema.names}
     except FileNotFoundError:
         raise CacheCorrupt(f"{path}: the file is missing") from None
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CacheCorrupt(f"{path}: not an Arrow file that raykd wrote ({error})") from error
 
 
 def _tensor(column: pa.Array) -> Tensor:
     """One column as a tensor over the same memory."""
+    if column.null_count:
+        raise pa.ArrowInvalid(f"{column.null_count} missing rows")
     width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else None
     values = column if width is None else column.flatten()
     dtype = _DTYPES[values.type]

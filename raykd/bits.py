@@ -14,7 +14,7 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's multipl
 _WORD = 1 << 64
 
 # Streams: one per independent decision about a sample.
-ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT = range(5)
+ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT, CHECK = range(6)
 
 
 def _signed(value: int) -> int:
@@ -60,7 +60,7 @@ def uniform(seed: int, ids: Tensor, view: int, stream: int) -> Tensor:
 
 
 def below(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
-    """int64 [B] in [0, count), for `count` up to 2**31; off from uniform by at most count / 2**32."""
+    """int64 [B] in [0, count), `count` up to 2**31; off from uniform by at most count / 2**32."""
     return (_shift(draw(seed, ids, view, stream), 32) * count) >> 32
 
 

@@ -1,17 +1,18 @@
 """Experiment files: YAML, overrides and grids, read into recipes.
 
-    data:     # where the images are; never hashed
-    run:      # one student, with its teacher: what determines the result
-    grid:     # dotted keys of `run`, each with a list of values: every combination is a student
-    scale:    # how the work is spread; never hashed
+data:     # where the images are; never hashed
+run:      # one student, with its teacher: what determines the result
+grid:     # dotted keys of `run`, each with a list of values: every combination is a student
+scale:    # how the work is spread; never hashed
 """
 
 import copy
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raykd.data import images
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.explain import explain
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import StudentRun
 from raykd.record import Record
 from raykd.registry import nearest
 from raykd.store import Store, write_atomic
@@ -62,7 +63,7 @@ class ExperimentFile(Record):
 
     data: Where = Where()
     run: StudentRun
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
     scale: Scale = Scale()
 
 
@@ -73,7 +74,7 @@ class Experiment:
     name: str
     runs: tuple[StudentRun, ...]
     scale: Scale
-    where: Where = Where()
+    where: Where = field(default_factory=Where)
 
     def workers(self, run: StudentRun) -> int:
         """How many workers train a student together."""
@@ -117,7 +118,10 @@ def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Experiment:
         raise ConfigError("experiment.run: this key must be given, with a model and its data")
     where = _record(Where, tree.get("data") or {}, "experiment.data")
     scale = _record(Scale, tree.get("scale") or {}, "experiment.scale")
-    runs = tuple(_student(run) for run in _laid_out(tree["run"], tree.get("grid") or {}))
+    grid = tree.get("grid") or {}
+    if not isinstance(grid, dict):
+        raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
+    runs = tuple(_student(run) for run in _laid_out(tree["run"], grid))
     for rule in scale.rules:
         for key in rule.match:
             if not any(_has(run.plain(), key) for run in runs):
@@ -131,13 +135,16 @@ def resolve(
     """The experiment with what only files can tell: digests, classes, sizes, weights."""
     path = experiment.where.path
     root = Path(path).expanduser() if path is not None else None
-    seen: dict[Data, Data] = {}
+    digests: dict[tuple[str, int | None], str] = {}  # files are read once, however many recipes
 
     def data(value: Data) -> Data:
-        if value not in seen:
+        source = (value.name, value.resize)
+        if source not in digests:
             say(f"reading the images of {value.name!r}" + (f" from {root}" if root else ""))
-            seen[value] = images.read(store, value, root)
-        return seen[value]
+            digests[source] = images.read(store, value, root).digest
+        if not value.digest:
+            value = value.model_copy(update={"digest": digests[source]})
+        return images.read(store, value, root)
 
     def student(run: StudentRun) -> StudentRun:
         teacher = run.teacher
@@ -196,7 +203,9 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which a key that is given twice is an error, and 1e-4 is a number."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        # A merge (`<<: *defaults`) brings values that the mapping's own keys may replace.
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=deep) for key in own]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
@@ -204,26 +213,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 wants a dot and a sign, as in 1.0e-4. Quoted text, such as a digest, stays text.
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
 
 def _yaml(text: str) -> Any:
     try:
-        return _numbers(yaml.load(text, _Loader))
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"experiment: not YAML: {error}") from error
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4, which has no dot, as a string; here it is the number."""
-    if isinstance(value, dict):
-        return {key: _numbers(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_numbers(inner) for inner in value]
-    if isinstance(value, str) and value[:1] in "+-0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -235,15 +234,14 @@ def _override(tree: dict[str, Any], override: str) -> None:
     part, _, inner = key.partition(".")
     if part not in PARTS:
         raise ConfigError(f"{key}: no such key{nearest(part, PARTS) or '; begin with run.'}")
-    if part == "grid":
-        tree.setdefault("grid", {})[inner] = value
-        return
-    if part == "run" and any(_within(inner, axis) for axis in tree.get("grid") or {}):
-        raise ConfigError(f"{key}: the grid varies this key; override grid.{key}=[...] instead")
     if not inner:
         tree[part] = value
-        return
-    _put(tree, key, value)
+    elif part == "grid":
+        tree["grid"] = {**(tree.get("grid") or {}), inner: value}
+    elif part == "run" and any(_within(inner, str(axis)) for axis in tree.get("grid") or {}):
+        raise ConfigError(f"{key}: the grid varies this key; override grid.{key}=[...] instead")
+    else:
+        _put(tree, key, value)
 
 
 def _within(key: str, axis: str) -> bool:
@@ -271,8 +269,10 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 def _laid_out(run: dict[str, Any], grid: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """One tree per combination of the grid's values, the last axis running fastest."""
     for axis, values in grid.items():
-        if not axis.startswith("run."):
-            raise ConfigError(f"experiment.grid.{axis}: a grid varies keys of run, such as run.seed")
+        if not str(axis).startswith("run."):
+            raise ConfigError(
+                f"experiment.grid.{axis}: a grid varies keys of run, such as run.seed"
+            )
         if not isinstance(values, list) or not values:
             raise ConfigError(f"experiment.grid.{axis}: expected a list of values, got {values!r}")
     for values in itertools.product(*grid.values()):

@@ -28,6 +28,8 @@ def _line(detail: Any, model: type[BaseModel], place: str) -> str:
         return f"{path}: no such key{hint}"
     if kind == "missing":
         return f"{path}: this key must be given"
+    if kind == "union_tag_not_found":
+        return f"{path}.name: this key must be given; there are: {', '.join(_tags(found))}"
     if kind == "union_tag_invalid":
         tag, known = context["tag"], _tags(found)
         hint = nearest(tag, known) or f"; there are: {', '.join(known)}"

@@ -127,11 +127,13 @@ class StudentRun(Record):
     data: Data
     teacher: TeacherRun | None = None
     route: Route | None = None  # None: the teacher's last epoch throughout
-    method: AnyMethod = LabelOnly()
+    method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # of the labels' cross entropy; None: the method's own
     optim: Optim = Optim()
     views: int | Literal["all"] = "all"  # different augmentations that the epochs go through
-    source: Literal["auto", "cache", "live"] = "auto"  # of the teacher's outputs; auto: cache if it can
+    source: Literal["auto", "cache", "live"] = (
+        "auto"  # of the teacher's outputs; auto: cache if it can
+    )
     teacher_precision: Precision = "float32"  # of the teacher's forward
     precision: Precision = "float32"  # of the student's forward and backward
     seed: int = Field(default=0, ge=0)  # of the initial weights and the order

@@ -1,9 +1,11 @@
 """Folders that are named by the hash of their recipe.
 
-    root/teachers/<fingerprint>/   weights at the saved epochs, metrics.jsonl, result.json, recipe.json
+    root/teachers/<fingerprint>/   weights at the saved epochs, metrics.jsonl, result.json
     root/caches/<fingerprint>/     shards, manifest.json
-    root/students/<fingerprint>/   weights.safetensors, metrics.jsonl, result.json, recipe.json
-    root/images/<digest>/          decoded pixels and labels, images.json
+    root/students/<fingerprint>/   weights.safetensors, metrics.jsonl, result.json
+    root/images/<digest>/          decoded pixels and labels
+    root/weights/<digest>.*        copies of weights files that experiments named
+    root/reports/                  pages
 
 A folder is complete when its marker is there, and the marker is written last. What a killed
 run leaves is either complete or is continued or made anew; nothing needs a lock.

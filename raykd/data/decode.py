@@ -6,7 +6,7 @@ Shapes: N images, H, W pixels.
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from raykd.data.samples import Samples
 from raykd.errors import DataError
@@ -47,8 +47,13 @@ def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.nd
         opened = (
             Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
         )
-        rgb = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+            raise ValueError(f"mode {opened.mode}, more than 8 bits a channel")  # RGB would clip it
+        upright = ImageOps.exif_transpose(opened)
+        if isinstance(upright.info.get("transparency"), bytes):
+            upright = upright.convert("RGBA")  # a palette with transparency warns on RGB
+        rgb = upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's PNG reader reports a broken chunk as SyntaxError.
         raise DataError(
             f"{origin}: cannot be decoded as an image ({error}); replace or remove it"

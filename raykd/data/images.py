@@ -40,7 +40,7 @@ class Data(Record):
     limit: int | None = Field(default=None, ge=1)  # train on this many rows, classes in proportion
     augment: Augment = Augment()
     seed: int = Field(default=0, ge=0)  # of holdout, limit and views; not of the order
-    digest: str = ""  # of the files: labels, encoded images, class names, resize
+    digest: str = ""  # of labels, encoded images, class names, resize, the field's mean and std
     classes: int | None = None
     size: tuple[int, int] | None = None  # (H, W) in pixels
     mean: Triple | None = None  # per channel, of pixels in 0 to 1
@@ -128,6 +128,11 @@ def open_images(store: Store, data: Data) -> tuple[Images, Images]:
     train, test = splits["train"], splits.get("test")
     if test is None:
         count = round(data.holdout * len(train))
+        if not 0 < count < len(train):
+            raise ConfigError(
+                f"run.data.holdout: {data.holdout} of {len(train)} images is {count}, "
+                "which leaves none to test or none to train on"
+            )
         held = stratified(train.targets, count, data.seed, bits.HOLDOUT)
         keep = torch.ones(len(train), dtype=torch.bool)
         keep[held] = False
@@ -146,8 +151,9 @@ def _folder(store: Store, digest: str) -> Path:
 
 
 def _digest(found: Found, resize: int | None) -> str:
-    """20 hex digits of everything that determines the decoded images."""
-    hasher = hashlib.sha256(json.dumps([found.names, resize]).encode())
+    """20 hex digits of everything that determines the decoded images and their normalisation."""
+    constants = [found.names, resize, found.mean, found.std]
+    hasher = hashlib.sha256(json.dumps(constants).encode())
     for split, samples in found.splits.items():
         hasher.update(f"{split} {len(samples.labels)}".encode())
         hasher.update(np.ascontiguousarray(samples.labels, dtype="<i8").tobytes())

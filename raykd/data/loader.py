@@ -39,7 +39,7 @@ class Views:
             yield self.batch(ids, view, epoch)
 
     def runs(self, rows: Tensor, size: int, view: int = 0) -> Iterator[Batch]:
-        """The samples `rows` (int64 [n]) in order, `size` at a time; the last batch may be short."""
+        """The samples `rows` (int64 [n]) in order, `size` at a time; the last may be fewer."""
         for ids in rows.split(size):
             yield self.batch(ids, view)
 

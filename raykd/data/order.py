@@ -43,8 +43,8 @@ def share(size: int, rank: int, world: int) -> Tensor:
 def stratified(targets: Tensor, count: int, seed: int, stream: int) -> Tensor:
     """`count` rows, in rising order, with each class's share in `targets` (int64 [N]) kept.
 
-    Every class gives its share of `count`, rounded up or down. A smaller count chooses a
-    subset of what a larger one does.
+    Classes get what Webster's method gives parties of their size: the share of `count`, rounded,
+    up to what many small classes shift. A smaller count chooses a subset of what a larger one does.
     """
     draws = bits.draw(seed, torch.arange(len(targets)), 0, stream)
     place = torch.empty(len(targets), dtype=torch.float64)  # a row's place in its class, 0 to 1

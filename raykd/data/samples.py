@@ -1,7 +1,8 @@
 """One split of a dataset as it was found: labels, and images that are not decoded yet."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -10,14 +11,19 @@ from raykd.errors import DataError
 Triple = tuple[float, float, float]
 
 
+class Images(Protocol):
+    """Images by number, in order: each the bytes of an encoded file, or uint8 pixels."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes | np.ndarray]: ...
+
+
 @dataclass(frozen=True)
 class Samples:
-    """The images and labels of one split.
+    """The images (pixels are [H, W] or [H, W, 3]) and labels of one split."""
 
-    An image is the bytes of an encoded file, or uint8 pixels [H, W] or [H, W, 3].
-    """
-
-    images: Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
+    images: Images
     labels: np.ndarray  # int64 [N]
     origin: Callable[[int], str]  # where image i lies, for error messages
 

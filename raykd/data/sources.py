@@ -5,7 +5,7 @@ with the files is a `DataError` that names the file or the row.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,9 @@ def digits(path: Path | None) -> Found:
     """1,797 real handwritten digits of 8 x 8 pixels (UCI), from scikit-learn; no test split."""
     from sklearn.datasets import load_digits  # takes a second
 
-    bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # 17 grey levels
-    labels = bunch.target.astype(np.int64)
+    flat, labels = load_digits(return_X_y=True)
+    grey = np.asarray(flat).reshape(-1, 8, 8) * (255 / 16)  # from 17 grey levels
+    pixels, labels = np.rint(grey).astype(np.uint8), np.asarray(labels, dtype=np.int64)
     samples = Samples(pixels, labels, lambda row: f"digits, row {row}")
     return Found({"train": samples}, tuple(str(digit) for digit in range(10)))
 
@@ -113,7 +113,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 
 class _Files:
-    """Encoded images as a sequence that reads each file when it is asked for."""
+    """Encoded images, each file read when its turn comes."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -121,10 +121,7 @@ class _Files:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> bytes:
-        return self._paths[index].read_bytes()
-
-    def __iter__(self):
+    def __iter__(self) -> Iterator[bytes]:
         return (path.read_bytes() for path in self._paths)
 
 

@@ -1,6 +1,7 @@
 """Image tables: Parquet, Arrow or Feather files with encoded images and labels."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from raykd.errors import DataError
 SUFFIXES = (".parquet", ".arrow", ".feather")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "cls")
-_SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 
 def table_files(path: Path) -> list[Path]:
@@ -26,8 +26,10 @@ def table_files(path: Path) -> list[Path]:
 
 
 def read_tables(path: Path) -> Found:
-    """The dataset in a table file, or in a folder whose file names start with the split's name.
+    """The dataset in a table file, or in a folder whose files or folders name the split.
 
+    A file is of the training split unless a word of its name, or of its folder's, says test or
+    validation; where there are both, validation files are left out. A single file is all data.
     Images are bytes, or structs with a field `bytes`. Labels are integers from 0, or strings,
     which become classes in sorted order. Class names come from the schema's metadata where it
     has them (`classes`, or the features that Hugging Face's datasets writes).
@@ -35,24 +37,31 @@ def read_tables(path: Path) -> Found:
     files = table_files(path)
     if not files:
         raise DataError(f"{path}: expected {', '.join(SUFFIXES)} files, found none")
-    parts = {
-        split: [file for file in files if _split_of(file) == split] for split in ("train", "test")
-    }
+    parts: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
+    for file in files:
+        parts["train" if path.is_file() else _split_of(file.relative_to(path))].append(file)
     if not parts["train"]:
         raise DataError(
             f"{path}: none of its {len(files)} table files is a training split; "
-            "their names start with 'train', 'test' or 'val' (a single file is training data)"
+            "their names have the word 'train', 'test' or 'val'"
         )
-    tables = {split: _read_split(part) for split, part in parts.items() if part}
+    test = parts["test"] or parts["val"]
+    tables = {"train": _read_split(parts["train"])} | ({"test": _read_split(test)} if test else {})
     names = _class_names(tables)
     return Found({split: _samples(read, names) for split, read in tables.items()}, names)
 
 
 def _split_of(file: Path) -> str:
-    """The split that a file's name starts with; a name without one is training data."""
-    stem = file.stem.lower()
-    matches = (s for s, starts in _SPLITS.items() if stem.startswith(starts))
-    return next(matches, "train")
+    """The split that a word of a file's name, or else of its folder's, names."""
+    for part in (file.stem, *reversed(file.parts[:-1])):
+        for word in re.findall("[a-z]+", part.lower()):
+            if word.startswith("train"):
+                return "train"
+            if word.startswith("test"):
+                return "test"
+            if word in ("val", "valid", "validation"):
+                return "val"
+    return "train"
 
 
 class _Split:
@@ -124,6 +133,12 @@ def _class_names(tables: dict[str, _Split]) -> tuple[str, ...]:
     if any(isinstance(label, str) for label in train.labels):
         return tuple(sorted({str(label) for label in train.labels}))
     largest = max((label for label in train.labels if isinstance(label, int)), default=-1)
+    if largest >= len(train.labels):
+        row = train.labels.index(largest)
+        raise DataError(
+            f"{train.origin(row)}: label {largest} is out of range; {len(train.labels)} rows "
+            "cannot fill the classes from 0 to that"
+        )
     return tuple(str(number) for number in range(largest + 1))
 
 
@@ -149,6 +164,7 @@ def _samples(split: _Split, names: tuple[str, ...]) -> Samples:
             labels[row] = label
         else:
             raise DataError(
-                f"{split.origin(row)}: label {label!r} is no class; there are {', '.join(names)}"
+                f"{split.origin(row)}: label {label!r} is no class; "
+                + (f"there are {', '.join(names)}" if names else "expected integers or strings")
             )
     return Samples(split.images, labels, split.origin)

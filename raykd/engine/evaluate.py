@@ -26,7 +26,7 @@ def evaluate(
     teacher: Source | None,
     host: Host,
     *,
-    bfloat16: bool = False,
+    autocast: bool = False,
 ) -> dict[str, float]:
     """Metrics over the test images, each counted once however many workers share them.
 
@@ -39,7 +39,7 @@ def evaluate(
     rows = share(len(test.images), host.rank, host.world)
     with torch.no_grad():
         for batch in test.runs(rows, BATCH):
-            with torch.autocast(batch.pixels.device.type, torch.bfloat16, bfloat16):
+            with torch.autocast(batch.pixels.device.type, torch.bfloat16, autocast):
                 student = network.outputs(batch.pixels, method.needs())
             answer = teacher(batch) if teacher is not None else None
             scores = method.scores(student, answer, helpers)

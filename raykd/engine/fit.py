@@ -125,9 +125,7 @@ def live_teacher(
     )
 
 
-def open_cache(
-    store: Store, run: LogitsRun, views: list[int], device: torch.device
-) -> LogitsCache:
+def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
     """The cache of a recipe, with these views, whose look-ups answer on `device`."""
     checksum = weights.anchor_checksum(store, run)
     return LogitsCache.open(store.path(run), run.plain(), checksum, views, device)
@@ -180,7 +178,7 @@ def _learner(run: StudentRun, teacher: TeacherRun | None, host: Host) -> Learner
         with torch.device("meta"):
             reference = models.build(teacher.model, run.data.classes)
         helpers = run.method.helpers(shapes, measure(reference, run.data.size))
-    learner = Learner(student, run.method, helpers, bfloat16=run.precision == "bfloat16")
+    learner = Learner(student, run.method, helpers, autocast=run.precision == "bfloat16")
     return learner.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

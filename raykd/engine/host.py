@@ -1,5 +1,6 @@
 """Where a run trains: one process, or one worker of many. The loop cannot tell which."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykd.engine.journal import Journal
 from raykd.errors import NoRoom
+
+PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
 
 
 class Host(Protocol):
@@ -86,7 +89,8 @@ class GroupHost:
     """One worker of a torch process group that is already up, under Ray Train or torchrun.
 
     Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes.
-    `passed_on` is called on every worker with each epoch's metrics.
+    `passed_on` is called with an epoch's metrics on every worker or on none: after the last
+    epoch, and after others that end `PASS_ON_SECONDS` or more after it was called before.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class GroupHost:
         self.device = device
         self.journal = journal
         self._passed_on = passed_on
+        self._spoke = time.monotonic()
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged; buffers stay each worker's own in an epoch."""
@@ -146,7 +151,10 @@ class GroupHost:
     def report(
         self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
     ) -> None:
-        """Write the journal on rank 0, and pass the metrics on."""
+        """Write the journal on rank 0, and pass the metrics on where rank 0 finds it time."""
         if self.rank == 0:
             self.journal.record(metrics, state, last=last)
-        self._passed_on(metrics)
+        mine = self.rank == 0 and (last or time.monotonic() - self._spoke >= PASS_ON_SECONDS)
+        if self.total(torch.tensor(int(mine), device=self.device)):
+            self._passed_on(metrics)
+            self._spoke = time.monotonic()

@@ -15,17 +15,17 @@ from raykd.types import Batch, Outputs
 class Learner(nn.Module):
     """Everything that is trained, in one module: one wrapper for many workers, one state.
 
-    The networks run under autocast where `bfloat16` is set; losses are computed in float32.
+    The networks run in bfloat16 where `autocast` is set; losses are computed in float32.
     """
 
     def __init__(
-        self, student: Staged, method: Method, helpers: nn.ModuleDict, *, bfloat16: bool = False
+        self, student: Staged, method: Method, helpers: nn.ModuleDict, *, autocast: bool = False
     ) -> None:
         super().__init__()
         self.student = student
         self.helpers = helpers
         self.method = method
-        self.bfloat16 = bfloat16
+        self.autocast = autocast
 
     def forward(
         self, batch: Batch, teacher: Outputs | None, label_weight: float
@@ -35,7 +35,7 @@ class Learner(nn.Module):
         "label" is the labels' cross entropy of the method's scores; the others are the
         method's own, named by their spots.
         """
-        with torch.autocast(batch.pixels.device.type, torch.bfloat16, self.bfloat16):
+        with torch.autocast(batch.pixels.device.type, torch.bfloat16, self.autocast):
             student = self.student.outputs(batch.pixels, self.method.needs())
         scores = self.method.scores(student, teacher, self.helpers)
         with full_precision(scores):

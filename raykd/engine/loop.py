@@ -5,6 +5,7 @@ state at its beginning, so a run that is stopped after any epoch and continued e
 same weights, bit for bit on a CPU.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from raykd.engine.evaluate import evaluate
 from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate
+from raykd.errors import WorkFailed
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
@@ -52,6 +54,7 @@ def distil(
         _calibrate(run, learner, teacher_at(0), train)
     host.restart([*history])
     released = learner.student if average is None else average.module
+    assert isinstance(released, Staged)
     wrapped = host.wrap(learner)
     for epoch in range(len(history), run.optim.epochs):
         # Dropout and the methods' own noise follow from the epoch, not from what ran before.
@@ -73,6 +76,12 @@ def distil(
                 sums[name] = sums.get(name, 0) + loss.detach()
         host.agree(learner if average is None else torch.nn.ModuleList([learner, average]))
         metrics = _means(sums, len(rows), host)
+        if not math.isfinite(metrics["loss"]):
+            raise WorkFailed(
+                f"{run.method.name} {run.model} seed {run.seed}: the loss of epoch {epoch} is not "
+                "finite; lower run.optim.lr, set run.optim.clip, or warm up with "
+                "run.optim.warmup_epochs"
+            )
         seconds = time.monotonic() - started  # after the sums were read: the device is done
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * len(rows), len(rows))}
         metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
@@ -83,7 +92,7 @@ def distil(
             test,
             test_teacher,
             host,
-            bfloat16=learner.bfloat16,
+            autocast=learner.autocast,
         )
         metrics["seconds"] = time.monotonic() - started
         history.append(metrics)
@@ -96,9 +105,7 @@ def distil(
     return history
 
 
-def _step(
-    optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float | None
-) -> None:
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float | None) -> None:
     """One update of the weights at a learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = rate
@@ -122,7 +129,9 @@ def _average(run: StudentRun, student: Staged) -> AveragedModel | None:
     """The exponential moving average of the student's weights, where the recipe asks for one."""
     if run.optim.ema is None:
         return None
-    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(run.optim.ema), use_buffers=True)
+    return AveragedModel(
+        student, multi_avg_fn=get_ema_multi_avg_fn(run.optim.ema), use_buffers=True
+    )
 
 
 def _calibrate(run: StudentRun, learner: Learner, teacher: Source | None, train: Views) -> None:

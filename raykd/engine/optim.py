@@ -10,7 +10,7 @@ from raykd.recipes import Optim
 
 
 def build_optimiser(optim: Optim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser over `parameters`; weight decay acts on all of them, as in the CRD benchmark."""
+    """The optimiser over `parameters`; weight decay acts on all, as in the CRD benchmark."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if optim.name == "adamw":
         return torch.optim.AdamW(trained, lr=optim.lr, weight_decay=optim.weight_decay)

@@ -28,7 +28,9 @@ def save_weights(path: Path, network: Staged) -> None:
 def load_weights(path: Path, network: Staged) -> None:
     """Read a plain network's state. Raises `ConfigError` where it is another network's."""
     if not path.is_file():
-        raise CacheCorrupt(f"{path}: the weights are missing; remove the folder to train them again")
+        raise CacheCorrupt(
+            f"{path}: the weights are missing; remove the folder to train them again"
+        )
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)

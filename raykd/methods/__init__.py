@@ -20,6 +20,6 @@ METHODS.add("skd", SKD)
 
 # A union over a table that is known only here; type checkers see the base class.
 AnyMethod = Annotated[
-    Union[tuple(METHODS.values())],  # pyright: ignore # noqa: UP007
+    Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
     Field(discriminator="name"),
 ]

@@ -67,8 +67,8 @@ class SKD(Method):
     `radius` None is the README's rule for choosing it: the mean row std (for `l2`, the mean row
     norm) of the teacher's logits over the training set, here over at most 16,384 rows of it.
     With `layer_norm`, C = 10 and radius 2 no probability can pass 0.989: use 3 or more there.
-    T = 4 is the README's; 0.9 / 0.1 is the first phase of the official ImageNet schedule,
-    `weight: [[0, 0.9], [60, 0.5], [80, 0.1]]` with `label_weight: [[0, 0.1], [60, 0.5], [80, 0.9]]`.
+    T = 4 is the README's. 0.9 / 0.1 is the first phase of the official ImageNet schedule:
+    `weight: [[0, 0.9], [60, 0.5], [80, 0.1]]` and `label_weight: [[0, 0.1], [60, 0.5], [80, 0.9]]`.
     For CIFAR the paper's values were not seen: T = 4, 0.9 / 0.1 and the automatic radius are
     decisions taken here.
     """

@@ -62,7 +62,7 @@ class Staged(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Staged":
-        """Switch the network, and the glue that it does not own, between training and evaluation."""
+        """Switch the network, and the glue between its parts, to training or evaluation."""
         super().train(mode)
         for part in (*self.stages.values(), self.pool, self.classifier):
             part.train(mode)

@@ -1,0 +1,165 @@
+"""What there is: artefacts in a store, and the names that an experiment may use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from raykd.data.sources import SOURCES
+from raykd.engine.compare import compare
+from raykd.engine.fit import RESULT, default_device, open_cache
+from raykd.errors import CacheCorrupt, RaykdError
+from raykd.methods import METHODS
+from raykd.models import NETWORKS, parameter_count
+from raykd.recipes import LogitsRun, StudentRun, TeacherRun
+from raykd.record import fingerprint
+from raykd.store import Store, read_json
+from raykd.teachers.cache import read_manifest
+from raykd.types import CACHEABLE, Signal
+
+Row = dict[str, Any]
+
+
+def catalogue(what: str, store: Store) -> list[Row]:
+    """The rows of `raykd show WHAT`."""
+    tables = {
+        "teachers": lambda: _teachers(store),
+        "caches": lambda: _caches(store),
+        "students": lambda: _students(store),
+        "methods": _methods,
+        "models": _models,
+        "datasets": _datasets,
+    }
+    return tables[what]()
+
+
+def cached_runs(store: Store) -> list[LogitsRun]:
+    """The recipes of the store's caches, oldest first."""
+    folders = store.finished(LogitsRun.kind)
+    return [LogitsRun.model_validate_json((f / "recipe.json").read_text()) for f in folders]
+
+
+def verify_caches(
+    store: Store, chosen: Sequence[LogitsRun] | None, rows: int
+) -> tuple[list[Row], list[RaykdError]]:
+    """A row per cache that is whole and answers like its teacher, and an error per other one."""
+    results: list[Row] = []
+    errors: list[RaykdError] = []
+    for run in cached_runs(store) if chosen is None else chosen:
+        try:
+            results.append(_verified(store, run, rows))
+        except RaykdError as error:
+            errors.append(error)
+    return results, errors
+
+
+def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
+    manifest = read_manifest(store.path(run))
+    if manifest is None:
+        raise CacheCorrupt(f"{store.path(run)}: there is no manifest; `raykd precompute` makes it")
+    views = manifest.views()
+    cache = open_cache(store, run, views, default_device())
+    for view in views:
+        cache.check(view)
+    comparison = compare(store, run, rows, default_device())
+    return {
+        "fingerprint": fingerprint(run),
+        "teacher": f"{run.teacher.model} after {run.anchor} epochs",
+        "split": run.split,
+        "views": len(views),
+        "shards": len(manifest.shards),
+        "rows": comparison.rows,
+        "difference": comparison.difference,
+        "kl": comparison.kl,
+        "agreement": comparison.agreement,
+    }
+
+
+def _teachers(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(TeacherRun.kind):
+        run = TeacherRun.model_validate_json((folder / "recipe.json").read_text())
+        result = read_json(folder / RESULT)
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "model": run.model,
+                "data": run.data.name,
+                "epochs": 0 if run.weights else run.optim.epochs,
+                "seed": run.seed,
+                "parameters": result["parameters"],
+                "top1": round(result["last"]["top1"], 2),
+            }
+        )
+    return rows
+
+
+def _caches(store: Store) -> list[Row]:
+    rows = []
+    for run in cached_runs(store):
+        manifest = read_manifest(store.path(run))
+        assert manifest is not None, "a cache is listed by the marker that follows its manifest"
+        rows.append(
+            {
+                "fingerprint": fingerprint(run),
+                "teacher": run.teacher.model,
+                "anchor": run.anchor,
+                "data": run.data.name,
+                "split": run.split,
+                "views": len(manifest.views()),
+                "rows": manifest.rows,
+                "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
+            }
+        )
+    return rows
+
+
+def _students(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(StudentRun.kind):
+        run = StudentRun.model_validate_json((folder / "recipe.json").read_text())
+        result = read_json(folder / RESULT)
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "model": run.model,
+                "data": run.data.name,
+                "method": run.method.name,
+                "seed": run.seed,
+                "teacher": run.teacher.model if run.teacher else "",
+                "epochs": run.optim.epochs,
+                "top1": round(result["last"]["top1"], 2),
+                "agreement": round(result["last"].get("agreement", float("nan")), 2),
+            }
+        )
+    return rows
+
+
+def _methods() -> list[Row]:
+    rows = []
+    for name, method in METHODS.items():
+        needs = method().needs()  # pyright: ignore[reportCallIssue]
+        signals = [signal.name.lower() for signal in Signal if signal in needs and signal.name]
+        rows.append(
+            {
+                "method": name,
+                "needs": ", ".join(signals) or "no teacher",
+                "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
+                "label_weight": str(method.label_weight),
+                "source": method.title,
+            }
+        )
+    return rows
+
+
+def _models() -> list[Row]:
+    rows: list[Row] = []
+    for name in NETWORKS:
+        network = NETWORKS[name](10)
+        rows.append({"model": name, "parameters": parameter_count(network), "for": "10 classes"})
+    others = {"torchvision/NAME": "any classifier of torchvision", "timm/NAME": "any model of timm"}
+    rows += [{"model": name, "parameters": None, "for": text} for name, text in others.items()]
+    return rows
+
+
+def _datasets() -> list[Row]:
+    texts = {name: (source.__doc__ or "").splitlines()[0] for name, source in SOURCES.items()}
+    return [{"dataset": name, "what": text} for name, text in texts.items()]

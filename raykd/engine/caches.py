@@ -1,0 +1,122 @@
+"""Building a cache: what is there, what is missing, and whether it answers like the teacher."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+
+from raykd import models
+from raykd.data.images import open_images
+from raykd.engine.fit import ShardMaker
+from raykd.engine.weights import anchor_checksum
+from raykd.errors import NoRoom
+from raykd.models.staged import measure
+from raykd.recipes import LogitsRun
+from raykd.store import Store, write_json
+from raykd.teachers.cache import (
+    SHARD_ROWS,
+    Manifest,
+    Part,
+    Shard,
+    check_identity,
+    gaps,
+    read_manifest,
+    split,
+    whole_shards,
+    write_manifest,
+)
+from raykd.teachers.codec import bytes_per_row
+
+_ROOM = 1.05  # free bytes wanted per byte to be written
+
+
+class CacheBuild:
+    """One build of the views of a cache that are not there yet.
+
+    Opening it reads every shard once: whole ones that an interrupted build left are adopted,
+    damaged ones are removed and will be computed again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: LogitsRun,
+        views: Iterable[int],
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.store = store
+        self.run = run
+        self.folder = store.path(run)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        train, test = open_images(store, run.data)
+        rows = len(train if run.split == "train" else test)
+        checksum = anchor_checksum(store, run)
+        known = read_manifest(self.folder)
+        if known is not None:
+            check_identity(self.folder, known, run.plain(), checksum)
+        good, bad = whole_shards(self.folder)
+        for path in bad:
+            say(f"{path}: the shard was truncated or altered; it is removed and computed again")
+            path.unlink()
+        self.manifest = Manifest(run.plain(), checksum, rows, tuple(good))
+        if known is None or set(known.shards) != set(good):
+            self.commit()
+        self.missing = [part for view in sorted(set(views)) for part in gaps(good, view, rows)]
+
+    def parts(self, workers: int) -> list[Part]:
+        """What is missing, in pieces that keep `workers` busy."""
+        rows = sum(len(part) for part in self.missing)
+        return split(self.missing, max(1, min(SHARD_ROWS, -(-rows // max(workers, 1)))))
+
+    def add(self, shard: Shard) -> None:
+        """Take in a shard that was written."""
+        self.manifest = replace(self.manifest, shards=(*self.manifest.shards, shard))
+
+    def commit(self) -> None:
+        """Write the manifest, with the shards of other builds that are in the folder's manifest."""
+        known = read_manifest(self.folder)
+        others = known.shards if known is not None else ()
+        present = [shard for shard in others if (self.folder / shard.name).is_file()]
+        shards = tuple({*self.manifest.shards, *present})
+        write_manifest(self.folder, replace(self.manifest, shards=shards))
+
+    def finish(self) -> None:
+        """Write the manifest, and the marker by which the store lists the cache."""
+        self.commit()
+        write_json(self.folder / "recipe.json", self.run.plain())
+
+
+def build_here(
+    build: CacheBuild, device: torch.device, done: Callable[[int], None] = lambda rows: None
+) -> None:
+    """Compute what is missing in this process; `done` is told the rows of every shard."""
+    parts = build.parts(1)
+    if parts:
+        maker = ShardMaker(build.store, build.run, device)
+        for part in parts:
+            build.add(maker.make(part))
+            done(len(part))
+    build.finish()
+
+
+def needed_bytes(run: LogitsRun, rows: int) -> int:
+    """Bytes of `rows` rows of a cache, all views counted."""
+    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
+    width = None
+    if run.embedding:
+        with torch.device("meta"):
+            network = models.build(run.teacher.model, run.data.classes)
+        width = measure(network, run.data.size).embedding
+    return rows * bytes_per_row(run.data.classes, width)
+
+
+def check_room(store: Store, needed: int) -> None:
+    """Raise `NoRoom` where the store's disk has not the free bytes for caches of this size."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(store.root).free
+    if needed * _ROOM > free:
+        raise NoRoom(
+            f"{store.root}: the caches need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "lower run.views, or choose another --store"
+        )

@@ -1,0 +1,82 @@
+"""Whether a cache answers like the teacher whose outputs it holds.
+
+Shapes: n rows, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raykd import bits
+from raykd.engine.fit import ShardMaker, open_cache
+from raykd.errors import CacheMismatch
+from raykd.recipes import LogitsRun, Precision
+from raykd.store import Store
+from raykd.teachers.cache import read_manifest
+
+SPOT_CHECK = 64  # rows that a build compares with the live teacher at its end
+_VIEWS = 4  # at most, that one comparison looks at
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cache beside the live teacher, over some random rows of its views."""
+
+    rows: int
+    difference: float  # largest absolute difference of a logit
+    kl: float  # mean KL(live || cache) at temperature 1, in nats
+    agreement: float  # share of rows with the same answer, 0 to 1
+
+
+def compare(store: Store, run: LogitsRun, rows: int, device: torch.device) -> Comparison:
+    """Ask the live teacher about random rows of a cache again.
+
+    Raises `CacheMismatch` where the answers are further apart than the storage explains.
+    """
+    manifest = read_manifest(store.path(run))
+    views = manifest.views() if manifest is not None else []
+    cache = open_cache(store, run, views, device)
+    maker = ShardMaker(store, run, device)
+    size = len(maker.views.images)
+    chosen = sorted({views[i * len(views) // _VIEWS] for i in range(_VIEWS)})
+    live, stored = [], []
+    for view in chosen:
+        ids = bits.draw(run.data.seed, torch.arange(size), view, bits.CHECK).argsort()
+        batch = maker.views.batch(ids[: -(-rows // len(chosen))], view)
+        live.append(maker.teacher(batch).logits)
+        stored.append(cache.take(batch.ids, view).logits)
+        apart = (live[-1] - stored[-1]).abs()
+        wrong = (apart > _allowed(live[-1], run.precision)).any(dim=1)
+        if bool(wrong.any()):
+            raise CacheMismatch(
+                f"{store.path(run)}: view {view}, sample {int(batch.ids[wrong][0])}: the cache is "
+                f"{apart.max():.3g} away from the live teacher; remove the folder and run again"
+            )
+    return _comparison(torch.cat(live), torch.cat(stored))
+
+
+def _allowed(live: Tensor, precision: Precision) -> Tensor:
+    """The largest difference [n, C] that storage and rounding explain."""
+    maximum = live.amax(dim=1, keepdim=True)
+    # float16 keeps 11 bits of a logit's distance from the row's maximum.
+    allowed = 2e-3 + 1e-3 * (maximum - live)
+    if precision == "bfloat16":
+        # Its forward has 8 bits, and moves with the make-up of the batch.
+        allowed = allowed + 0.05 * (1 + live.abs().amax(dim=1, keepdim=True))
+    return allowed
+
+
+def _comparison(live: Tensor, stored: Tensor) -> Comparison:
+    """What two sets of logits [n, C] have in common."""
+    kl = F.kl_div(
+        stored.double().log_softmax(1),
+        live.double().log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    same = live.argmax(1) == stored.argmax(1)
+    return Comparison(
+        len(live), float((live - stored).abs().max()), float(kl), float(same.double().mean())
+    )

@@ -1,0 +1,141 @@
+"""How much a plan will read, write and compute, and how long that takes on this machine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from raykd import models
+from raykd.data.images import Data, open_images
+from raykd.engine.caches import needed_bytes
+from raykd.engine.fit import default_device
+from raykd.engine.learner import Learner
+from raykd.experiment import Experiment
+from raykd.methods.label_only import LabelOnly
+from raykd.plan import Plan
+from raykd.recipes import StudentRun, TeacherRun
+from raykd.store import Store
+from raykd.teachers.cache import gaps, read_manifest
+from raykd.types import Batch
+
+TRAIN_GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
+RAY_SECONDS = 10.0  # to start Ray itself
+_MEASURE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work that is still to be done."""
+
+    kind: str  # "teacher", "cache" or "students"
+    label: str
+    count: int  # of students; 1 otherwise
+    forwards: int  # of the teacher, in images
+    bytes: int  # that will be written
+    seconds: float  # expected, on this machine
+
+
+def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
+    """What is to be done, a line each, measured with a few steps of every network.
+
+    Times hold for workers like this process; students in parallel are taken to share the
+    work evenly.
+    """
+    items = []
+    trained: dict[tuple[str, int, Data], float] = {}
+
+    def images_per_second(run: StudentRun) -> float:
+        key = (run.model, run.optim.batch, run.data)
+        if key not in trained:
+            trained[key] = _training_rate(run)
+        return trained[key]
+
+    for teacher in work.teachers:
+        run = teacher.training()
+        images = 0 if teacher.weights else len(open_images(store, run.data)[0]) * run.optim.epochs
+        workers = experiment.teacher_workers()
+        seconds = images / images_per_second(run) / max(1, workers) if images else 0.0
+        seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
+        items.append(Item("teacher", teacher.model, 1, 0, 0, seconds))
+    for job in work.caches:
+        train, test = open_images(store, job.run.data)
+        rows = len(train if job.run.split == "train" else test)
+        known = read_manifest(store.path(job.run))
+        shards = known.shards if known is not None else ()
+        missing = sum(len(part) for view in job.views for part in gaps(shards, view, rows))
+        if missing:
+            rate = _forward_rate(job.run.teacher, job.run.data)
+            label = (
+                f"{job.run.teacher.model}, {len(job.views)} views of {rows} {job.run.split} images"
+            )
+            size = needed_bytes(job.run, missing)
+            items.append(Item("cache", label, 1, missing, size, missing / rate))
+    groups: dict[tuple[str, int], list[StudentRun]] = {}
+    for run in work.students:
+        groups.setdefault((run.model, experiment.workers(run)), []).append(run)
+    for (model, workers), runs in groups.items():
+        seconds = 0.0
+        for run in runs:
+            images = len(open_images(store, run.data)[0]) * run.optim.epochs
+            seconds += images / images_per_second(run) / max(1, workers)
+            seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
+        if workers == 1:
+            seconds /= min(len(runs), experiment.scale.parallel or torch.get_num_threads())
+        items.append(Item("students", model, len(runs), 0, 0, seconds))
+    return items
+
+
+def _training_rate(run: StudentRun) -> float:
+    """Images per second of a label-only step, forward and backward."""
+    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
+    device = default_device()
+    student = models.build(run.model, run.data.classes)
+    learner = Learner(
+        student, LabelOnly(), nn.ModuleDict(), autocast=run.precision == "bfloat16"
+    ).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    batch = _blank(run.optim.batch, run.data, device)
+
+    def step() -> None:
+        losses, _ = learner(batch, None, 1.0)
+        losses["label"].backward()
+
+    return run.optim.batch / _seconds(step, device)
+
+
+def _forward_rate(teacher: TeacherRun, data: Data) -> float:
+    """Images per second of the teacher's forward."""
+    assert teacher.data.classes is not None, "the data was never read"
+    device = default_device()
+    network = models.build(teacher.model, teacher.data.classes).eval()
+    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    batch = _blank(256, data, device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(batch.pixels)
+
+    return 256 / _seconds(forward, device)
+
+
+def _blank(size: int, data: Data, device: torch.device) -> Batch:
+    """A batch of black images of class 0."""
+    assert data.size is not None
+    pixels = torch.zeros(size, 3, *data.size, device=device)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    targets = torch.zeros(size, dtype=torch.int64, device=device)
+    return Batch(pixels, targets, targets, view=0, epoch=0)
+
+
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call: the fastest of those that fit in half a second, after one more."""
+    call()
+    fastest, until = float("inf"), time.monotonic() + _MEASURE_SECONDS
+    while time.monotonic() < until or fastest == float("inf"):
+        started = time.monotonic()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.monotonic() - started)
+    return fastest

@@ -1,0 +1,113 @@
+"""Joining a Ray cluster, or starting one of our own on this machine."""
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+
+from raykd.errors import NoRoom
+from raykd.experiment import Scale
+
+# Read by Ray's own processes, so they must be set before any of them starts.
+_SETTINGS = {
+    # A local cluster listens on loopback only; a token would be asked of every later client.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Our metrics go through files; Train's copy of every print is not wanted.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A report blocks until the controller has polled: 2 s by default (Ray 2.60).
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Workers at the niceness of the command that started them, not at 15.
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> Iterator[None]:
+    """A Ray cluster for the work inside, with at least `processors` logical CPUs if it is ours.
+
+    Joins `scale.address`, else the cluster that RAY_ADDRESS names, else one that runs on this
+    machine; else starts its own and stops it at the end.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    address = scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    if address:
+        say(f"joining the Ray cluster at {address}")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise NoRoom(
+                f"no Ray cluster answers at {address} ({error}); start it, or unset RAY_ADDRESS. "
+                "A cluster with a token wants RAY_AUTH_MODE=token here too"
+            ) from error
+    else:
+        cores = max(os.cpu_count() or 1, processors)
+        say(f"starting Ray on this machine with {cores} CPUs")
+        context = ray.init(
+            "local",
+            num_cpus=cores,
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        say(f"dashboard: http://{context.dashboard_url}")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def fitting(scale: Scale) -> int:
+    """How many one-worker students fit the cluster at a time; 0 where not even one does."""
+    resources = ray.cluster_resources()
+    fit = int(resources.get("CPU", 0) / scale.cpus + 1e-6)
+    gpus = gpus_per_worker(scale)
+    if gpus:
+        fit = min(fit, int(resources.get("GPU", 0) / gpus + 1e-6))
+    return fit
+
+
+def gpus_per_worker(scale: Scale) -> float:
+    """GPUs of each worker: as `scale.gpus` says, else one where the cluster has any."""
+    if scale.gpus is not None:
+        return scale.gpus
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def check_fit(scale: Scale, workers: int, what: str) -> None:
+    """Raise `NoRoom` where `workers` workers do not fit the cluster as it is."""
+    fit = fitting(scale)
+    if workers > fit:
+        resources = ray.cluster_resources()
+        has = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        raise NoRoom(
+            f"{what} wants {workers} workers with {scale.cpus:g} CPUs and "
+            f"{gpus_per_worker(scale):g} GPUs each, the cluster has {has}; lower scale.workers"
+        )
+
+
+def _running_here() -> str | None:
+    """The address of a cluster that runs on this machine, once it is seen to answer.
+
+    Ray leaves the file behind when a head is killed, and would wait for the dead one.
+    """
+    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if not note.is_file():
+        return None
+    address = note.read_text().strip()
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return address
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,84 @@
+"""One teacher or student on several workers, with Ray Train."""
+
+import shutil
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from raykd.engine.fit import train_student, train_teacher
+from raykd.engine.host import GroupHost
+from raykd.engine.journal import Journal
+from raykd.errors import RaykdError, WorkFailed
+from raykd.experiment import Scale
+from raykd.launch.cluster import check_fit, gpus_per_worker
+from raykd.recipes import StudentRun, TeacherRun
+from raykd.record import fingerprint
+from raykd.store import Store
+
+
+def fit(store: Store, run: TeacherRun | StudentRun, workers: int, scale: Scale) -> None:
+    """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
+
+    The workers' checkpoints are the run's own file in the store, the same that one process
+    writes: a worker that dies restarts the group from the last one, up to
+    `scale.max_failures` times, and a run whose driver died goes on when it is called again.
+    """
+    check_fit(scale, workers, fingerprint(run))
+    gpus = gpus_per_worker(scale)
+    own = {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
+    ours = store.root / "ray"  # Ray's own notes on the run; the results are not in there
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "root": str(store.root),
+            "recipe": run,
+            "seconds": scale.checkpoint_seconds,
+            "threads": max(1, int(scale.cpus)),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=bool(gpus), resources_per_worker=own
+        ),
+        run_config=RunConfig(
+            name=fingerprint(run),
+            storage_path=str(ours),
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error, run) from error
+    shutil.rmtree(ours / fingerprint(run), ignore_errors=True)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every worker runs."""
+    torch.set_num_threads(config["threads"])
+    store, run = Store(config["root"]), config["recipe"]
+    journal = Journal(store.path(run), config["seconds"])
+    device = ray.train.torch.get_device()
+    host = GroupHost(journal, device, lambda metrics: ray.train.report(dict(metrics)))
+    if isinstance(run, TeacherRun):
+        train_teacher(store, run, host)
+    else:
+        train_student(store, run, host)
+
+
+def _cause(error: TrainingFailedError, run: TeacherRun | StudentRun) -> RaykdError:
+    """What the user should hear: the workers' own error where it is one of ours."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        for reason in (failure, getattr(failure, "cause", None), failure.__cause__):
+            if isinstance(reason, RaykdError):
+                return reason
+    first = next(iter(failures.values()), error)
+    text = (str(first).strip() or type(first).__name__).splitlines()[-1]
+    return WorkFailed(
+        f"{run.model} ({fingerprint(run)}): the workers failed too often, at last with: {text}; "
+        "run the same command again to go on from the last checkpoint"
+    )

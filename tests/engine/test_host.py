@@ -1,0 +1,68 @@
+"""Several workers make one student: the same samples, the same weights, every image once."""
+
+import pytest
+import safetensors.torch
+import torch
+
+from raykd.engine.journal import read_metrics
+from raykd.recipes import Optim
+from raykd.store import Store, read_json
+from tests.engine.group_work import gather, train
+from tests.group import run_group
+from tests.small import prepare, student_run, trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*resource_tracker.*")
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"))
+    prepare(store, student_run(store))
+    return store
+
+
+def test_workers_agree_on_sums_and_buffers_and_pass_on_together(tmp_path):
+    run_group(2, tmp_path, gather, str(tmp_path))
+    for rank in range(2):
+        seen = read_json(tmp_path / f"rank-{rank}.json")
+        assert seen == {"mean": [0.5, 0.5], "total": [2.0, 1.0], "passed_on": [2]}
+    assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1, 2]
+
+
+def test_two_workers_train_one_student_and_count_each_test_image_once(ready, tmp_path):
+    # One epoch from the same weights: the workers differ by their batch norms' batches alone.
+    run = student_run(ready, optim=Optim(epochs=1, batch=32, lr=1e-6))
+    run_group(2, tmp_path, train, str(ready.root), run, 0)
+    [two] = read_metrics(ready.path(run))
+    result = read_json(ready.path(run) / "result.json")
+    assert result["workers"] == 2
+    ready.discard(run)
+    trained(ready, run)
+    [one] = read_metrics(ready.path(run))
+    images = 593
+    for metric in ("top1", "agreement"):
+        count = two[metric] / 100 * images
+        assert count == pytest.approx(round(count), abs=1e-6)  # whole images, of all of them
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.05)
+    assert two["test_loss"] == pytest.approx(one["test_loss"], rel=0.1)
+
+
+def test_two_workers_that_stop_and_go_on_end_with_equal_weights(ready, tmp_path):
+    run = student_run(ready, "skd")
+    run_group(2, tmp_path, train, str(ready.root), run, 0)
+    whole = (ready.path(run) / "weights.safetensors").read_bytes()
+    ready.discard(run)
+    run_group(2, tmp_path, train, str(ready.root), run, 2)
+    assert not ready.has(run)
+    run_group(2, tmp_path, train, str(ready.root), run, 0)
+    assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
+    state = safetensors.torch.load(whole)
+    assert all(bool(value.isfinite().all()) for value in state.values() if value.dtype.is_floating_point)
+
+
+def test_one_process_goes_on_where_two_workers_stopped(ready, tmp_path):
+    run = student_run(ready, "kd", seed=9)
+    run_group(2, tmp_path, train, str(ready.root), run, 1)
+    trained(ready, run)
+    assert [line["epoch"] for line in read_metrics(ready.path(run))] == [0, 1, 2]
+    assert torch.isfinite(torch.tensor(read_metrics(ready.path(run))[-1]["loss"]))

@@ -1,0 +1,56 @@
+"""Schedules, and the one divergence that most methods are made of."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from raykd.methods.base import at, soft_cross_entropy
+from raykd.methods.kd import KD
+from tests.small import golden_logits
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 3.144001093), (4.0, 5.951946853)])
+def test_the_divergence_has_its_golden_value(temperature, expected):
+    student, teacher, _ = golden_logits()
+    assert soft_cross_entropy(student, teacher, temperature).item() == pytest.approx(
+        expected, rel=1e-9
+    )
+
+
+def test_the_divergence_is_the_formula_in_float64():
+    student, teacher, _ = golden_logits()
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
+    expected = 9 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, 3.0), expected)
+
+
+def test_a_class_that_nobody_expects_changes_nothing():
+    # Would fail for a mean over classes, a common bug of the field's code.
+    student, teacher, _ = golden_logits()
+    silent = torch.full((4, 1), -1e4, dtype=torch.float64)
+    wider = soft_cross_entropy(
+        torch.cat([student, silent], 1), torch.cat([teacher, silent], 1), 4.0
+    )
+    torch.testing.assert_close(wider, soft_cross_entropy(student, teacher, 4.0))
+
+
+def test_the_gradient_is_the_difference_of_the_probabilities():
+    student, teacher, _ = golden_logits()
+    student.requires_grad_(True)
+    soft_cross_entropy(student, teacher, 4.0).backward()
+    expected = 4.0 * ((student / 4).softmax(1) - (teacher / 4).softmax(1)) / 4
+    torch.testing.assert_close(student.grad, expected.detach())
+
+
+def test_a_schedule_holds_its_value_until_the_next_epoch():
+    schedule = ((0, 0.9), (60, 0.5), (80, 0.1))
+    assert [at(schedule, epoch) for epoch in (0, 59, 60, 79, 80, 99)] == [
+        0.9, 0.9, 0.5, 0.5, 0.1, 0.1,
+    ]  # fmt: skip
+    assert at(0.3, 7) == 0.3
+
+
+@pytest.mark.parametrize("epochs", [(1, 2), (0, 5, 5), (0, 9, 3)])
+def test_a_schedule_must_start_at_0_and_rise(epochs):
+    with pytest.raises(ValidationError, match="start at 0 and rise"):
+        KD(weight=tuple((epoch, 0.5) for epoch in epochs))
