@@ -98,6 +98,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text, and so no experiment file") from error
     return parse(text, path.stem, overrides)
 
 
@@ -150,7 +152,8 @@ def resolve(
         teacher = run.teacher
         if teacher is not None:
             weights = _imported(store, teacher.weights)
-            teacher = teacher.model_copy(update={"data": data(teacher.data), "weights": weights})
+            own = _normalised(teacher.model, weights, data(teacher.data), teacher.data)
+            teacher = teacher.model_copy(update={"data": own, "weights": weights})
         run = run.model_copy(update={"data": data(run.data), "teacher": teacher})
         if teacher is not None and teacher.data.classes != run.data.classes:
             raise ConfigError(
@@ -164,7 +167,9 @@ def resolve(
 
 def _imported(store: Store, weights: str | None) -> str | None:
     """Weights as a recipe names them: a file is copied into the store and named by its digest."""
-    if weights is None or not weights.endswith((".safetensors", ".pt", ".pth")):
+    if weights is None or weights.startswith("sha256:"):
+        return weights
+    if not weights.endswith((".safetensors", ".pt", ".pth")):
         return weights
     try:
         data = Path(weights).expanduser().read_bytes()
@@ -177,6 +182,17 @@ def _imported(store: Store, weights: str | None) -> str | None:
     if not kept.is_file():
         write_atomic(kept, data)
     return f"sha256:{digest}{Path(weights).suffix}"
+
+
+def _normalised(model: str, weights: str | None, read: Data, given: Data) -> Data:
+    """A teacher's data with the normalisation that its published weights expect."""
+    library, slash, name = model.partition("/")
+    if not slash or weights is None or weights.startswith("sha256:"):
+        return read
+    from raykd.models import imagenet  # torchvision takes seconds to import
+
+    mean, std = imagenet.preprocessing(library, name, weights)
+    return read.model_copy(update={"mean": given.mean or mean, "std": given.std or std})
 
 
 def _student(tree: dict[str, Any]) -> StudentRun:

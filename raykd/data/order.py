@@ -21,18 +21,23 @@ def steps(order: Tensor, batch: int, rank: int, world: int) -> Tensor:
     `batch` is the global size. Step t covers the same samples for every `world` that divides
     it. Raises `ConfigError` where it does not divide, or where there is not one whole batch.
     """
+    check_batch(len(order), batch, world)
+    whole = order[: len(order) // batch * batch].view(-1, world, batch // world)
+    return whole[:, rank]
+
+
+def check_batch(size: int, batch: int, world: int) -> None:
+    """Raise `ConfigError` where `size` samples cannot be trained on in such batches."""
     if batch % world:
         raise ConfigError(
             f"a global batch of {batch} does not divide among {world} workers; "
             "choose optim.batch or scale.workers so that it does"
         )
-    if len(order) < batch:
+    if size < batch:
         raise ConfigError(
-            f"{len(order)} training samples are fewer than one batch of {batch}; "
+            f"{size} training samples are fewer than one batch of {batch}; "
             "choose a smaller optim.batch"
         )
-    whole = order[: len(order) // batch * batch].view(-1, world, batch // world)
-    return whole[:, rank]
 
 
 def share(size: int, rank: int, world: int) -> Tensor:

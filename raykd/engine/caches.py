@@ -15,7 +15,6 @@ from raykd.models.staged import measure
 from raykd.recipes import LogitsRun
 from raykd.store import Store, write_json
 from raykd.teachers.cache import (
-    SHARD_ROWS,
     Manifest,
     Part,
     Shard,
@@ -67,7 +66,7 @@ class CacheBuild:
     def parts(self, workers: int) -> list[Part]:
         """What is missing, in pieces that keep `workers` busy."""
         rows = sum(len(part) for part in self.missing)
-        return split(self.missing, max(1, min(SHARD_ROWS, -(-rows // max(workers, 1)))))
+        return split(self.missing, max(1, -(-rows // workers)))
 
     def add(self, shard: Shard) -> None:
         """Take in a shard that was written."""

@@ -15,8 +15,6 @@ from raykd.experiment import Scale
 
 # Read by Ray's own processes, so they must be set before any of them starts.
 _SETTINGS = {
-    # A local cluster listens on loopback only; a token would be asked of every later client.
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Our metrics go through files; Train's copy of every print is not wanted.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -51,6 +49,8 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
                 "A cluster with a token wants RAY_AUTH_MODE=token here too"
             ) from error
     else:
+        # It listens on loopback only; a token would be written down and asked of later clients.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         cores = max(os.cpu_count() or 1, processors)
         say(f"starting Ray on this machine with {cores} CPUs")
         context = ray.init(

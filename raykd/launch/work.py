@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raykd.data.images import Data, open_images
+from raykd.data.order import check_batch
 from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
 from raykd.engine.compare import SPOT_CHECK, Comparison, compare
 from raykd.engine.fit import default_device, local_host, train_student, train_teacher
@@ -53,6 +55,7 @@ def carry_out(
         "students": len(everything.students) - len(missing) if students else 0,
     }
     todo = ", ".join(f"{count} {kind}" for kind, count in made.items() if count)
+    _check_batches(experiment, store, [*teachers, *(missing if students else [])])
     teller.say(f"to train: {todo or 'nothing'}; in the store: {_counted(reused)}")
     with contextlib.ExitStack() as stack:
         crew = Crew(experiment, store, teller, stack)
@@ -98,7 +101,8 @@ class Crew:
                 with _collected(errors):
                     self._train_one(run, workers)
         if len(errors) > 1:
-            raise WorkFailed("\n".join(str(error) for error in errors)) from errors[0]
+            lines = dict.fromkeys(str(error) for error in errors)
+            raise WorkFailed("\n".join(lines)) from errors[0]
         if errors:
             raise errors[0]
 
@@ -225,6 +229,21 @@ class Crew:
         if self._pool is not None:
             self._pool.__exit__()
             self._pool = None
+
+
+def _check_batches(
+    experiment: Experiment, store: Store, runs: Sequence[TeacherRun | StudentRun]
+) -> None:
+    """Raise `ConfigError` where a run's batches do not suit its data or its workers."""
+    sizes: dict[Data, int] = {}
+    for run in runs:
+        if isinstance(run, TeacherRun) and run.weights is not None:
+            continue
+        if run.data not in sizes:
+            sizes[run.data] = len(open_images(store, run.data)[0])
+        teacher = isinstance(run, TeacherRun)
+        workers = experiment.teacher_workers() if teacher else experiment.workers(run)
+        check_batch(sizes[run.data], run.optim.batch, max(1, workers))
 
 
 def describe(run: TeacherRun | StudentRun) -> str:

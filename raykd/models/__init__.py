@@ -8,6 +8,7 @@ classes=10)` any classifier of torchvision, and `build("timm/...", classes=10)` 
 from collections.abc import Callable
 from functools import partial
 
+from raykd.errors import ConfigError
 from raykd.models.resnet import WIDE, WIDTHS, resnet
 from raykd.models.staged import Staged, measure, parameter_count
 from raykd.registry import Registry
@@ -37,10 +38,14 @@ def build(name: str, classes: int, weights: str | None = None) -> Staged:
 
     Its parameters start from torch's global generator, or from the library's published
     `weights` (such as "IMAGENET1K_V2", or "DEFAULT"; timm: "DEFAULT" or a tag), whose
-    classifier must have `classes` outputs; for networks of our own table there are none.
+    classifier must have `classes` outputs. Raises `ConfigError` for weights that do not exist.
     """
     library, slash, inner = name.partition("/")
     if not slash:
+        if weights is not None:
+            raise ConfigError(
+                f"{name} has no published weights {weights!r}; give a .safetensors or .pt file"
+            )
         return NETWORKS[name](classes)
     from raykd.models import imagenet
 

@@ -74,13 +74,14 @@ def measure(network: Staged, size: tuple[int, int]) -> Shapes:
 
     Leaves the network as it was: the pass is in evaluation mode and without gradients.
     """
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     weight = next(network.parameters())
     network.eval()
     with torch.no_grad():
         pixels = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
         out = network.outputs(pixels, Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES)
-    network.train(training)
+    for module, training in modes:
+        module.training = training
     maps = {name: value.shape[1:] for name, value in out.features.items()}
     return Shapes(
         classes=out.logits.shape[1],

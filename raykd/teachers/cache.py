@@ -29,6 +29,9 @@ from raykd.types import Outputs
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the folder; another number is refused
 SHARD_ROWS = 1 << 16  # at most, per shard
+# Shards begin at multiples of so many rows, which are one forward of the teacher: rounding
+# depends on what is in a batch, so no way of cutting a view changes a bit of the outputs.
+GRAIN = 256
 _NAME = re.compile(r"view-(\d{6})-rows-(\d{9})-(\d{9})-([0-9a-f]{24})\.arrow")
 _OPEN_VIEWS = 2  # kept mapped: the one being read, and the one before; file handles are few
 
@@ -94,7 +97,8 @@ def gaps(shards: Iterable[Shard], view: int, rows: int) -> list[Part]:
 
 
 def split(parts: Iterable[Part], size: int) -> list[Part]:
-    """The same parts in pieces of at most `size` rows."""
+    """The same parts in pieces of `size` rows, rounded up to whole grains, at most SHARD_ROWS."""
+    size = min(-(-size // GRAIN) * GRAIN, SHARD_ROWS)
     return [
         Part(part.view, start, min(start + size, part.stop))
         for part in parts

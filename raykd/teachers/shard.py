@@ -6,22 +6,20 @@ import torch
 
 from raykd.data.loader import Views
 from raykd.errors import CacheMismatch
-from raykd.teachers.cache import Part, Shard, write_shard
+from raykd.teachers.cache import GRAIN, Part, Shard, write_shard
 from raykd.teachers.codec import encode
 from raykd.teachers.source import LiveTeacher
-
-BATCH = 256  # samples of one teacher forward
 
 
 def compute_shard(folder: Path, part: Part, views: Views, teacher: LiveTeacher) -> Shard:
     """Compute and write one shard. Raises `CacheMismatch` where an output is not finite."""
     rows = torch.arange(part.start, part.stop)
     encoded = []
-    for number, batch in enumerate(views.runs(rows, BATCH, part.view)):
+    for number, batch in enumerate(views.runs(rows, GRAIN, part.view)):
         try:
             encoded.append(encode(teacher(batch), teacher.supplies))
         except ValueError as error:
-            first = part.start + number * BATCH
+            first = part.start + number * GRAIN
             raise CacheMismatch(
                 f"view {part.view}, samples from {first}: {error}; this teacher cannot be distilled"
             ) from error

@@ -53,6 +53,6 @@ def gather(rank: int, folder: str) -> None:
     total = host.total(torch.tensor([1.0, float(rank)]))
     host.restart([])
     for epoch in range(3):
-        host.report({"epoch": epoch}, lambda: {}, last=epoch == 2)
+        host.report({"epoch": epoch}, dict, last=epoch == 2)
     value = {"mean": norm.running_mean.tolist(), "total": total.tolist(), "passed_on": seen}
     write_json(Path(folder) / f"rank-{rank}.json", value)

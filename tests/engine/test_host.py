@@ -57,7 +57,9 @@ def test_two_workers_that_stop_and_go_on_end_with_equal_weights(ready, tmp_path)
     run_group(2, tmp_path, train, str(ready.root), run, 0)
     assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
     state = safetensors.torch.load(whole)
-    assert all(bool(value.isfinite().all()) for value in state.values() if value.dtype.is_floating_point)
+    assert all(
+        bool(value.isfinite().all()) for value in state.values() if value.dtype.is_floating_point
+    )
 
 
 def test_one_process_goes_on_where_two_workers_stopped(ready, tmp_path):

@@ -1,6 +1,5 @@
 """Laws of the training loop: exact resume, one cache for live and cached, what is released."""
 
-
 import pytest
 import safetensors.torch
 import torch

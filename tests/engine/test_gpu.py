@@ -1,0 +1,55 @@
+"""What holds on a CPU holds on a GPU."""
+
+import pytest
+import torch
+
+from raykd import bits
+from raykd.data.augment import Augment
+from raykd.data.images import open_images
+from raykd.data.loader import Views
+from raykd.engine.fit import local_host, open_cache, train_student
+from raykd.engine.journal import read_metrics
+from raykd.store import Store
+from tests.small import digits, prepare, student_run, train_logits
+
+pytestmark = pytest.mark.gpu
+
+
+def test_draws_are_the_same_on_both():
+    ids = torch.arange(10_000)
+    for stream in range(3):
+        here, there = (bits.draw(7, ids.to(device), 3, stream) for device in ("cpu", "cuda"))
+        assert torch.equal(here, there.cpu())
+
+
+def test_a_sample_has_the_same_pixels_on_both(tmp_path):
+    data = digits(Store(tmp_path), augment=Augment(pad=2, flip=True))
+    train, _ = open_images(Store(tmp_path), data)
+    here = Views(train, data)
+    there = here.to(torch.device("cuda"))
+    ids = torch.tensor([5, 900, 3])
+    torch.testing.assert_close(
+        there.batch(ids, 4).pixels.cpu(), here.batch(ids, 4).pixels, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_cache_answers_on_the_gpu(tmp_path):
+    store = Store(tmp_path)
+    run = student_run(store)
+    prepare(store, run)
+    ids = torch.arange(50)
+    here = open_cache(store, train_logits(run), [0], torch.device("cpu")).take(ids, 0)
+    device = torch.device("cuda")
+    there = open_cache(store, train_logits(run), [0], device).take(ids.to(device), 0)
+    assert there.logits.device.type == "cuda"
+    assert torch.equal(there.logits.cpu(), here.logits)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_student_trains_on_the_gpu(tmp_path, precision):
+    store = Store(tmp_path)
+    run = student_run(store, "skd", precision=precision)
+    prepare(store, run)
+    train_student(store, run, local_host(store, run, 0))
+    history = read_metrics(store.path(run))
+    assert history[-1]["loss"] < history[0]["loss"]

@@ -1,0 +1,193 @@
+"""The same plan on a real Ray cluster: packed, on Ray Train, and with workers that are killed."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from raykd.engine.caches import CacheBuild
+from raykd.engine.fit import open_cache
+from raykd.engine.journal import read_metrics
+from raykd.errors import NoRoom, WorkFailed
+from raykd.experiment import Experiment, Rule, Scale
+from raykd.launch.pool import Pool, Unit
+from raykd.launch.train import fit
+from raykd.launch.work import carry_out
+from raykd.progress import Teller
+from raykd.recipes import Optim
+from raykd.store import Store
+from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),
+    # Ray's own threads and sockets, when its processes are killed.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+QUIET = Teller(quiet=True)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def processes(title: str) -> list[int]:
+    """The ids of the Ray worker processes whose title contains `title`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            if words.startswith("ray::") and title in words:
+                found.append(int(folder.name))
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills one process of a title with SIGKILL, `times` times, each when `due` says so."""
+
+    def __init__(self, title: str, due, times: int = 1) -> None:
+        super().__init__(daemon=True)
+        self.title, self.due, self.times = title, due, times
+        self.killed: list[int] = []
+        self.start()
+
+    def run(self) -> None:
+        while len(self.killed) < self.times:
+            time.sleep(0.05)
+            victims = [pid for pid in processes(self.title) if pid not in self.killed]
+            if victims and self.due(len(self.killed)):
+                os.kill(victims[0], signal.SIGKILL)
+                self.killed.append(victims[0])
+
+
+def weights(store: Store, run) -> bytes:
+    return (store.path(run) / "weights.safetensors").read_bytes()
+
+
+def test_packed_students_equal_those_trained_here(cluster, store, tmp_path):
+    runs = tuple(student_run(store, name) for name in ("label_only", "kd", "skd"))
+    outcome = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
+    assert outcome.made == {"teachers": 1, "caches": 2, "students": 3}
+    here = Store(tmp_path / "here")
+    digits(here, limit=96)
+    prepare(here, *runs)
+    for run in runs:
+        assert weights(store, run) == trained(here, run)
+    again = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
+    assert again.made == {"teachers": 0, "caches": 0, "students": 0}
+
+
+def test_a_killed_actor_costs_only_its_own_shard(cluster, store):
+    run = student_run(store, views=9, optim=Optim(epochs=9, batch=32))
+    quick = Experiment("small", (run,), Scale(workers=1))
+    logits = train_logits(run)
+    folder = store.path(logits)
+
+    def due(kills: int) -> bool:
+        return len(list(folder.glob("view-*.arrow"))) >= 1 + 2 * kills
+
+    killer = Killer("Worker", due, times=2)
+    carry_out(quick, store, QUIET, students=False)
+    assert open_cache(store, logits, range(9), CPU).manifest.views() == list(range(9))
+    expected = {path.name for path in folder.glob("view-*.arrow")}
+    assert len(expected) == 9  # none was written twice under another checksum
+    killer.times = 0
+
+
+def test_a_build_whose_driver_went_away_goes_on_with_the_missing_shards(cluster, store):
+    run = student_run(store, views=4, optim=Optim(epochs=4, batch=32))
+    quick = Experiment("small", (run,), Scale(workers=1))
+    carry_out(quick, store, QUIET, students=False)
+    folder = store.path(train_logits(run))
+    (folder / "manifest.json").unlink()
+    shards = sorted(folder.glob("view-*.arrow"))
+    shards[2].unlink()
+    before = {path: path.stat().st_mtime_ns for path in shards if path.exists()}
+    assert len(CacheBuild(store, train_logits(run), range(4)).missing) == 1
+    carry_out(quick, store, QUIET, students=False)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert shards[2].exists()
+
+
+def test_a_packed_student_whose_worker_is_killed_ends_with_equal_weights(cluster, store, tmp_path):
+    run = student_run(store, "skd", views=3, optim=Optim(epochs=60, batch=32))
+    prepare(store, run)
+    scale = Scale(workers=1, checkpoint_seconds=0)
+    folder = store.path(run)
+
+    def due(kills: int) -> bool:
+        return len(read_metrics(folder)) >= 10 + 20 * kills
+
+    killer = Killer("Worker", due, times=2)
+    carry_out(Experiment("small", (run,), scale), store, QUIET)
+    killer.times = 0
+    assert killer.killed
+    result = weights(store, run)
+    here = Store(tmp_path / "here")
+    digits(here, limit=96)
+    prepare(here, run)
+    assert trained(here, run) == result
+    assert [line["epoch"] for line in read_metrics(folder)] == list(range(60))
+
+
+def test_a_unit_that_keeps_dying_is_given_up_and_the_others_are_done(cluster, store, monkeypatch):
+    good, bad = student_run(store), student_run(store, seed=1)
+    prepare(store, good)
+    with Pool(store, Scale(workers=1, max_failures=1)) as pool:
+        done = []
+        units = [
+            Unit("shard", (None, None), "a unit that raises"),
+            Unit("train", (good, 0.0), "a student"),
+        ]
+        with pytest.raises(WorkFailed, match="1 units of work failed:\na unit that raises"):
+            pool.run(units, lambda unit, value: done.append(unit.label))
+        assert done == ["a student"]
+    assert store.has(good)
+    assert not store.has(bad)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(cluster, store):
+    run = student_run(store)
+    with pytest.raises(NoRoom, match=r"wants 64 workers .* the cluster has 2 CPUs"):
+        fit(store, teacher_run(store, optim=Optim(epochs=1, batch=64)), 64, Scale())
+    assert not store.has(run)
+
+
+def test_a_training_worker_killed_at_any_step_changes_no_bit_of_the_weights(cluster, tmp_path):
+    stores = [Store(tmp_path / name) for name in ("whole", "cut")]
+    runs = []
+    for store in stores:
+        run = student_run(store, "skd", views=3, optim=Optim(epochs=80, batch=32))
+        prepare(store, run)
+        runs.append(run)
+    run = runs[0]
+    assert run == runs[1]
+    scale = Scale(workers=2, checkpoint_seconds=0)
+    fit(stores[0], run, 2, scale)
+    folder = stores[1].path(run)
+    killer = Killer("RayTrainWorker", lambda kills: len(read_metrics(folder)) >= 15)
+    fit(stores[1], run, 2, scale)
+    assert killer.killed, "the run ended before its worker could be killed"
+    assert weights(stores[1], run) == weights(stores[0], run)
+    assert [line["epoch"] for line in read_metrics(folder)] == list(range(80))
+
+
+def test_the_plan_sends_wide_students_to_ray_train_and_the_others_to_the_pool(cluster, store):
+    runs = tuple(student_run(store, "kd", seed=seed) for seed in (0, 1))
+    wide = Rule(match={"run.seed": 1}, workers=2)
+    scale = Scale(workers=1, teacher_workers=1, rules=(wide,))
+    carry_out(Experiment("small", runs, scale), store, QUIET)
+    from raykd.store import read_json
+
+    counts = [read_json(store.path(run) / "result.json")["workers"] for run in runs]
+    assert counts == [1, 2]
