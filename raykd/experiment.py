@@ -23,7 +23,7 @@ from raykd.data import images
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.explain import explain
-from raykd.recipes import StudentRun
+from raykd.recipes import StudentRun, TeacherRun
 from raykd.record import Record
 from raykd.registry import nearest
 from raykd.store import Store, write_atomic
@@ -83,10 +83,11 @@ class Experiment:
                 return rule.workers
         return self.scale.workers
 
-    def teacher_workers(self) -> int:
-        """How many workers train a teacher together."""
+    def teacher_workers(self, teacher: TeacherRun) -> int:
+        """How many workers train a teacher together; given weights are work for one at most."""
         given = self.scale.teacher_workers
-        return self.scale.workers if given is None else given
+        workers = self.scale.workers if given is None else given
+        return workers if teacher.weights is None else min(workers, 1)
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:

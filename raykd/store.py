@@ -11,6 +11,7 @@ A folder is complete when its marker is there, and the marker is written last. W
 run leaves is either complete or is continued or made anew; nothing needs a lock.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from raykd.errors import NoRoom
 from raykd.record import Record, fingerprint
 
 MARKER = "recipe.json"
@@ -32,7 +34,10 @@ class Recipe(Protocol):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises `NoRoom` where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, not the process id: workers on several nodes may share the folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -42,8 +47,13 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(
+                f"{path}: the disk is full; what was finished is kept, so make room and run the "
+                "same command again"
+            ) from error
         raise
 
 

@@ -55,7 +55,7 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     for teacher in work.teachers:
         run = teacher.training()
         images = 0 if teacher.weights else len(open_images(store, run.data)[0]) * run.optim.epochs
-        workers = experiment.teacher_workers()
+        workers = experiment.teacher_workers(teacher)
         seconds = images / images_per_second(run) / max(1, workers) if images else 0.0
         seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
         items.append(Item("teacher", teacher.model, 1, 0, 0, seconds))

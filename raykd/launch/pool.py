@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from raykd.engine.compare import Comparison, compare
 from raykd.engine.fit import ShardMaker, default_device, local_host, train_student, train_teacher
+from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
 from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
@@ -29,6 +30,7 @@ class Worker:
 
     def __init__(self, root: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self._store = Store(root)
         self._maker: tuple[LogitsRun, ShardMaker] | None = None
 

@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from raykd.engine.fit import train_student, train_teacher
 from raykd.engine.host import GroupHost
 from raykd.engine.journal import Journal
+from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
 from raykd.launch.cluster import check_fit, gpus_per_worker
@@ -59,6 +60,7 @@ def fit(store: Store, run: TeacherRun | StudentRun, workers: int, scale: Scale) 
 def _worker(config: dict[str, Any]) -> None:
     """What every worker runs."""
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     store, run = Store(config["root"]), config["recipe"]
     journal = Journal(store.path(run), config["seconds"])
     device = ray.train.torch.get_device()

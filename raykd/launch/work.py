@@ -14,6 +14,7 @@ from raykd.data.order import check_batch
 from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
 from raykd.engine.compare import SPOT_CHECK, Comparison, compare
 from raykd.engine.fit import default_device, local_host, train_student, train_teacher
+from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
 from raykd.plan import CacheJob, plan
@@ -59,7 +60,7 @@ def carry_out(
     teller.say(f"to train: {todo or 'nothing'}; in the store: {_counted(reused)}")
     with contextlib.ExitStack() as stack:
         crew = Crew(experiment, store, teller, stack)
-        crew.train([(teacher, experiment.teacher_workers()) for teacher in teachers])
+        crew.train([(teacher, experiment.teacher_workers(teacher)) for teacher in teachers])
         made["caches"] = crew.precompute(work.caches)
         reused["caches"] = len(everything.caches) - made["caches"]
         if students:
@@ -192,6 +193,7 @@ class Crew:
         """Here, or on Ray Train."""
         with self._watch(run):
             if workers == 0:
+                keep_freed_memory()
                 host = local_host(self._store, run, self._scale.checkpoint_seconds)
                 if isinstance(run, TeacherRun):
                     train_teacher(self._store, run, host)
@@ -241,8 +243,10 @@ def _check_batches(
             continue
         if run.data not in sizes:
             sizes[run.data] = len(open_images(store, run.data)[0])
-        teacher = isinstance(run, TeacherRun)
-        workers = experiment.teacher_workers() if teacher else experiment.workers(run)
+        if isinstance(run, TeacherRun):
+            workers = experiment.teacher_workers(run)
+        else:
+            workers = experiment.workers(run)
         check_batch(sizes[run.data], run.optim.batch, max(1, workers))
 
 

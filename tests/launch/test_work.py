@@ -90,7 +90,7 @@ def test_the_scale_decides_how_many_workers_a_student_gets():
     quickstart = load(ROOT / "experiments/quickstart.yaml")
     counts = [quickstart.workers(run) for run in quickstart.runs]
     assert sorted(counts) == [1] * 8 + [2]
-    assert quickstart.teacher_workers() == 2
+    assert quickstart.teacher_workers(quickstart.runs[0].teacher) == 2
     wide = next(run for run in quickstart.runs if quickstart.workers(run) == 2)
     assert (wide.method.name, wide.seed) == ("skd", 0)
 

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 
 from raykd.errors import ConfigError
-from raykd.models import Staged, build, check_name, imagenet, measure, parameter_count
+from raykd.models import Staged, build, check_name, imagenet, measure, parameter_count, splits
 from raykd.types import Signal
 
 try:
@@ -201,7 +201,7 @@ def test_borrowed_methods_survive_pickling(name):
         module.network
         for part in (*twin.stages.values(), twin.pool)
         for module in part.modules()
-        if isinstance(module, imagenet._Borrowed)
+        if isinstance(module, splits._Borrowed)
     ]
     assert borrowed
     assert all(network is twin.network for network in borrowed)
