@@ -52,8 +52,9 @@ check: $(READY) ## the four checks of a change: format, lint, types, tests
 	$(BIN)/pyright
 	@$(MAKE) --no-print-directory test
 
-bench: $(READY) ## measure this machine: images and cached rows per second
-	@$(BIN)/python experiments/bench.py
+bench: $(READY) ## measure what caching costs and saves, as ratios
+	@$(BIN)/python experiments/bench_cache.py
+	@$(BIN)/python experiments/bench_step.py
 
 constraints: $(READY) ## pin the newest versions in constraints.txt
 	@grep '^#' constraints.txt > .venv/constraints.txt

@@ -12,7 +12,7 @@ from raykd.models import NETWORKS, parameter_count
 from raykd.recipes import LogitsRun, StudentRun, TeacherRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
-from raykd.teachers.cache import read_manifest
+from raykd.teachers.manifest import read_manifest
 from raykd.types import CACHEABLE, Signal
 
 Row = dict[str, Any]

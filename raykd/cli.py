@@ -6,48 +6,25 @@ enough disk or processors, 7 workers failed, 130 stopped by Ctrl-C. What was fin
 every case, and the same command goes on from there.
 """
 
-import functools
 import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from raykd import __version__
-from raykd.errors import ConfigError, RaykdError
-
-_EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
-_OVERRIDES = click.argument("overrides", nargs=-1)
-_STORE = click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: Path(os.environ.get("RAYKD_STORE", "raykd-store")),
-    show_default="$RAYKD_STORE or ./raykd-store",
-    help="Folder of all artefacts; every worker must be able to reach it.",
+from raykd.command import (
+    EXPERIMENT,
+    JSON,
+    OVERRIDES,
+    STORE,
+    print_json,
+    print_recipe,
+    resolved_experiment,
+    speaking,
+    wide_console,
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
-
-
-def _speaking(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with our errors as one message and an exit status of their own."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except RaykdError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.code)
-        except KeyboardInterrupt:
-            click.echo("stopped; what was finished is kept, and the same command goes on", err=True)
-            sys.exit(130)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -61,19 +38,19 @@ def main() -> None:
 
 
 @main.command()
-@_EXPERIMENT
-@_OVERRIDES
-@_STORE
-@_JSON
-@_speaking
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@JSON
+@speaking
 def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
     """Train teachers and students, and write a table and a page."""
     from raykd import report
     from raykd.launch.work import carry_out
     from raykd.progress import clock
 
-    resolved, place, teller = _resolved(experiment, overrides, store)
-    _print_recipe(resolved, teller)
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    print_recipe(resolved, teller)
     with teller.showing():
         outcome = carry_out(resolved, place, teller)
     summary = report.gather(place, resolved)
@@ -86,17 +63,17 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
     teller.say(f"done in {clock(outcome.seconds)}; page: {page}")
     if as_json:
         work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
-        _print_json(report.to_json(summary) | {"work": work, "page": str(page)})
+        print_json(report.to_json(summary) | {"work": work, "page": str(page)})
     else:
-        _console().print(report.console_table(summary))
+        wide_console().print(report.console_table(summary))
 
 
 @main.command()
-@_EXPERIMENT
-@_OVERRIDES
-@_STORE
-@_JSON
-@_speaking
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@JSON
+@speaking
 def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
     """Say what a run would compute, write and take, before anything runs."""
     from dataclasses import asdict
@@ -106,7 +83,7 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
     from raykd.plan import plan as plan_of
     from raykd.progress import clock
 
-    resolved, place, _ = _resolved(experiment, overrides, store)
+    resolved, place, _ = resolved_experiment(experiment, overrides, store)
     missing = [student for student in resolved.runs if not place.has(student)]
     work = plan_of(missing)
     todo = [teacher for teacher in work.teachers if not place.has(teacher)]
@@ -115,7 +92,7 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
     forwards = sum(item.forwards for item in items)
     if as_json:
         value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
-        _print_json(value | {"forwards": forwards, "in_store": len(resolved.runs) - len(missing)})
+        print_json(value | {"forwards": forwards, "in_store": len(resolved.runs) - len(missing)})
     else:
         table = Table(box=None)
         for name in ("to do", "what", "number", "teacher forwards", "MB", "time"):
@@ -126,7 +103,7 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
             row = (item.kind, item.label, str(item.count), images, megabytes, clock(item.seconds))
             table.add_row(*row)
         if items:
-            _console().print(table)
+            wide_console().print(table)
         click.echo(
             f"{len(resolved.runs) - len(missing)} of {len(resolved.runs)} students are in the "
             f"store; to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
@@ -136,31 +113,31 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
 
 
 @main.command()
-@_EXPERIMENT
-@_OVERRIDES
-@_STORE
-@_JSON
-@_speaking
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@JSON
+@speaking
 def precompute(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
     """Train the teachers and fill the caches, but train no student."""
     from raykd.launch.work import carry_out
     from raykd.progress import clock
 
-    resolved, place, teller = _resolved(experiment, overrides, store)
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
     with teller.showing():
         outcome = carry_out(resolved, place, teller, students=False)
     teller.say(f"done in {clock(outcome.seconds)}")
     if as_json:
-        _print_json({"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds})
+        print_json({"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds})
 
 
 @main.command()
 @click.argument(
     "what", type=click.Choice(["teachers", "caches", "students", "methods", "models", "datasets"])
 )
-@_STORE
-@_JSON
-@_speaking
+@STORE
+@JSON
+@speaking
 def show(what: str, store: Path, as_json: bool) -> None:
     """List what is in the store, or what an experiment can name."""
     from raykd.catalogue import catalogue
@@ -168,7 +145,7 @@ def show(what: str, store: Path, as_json: bool) -> None:
 
     rows = catalogue(what, Store(store))
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         click.echo(f"no {what} in {Store(store).root}")
@@ -179,16 +156,16 @@ def show(what: str, store: Path, as_json: bool) -> None:
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    _console().print(table)
+    wide_console().print(table)
 
 
 @main.command()
 @click.argument("experiment", type=click.Path(path_type=Path), required=False)
-@_OVERRIDES
-@_STORE
+@OVERRIDES
+@STORE
 @click.option("--rows", default=256, show_default=True, help="Random rows to ask of the teacher.")
-@_JSON
-@_speaking
+@JSON
+@speaking
 def verify(
     experiment: Path | None, overrides: tuple[str, ...], store: Path, rows: int, as_json: bool
 ) -> None:
@@ -202,11 +179,11 @@ def verify(
 
     chosen = None
     if experiment is not None:
-        resolved, _, _ = _resolved(experiment, overrides, store)
+        resolved, _, _ = resolved_experiment(experiment, overrides, store)
         chosen = [job.run for job in plan_of(resolved.runs).caches]
     results, errors = verify_caches(Store(store), chosen, rows)
     if as_json:
-        _print_json({"caches": results, "errors": [str(error) for error in errors]})
+        print_json({"caches": results, "errors": [str(error) for error in errors]})
     else:
         for line in results:
             click.echo(
@@ -224,13 +201,13 @@ def verify(
 
 
 @main.command(name="report")
-@_EXPERIMENT
-@_OVERRIDES
-@_STORE
+@EXPERIMENT
+@OVERRIDES
+@STORE
 @click.option("--output", type=click.Path(path_type=Path), help="The page; reports/ of the store.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
-@_JSON
-@_speaking
+@JSON
+@speaking
 def report_command(
     experiment: Path,
     overrides: tuple[str, ...],
@@ -242,64 +219,29 @@ def report_command(
     """Write the page of an experiment's results, finished or not, and print its table."""
     from raykd import report
 
-    resolved, place, teller = _resolved(experiment, overrides, store)
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
     summary = report.gather(place, resolved)
     page = output or place.root / "reports" / f"{resolved.name}.html"
     report.write_page(summary, page)
     if as_json:
-        _print_json(report.to_json(summary) | {"page": str(page)})
+        print_json(report.to_json(summary) | {"page": str(page)})
     elif markdown:
         click.echo(report.to_markdown(summary))
     else:
-        _console().print(report.console_table(summary))
+        wide_console().print(report.console_table(summary))
     teller.say(f"page: {page}")
 
 
 @main.command()
 @click.option("--output", type=click.Path(path_type=Path), help="A file; standard output if not.")
-@_speaking
+@speaking
 def schema(output: Path | None) -> None:
     """Write the JSON schema by which editors complete and check experiment files."""
-    from raykd.experiment import ExperimentFile
+    from raykd.experiment import schema as schema_of
     from raykd.store import write_atomic
 
-    value = ExperimentFile.model_json_schema()
-    value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    text = json.dumps(value, indent=2) + "\n"
+    text = json.dumps(schema_of(), indent=2) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:
         write_atomic(output, text.encode())
-
-
-def _resolved(path: Path, overrides: tuple[str, ...], store: Path) -> tuple[Any, Any, Any]:
-    """The experiment with its data read, its store, and someone to say what happens."""
-    from raykd.experiment import load, resolve
-    from raykd.progress import Teller
-    from raykd.store import Store
-
-    teller, place = Teller(), Store(store)
-    experiment = load(path, overrides)
-    return resolve(experiment, place, teller.say), place, teller
-
-
-def _print_recipe(experiment: Any, teller: Any) -> None:
-    """What will be run, in full: the first student, and which keys the others differ in."""
-    import yaml
-
-    runs = [run.plain() for run in experiment.runs]
-    if not runs:
-        raise ConfigError("experiment.grid: no student is left")
-    teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
-    text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
-    teller.console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True, style="dim")
-
-
-def _console() -> Console:
-    """Standard output, for tables: as wide as the terminal, and wide in a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))

@@ -3,6 +3,7 @@
 Shapes: N dataset rows, H, W pixels.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from raykd.data.decode import decode
 from raykd.data.order import stratified
 from raykd.data.samples import Found, Triple
 from raykd.data.sources import SOURCES
-from raykd.errors import ConfigError, DataError
+from raykd.errors import CacheCorrupt, ConfigError, DataError
 from raykd.record import Record
 from raykd.store import Store, read_json, write_json
 
@@ -122,7 +123,7 @@ def open_images(store: Store, data: Data) -> tuple[Images, Images]:
     facts = read_json(folder / _MARKER)
     splits = {}
     for split in facts["splits"]:
-        columns = arrow.read(folder / f"{split}.arrow")
+        columns = arrow.read(_whole(folder / f"{split}.arrow", facts["splits"][split]))
         pixels = columns["pixels"].view(-1, *facts["size"], 3)
         splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))
     train, test = splits["train"], splits.get("test")
@@ -150,6 +151,17 @@ def _folder(store: Store, digest: str) -> Path:
     return store.root / "images" / digest
 
 
+@functools.lru_cache(maxsize=64)
+def _whole(path: Path, checksum: str) -> Path:
+    """The path, once its bytes are seen to be as they were written; looked at once a process."""
+    if not path.is_file() or arrow.file_checksum(path) != checksum:
+        raise CacheCorrupt(
+            f"{path}: the decoded images are missing or were altered; remove {path.parent} and "
+            "run again"
+        )
+    return path
+
+
 def _digest(found: Found, resize: int | None) -> str:
     """20 hex digits of everything that determines the decoded images and their normalisation."""
     constants = [found.names, resize, found.mean, found.std]
@@ -168,6 +180,7 @@ def _decode_into(folder: Path, found: Found, digest: str, resize: int | None) ->
     """Decode every split into an Arrow file of the folder; the marker is written last."""
     size: tuple[int, int] | None = None
     mean, std = found.mean, found.std
+    checksums: dict[str, str] = {}
     for split, samples in found.splits.items():
         pixels = decode(samples, resize, size)
         size = (pixels.shape[1], pixels.shape[2])
@@ -177,10 +190,10 @@ def _decode_into(folder: Path, found: Found, digest: str, resize: int | None) ->
             "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
             "targets": torch.from_numpy(samples.labels),
         }
-        arrow.write(folder / f"{split}.arrow", columns)
+        checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
     facts = {
         "digest": digest,
-        "splits": list(found.splits),
+        "splits": checksums,
         "names": list(found.names),
         "classes": len(found.names),
         "size": size,

@@ -53,7 +53,7 @@ def cifar100(path: Path | None) -> Found:
 
 def _cifar(kind: str, path: Path | None, mean: Triple, std: Triple) -> Found:
     """One of torchvision's CIFAR datasets, with the field's constants."""
-    if path is not None and table_files(path):
+    if path is not None and table_files(_existing(path, kind.lower())):
         found = read_tables(path)
         return Found(found.splits, found.names, mean, std)
     from torchvision import datasets  # takes seconds to import

@@ -14,7 +14,8 @@ from raykd.errors import NoRoom
 from raykd.models.staged import measure
 from raykd.recipes import LogitsRun
 from raykd.store import Store, write_json
-from raykd.teachers.cache import (
+from raykd.teachers.codec import bytes_per_row
+from raykd.teachers.manifest import (
     Manifest,
     Part,
     Shard,
@@ -25,7 +26,6 @@ from raykd.teachers.cache import (
     whole_shards,
     write_manifest,
 )
-from raykd.teachers.codec import bytes_per_row
 
 _ROOM = 1.05  # free bytes wanted per byte to be written
 

@@ -14,7 +14,7 @@ from raykd.engine.fit import ShardMaker, open_cache
 from raykd.errors import CacheMismatch
 from raykd.recipes import LogitsRun, Precision
 from raykd.store import Store
-from raykd.teachers.cache import read_manifest
+from raykd.teachers.manifest import read_manifest
 
 SPOT_CHECK = 64  # rows that a build compares with the live teacher at its end
 _VIEWS = 4  # at most, that one comparison looks at

@@ -1,5 +1,6 @@
 """How much a plan will read, write and compute, and how long that takes on this machine."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.plan import Plan
 from raykd.recipes import StudentRun, TeacherRun
 from raykd.store import Store
-from raykd.teachers.cache import gaps, read_manifest
+from raykd.teachers.manifest import gaps, read_manifest
 from raykd.types import Batch
 
 TRAIN_GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
@@ -43,6 +44,16 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     Times hold for workers like this process; students in parallel are taken to share the
     work evenly.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(experiment.scale.cpus)))  # as a worker has
+    try:
+        return _items(experiment, store, work)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
+    """See `estimate`."""
     items = []
     trained: dict[tuple[str, int, Data], float] = {}
 
@@ -82,7 +93,7 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
             seconds += images / images_per_second(run) / max(1, workers)
             seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
         if workers == 1:
-            seconds /= min(len(runs), experiment.scale.parallel or torch.get_num_threads())
+            seconds /= min(len(runs), experiment.scale.parallel or os.cpu_count() or 1)
         items.append(Item("students", model, len(runs), 0, 0, seconds))
     return items
 

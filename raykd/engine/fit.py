@@ -26,7 +26,8 @@ from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged, measure, parameter_count
 from raykd.recipes import LogitsRun, StudentRun, TeacherRun
 from raykd.store import Store, write_json
-from raykd.teachers.cache import LogitsCache, Part, Shard
+from raykd.teachers.cache import LogitsCache
+from raykd.teachers.manifest import Part, Shard
 from raykd.teachers.shard import compute_shard
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source
 from raykd.types import Signal

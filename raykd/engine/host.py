@@ -1,5 +1,6 @@
 """Where a run trains: one process, or one worker of many. The loop cannot tell which."""
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -11,6 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykd.engine.journal import Journal
 from raykd.errors import NoRoom
+
+# Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
+_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
 
@@ -108,9 +113,7 @@ class GroupHost:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged; buffers stay each worker's own in an epoch."""
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **_OWN_BUFFERS)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the workers."""

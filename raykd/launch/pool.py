@@ -22,7 +22,7 @@ from raykd.experiment import Scale
 from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
 from raykd.recipes import LogitsRun, StudentRun, TeacherRun
 from raykd.store import Store
-from raykd.teachers.cache import Part, Shard
+from raykd.teachers.manifest import Part, Shard
 
 
 class Worker:

@@ -1,18 +1,12 @@
-"""The Arrow cache of one teacher's outputs: what is in it, and how a batch is looked up.
+"""The Arrow cache of one teacher's outputs, open for reading.
 
-A folder holds shards, each the rows [start, stop) of one view in id order, and `manifest.json`:
-the full recipe, and every shard's view, rows, bytes and checksum. A shard is written under a
-temporary name, synced and renamed, and its final name carries its checksum; the manifest comes
-last. So what a killed build leaves is either a whole shard, which the next build adopts, or
-nothing. A look-up is arithmetic into a memory map.
+A look-up is arithmetic into memory maps, which every process on a node shares.
 
-Shapes: B batch, N dataset rows.
+Shapes: B batch.
 """
 
-import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,157 +15,11 @@ from torch import Tensor
 
 from raykd import arrow
 from raykd.errors import CacheCorrupt, CacheMismatch
-from raykd.record import difference
-from raykd.store import read_json, write_atomic, write_json
 from raykd.teachers.codec import decode
+from raykd.teachers.manifest import Manifest, Shard, check_identity, read_manifest
 from raykd.types import Outputs
 
-MANIFEST = "manifest.json"
-FORMAT = 1  # of the folder; another number is refused
-SHARD_ROWS = 1 << 16  # at most, per shard
-# Shards begin at multiples of so many rows, which are one forward of the teacher: rounding
-# depends on what is in a batch, so no way of cutting a view changes a bit of the outputs.
-GRAIN = 256
-_NAME = re.compile(r"view-(\d{6})-rows-(\d{9})-(\d{9})-([0-9a-f]{24})\.arrow")
 _OPEN_VIEWS = 2  # kept mapped: the one being read, and the one before; file handles are few
-
-
-@dataclass(frozen=True, order=True)
-class Part:
-    """A range of rows of one view."""
-
-    view: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, order=True)
-class Shard:
-    """A part that lies in a file."""
-
-    part: Part
-    bytes: int
-    checksum: str
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        part = self.part
-        return f"view-{part.view:06d}-rows-{part.start:09d}-{part.stop:09d}-{self.checksum}.arrow"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a cache's folder says of itself."""
-
-    recipe: dict[str, Any]  # the full recipe of the outputs
-    weights: str  # checksum of the teacher's weights file
-    rows: int  # N, of every view
-    shards: tuple[Shard, ...]
-
-    def views(self) -> list[int]:
-        """The views whose rows are all there, in order."""
-        views = sorted({shard.part.view for shard in self.shards})
-        return [view for view in views if not gaps(self.shards, view, self.rows)]
-
-
-def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shard:
-    """Write one shard atomically; the row i of every column is the sample `part.start + i`."""
-    data = arrow.pack(columns)
-    shard = Shard(part, len(data), arrow.checksum(data))
-    write_atomic(folder / shard.name, data)
-    return shard
-
-
-def gaps(shards: Iterable[Shard], view: int, rows: int) -> list[Part]:
-    """The parts of a view that no shard covers."""
-    parts, position = [], 0
-    for part in sorted(shard.part for shard in shards if shard.part.view == view):
-        if part.start > position:
-            parts.append(Part(view, position, part.start))
-        position = max(position, part.stop)
-    return [*parts, Part(view, position, rows)] if position < rows else parts
-
-
-def split(parts: Iterable[Part], size: int) -> list[Part]:
-    """The same parts in pieces of `size` rows, rounded up to whole grains, at most SHARD_ROWS."""
-    size = min(-(-size // GRAIN) * GRAIN, SHARD_ROWS)
-    return [
-        Part(part.view, start, min(start + size, part.stop))
-        for part in parts
-        for start in range(part.start, part.stop, size)
-    ]
-
-
-def whole_shards(folder: Path) -> tuple[list[Shard], list[Path]]:
-    """The shards in a folder whose bytes match their checksum, and the files that do not."""
-    good, bad = [], []
-    for path in sorted(folder.glob("view-*.arrow")):
-        match = _NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        view, start, stop, checksum = match.groups()
-        part = Part(int(view), int(start), int(stop))
-        if arrow.file_checksum(path) == checksum:
-            good.append(Shard(part, path.stat().st_size, checksum))
-        else:
-            bad.append(path)
-    return good, bad
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit the shards of a build. Shards that overlap others are left out."""
-    chosen: list[Shard] = []
-    for shard in sorted(manifest.shards):
-        last = chosen[-1].part if chosen and chosen[-1].part.view == shard.part.view else None
-        if last is None or shard.part.start >= last.stop:
-            chosen.append(shard)
-    value = asdict(manifest) | {"format": FORMAT, "shards": [asdict(shard) for shard in chosen]}
-    write_json(folder / MANIFEST, value)
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None where there is none yet.
-
-    Raises `CacheCorrupt` where the file is not a manifest of this format.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        value = read_json(path)
-        if value["format"] != FORMAT:
-            raise CacheMismatch(
-                f"{path}: format {value['format']}, this raykd reads {FORMAT}; remove the folder"
-            )
-        shards = tuple(
-            Shard(Part(**entry["part"]), int(entry["bytes"]), str(entry["checksum"]))
-            for entry in value["shards"]
-        )
-        return Manifest(value["recipe"], value["weights"], int(value["rows"]), shards)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CacheMismatch):
-            raise
-        raise CacheCorrupt(
-            f"{path}: not a readable manifest ({error!r}); remove it and run again, "
-            "whole shards are kept"
-        ) from error
-
-
-def check_identity(folder: Path, manifest: Manifest, recipe: dict[str, Any], weights: str) -> None:
-    """Raise `CacheMismatch`, with every difference, where a cache is not of this recipe."""
-    lines = list(difference(recipe, manifest.recipe))
-    if not lines and weights != manifest.weights:
-        lines = [f"teacher's weights: expected {weights}, found {manifest.weights}"]
-    if lines:
-        raise CacheMismatch(
-            f"{folder}: this cache was made for something else:\n  "
-            + "\n  ".join(lines)
-            + "\nremove the folder, or use the recipe that it was made for"
-        )
 
 
 class LogitsCache:

@@ -6,8 +6,8 @@ import torch
 
 from raykd.data.loader import Views
 from raykd.errors import CacheMismatch
-from raykd.teachers.cache import GRAIN, Part, Shard, write_shard
 from raykd.teachers.codec import encode
+from raykd.teachers.manifest import GRAIN, Part, Shard, write_shard
 from raykd.teachers.source import LiveTeacher
 
 

@@ -15,7 +15,9 @@ def test_freed_blocks_are_not_given_back_where_glibc_is_in_use():
         "for _ in range(10): step()\n"
         "print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
     kept, faults = done.stdout.split()
     assert kept == str(platform.libc_ver()[0] == "glibc")
     if kept == "True":

@@ -15,16 +15,9 @@ from raykd.methods import METHODS
 from raykd.methods.base import Method
 from raykd.recipes import Optim
 from raykd.store import Store, read_json, write_json
-from raykd.teachers.cache import (
-    MANIFEST,
-    LogitsCache,
-    Manifest,
-    Part,
-    gaps,
-    split,
-    write_shard,
-)
+from raykd.teachers.cache import LogitsCache
 from raykd.teachers.codec import encode
+from raykd.teachers.manifest import MANIFEST, Manifest, Part, gaps, split, write_shard
 from raykd.types import Outputs, Signal
 from tests.small import (
     ALL,

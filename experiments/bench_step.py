@@ -1,0 +1,474 @@
+"""What a training step costs, beside the least that it could cost.
+
+    python experiments/bench_step.py [--json PATH] [--pairs N] [--quick] [--no-ray]
+
+Steps are those of `train_student` itself: a host that keeps time counts the CPU seconds from
+the beginning of an epoch to the end of its last step, evaluation and files left out. Goals are
+shown, not enforced; the exit status is 0.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+import torch.distributed as dist
+from benchmark import (
+    CLASSES,
+    TESTED,
+    Row,
+    Side,
+    compared,
+    cpu_seconds,
+    interleaved,
+    random_cache,
+    random_images,
+    recipe,
+    show,
+)
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchvision import transforms
+
+from raykd.data.images import open_images
+from raykd.data.loader import Views
+from raykd.data.order import epoch_order
+from raykd.engine.fit import local_host, train_student
+from raykd.engine.host import GroupHost, Host
+from raykd.engine.journal import METRICS, read_metrics
+from raykd.experiment import Experiment, Scale
+from raykd.launch.work import carry_out
+from raykd.methods.kd import KD
+from raykd.methods.label_only import LabelOnly
+from raykd.methods.skd import SKD
+from raykd.progress import Teller
+from raykd.recipes import StudentRun
+from raykd.store import Store
+from raykd.teachers.source import CachedTeacher
+
+BATCH = 64  # of a step
+STUDENTS = 8  # of the sweep
+NEVER = 1e6  # seconds between checkpoints
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done in one side of a pair."""
+
+    images: int  # of the data set
+    steps: int  # of the narrow networks
+    few: int  # steps of the wide networks, of bfloat16 and of each student of the sweep
+    loaded: int  # images through the loaders
+    read: int  # batches read without a step
+    epoch: int  # steps of an epoch with Ray Train
+
+
+FULL = Size(images=50_000, steps=10, few=3, loaded=2048, read=200, epoch=20)
+QUICK = Size(images=4_000, steps=3, few=1, loaded=1024, read=50, epoch=10)
+
+
+class Stopwatch:
+    """A host that counts the CPU seconds of the training part of a one-epoch run."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.rank, self.world, self.device = host.rank, host.world, host.device
+        self.seconds = 0.0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Start: the loop goes on with its first epoch."""
+        module = self.host.wrap(module)
+        self.seconds -= time.process_time()
+        return module
+
+    def agree(self, module: nn.Module) -> None:
+        """Stop: the epoch's last step is done."""
+        self.host.agree(module)
+        self.seconds += time.process_time()
+
+    def total(self, values: Tensor) -> Tensor:
+        """As the host does it."""
+        return self.host.total(values)
+
+    def restore(self) -> dict[str, Any] | None:
+        """As the host does it."""
+        return self.host.restore()
+
+    def restart(self, history: list[Mapping[str, float]]) -> None:
+        """As the host does it."""
+        self.host.restart(history)
+
+    def report(
+        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+    ) -> None:
+        """As the host does it."""
+        self.host.report(metrics, state, last=last)
+
+
+@click.command()
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the rows there.")
+@click.option("--pairs", default=5, show_default=True, help="Pairs of each measurement.")
+@click.option("--quick", is_flag=True, help="Fewer steps in each pair, no bfloat16, no Ray.")
+@click.option("--no-ray", is_flag=True, help="Leave out the row of Ray Train.")
+def main(target: Path | None, pairs: int, quick: bool, no_ray: bool) -> None:
+    """Print the table of ratios."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), QUICK if quick else FULL, pairs)
+        rows = [*_narrow(bench), *_wide(bench), _sweep(bench), *_loader(bench)]
+        if not quick:
+            rows += _half(bench)
+        if not (quick or no_ray):
+            rows.append(_ray(bench))
+    show("the training step", rows, target)
+
+
+class Bench:
+    """The images, the store, and what it takes to run one student in it."""
+
+    def __init__(self, folder: Path, size: Size, pairs: int) -> None:
+        self.folder = folder
+        self.size = size
+        self.pairs = pairs
+        self.say = Teller().say
+        self.store = Store(folder / "store")
+        self.reports: list[Mapping[str, float]] = []  # what a worker of Ray Train would pass on
+        self.say(f"making {size.images} images")
+        random_images(folder / "images", size.images, TESTED)
+
+    def prepared(self, student: str, teacher: str, steps: int, **changes: Any) -> StudentRun:
+        """A run of one epoch of `steps` steps, with its teacher and its cache in the store."""
+        run = recipe(self.store, self.folder / "images", student, teacher, steps * BATCH)
+        run = run.model_copy(update=changes)
+        quiet = Teller(quiet=True)
+        carry_out(Experiment("bench", (run,), Scale()), self.store, quiet, students=False)
+        return run
+
+    def step(self, run: StudentRun, group: bool = False) -> Side:
+        """CPU seconds of one step of a run, in a process group where `group` is set."""
+
+        def once() -> float:
+            local = local_host(self.store, run, 0.0)
+            grouped = GroupHost(local.journal, local.device, self.reports.append) if group else None
+            watch = Stopwatch(grouped or local)
+            train_student(self.store, run, watch)
+            return watch.seconds / _steps(run)
+
+        return once
+
+    def views(self, run: StudentRun) -> Views:
+        """All the training images, as a run augments and normalises them."""
+        train, _ = open_images(self.store, run.data.model_copy(update={"limit": None}))
+        return Views(train, run.data)
+
+
+def _steps(run: StudentRun) -> int:
+    """Steps of one epoch."""
+    assert run.data.limit is not None
+    return run.data.limit // BATCH
+
+
+def _unaided(run: StudentRun, seed: int = 0) -> StudentRun:
+    """The same student with the labels alone."""
+    return run.model_copy(update={"method": LabelOnly(), "teacher": None, "seed": seed})
+
+
+def _live(run: StudentRun) -> StudentRun:
+    """The same student with its teacher in the loop."""
+    return run.model_copy(update={"source": "live"})
+
+
+def _narrow(bench: Bench) -> Iterator[Row]:
+    """resnet56 -> resnet20 in float32: cached, live, label only, in a group, and reading alone."""
+    run = bench.prepared("resnet20", "resnet56", bench.size.steps)
+    # The limit that makes the epochs short would make the images and the cache small, too.
+    views = bench.views(run)
+    size = len(views.images)
+    cache = CachedTeacher(random_cache(bench.folder / "cache", size, CLASSES))
+    rows = epoch_order(0, 0, size)[: bench.size.read * BATCH].view(-1, BATCH)
+
+    def reading() -> None:
+        for batch in views.batches(rows, 0, 0):
+            cache(batch)
+
+    sides = {
+        "label": bench.step(_unaided(run)),
+        "cached": bench.step(run),
+        "group": bench.step(run, group=True),
+        "live": bench.step(_live(run)),
+        "read": lambda: cpu_seconds(reading) / len(rows),
+    }
+    bench.say("resnet56 -> resnet20, float32")
+    with _process_group(bench.folder):
+        seconds = interleaved(sides, bench.pairs)
+    cached = ("cached KD", seconds["cached"])
+    label = ("label only", seconds["label"])
+    yield compared("cached KD over label only, resnet20", cached, label, 0.95, "step")
+    live = ("live KD", seconds["live"])
+    yield compared("cached over live KD, resnet56 -> resnet20", cached, live, 1.65, "step")
+    read = (f"Views.batch and LogitsCache.take, {size:,} rows", seconds["read"])
+    yield compared(
+        "cache read and augmentation in a step, resnet20", read, cached, 0.03, "step", "lower"
+    )
+    group = ("cached KD, gloo and DDP, world of 1", seconds["group"])
+    plain = ("plain loop", seconds["cached"])
+    yield compared("a process group of one over the plain loop", group, plain, None, "step")
+    epochs = bench.pairs + 1  # one that did not count
+    yield Row(
+        "ray.train.report calls of an epoch",
+        len(bench.reports) / epochs,
+        1.0,
+        "lower",
+        f"GroupHost passed {len(bench.reports)} reports on in {epochs} epochs; Ray Train's worker "
+        "makes one call of each",
+    )
+
+
+def _wide(bench: Bench) -> Iterator[Row]:
+    """resnet32x4 -> resnet8x4 in float32."""
+    run = bench.prepared("resnet8x4", "resnet32x4", bench.size.few)
+    bench.say("resnet32x4 -> resnet8x4, float32")
+    seconds = interleaved({"cached": bench.step(run), "live": bench.step(_live(run))}, bench.pairs)
+    cached, live = ("cached KD", seconds["cached"]), ("live KD", seconds["live"])
+    yield compared("cached over live KD, resnet32x4 -> resnet8x4", cached, live, 2.2, "step")
+
+
+def _half(bench: Bench) -> Iterator[Row]:
+    """Both pairs with student and teacher in bfloat16."""
+    for student, teacher in (("resnet20", "resnet56"), ("resnet8x4", "resnet32x4")):
+        half = {"precision": "bfloat16", "teacher_precision": "bfloat16"}
+        run = bench.prepared(student, teacher, bench.size.few, **half)
+        bench.say(f"{teacher} -> {student}, bfloat16")
+        sides = {
+            "label": bench.step(_unaided(run)),
+            "cached": bench.step(run),
+            "live": bench.step(_live(run)),
+        }
+        seconds = interleaved(sides, bench.pairs)
+        cached, live = ("cached KD", seconds["cached"]), ("live KD", seconds["live"])
+        label = ("label only", seconds["label"])
+        name = f"cached over live KD, {teacher} -> {student}, bfloat16"
+        yield compared(name, cached, live, None, "step")
+        name = f"cached KD over label only, {student}, bfloat16"
+        yield compared(name, cached, label, None, "step")
+
+
+def _sweep(bench: Bench) -> Row:
+    """Eight students of one cache beside eight that have none."""
+    run = bench.prepared("resnet20", "resnet56", bench.size.few)
+    methods = [KD() if number % 2 else SKD() for number in range(STUDENTS)]
+    ours, base = [], []
+    for seed, method in enumerate(methods):
+        ours.append(bench.step(run.model_copy(update={"method": method, "seed": seed})))
+        base.append(bench.step(_unaided(run, seed)))
+    taught, alone = [], []
+    bench.say(f"a sweep of {STUDENTS} students")
+    for number in range(bench.pairs):
+        # One student and its unaided twin after the other, so that both sides see the same hour.
+        pairs = [
+            (a(), b()) if number % 2 else (b(), a())[::-1] for a, b in zip(ours, base, strict=True)
+        ]
+        taught.append(sum(a for a, _ in pairs) / STUDENTS)
+        alone.append(sum(b for _, b in pairs) / STUDENTS)
+    return compared(
+        f"a sweep of {STUDENTS} students over one cache, over label only",
+        (f"{STUDENTS // 2} x kd and {STUDENTS // 2} x skd", taught),
+        (f"{STUDENTS} x label only", alone),
+        1.05,
+        "step",
+        "lower",
+        "SKD's calibration, once a student, is not a step and left out",
+    )
+
+
+def _loader(bench: Bench) -> Iterator[Row]:
+    """Batches of views over what the field does: one PIL image at a time."""
+    run = bench.prepared("resnet20", "resnet56", bench.size.few)
+    assert run.data.mean and run.data.std
+    views = bench.views(run)
+    change = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(run.data.mean, run.data.std),
+        ]
+    )
+    pixels, targets = views.images.pixels.numpy(), views.images.targets.tolist()
+    bench.say("the loader")
+    for size in (64, 512):
+        rows = epoch_order(0, 0, len(targets))[: bench.size.loaded].view(-1, size)
+
+        def ours(rows: Tensor = rows) -> None:
+            for ids in rows:
+                views.batch(ids, 0)
+
+        def pillow(rows: Tensor = rows) -> None:
+            for ids in rows:
+                batch = [(change(Image.fromarray(pixels[i])), targets[i]) for i in ids.tolist()]
+                default_collate(batch)
+
+        sides = {
+            "ours": lambda work=ours: cpu_seconds(work) / bench.size.loaded,
+            "pillow": lambda work=pillow: cpu_seconds(work) / bench.size.loaded,
+        }
+        seconds = interleaved(sides, bench.pairs)
+        yield compared(
+            f"views over images one by one, batch {size}",
+            ("Views.batch", seconds["ours"]),
+            ("PIL, torchvision transforms, default_collate", seconds["pillow"]),
+            7.0,
+            "image",
+        )
+
+
+@contextlib.contextmanager
+def _process_group(folder: Path) -> Iterator[None]:
+    """A gloo group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'group'}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+# Ray Train. Its worker and a local twin train at the same time, so that both have the same
+# neighbours. Each is charged all the CPU time of its process from the end of one epoch to the
+# end of the next, whatever that was spent on.
+
+
+def _ray(bench: Bench) -> Row:
+    """One worker of Ray Train over the plain loop."""
+    run = bench.prepared("resnet20", "resnet56", bench.size.epoch)
+    # The first epoch of each has its start in it, and Ray's runs one epoch ahead.
+    run = run.model_copy(update={"optim": run.optim.model_copy(update={"epochs": bench.pairs + 2})})
+    twin = Store(bench.folder / "twin")
+    twin.root.mkdir()
+    for kind in ("images", "teachers", "caches"):
+        (twin.root / kind).symlink_to(bench.store.root / kind)
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    process = context.Process(target=_local, args=(str(twin.root), run, ready, go), daemon=True)
+    process.start()
+    ready.wait()
+    theirs = Clock(bench.store.path(run), _ray_worker, go.set)
+    ours = Clock(twin.path(run), lambda: process.pid or 0)
+    bench.say("Ray Train with one worker, and the plain loop beside it")
+    seconds = _fit(bench, run)
+    go.set()  # also where Ray never got as far as the first epoch
+    process.join()
+    epochs, epochs_beside = theirs.stop(), ours.stop()
+    count = min(len(epochs), len(epochs_beside))
+    history, beside = (read_metrics(store.path(run)) for store in (bench.store, twin))
+    start = seconds - sum(metrics["seconds"] for metrics in history)
+    rate, rate_beside = (
+        median(metrics["images_per_second"] for metrics in epochs[1:]) / BATCH
+        for epochs in (history, beside)
+    )
+    return compared(
+        "Ray Train with one worker over the plain loop, resnet20",
+        ("fit", [value / _steps(run) for value in epochs[:count]]),
+        ("train_student", [value / _steps(run) for value in epochs_beside[:count]]),
+        0.95,
+        "step",
+        more=f"wall clock {rate:.2f} over {rate_beside:.2f} steps/s = {rate / rate_beside:.3f}; "
+        f"starting and ending the worker took {start:.0f} s",
+    )
+
+
+def _fit(bench: Bench, run: StudentRun) -> float:
+    """Train a student with one worker of Ray Train, in a cluster of our own; wall seconds."""
+    from raykd.launch.cluster import connected  # takes seconds to import
+    from raykd.launch.train import fit
+
+    os.environ["RAY_TMPDIR"] = str(bench.folder)  # nobody else's cluster is noted down there
+    os.environ.pop("RAY_ADDRESS", None)
+    scale = Scale(workers=1, checkpoint_seconds=NEVER)
+    with connected(scale, bench.say):
+        started = time.monotonic()
+        fit(bench.store, run, 1, scale)
+        return time.monotonic() - started
+
+
+def _local(root: str, run: StudentRun, ready: Event, go: Event) -> None:
+    """The plain loop in a process of its own, once it is told to begin."""
+    torch.set_num_threads(1)
+    host = local_host(Store(root), run, NEVER)
+    ready.set()
+    go.wait()
+    train_student(Store(root), run, host)
+
+
+class Clock:
+    """The CPU seconds that a run's process has used at the end of each epoch."""
+
+    def __init__(
+        self,
+        folder: Path,
+        process: Callable[[], int],
+        begun: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._file = folder / METRICS
+        self._process = process
+        self._begun = begun
+        self._used: list[float | None] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.01):
+            lines = self._file.read_bytes().count(b"\n") if self._file.is_file() else 0
+            if lines < len(self._used):  # a worker died, and another began again
+                self._used.clear()
+            if lines > len(self._used):
+                self._used += [None] * (lines - len(self._used) - 1)  # seen too late
+                self._used.append(_process_seconds(self._process()))
+                self._begun()
+
+    def stop(self) -> list[float]:
+        """CPU seconds of each epoch but the first, and but those whose ends were not seen."""
+        self._stopped.set()
+        self._thread.join()
+        return [b - a for a, b in pairwise(self._used) if a is not None and b is not None]
+
+
+def _process_seconds(pid: int) -> float:
+    """CPU seconds of a process, user and system, of all its threads."""
+    fields = _status(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _ray_worker() -> int:
+    """The Ray Train worker among the processes that come from this one."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if command.read_bytes().startswith(b"ray::RayTrainWorker"):
+                pid = ancestor = int(command.parent.name)
+                while ancestor > 1 and ancestor != os.getpid():
+                    ancestor = int(_status(ancestor)[1])
+                if ancestor == os.getpid():
+                    return pid
+    raise LookupError("no process of Ray Train's worker comes from this one")
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the process's state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What the commands of the command line share: arguments, errors, the experiment, printing."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from raykd.errors import ConfigError, RaykdError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
+    from raykd.experiment import Experiment
+    from raykd.progress import Teller
+    from raykd.store import Store
+
+EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1)
+STORE = click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: Path(os.environ.get("RAYKD_STORE", "raykd-store")),
+    show_default="$RAYKD_STORE or ./raykd-store",
+    help="Folder of all artefacts; every worker must be able to reach it.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def speaking(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with our errors as one message and an exit status of their own."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except RaykdError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.code)
+        except KeyboardInterrupt:
+            click.echo("stopped; what was finished is kept, and the same command goes on", err=True)
+            sys.exit(130)
+
+    return run
+
+
+def resolved_experiment(
+    path: Path, overrides: tuple[str, ...], store: Path
+) -> tuple["Experiment", "Store", "Teller"]:
+    """The experiment with its data read, its store, and someone to say what happens."""
+    from raykd.experiment import load
+    from raykd.progress import Teller
+    from raykd.resolve import resolve
+    from raykd.store import Store
+
+    teller, place = Teller(), Store(store)
+    experiment = load(path, overrides)
+    return resolve(experiment, place, teller.say), place, teller
+
+
+def print_recipe(experiment: "Experiment", teller: "Teller") -> None:
+    """What will be run, in full: the first student, and which keys the others differ in."""
+    import yaml
+
+    runs = [run.plain() for run in experiment.runs]
+    if not runs:
+        raise ConfigError("experiment.grid: no student is left")
+    teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
+    text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
+    teller.console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True, style="dim")
+
+
+def wide_console() -> Console:
+    """Standard output, for tables: as wide as the terminal, and wide in a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def print_json(value: Any) -> None:
+    """A value as indented JSON on standard output."""
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,135 @@
+"""The pictures of a report: learning curves, and accuracy against size."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import EngFormatter, Formatter, LogLocator, MaxNLocator, NullLocator
+
+from raykd.report.svg import INK, draw, look
+from raykd.report.types import Group, Report
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with its words."""
+
+    title: str
+    svg: str  # "" where there are no numbers yet
+    note: str
+
+
+def charts(report: Report) -> Iterator[Chart]:
+    """Every picture of a report."""
+    late = "The first epochs may lie below the picture."
+    curves = (
+        (
+            "top1",
+            "Top-1 on the test images, %",
+            f"Mean over the seeds; the band spans them. {late}",
+        ),
+        ("loss", "Training loss", "Methods sum losses of their own: compare shapes, not heights."),
+        ("agreement", "Agreement with the teacher, %", f"Test images answered as it does. {late}"),
+    )
+    for key, title, note in curves:
+        yield Chart(title, _curves(report, key, title), note)
+    note = "Mean and sample standard deviation. Students of one size stand side by side."
+    yield Chart("Top-1 by number of parameters, %", _sizes(report), note)
+
+
+def sample(number: int) -> str:
+    """The line and marker of a group of students, for a legend."""
+
+    def paint(axes: Axes) -> None:
+        axes.set_axis_off()
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **look(number))
+
+    return draw(paint, f"sample {number}", (0.6, 0.16))
+
+
+def _curves(report: Report, key: str, title: str) -> str:
+    """A metric by epoch: a line per group, the mean of its seeds, in a band from least to most."""
+    tables = [(look(i), group, _history(group, key)) for i, group in enumerate(report.students)]
+    tables = [entry for entry in tables if np.isfinite(entry[2]).all(0).any()]
+    if not tables:
+        return ""
+    levels = [(report.called(g), g.top1.mean) for g in report.teachers if g.top1 and key == "top1"]
+
+    def paint(axes: Axes) -> None:
+        for style, _, table in tables:
+            count = table.shape[1]
+            step = 1 + count // 7
+            epochs, every = np.arange(1, count + 1), ((count - 1) % step, step)
+            axes.plot(epochs, table.mean(0), markevery=every, **style)
+            low, high = table.min(0), table.max(0)
+            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.16, lw=0)
+        for name, value in levels:
+            axes.axhline(value, color=INK, lw=1, ls="--")
+            place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+            axes.annotate(name, (0, value), (0, 4), **place)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if key != "loss":
+            # What counts is the difference at the end, which the first epochs would flatten.
+            late = np.concatenate([table[:, table.shape[1] // 2 :].ravel() for *_, table in tables])
+            shown = [*late[np.isfinite(late)], *(value for _, value in levels)] or [0.0, 100.0]
+            room = 0.08 * (max(shown) - min(shown)) or 1.0
+            axes.set_ylim(min(shown) - room, max(shown) + room)
+        elif all(np.nanmin(table) > 0 for *_, table in tables):
+            axes.set_yscale("log")
+            _log(axes.yaxis, (1, 3), "{x:g}")
+
+    ends = [(report.called(group), table[:, -1].mean()) for _, group, table in tables]
+    said = ", ".join(f"{name} {value:.2f}" for name, value in (*ends, *levels))
+    return draw(paint, f"{title}, by epoch. At the end: {said}.")
+
+
+def _history(group: Group, key: str) -> np.ndarray:
+    """A metric [runs, epochs] of the finished runs; of those in progress where none is."""
+    runs = group.finished() or [run for run in group.runs if run.metrics]
+    count = min((len(run.metrics) for run in runs), default=0)
+    rows = [[metrics.get(key, np.nan) for metrics in run.metrics[:count]] for run in runs]
+    table = np.array(rows, float).reshape(len(runs), count)
+    return np.where(np.isfinite(table), table, np.nan)
+
+
+def _sizes(report: Report) -> str:
+    """Accuracy against parameters: a mark per group, teachers in the colour of text."""
+    teacher: dict[str, Any] = {"color": INK, "marker": "D"}
+    groups = [(look(i), group) for i, group in enumerate(report.students)]
+    groups += [(teacher, group) for group in report.teachers]
+    known = [(style, g, g.parameters, g.top1) for style, g in groups if g.parameters and g.top1]
+    if not known:
+        return ""
+    sizes = [size for *_, size, _ in known]
+    ends = min(sizes) / 1.5, max(sizes) * 1.5
+
+    def paint(axes: Axes) -> None:
+        axes.set(xscale="log", xlim=ends)
+        _log(axes.xaxis, (1, 2, 5), EngFormatter())
+        ranks: Counter[int] = Counter()  # of those so far, among the groups of one size
+        for style, group, size, top1 in known:
+            count = sizes.count(size)
+            place = min(0.035, 0.15 / count) * (ranks[size] - (count - 1) / 2)
+            ranks[size] += 1
+            x, colour, marker = size * (ends[1] / ends[0]) ** place, style["color"], style["marker"]
+            axes.errorbar(x, top1.mean, top1.std, color=colour, marker=marker, ls="")
+            if style is teacher:
+                where = (0, -14)  # in points
+                axes.annotate(
+                    group.label, (x, top1.mean), where, textcoords="offset points", ha="center"
+                )
+
+    said = "; ".join(f"{report.called(g)} {top1.mean:.2f} with {n:,}" for _, g, n, top1 in known)
+    return draw(paint, f"Top-1 in percent by number of parameters: {said}.")
+
+
+def _log(axis: Axis, multiples: tuple[float, ...], form: str | Formatter) -> None:
+    """Mark the given multiples of powers of ten on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=multiples))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(form)

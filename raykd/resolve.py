@@ -1,0 +1,77 @@
+"""What an experiment's recipes cannot say until files are read: digests, sizes, weights."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from raykd.data import images
+from raykd.data.images import Data
+from raykd.errors import ConfigError
+from raykd.experiment import Experiment
+from raykd.recipes import StudentRun
+from raykd.store import Store, write_atomic
+
+
+def resolve(
+    experiment: Experiment, store: Store, say: Callable[[str], None] = lambda text: None
+) -> Experiment:
+    """The experiment with what only files can tell: digests, classes, sizes, weights."""
+    path = experiment.where.path
+    root = Path(path).expanduser() if path is not None else None
+    digests: dict[tuple[str, int | None], str] = {}  # files are read once, however many recipes
+
+    def data(value: Data) -> Data:
+        source = (value.name, value.resize)
+        if source not in digests:
+            say(f"reading the images of {value.name!r}" + (f" from {root}" if root else ""))
+            digests[source] = images.read(store, value, root).digest
+        if not value.digest:
+            value = value.model_copy(update={"digest": digests[source]})
+        return images.read(store, value, root)
+
+    def student(run: StudentRun) -> StudentRun:
+        teacher = run.teacher
+        if teacher is not None:
+            weights = _imported(store, teacher.weights)
+            own = _normalised(teacher.model, weights, data(teacher.data), teacher.data)
+            teacher = teacher.model_copy(update={"data": own, "weights": weights})
+        run = run.model_copy(update={"data": data(run.data), "teacher": teacher})
+        if teacher is not None and teacher.data.classes != run.data.classes:
+            raise ConfigError(
+                f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
+                f"the student's data have {run.data.classes}"
+            )
+        return run
+
+    return replace(experiment, runs=tuple(student(run) for run in experiment.runs))
+
+
+def _imported(store: Store, weights: str | None) -> str | None:
+    """Weights as a recipe names them: a file is copied into the store and named by its digest."""
+    if weights is None or weights.startswith("sha256:"):
+        return weights
+    if not weights.endswith((".safetensors", ".pt", ".pth")):
+        return weights
+    try:
+        data = Path(weights).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"experiment.run.teacher.weights: {weights}: cannot be read ({error.strerror})"
+        ) from error
+    digest = hashlib.sha256(data).hexdigest()
+    kept = store.root / "weights" / (digest + Path(weights).suffix)
+    if not kept.is_file():
+        write_atomic(kept, data)
+    return f"sha256:{digest}{Path(weights).suffix}"
+
+
+def _normalised(model: str, weights: str | None, read: Data, given: Data) -> Data:
+    """A teacher's data with the normalisation that its published weights expect."""
+    library, slash, name = model.partition("/")
+    if not slash or weights is None or weights.startswith("sha256:"):
+        return read
+    from raykd.models import imagenet  # torchvision takes seconds to import
+
+    mean, std = imagenet.preprocessing(library, name, weights)
+    return read.model_copy(update={"mean": given.mean or mean, "std": given.std or std})

@@ -1,0 +1,40 @@
+from raykd.experiment import parse
+from raykd.report import gather
+from raykd.report.labels import labels
+from tests.report.stored import TEXT
+
+
+def test_labels_name_what_differs_and_no_more():
+    base = {"model": "resnet8", "route": None, "data": {"name": "digits", "digest": "a"}}
+    kd = base | {"method": {"name": "kd", "temperature": 4.0}}
+    skd = base | {"method": {"name": "skd", "temperature": 1.0}}
+    more = kd | {"data": {"name": "cifar10", "digest": "b"}}
+    routed = kd | {"route": {"anchors": [2, 4], "starts": [0, 2]}}
+    assert labels([kd]) == ["kd"]
+    assert labels([kd, skd]) == ["kd", "skd"]
+    assert labels([kd, more]) == ["kd data=digits", "kd data=cifar10"]
+    assert labels([kd, routed]) == ["kd route=none", "kd route.anchors=[2,4] route.starts=[0,2]"]
+
+
+def test_a_setting_that_only_some_have_is_named():
+    kd = {"model": "resnet8", "clip": None, "optim": {"name": "sgd", "lr": 0.1}}
+    other = kd | {"clip": 1.0, "optim": {"name": "adamw", "lr": 0.001}}
+    assert labels([kd, other]) == ["clip=none optim=sgd", "clip=1.0 optim=adamw"]
+    slow = kd | {"optim": {"name": "sgd", "lr": 0.01}}
+    assert labels([kd, slow]) == ["lr=0.1", "lr=0.01"]
+
+
+def test_a_digest_is_named_where_nothing_else_differs():
+    plain = {"model": "resnet8", "data": {"name": "folder", "limit": 9, "digest": "a"}}
+    other = {"model": "resnet8", "data": {"name": "folder", "limit": 9, "digest": "b"}}
+    fewer = {"model": "resnet8", "data": {"name": "folder", "limit": 5, "digest": "b"}}
+    assert labels([plain, other]) == ["data.digest=a", "data.digest=b"]
+    assert labels([plain, fewer]) == ["data.limit=9", "data.limit=5"]
+
+
+def test_different_groups_have_different_names(store):
+    text = TEXT.replace("grid:", "grid:\n  run.model: [resnet8, resnet14]\n  run.views: [1, all]")
+    report = gather(store, parse(text, "names"))
+    names = [report.called(group) for group in report.students]
+    assert len(set(names)) == len(names) == 16
+    assert names[1] == "kd views=1 resnet8"

@@ -1,0 +1,81 @@
+import io
+import json
+import re
+
+from rich.console import Console
+
+from raykd.experiment import parse
+from raykd.report import console_table, gather, to_json, to_markdown
+from raykd.report.page import page
+from raykd.report.tables import cells
+from tests.report.stored import TEXT, finished, put
+
+
+def by_label(report):
+    return {group.label: group for group in report.students}
+
+
+def shown(report):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(console_table(report))
+    return console.export_text()
+
+
+def test_unfinished_runs_are_shown(store, experiment):
+    runs = {(run.method.name, run.seed): run for run in experiment.runs}
+    put(store, runs["kd", 0], 92.0)
+    put(store, runs["kd", 1], 50.0, epochs=3, finish=False)
+    report = gather(store, experiment)
+    kd = by_label(report)["kd"]
+    assert [run.state() for run in kd.runs] == ["finished", "epoch 3 of 4", "not started"]
+    assert (kd.top1.n, kd.top1.mean, kd.top1.std) == (1, 92.0, None)
+    assert cells(kd)["n"] == "1 of 3"
+    assert cells(by_label(report)["label_only"])["n"] == "0 of 3"
+    for text in (to_markdown(report), page(report)):
+        assert "1 of 12 runs are finished" in text
+        assert text.count("epoch 3 of 4") == 1
+        assert text.count("not started") == 11  # ten students and the teacher
+    assert "1 of 3" in shown(report)
+
+
+def test_the_console_table_fits_100_columns(report):
+    lines = shown(report).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(re.search(r"kd +resnet8 +0\.078 M +93\.17 \+- 1\.61 +3 ", line) for line in lines)
+
+
+def test_markdown_and_json_agree(report):
+    value = to_json(report)
+    rows = [line for line in to_markdown(report).splitlines() if line.startswith("| ")]
+    table = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+    groups = value["teachers"] + value["students"]
+    assert len(table) == 2 + len(groups)
+    for row, group in zip(table[2:], groups, strict=True):
+        cell = dict(zip(table[0], row, strict=True))
+        mean, _, std = cell["top-1 %"].partition(" +- ")
+        assert mean == f"{group['top1']['mean']:.2f}"
+        assert std == (f"{group['top1']['std']:.2f}" if std else "")
+        assert cell["n"] == str(len(group["runs"]))
+        assert cell["best %"] == f"{group['best']['mean']:.2f}"
+        if group["gain"]:
+            assert cell["vs label_only"].startswith(f"{group['gain']['mean']:+.2f}")
+
+
+def test_json_holds_every_recipe_and_no_infinity(store, experiment):
+    run = experiment.runs[0]
+    put(store, run, 90.0, loss=float("nan"))
+    value = to_json(gather(store, experiment))
+    first = json.loads(json.dumps(value, allow_nan=False))["students"][0]["runs"][0]
+    assert type(run).read(first["recipe"]) == run
+    assert first["fingerprint"] == store.path(run).name
+    assert first["metrics"][0]["loss"] is None
+
+
+def test_names_from_files_are_text_in_a_table(store):
+    evil = "\"><script>alert('&')</script>[bold]"
+    text = TEXT.replace("{model: resnet8x4}", "{model: resnet8x4, weights: WEIGHTS}")
+    experiment = parse(text.replace("WEIGHTS", json.dumps(evil)), evil)
+    finished(store, experiment)
+    report = gather(store, experiment)
+    assert not re.search(r"(?<!\\)<", to_markdown(report))
+    assert evil in shown(report)

@@ -1,0 +1,187 @@
+"""Keyed random numbers: what they are, and that they depend on nothing but their key."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from raykd import bits
+
+WORD = 1 << 64
+GOLDEN = 0x9E3779B97F4A7C15
+# Quantiles of chi-square with 255 degrees of freedom. Keys are fixed: a test passes or fails for
+# ever, and the second quantile is for the 32 statistics of one test.
+CHI_999, CHI_9999 = 330.5, 347.7
+
+
+class SplitMix64:
+    """The generator of Steele, Lea and Flood (2014) as its reference code in C has it."""
+
+    def __init__(self, state: int) -> None:
+        self.state = state % WORD
+
+    def next(self) -> int:
+        self.state = (self.state + GOLDEN) % WORD
+        z = self.state
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
+        return z ^ (z >> 31)
+
+
+def hashed(*words: int) -> int:
+    """A word is added to the state, and the generator's number there is the next state."""
+    state = 0
+    for word in words:
+        state = SplitMix64(state + word).next()
+    return state
+
+
+def expected(seed: int, ids: list[int], view: int, stream: int) -> list[int]:
+    """Sample i gets number i of the generator that starts at the hash of the rest of the key."""
+    start = hashed(seed, view, stream) - GOLDEN
+    return [SplitMix64(start + i * GOLDEN).next() for i in ids]
+
+
+def unsigned(values: Tensor) -> list[int]:
+    return [value % WORD for value in values.tolist()]
+
+
+def chi_square(cells: Tensor, count: int) -> float:
+    """Pearson's statistic of cell numbers against the uniform distribution."""
+    seen = torch.bincount(cells, minlength=count).double()
+    mean = len(cells) / count
+    return float(((seen - mean) ** 2 / mean).sum())
+
+
+def test_the_second_implementation_gives_the_published_numbers():
+    # The first outputs for the seed 1234567, as Vigna's splitmix64.c prints them.
+    generator = SplitMix64(1234567)
+    assert [generator.next() for _ in range(5)] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize(("view", "stream"), [(0, 0), (7, 2), (10**6, 5)])
+def test_draws_are_splitmix64_with_the_sample_as_position(seed, view, stream):
+    ids = [0, 1, 2, 3, 49_999, 2**31, 2**40, 2**62]
+    drawn = bits.draw(seed, torch.tensor(ids), view, stream)
+    assert drawn.dtype == torch.int64
+    assert unsigned(drawn) == expected(seed, ids, view, stream)
+
+
+def test_consecutive_samples_get_consecutive_numbers_of_one_generator():
+    generator = SplitMix64(hashed(3, 5, 1) - GOLDEN)
+    assert unsigned(bits.draw(3, torch.arange(50), 5, 1)) == [generator.next() for _ in range(50)]
+
+
+def test_a_draw_is_the_same_in_any_batch_and_order():
+    ids = torch.arange(1000) * 37
+    whole = bits.draw(1, ids, 2, bits.ORDER)
+    shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bits.draw(1, ids[shuffled], 2, bits.ORDER), whole[shuffled])
+    for size in (1, 7, 64, 999):
+        parts = [bits.draw(1, part, 2, bits.ORDER) for part in ids.split(size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(bits.draw(1, ids.view(10, 100), 2, bits.ORDER), whole.view(10, 100))
+
+
+def test_drawing_leaves_torch_s_generator_and_the_ids_alone():
+    ids, before = torch.arange(10), torch.get_rng_state()
+    bits.uniform(0, ids, 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(ids, torch.arange(10))
+
+
+def test_uniform_takes_the_24_highest_bits():
+    ids = list(range(500))
+    values = bits.uniform(9, torch.tensor(ids), 4, 3)
+    assert values.dtype == torch.float32
+    assert values.tolist() == [word / 2**24 for word in (w >> 40 for w in expected(9, ids, 4, 3))]
+    assert values.min() >= 0 and values.max() < 1
+
+
+KEYS = {
+    "samples": [(0, i, 0, 0) for i in range(65_536)],
+    "views": [(0, 0, view, 0) for view in range(16_384)],
+    "seeds": [(seed, 0, 0, 0) for seed in range(16_384)],
+    "streams": [(0, 0, 0, stream) for stream in range(16_384)],
+}
+
+
+@pytest.mark.parametrize("axis", KEYS)
+def test_draws_along_every_part_of_the_key_are_uniform(axis):
+    if axis == "samples":
+        drawn = bits.draw(0, torch.arange(len(KEYS[axis])), 0, 0)
+    else:
+        zero = torch.zeros(1, dtype=torch.int64)
+        drawn = torch.cat([bits.draw(s, zero + i, v, t) for s, i, v, t in KEYS[axis]])
+    for low in range(0, 64, 8):
+        assert chi_square((drawn >> low) & 255, 256) < CHI_9999
+
+
+NEIGHBOURS = {
+    "views": ((1, 0, 0), (1, 1, 0)),
+    "seeds": ((1, 0, 0), (2, 0, 0)),
+    "streams": ((1, 0, bits.CROP_STEP), (1, 0, bits.CROP_START)),
+    "swapped words": ((1, 2, 0), (2, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("pair", NEIGHBOURS)
+def test_neighbouring_keys_are_independent(pair):
+    ids = torch.arange(65_536)
+    (seed, view, stream), (seed2, view2, stream2) = NEIGHBOURS[pair]
+    one = bits.uniform(seed, ids, view, stream)
+    two = bits.uniform(seed2, ids, view2, stream2)
+    for lag in range(3):  # a shifted copy of one stream would pass a test at lag 0 alone
+        joint = (one[lag:] * 16).long() * 16 + (two[: len(two) - lag] * 16).long()
+        assert chi_square(joint, 256) < CHI_999
+
+
+def test_neighbouring_samples_are_independent():
+    values = bits.uniform(0, torch.arange(65_537), 0, 0)
+    joint = (values[1:] * 16).long() * 16 + (values[:-1] * 16).long()
+    assert chi_square(joint, 256) < CHI_999
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 54, 162, 1000, 2**31 - 1, 2**31])
+def test_below_stays_below(count):
+    ids = torch.arange(20_000)
+    numbers = bits.below(5, ids, 1, 2, count)
+    assert numbers.dtype == torch.int64
+    assert int(numbers.min()) >= 0 and int(numbers.max()) < count
+    words = expected(5, ids[:100].tolist(), 1, 2)
+    assert numbers[:100].tolist() == [(word >> 32) * count >> 32 for word in words]
+    if count <= 1000:
+        assert len(numbers.unique()) == count
+
+
+def test_below_is_uniform():
+    assert chi_square(bits.below(0, torch.arange(65_536), 0, 0, 256), 256) < CHI_999
+
+
+def test_seed_names_a_tuple_of_integers():
+    words = [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (0, 0, 0), (2**64 - 1,)]
+    named = [bits.seed(*tuple_) for tuple_ in words]
+    assert named == [hashed(*tuple_) >> 1 for tuple_ in words]
+    assert len(set(named)) == len(words)
+    assert all(0 <= value < 2**63 for value in named)
+    for value in named:
+        torch.Generator().manual_seed(value)
+
+
+def test_every_decision_has_a_stream_of_its_own():
+    streams = [value for name, value in vars(bits).items() if name[0].isalpha() and name.isupper()]
+    assert bits.ORDER in streams
+    assert len(set(streams)) == len(streams)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_same_bits():
+    ids = torch.arange(100_000)
+    for draw in (bits.draw, bits.uniform):
+        assert torch.equal(draw(3, ids.cuda(), 4, 1).cpu(), draw(3, ids, 4, 1))

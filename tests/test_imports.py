@@ -1,0 +1,198 @@
+"""The shape of the code: rooms import downwards, Ray stays in one, nothing is unpickled."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "raykd").rglob("*.py"))
+LINES = 250  # at most, of a file
+
+# A room, or a module beside them, imports from its own level and from those above it here.
+LEVELS = [
+    "types errors record registry bits store arrow",
+    "models methods",
+    "data teachers",
+    "recipes plan explain tree experiment resolve",
+    "engine",
+    "launch report progress catalogue",
+    "command cli",
+]
+LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms.split()}
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module's file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str | None:
+    """The part of a module's name that has a level; None for the package itself."""
+    return module.split(".")[1] if "." in module else None
+
+
+def is_checking(node: ast.AST) -> bool:
+    """Whether a node is `if TYPE_CHECKING:`, whose imports never run."""
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, in functions too, without what only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        if is_checking(child):
+            assert isinstance(child, ast.If)
+            for other in child.orelse:
+                yield from (other, *running(other))
+        else:
+            yield from (child, *running(child))
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(running(ast.parse(path.read_bytes(), str(path))))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports: modules where they are ours, whole names elsewhere."""
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def ours(path: Path) -> Iterator[str]:
+    return (name for name in imports(path) if name.split(".")[0] == "raykd")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_down(path):
+    room = room_of(name_of(path))
+    level = LEVEL[room] if room else -1
+    for name in ours(path):
+        other = room_of(name)
+        assert other is None or LEVEL[other] <= level, f"{name_of(path)} imports {name}"
+
+
+def test_no_two_modules_need_each_other():
+    graph = {name_of(path): set(ours(path)) - {name_of(path)} for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("imports go round: " + " <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_launch_imports_ray(path):
+    wanted = [name for name in imports(path) if name.split(".")[0] == "ray"]
+    assert not wanted or room_of(name_of(path)) == "launch"
+
+
+def test_everything_outside_launch_runs_without_ray():
+    names = [name for name in MODULES if room_of(name) != "launch"]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_room_and_module_has_a_level():
+    assert {room_of(name) for name in MODULES} - {None} <= set(LEVEL)
+
+
+def test_there_is_no_drawer_for_leftovers():
+    drawers = {"utils", "util", "common", "misc", "helpers", "manager"}
+    assert [name for name in MODULES if drawers & set(name.split("."))] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_code_is_ascii(path):
+    assert path.read_bytes().isascii()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_fits_a_reader_s_head(path):
+    count = len(path.read_text().splitlines())
+    assert count <= LINES, f"{count} lines"
+
+
+def safe_loaders(path: Path) -> set[str]:
+    """The safe YAML loaders that a file may name: PyYAML's, and its own subclasses of them."""
+    known = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    for node in nodes(path):
+        if isinstance(node, ast.ClassDef) and known & {ast.unparse(base) for base in node.bases}:
+            known.add(node.name)
+    return known
+
+
+def unsafe(path: Path) -> Iterator[str]:
+    """Calls that may run code from what they read, and imports that hide such calls."""
+    readers = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+    readers |= {"pandas.read_pickle"}
+    for name in imports(path):
+        if name.split(".")[0] in readers:
+            yield f"import {name}"
+    for node in nodes(path):
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "yaml", "numpy"):
+            hidden = {alias.name for alias in node.names} & {"load", "load_all", "unsafe_load"}
+            yield from (f"from {node.module} import {name}" for name in hidden)
+        if not isinstance(node, ast.Call):
+            continue
+        call, text = ast.unparse(node.func), ast.unparse(node)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if call == "torch.load" and options.get("weights_only") != "True":
+            yield text
+        if call in ("np.load", "numpy.load") and options.get("allow_pickle", "False") != "False":
+            yield text
+        if call in ("yaml.load", "yaml.load_all"):
+            loader = options.get("Loader", ast.unparse(node.args[1]) if node.args[1:] else "")
+            if loader not in safe_loaders(path):
+                yield text
+        if call in ("yaml.unsafe_load", "yaml.full_load", "eval", "exec", "torch.package"):
+            yield text
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_read_from_disk_is_unpickled_or_executed(path):
+    assert list(unsafe(path)) == []
+
+
+def test_the_rule_about_reading_finds_what_it_forbids(tmp_path):
+    bad = [
+        "import pickle",
+        "from pickle import loads",
+        "from torch import load",
+        "import torch; torch.load('x')",
+        "import torch; torch.load('x', weights_only=False)",
+        "import yaml; yaml.load('x', yaml.Loader)",
+        "import yaml; yaml.load('x', Loader=yaml.FullLoader)",
+        "import yaml\nclass L(yaml.Loader): ...\nyaml.load('x', L)",
+        "import numpy as np; np.load('x', allow_pickle=True)",
+        "eval('1')",
+    ]
+    good = [
+        "import torch; torch.load('x', map_location='cpu', weights_only=True)",
+        "import yaml; yaml.safe_load('x')",
+        "import yaml\nclass L(yaml.SafeLoader): ...\nyaml.load('x', L)",
+    ]
+    for number, (text, wrong) in enumerate([(t, True) for t in bad] + [(t, False) for t in good]):
+        path = tmp_path / f"{number}.py"
+        path.write_text(text)
+        assert bool(list(unsafe(path))) == wrong, text
