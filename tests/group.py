@@ -23,5 +23,6 @@ def _join(
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:
         function(rank, *arguments)
+        dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()

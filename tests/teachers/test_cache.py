@@ -15,6 +15,7 @@ from raykd.methods import METHODS
 from raykd.methods.base import Method
 from raykd.recipes import Optim
 from raykd.store import Store, read_json, write_json
+from raykd.teachers import cache as cache_module
 from raykd.teachers.cache import LogitsCache
 from raykd.teachers.codec import encode
 from raykd.teachers.manifest import MANIFEST, Manifest, Part, gaps, split, write_shard
@@ -92,7 +93,9 @@ def test_views_of_a_sample_have_outputs_of_their_own(made):
     assert not torch.equal(cache.take(ids, 0).logits, cache.take(ids, 1).logits)
 
 
-def test_a_view_in_many_shards_answers_as_one(made, tmp_path):
+@pytest.mark.parametrize("joined", [0, 1 << 28])
+def test_a_view_in_many_shards_answers_as_one(made, tmp_path, monkeypatch, joined):
+    monkeypatch.setattr(cache_module, "JOINED_BYTES", joined)
     store, run = made
     whole = open_cache(store, train_logits(run), VIEWS, CPU)
     ids = torch.arange(96)
