@@ -8,15 +8,11 @@ shown, not enforced; the exit status is 0.
 """
 
 import contextlib
-import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,13 +37,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision import transforms
+from twin import beside
 
 from raykd.data.images import open_images
 from raykd.data.loader import Views
 from raykd.data.order import epoch_order
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.host import GroupHost, Host
-from raykd.engine.journal import METRICS, read_metrics
+from raykd.engine.journal import read_metrics
 from raykd.experiment import Experiment, Scale
 from raykd.launch.work import carry_out
 from raykd.methods.kd import KD
@@ -60,7 +57,6 @@ from raykd.teachers.source import CachedTeacher
 
 BATCH = 64  # of a step
 STUDENTS = 8  # of the sweep
-NEVER = 1e6  # seconds between checkpoints
 
 
 @dataclass(frozen=True)
@@ -345,11 +341,6 @@ def _process_group(folder: Path) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-# Ray Train. Its worker and a local twin train at the same time, so that both have the same
-# neighbours. Each is charged all the CPU time of its process from the end of one epoch to the
-# end of the next, whatever that was spent on.
-
-
 def _ray(bench: Bench) -> Row:
     """One worker of Ray Train over the plain loop."""
     run = bench.prepared("resnet20", "resnet56", bench.size.epoch)
@@ -359,115 +350,23 @@ def _ray(bench: Bench) -> Row:
     twin.root.mkdir()
     for kind in ("images", "teachers", "caches"):
         (twin.root / kind).symlink_to(bench.store.root / kind)
-    context = multiprocessing.get_context("spawn")
-    ready, go = context.Event(), context.Event()
-    process = context.Process(target=_local, args=(str(twin.root), run, ready, go), daemon=True)
-    process.start()
-    ready.wait()
-    theirs = Clock(bench.store.path(run), _ray_worker, go.set)
-    ours = Clock(twin.path(run), lambda: process.pid or 0)
     bench.say("Ray Train with one worker, and the plain loop beside it")
-    seconds = _fit(bench, run)
-    go.set()  # also where Ray never got as far as the first epoch
-    process.join()
-    epochs, epochs_beside = theirs.stop(), ours.stop()
-    count = min(len(epochs), len(epochs_beside))
-    history, beside = (read_metrics(store.path(run)) for store in (bench.store, twin))
-    start = seconds - sum(metrics["seconds"] for metrics in history)
+    both = beside(bench.store, twin, run, bench.say)
+    history, other = (read_metrics(store.path(run)) for store in (bench.store, twin))
+    start = both.seconds - sum(metrics["seconds"] for metrics in history)
     rate, rate_beside = (
         median(metrics["images_per_second"] for metrics in epochs[1:]) / BATCH
-        for epochs in (history, beside)
+        for epochs in (history, other)
     )
     return compared(
         "Ray Train with one worker over the plain loop, resnet20",
-        ("fit", [value / _steps(run) for value in epochs[:count]]),
-        ("train_student", [value / _steps(run) for value in epochs_beside[:count]]),
+        ("fit", [value / _steps(run) for value in both.ray]),
+        ("train_student", [value / _steps(run) for value in both.local]),
         0.95,
         "step",
         more=f"wall clock {rate:.2f} over {rate_beside:.2f} steps/s = {rate / rate_beside:.3f}; "
         f"starting and ending the worker took {start:.0f} s",
     )
-
-
-def _fit(bench: Bench, run: StudentRun) -> float:
-    """Train a student with one worker of Ray Train, in a cluster of our own; wall seconds."""
-    from raykd.launch.cluster import connected  # takes seconds to import
-    from raykd.launch.train import fit
-
-    os.environ["RAY_TMPDIR"] = str(bench.folder)  # nobody else's cluster is noted down there
-    os.environ.pop("RAY_ADDRESS", None)
-    scale = Scale(workers=1, checkpoint_seconds=NEVER)
-    with connected(scale, bench.say):
-        started = time.monotonic()
-        fit(bench.store, run, 1, scale)
-        return time.monotonic() - started
-
-
-def _local(root: str, run: StudentRun, ready: Event, go: Event) -> None:
-    """The plain loop in a process of its own, once it is told to begin."""
-    torch.set_num_threads(1)
-    host = local_host(Store(root), run, NEVER)
-    ready.set()
-    go.wait()
-    train_student(Store(root), run, host)
-
-
-class Clock:
-    """The CPU seconds that a run's process has used at the end of each epoch."""
-
-    def __init__(
-        self,
-        folder: Path,
-        process: Callable[[], int],
-        begun: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._file = folder / METRICS
-        self._process = process
-        self._begun = begun
-        self._used: list[float | None] = []
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.01):
-            lines = self._file.read_bytes().count(b"\n") if self._file.is_file() else 0
-            if lines < len(self._used):  # a worker died, and another began again
-                self._used.clear()
-            if lines > len(self._used):
-                self._used += [None] * (lines - len(self._used) - 1)  # seen too late
-                self._used.append(_process_seconds(self._process()))
-                self._begun()
-
-    def stop(self) -> list[float]:
-        """CPU seconds of each epoch but the first, and but those whose ends were not seen."""
-        self._stopped.set()
-        self._thread.join()
-        return [b - a for a, b in pairwise(self._used) if a is not None and b is not None]
-
-
-def _process_seconds(pid: int) -> float:
-    """CPU seconds of a process, user and system, of all its threads."""
-    fields = _status(pid)
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _ray_worker() -> int:
-    """The Ray Train worker among the processes that come from this one."""
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if command.read_bytes().startswith(b"ray::RayTrainWorker"):
-                pid = ancestor = int(command.parent.name)
-                while ancestor > 1 and ancestor != os.getpid():
-                    ancestor = int(_status(ancestor)[1])
-                if ancestor == os.getpid():
-                    return pid
-    raise LookupError("no process of Ray Train's worker comes from this one")
-
-
-def _status(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat from the process's state on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from typing import Any
 
 from raykd.data.sources import SOURCES
 from raykd.engine.compare import compare
-from raykd.engine.fit import RESULT, default_device, open_cache
+from raykd.engine.fit import default_device, open_cache
+from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt, RaykdError
 from raykd.methods import METHODS
 from raykd.models import NETWORKS, parameter_count

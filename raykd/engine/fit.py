@@ -19,7 +19,7 @@ from raykd.data.loader import Views
 from raykd.engine import weights
 from raykd.engine.evaluate import evaluate
 from raykd.engine.host import Host, LocalHost
-from raykd.engine.journal import Journal
+from raykd.engine.journal import RESULT, Journal
 from raykd.engine.learner import Learner
 from raykd.engine.loop import Metrics, distil
 from raykd.methods.label_only import LabelOnly
@@ -31,8 +31,6 @@ from raykd.teachers.manifest import Part, Shard
 from raykd.teachers.shard import compute_shard
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source
 from raykd.types import Signal
-
-RESULT = "result.json"
 
 
 def default_device() -> torch.device:
@@ -63,8 +61,7 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
     learner = _learner(run, None, host)
     history = distil(run, learner, lambda epoch: None, train, test, None, host, keep)
     if host.rank == 0:
-        write_json(folder / RESULT, _result(run, learner.student, history, host))
-        store.finish(teacher)
+        _finish(store, teacher, _result(run, learner.student, history, host))
         Journal(folder).close()
 
 
@@ -91,8 +88,7 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
     if host.rank == 0:
         network = released[0] if released else learner.student
         weights.save_weights(folder / weights.STUDENT, network)
-        write_json(folder / RESULT, _result(run, network, history, host))
-        store.finish(run)
+        _finish(store, run, _result(run, network, history, host))
         Journal(folder).close()
 
 
@@ -199,9 +195,14 @@ def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
     metrics |= {"epoch": 0, "seconds": time.monotonic() - started}
     if host.rank == 0:
         weights.save_weights(weights.anchor_path(store, teacher, 0), network)
-        result = _result(teacher.training(), network, [metrics], host)
-        write_json(store.path(teacher) / RESULT, result)
-        store.finish(teacher)
+        _finish(store, teacher, _result(teacher.training(), network, [metrics], host))
+
+
+def _finish(store: Store, run: TeacherRun | StudentRun, result: dict[str, Any]) -> None:
+    """Write the result, with the checksums of the weights, and then the artefact's marker."""
+    folder = store.path(run)
+    write_json(folder / RESULT, result | {"weights": weights.checksums(folder)})
+    store.finish(run)
 
 
 def _result(run: StudentRun, network: Staged, history: list[Metrics], host: Host) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from raykd.store import write_atomic
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+RESULT = "result.json"  # of a finished run
 
 
 class Journal:

@@ -11,10 +11,11 @@ import safetensors.torch
 import torch
 
 from raykd import arrow, models
+from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt, ConfigError
 from raykd.models.staged import Staged
 from raykd.recipes import LogitsRun, TeacherRun
-from raykd.store import Store, write_atomic
+from raykd.store import Store, read_json, write_atomic
 
 STUDENT = "weights.safetensors"
 
@@ -44,6 +45,11 @@ def load_weights(path: Path, network: Staged) -> None:
         raise ConfigError(f"{path}: these are not weights of this network: {error}") from error
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """The checksum of every weights file in a folder, by its name."""
+    return {path.name: arrow.file_checksum(path) for path in sorted(folder.glob("weights*"))}
+
+
 def anchor_path(store: Store, teacher: TeacherRun, anchor: int) -> Path:
     """The file of a teacher's weights after `anchor` epochs."""
     return store.path(teacher) / f"weights-{anchor:04d}.safetensors"
@@ -57,8 +63,15 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
 def load_teacher(store: Store, teacher: TeacherRun, anchor: int, device: torch.device) -> Staged:
     """The teacher as it was after `anchor` epochs, on `device`."""
     assert teacher.data.classes is not None, "the recipe's data was never read"
+    path = anchor_path(store, teacher, anchor)
+    known = read_json(path.with_name(RESULT))["weights"]
+    if path.is_file() and arrow.file_checksum(path) != known.get(path.name):
+        raise CacheCorrupt(
+            f"{path}: the teacher's weights were truncated or altered; remove {path.parent} to "
+            "train it again"
+        )
     network = models.build(teacher.model, teacher.data.classes)
-    load_weights(anchor_path(store, teacher, anchor), network)
+    load_weights(path, network)
     return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

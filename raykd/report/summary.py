@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from raykd.engine.fit import RESULT
-from raykd.engine.journal import read_metrics
+from raykd.engine.journal import RESULT, read_metrics
 from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment
 from raykd.methods.label_only import LabelOnly

@@ -2,8 +2,7 @@
 
 import json
 
-from raykd.engine.fit import RESULT
-from raykd.engine.journal import METRICS
+from raykd.engine.journal import METRICS, RESULT
 from raykd.plan import plan
 from raykd.store import write_json
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from raykd.engine.fit import RESULT
+from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment, parse
 from raykd.plan import plan

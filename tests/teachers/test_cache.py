@@ -216,6 +216,16 @@ def test_a_cache_that_lacks_a_view_is_refused_before_training(made):
         open_cache(store, train_logits(run), [0, 7], CPU)
 
 
+def test_one_flipped_byte_in_the_teachers_weights_is_found_and_named(copied):
+    store, run = copied
+    path = store.path(run.teacher) / "weights-0002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match=r"weights-0002.*truncated or altered; remove"):
+        live_teacher(store, train_logits(run), CPU)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
 def test_a_manifest_that_cannot_be_read_is_an_error_that_names_it(copied, text):
     store, run = copied
