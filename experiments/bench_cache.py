@@ -28,6 +28,7 @@ from torch import Tensor
 from raykd import arrow
 from raykd.data.order import epoch_order
 from raykd.engine.fit import ShardMaker, local_host, train_teacher
+from raykd.engine.memory import keep_freed_memory
 from raykd.store import Store
 from raykd.teachers.manifest import GRAIN, Part
 
@@ -41,6 +42,7 @@ TAKEN = 256  # rows of one look-up
 def main(target: Path | None, pairs: int, quick: bool) -> None:
     """Print the table of ratios."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every process of ours that reads or makes a cache
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -78,7 +80,7 @@ def _reading(
         "memmap": reading(lambda ids: torch.from_numpy(raw[ids.numpy()]).float()),
         "pieces": reading(lambda ids: pieces.take(ids, 0).logits),
     }
-    seconds = interleaved(sides, pairs)
+    seconds = interleaved(sides, 3 * pairs)  # they are short, and the neighbours' bursts are not
     base = ("numpy memmap, fancy index, .float()", seconds["memmap"])
     what = f"{count:,} x {classes} classes, shuffled batches of {TAKEN}"
     ours = ("LogitsCache.take", seconds["ours"])
