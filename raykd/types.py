@@ -5,9 +5,9 @@ Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -24,9 +24,15 @@ class Signal(enum.Flag):
     EMBEDDING = enum.auto()  # pooled features [B, D]
     FEATURES = enum.auto()  # stage outputs [B, K, H, W]
     LIVE = enum.auto()  # the network itself, to run again on other inputs
+    PREACTIVATIONS = enum.auto()  # stage outputs before their last ReLU, as spots "stage2.pre"
+    PIXELS = enum.auto()  # the pixels, such that the logits can be differentiated by them
 
 
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING
+
+# One way of looking at the samples of a batch: as the run's augmentation says ("given"), before
+# they were mixed ("clean"), what they were mixed with ("partner"), or strongly augmented ("strong").
+Look = Literal["given", "clean", "partner", "strong"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,12 @@ class Shapes:
 class Outputs:
     """What one network said about one batch; only the signals that were asked for are there.
 
-    `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D] and
-    `network` raise `LookupError` where nobody asked for them, or where a cache lacks them.
+    `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
+    `pixels` [B, 3, H, W], `network` and other looks raise `LookupError` where nobody asked for
+    them, or where a cache lacks them.
     """
 
-    __slots__ = ("_embedding", "_network", "features", "logits")
+    __slots__ = ("_embedding", "_looks", "_network", "_pixels", "features", "logits")
 
     def __init__(
         self,
@@ -53,11 +60,15 @@ class Outputs:
         features: Mapping[str, Tensor] = NOTHING,
         embedding: Tensor | None = None,
         network: "Staged | None" = None,
+        pixels: Tensor | None = None,
+        looks: "Mapping[Look, Outputs]" = MappingProxyType({}),
     ) -> None:
         self.logits = logits
         self.features = features
         self._embedding = embedding
         self._network = network
+        self._pixels = pixels
+        self._looks = looks
 
     @property
     def embedding(self) -> Tensor:
@@ -73,6 +84,19 @@ class Outputs:
             raise LookupError("these outputs have no network; add Signal.LIVE to needs()")
         return self._network
 
+    @property
+    def pixels(self) -> Tensor:
+        """The pixels that the logits can be differentiated by."""
+        if self._pixels is None:
+            raise LookupError("these outputs have no pixels; add Signal.PIXELS to needs()")
+        return self._pixels
+
+    def look(self, look: Look) -> "Outputs":
+        """What the network said about the same samples, looked at in another way."""
+        if look not in self._looks:
+            raise LookupError(f"these outputs have no {look!r} look; name it in looks()")
+        return self._looks[look]
+
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
         """The same outputs with only the rows `keep[spot]` (int64 [n]) of each spot.
 
@@ -87,6 +111,8 @@ class Outputs:
             {stage: kept(stage, value) for stage, value in self.features.items()},
             None if self._embedding is None else kept("embedding", self._embedding),
             self._network,
+            self._pixels,
+            self._looks,
         )
 
 
@@ -99,3 +125,10 @@ class Batch:
     ids: Tensor  # int64 [B], row in the dataset
     view: int  # which augmentation of the samples this is
     epoch: int  # from 0
+    looks: "Mapping[Look, Batch]" = field(default_factory=dict)  # the same samples in other ways
+    weights: Tensor | None = None  # float32 [B], of the samples where they are mixed with partners
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [B]: the class, or the heavier of two where samples are mixed."""
+        return self.targets if self.targets.dim() == 1 else self.targets.argmax(dim=1)

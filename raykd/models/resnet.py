@@ -8,17 +8,18 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from raykd.models.staged import Staged
+from raykd.models.staged import Rectified, Staged
 
 WIDTHS = (16, 16, 32, 64)  # stem, then three stages
 WIDE = (32, 64, 128, 256)  # the "x4" networks
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; ReLU after the sum."""
+    """Two 3x3 convolutions with a shortcut; ReLU after the sum, but for the `last` of a stage."""
 
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
+    def __init__(self, width_in: int, width: int, stride: int, *, last: bool) -> None:
         super().__init__()
+        self.last = last
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
@@ -33,7 +34,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in, H, W] -> [B, width, H / stride, W / stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = self.bn2(self.conv2(out)) + self.shortcut(x)
+        return out if self.last else self.relu(out)
 
 
 def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Staged:
@@ -43,16 +45,17 @@ def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Stage
     """
     blocks = (depth - 2) // 6
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    parts["stem"] = nn.Sequential(
-        nn.Conv2d(3, widths[0], 3, 1, 1, bias=False),
-        nn.BatchNorm2d(widths[0]),
-        nn.ReLU(inplace=True),
-    )
+    norms = {"stem": nn.BatchNorm2d(widths[0])}
+    parts["stem"] = Rectified(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), norms["stem"])
     for number, stride in ((1, 1), (2, 2), (3, 2)):
         before, width = widths[number - 1], widths[number]
-        first = BasicBlock(before, width, stride)
-        rest = [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
-        parts[f"stage{number}"] = nn.Sequential(first, *rest)
+        widths_in, strides = [before] + [width] * (blocks - 1), [stride] + [1] * (blocks - 1)
+        stage = [
+            BasicBlock(width_in, width, step, last=index == blocks - 1)
+            for index, (width_in, step) in enumerate(zip(widths_in, strides, strict=True))
+        ]
+        parts[f"stage{number}"] = Rectified(*stage)
+        norms[f"stage{number}"] = stage[-1].bn2
     parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     parts["classifier"] = nn.Linear(widths[3], classes)
     network = nn.Sequential(parts)
@@ -60,4 +63,4 @@ def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Stage
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     stages = {name: part for name, part in parts.items() if name not in ("pool", "classifier")}
-    return Staged(network, stages, parts["pool"], parts["classifier"])
+    return Staged(network, stages, parts["pool"], parts["classifier"], norms)

@@ -96,7 +96,8 @@ def staged(library: str, network: nn.Module) -> Staged:
         for number, parts in enumerate(_stages(network, split.stages))
     }
     pool = nn.Sequential(*_parts(network, split.pool))
-    return Staged(network, stages, pool, *_parts(network, split.classifier))
+    (classifier,) = _parts(network, split.classifier)
+    return Staged(network, stages, pool, classifier)
 
 
 def _other(network: Any) -> Split:

@@ -10,9 +10,25 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.types import NOTHING, Outputs, Shapes, Signal
+from raykd.types import Outputs, Shapes, Signal
+
+NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
+
+
+class Rectified(nn.Sequential):
+    """A stage that ends in a ReLU, which can say what it was before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The stage's output."""
+        return F.relu(super().forward(x), inplace=True)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output before the last ReLU, and after it."""
+        before = super().forward(x)
+        return before, F.relu(before)
 
 
 class Staged(nn.Module):
@@ -22,11 +38,17 @@ class Staged(nn.Module):
     has no prefix of ours and loads into the plain network. `stages`, `pool` and `classifier`
     are parts of it (or parameter-free glue between its parts), and running them in order
     must give what the network gives.
+
+    `norms` are the batch norms behind the pre-activations of the stages that have one. The
+    pre-activation of a stage is what a `Rectified` one has before its ReLU; where a stage ends
+    in a sum that is normalised only later (pre-activation networks), its norm of the output;
+    where it ends in no ReLU at all, the output.
     """
 
     stages: Mapping[str, nn.Module]
     pool: nn.Module
     classifier: nn.Module
+    norms: Mapping[str, nn.BatchNorm2d]
 
     def __init__(
         self,
@@ -34,13 +56,19 @@ class Staged(nn.Module):
         stages: Mapping[str, nn.Module],
         pool: nn.Module,
         classifier: nn.Module,
+        norms: Mapping[str, nn.BatchNorm2d] = NO_NORMS,
+        *,
+        normalised_later: bool = False,
     ) -> None:
+        """`normalised_later`: `norms` act on the stages' outputs, in what follows them."""
         super().__init__()
         self.network = network
+        self.normalised_later = normalised_later
         # Kept out of nn.Module's registers: the parameters belong to `network` alone.
         vars(self)["stages"] = dict(stages)
         vars(self)["pool"] = pool
         vars(self)["classifier"] = classifier
+        vars(self)["norms"] = dict(norms)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [B, C] for normalised pixels [B, 3, H, W]."""
@@ -51,15 +79,34 @@ class Staged(nn.Module):
         features: dict[str, Tensor] = {}
         x = pixels
         for name, stage in self.stages.items():
-            x = stage(x)
-            features[name] = x
+            if Signal.PREACTIVATIONS in wanted:
+                before, x = self._both(name, stage, x)
+                features[f"{name}.pre"] = before
+            else:
+                x = stage(x)
+            if Signal.FEATURES in wanted:
+                features[name] = x
         embedding = self.pool(x)
         return Outputs(
             self.classifier(embedding),
-            MappingProxyType(features) if Signal.FEATURES in wanted else NOTHING,
+            MappingProxyType(features),
             embedding if Signal.EMBEDDING in wanted else None,
             self if Signal.LIVE in wanted else None,
+            pixels if Signal.PIXELS in wanted else None,
         )
+
+    def _both(self, name: str, stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The pre-activation and the output of a stage."""
+        if isinstance(stage, Rectified):
+            return stage.both(x)
+        x = stage(x)
+        if not self.normalised_later or name not in self.norms:
+            return x, x
+        norm = self.norms[name]
+        if not self.training:
+            return norm(x), x
+        # Not the module itself: it updates its statistics when the network comes to it.
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps), x
 
     def train(self, mode: bool = True) -> "Staged":
         """Switch the network, and the glue between its parts, to training or evaluation."""
