@@ -12,9 +12,11 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's multipliers
 _WORD = 1 << 64
+_ROUNDS = 3  # of the Feistel network, each of two halves
 
 # Streams: one per independent decision about a sample.
 ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT, CHECK = range(6)
+PARTNER, WEIGHT, BOX_ROW, BOX_COLUMN, NEGATIVES, OPERATION, STRENGTH, HOLE = range(6, 14)
 
 
 def _signed(value: int) -> int:
@@ -62,6 +64,34 @@ def uniform(seed: int, ids: Tensor, view: int, stream: int) -> Tensor:
 def below(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
     """int64 [B] in [0, count), `count` up to 2**31; off from uniform by at most count / 2**32."""
     return (_shift(draw(seed, ids, view, stream), 32) * count) >> 32
+
+
+def shuffled(seed: int, ids: Tensor, view: int, stream: int, places: Tensor, counts: Tensor):
+    """What stands at `places` of a shuffled range(counts), a shuffle for each sample: int64 [B, K].
+
+    `places` are int64 [K], smaller than each of `counts` (int64 [B], up to 2**31). The shuffle is
+    a Feistel network on a grid of about the square root of the count (Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains", section 6); the few cells of the grid that are no
+    places are walked past.
+    """
+    side = counts.double().sqrt().ceil().long().clamp_min(1)[:, None]
+    other = (counts[:, None] + side - 1) // side
+    keys = draw(seed, ids, view, stream)[:, None]
+    value = places[None, :].expand(len(ids), -1)
+    outside = torch.ones_like(value, dtype=torch.bool)
+    while bool(outside.any()):
+        left, right = value // other, value % other
+        for turn in range(_ROUNDS):
+            left = (left + _round(keys, right, 2 * turn)) % side
+            right = (right + _round(keys, left, 2 * turn + 1)) % other
+        value = torch.where(outside, left * other + right, value)
+        outside = value >= counts[:, None]
+    return value
+
+
+def _round(keys: Tensor, half: Tensor, number: int) -> Tensor:
+    """A round function of the Feistel network: 31 bits."""
+    return _shift(_mix(keys + (half + (number << 32)) * _signed(_GOLDEN)), 33)
 
 
 def seed(*words: int) -> int:

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from raykd.data.sources import SOURCES
 from raykd.engine.compare import compare
-from raykd.engine.fit import default_device, open_cache
+from raykd.engine.fit import default_device
 from raykd.engine.journal import RESULT
+from raykd.engine.prepare import open_cache
 from raykd.errors import CacheCorrupt, RaykdError
 from raykd.methods import METHODS
 from raykd.models import NETWORKS, parameter_count
@@ -154,7 +157,8 @@ def _methods() -> list[Row]:
 def _models() -> list[Row]:
     rows: list[Row] = []
     for name in NETWORKS:
-        network = NETWORKS[name](10)
+        with torch.device("meta"):
+            network = NETWORKS[name](10)
         rows.append({"model": name, "parameters": parameter_count(network), "for": "10 classes"})
     others = {"torchvision/NAME": "any classifier of torchvision", "timm/NAME": "any model of timm"}
     rows += [{"model": name, "parameters": None, "for": text} for name, text in others.items()]

@@ -76,7 +76,7 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
 @speaking
 def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
     """Say what a run would compute, write and take, before anything runs."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from raykd.engine.caches import check_room
     from raykd.engine.estimate import estimate
@@ -87,7 +87,9 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
     missing = [student for student in resolved.runs if not place.has(student)]
     work = plan_of(missing)
     todo = [teacher for teacher in work.teachers if not place.has(teacher)]
-    items = estimate(resolved, place, type(work)(tuple(todo), work.caches, work.students))
+    before = [prelude for prelude in work.preludes if not place.has(prelude)]
+    work = replace(work, teachers=tuple(todo), preludes=tuple(before))
+    items = estimate(resolved, place, work)
     size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
     forwards = sum(item.forwards for item in items)
     if as_json:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from raykd.errors import ConfigError
 from raykd.explain import explain
 from raykd.methods import METHODS
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import PreludeRun, StudentRun, TeacherRun
 from raykd.record import Record
 from raykd.registry import nearest
 from raykd.tree import PARTS, laid_out, override, read_yaml, value_at
@@ -68,8 +68,8 @@ class Experiment:
     scale: Scale
     where: Where = field(default_factory=Where)
 
-    def workers(self, run: StudentRun) -> int:
-        """How many workers train a student together."""
+    def workers(self, run: StudentRun | PreludeRun) -> int:
+        """How many workers train a student together, or what comes before it."""
         for rule in self.scale.rules:
             if _matches(run, rule.match):
                 return rule.workers
@@ -127,11 +127,27 @@ def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Experiment:
 def _student(tree: dict[str, Any]) -> StudentRun:
     """One student, with the shorthands of the file written out."""
     teacher = tree.get("teacher")
-    if isinstance(tree.get("method"), str):
-        tree["method"] = {"name": tree["method"]}
+    if "method" in tree:
+        tree["method"] = _method(tree["method"])
     if isinstance(teacher, dict) and "data" not in teacher and "data" in tree:
         teacher["data"] = tree["data"]  # the teacher learnt from what the student learns from
     return _record(StudentRun, tree, "experiment.run")
+
+
+def _method(tree: Any, *, part: bool = False) -> Any:
+    """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`."""
+    if isinstance(tree, str):
+        tree = {"name": tree}
+    if not isinstance(tree, dict):
+        return tree
+    if "combine" in tree:
+        parts = tree["combine"]
+        if isinstance(parts, list):
+            parts = [_method(inner, part=True) for inner in parts]
+        return {"name": "combine", **tree, "combine": parts}
+    if part and tree.get("name") in METHODS:
+        return {**METHODS[tree["name"]].beside, **tree}
+    return tree
 
 
 def _record(model: Any, tree: Any, place: str) -> Any:
@@ -144,10 +160,18 @@ def _record(model: Any, tree: Any, place: str) -> Any:
         raise ConfigError(f"{place}: {error}; quote the value, or write a plain number") from error
 
 
-def _matches(run: StudentRun, wanted: Mapping[str, Any], *, anything: bool = False) -> bool:
+def _matches(
+    run: StudentRun | PreludeRun, wanted: Mapping[str, Any], *, anything: bool = False
+) -> bool:
     """Whether a run has these values at these dotted keys; `anything`: whether it has the keys."""
+
+    def equal(value: Any, given: Any) -> bool:
+        alias = isinstance(given, str) and given in METHODS and METHODS.canonical(given) == value
+        return alias or value == given
+
     try:
-        return all(value_at(run.plain(), key) == value or anything for key, value in wanted.items())
+        found = run.plain()
+        return all(equal(value_at(found, k), value) or anything for k, value in wanted.items())
     except LookupError:
         return False
 

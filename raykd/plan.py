@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raykd.recipes import LogitsRun, StudentRun, TeacherRun
+from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Plan:
 
     teachers: tuple[TeacherRun, ...]
     caches: tuple[CacheJob, ...]
+    preludes: tuple[PreludeRun, ...]
     students: tuple[StudentRun, ...]
 
 
@@ -37,7 +38,9 @@ def plan(runs: Iterable[StudentRun]) -> Plan:
         if test is not None:
             views.setdefault(test, set()).add(0)
         if run.cached() and run.method.needs():
-            for epoch in range(run.optim.epochs):
-                views.setdefault(run.logits_at(epoch), set()).add(run.view_at(epoch))
+            for look in run.method.looks().teacher:
+                for epoch in range(run.optim.epochs):
+                    views.setdefault(run.logits_at(epoch, look), set()).add(run.view_at(epoch))
     caches = tuple(CacheJob(run, tuple(sorted(seen))) for run, seen in views.items())
-    return Plan(tuple(teachers), caches, students)
+    preludes = dict.fromkeys(before for run in students if (before := run.prelude()) is not None)
+    return Plan(tuple(teachers), caches, tuple(preludes), students)

@@ -31,7 +31,7 @@ class Signal(enum.Flag):
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING
 
 # One way of looking at the samples of a batch: as the run's augmentation says ("given"), before
-# they were mixed ("clean"), what they were mixed with ("partner"), or strongly augmented ("strong").
+# they were mixed ("clean"), what they were mixed with ("partner"), strongly augmented ("strong").
 Look = Literal["given", "clean", "partner", "strong"]
 
 
@@ -96,6 +96,18 @@ class Outputs:
         if look not in self._looks:
             raise LookupError(f"these outputs have no {look!r} look; name it in looks()")
         return self._looks[look]
+
+    def beside(self, looks: "Mapping[Look, Outputs]") -> "Outputs":
+        """The same outputs, with those of other looks at the same samples."""
+        return Outputs(
+            self.logits, self.features, self._embedding, self._network, self._pixels, looks
+        )
+
+    def of(self, pixels: Tensor) -> "Outputs":
+        """The same outputs, which can be differentiated by `pixels`."""
+        return Outputs(
+            self.logits, self.features, self._embedding, self._network, pixels, self._looks
+        )
 
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
         """The same outputs with only the rows `keep[spot]` (int64 [n]) of each spot.

@@ -12,10 +12,17 @@ from raykd.models.staged import Staged
 from raykd.plan import plan
 from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
 from raykd.store import Store
-from raykd.types import Batch, Outputs, Signal
+from raykd.types import Batch, Look, Outputs, Signal
 
 CPU = torch.device("cpu")
-ALL = Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES | Signal.LIVE
+ALL = (
+    Signal.LOGITS
+    | Signal.EMBEDDING
+    | Signal.FEATURES
+    | Signal.LIVE
+    | Signal.PREACTIVATIONS
+    | Signal.PIXELS
+)
 
 
 def digits(store: Store, **changes) -> Data:
@@ -72,23 +79,42 @@ def trained(store: Store, run: StudentRun) -> bytes:
     return (store.path(run) / "weights.safetensors").read_bytes()
 
 
-def pair(seed: int = 0) -> tuple[Staged, Staged]:
-    """A student and a wider teacher for images of 16 x 16 and 10 classes."""
+def pair(seed: int = 0, teacher: str = "resnet8x4") -> tuple[Staged, Staged]:
+    """A student resnet8 and a wider teacher for images of 16 x 16 and 10 classes."""
     torch.manual_seed(seed)
-    return build("resnet8", 10), build("resnet8x4", 10).eval().requires_grad_(False)
+    return build("resnet8", 10), build(teacher, 10).eval().requires_grad_(False)
 
 
 def batch(size: int = 8, side: int = 16, seed: int = 0) -> Batch:
-    """Random pixels and labels."""
+    """Random pixels and labels, with every other look at them."""
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(size, 3, side, side, generator=generator)
     targets = torch.randint(0, 10, (size,), generator=generator)
-    return Batch(pixels, targets, torch.arange(size), view=0, epoch=0)
+
+    def look(looks: dict[Look, Batch], weights: Tensor | None = None) -> Batch:
+        pixels = torch.randn(size, 3, side, side, generator=generator)
+        return Batch(pixels, targets, torch.arange(size), 0, 0, looks, weights)
+
+    names: tuple[Look, ...] = ("clean", "partner", "strong")
+    return look({name: look({}) for name in names}, torch.full((size,), 0.25))
+
+
+def asked(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
+    """What a network says about every look at a batch."""
+
+    def outputs(pixels: Tensor) -> Outputs:
+        if Signal.PIXELS in wanted:
+            pixels = pixels.detach().requires_grad_()
+        return network.outputs(pixels, wanted)
+
+    given = outputs(sample.pixels)
+    looks: dict[Look, Outputs] = {look: outputs(b.pixels) for look, b in sample.looks.items()}
+    return given.beside({"given": given, **looks})
 
 
 def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16):
     """The method's helpers for two networks, calibrated on one batch where it asks for that."""
-    helpers = method.helpers(measure(student, (side, side)), measure(teacher, (side, side)))
+    shapes = measure(student, (side, side)), measure(teacher, (side, side))
+    helpers = method.helpers(*shapes, torch.arange(40) % 10)
     if method.calibrates(helpers):
         outputs: list[Outputs] = [teacher.outputs(batch().pixels, ALL)]
         method.calibrate(helpers, outputs)
@@ -102,3 +128,38 @@ def golden_logits() -> tuple[Tensor, Tensor, Tensor]:
     student = 3 * torch.sin(0.7 * n + 1.3 * c + 0.5)
     teacher = 4 * torch.cos(0.9 * n + 0.6 * c + 0.2)
     return student, teacher, torch.tensor([1, 4, 7, 0])
+
+
+def golden_maps() -> dict[str, Tensor]:
+    """Feature maps in float64 from closed formulas; the digit is the number of channels or H."""
+
+    def grid(*shape: int) -> list[Tensor]:
+        axes = [torch.arange(size, dtype=torch.float64) for size in shape]
+        return list(torch.meshgrid(*axes, indexing="ij"))
+
+    def student(*shape: int) -> Tensor:
+        n, c, h, w = grid(*shape)
+        return torch.sin(0.3 * n + 0.5 * c + 0.7 * h + 1.1 * w)
+
+    def teacher(*shape: int) -> Tensor:
+        n, c, h, w = grid(*shape)
+        return torch.cos(0.4 * n + 0.6 * c + 0.8 * h + 1.2 * w)
+
+    n, c, h, w = grid(4, 4, 2, 2)
+    return {
+        "fs": student(4, 3, 4, 4),
+        "fs5": student(4, 5, 4, 4),
+        "a8": student(4, 3, 8, 8),
+        "ft": teacher(4, 5, 4, 4),
+        "ft3": teacher(4, 3, 4, 4),
+        "ft8": teacher(4, 3, 8, 8),
+        "gs1": torch.sin(0.2 * n + 0.4 * c + 0.9 * h + 0.5 * w),
+        "gt1": torch.cos(0.1 * n + 0.3 * c + 0.6 * h + 0.8 * w),
+    }
+
+
+def golden_embeddings() -> tuple[Tensor, Tensor]:
+    """Student and teacher embeddings [4, 6] in float64 from closed formulas."""
+    n = torch.arange(4, dtype=torch.float64)[:, None]
+    d = torch.arange(6, dtype=torch.float64)[None, :]
+    return torch.sin(0.5 * n + 0.9 * d + 0.1), torch.cos(0.3 * n + 0.7 * d + 0.2)

@@ -50,6 +50,38 @@ def test_asking_whether_a_name_is_there_raises_nothing(fruit):
     assert 3 not in fruit
 
 
+def test_an_alias_finds_the_thing_and_is_not_listed(fruit):
+    fruit.add("plum", 7, aliases=["prune", "Zwetschge"])
+    assert fruit["prune"] == fruit["Zwetschge"] == fruit["plum"] == 7
+    assert "prune" in fruit
+    assert list(fruit) == ["pear", "apple", "cherry", "plum"]
+    assert len(fruit) == 4
+    assert list(fruit.values()) == [0, 1, 2, 7]
+
+
+def test_the_canonical_name_is_the_listed_one(fruit):
+    fruit.add("plum", 7, aliases=["prune"])
+    assert fruit.canonical("prune") == fruit.canonical("plum") == "plum"
+    with pytest.raises(ConfigError, match="no fruit is called 'prunes'; did you mean 'prune'"):
+        fruit.canonical("prunes")
+    with pytest.raises(ConfigError, match=r"there are: pear, apple, cherry, plum$"):
+        fruit.canonical("steak")
+
+
+@pytest.mark.parametrize(
+    ("name", "aliases", "taken"),
+    [("fig", ["pear"], "pear"), ("prune", [], "prune"), ("fig", ["date", "prune"], "prune")],
+)
+def test_names_and_aliases_clash_alike(fruit, name, aliases, taken):
+    fruit.add("plum", 7, aliases=["prune"])
+    with pytest.raises(ValueError, match=f"two things want to be the fruit '{taken}'"):
+        fruit.add(name, 9, aliases)
+    assert "fig" not in fruit
+    assert "date" not in fruit
+    assert fruit["pear"] == 0
+    assert fruit["prune"] == 7
+
+
 def test_nearest_is_silent_where_nothing_is_near():
     assert nearest("sed", ["seed", "views"]) == "; did you mean 'seed'?"
     assert nearest("quux", ["seed", "views"]) == ""

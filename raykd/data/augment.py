@@ -12,8 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from raykd import bits
+from raykd.data.mixing import Mix
+from raykd.data.strong import Strong
 from raykd.record import Record
 
+ENDLESS = 1 << 31  # views
 REVISION = 1  # raised whenever the same key would show other pixels; part of every fingerprint
 
 
@@ -25,21 +28,32 @@ class Augment(Record):
 
     pad: int = Field(default=0, ge=0)  # pixels of black border on each side
     flip: bool = False  # mirror half of the views
+    strong: Strong | None = None  # random operations and a hole
+    mix: Mix | None = None  # each sample with another one
     revision: Literal[1] = REVISION  # of the meaning of a view; not for you to set
 
     def views(self) -> int:
-        """How many different views there are of one sample."""
+        """How many different views there are of one sample: finite for crops and flips alone."""
+        endless = self.mix is not None or self.strong is not None
+        return ENDLESS if endless else self._geometries()
+
+    def unmixed(self) -> "Augment":
+        """The same without mixing."""
+        return self.model_copy(update={"mix": None})
+
+    def _geometries(self) -> int:
+        """How many crops and flips there are."""
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
 
     def geometry(self, ids: Tensor, view: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """The crop's row and column (int64 [B], 0 to 2 pad) and the flip (bool [B]).
 
-        The views 0 to views() - 1 of a sample show each of its crops and flips once, in an
+        The views 0 to count - 1 of a sample show each of its crops and flips once, in an
         order of the sample's own: the number of the geometry is `step * view + start`, modulo
-        the number of geometries, with a step that is coprime to it. The next views() views
-        do so again in another order. Every view of a random sample is uniformly distributed.
+        their count, with a step that is coprime to it. The next `count` views do so again in
+        another order. Every view of a random sample is uniformly distributed.
         """
-        count = self.views()
+        count = self._geometries()
         cycle, turn = divmod(view, count)
         coprime = [step for step in range(count) if math.gcd(step, count) == 1]
         steps = torch.tensor(coprime, device=ids.device)
@@ -51,9 +65,13 @@ class Augment(Record):
         return number // side % side, number % side, flip
 
     def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
-        """The view of each of the images `pixels` (uint8 [B, H, W, 3]), of the same size."""
-        if self.views() == 1:
-            return pixels
+        """The view of each of the images `pixels` (uint8 [B, H, W, 3]) before it is mixed."""
+        if self._geometries() > 1:
+            pixels = self._moved(pixels, ids, view, seed)
+        return pixels if self.strong is None else self.strong.apply(pixels, ids, view, seed)
+
+    def _moved(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
+        """The images, cropped and flipped."""
         row, column, flip = self.geometry(ids, view, seed)
         batch, height, width, _ = pixels.shape
         pad = self.pad

@@ -4,30 +4,31 @@ A source returns labels and still encoded images; nothing is decoded here. Whate
 with the files is a `DataError` that names the file or the row.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from raykd.data.archives import Archive, downloads, is_at, unpacked
+from raykd.data.cinic10 import CINIC10, read_cinic10
+from raykd.data.folders import class_folders, class_names
 from raykd.data.samples import Found, Samples, Triple
 from raykd.data.tables import read_tables, table_files
+from raykd.data.tiny_imagenet import TINY_IMAGENET, read_tiny_imagenet
 from raykd.errors import DataError
 from raykd.registry import Registry
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first found is taken
-# The field's constants for 32 x 32 images: CIFAR-10 as in SAKD's and KD_Lib's code, CIFAR-100 as
-# in RepDistiller's and mdistiller's.
+# The field's constants, mean and std: CIFAR-10 as in SAKD's and KD_Lib's code, CIFAR-100 as in
+# RepDistiller's and mdistiller's, Tiny-ImageNet as in mdistiller's (SAKD normalises it with
+# CIFAR-10's), CINIC-10 from its README, https://github.com/BayesWatch/cinic-10.
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+_TINY_IMAGENET = ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
+_CINIC10 = ((0.47889522, 0.47227842, 0.43047404), (0.24205776, 0.23828046, 0.25874835))
 
 SOURCES: Registry[Callable[[Path | None], Found]] = Registry("dataset")
-
-
-def downloads() -> Path:
-    """The folder of datasets that download themselves: $RAYKD_DATA, or ~/.cache/raykd."""
-    return Path(os.environ.get("RAYKD_DATA", "~/.cache/raykd")).expanduser()
 
 
 def digits(path: Path | None) -> Found:
@@ -54,8 +55,7 @@ def cifar100(path: Path | None) -> Found:
 def _cifar(kind: str, path: Path | None, mean: Triple, std: Triple) -> Found:
     """One of torchvision's CIFAR datasets, with the field's constants."""
     if path is not None and table_files(_existing(path, kind.lower())):
-        found = read_tables(path)
-        return Found(found.splits, found.names, mean, std)
+        return replace(read_tables(path), mean=mean, std=std)
     from torchvision import datasets  # takes seconds to import
 
     root = path or downloads()
@@ -75,20 +75,53 @@ def _cifar(kind: str, path: Path | None, mean: Triple, std: Triple) -> Found:
     return Found(splits, names, mean, std)
 
 
+def tiny_imagenet(path: Path | None) -> Found:
+    """Tiny-ImageNet, 200 classes: downloaded, or as distributed or image tables at `path`."""
+    return _distributed(TINY_IMAGENET, path, read_tiny_imagenet, *_TINY_IMAGENET)
+
+
+def cinic10(path: Path | None) -> Found:
+    """CINIC-10, to train on `train`: downloaded, or as distributed or image tables at `path`."""
+    return _distributed(CINIC10, path, read_cinic10, *_CINIC10)
+
+
+def cinic10_trainvalid(path: Path | None) -> Found:
+    """CINIC-10, to train on `train` and `valid`: downloaded, or as distributed at `path`."""
+    # No image tables: of those, validation files are left out where there are test files.
+    root = None if path is None else _existing(path, "cinic10_trainvalid")
+    found = read_cinic10(unpacked(CINIC10, root), ("train", "valid"))
+    return replace(found, mean=_CINIC10[0], std=_CINIC10[1])
+
+
+def _distributed(
+    archive: Archive, path: Path | None, read: Callable[[Path], Found], mean: Triple, std: Triple
+) -> Found:
+    """The dataset of an archive, with the field's constants; or tables, where those are there."""
+    if (
+        path is not None
+        and not is_at(archive, path)
+        and table_files(_existing(path, archive.title))
+    ):
+        found = read_tables(path)
+    else:
+        found = read(unpacked(archive, path))
+    return replace(found, mean=mean, std=std)
+
+
 def folder(path: Path | None) -> Found:
     """Image files in one folder per class, at the top or in `train` and `test` (or `val`)."""
     root = _existing(path, "folder")
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder with one folder of images per class")
     train = root / "train" if (root / "train").is_dir() else root
-    names = _class_names(train)
-    splits = {"train": _class_folders(train, names)}
+    names = class_names(train)
+    splits = {"train": class_folders([train], names)}
     test = next((root / name for name in _TESTS if (root / name).is_dir()), None)
     if test is not None and train != root:
-        strange = sorted(set(_class_names(test)) - set(names))
+        strange = sorted(set(class_names(test)) - set(names))
         if strange:
             raise DataError(f"{test / strange[0]}: no class of this name is in {train}")
-        splits["test"] = _class_folders(test, names)
+        splits["test"] = class_folders([test], names)
     return Found(splits, names)
 
 
@@ -105,40 +138,6 @@ def _existing(path: Path | None, name: str) -> Path:
     return path
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise DataError(f"{root}: expected one folder of images per class, found no folder")
-    return tuple(names)
-
-
-class _Files:
-    """Encoded images, each file read when its turn comes."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return (path.read_bytes() for path in self._paths)
-
-
-def _class_folders(root: Path, names: tuple[str, ...]) -> Samples:
-    """The images below `root`, in the order of class and file name; ids follow this order."""
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found and (root / name).is_dir():
-            raise DataError(
-                f"{root / name}: the class folder holds no image "
-                f"({', '.join(sorted(SUFFIXES))}); fill it or remove it"
-            )
-        paths += found
-        labels += [label] * len(found)
-    return Samples(_Files(paths), np.asarray(labels, dtype=np.int64), lambda row: str(paths[row]))
-
-
-for _source in (digits, cifar10, cifar100, folder, table):
+_ALL = (digits, cifar10, cifar100, tiny_imagenet, cinic10, cinic10_trainvalid, folder, table)
+for _source in _ALL:
     SOURCES.add(_source.__name__, _source)

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raykd import bits
-from raykd.engine.fit import ShardMaker, open_cache
+from raykd.engine.fit import ShardMaker
+from raykd.engine.prepare import open_cache
 from raykd.errors import CacheMismatch
-from raykd.recipes import LogitsRun, Precision
+from raykd.recipes import LogitsRun
+from raykd.recipes.optim import Precision
 from raykd.store import Store
 from raykd.teachers.manifest import read_manifest
 

@@ -16,7 +16,7 @@ from raykd.engine.learner import Learner
 from raykd.experiment import Experiment
 from raykd.methods.label_only import LabelOnly
 from raykd.plan import Plan
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import StudentRun, TeacherRun, training_of
 from raykd.store import Store
 from raykd.teachers.manifest import gaps, read_manifest
 from raykd.types import Batch
@@ -30,7 +30,7 @@ _MEASURE_SECONDS = 0.5
 class Item:
     """One piece of work that is still to be done."""
 
-    kind: str  # "teacher", "cache" or "students"
+    kind: str  # "teacher", "cache", "prelude" or "students"
     label: str
     count: int  # of students; 1 otherwise
     forwards: int  # of the teacher, in images
@@ -64,7 +64,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
         return trained[key]
 
     for teacher in work.teachers:
-        run = teacher.training()
+        run = training_of(teacher)
         images = 0 if teacher.weights else len(open_images(store, run.data)[0]) * run.optim.epochs
         workers = experiment.teacher_workers(teacher)
         seconds = images / images_per_second(run) / max(1, workers) if images else 0.0
@@ -83,6 +83,11 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
             )
             size = needed_bytes(job.run, missing)
             items.append(Item("cache", label, 1, missing, size, missing / rate))
+    for prelude in work.preludes:
+        run = prelude.training()
+        images = len(open_images(store, run.data)[0]) * run.optim.epochs
+        seconds = images / images_per_second(run)
+        items.append(Item("prelude", prelude.method.name, 1, images, 0, seconds))
     groups: dict[tuple[str, int], list[StudentRun]] = {}
     for run in work.students:
         groups.setdefault((run.model, experiment.workers(run)), []).append(run)

@@ -35,6 +35,10 @@ class Host(Protocol):
         """The sum of a tensor over the workers, on each of them."""
         ...
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all workers [n, ...], in the order of the workers, on each of them."""
+        ...
+
     def agree(self, module: nn.Module) -> None:
         """Average the module's floating-point buffers (batch-norm statistics) over the workers."""
         ...
@@ -71,6 +75,10 @@ class LocalHost:
     def total(self, values: Tensor) -> Tensor:
         """The tensor itself."""
         return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows themselves."""
+        return rows
 
     def agree(self, module: nn.Module) -> None:
         """Nothing to agree on."""
@@ -122,6 +130,18 @@ class GroupHost:
         summed = values.clone()
         dist.all_reduce(summed)
         return summed
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all workers, of which each may have another number."""
+        count = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.empty_like(count) for _ in range(self.world)]
+        dist.all_gather(counts, count)
+        most = max(int(value) for value in counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
 
     def agree(self, module: nn.Module) -> None:
         """Average the floating-point buffers, as one message."""

@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.methods.base import Method, full_precision
+from raykd.methods.base import Method, full_precision, precise
 from raykd.models.staged import Staged
-from raykd.types import Batch, Outputs
+from raykd.types import Batch, Look, Outputs, Signal
 
 
 class Learner(nn.Module):
     """Everything that is trained, in one module: one wrapper for many workers, one state.
 
     The networks run in bfloat16 where `autocast` is set; losses are computed in float32.
+    Parameters that the method does not train are frozen.
     """
 
     def __init__(
@@ -26,6 +27,11 @@ class Learner(nn.Module):
         self.helpers = helpers
         self.method = method
         self.autocast = autocast
+        if method.trains != "student":
+            student.requires_grad_(False)
+        if method.trains == "backbone":
+            for stage in student.stages.values():
+                stage.requires_grad_(True)
 
     def forward(
         self, batch: Batch, teacher: Outputs | None, label_weight: float
@@ -35,11 +41,34 @@ class Learner(nn.Module):
         "label" is the labels' cross entropy of the method's scores; the others are the
         method's own, named by their spots.
         """
-        with torch.autocast(batch.pixels.device.type, torch.bfloat16, self.autocast):
-            student = self.student.outputs(batch.pixels, self.method.needs())
-        scores = self.method.scores(student, teacher, self.helpers)
-        with full_precision(scores):
-            losses = {"label": label_weight * F.cross_entropy(scores.float(), batch.targets)}
+        student = self._student(batch, teacher)
+        losses: dict[str, Tensor] = {}
+        if label_weight or self.method.trains == "student":  # every parameter gets a gradient
+            scores = self.method.scores(student, teacher, self.helpers)
+            with full_precision(scores):
+                label = F.cross_entropy(precise(scores), batch.targets)
+                losses["label"] = label_weight * label
         if teacher is not None:
             losses |= self.method.losses(student, teacher, batch, self.helpers)
         return losses, student.logits
+
+    def _student(self, batch: Batch, teacher: Outputs | None) -> Outputs:
+        """What the student says about every look that the method asks it about."""
+        if self.method.trains == "helpers":
+            assert teacher is not None
+            return teacher  # the student has no part in it
+        main, *others = self.method.looks().student
+        outputs = self._seen(batch if main == "given" else batch.looks[main])
+        if not others:
+            return outputs
+        looks: dict[Look, Outputs] = {main: outputs}
+        looks |= {look: self._seen(batch.looks[look]) for look in others}
+        return outputs.beside(looks)
+
+    def _seen(self, batch: Batch) -> Outputs:
+        """The student's outputs for one look."""
+        pixels, needs = batch.pixels, self.method.needs()
+        if Signal.PIXELS in needs:
+            pixels = pixels.detach().requires_grad_()
+        with torch.autocast(pixels.device.type, torch.bfloat16, self.autocast):
+            return self.student.outputs(pixels, needs)

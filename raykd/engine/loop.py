@@ -22,6 +22,7 @@ from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate
 from raykd.errors import WorkFailed
+from raykd.methods.base import Shared
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
@@ -36,7 +37,7 @@ def distil(
     learner: Learner,
     teacher_at: Callable[[int], Source | None],
     train: Views,
-    test: Views,
+    test: Views | None,
     test_teacher: Source | None,
     host: Host,
     keep: Callable[[int, Staged], None] = lambda epoch, student: None,
@@ -44,9 +45,12 @@ def distil(
     """Train `learner` as `run` says and return the metrics of every epoch.
 
     `teacher_at` gives the teacher of an epoch (from 0), `test_teacher` answers for the test
-    images. `keep` is called after every epoch, on every worker, with the number of epochs
-    done and the student that would be released then.
+    images; where `test` is None, nothing is evaluated. `keep` is called after every epoch, on
+    every worker, with the number of epochs done and the student that would be released then.
     """
+    for module in learner.helpers.modules():
+        if isinstance(module, Shared):
+            module.gather = host.gather
     optimiser = build_optimiser(run.optim, learner.parameters())
     average = _average(run, learner.student)
     history = _restored(learner, optimiser, average, host)
@@ -85,15 +89,16 @@ def distil(
         seconds = time.monotonic() - started  # after the sums were read: the device is done
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * len(rows), len(rows))}
         metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
-        metrics |= evaluate(
-            released,
-            learner.method,
-            learner.helpers,
-            test,
-            test_teacher,
-            host,
-            autocast=learner.autocast,
-        )
+        if test is not None:
+            metrics |= evaluate(
+                released,
+                learner.method,
+                learner.helpers,
+                test,
+                test_teacher,
+                host,
+                autocast=learner.autocast,
+            )
         metrics["seconds"] = time.monotonic() - started
         history.append(metrics)
         keep(epoch + 1, released)

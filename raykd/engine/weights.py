@@ -1,7 +1,8 @@
 """Weights on disk: safetensors files of a plain network, with no prefix of ours.
 
 A teacher's folder holds one file per saved epoch, `weights-<epoch>.safetensors`; a student's
-holds `weights.safetensors`.
+holds `weights.safetensors`, and `weights-helpers.safetensors` where its method's helpers are
+needed to use it; a prelude's folder holds the same two.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from raykd import arrow, models
 from raykd.engine.journal import RESULT
@@ -18,36 +20,60 @@ from raykd.recipes import LogitsRun, TeacherRun
 from raykd.store import Store, read_json, write_atomic
 
 STUDENT = "weights.safetensors"
+HELPERS = "weights-helpers.safetensors"  # of a prelude, or what a student cannot be used without
 
 
 def save_weights(path: Path, network: Staged) -> None:
     """Write the plain network's state, atomically."""
-    state = {name: value.detach().cpu() for name, value in network.network.state_dict().items()}
+    save_state(path, network.network)
+
+
+def save_state(path: Path, module: nn.Module) -> None:
+    """Write a module's state, atomically."""
+    state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
     write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
 
 
 def load_weights(path: Path, network: Staged) -> None:
     """Read a plain network's state. Raises `ConfigError` where it is another network's."""
-    if not path.is_file():
-        raise CacheCorrupt(
-            f"{path}: the weights are missing; remove the folder to train them again"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        raise CacheCorrupt(f"{path}: the weights cannot be read ({error})") from error
+    state = load_state(path)
     try:
         network.network.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigError(f"{path}: these are not weights of this network: {error}") from error
 
 
+def load_state(path: Path) -> dict[str, Tensor]:
+    """A state that was written. Raises `CacheCorrupt` where it is missing or cannot be read."""
+    if not path.is_file():
+        raise CacheCorrupt(
+            f"{path}: the weights are missing; remove the folder to train them again"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        raise CacheCorrupt(f"{path}: the weights cannot be read ({error})") from error
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """The checksum of every weights file in a folder, by its name."""
     return {path.name: arrow.file_checksum(path) for path in sorted(folder.glob("weights*"))}
+
+
+def checked(path: Path) -> Path:
+    """The path, once its bytes are seen to be those that the artefact's result speaks of.
+
+    Raises `CacheCorrupt`.
+    """
+    known = read_json(path.with_name(RESULT))["weights"]
+    if path.is_file() and arrow.file_checksum(path) != known.get(path.name):
+        raise CacheCorrupt(
+            f"{path}: the weights were truncated or altered; remove {path.parent} to train them "
+            "again"
+        )
+    return path
 
 
 def anchor_path(store: Store, teacher: TeacherRun, anchor: int) -> Path:
@@ -63,13 +89,7 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
 def load_teacher(store: Store, teacher: TeacherRun, anchor: int, device: torch.device) -> Staged:
     """The teacher as it was after `anchor` epochs, on `device`."""
     assert teacher.data.classes is not None, "the recipe's data was never read"
-    path = anchor_path(store, teacher, anchor)
-    known = read_json(path.with_name(RESULT))["weights"]
-    if path.is_file() and arrow.file_checksum(path) != known.get(path.name):
-        raise CacheCorrupt(
-            f"{path}: the teacher's weights were truncated or altered; remove {path.parent} to "
-            "train it again"
-        )
+    path = checked(anchor_path(store, teacher, anchor))
     network = models.build(teacher.model, teacher.data.classes)
     load_weights(path, network)
     return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

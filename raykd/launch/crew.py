@@ -12,13 +12,13 @@ import torch
 
 from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
 from raykd.engine.compare import SPOT_CHECK, Comparison, compare
-from raykd.engine.fit import default_device, local_host, train_student, train_teacher
+from raykd.engine.fit import default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
 from raykd.plan import CacheJob
 from raykd.progress import Teller, clock
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import TeacherRun, Training
 from raykd.record import fingerprint
 from raykd.store import Store
 from raykd.teachers.manifest import Part
@@ -44,8 +44,8 @@ class Crew:
         self._pool: Pool | None = None
         self._connected = False
 
-    def train(self, jobs: Sequence[tuple[TeacherRun | StudentRun, int]]) -> None:
-        """Train teachers or students with the given numbers of workers each.
+    def train(self, jobs: Sequence[tuple[Training, int]]) -> None:
+        """Train teachers, preludes or students with the given numbers of workers each.
 
         A failed one does not stop the others; the first error is raised at the end.
         """
@@ -127,7 +127,7 @@ class Crew:
         pool.run([check], lambda _, value: comparisons.append(value))
         return comparisons[0]
 
-    def _train_packed(self, runs: Sequence[TeacherRun | StudentRun]) -> None:
+    def _train_packed(self, runs: Sequence[Training]) -> None:
         """One worker each, several at a time, in workers that are used again."""
         from raykd.launch.pool import Unit
 
@@ -149,16 +149,13 @@ class Crew:
             for stack in watched.values():
                 stack.close()
 
-    def _train_one(self, run: TeacherRun | StudentRun, workers: int) -> None:
+    def _train_one(self, run: Training, workers: int) -> None:
         """Here, or on Ray Train."""
         with self._watch(run):
             if workers == 0:
                 self._stay()
                 host = local_host(self._store, run, self._scale.checkpoint_seconds)
-                if isinstance(run, TeacherRun):
-                    train_teacher(self._store, run, host)
-                else:
-                    train_student(self._store, run, host)
+                train(self._store, run, host)
                 return
             self._dismiss()
             self._connect(workers)
@@ -167,7 +164,7 @@ class Crew:
             self._teller.say(f"{describe(run)}: starting {workers} workers with Ray Train")
             fit(self._store, run, workers, self._scale)
 
-    def _watch(self, run: TeacherRun | StudentRun) -> contextlib.AbstractContextManager[None]:
+    def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""
         return self._teller.watching(describe(run), self._store.path(run), run.optim.epochs)
 
@@ -198,10 +195,10 @@ class Crew:
             self._pool = None
 
 
-def describe(run: TeacherRun | StudentRun) -> str:
+def describe(run: Training) -> str:
     """A run in a few words, with the start of its fingerprint."""
-    what = "teacher" if isinstance(run, TeacherRun) else run.method.name
-    return f"{what} {run.model} seed {run.seed} ({fingerprint(run)[:8]})"
+    what = "teacher" if isinstance(run, TeacherRun) else run.method.label
+    return f"{what} {run.model or 'of the teacher'} seed {run.seed} ({fingerprint(run)[:8]})"
 
 
 @contextlib.contextmanager

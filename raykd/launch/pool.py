@@ -15,12 +15,12 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from raykd.engine.compare import Comparison, compare
-from raykd.engine.fit import ShardMaker, default_device, local_host, train_student, train_teacher
+from raykd.engine.fit import ShardMaker, default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
 from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
-from raykd.recipes import LogitsRun, StudentRun, TeacherRun
+from raykd.recipes import LogitsRun, Training
 from raykd.store import Store
 from raykd.teachers.manifest import Part, Shard
 
@@ -44,14 +44,10 @@ class Worker:
         """Compare a cache with the live teacher."""
         return compare(self._store, run, rows, default_device())
 
-    def train(self, run: TeacherRun | StudentRun, seconds: float) -> None:
-        """Train one teacher or student, from its checkpoint if it has one."""
+    def train(self, run: Training, seconds: float) -> None:
+        """Train one teacher, prelude or student, from its checkpoint if it has one."""
         self._maker = None
-        host = local_host(self._store, run, seconds)
-        if isinstance(run, TeacherRun):
-            train_teacher(self._store, run, host)
-        else:
-            train_student(self._store, run, host)
+        train(self._store, run, local_host(self._store, run, seconds))
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from raykd.engine.fit import train_student, train_teacher
+from raykd.engine.fit import train
 from raykd.engine.host import GroupHost
 from raykd.engine.journal import Journal
 from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
 from raykd.launch.cluster import check_fit, gpus_per_worker
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import Training
 from raykd.record import fingerprint
 from raykd.store import Store
 
 
-def fit(store: Store, run: TeacherRun | StudentRun, workers: int, scale: Scale) -> None:
+def fit(store: Store, run: Training, workers: int, scale: Scale) -> None:
     """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
 
     The workers' checkpoints are the run's own file in the store, the same that one process
@@ -65,13 +65,10 @@ def _worker(config: dict[str, Any]) -> None:
     journal = Journal(store.path(run), config["seconds"])
     device = ray.train.torch.get_device()
     host = GroupHost(journal, device, lambda metrics: ray.train.report(dict(metrics)))
-    if isinstance(run, TeacherRun):
-        train_teacher(store, run, host)
-    else:
-        train_student(store, run, host)
+    train(store, run, host)
 
 
-def _cause(error: TrainingFailedError, run: TeacherRun | StudentRun) -> RaykdError:
+def _cause(error: TrainingFailedError, run: Training) -> RaykdError:
     """What the user should hear: the workers' own error where it is one of ours."""
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():

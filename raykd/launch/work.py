@@ -1,4 +1,4 @@
-"""Carrying out a plan: teachers, then caches, then students, each only if it is not there yet."""
+"""Carrying out a plan: teachers, caches, preludes, students, each only if it is not there yet."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from raykd.experiment import Experiment
 from raykd.launch.crew import Crew
 from raykd.plan import plan
 from raykd.progress import Teller
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import TeacherRun, Training
 from raykd.store import Store
 
 
@@ -37,13 +37,15 @@ def carry_out(
     work = plan(missing if students else experiment.runs)
     teachers = [teacher for teacher in work.teachers if not store.has(teacher)]
     everything = plan(experiment.runs)
-    made = {"teachers": len(teachers), "caches": 0, "students": len(missing) if students else 0}
-    reused = {
-        "teachers": len(everything.teachers) - len(teachers),
-        "students": len(everything.students) - len(missing) if students else 0,
-    }
+    preludes = [prelude for prelude in work.preludes if students and not store.has(prelude)]
+    made = {"teachers": len(teachers), "caches": 0, "preludes": len(preludes)}
+    made["students"] = len(missing) if students else 0
+    reused = {"teachers": len(everything.teachers) - len(teachers)}
+    if students:
+        reused["preludes"] = len(everything.preludes) - len(preludes)
+        reused["students"] = len(everything.students) - len(missing)
     todo = ", ".join(f"{count} {kind}" for kind, count in made.items() if count)
-    _check_batches(experiment, store, [*teachers, *(missing if students else [])])
+    _check_batches(experiment, store, [*teachers, *preludes, *(missing if students else [])])
     teller.say(f"to train: {todo or 'nothing'}; in the store: {_counted(reused)}")
     with contextlib.ExitStack() as stack:
         crew = Crew(experiment, store, teller, stack)
@@ -51,13 +53,12 @@ def carry_out(
         made["caches"] = crew.precompute(work.caches)
         reused["caches"] = len(everything.caches) - made["caches"]
         if students:
+            crew.train([(prelude, experiment.workers(prelude)) for prelude in preludes])
             crew.train([(run, experiment.workers(run)) for run in missing])
     return Outcome(made, reused, time.monotonic() - started)
 
 
-def _check_batches(
-    experiment: Experiment, store: Store, runs: Sequence[TeacherRun | StudentRun]
-) -> None:
+def _check_batches(experiment: Experiment, store: Store, runs: Sequence[Training]) -> None:
     """Raise `ConfigError` where a run's batches do not suit its data or its workers."""
     sizes: dict[Data, int] = {}
     for run in runs:

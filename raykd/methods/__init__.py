@@ -1,25 +1,101 @@
-"""The table of methods: one line each. `AnyMethod` is the field type that reads any of them."""
+"""The table of methods: one line each. `AnyMethod` is the field type that reads any of them.
+
+`PRELUDES` are what some of them have trained before; no experiment file names those.
+"""
 
 from typing import Annotated, Union
 
 from pydantic import Field
 
+from raykd.methods.ab import AB, ABInit
+from raykd.methods.at import AT
 from raykd.methods.base import Method
+from raykd.methods.cc import CC
+from raykd.methods.combine import Combine
+from raykd.methods.cosine_kd import CosineKD
+from raykd.methods.crd import CRD
+from raykd.methods.ctkd import CTKD
+from raykd.methods.dist import DIST
+from raykd.methods.dkd import DKD
+from raykd.methods.fitnet import FitNet
+from raykd.methods.fsp import FSP, FSPInit
+from raykd.methods.ft import FT, FTParaphraser
+from raykd.methods.irg import IRG
+from raykd.methods.jacobian import JacobianMatching
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
+from raykd.methods.logit_standardisation import LogitStandardisation
+from raykd.methods.mimic import MimicEmbedding, MimicLogits
+from raykd.methods.mlkd import MLKD
+from raykd.methods.nkd import NKD
+from raykd.methods.nst import NST
+from raykd.methods.ofd import OFD
+from raykd.methods.pkt import PKT
+from raykd.methods.relational_kd import RelationalKD
+from raykd.methods.reviewkd import ReviewKD
+from raykd.methods.sample_contrastive_kd import SampleContrastiveKD
+from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
+from raykd.methods.sp import SP
+from raykd.methods.stkd import STKD
+from raykd.methods.vid import VID
 from raykd.registry import Registry
 
-__all__ = ["METHODS", "AnyMethod", "Method"]
+__all__ = ["METHODS", "PRELUDES", "AnyMethod", "AnyPrelude", "Method"]
 
 METHODS: Registry[type[Method]] = Registry("method")
 METHODS.add("label_only", LabelOnly)
+# logits
 METHODS.add("kd", KD)
-METHODS.add("skd", SKD)
+METHODS.add("spherical_kd", SKD, ["skd"])
+METHODS.add("dkd", DKD)
+METHODS.add("nkd", NKD)
+METHODS.add("dist", DIST)
+METHODS.add("logit_standardisation", LogitStandardisation, ["ls"])
+METHODS.add("ctkd", CTKD)
+METHODS.add("mlkd", MLKD)
+METHODS.add("cosine_kd", CosineKD, ["cswt"])
+METHODS.add("sample_contrastive_kd", SampleContrastiveKD, ["ckd"])
+METHODS.add("mimic_logits", MimicLogits)
+METHODS.add("stkd", STKD)
+# embeddings
+METHODS.add("relational_kd", RelationalKD, ["rkd"])
+METHODS.add("pkt", PKT)
+METHODS.add("cc", CC)
+METHODS.add("crd", CRD)
+METHODS.add("mimic_embedding", MimicEmbedding)
+# feature maps, and the live teacher
+METHODS.add("fitnet", FitNet)
+METHODS.add("at", AT)
+METHODS.add("sp", SP)
+METHODS.add("vid", VID)
+METHODS.add("ab", AB)
+METHODS.add("ft", FT)
+METHODS.add("fsp", FSP)
+METHODS.add("nst", NST)
+METHODS.add("irg", IRG)
+METHODS.add("ofd", OFD)
+METHODS.add("reviewkd", ReviewKD)
+METHODS.add("simkd", SimKD)
+METHODS.add("jacobian", JacobianMatching)
 
+PRELUDES: Registry[type[Method]] = Registry("prelude")
+PRELUDES.add("ab_init", ABInit)
+PRELUDES.add("ft_paraphraser", FTParaphraser)
+PRELUDES.add("fsp_init", FSPInit)
 
-# A union over a table that is known only here; type checkers see the base class.
+# Unions over tables that are known only here; type checkers see the base class.
+_AnyPart = Annotated[
+    Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
+    Field(discriminator="name"),
+]
+Combine.model_rebuild(_types_namespace={"AnyPart": _AnyPart})
+METHODS.add("combine", Combine)
 AnyMethod = Annotated[
     Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
+    Field(discriminator="name"),
+]
+AnyPrelude = Annotated[
+    Union[tuple(PRELUDES.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
     Field(discriminator="name"),
 ]

@@ -8,9 +8,11 @@ optimises, averages over workers and checkpoints together with the student.
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from raykd.record import Record
-from raykd.types import Batch, Outputs, Shapes, Signal
+from raykd.types import Batch, Look, Outputs, Shapes, Signal
 
 
 def _checked(schedule: "float | tuple[tuple[int, float], ...]"):
@@ -41,21 +43,104 @@ def at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:
     return schedule
 
 
+def ramp(epoch: int, epochs: int) -> float:
+    """What a loss is multiplied by while it warms up: (epoch + 1) / epochs, at most 1."""
+    return min(1.0, (epoch + 1) / epochs) if epochs else 1.0
+
+
+def canonical(name: str) -> AfterValidator:
+    """Reads an alias as the name that it stands for, so that both have one fingerprint."""
+    return AfterValidator(lambda given: name)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The ways of looking at a batch's samples that a method reads; the first is the main one."""
+
+    student: tuple[Look, ...] = ("given",)
+    teacher: tuple[Look, ...] = ("given",)
+
+
+@dataclass(frozen=True)
+class Prelude:
+    """Training that is done once before a method's own, and kept as an artefact.
+
+    Helpers of both methods that have the same name start from it, and so does the student
+    where the prelude trains its backbone.
+    """
+
+    method: "Method"
+    epochs: int
+    lr: float | None = None  # constant; None: the student's first rate
+
+
+class Shared(nn.Module):
+    """A helper with a memory that all workers keep alike.
+
+    `gather` joins what every worker has, along the first axis and in the order of the workers;
+    the loop sets it. One worker alone has everything.
+    """
+
+    gather: Callable[[Tensor], Tensor] = staticmethod(lambda rows: rows)
+
+
 class Method(Record):
     """One way to distil. A subclass is final: to change a method, wrap it."""
 
     title: ClassVar[str] = ""  # the paper, with its arXiv number or venue
+    cost: ClassVar[str] = "B C"  # of the loss, beyond both networks: operations, in shape letters
     label_weight: ClassVar[Schedule] = 1.0  # of the labels' cross entropy, where a run names none
+    trains: ClassVar[Literal["student", "backbone", "helpers"]] = "student"  # besides helpers
+    released: ClassVar[tuple[str, ...]] = ()  # helpers without which the student cannot be used
+    beside: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # other defaults in `combine`
 
     name: str
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return self.name
 
     def needs(self) -> Signal:
         """The signals that `scores` and `losses` read, of both networks."""
         return Signal.LOGITS
 
-    def helpers(self, student: Shapes, teacher: Shapes) -> nn.ModuleDict:
-        """Modules trained with the student, and buffers kept between steps; none by default."""
+    def looks(self) -> Looks:
+        """The ways of looking at the samples that each network is asked about."""
+        return Looks()
+
+    def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
+        """How the method mixes its samples, with the parameter of Beta; None: as the data say."""
+        return None
+
+    def prelude(self) -> Prelude | None:
+        """What is to be trained before."""
+        return None
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """Modules trained with the student, and buffers kept between steps; none by default.
+
+        `targets` (int64 [N]) are the labels of the training rows, which `Batch.ids` count. Raises
+        `ConfigError` where the two networks do not suit the method.
+        """
         return nn.ModuleDict()
+
+    def adopt(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
+        """Set helpers to what the prelude's helpers of the same names became.
+
+        `found` is the state of the prelude's helpers.
+        """
+        for name, helper in helpers.items():
+            start = f"{name}."
+            state = {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
+            if state:
+                helper.load_state_dict(state)
+
+    def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
+        """The helpers that are kept with the finished student."""
+        return nn.ModuleDict({name: helpers[name] for name in self.released})
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
         """Whether `calibrate` has work to do before the first step."""
@@ -69,7 +154,7 @@ class Method(Record):
 
         `teacher` is None where a student is used without its teacher.
         """
-        return student.logits.float()
+        return precise(student.logits)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
@@ -86,6 +171,26 @@ class Method(Record):
 def full_precision(tensor: Tensor) -> torch.autocast:
     """A region in which autocast is off: losses are computed in float32."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor as float32, or as float64 where it is that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def others(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits [B, C - 1] of all classes but the label's (int64 [B])."""
+    other = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], value=False)
+    return logits[other].view(len(logits), -1)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Logits [B, C] with each row shifted to mean 0 and scaled to unbiased std 1.
+
+    Sun et al. 2024, arXiv 2403.01427, equation 9; 1e-7 is added to the std, as in its code.
+    """
+    std, mean = torch.std_mean(logits, dim=1, keepdim=True)
+    return (logits - mean) / (std + 1e-7)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

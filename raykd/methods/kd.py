@@ -1,12 +1,12 @@
 """Knowledge distillation from softened logits (Hinton, Vinyals and Dean 2015)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods.base import Method, Schedule, at, full_precision, soft_cross_entropy
+from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
 from raykd.types import Batch, Outputs
 
 
@@ -20,6 +20,7 @@ class KD(Method):
 
     title: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     label_weight: ClassVar[Schedule] = 0.1
+    beside: ClassVar[Mapping[str, Any]] = {"weight": 1.0}  # the benchmark's "X + KD"
 
     name: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, gt=0)
@@ -31,6 +32,6 @@ class KD(Method):
         """The softened divergence, at the spot "logits"."""
         with full_precision(student.logits):
             loss = soft_cross_entropy(
-                student.logits.float(), teacher.logits.float(), self.temperature
+                precise(student.logits), precise(teacher.logits), self.temperature
             )
             return {"logits": at(self.weight, batch.epoch) * loss}

@@ -4,13 +4,21 @@ Shapes: B batch, C classes.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods.base import Method, Schedule, at, full_precision, soft_cross_entropy
+from raykd.methods.base import (
+    Method,
+    Schedule,
+    at,
+    canonical,
+    full_precision,
+    precise,
+    soft_cross_entropy,
+)
 from raykd.types import Batch, Outputs, Shapes
 
 EPSILON = 1e-7  # of the official training code
@@ -75,14 +83,17 @@ class SKD(Method):
 
     title: ClassVar[str] = "Guo et al. 2020, arXiv 2010.07485"
     label_weight: ClassVar[Schedule] = 0.1
+    released: ClassVar[tuple[str, ...]] = ("radius",)
 
-    name: Literal["skd"] = "skd"
+    name: Annotated[Literal["spherical_kd", "skd"], canonical("spherical_kd")] = "spherical_kd"
     temperature: float = Field(default=4.0, gt=0)
     weight: Schedule = 0.9
     variant: Variant = "layer_norm"
     radius: float | None = Field(default=None, gt=0)  # None: from the teacher's logits
 
-    def helpers(self, student: Shapes, teacher: Shapes) -> nn.ModuleDict:
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
         """The radius, as a buffer."""
         return nn.ModuleDict({"radius": Radius(self.radius)})
 
@@ -106,12 +117,12 @@ class SKD(Method):
         logits = student.logits
         with full_precision(logits):
             if self.variant == "layer_norm":
-                return normalise(logits.float(), _radius(helpers).value)
+                return normalise(precise(logits), _radius(helpers).value)
             if self.variant == "l2":
-                return to_sphere(logits.float(), _radius(helpers).value)
+                return to_sphere(precise(logits), _radius(helpers).value)
             if teacher is None:
-                return logits.float()
-            return to_teacher_std(logits.float(), teacher.logits.float())
+                return precise(logits)
+            return to_teacher_std(precise(logits), precise(teacher.logits))
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
@@ -119,7 +130,7 @@ class SKD(Method):
         """The softened divergence of the normalised logits, at the spot "logits"."""
         mine = self.scores(student, teacher, helpers)
         with full_precision(mine):
-            theirs = teacher.logits.float()
+            theirs = precise(teacher.logits)
             if self.variant != "teacher_std":
                 theirs = self.scores(teacher, None, helpers)
             loss = soft_cross_entropy(mine, theirs, self.temperature)

@@ -3,14 +3,23 @@
 `build("resnet20", classes=10)` makes a network of this table, `build("torchvision/resnet18",
 classes=10)` any classifier of torchvision, and `build("timm/...", classes=10)` any of timm
 (`pip install raykd[timm]`).
+
+The table holds the networks of the CRD benchmark (Tian et al. 2020, arXiv 1910.10699), with its
+own spellings of them as aliases. "MobileNetV2" means width 0.5 there, and width 1.0 in the
+repository of spot-adaptive distillation (Song et al. 2022, arXiv 2205.02399).
 """
 
 from collections.abc import Callable
 from functools import partial
 
 from raykd.errors import ConfigError
+from raykd.models.cifar_resnet import LAYERS, cifar_resnet
+from raykd.models.mobilenet import mobilenet_v2
 from raykd.models.resnet import WIDE, WIDTHS, resnet
+from raykd.models.shufflenet import shufflenet_v1, shufflenet_v2
 from raykd.models.staged import Staged, measure, parameter_count
+from raykd.models.vgg import CONVOLUTIONS, vgg
+from raykd.models.wide_resnet import wide_resnet
 from raykd.registry import Registry
 
 __all__ = ["NETWORKS", "Staged", "build", "check_name", "measure", "parameter_count"]
@@ -20,17 +29,30 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
     NETWORKS.add(f"resnet{_depth}", partial(resnet, _depth, WIDTHS))
 for _depth in (8, 32):
     NETWORKS.add(f"resnet{_depth}x4", partial(resnet, _depth, WIDE))
+for _depth, _factor in ((16, 1), (16, 2), (28, 10), (40, 1), (40, 2)):
+    NETWORKS.add(f"wrn_{_depth}_{_factor}", partial(wide_resnet, _depth, _factor))
+for _depth in CONVOLUTIONS:
+    NETWORKS.add(f"vgg{_depth}", partial(vgg, _depth))
+NETWORKS.add("mobilenet_v2_x0_5", partial(mobilenet_v2, 0.5), ["MobileNetV2"])
+NETWORKS.add("mobilenet_v2_x1_0", partial(mobilenet_v2, 1.0))
+NETWORKS.add("shufflenet_v1", shufflenet_v1, ["ShuffleV1"])
+NETWORKS.add("shufflenet_v2", shufflenet_v2, ["ShuffleV2"])
+for _depth in LAYERS:
+    NETWORKS.add(f"cifar_resnet{_depth}", partial(cifar_resnet, _depth), [f"ResNet{_depth}"])
 
 
-def check_name(name: str) -> None:
-    """Raise `ConfigError`, with the nearest name, where no network is called `name`."""
+def check_name(name: str) -> str:
+    """The name by which `name` is listed: the same one, unless it is an alias.
+
+    Raises `ConfigError`, with the nearest name, where no network is called `name`.
+    """
     library, slash, inner = name.partition("/")
     if not slash:
-        NETWORKS[name]
-        return
+        return NETWORKS.canonical(name)
     from raykd.models import imagenet  # torchvision takes seconds to import
 
     imagenet.check_name(library, inner)
+    return name
 
 
 def build(name: str, classes: int, weights: str | None = None) -> Staged:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from raykd.models.staged import Rectified, Staged
+from raykd.models.staged import Rectified, Staged, he_normal, in_order
 
 WIDTHS = (16, 16, 32, 64)  # stem, then three stages
 WIDE = (32, 64, 128, 256)  # the "x4" networks
@@ -58,9 +58,6 @@ def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Stage
         norms[f"stage{number}"] = stage[-1].bn2
     parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     parts["classifier"] = nn.Linear(widths[3], classes)
-    network = nn.Sequential(parts)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    stages = {name: part for name, part in parts.items() if name not in ("pool", "classifier")}
-    return Staged(network, stages, parts["pool"], parts["classifier"], norms)
+    network = in_order(parts, norms)
+    he_normal(network)
+    return network

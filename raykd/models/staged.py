@@ -6,6 +6,7 @@ prefixes of a data-parallel wrapper and under `torch.compile`.
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -23,12 +24,16 @@ class Rectified(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's output."""
-        return F.relu(super().forward(x), inplace=True)
+        return self.rectify(super().forward(x), inplace=True)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output before the last ReLU, and after it."""
         before = super().forward(x)
-        return before, F.relu(before)
+        return before, self.rectify(before, inplace=False)
+
+    def rectify(self, before: Tensor, *, inplace: bool) -> Tensor:
+        """The end of the stage; where `inplace`, it may overwrite `before`."""
+        return F.relu(before, inplace=inplace)
 
 
 class Staged(nn.Module):
@@ -114,6 +119,37 @@ class Staged(nn.Module):
         for part in (*self.stages.values(), self.pool, self.classifier):
             part.train(mode)
         return self
+
+
+def in_order(
+    parts: OrderedDict[str, nn.Module],
+    norms: Mapping[str, nn.BatchNorm2d] = NO_NORMS,
+    *,
+    normalised_later: bool = False,
+) -> Staged:
+    """The network that runs `parts` in order: its stages, then its "pool" and its "classifier"."""
+    stages = {name: part for name, part in parts.items() if name not in ("pool", "classifier")}
+    return Staged(
+        nn.Sequential(parts),
+        stages,
+        parts["pool"],
+        parts["classifier"],
+        norms,
+        normalised_later=normalised_later,
+    )
+
+
+def he_normal(network: nn.Module) -> None:
+    """Start every k x k convolution from N(0, 2 / (k**2 K_out)), its bias from 0.
+
+    He et al. 2015 (arXiv 1502.01852), section 2.2, over the fan out; K_out counts the output
+    channels of all groups together, also where the convolution is depthwise.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def measure(network: Staged, size: tuple[int, int]) -> Shapes:

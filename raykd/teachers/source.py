@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, H, W pixels.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from raykd.models.staged import Staged
 from raykd.teachers.cache import LogitsCache
-from raykd.types import Batch, Outputs, Signal
+from raykd.types import Batch, Look, Outputs, Signal
 
 Triple = tuple[float, float, float]
 
@@ -44,13 +45,20 @@ class LiveTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         """The network's outputs; logits as float32."""
         pixels = batch.pixels
+        differentiable = Signal.PIXELS in self.supplies
+        if differentiable:
+            pixels = pixels.detach().requires_grad_()
+        asked = pixels
         if self._scale is not None and self._shift is not None:
             pixels = pixels * self._scale + self._shift
         # Not inference_mode: the student's losses save these tensors for backward.
-        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16):
-            out = self.network.outputs(pixels, self.supplies)
+        with (
+            torch.set_grad_enabled(differentiable),
+            torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16),
+        ):
+            out = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
         out.logits = out.logits.float()
-        return out
+        return out.of(asked) if differentiable else out
 
 
 def _affine(
@@ -75,3 +83,19 @@ class CachedTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
         return self.cache.take(batch.ids, batch.view)
+
+
+class LookingTeacher:
+    """A teacher that is asked about several looks at the same samples."""
+
+    def __init__(self, sources: Mapping[Look, Source]) -> None:
+        """`sources` answer for a look each; the first is the main one."""
+        self.sources = sources
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The outputs for the main look, with those for all looks beside them."""
+        answers: dict[Look, Outputs] = {
+            look: source(batch if look == "given" else batch.looks[look])
+            for look, source in self.sources.items()
+        }
+        return next(iter(answers.values())).beside(answers)

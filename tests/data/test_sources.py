@@ -1,9 +1,9 @@
 """Where images come from: digits, folders of files, tables, CIFAR; and what is said of bad ones."""
 
-import io
 import json
 import os
-import socket
+import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,46 +19,13 @@ from raykd.data.images import Data, open_images, read
 from raykd.data.samples import Found, Samples
 from raykd.data.sources import SOURCES
 from raykd.errors import DataError
+from tests.data.files import closed_port, encoded, md5, picture, pixels, put, refusal, serving
 
 ROOT = Path(__file__).parents[2]
 CIFAR10 = Path(os.environ.get("RAYKD_TEST_CIFAR10", ROOT / "../shared/data/cifar10"))
 needs_cifar10 = pytest.mark.skipif(
     not CIFAR10.is_dir(), reason="RAYKD_TEST_CIFAR10 names no folder of CIFAR-10's Parquet files"
 )
-
-
-def picture(seed: int = 0, height: int = 6, width: int = 8) -> Image.Image:
-    shape = (height, width, 3)
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def put(path: Path, data: bytes | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(picture()) if data is None else data)
-    return path
-
-
-def pixels(found: Found, split: str = "train", resize: int | None = None) -> np.ndarray:
-    return decode(found.splits[split], resize)
-
-
-def refusal(name: str, path: Path | None) -> str:
-    """What is said of the dataset at `path`, once it is read and decoded."""
-
-    def use() -> None:
-        found = SOURCES[name](path)
-        for split in found.splits:
-            pixels(found, split)
-
-    with pytest.raises(DataError) as error:
-        use()
-    return str(error.value)
 
 
 # Digits
@@ -462,11 +429,9 @@ def test_a_folder_without_training_tables_is_refused(tmp_path):
 def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch, name):
     from torchvision import datasets
 
-    with socket.socket() as held:  # bound, but not listening: a connection is refused at once
-        held.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{held.getsockname()[1]}/cifar.tar.gz"
-        monkeypatch.setattr(datasets.CIFAR10, "url", address)
-        monkeypatch.setattr(datasets.CIFAR100, "url", address)
+    with closed_port() as address:
+        monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/cifar.tar.gz")
+        monkeypatch.setattr(datasets.CIFAR100, "url", f"{address}/cifar.tar.gz")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setenv("RAYKD_DATA", str(tmp_path))
         message = refusal(name, None)
@@ -483,6 +448,53 @@ def test_an_altered_download_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/cifar.tar.gz")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert refusal("cifar10", tmp_path).startswith(f"CIFAR10 is not in {tmp_path}")
+
+
+def put_cifar100(place: Path) -> Path:
+    """An archive like the official one, with 100 training and 10 test images."""
+    folder = place / "cifar-100-python"
+    names = [f"class {number}" for number in range(100)]
+    rows = np.random.default_rng(0).integers(0, 256, (110, 3 * 32 * 32), dtype=np.uint8)
+    labels = [99 - number for number in range(100)] + [5] * 10
+    content = {"meta": {"fine_label_names": names, "coarse_label_names": ["coarse"] * 20}}
+    for split, part in (("train", slice(0, 100)), ("test", slice(100, 110))):
+        fine = labels[part]
+        coarse = [0] * len(fine)
+        content[split] = {"data": rows[part], "fine_labels": fine, "coarse_labels": coarse}
+    for name, entry in content.items():
+        put(folder / name, pickle.dumps(entry, protocol=2))
+    with tarfile.open(place / "cifar-100-python.tar.gz", "w:gz") as file:
+        file.add(folder, folder.name)
+    return folder
+
+
+def test_cifar100_is_read_from_its_official_files(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    folder = put_cifar100(tmp_path / "server")
+    # Where torchvision gets the files, and which it takes for whole, are data of its class.
+    kind, sums = datasets.CIFAR100, {name: md5(folder / name) for name in ("train", "test", "meta")}
+    monkeypatch.setattr(kind, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["meta"]})
+    monkeypatch.setattr(kind, "tgz_md5", md5(folder.parent / "cifar-100-python.tar.gz"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("RAYKD_DATA", str(tmp_path / "downloads"))
+    with serving(folder.parent) as server:
+        monkeypatch.setattr(kind, "url", f"{server.address}/cifar-100-python.tar.gz")
+        found = SOURCES["cifar100"](None)
+    assert found.names[:2] == ("class 0", "class 1") and len(found.names) == 100
+    assert found.splits["train"].labels.tolist() == list(range(99, -1, -1))  # the fine ones
+    assert found.splits["test"].labels.tolist() == [5] * 10
+    # A row has the red plane, then the green and the blue one, each by rows of the image.
+    planes = pickle.loads((folder / "test").read_bytes())["data"].reshape(10, 3, 32, 32)
+    assert np.array_equal(pixels(found, "test"), planes.transpose(0, 2, 3, 1))
+    assert found.mean == (0.5071, 0.4867, 0.4408)
+    assert found.std == (0.2675, 0.2565, 0.2761)
+    again = SOURCES["cifar100"](tmp_path / "downloads")  # from the folder, without the server
+    assert np.array_equal(pixels(again), pixels(found))
+    put(tmp_path / "downloads/cifar-100-python/meta", b"altered")
+    assert "metadata file not found or corrupted" in refusal("cifar100", tmp_path / "downloads")
 
 
 def test_cifar_tables_have_the_constants_of_the_field_whoever_read_them_first(store, tmp_path):

@@ -7,8 +7,9 @@ from raykd import bits
 from raykd.data.augment import Augment
 from raykd.data.images import open_images
 from raykd.data.loader import Views
-from raykd.engine.fit import local_host, open_cache, train_student
+from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
+from raykd.engine.prepare import open_cache
 from raykd.store import Store
 from tests.small import digits, prepare, student_run, train_logits
 

@@ -2,17 +2,21 @@
 
 import copy
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from raykd.errors import ConfigError
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
+from raykd.models.staged import Rectified, in_order
 from raykd.registry import Registry
 from raykd.types import Outputs, Signal
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+KINDS = ("weight", "bias")
 
 
 @pytest.fixture
@@ -120,10 +124,45 @@ def test_a_misspelt_network_is_answered_with_the_nearest_name():
     for call in (lambda: build("resnet8x5", 10), lambda: check_name("resnet8x5")):
         with pytest.raises(ConfigError, match=r"is called 'resnet8x5'; did you mean 'resnet8x4'\?"):
             call()
+    with pytest.raises(ConfigError, match=r"is called 'Resnet50'; did you mean 'ResNet50'\?"):
+        check_name("Resnet50")
     with pytest.raises(ConfigError, match="there are: resnet8, resnet14"):
-        build("vgg", 10)
+        build("inception", 10)
     for name in NETWORKS:
-        check_name(name)
+        assert check_name(name) == name
+
+
+class Softened(Rectified):
+    """A stage with another end."""
+
+    def rectify(self, before, *, inplace):
+        return F.softplus(before)
+
+
+def test_a_stage_may_end_in_another_way():
+    stage, x = Softened(nn.Conv2d(3, 4, 1)), torch.randn(2, 3, 5, 5)
+    before, after = stage.both(x)
+    torch.testing.assert_close(before, stage[0](x), rtol=0, atol=0)
+    torch.testing.assert_close(after, F.softplus(before), rtol=0, atol=0)
+    torch.testing.assert_close(stage(x), after, rtol=0, atol=0)
+
+
+def test_parts_in_order_are_stages_then_a_pooling_and_a_classifier():
+    parts = OrderedDict(
+        stem=nn.Conv2d(3, 4, 1),
+        stage1=Rectified(nn.Conv2d(4, 5, 1)),
+        pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        classifier=nn.Linear(5, 2),
+    )
+    network = in_order(parts)
+    assert network.stages == {"stem": parts["stem"], "stage1": parts["stage1"]}
+    assert network.pool is parts["pool"]
+    assert network.classifier is parts["classifier"]
+    keys = [f"{part}.{kind}" for part in ("stem", "stage1.0", "classifier") for kind in KINDS]
+    assert list(network.network.state_dict()) == keys
+    out = network.outputs(PIXELS, Signal.FEATURES | Signal.PREACTIVATIONS)
+    assert list(out.features) == ["stem.pre", "stem", "stage1.pre", "stage1"]
+    torch.testing.assert_close(out.logits, network(PIXELS), rtol=0, atol=0)
 
 
 def test_two_things_cannot_share_a_name():

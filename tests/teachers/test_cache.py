@@ -9,7 +9,8 @@ from raykd.data.images import open_images
 from raykd.data.loader import Views
 from raykd.engine.caches import CacheBuild, build_here
 from raykd.engine.compare import compare
-from raykd.engine.fit import ShardMaker, live_teacher, open_cache
+from raykd.engine.fit import ShardMaker
+from raykd.engine.prepare import live_teacher, open_cache
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.methods import METHODS
 from raykd.methods.base import Method

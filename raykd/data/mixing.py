@@ -1,0 +1,101 @@
+"""Two samples blended into one: partner and weight are functions of the sample's key.
+
+So a mixed sample is a view like any other, and what a teacher says about it can be cached.
+
+Shapes: B batch, C classes, H, W pixels.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raykd import bits
+from raykd.errors import ConfigError
+from raykd.record import Record
+
+LEVELS = 256  # weights are multiples of 1 / 256, so that blends of grey levels are exact
+
+
+class Mix(Record):
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899).
+
+    The partner is any training row, in the same view of its own. The weight of the sample
+    itself follows Beta(alpha, alpha), drawn for each sample (the reference code of mixup draws
+    one for a batch). CutMix pastes a box of the partner, of the area 1 - weight before it is cut
+    off at the border; the weight is then the share of pixels that stay.
+    """
+
+    kind: Literal["mixup", "cutmix"] = "mixup"
+    alpha: float = Field(default=1.0, gt=0)  # of Beta(alpha, alpha); 1 is uniform
+
+    def partners(self, ids: Tensor, view: int, seed: int, size: int) -> Tensor:
+        """The rows (int64 [B], 0 to size - 1) that samples are mixed with."""
+        return bits.below(seed, ids, view, bits.PARTNER, size)
+
+    def blend(self, own: Tensor, partner: Tensor, ids: Tensor, view: int, seed: int) -> "Blend":
+        """The mixed images of uint8 [B, H, W, 3] and uint8 [B, H, W, 3]."""
+        edges = _edges(self.alpha).to(ids.device)
+        level = torch.bucketize(bits.uniform(seed, ids, view, bits.WEIGHT), edges, right=True)
+        if self.kind == "mixup":
+            weight = level.to(torch.int32).view(-1, 1, 1, 1)
+            # Exact: at most 255 * 256, and a division by a power of two.
+            sums = own.to(torch.int32) * weight + partner.to(torch.int32) * (LEVELS - weight)
+            return Blend(sums.to(torch.float32) / LEVELS, level.to(torch.float32) / LEVELS)
+        inside = _boxes(level, ids, view, seed, own.shape[1], own.shape[2])
+        pixels = torch.where(inside[..., None], partner, own)
+        kept = (~inside).flatten(1).sum(1).to(torch.float32)
+        return Blend(pixels, kept / inside[0].numel())
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Mixed images."""
+
+    pixels: Tensor  # uint8, or float32 in multiples of 1 / 256 [B, H, W, 3], 0 to 255
+    weights: Tensor  # float32 [B], of the sample itself
+
+
+def mixed_targets(own: Tensor, partner: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """Target distributions float32 [B, C] of labels int64 [B] and int64 [B]."""
+    targets = torch.zeros(len(own), classes, device=own.device)
+    targets.scatter_add_(1, own[:, None], weights[:, None])
+    return targets.scatter_add_(1, partner[:, None], 1 - weights[:, None])
+
+
+@functools.lru_cache
+def _edges(alpha: float) -> Tensor:
+    """Where uniform numbers turn into the next weight: float32 [256], rising.
+
+    P(weight = k / 256) is that of Beta(alpha, alpha) being rounded to k / 256. The edges are
+    multiples of 2**-24, as the uniform numbers are, so that libraries which differ in a last
+    digit still agree.
+    """
+    middles = [(level + 0.5) / LEVELS for level in range(LEVELS)]
+    if alpha != 1.0:
+        try:
+            from scipy.special import betainc
+        except ImportError:
+            raise ConfigError(
+                f"mixing with alpha {alpha:g} needs scipy; install it, or use alpha 1"
+            ) from None
+        middles = [float(betainc(alpha, alpha, middle)) for middle in middles]
+    return torch.tensor([round(middle * 2**24) / 2**24 for middle in middles])
+
+
+def _boxes(level: Tensor, ids: Tensor, view: int, seed: int, height: int, width: int) -> Tensor:
+    """Which pixels the partner covers, bool [B, H, W]: boxes around uniform centres."""
+    inside = []
+    for size, stream in ((height, bits.BOX_ROW), (width, bits.BOX_COLUMN)):
+        lengths = [int(size * math.sqrt(1 - weight / LEVELS)) for weight in range(LEVELS + 1)]
+        length = torch.tensor(lengths, device=ids.device)[level]
+        centre = bits.below(seed, ids, view, stream, size)
+        start = (centre - length // 2)[:, None]
+        place = torch.arange(size, device=ids.device)
+        inside.append((place >= start) & (place < start + length[:, None]))
+    rows, columns = inside
+    return rows[:, :, None] & columns[:, None, :]

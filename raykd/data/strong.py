@@ -1,0 +1,97 @@
+"""Strong augmentation: a few random operations on an image, and a grey hole in it.
+
+Shapes: B batch, H, W pixels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raykd import bits
+from raykd.record import Record
+
+GREY = 127  # of the hole
+_SIGNED = 1 << 8  # added to the number of an operation, so that its sign is a draw of its own
+
+
+class Strong(Record):
+    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719) and Cutout (arXiv 1708.04552).
+
+    The second view of multi-level logit distillation, whose released code says RandAugment(2, 10)
+    and Cutout. Each operation is one of 14, its strength uniform up to `magnitude` of the largest
+    (FixMatch's variant, arXiv 2001.07685); that reading, and the hole of half the side, are
+    decisions taken here. Operations run on the CPU, one image at a time, so that no device
+    changes a pixel.
+    """
+
+    operations: int = Field(default=2, ge=0)  # on each image
+    magnitude: float = Field(default=1.0, gt=0, le=1)  # of the largest strength
+    hole: float = Field(default=0.5, ge=0, le=1)  # its side, of the image's; cut off at the border
+
+    def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
+        """The images uint8 [B, H, W, 3], each changed by its own key."""
+        images = pixels.permute(0, 3, 1, 2).cpu().contiguous()
+        keys = ids.cpu()
+        table = _operations(images.shape[-1])
+        for turn in range(self.operations):
+            kinds = bits.below(seed, keys, view, bits.OPERATION + (turn << 8), len(table))
+            strengths = bits.uniform(seed, keys, view, bits.STRENGTH + (turn << 8))
+            signs = bits.below(seed, keys, view, bits.STRENGTH + (turn << 8) + _SIGNED // 2, 2)
+            choices = zip(kinds.tolist(), strengths.tolist(), signs.tolist(), strict=True)
+            images = torch.stack(
+                [
+                    table[kind](image, self.magnitude * strength, 1 - 2 * sign)
+                    for image, (kind, strength, sign) in zip(images, choices, strict=True)
+                ]
+            )
+        images = self._holed(images, keys, view, seed)
+        return images.permute(0, 2, 3, 1).to(pixels.device)
+
+    def _holed(self, images: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
+        """The images [B, 3, H, W] with a grey square around a uniform centre."""
+        inside = []
+        for axis, size in enumerate(images.shape[2:]):
+            length = int(self.hole * size)
+            start = bits.below(seed, ids, view, bits.HOLE + (axis << 8), size) - length // 2
+            place = torch.arange(size)
+            inside.append((place >= start[:, None]) & (place < start[:, None] + length))
+        hole = inside[0][:, :, None] & inside[1][:, None, :]
+        return images.masked_fill(hole[:, None], GREY)
+
+
+Operation = Callable[[Tensor, float, int], Tensor]  # uint8 [3, H, W], strength 0 to 1, sign
+
+
+def _operations(side: int) -> list[Operation]:
+    """The 14 operations, with the largest strengths of torchvision's RandAugment."""
+    from torchvision.transforms.v2 import functional as change  # takes seconds to import
+
+    def affine(image: Tensor, shift: tuple[int, int], shear: tuple[float, float]) -> Tensor:
+        return change.affine(
+            image, angle=0.0, translate=list(shift), scale=1.0, shear=list(shear), center=[0, 0]
+        )
+
+    def degrees(strength: float, sign: int) -> float:
+        return sign * strength * 16.7  # atan(0.3)
+
+    def pixels(strength: float, sign: int) -> int:
+        return round(sign * strength * side * 150 / 331)
+
+    return [
+        lambda image, strength, sign: image,
+        lambda image, strength, sign: change.autocontrast(image),
+        lambda image, strength, sign: change.equalize(image),
+        lambda image, strength, sign: change.rotate(image, sign * 30.0 * strength),
+        lambda image, strength, sign: change.solarize(image, round(255 * (1 - strength))),
+        lambda image, strength, sign: change.posterize(image, 8 - round(4 * strength)),
+        lambda image, strength, sign: change.adjust_saturation(image, 1 + sign * 0.9 * strength),
+        lambda image, strength, sign: change.adjust_contrast(image, 1 + sign * 0.9 * strength),
+        lambda image, strength, sign: change.adjust_brightness(image, 1 + sign * 0.9 * strength),
+        lambda image, strength, sign: change.adjust_sharpness(image, 1 + sign * 0.9 * strength),
+        lambda image, strength, sign: affine(image, (0, 0), (degrees(strength, sign), 0.0)),
+        lambda image, strength, sign: affine(image, (0, 0), (0.0, degrees(strength, sign))),
+        lambda image, strength, sign: affine(image, (pixels(strength, sign), 0), (0.0, 0.0)),
+        lambda image, strength, sign: affine(image, (0, pixels(strength, sign)), (0.0, 0.0)),
+    ]

@@ -1,0 +1,118 @@
+"""What a run needs before its first step: images, teachers, the student and its helpers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from raykd import bits, models
+from raykd.data.images import open_images
+from raykd.data.loader import Views
+from raykd.engine import weights
+from raykd.engine.host import Host
+from raykd.engine.learner import Learner
+from raykd.models.staged import measure
+from raykd.recipes import LogitsRun, PreludeRun, StudentRun
+from raykd.store import Store
+from raykd.teachers.cache import LogitsCache
+from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
+from raykd.types import Look, Signal
+
+
+def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
+    """The training views and the plain test images of a run, on the host's device."""
+    train, test = open_images(store, run.data)
+    return (
+        Views(train, run.shown(), run.looks()).to(host.device),
+        Views(test, run.data.test()).to(host.device),
+    )
+
+
+def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
+    """The teacher of every epoch of a run; only the one in use is held."""
+    held: dict[int, Source] = {}
+    looks = run.method.looks().teacher
+
+    def make(epoch: int) -> Source:
+        sources: dict[Look, Source]
+        if run.cached():
+            seen = _views_of_anchor(run, epoch)
+            sources = {
+                look: CachedTeacher(open_cache(store, run.logits_at(epoch, look), seen, device))
+                for look in looks
+            }
+        else:
+            live = live_teacher(store, run.logits_at(epoch), device, run.method.needs())
+            sources = dict.fromkeys(looks, live)
+        return sources["given"] if looks == ("given",) else LookingTeacher(sources)
+
+    def at(epoch: int) -> Source | None:
+        if not run.method.needs():
+            return None
+        anchor = run.anchor_at(epoch)
+        if anchor not in held:
+            held.clear()
+            held[anchor] = make(epoch)
+        return held[anchor]
+
+    return at
+
+
+def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:
+    """The views that a run reads from an epoch on, as long as its anchor lasts."""
+    anchor, epochs = run.anchor_at(epoch), range(epoch, run.optim.epochs)
+    return sorted({run.view_at(e) for e in epochs if run.anchor_at(e) == anchor})
+
+
+def live_teacher(
+    store: Store, run: LogitsRun, device: torch.device, supplies: Signal | None = None
+) -> LiveTeacher:
+    """The teacher whose outputs a cache holds, to ask in person."""
+    network = weights.load_teacher(store, run.teacher, run.anchor, device)
+    own, student = run.teacher.data, run.data
+    assert own.mean and own.std and student.mean and student.std, "the data was never read"
+    return LiveTeacher(
+        network,
+        run.signals() if supplies is None else supplies,
+        bfloat16=run.precision == "bfloat16",
+        student=(student.mean, student.std),
+        own=(own.mean, own.std),
+    )
+
+
+def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
+    """The cache of a recipe, with these views, whose look-ups answer on `device`."""
+    checksum = weights.anchor_checksum(store, run)
+    return LogitsCache.open(store.path(run), run.plain(), checksum, views, device)
+
+
+def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learner:
+    """Student and helpers as they are before the first step: a function of the seed.
+
+    `targets` (int64 [N]) are the labels of the training rows.
+    """
+    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
+    torch.manual_seed(bits.seed(run.seed))
+    student = models.build(run.model, run.data.classes)
+    helpers = nn.ModuleDict()
+    if run.teacher is not None and run.method.needs():
+        shapes = measure(student, run.data.size)
+        # Only its sizes are wanted, so the network is made without memory or initialisation.
+        with torch.device("meta"):
+            reference = models.build(run.teacher.model, run.data.classes)
+        helpers = run.method.helpers(shapes, measure(reference, run.data.size), targets)
+    made = Learner(student, run.method, helpers, autocast=run.precision == "bfloat16")
+    before = run.prelude()
+    if before is not None:
+        _begin_from(store, before, made)
+    return made.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
+    """Set student and helpers to what the prelude made of them."""
+    folder = store.path(before)
+    if before.model is not None:
+        weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
+    path = folder / weights.HELPERS
+    if path.is_file():
+        learner.method.adopt(learner.helpers, weights.load_state(weights.checked(path)))

@@ -1,0 +1,123 @@
+"""Activation boundaries: the student's neurons are active where the teacher's are.
+
+Shapes: B batch, K channels, H, W pixels.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.methods import maps
+from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.types import NOTHING, Batch, Outputs, Shapes, Signal
+
+SCALE = 3 / 1000  # of every stage's loss; the CRD benchmark's
+
+
+def boundary_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    """Squared hinges of pre-activations [B, K, H, W]: summed over one sample, averaged over B.
+
+    (s + margin)**2 where the teacher is not active (t <= 0) and s > -margin; (s - margin)**2
+    where it is and s < margin.
+    """
+    asleep = (student + margin).clamp_min(0).square()
+    active = (margin - student).clamp_min(0).square()
+    return torch.where(teacher > 0, active, asleep).flatten(1).sum(1).mean()
+
+
+def connectors(student: Shapes, teacher: Shapes) -> nn.ModuleDict:
+    """What brings each stage of the student to the teacher's shape; nothing where it has it.
+
+    Raises `ConfigError` where a stage of the student would not be trained.
+    """
+    shapes = {
+        stage: (student.features[stage], teacher.features[stage])
+        for stage in maps.covered(student, teacher, "ab")
+    }
+    return nn.ModuleDict(
+        {
+            stage: nn.Identity() if mine == theirs else maps.Regressor(mine, theirs, relu=False)
+            for stage, (mine, theirs) in shapes.items()
+        }
+    )
+
+
+class ABInit(Method):
+    """weight * sum over stages k = 1..K of 2**(k - K) * 0.003 * hinges: the prelude of `AB`.
+
+    The hinges are `boundary_loss` on pre-activations, summed over one sample's neurons.
+    """
+
+    title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
+    cost: ClassVar[str] = "B K H W per stage, and the connectors'"
+    label_weight: ClassVar[Schedule] = 0.0
+    trains: ClassVar[Literal["student", "backbone", "helpers"]] = "backbone"
+
+    name: Literal["ab_init"] = "ab_init"
+    weight: Schedule = 1.0  # by the prelude's own epochs
+    margin: float = Field(default=1.0, gt=0)  # in units of the pre-activations
+
+    def needs(self) -> Signal:
+        """Stage outputs before their ReLU."""
+        return Signal.PREACTIVATIONS
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """A connector for each stage that both networks have."""
+        return connectors(student, teacher)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """One loss per stage; each counts twice as much as the one before."""
+        weight, count = at(self.weight, batch.epoch) * SCALE, len(helpers)
+        losses: dict[str, Tensor] = {}
+        with full_precision(student.logits):
+            for number, (stage, connector) in enumerate(helpers.items(), start=1):
+                mine = connector(precise(student.features[f"{stage}.pre"]))
+                theirs = precise(teacher.features[f"{stage}.pre"])
+                loss = boundary_loss(mine, theirs, self.margin)
+                losses[stage] = weight * 2.0 ** (number - count) * loss
+        return losses
+
+
+class AB(Method):
+    """The labels' cross entropy, from a student whose stages know the teacher's boundaries.
+
+    Heo et al. 2019, arXiv 1811.03233: the prelude trains the student's stages on `ABInit` alone;
+    then this method has no loss of its own. 30 epochs, weight 1 and margin 1 are the CRD
+    benchmark's. To distil logits afterwards, combine it with `kd`.
+    """
+
+    title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
+    cost: ClassVar[str] = "nothing; the prelude's: B K H W per stage, and the connectors'"
+
+    name: Literal["ab"] = "ab"
+    weight: Schedule = 1.0  # of the prelude's loss, by its own epochs
+    margin: float = Field(default=1.0, gt=0)  # of the prelude, in units of the pre-activations
+    init_epochs: int = Field(default=30, gt=0)  # of the prelude
+
+    def needs(self) -> Signal:
+        """Nothing: all is done in the prelude."""
+        return Signal(0)
+
+    def prelude(self) -> Prelude:
+        """The training of the student's stages on the boundaries."""
+        return Prelude(ABInit(weight=self.weight, margin=self.margin), self.init_epochs)
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """None, once both networks are seen to suit the method."""
+        maps.covered(student, teacher, self.name)
+        return nn.ModuleDict()
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """None."""
+        return NOTHING

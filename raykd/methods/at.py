@@ -1,0 +1,61 @@
+"""Attention transfer: the student looks where the teacher looks.
+
+Shapes: B batch, K channels, H, W pixels.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from raykd.methods import maps
+from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.types import Batch, Outputs, Shapes, Signal
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of two attention maps, from features [B, K, H, W].
+
+    Averaged over B and pixels; the larger map is averaged down first. A map of zeros has an
+    attention of zeros.
+    """
+    student, teacher = maps.met(student, teacher)
+    return (maps.energy(student) - maps.energy(teacher)).square().mean()
+
+
+class AT(Method):
+    """weight * sum over stages of mean((Q(student) - Q(teacher))**2), Q(f) = |f|**2 per pixel.
+
+    Q is the sum of squares over channels, scaled to length 1 over the pixels. Zagoruyko and
+    Komodakis 2017, arXiv 1612.03928. Their text has the norm of the difference, their code
+    and every benchmark this mean of squares. Weight 1000 is the CRD benchmark's.
+    """
+
+    title: ClassVar[str] = "Zagoruyko and Komodakis 2017, arXiv 1612.03928"
+    cost: ClassVar[str] = "B K H W per stage"
+
+    name: Literal["at"] = "at"
+    weight: Schedule = 1000.0
+
+    def needs(self) -> Signal:
+        """Stage outputs."""
+        return Signal.FEATURES
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """None, once both networks are seen to have stages."""
+        maps.paired(student, teacher, self.name)
+        return nn.ModuleDict()
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """One loss per stage that both networks have."""
+        weight = at(self.weight, batch.epoch)
+        with full_precision(student.logits):
+            return {
+                stage: weight
+                * attention_loss(precise(student.features[stage]), precise(teacher.features[stage]))
+                for stage in maps.stages(student.features, teacher.features)
+            }

@@ -1,0 +1,112 @@
+"""Multi-level logit distillation: single predictions, classes and batches, at five temperatures.
+
+Shapes: B batch, C classes.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.methods.base import Looks, Method, Schedule, at, full_precision, precise, standardised
+from raykd.types import Batch, Look, Outputs
+
+REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits for strong ones
+
+
+def class_gram(student: Tensor, teacher: Tensor) -> Tensor:
+    """How much each class's row of P^T P differs, squared and summed: [C], of probabilities."""
+    return (teacher.T @ teacher - student.T @ student).square().sum(1)
+
+
+def batch_gram(student: Tensor, teacher: Tensor) -> Tensor:
+    """How much each sample's row of P P^T differs, squared and summed: [B]."""
+    return (teacher @ teacher.T - student @ student.T).square().sum(1)
+
+
+def divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T**2 KL(teacher || student) of each sample [B]."""
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    each = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
+    return temperature**2 * each
+
+
+class MLKD(Method):
+    """Sum over T of weight * (instance + class + batch alignment), on a weak and a strong view.
+
+    Jin, Wang and Lin 2023, "Multi-level logit distillation", CVPR 2023. Of the weak view (the
+    run's augmentation): instances are T**2 KL for each sample, classes |P_t^T P_t - P_s^T P_s|**2 /
+    C, batches |P_t P_t^T - P_s P_s^T|**2 / B, where only the samples (for classes: the classes)
+    count whose confidence is at most the median. Of the strong view (`run.strong`): instances, and
+    the labels' cross entropy. Defaults of the official code: T 4, 2, 3, 5, 6; weight 0.9, label
+    weight 0.1 on each view.
+
+    `as_released` computes what the released code does where it differs from its intent: the masks
+    scale the whole loss by their mean, and the strong view's instances are compared by the weak
+    view's logits at T 2 and 6. `strong_view: false` leaves the second view out. `standardise`
+    distils standardised logits (arXiv 2403.01427).
+    """
+
+    title: ClassVar[str] = "Jin et al. 2023, CVPR"
+    cost: ClassVar[str] = "B C (B + C) and a second forward"
+    label_weight: ClassVar[Schedule] = 0.1
+
+    name: Literal["mlkd"] = "mlkd"
+    temperatures: tuple[float, ...] = Field(default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1)
+    weight: Schedule = 0.9  # of every term
+    strong_view: bool = True
+    strong_label_weight: Schedule = 0.1  # of the labels' cross entropy on the strong view
+    as_released: bool = False
+    standardise: bool = False
+
+    def looks(self) -> Looks:
+        """The given one and the strong one, of both networks."""
+        seen: tuple[Look, ...] = ("given", "strong") if self.strong_view else ("given",)
+        return Looks(seen, seen)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """All levels, at the spot "logits"."""
+        with full_precision(student.logits):
+            weak = self._pair(student, teacher)
+            loss = self._weak(*weak)
+            if not self.strong_view:
+                return {"logits": at(self.weight, batch.epoch) * loss}
+            strong = self._pair(student.look("strong"), teacher.look("strong"))
+            for temperature in self.temperatures:
+                reused = self.as_released and temperature in REUSED
+                loss = loss + divergences(*(weak if reused else strong), temperature).mean()
+            raw = precise(student.look("strong").logits)
+            label = F.cross_entropy(raw, batch.targets)
+            label = at(self.strong_label_weight, batch.epoch) * label
+            return {"logits": at(self.weight, batch.epoch) * loss + label}
+
+    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        mine, theirs = precise(student.logits), precise(teacher.logits)
+        return (standardised(mine), standardised(theirs)) if self.standardise else (mine, theirs)
+
+    def _weak(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """The three levels of the weak view."""
+        confidence = F.softmax(theirs, dim=1)
+        samples, classes = _lower_half(confidence.amax(1)), _lower_half(confidence.sum(0))
+        loss = mine.new_zeros(())
+        for temperature in self.temperatures:
+            p, q = F.softmax(mine / temperature, dim=1), F.softmax(theirs / temperature, dim=1)
+            loss = loss + self._masked(divergences(mine, theirs, temperature), samples).mean()
+            loss = loss + self._masked(class_gram(p, q), classes).sum() / p.shape[1]
+            loss = loss + self._masked(batch_gram(p, q), samples).sum() / p.shape[0]
+        return loss
+
+    def _masked(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The values that count: those of the mask, or, as released, all by the mask's mean."""
+        return values * (mask.mean() if self.as_released else mask)
+
+
+def _lower_half(confidence: Tensor) -> Tensor:
+    """1 where a value is at most the median (numpy's percentile 50), else 0."""
+    return (confidence <= torch.quantile(confidence, 0.5)).to(confidence.dtype)

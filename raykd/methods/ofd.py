@@ -1,0 +1,128 @@
+"""The overhaul of feature distillation: pre-activations up to a margin, by a partial distance.
+
+Shapes: B batch, K channels, H, W pixels.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from raykd.errors import ConfigError
+from raykd.methods import maps
+from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.types import Batch, Outputs, Shapes, Signal
+
+RARE = 0.001  # below this chance of a negative value the margin is three standard deviations
+
+
+def margins(mean: Tensor, scale: Tensor) -> Tensor:
+    """E[x | x < 0] of normal distributions, [K], from their means and standard deviations.
+
+    -3 standard deviations where x < 0 has a chance of at most 0.001, as in the authors' code.
+    """
+    mean, deviation = mean.double(), scale.double().abs().clamp_min(1e-12)
+    ratio = mean / deviation
+    density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
+    chance = torch.special.ndtr(-ratio)
+    expected = mean - deviation * density / chance.clamp_min(RARE)
+    return torch.where(chance > RARE, expected, -3 * deviation)
+
+
+def partial_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    """Squared distances to max(teacher, margin) of [B, K, H, W], where they are to be closed.
+
+    A student below a target that is not positive is left alone: both are silent after the ReLU.
+    `margin` is [K]. Summed over one sample, averaged over B.
+    """
+    target = torch.maximum(teacher, margin[:, None, None])
+    silent = (student <= target) & (target <= 0)
+    return (student - target).square().masked_fill(silent, 0.0).flatten(1).sum(1).mean()
+
+
+class Connector(nn.Module):
+    """Brings a student's map to the teacher's channels; keeps the teacher's margins."""
+
+    margin: Tensor
+    known: Tensor
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.fit = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.register_buffer("margin", torch.zeros(width))
+        self.register_buffer("known", torch.tensor(False))
+
+    def forward(self, student: Tensor) -> Tensor:
+        """[B, K_student, H, W] -> [B, K_teacher, H, W]."""
+        return self.fit(student)
+
+
+class OFD(Method):
+    """weight * sum over stages k = 1..K of 2**(k - K) * d(connector(s), max(t, m)).
+
+    s and t are pre-activations; d sums (s - t)**2 over one sample wherever t > 0 or s > t, and is
+    averaged over samples; the margin m of a channel is its expected value where it is negative,
+    E[x | x < 0] of the normal distribution that the teacher's batch norm makes, in closed form.
+    The connector is a 1 x 1 convolution and a batch norm. Heo et al. 2019, arXiv 1904.01866.
+    Weight 1e-3 is mdistiller's for CIFAR; use 1e-4 for ImageNet. That maps of unequal sizes are
+    averaged down to the smaller one is a decision of ours.
+    """
+
+    title: ClassVar[str] = "Heo et al. 2019, arXiv 1904.01866"
+    cost: ClassVar[str] = "B K_student K_teacher H W per stage"
+
+    name: Literal["ofd"] = "ofd"
+    weight: Schedule = 1e-3
+
+    def needs(self) -> Signal:
+        """Stage outputs before their ReLU, and the teacher's batch norms."""
+        return Signal.PREACTIVATIONS | Signal.LIVE
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """A connector for each stage that both networks have."""
+        return nn.ModuleDict(
+            {
+                stage: Connector(student.features[stage][0], teacher.features[stage][0])
+                for stage in maps.paired(student, teacher, self.name)
+            }
+        )
+
+    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+        """Whether the margins are still to be taken from the teacher."""
+        return not all(bool(connector.known) for connector in helpers.values())
+
+    def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
+        """Set the margins from the teacher's batch norms; no sample matters."""
+        norms = next(iter(teacher)).network.norms
+        for stage, connector in helpers.items():
+            assert isinstance(connector, Connector)
+            if stage not in norms:
+                raise ConfigError(
+                    "method 'ofd' takes its margins from the teacher's batch norms, and none is "
+                    f"known for its {stage!r}. Choose another teacher, such as resnet32x4, or "
+                    "another method."
+                )
+            with torch.no_grad():
+                connector.margin.copy_(margins(norms[stage].bias, norms[stage].weight))
+                connector.known.fill_(True)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """One loss per stage; each counts twice as much as the one before."""
+        weight, count = at(self.weight, batch.epoch), len(helpers)
+        losses: dict[str, Tensor] = {}
+        with full_precision(student.logits):
+            for number, (stage, connector) in enumerate(helpers.items(), start=1):
+                assert isinstance(connector, Connector)
+                mine, theirs = maps.met(
+                    precise(student.features[f"{stage}.pre"]),
+                    precise(teacher.features[f"{stage}.pre"]),
+                )
+                loss = partial_loss(connector(mine), theirs, connector.margin)
+                losses[stage] = weight * 2.0 ** (number - count) * loss
+        return losses

@@ -1,0 +1,117 @@
+"""Knowledge review: the student's deep maps help its shallow ones to learn the teacher's.
+
+Shapes: B batch, D embedding width, K channels, H, W pixels.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.methods import maps
+from raykd.methods.base import Method, Schedule, at, full_precision, precise, ramp
+from raykd.types import Batch, Outputs, Shapes, Signal
+
+WIDEST = 512  # channels in which maps are fused, at most; the authors'
+
+
+def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared errors of two maps [B, K, H, W] at several sizes, averaged with weights.
+
+    The maps as they are count 1; averaged down to 4, 2 and 1 pixels a side, where that is
+    smaller, they count 1/2, 1/4 and 1/8 in the order of the sizes that are used.
+    """
+    total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
+    for side in (4, 2, 1):
+        if side < student.shape[2]:
+            weight /= 2
+            mine, theirs = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
+            total, weights = total + weight * F.mse_loss(mine, theirs), weights + weight
+    return total / weights
+
+
+class Fusion(nn.Module):
+    """Fuses a student's map with what came from deeper ones, weighted pixel by pixel."""
+
+    def __init__(self, shape_in: maps.Shape, shape_out: maps.Shape, middle: int, deepest: bool):
+        super().__init__()
+        self.size = shape_out[1:]
+        self.enter = _normed(nn.Conv2d(shape_in[0], middle, 1, bias=False))
+        self.attend = None if deepest else nn.Conv2d(2 * middle, 2, 1)
+        self.leave = _normed(nn.Conv2d(middle, shape_out[0], 3, padding=1, bias=False))
+
+    def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The guess of the teacher's map, and the fused map for the next shallower stage."""
+        x = self.enter(x)
+        if self.attend is not None:
+            assert deeper is not None
+            deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
+            shares = self.attend(torch.cat([x, deeper], dim=1)).sigmoid()
+            x = x * shares[:, :1] + deeper * shares[:, 1:]
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode="nearest")
+        return self.leave(x), x
+
+
+def _normed(conv: nn.Conv2d) -> nn.Sequential:
+    """The convolution, from the authors' initial values, and a batch norm."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
+
+
+class ReviewKD(Method):
+    """weight * min(1, (epoch + 1) / warmup) * sum over spots of HCL(guess, teacher).
+
+    The spots are the embedding, as a map of one pixel, and all stages. From the deepest on, a
+    `Fusion` joins the student's map with the fused one from below and guesses the teacher's
+    pre-activation; HCL is `hierarchical_loss`. Chen et al. 2021, arXiv 2104.09044.
+
+    The weight is the paper's, by pair: 5 for wide resnets, resnet32x4 to resnet8x4 and either to
+    ShuffleNetV1; 8 for resnet32x4 to ShuffleNetV2; 0.6 for resnet56 to resnet20; 1 for resnet110
+    to resnet32; on ImageNet 1 (resnet34 to resnet18) and 8 (resnet50 to MobileNet), with one
+    epoch of warm-up. Epochs are counted from 1, as in mdistiller. The embedding's batch norms
+    need two samples on each worker.
+    """
+
+    title: ClassVar[str] = "Chen et al. 2021, arXiv 2104.09044"
+    cost: ClassVar[str] = "B H W (K_student + 9 K_teacher) min(D, 512) per stage"
+
+    name: Literal["reviewkd"] = "reviewkd"
+    weight: Schedule = 1.0
+    warmup_epochs: int = Field(default=20, ge=0)  # the weight grows linearly
+
+    def needs(self) -> Signal:
+        """The student's stage outputs, the teacher's before their ReLU, and both embeddings."""
+        return Signal.FEATURES | Signal.PREACTIVATIONS | Signal.EMBEDDING
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """A fusion for the embedding and for each stage that both networks have."""
+        middle = min(WIDEST, student.embedding)
+        tops = (student.embedding, 1, 1), (teacher.embedding, 1, 1)
+        fusions: dict[str, nn.Module] = {"embedding": Fusion(*tops, middle, deepest=True)}
+        for stage in reversed(maps.paired(student, teacher, self.name)):
+            mine, theirs = student.features[stage], teacher.features[stage]
+            fusions[stage] = Fusion(mine, theirs, middle, deepest=False)
+        return nn.ModuleDict(fusions)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """One loss per spot; that of a stage reads the deeper spots too."""
+        weight = at(self.weight, batch.epoch) * ramp(batch.epoch, self.warmup_epochs)
+        losses: dict[str, Tensor] = {}
+        with full_precision(student.logits):
+            mine = precise(student.embedding)[:, :, None, None]
+            theirs = precise(teacher.embedding)[:, :, None, None]
+            guess, fused = helpers["embedding"](mine, None)
+            losses["embedding"] = weight * hierarchical_loss(guess, theirs)
+            for stage in reversed(maps.stages(student.features, teacher.features)):
+                guess, fused = helpers[stage](precise(student.features[stage]), fused)
+                theirs = precise(teacher.features[f"{stage}.pre"])
+                losses[stage] = weight * hierarchical_loss(guess, theirs)
+        return losses

@@ -1,0 +1,46 @@
+"""Contrastive distillation of samples: a student's logits are the teacher's, and no one else's.
+
+Shapes: B batch, C classes.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
+from raykd.types import Batch, Outputs
+
+SLUG = "sample_contrastive_kd"
+
+
+def contrast(student: Tensor, teacher: Tensor) -> Tensor:
+    """-mean log e^c(s_i, t_i) / (e^c(s_i, t_i) + sum over j != i e^c(s_i, s_j)), c the cosine."""
+    mine, theirs = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    own = (mine * theirs).sum(1)
+    among = (mine @ mine.T).masked_fill(torch.eye(len(mine), device=mine.device).bool(), -torch.inf)
+    return (torch.logsumexp(torch.cat([own[:, None], among], dim=1), dim=1) - own).mean()
+
+
+class SampleContrastiveKD(Method):
+    """weight * InfoNCE over logits: the positive is the teacher's, negatives the batch's others.
+
+    Zhu et al. 2024, arXiv 2404.14109 (CKD). Only its abstract was seen: the cosine of logits as
+    similarity and the weight 1 are decisions taken here. One sample alone has no negatives: 0.
+    """
+
+    title: ClassVar[str] = "Zhu et al. 2024, arXiv 2404.14109"
+    cost: ClassVar[str] = "B^2 C"
+
+    name: Annotated[Literal["sample_contrastive_kd", "ckd"], canonical(SLUG)] = SLUG
+    weight: Schedule = 1.0
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The contrast, at the spot "logits"."""
+        with full_precision(student.logits):
+            loss = contrast(precise(student.logits), precise(teacher.logits))
+            return {"logits": at(self.weight, batch.epoch) * loss}

@@ -1,0 +1,67 @@
+"""Similarity preserving: samples that the teacher finds alike, the student finds alike.
+
+Shapes: B batch, D embedding width, K channels, H, W pixels.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raykd.methods import maps
+from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.types import Batch, Outputs, Shapes, Signal
+
+
+def similarity(rows: Tensor) -> Tensor:
+    """Inner products of all pairs of samples [B, B], each row of length 1; from [B, ...]."""
+    flat = rows.flatten(1)
+    return F.normalize(flat @ flat.T, dim=1, eps=1e-12)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of two similarities, over B**2 pairs; 0 for one sample."""
+    return (similarity(teacher) - similarity(student)).square().mean()
+
+
+class SP(Method):
+    """weight * ||G(teacher) - G(student)||**2 / B**2, G = F F^T with rows of length 1.
+
+    F is the last stage's output as [B, K H W]; the two networks may differ in K, H and W. Tung
+    and Mori 2019, arXiv 1907.09682. Weight 3000 is the CRD benchmark's. `on: embedding` is a
+    decision of ours: the same loss on pooled features, which a cache can hold.
+    """
+
+    title: ClassVar[str] = "Tung and Mori 2019, arXiv 1907.09682"
+    cost: ClassVar[str] = "B**2 K H W, or B**2 D on embeddings"
+
+    name: Literal["sp"] = "sp"
+    weight: Schedule = 3000.0
+    on: Literal["features", "embedding"] = "features"  # the last stage's output, or pooled
+
+    def needs(self) -> Signal:
+        """Stage outputs, or embeddings."""
+        return Signal.EMBEDDING if self.on == "embedding" else Signal.FEATURES
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """None, once both networks are seen to have what is compared."""
+        if self.on == "features":
+            maps.deepest(student, self.name)
+            maps.deepest(teacher, self.name)
+        return nn.ModuleDict()
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The similarities' difference, at the student's last stage or at the embedding."""
+        if self.on == "embedding":
+            spot, mine, theirs = "embedding", student.embedding, teacher.embedding
+        else:
+            spot = maps.last(student.features)
+            mine, theirs = student.features[spot], teacher.features[maps.last(teacher.features)]
+        with full_precision(student.logits):
+            loss = similarity_loss(precise(mine), precise(theirs))
+            return {spot: at(self.weight, batch.epoch) * loss}

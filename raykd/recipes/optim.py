@@ -1,0 +1,46 @@
+"""How a network is trained: optimiser and schedule."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raykd.record import Record
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Optim(Record):
+    """The optimiser and its schedule. The defaults are the CRD benchmark's for CIFAR.
+
+    Epochs are counted from 0: a milestone of 150 is the first epoch with the lower rate. A
+    last partial batch of an epoch is dropped, which the benchmark does not do; what is
+    dropped differs in every epoch.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    epochs: int = Field(default=240, ge=1)
+    batch: int = Field(default=64, ge=1)  # global: over all workers
+    lr: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
+    nesterov: bool = False  # of sgd
+    weight_decay: float = Field(default=5e-4, ge=0)  # of every parameter
+    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: tuple[int, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
+    gamma: float = Field(default=0.1, gt=0)  # the rate's factor at each milestone
+    warmup_epochs: int = Field(default=0, ge=0)  # the rate grows linearly, step by step
+    clip: float | None = Field(default=None, gt=0)  # largest L2 norm of all gradients
+    ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optim":
+        late = [epoch for epoch in self.milestones or () if epoch >= self.epochs]
+        if late:
+            raise ValueError(
+                f"milestone {late[0]} lies beyond the {self.epochs} epochs; "
+                "leave milestones out to scale them with the epochs"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"{self.warmup_epochs} epochs of warm-up leave none of the {self.epochs} epochs"
+            )
+        return self

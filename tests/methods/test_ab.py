@@ -1,0 +1,86 @@
+"""Activation boundaries: golden value, formula, and what the prelude trains."""
+
+import pytest
+import torch
+from torch import nn
+
+from raykd.engine.learner import Learner
+from raykd.errors import ConfigError
+from raykd.methods.ab import AB, SCALE, ABInit, boundary_loss
+from raykd.models import measure
+from raykd.types import Outputs, Shapes, Signal
+from tests.small import batch, golden_maps, pair
+
+MAPS = golden_maps()
+
+
+def shapes(*stages):
+    return Shapes(10, 64, {f"stage{n}": shape for n, shape in enumerate(stages, start=1)})
+
+
+def test_the_loss_has_its_golden_value():
+    loss = SCALE * boundary_loss(MAPS["fs5"], MAPS["ft"])
+    assert loss.item() == pytest.approx(0.5484767006, rel=1e-6)
+
+
+def test_the_loss_is_the_formula_neuron_by_neuron():
+    total = 0.0
+    student, teacher = 2 * MAPS["fs5"], MAPS["ft"]
+    for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
+        if s > -1.5 and t <= 0:
+            total += (s + 1.5) ** 2
+        if s <= 1.5 and t > 0:
+            total += (s - 1.5) ** 2
+    assert boundary_loss(student, teacher, 1.5).item() == pytest.approx(total / 4, rel=1e-12)
+
+
+def test_each_stage_counts_twice_as_much_as_the_one_before():
+    shape = shapes((5, 4, 4), (5, 4, 4), (5, 4, 4))
+    method = ABInit(weight=3.0)
+    helpers = method.helpers(shape, shape)
+    logits = torch.zeros(4, 10, dtype=torch.float64)
+    mine = Outputs(logits, {f"{name}.pre": MAPS["fs5"] for name in shape.features})
+    theirs = Outputs(logits, {f"{name}.pre": MAPS["ft"] for name in shape.features})
+    losses = method.losses(mine, theirs, batch(4), helpers)
+    expected = [3 * 0.5484767006 * share for share in (0.25, 0.5, 1.0)]
+    assert [loss.item() for loss in losses.values()] == pytest.approx(expected, rel=1e-6)
+    assert list(losses) == ["stage1", "stage2", "stage3"]
+
+
+def test_a_connector_is_there_only_where_shapes_differ():
+    student = shapes((3, 8, 8), (5, 4, 4), (3, 4, 4))
+    teacher = shapes((5, 4, 4), (5, 4, 4), (5, 4, 4), (9, 2, 2))
+    helpers = ABInit().helpers(student, teacher)
+    kinds = [isinstance(helper, nn.Identity) for helper in helpers.values()]
+    assert kinds == [False, True, False]
+    assert helpers["stage1"](torch.randn(2, 3, 8, 8)).shape == (2, 5, 4, 4)
+    assert not any(isinstance(part, nn.ReLU) for part in helpers.modules())
+
+
+def test_the_prelude_trains_every_stage_the_connectors_and_nothing_else():
+    prelude = AB(weight=2.0, margin=0.5, init_epochs=5).prelude()
+    assert prelude.method == ABInit(weight=2.0, margin=0.5)
+    assert (prelude.epochs, prelude.lr) == (5, None)
+    student, teacher = pair()
+    helpers = prelude.method.helpers(measure(student, (16, 16)), measure(teacher, (16, 16)))
+    learner = Learner(student, prelude.method, helpers)
+    losses, _ = learner(batch(), teacher.outputs(batch().pixels, Signal.PREACTIVATIONS), 0.0)
+    sum(losses.values()).backward()
+    for name, parameter in learner.named_parameters():
+        assert (parameter.grad is None) == ("classifier" in name), name
+
+
+def test_afterwards_the_method_has_no_loss_of_its_own():
+    method = AB()
+    assert method.needs() == Signal(0)
+    assert len(method.helpers(shapes((3, 8, 8)), shapes((5, 4, 4)))) == 0
+    nothing = Outputs(torch.zeros(4, 10))
+    assert method.losses(nothing, nothing, batch(4), nn.ModuleDict()) == {}
+
+
+@pytest.mark.parametrize("method", [AB(), ABInit()])
+def test_networks_that_do_not_suit_are_refused(method):
+    with pytest.raises(ConfigError, match="student's 'stage2' has no partner"):
+        method.helpers(shapes((3, 8, 8), (3, 4, 4)), shapes((5, 4, 4)))
+    with pytest.raises(ConfigError, match="none in common"):
+        method.helpers(Shapes(10, 64, {}), shapes((5, 4, 4)))
