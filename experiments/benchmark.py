@@ -28,6 +28,7 @@ from torch import nn
 from raykd import models
 from raykd.engine.weights import save_weights
 from raykd.experiment import parse
+from raykd.models import Staged
 from raykd.recipes import StudentRun
 from raykd.resolve import resolve
 from raykd.store import Store
@@ -117,11 +118,16 @@ def show(title: str, rows: Sequence[Row], target: Path | None) -> None:
         sign = ">=" if row.better == "higher" else "<="
         goal = "" if row.goal is None else f"{sign} {row.goal:g}"
         table.add_row(row.name, f"{row.ratio:.4f}", goal, verdict[row.reached()], row.note)
+    put(table)
+    if target is not None:
+        target.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def put(table: Table) -> None:
+    """Print a table."""
     console = Console()
     # A log has no width of its own; 80 columns would leave the notes none.
     (console if console.is_terminal else Console(width=160)).print(table)
-    if target is not None:
-        target.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
 def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> LogitsCache:
@@ -148,7 +154,13 @@ def random_images(folder: Path, train: int, test: int) -> None:
 
 
 def random_teacher(path: Path, model: str) -> Path:
-    """Weights of an untrained network whose batch norms fit its activations."""
+    """The weights file of an `untrained` network."""
+    save_weights(path, untrained(model))
+    return path
+
+
+def untrained(model: str) -> Staged:
+    """A network of random weights whose batch norms fit its activations."""
     torch.manual_seed(0)
     network = models.build(model, CLASSES)
     for module in network.modules():
@@ -156,8 +168,7 @@ def random_teacher(path: Path, model: str) -> Path:
             module.momentum = 1.0  # the statistics of one batch, whole
     with torch.no_grad():
         network.train()(torch.randn(64, 3, SIZE, SIZE))
-    save_weights(path, network)
-    return path
+    return network
 
 
 def recipe(

@@ -60,7 +60,7 @@ def _walk(
             around = here = [
                 inner for owner in owners for inner in _models(owner.model_fields[step].annotation)
             ]
-        elif tagged := [candidate for candidate in here if _tag(candidate) == step]:
+        elif tagged := [candidate for candidate in here if step in _names(candidate)]:
             around = here = tagged
         elif here:
             names.append(step)  # a key that no model knows
@@ -76,11 +76,11 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _tag(model: type[BaseModel]) -> str | None:
-    """The name by which a union tells a model from the others."""
+def _names(model: type[BaseModel]) -> tuple[str, ...]:
+    """The name by which a union tells a model from the others, and its aliases."""
     field = model.model_fields.get("name")
-    return field.default if field is not None and isinstance(field.default, str) else None
+    return get_args(field.annotation) if field is not None else ()
 
 
 def _tags(models: list[type[BaseModel]]) -> list[str]:
-    return [tag for tag in map(_tag, models) if tag is not None]
+    return [name for model in models for name in _names(model)]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from raykd.data.images import Data, read
 from raykd.engine.caches import CacheBuild, build_here
-from raykd.engine.fit import local_host, train_student, train_teacher
+from raykd.engine.fit import local_host, train_prelude, train_student, train_teacher
 from raykd.methods import METHODS, Method
 from raykd.models import build, measure
 from raykd.models.staged import Staged
@@ -15,6 +15,8 @@ from raykd.store import Store
 from raykd.types import Batch, Look, Outputs, Signal
 
 CPU = torch.device("cpu")
+# What is short about a method in a small run.
+SHORT = {"ab": {"init_epochs": 2}, "fsp": {"init_epochs": 2}, "ft": {"paraphraser_epochs": 2}}
 ALL = (
     Signal.LOGITS
     | Signal.EMBEDDING
@@ -46,7 +48,7 @@ def teacher_run(store: Store, **changes) -> TeacherRun:
 
 def student_run(store: Store, method: str | Method = "kd", **changes) -> StudentRun:
     """A student of three epochs, from a teacher of two."""
-    chosen = METHODS[method]() if isinstance(method, str) else method
+    chosen = METHODS[method](**SHORT.get(method, {})) if isinstance(method, str) else method
     values = {
         "model": "resnet8",
         "data": digits(store, limit=96),
@@ -58,13 +60,16 @@ def student_run(store: Store, method: str | Method = "kd", **changes) -> Student
 
 
 def prepare(store: Store, *runs: StudentRun) -> None:
-    """Make the teachers and caches of some students, in this process."""
+    """Make the teachers, caches and preludes of some students, in this process."""
     work = plan(runs)
     for teacher in work.teachers:
         if not store.has(teacher):
             train_teacher(store, teacher, local_host(store, teacher, 0))
     for job in work.caches:
         build_here(CacheBuild(store, job.run, job.views), CPU)
+    for prelude in work.preludes:
+        if not store.has(prelude):
+            train_prelude(store, prelude, local_host(store, prelude, 0))
 
 
 def train_logits(run: StudentRun) -> LogitsRun:

@@ -53,8 +53,8 @@ def test_a_run_ends_with_a_table_and_a_page_and_a_second_one_reuses_everything(f
     assert time.monotonic() - started < 15
     assert "2 students" in second.output.partition("reused")[2]
     work = json.loads(call("run", file, "--store", store, "--json").stdout)["work"]
-    assert work["made"] == {"teachers": 0, "caches": 0, "students": 0}
-    assert work["reused"] == {"teachers": 1, "caches": 2, "students": 2}
+    assert work["made"] == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
+    assert work["reused"] == {"teachers": 1, "caches": 2, "preludes": 0, "students": 2}
 
 
 def test_a_plan_says_what_would_be_done_and_does_nothing(file, tmp_path):
@@ -69,9 +69,14 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(file, tmp_path):
 
 def test_precompute_then_run_trains_only_the_students(file, tmp_path):
     done = call("precompute", file, "--store", tmp_path, "--json")
-    assert json.loads(done.stdout)["made"] == {"teachers": 1, "caches": 2, "students": 0}
+    assert json.loads(done.stdout)["made"] == {
+        "teachers": 1,
+        "caches": 2,
+        "preludes": 0,
+        "students": 0,
+    }
     done = json.loads(call("run", file, "--store", tmp_path, "--json").stdout)
-    assert done["work"]["made"] == {"teachers": 0, "caches": 0, "students": 2}
+    assert done["work"]["made"] == {"teachers": 0, "caches": 0, "preludes": 0, "students": 2}
 
 
 def test_verify_passes_a_whole_cache_and_names_a_damaged_shard(file, tmp_path):
@@ -98,7 +103,11 @@ def test_show_lists_what_there_is(file, tmp_path):
         assert len(rows) == count
         assert all(len(row["fingerprint"]) == 20 for row in rows)
         assert rows[0]["fingerprint"] in call("show", what, "--store", tmp_path).stdout
-    for what, name in {"methods": "skd", "models": "resnet110", "datasets": "cifar10"}.items():
+    for what, name in {
+        "methods": "spherical_kd",
+        "models": "resnet110",
+        "datasets": "cifar10",
+    }.items():
         assert name in call("show", what).stdout
 
 

@@ -184,7 +184,14 @@ def test_overrides_of_a_grid_replace_one_axis():
 
 def test_a_grid_is_every_combination_with_the_last_axis_running_fastest():
     runs = students(TAUGHT + "grid: {run.method: [kd, skd], run.seed: [0, 1, 2]}\n")
-    expected = [("kd", 0), ("kd", 1), ("kd", 2), ("skd", 0), ("skd", 1), ("skd", 2)]
+    expected = [
+        ("kd", 0),
+        ("kd", 1),
+        ("kd", 2),
+        ("spherical_kd", 0),
+        ("spherical_kd", 1),
+        ("spherical_kd", 2),
+    ]
     assert [(run.method.name, run.seed) for run in runs] == expected
 
 
@@ -467,8 +474,8 @@ scale:
         ("label_only", 1): 2,
         ("kd", 0): 1,
         ("kd", 1): 2,
-        ("skd", 0): 3,
-        ("skd", 1): 4,
+        ("spherical_kd", 0): 3,
+        ("spherical_kd", 1): 4,
     }
 
 

@@ -30,7 +30,7 @@ def train_caches(work: Plan) -> list[CacheJob]:
 
 
 def test_nothing_needs_nothing():
-    assert plan([]) == Plan((), (), ())
+    assert plan([]) == Plan((), (), (), ())
 
 
 def test_one_student_needs_its_teacher_and_the_caches_of_both_splits():
@@ -149,14 +149,15 @@ def test_a_method_is_given_a_cache_of_exactly_what_it_reads(name):
     if method.needs() & ~CACHEABLE or not method.needs():
         assert caches == [], "it runs the teacher itself, or has no use for it"
     else:
-        (train,) = caches
-        assert not method.needs() & ~train.run.signals()
-        assert train.run.embedding == (Signal.EMBEDDING in method.needs())
+        assert len(caches) == len(method.looks().teacher), "one for each look at the samples"
+        for train in caches:
+            assert not method.needs() & ~train.run.signals()
+            assert train.run.embedding == (Signal.EMBEDDING in method.needs())
 
 
 def test_a_student_without_a_teacher_needs_nothing_but_itself():
     alone = StudentRun(model="resnet20", data=DATA)
-    assert plan([alone]) == Plan((), (), (alone,))
+    assert plan([alone]) == Plan((), (), (), (alone,))
 
 
 def test_a_baseline_beside_a_teacher_is_compared_with_it_on_the_test_images():

@@ -57,6 +57,7 @@ class Memory(Shared):
         # Follows from torch's generator, which the loop seeds by the run: equal on all workers.
         self.seed = int(torch.randint(_SEEDS, ()))
         counts = targets.bincount()
+        self.smallest_pool = len(targets) - int(counts.max())  # negatives to choose from
         starts = F.pad(counts.cumsum(0), (1, 0))
         for name, value in (
             ("targets", targets.clone()),
@@ -75,7 +76,7 @@ class Memory(Shared):
         labels = self.targets[ids]
         start, stop = self.starts[labels], self.starts[labels + 1]
         pool = len(self.targets) - (stop - start)
-        if int(pool.min()) >= negatives:
+        if self.smallest_pool >= negatives:
             places = torch.arange(negatives, device=ids.device)
             place = bits.shuffled(self.seed, ids, batch.epoch, bits.NEGATIVES, places, pool)
         else:

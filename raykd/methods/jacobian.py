@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.methods.base import Method, Schedule, at, full_precision
+from raykd.methods.base import Method, Schedule, at, full_precision, precise
 from raykd.types import Batch, Outputs, Signal
 
 
@@ -24,7 +24,7 @@ def sensitivity(outputs: Outputs, labels: Tensor, *, differentiable: bool) -> Te
         (jacobian,) = torch.autograd.grad(
             score, outputs.pixels, create_graph=differentiable, retain_graph=True
         )
-    return F.normalize(jacobian.float().flatten(1), dim=1)
+    return F.normalize(precise(jacobian).flatten(1), dim=1)
 
 
 class JacobianMatching(Method):

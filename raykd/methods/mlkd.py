@@ -82,7 +82,7 @@ class MLKD(Method):
                 reused = self.as_released and temperature in REUSED
                 loss = loss + divergences(*(weak if reused else strong), temperature).mean()
             raw = precise(student.look("strong").logits)
-            label = F.cross_entropy(raw, batch.targets)
+            label = F.cross_entropy(raw, batch.looks["strong"].targets)
             label = at(self.strong_label_weight, batch.epoch) * label
             return {"logits": at(self.weight, batch.epoch) * loss + label}
 

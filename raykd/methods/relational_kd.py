@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
 from raykd.types import Batch, Outputs, Signal
 
-_SMALLEST = 1e-12  # of a squared distance, and of a norm
+_SMALLEST = 1e-12  # of a squared distance, and of a mean
+# Where |x - y|**2 is less than this part of |x|**2 + |y|**2, it is rounding: of inner products in
+# float64 up to about 1e-14, of embeddings in float32 up to about 1e-14 too.
+_ROUNDING = 1e-13
 
 
 def _gram(embedding: Tensor) -> Tensor:
@@ -23,30 +26,37 @@ def _gram(embedding: Tensor) -> Tensor:
     Distances and angles do not change by the shift, but what cancels in them is then small; in
     float32 the distance of two near samples would be lost.
     """
-    centred = (embedding - embedding.mean(0)).double()
+    embedding = embedding.double()  # first: the mean's rounding would move near samples apart
+    centred = embedding - embedding.mean(0)
     return centred @ centred.T
+
+
+def _squared(gram: Tensor) -> Tensor:
+    """Squared distances [B, B] from inner products; 0 between samples at the same place."""
+    squares = gram.diagonal()
+    both = squares[:, None] + squares
+    squared = both - 2 * gram
+    return squared.where(squared > _ROUNDING * both, 0.0)
 
 
 def distances(gram: Tensor) -> Tensor:
     """Euclidean distances [B, B] from inner products, over the mean of the positive ones."""
-    squares = gram.diagonal()
-    squared = squares[:, None] + squares - 2 * gram
     off = ~torch.eye(len(gram), dtype=torch.bool, device=gram.device)
-    distance = squared.clamp_min(_SMALLEST).sqrt() * off
+    distance = _squared(gram).clamp_min(_SMALLEST).sqrt() * off
     mean = distance.sum() / off.sum().clamp_min(1)
     return distance / mean.clamp_min(_SMALLEST)
 
 
 def angles(gram: Tensor) -> Tensor:
-    """Cosines [B, B, B] of the angles j - i - k, from inner products; 0 where i is j or k.
+    """Cosines [B, B, B] of the angles j - i - k, from inner products; 0 where i is at j or k.
 
     (x_j - x_i)(x_k - x_i) = G_jk - G_ij - G_ik + G_ii, so no differences [B, B, D] are made.
     """
     squares = gram.diagonal()
     inner = gram[None] - gram[:, :, None] - gram[:, None, :] + squares[:, None, None]
-    off = ~torch.eye(len(gram), dtype=torch.bool, device=gram.device)
-    lengths = (squares[:, None] + squares - 2 * gram).clamp_min(_SMALLEST**2).sqrt()
-    inverse = off / lengths.clamp_min(_SMALLEST)
+    squared = _squared(gram)
+    same = squared == 0  # no direction: what is left of the inner product is rounding
+    inverse = squared.masked_fill(same, 1.0).rsqrt().masked_fill(same, 0.0)
     return inner * inverse[:, :, None] * inverse[:, None, :]
 
 

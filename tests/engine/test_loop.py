@@ -15,18 +15,24 @@ from raykd.store import Store, read_json
 from raykd.teachers.route import Route
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
 
+OPTIMS = [
+    Optim(epochs=3, batch=32),
+    Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0),
+]
+
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
-    """A store with a teacher and the caches of the small students."""
+    """A store with a teacher, and the caches and preludes of the small students."""
     store = Store(tmp_path_factory.mktemp("store"))
-    prepare(store, student_run(store))
+    every = [student_run(store, name, optim=optim) for name in METHODS for optim in OPTIMS]
+    prepare(store, student_run(store), *every)
     return store
 
 
 def twin(store, path):
-    """Another store with the same images, teachers and caches, and no student."""
-    for kind in ("images", "teachers", "caches"):
+    """Another store with the same images, teachers, caches and preludes, and no student."""
+    for kind in ("images", "teachers", "caches", "preludes"):
         (path / kind).parent.mkdir(parents=True, exist_ok=True)
         (path / kind).symlink_to(store.root / kind)
     return Store(path)
@@ -51,13 +57,7 @@ class StoppingHost(LocalHost):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-@pytest.mark.parametrize(
-    "optim",
-    [
-        Optim(epochs=3, batch=32),
-        Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0),
-    ],
-)
+@pytest.mark.parametrize("optim", OPTIMS, ids=["sgd", "adamw"])
 def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     ready, tmp_path, name, optim
 ):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from raykd.engine.caches import CacheBuild
-from raykd.engine.fit import open_cache
 from raykd.engine.journal import read_metrics
+from raykd.engine.prepare import open_cache
 from raykd.errors import NoRoom, WorkFailed
 from raykd.experiment import Experiment, Rule, Scale
 from raykd.launch.pool import Pool, Unit

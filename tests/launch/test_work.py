@@ -34,23 +34,23 @@ QUIET = Teller(quiet=True)
 def test_everything_is_made_once_and_found_again(store):
     small = experiment(store, "label_only", "kd", "skd", seeds=(0, 1))
     outcome = carry_out(small, store, QUIET)
-    assert outcome.made == {"teachers": 1, "caches": 2, "students": 6}
+    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
     assert all(store.has(run) for run in small.runs)
     again = carry_out(small, store, QUIET)
-    assert again.made == {"teachers": 0, "caches": 0, "students": 0}
-    assert again.reused == {"teachers": 1, "caches": 2, "students": 6}
+    assert again.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
+    assert again.reused == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
 
 
 def test_a_new_student_reuses_the_teacher_and_its_cache(store):
     carry_out(experiment(store, "kd"), store, QUIET)
     outcome = carry_out(experiment(store, "skd"), store, QUIET)
-    assert outcome.made == {"teachers": 0, "caches": 0, "students": 1}
+    assert outcome.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 1}
 
 
 def test_precompute_stops_before_the_students(store):
     small = experiment(store, "kd")
     outcome = carry_out(small, store, QUIET, students=False)
-    assert outcome.made == {"teachers": 1, "caches": 2, "students": 0}
+    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 0}
     assert not store.has(small.runs[0])
 
 
@@ -93,7 +93,7 @@ def test_the_scale_decides_how_many_workers_a_student_gets():
     assert sorted(counts) == [1] * 8 + [2]
     assert quickstart.teacher_workers(quickstart.runs[0].teacher) == 2
     wide = next(run for run in quickstart.runs if quickstart.workers(run) == 2)
-    assert (wide.method.name, wide.seed) == ("skd", 0)
+    assert (wide.method.name, wide.seed) == ("spherical_kd", 0)
 
 
 def test_a_teacher_from_a_weights_file_is_a_route_of_one(store, tmp_path):

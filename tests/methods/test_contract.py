@@ -123,10 +123,11 @@ def test_a_student_that_equals_its_teacher_has_no_loss(method):
     if method.name in NEVER_ZERO or (list(helpers.parameters()) and method.name != "ctkd"):
         pytest.skip("the least of this loss is not 0, or a projection stands between the two")
     outputs = asked(teacher, sample, ALL)
-    # An untrained network says almost the same of all classes, where an epsilon would show.
-    outputs.logits = outputs.logits * 50
+    # An untrained network says almost the same of all samples, where an epsilon would show.
+    spread = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
+    outputs.logits = outputs.logits + 3 * spread
     for loss in method.losses(outputs, outputs, sample, helpers).values():
-        assert loss.abs() < 1e-5
+        assert loss.abs() < 1e-4  # epsilons of 1e-8 beside small norms
 
 
 def test_the_scores_keep_the_students_answer(method):

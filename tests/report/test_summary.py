@@ -21,8 +21,8 @@ def test_students_that_differ_in_seed_alone_are_one_group(report):
     assert [group.label for group in report.students] == [
         "label_only",
         "kd",
-        "skd temperature=2.0",
-        "skd temperature=4.0",
+        "spherical_kd temperature=2.0",
+        "spherical_kd temperature=4.0",
     ]
     assert all([run.seed for run in group.runs] == [0, 1, 2] for group in report.students)
     assert [group.label for group in report.teachers] == ["teacher"]

@@ -1,0 +1,437 @@
+"""What each method costs in a training step, and its loss beside the obvious form of its formula.
+
+    python experiments/bench_methods.py [--json PATH] [--pairs N] [--quick] [--device cpu|cuda]
+
+Three tables: a step of every method over one of cached KD; every loss, forward and backward to
+the student's outputs, over that of `plain_losses`; and the memory of those that could need much
+of it. Time is CPU time, on cuda the clock's. Goals are shown, not enforced; the exit status is 0.
+
+Shapes: B batch, K channels, H, W pixels, D embedding width.
+"""
+
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would log each of its starts
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from benchmark import (
+    CLASSES,
+    SIZE,
+    Row,
+    Side,
+    compared,
+    cpu_seconds,
+    interleaved,
+    put,
+    show,
+    untrained,
+)
+from plain_losses import PLAIN, Plain
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from raykd.engine.learner import Learner
+from raykd.engine.memory import keep_freed_memory
+from raykd.engine.optim import build_optimiser
+from raykd.methods import METHODS, PRELUDES
+from raykd.methods.base import Method, at
+from raykd.methods.crd import Memory
+from raykd.methods.nst import NST
+from raykd.methods.relational_kd import RelationalKD
+from raykd.models import build, measure, parameter_count
+from raykd.progress import Teller
+from raykd.recipes import Optim
+from raykd.teachers.source import LiveTeacher, LookingTeacher
+from raykd.types import CACHEABLE, Batch, Look, Outputs, Signal
+
+BATCH = 64
+ROWS = 50_000  # of the training set, which CRD remembers
+EPOCH = 30  # after every warm-up
+PAIRS = (("resnet20", "resnet8"), ("resnet32x4", "resnet8x4"))  # teacher and student
+MAPS = ((64, 8), (128, 16))  # K and H of both networks, for NST beside the networks' own
+EMBEDDINGS = ((64, 64), (64, 2048), (128, 64), (128, 2048))  # B and D, for relational KD
+GOAL = 1.1  # of our loss over the plain one: 1, and the noise
+EQUAL = 1e-5  # relative; two losses further apart are not the same formula
+MIB = 1 << 20
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step of one method costs."""
+
+    networks: str
+    method: str
+    ratio: float  # over a step of cached KD, the median of the pairs
+    lowest: float
+    highest: float
+    pairs: int
+    teacher: str  # "cached", "live" or "none"
+    seconds: float  # of a step
+    parameters: int  # of the helpers
+    kept: int  # numbers in the helpers' buffers
+    memory: int | None  # bytes of the loss at its peak beyond KD's; None: it is not apart
+
+
+@dataclass(frozen=True)
+class Work:
+    """Losses, and what they are differentiated by."""
+
+    losses: Callable[[], Sequence[Tensor]]
+    inputs: Sequence[Tensor]
+
+    def __call__(self) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """The losses, and the gradients of their sum."""
+        losses = self.losses()
+        return losses, torch.autograd.grad(losses, self.inputs, allow_unused=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss in two forms."""
+
+    name: str
+    ours: Work
+    plain: Work
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how often everything is measured."""
+
+    device: torch.device
+    pairs: int
+    least: float  # seconds of one side of a pair
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """What one call of the work takes."""
+        if self.device.type == "cpu":
+            return cpu_seconds(work)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def measure(
+        self, ours: Callable[[], object], base: Callable[[], object], times: int = 1
+    ) -> tuple[list[float], list[float]]:
+        """Seconds of one call of each, in interleaved pairs; short work is repeated."""
+        longest = max(min(self.seconds(work) for _ in range(2)) for work in (ours, base))
+        count = max(1, round(self.least / longest))
+
+        def side(work: Callable[[], object]) -> Side:
+            return lambda: self.seconds(lambda: [work() for _ in range(count)]) / count
+
+        seconds = interleaved({"ours": side(ours), "base": side(base)}, times * self.pairs)
+        return seconds["ours"], seconds["base"]
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """The most bytes that the work holds at a time, beyond what there was before."""
+        work()
+        if self.device.type == "cuda":
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            work()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
+            work()
+        assert watch.profiler is not None
+        assert watch.profiler.kineto_results is not None
+        events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        return int(np.cumsum([event.nbytes() for event in events]).max(initial=0))
+
+
+@click.command()
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the tables there.")
+@click.option("--pairs", default=5, show_default=True, help="Pairs of each measurement.")
+@click.option("--quick", is_flag=True, help="One pair of networks, shorter losses.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
+    """Print the three tables."""
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as every process of ours that trains
+    bench = Bench(torch.device(device), pairs, 0.01 if quick else 0.03)
+    say = Teller().say
+    costs: list[Cost] = []
+    losses: list[Row] = []
+    memory: list[Row] = []
+    for names in PAIRS[:1] if quick else PAIRS:
+        networks = Networks(names, bench.device)
+        for name in (*METHODS, *PRELUDES):
+            say(f"{networks.title}: {name}")
+            subject = Subject(name, networks)
+            costs.append(cost(bench, subject, networks))
+            if name in PLAIN and names == PAIRS[0]:
+                case = Case(name, subject.losses(), subject.losses(PLAIN[name]))
+                losses.append(time_beside(bench, case))
+                if name == "crd":
+                    memory.append(memory_beside(bench, case))
+    for case in sizes(bench.device):
+        say(case.name)
+        losses.append(time_beside(bench, case))
+        memory.append(memory_beside(bench, case))
+    losses.append(drawing(bench))
+    put(_table(costs))
+    show("the losses, over their obvious form", losses, None)
+    show("the losses' memory, over that of their obvious form", memory, None)
+    if target is not None:
+        tables = {"steps": costs, "losses": losses, "memory": memory}
+        plain = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
+        target.write_text(json.dumps(plain, indent=2) + "\n")
+
+
+class Networks:
+    """A teacher, the name of a student, and a student of cached KD to compare with."""
+
+    def __init__(self, names: tuple[str, str], device: torch.device) -> None:
+        self.device = device
+        self.title = " -> ".join(names)
+        self.teacher, self.student = _on(device, untrained(names[0])), names[1]
+        self.kd = Subject("kd", self)
+
+
+class Subject:
+    """A method between two networks, with a batch and what answers for the teacher."""
+
+    def __init__(self, name: str, networks: Networks) -> None:
+        torch.manual_seed(0)
+        self.method: Method = METHODS[name]() if name in METHODS else PRELUDES[name]()
+        self.batch, self.needs = sample(self.method, networks.device), self.method.needs()
+        student = _on(networks.device, build(networks.student, CLASSES))
+        shapes = [measure(network, (SIZE, SIZE)) for network in (student, networks.teacher)]
+        helpers = self.method.helpers(*shapes, torch.arange(ROWS) % CLASSES)
+        self.learner = _on(networks.device, Learner(student, self.method, helpers))
+        teacher = LiveTeacher(networks.teacher, self.needs)
+        self.teacher = LookingTeacher(dict.fromkeys(self.method.looks().teacher, teacher))
+        if self.method.calibrates(helpers):
+            self.method.calibrate(helpers, [self.teacher(self.batch)])
+
+    def source(self) -> str:
+        """Who answers for the teacher in a step."""
+        return "none" if not self.needs else "live" if self.needs & ~CACHEABLE else "cached"
+
+    def step(self) -> Callable[[], None]:
+        """One training step; what comes from a cache was read before."""
+        optimiser = build_optimiser(Optim(lr=1e-6), self.learner.parameters())
+        weight, live = at(self.method.label_weight, EPOCH), self.source() == "live"
+        read = self.teacher(self.batch) if self.source() == "cached" else None
+
+        def once() -> None:
+            answers = self.teacher(self.batch) if live else read
+            losses, _ = self.learner(self.batch, answers, weight)
+            optimiser.zero_grad(set_to_none=True)
+            torch.stack([*losses.values()]).sum().backward()
+            optimiser.step()
+
+        return once
+
+    def losses(self, plain: Plain | None = None) -> Work:
+        """The method's losses, or its plain one, with helpers of their own.
+
+        They start from what both networks said; where they are differentiated by the pixels,
+        both networks run each time.
+        """
+        method, batch, helpers = self.method, self.batch, copy.deepcopy(self.learner.helpers)
+        inputs = [p for p in helpers.parameters() if p.requires_grad]
+        through = Signal.PIXELS in self.needs
+        if through:
+            inputs += self.learner.student.parameters()
+        said = self._student([] if through else inputs), self.teacher(batch)
+
+        def losses() -> Sequence[Tensor]:
+            student, teacher = (self._student([]), self.teacher(batch)) if through else said
+            if plain is not None:
+                return [plain(method, student, teacher, batch, helpers)]
+            return [*method.losses(student, teacher, batch, helpers).values()]
+
+        return Work(losses, inputs)
+
+    def _student(self, leaves: list[Tensor]) -> Outputs:
+        """What the student says about every look that it is asked about, added to `leaves`."""
+
+        def seen(batch: Batch) -> Outputs:
+            if Signal.PIXELS in self.needs:
+                pixels = batch.pixels.detach().requires_grad_()
+                return self.learner.student.outputs(pixels, self.needs)
+            said = self.learner.student.outputs(batch.pixels, self.needs)
+            logits = said.logits.detach().requires_grad_()
+            maps = {name: x.detach().requires_grad_() for name, x in said.features.items()}
+            leaves.extend([logits, *maps.values()])
+            if Signal.EMBEDDING not in self.needs:
+                return Outputs(logits, maps)
+            leaves.append(said.embedding.detach().requires_grad_())
+            return Outputs(logits, maps, leaves[-1])
+
+        return LookingTeacher(dict.fromkeys(self.method.looks().student, seen))(self.batch)
+
+
+def sample(method: Method, device: torch.device) -> Batch:
+    """Random pixels and labels, with every other look at them; mixed where the method mixes."""
+    generator = torch.Generator().manual_seed(0)
+    targets, weights = torch.randint(0, CLASSES, (BATCH,), generator=generator), None
+    if method.mixing():
+        weights = torch.rand(BATCH, generator=generator)
+        own, partner = F.one_hot(targets, CLASSES), F.one_hot(targets.roll(1), CLASSES)
+        targets = weights[:, None] * own + (1 - weights[:, None]) * partner
+
+    def look(looks: dict[Look, Batch]) -> Batch:
+        pixels = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        ids = torch.arange(BATCH, device=device)
+        return Batch(pixels, targets.to(device), ids, 0, EPOCH, looks, weights)
+
+    names: tuple[Look, ...] = ("clean", "partner", "strong")
+    return look({name: look({}) for name in names})
+
+
+def sizes(device: torch.device) -> Iterator[Case]:
+    """NST and relational KD of random outputs whose sizes decide what they cost."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).relu().to(device)
+
+    def case(name: str, method: Method, student: Outputs, teacher: Outputs, leaf: Tensor) -> Case:
+        batch, none = Batch(leaf, leaf, leaf, 0, EPOCH), nn.ModuleDict()
+        plain = PLAIN[method.name]
+        return Case(
+            name,
+            Work(lambda: [*method.losses(student, teacher, batch, none).values()], [leaf]),
+            Work(lambda: [plain(method, student, teacher, batch, none)], [leaf]),
+        )
+
+    for width, side in MAPS:
+        mine, theirs = (
+            random(BATCH, width, side, side).contiguous(memory_format=torch.channels_last)
+            for _ in range(2)
+        )
+        mine.requires_grad_()
+        outputs = [Outputs(random(BATCH, 1), {"stage1": maps}) for maps in (mine, theirs)]
+        yield case(f"nst, {BATCH} x {width} x {side} x {side}", NST(), *outputs, mine)
+    for rows, width in EMBEDDINGS:
+        mine, theirs = random(rows, width).requires_grad_(), random(rows, width)
+        outputs = [Outputs(random(rows, 1), embedding=rows_) for rows_ in (mine, theirs)]
+        yield case(f"relational_kd, {rows} x {width}", RelationalKD(), *outputs, mine)
+
+
+def cost(bench: Bench, subject: Subject, networks: Networks) -> Cost:
+    """A method's step beside one of cached KD."""
+    ours, base = bench.measure(subject.step(), networks.kd.step())
+    ratios = [a / b for a, b in zip(ours, base, strict=True)]
+    helpers = subject.learner.helpers
+    memory = None
+    if subject.needs and Signal.PIXELS not in subject.needs:
+        memory = bench.peak(subject.losses()) - bench.peak(networks.kd.losses())
+    return Cost(
+        networks.title,
+        subject.method.name,
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        len(ratios),
+        subject.source(),
+        statistics.median(ours),
+        parameter_count(helpers),
+        sum(buffer.numel() for buffer in helpers.buffers()),
+        memory,
+    )
+
+
+def time_beside(bench: Bench, case: Case) -> Row:
+    """The time of our loss over the plain one, and how far the two are apart."""
+    (ours, mine), (plain, theirs) = case.ours(), case.plain()
+    total, expected = (float(torch.stack([*losses]).sum()) for losses in (ours, plain))
+    apart = abs(total - expected) / max(abs(expected), 1e-30)
+    more = f"losses differ by {apart:.1e}, gradients by {_apart(mine, theirs):.1e}"
+    more += "" if apart <= EQUAL else f", which is more than {EQUAL:g}"
+    del ours, plain  # and their graphs
+    seconds, seconds_plain = bench.measure(case.ours, case.plain, times=3)
+    sides = ("ours", seconds), ("plain", seconds_plain)
+    return compared(case.name, *sides, GOAL, "call", "lower", more)
+
+
+def memory_beside(bench: Bench, case: Case) -> Row:
+    """The peak memory of our loss over the plain one's."""
+    ours, plain = bench.peak(case.ours), bench.peak(case.plain)
+    note = f"ours: {ours / MIB:,.1f} MiB; plain: {plain / MIB:,.1f} MiB"
+    return Row(case.name, ours / plain, 1.0, "lower", note)
+
+
+def drawing(bench: Bench) -> Row:
+    """CRD's negatives of one batch, by key, over numpy's choice for each sample."""
+    count, targets = 16_384, torch.arange(ROWS) % CLASSES
+    memory = _on(bench.device, Memory(targets, 1, 1.0, 0.5))
+    others = [np.flatnonzero(targets.numpy() != label) for label in range(CLASSES)]
+    ids = torch.arange(BATCH, device=bench.device)
+    batch, chance = Batch(ids, ids, ids, 0, EPOCH), np.random.default_rng(0)
+
+    def choice() -> Tensor:
+        rows = [chance.choice(others[i % CLASSES], count, replace=False) for i in range(BATCH)]
+        return torch.from_numpy(np.stack(rows)).to(bench.device)
+
+    ours, plain = bench.measure(lambda: memory.drawn(batch, count, relaxed=False), choice)
+    return compared(
+        f"{count:,} negatives of {BATCH} samples, drawn from {ROWS:,} rows",
+        ("Memory.drawn", ours),
+        ("numpy's choice without replacement, sample by sample", plain),
+        GOAL,
+        "batch",
+        "lower",
+    )
+
+
+def _on(device: torch.device, module: _Module) -> _Module:
+    """The module on a device, in the layout in which everything is trained."""
+    return module.to(device, memory_format=torch.channels_last)
+
+
+def _apart(ours: Sequence[Tensor | None], plain: Sequence[Tensor | None]) -> float:
+    """The largest difference of two lists of gradients, each over the largest of its plain one."""
+    found = 0.0
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            scale = theirs.abs().max().clamp_min(1e-30)
+            found = max(found, float((mine - theirs).abs().max() / scale))
+    return found
+
+
+def _table(costs: Sequence[Cost]) -> Table:
+    """The steps' costs."""
+    table = Table(title="a training step, over one of cached KD")
+    for name in ("networks", "method"):
+        table.add_column(name)
+    for name in ("ratio", "pairs", "teacher", "a step", "parameters", "buffers", "memory"):
+        table.add_column(name, justify="right")
+    for row in costs:
+        memory = "" if row.memory is None else f"{row.memory / MIB:+,.1f} MiB"
+        table.add_row(
+            row.networks,
+            row.method,
+            f"{row.ratio:.3f}",
+            f"{row.pairs}, {row.lowest:.3f} to {row.highest:.3f}",
+            row.teacher,
+            f"{1e3 * row.seconds:.1f} ms",
+            f"{row.parameters:,}",
+            f"{row.kept:,}",
+            memory,
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
