@@ -137,21 +137,38 @@ def _students(store: Store) -> list[Row]:
     return rows
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows of the same columns as a table in Markdown."""
+    lines = [[name.replace("_", " ") for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [["" if value is None else str(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _methods() -> list[Row]:
     rows = []
-    for name, method in METHODS.items():
-        needs = method().needs()  # pyright: ignore[reportCallIssue]
-        signals = [signal.name.lower() for signal in Signal if signal in needs and signal.name]
+    for name, kind in METHODS.items():
+        method = kind()  # pyright: ignore[reportCallIssue]
+        before = method.prelude()
+        needs = method.needs()
         rows.append(
             {
-                "method": name,
-                "needs": ", ".join(signals) or "no teacher",
+                "method": ", ".join((name, *METHODS.aliases(name))),
+                "reads": _signals(needs) or "nothing",
                 "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
+                "before": f"{before.epochs} epochs on {_signals(before.method.needs())}"
+                if before
+                else "",
                 "label_weight": str(method.label_weight),
-                "source": method.title,
+                "cost": kind.cost,
+                "source": kind.title,
             }
         )
     return rows
+
+
+def _signals(signals: Signal) -> str:
+    """Their names, in lower case."""
+    return ", ".join(s.name.lower() for s in Signal if s in signals and s.name)
 
 
 def _models() -> list[Row]:

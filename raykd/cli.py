@@ -21,6 +21,7 @@ from raykd.command import (
     STORE,
     print_json,
     print_recipe,
+    print_rows,
     resolved_experiment,
     speaking,
     wide_console,
@@ -139,26 +140,22 @@ def precompute(experiment: Path, overrides: tuple[str, ...], store: Path, as_jso
 )
 @STORE
 @JSON
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a table in Markdown.")
 @speaking
-def show(what: str, store: Path, as_json: bool) -> None:
+def show(what: str, store: Path, as_json: bool, as_markdown: bool) -> None:
     """List what is in the store, or what an experiment can name."""
-    from raykd.catalogue import catalogue
+    from raykd.catalogue import catalogue, markdown
     from raykd.store import Store
 
     rows = catalogue(what, Store(store))
     if as_json:
         print_json(rows)
-        return
-    if not rows:
+    elif not rows:
         click.echo(f"no {what} in {Store(store).root}")
-        return
-    table = Table(box=None)
-    for name in rows[0]:
-        number = isinstance(rows[0][name], int | float)
-        table.add_column(name.replace("_", " "), justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    wide_console().print(table)
+    elif as_markdown:
+        click.echo(markdown(rows))
+    else:
+        print_rows(rows)
 
 
 @main.command()

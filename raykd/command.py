@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from raykd.errors import ConfigError, RaykdError
 
@@ -77,6 +78,17 @@ def wide_console() -> Console:
     """Standard output, for tables: as wide as the terminal, and wide in a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Rows of the same columns as a table on standard output."""
+    table = Table(box=None)
+    for name, value in rows[0].items():
+        number = isinstance(value, int | float)
+        table.add_column(name.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    wide_console().print(table)
 
 
 def print_json(value: Any) -> None:

@@ -106,7 +106,8 @@ class Teller:
             history = read_metrics(folder)
             if len(history) > task.done:
                 last = history[-1]
-                task.update(len(history), f"top-1 {last['top1']:.1f} %, loss {last['loss']:.3f}")
+                top1 = f"top-1 {last['top1']:.1f} %, " if "top1" in last else ""
+                task.update(len(history), f"{top1}loss {last['loss']:.3f}")
 
         def poll() -> None:
             while not stop.wait(_POLL_SECONDS):

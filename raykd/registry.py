@@ -50,6 +50,10 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ConfigError(f"no {self.kind} is called {name!r}{hint}")
         return self._names[name]
 
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """The other names of the thing that is listed as `name`."""
+        return tuple(alias for alias, known in self._names.items() if known == name != alias)
+
     def __getitem__(self, name: str) -> T:
         """The thing with this name or alias; a miss is a `ConfigError`, as in `canonical`."""
         return self._things[self.canonical(name)]

@@ -2,6 +2,7 @@
 
     root/teachers/<fingerprint>/   weights at the saved epochs, metrics.jsonl, result.json
     root/caches/<fingerprint>/     shards, manifest.json
+    root/preludes/<fingerprint>/   what some methods have trained before, and its helpers
     root/students/<fingerprint>/   weights.safetensors, metrics.jsonl, result.json
     root/images/<digest>/          decoded pixels and labels
     root/weights/<digest>.*        copies of weights files that experiments named

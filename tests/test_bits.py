@@ -11,6 +11,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 # Quantiles of chi-square with 255 degrees of freedom. Keys are fixed: a test passes or fails for
 # ever, and the second quantile is for the 32 statistics of one test.
 CHI_999, CHI_9999 = 330.5, 347.7
+CHI_999_999, CHI_9311_999 = 1142.8, 9738.4  # with 999 and with 9,311 degrees of freedom
 
 
 class SplitMix64:
@@ -162,6 +163,76 @@ def test_below_stays_below(count):
 
 def test_below_is_uniform():
     assert chi_square(bits.below(0, torch.arange(65_536), 0, 0, 256), 256) < CHI_999
+
+
+def shuffled(count: int, ids: Tensor, seed: int = 0, view: int = 0, stream: int = 0) -> Tensor:
+    """Every place of a shuffle for each sample, int64 [B, count]."""
+    counts = torch.full((len(ids),), count)
+    return bits.shuffled(seed, ids, view, stream, torch.arange(count), counts)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1000])
+def test_a_shuffle_is_a_permutation(count):
+    ids = torch.tensor([0, 1, 2, 49_999, 2**31, 2**62])
+    for seed, view, stream in ((0, 0, 0), (1, 0, 0), (2**63 - 1, 10**6, bits.NEGATIVES)):
+        rows = shuffled(count, ids, seed, view, stream)
+        assert rows.dtype == torch.int64
+        assert torch.equal(rows.sort(1).values, torch.arange(count).expand(len(ids), -1))
+
+
+def test_every_key_has_a_shuffle_of_its_own():
+    rows = {tuple(row) for row in shuffled(97, torch.arange(1000)).tolist()}
+    assert len(rows) == 1000
+    base = shuffled(97, torch.arange(50))
+    for other in ({"seed": 1}, {"view": 1}, {"stream": 1}):
+        moved = shuffled(97, torch.arange(50), **other)
+        assert (moved != base).any(1).all()
+        # A random permutation leaves one place as it was: 50 shuffles agree in 50 +- 7 of 4,850.
+        assert (moved == base).sum() < 50 + 6 * 7
+
+
+def test_a_shuffle_is_a_function_of_its_key_in_any_batch_and_beside_any_counts():
+    ids, places = torch.arange(200) * 37, torch.arange(30)
+    counts = 30 + ids % 1000
+    whole = bits.shuffled(1, ids, 2, bits.NEGATIVES, places, counts)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    moved = bits.shuffled(1, ids[order], 2, bits.NEGATIVES, places, counts[order])
+    assert torch.equal(moved, whole[order])
+    for row in (0, 7, 199):
+        own = bits.shuffled(1, ids[row, None], 2, bits.NEGATIVES, places[11:], counts[row, None])
+        assert torch.equal(own[0], whole[row, 11:])
+    assert (whole < counts[:, None]).all()
+    assert all(len(set(row)) == 30 for row in whole.tolist())
+    before = torch.get_rng_state()
+    shuffled(10, torch.arange(5))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("place", [0, 1, 100, 255])
+@pytest.mark.parametrize(("count", "quantile"), [(256, CHI_999), (1000, CHI_999_999)])
+def test_any_number_may_stand_at_any_place_of_a_shuffle(place, count, quantile):
+    ids = torch.arange(65_536)
+    counts = torch.full_like(ids, count)  # a square grid, and one with cells that are no places
+    numbers = bits.shuffled(0, ids, 0, 0, torch.tensor([place]), counts)
+    assert chi_square(numbers[:, 0], count) < quantile
+
+
+def test_two_places_of_a_shuffle_hold_any_two_numbers():
+    # 97: on grids of a few cells the few rounds show (counts of 25 and less).
+    ids = torch.arange(65_536)
+    rows = bits.shuffled(0, ids, 0, 0, torch.tensor([3, 4]), torch.full_like(ids, 97))
+    seen = torch.bincount(rows[:, 0] * 97 + rows[:, 1], minlength=97 * 97).view(97, 97).double()
+    assert not seen.diagonal().any()
+    mean = len(ids) / (97 * 96)
+    pairs = seen[~torch.eye(97, dtype=torch.bool)]
+    assert ((pairs - mean) ** 2 / mean).sum() < CHI_9311_999
+
+
+def test_the_first_places_of_a_shuffle_are_a_fair_sample_without_repetition():
+    # 4,096 samples of 64 of 256 numbers; a sample without repetition varies 1 - 64 / 256 as much.
+    ids = torch.arange(4096)
+    rows = bits.shuffled(0, ids, 0, 0, torch.arange(64), torch.full_like(ids, 256))
+    assert chi_square(rows.flatten(), 256) / 0.75 * 255 / 256 < CHI_999
 
 
 def test_seed_names_a_tuple_of_integers():

@@ -1,7 +1,10 @@
-"""How this process asks the system for memory."""
+"""How this process asks the system for memory, and how much it has had."""
 
 import ctypes
 import platform
+import resource
+
+import torch
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -19,3 +22,10 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     wanted = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 28))
     return all(libc.mallopt(parameter, value) == 1 for parameter, value in wanted)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has had: torch's on a GPU, the whole resident set else."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

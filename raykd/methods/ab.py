@@ -6,7 +6,7 @@ Shapes: B batch, K channels, H, W pixels.
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -23,9 +23,9 @@ def boundary_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tens
     (s + margin)**2 where the teacher is not active (t <= 0) and s > -margin; (s - margin)**2
     where it is and s < margin.
     """
-    asleep = (student + margin).clamp_min(0).square()
-    active = (margin - student).clamp_min(0).square()
-    return torch.where(teacher > 0, active, asleep).flatten(1).sum(1).mean()
+    # One hinge, turned round where the teacher is active: half the work of two and a choice.
+    turn = 1 - 2 * (teacher > 0).to(student.dtype)
+    return F.relu(turn * student + margin).square().sum() / len(student)
 
 
 def connectors(student: Shapes, teacher: Shapes) -> nn.ModuleDict:
@@ -94,7 +94,7 @@ class AB(Method):
     """
 
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
-    cost: ClassVar[str] = "nothing; the prelude's: B K H W per stage, and the connectors'"
+    cost: ClassVar[str] = "nothing; before: B K K H W per stage"
 
     name: Literal["ab"] = "ab"
     weight: Schedule = 1.0  # of the prelude's loss, by its own epochs

@@ -27,9 +27,8 @@ def target_divergence(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
 ) -> Tensor:
     """TCKD: T**2 KL(teacher || student) of (target, not target), for logits [B, C]."""
-    return soft_cross_entropy(
-        _binary(student / temperature, labels), _binary(teacher / temperature, labels), 1.0
-    ) * (temperature**2)
+    mine, theirs = _binary(student / temperature, labels), _binary(teacher / temperature, labels)
+    return temperature**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)
 
 
 def other_divergence(

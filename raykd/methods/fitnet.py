@@ -24,7 +24,7 @@ class FitNet(Method):
     """
 
     title: ClassVar[str] = "Romero et al. 2015, arXiv 1412.6550"
-    cost: ClassVar[str] = "B K_student K_teacher H W, times the regressor's kernel"
+    cost: ClassVar[str] = "B K K H W"
 
     name: Literal["fitnet"] = "fitnet"
     weight: Schedule = 100.0

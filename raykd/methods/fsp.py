@@ -81,7 +81,7 @@ class FSP(Method):
     """
 
     title: ClassVar[str] = "Yim et al. 2017, CVPR"
-    cost: ClassVar[str] = "nothing; the prelude's: B K_shallow K_deep H W per stage"
+    cost: ClassVar[str] = "nothing; before: B K K H W per stage"
 
     name: Literal["fsp"] = "fsp"
     weight: Schedule = 50.0  # of the prelude's loss, by its own epochs

@@ -100,7 +100,7 @@ class FT(Method):
     """
 
     title: ClassVar[str] = "Kim et al. 2018, arXiv 1802.04977"
-    cost: ClassVar[str] = "9 B (K_student + K_teacher)**2 H W"
+    cost: ClassVar[str] = "B K K H W"
 
     name: Literal["ft"] = "ft"
     weight: Schedule = 200.0

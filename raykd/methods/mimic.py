@@ -68,5 +68,5 @@ class MimicEmbedding(Method):
             mine, theirs = precise(student.embedding), precise(teacher.embedding)
             if "projection" in helpers:
                 mine = helpers["projection"](mine)
-            loss = (mine - theirs).square().sum(1).mean()
+            loss = F.mse_loss(mine, theirs, reduction="sum") / len(mine)
             return {"embedding": at(self.weight, batch.epoch) * loss}

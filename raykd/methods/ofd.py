@@ -38,8 +38,9 @@ def partial_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     `margin` is [K]. Summed over one sample, averaged over B.
     """
     target = torch.maximum(teacher, margin[:, None, None])
-    silent = (student <= target) & (target <= 0)
-    return (student - target).square().masked_fill(silent, 0.0).flatten(1).sum(1).mean()
+    counts = (student > target) | (target > 0)
+    # A product is read and written in the maps' own order; filling by a mask takes twice as long.
+    return ((student - target) * counts.to(target.dtype)).square().sum() / len(student)
 
 
 class Connector(nn.Module):
@@ -71,7 +72,7 @@ class OFD(Method):
     """
 
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1904.01866"
-    cost: ClassVar[str] = "B K_student K_teacher H W per stage"
+    cost: ClassVar[str] = "B K K H W per stage"
 
     name: Literal["ofd"] = "ofd"
     weight: Schedule = 1e-3

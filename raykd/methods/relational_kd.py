@@ -47,16 +47,21 @@ def distances(gram: Tensor) -> Tensor:
     return distance / mean.clamp_min(_SMALLEST)
 
 
-def angles(gram: Tensor) -> Tensor:
-    """Cosines [B, B, B] of the angles j - i - k, from inner products; 0 where i is at j or k.
+def angles(embedding: Tensor, gram: Tensor) -> Tensor:
+    """Cosines [B, B, B] of the angles j - i - k of embeddings [B, D]; 0 where i is at j or k.
 
-    (x_j - x_i)(x_k - x_i) = G_jk - G_ij - G_ik + G_ii, so no differences [B, B, D] are made.
+    From differences [B, B, D] where D is no more than B, and otherwise from the inner products:
+    (x_j - x_i)(x_k - x_i) = G_jk - (G_ij - G_ii / 2) - (G_ik - G_ii / 2).
     """
-    squares = gram.diagonal()
-    inner = gram[None] - gram[:, :, None] - gram[:, None, :] + squares[:, None, None]
     squared = _squared(gram)
-    same = squared == 0  # no direction: what is left of the inner product is rounding
-    inverse = squared.masked_fill(same, 1.0).rsqrt().masked_fill(same, 0.0)
+    same = squared == 0  # no direction: what is left of an inner product is rounding
+    inverse = squared.masked_fill(same, 1.0).rsqrt().masked_fill(same, 0.0).to(embedding.dtype)
+    if embedding.shape[1] <= len(embedding):
+        unit = (embedding[None] - embedding[:, None]) * inverse[:, :, None]
+        return unit @ unit.mT
+    moved = gram - gram.diagonal()[:, None] / 2
+    # What cancels, cancels in float64; its result is as good as any in the embeddings' dtype.
+    inner = (gram[None] - moved[:, :, None] - moved[:, None, :]).to(embedding.dtype)
     return inner * inverse[:, :, None] * inverse[:, None, :]
 
 
@@ -67,9 +72,8 @@ def relations(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         return nothing, nothing
     mine, theirs = _gram(student), _gram(teacher)
     distance = F.smooth_l1_loss(distances(mine), distances(theirs))
-    dtype = precise(student).dtype
-    angle = F.smooth_l1_loss(angles(mine).to(dtype), angles(theirs).to(dtype))
-    return distance.to(dtype), angle
+    angle = F.smooth_l1_loss(angles(student, mine), angles(teacher, theirs))
+    return distance.to(student.dtype), angle
 
 
 class RelationalKD(Method):

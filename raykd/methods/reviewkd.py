@@ -77,7 +77,7 @@ class ReviewKD(Method):
     """
 
     title: ClassVar[str] = "Chen et al. 2021, arXiv 2104.09044"
-    cost: ClassVar[str] = "B H W (K_student + 9 K_teacher) min(D, 512) per stage"
+    cost: ClassVar[str] = "B K K H W per stage"
 
     name: Literal["reviewkd"] = "reviewkd"
     weight: Schedule = 1.0

@@ -19,9 +19,9 @@ SLUG = "sample_contrastive_kd"
 def contrast(student: Tensor, teacher: Tensor) -> Tensor:
     """-mean log e^c(s_i, t_i) / (e^c(s_i, t_i) + sum over j != i e^c(s_i, s_j)), c the cosine."""
     mine, theirs = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-    own = (mine * theirs).sum(1)
-    among = (mine @ mine.T).masked_fill(torch.eye(len(mine), device=mine.device).bool(), -torch.inf)
-    return (torch.logsumexp(torch.cat([own[:, None], among], dim=1), dim=1) - own).mean()
+    # A sample's cosine with itself is no negative: its place is the positive's.
+    scores = (mine @ mine.T).diagonal_scatter((mine * theirs).sum(1))
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 
 class SampleContrastiveKD(Method):

@@ -60,7 +60,7 @@ class SimKD(Method):
     """
 
     title: ClassVar[str] = "Chen et al. 2022, arXiv 2203.14001"
-    cost: ClassVar[str] = "B H W (K_student + 9 K_middle + K_teacher) K_middle"
+    cost: ClassVar[str] = "B K K H W"
     label_weight: ClassVar[Schedule] = 0.0
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "backbone"
     released: ClassVar[tuple[str, ...]] = ("projector", "classifier")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -30,8 +31,7 @@ def normalise(logits: Tensor, radius: Tensor | float) -> Tensor:
 
     A constant row gives zeros, with a gradient of up to radius / sqrt(1e-7) times the loss's.
     """
-    variance, mean = torch.var_mean(logits, dim=1, correction=0, keepdim=True)
-    return radius * (logits - mean) * torch.rsqrt(variance + EPSILON)
+    return radius * F.layer_norm(logits, logits.shape[1:], eps=EPSILON)
 
 
 def to_teacher_std(student: Tensor, teacher: Tensor) -> Tensor:

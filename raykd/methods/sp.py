@@ -34,7 +34,7 @@ class SP(Method):
     """
 
     title: ClassVar[str] = "Tung and Mori 2019, arXiv 1907.09682"
-    cost: ClassVar[str] = "B**2 K H W, or B**2 D on embeddings"
+    cost: ClassVar[str] = "B^2 K H W, or B^2 D on embeddings"
 
     name: Literal["sp"] = "sp"
     weight: Schedule = 3000.0

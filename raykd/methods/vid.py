@@ -53,7 +53,7 @@ class VID(Method):
     """
 
     title: ClassVar[str] = "Ahn et al. 2019, arXiv 1904.05835"
-    cost: ClassVar[str] = "B (K_student + 2 K_teacher) K_teacher H W per stage"
+    cost: ClassVar[str] = "B K K H W per stage"
 
     name: Literal["vid"] = "vid"
     weight: Schedule = 1.0

@@ -30,6 +30,20 @@ def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
     return [" ".join(filter(None, row[1:])) for row in rows]
 
 
+def called(named: dict[str, Any]) -> str:
+    """What a person calls a plain method or another named thing: "kd", or "crd + kd" for a sum."""
+    if "combine" in named:
+        return " + ".join(part["name"] for part in named["combine"])
+    return named["name"]
+
+
+def _parts(named: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a named thing; those of a sum below the names of its parts."""
+    if "combine" in named:
+        return {part["name"]: _parts(part) for part in named["combine"]}
+    return {key: value for key, value in named.items() if key != "name"}
+
+
 def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Dotted keys and their values; below a named thing they say whose they are (optim:sgd.lr)."""
     flat = {}
@@ -38,8 +52,8 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
         if not isinstance(inner, dict):
             flat[where] = inner
         elif "name" in inner:
-            rest = {key: value for key, value in inner.items() if key != "name"}
-            flat |= {where: inner["name"]} | _flat(rest, f"{where}:{inner['name']}")
+            name, rest = called(inner), _parts(inner)
+            flat |= {where: name} | _flat(rest, f"{where}:{name}")
         else:
             flat |= _flat(inner, where)
     return flat

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.progress import clock
+from raykd.report.labels import called
 from raykd.report.types import Group, Report, Summary
 
 LEGEND = (
@@ -28,7 +29,7 @@ def sentence(report: Report) -> str:
     done = sum(run.result is not None for run in runs)
     networks = _listed(run.recipe["model"] for run in runs)
     data = _listed(run.recipe["data"]["name"] for run in runs)
-    methods = _listed(run.recipe["method"]["name"] for run in runs)
+    methods = _listed(called(run.recipe["method"]) for run in runs)
     return f"{networks} on {data}, trained by {methods}; {done} of {len(runs)} runs are finished."
 
 

@@ -1,14 +1,19 @@
 """What the workers of tests/engine/test_host.py do; new processes import it by name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import ModuleDict
 
 from raykd.engine.fit import train_student
 from raykd.engine.host import GroupHost
 from raykd.engine.journal import Journal
+from raykd.methods.crd import CRD
 from raykd.recipes import StudentRun
 from raykd.store import Store, write_json
+from raykd.types import Batch, Outputs, Shapes
 from tests.small import CPU
 
 
@@ -56,3 +61,38 @@ def gather(rank: int, folder: str) -> None:
         host.report({"epoch": epoch}, dict, last=epoch == 2)
     value = {"mean": norm.running_mean.tolist(), "total": total.tolist(), "passed_on": seen}
     write_json(Path(folder) / f"rank-{rank}.json", value)
+
+
+def gather_rows(rank: int, folder: str) -> None:
+    """Write down what a host makes of rows of which each worker has another number."""
+    host = GroupHost(Journal(Path(folder)), CPU)
+    rows = torch.arange(2 * (rank + 1)).view(rank + 1, 2) + 10 * rank
+    write_json(Path(folder) / f"rows-{rank}.json", host.gather(rows).tolist())
+
+
+def contrast(
+    gather: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor]
+) -> tuple[list[float], CRD, ModuleDict]:
+    """Three steps of contrastive distillation on the rows of each batch that `ours` takes."""
+    method, shapes = CRD(negatives=12, width=8), Shapes(4, 6, {})
+    torch.manual_seed(0)
+    helpers = method.helpers(shapes, shapes, torch.arange(40) % 4)
+    helpers["memory"].gather = gather
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(3):
+        ids = torch.randperm(40, generator=generator)[:16]
+        mine, theirs = torch.randn(2, 16, 6, generator=generator)
+        nothing, rows = torch.empty(0), ours(ids)
+        batch = Batch(nothing, nothing, rows, view=0, epoch=0)
+        student, teacher = (Outputs(nothing, embedding=ours(x)) for x in (mine, theirs))
+        losses.append(method.losses(student, teacher, batch, helpers)["embedding"].item())
+    return losses, method, helpers
+
+
+def contrast_together(rank: int, folder: str) -> None:
+    """Write down the memory and the losses of one of two workers."""
+    host = GroupHost(Journal(Path(folder)), CPU)
+    losses, _, helpers = contrast(host.gather, lambda rows: rows.view(2, 8, *rows.shape[1:])[rank])
+    means = (host.total(torch.tensor(losses)) / 2).tolist()
+    torch.save((means, helpers.state_dict()), Path(folder) / f"memory-{rank}.pt")

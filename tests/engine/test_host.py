@@ -7,7 +7,7 @@ import torch
 from raykd.engine.journal import read_metrics
 from raykd.recipes import Optim
 from raykd.store import Store, read_json
-from tests.engine.group_work import gather, train
+from tests.engine.group_work import contrast, contrast_together, gather, gather_rows, train
 from tests.group import run_group
 from tests.small import prepare, student_run, trained
 
@@ -27,6 +27,32 @@ def test_workers_agree_on_sums_and_buffers_and_pass_on_together(tmp_path):
         seen = read_json(tmp_path / f"rank-{rank}.json")
         assert seen == {"mean": [0.5, 0.5], "total": [2.0, 1.0], "passed_on": [2]}
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1, 2]
+
+
+def test_rows_are_gathered_in_the_order_of_the_workers(tmp_path):
+    run_group(2, tmp_path, gather_rows, str(tmp_path))
+    for rank in range(2):
+        assert read_json(tmp_path / f"rows-{rank}.json") == [[0, 1], [10, 11], [12, 13]]
+
+
+def test_a_memory_does_not_depend_on_the_number_of_workers(tmp_path):
+    run_group(2, tmp_path, contrast_together, str(tmp_path))
+    expected, _, helpers = contrast(lambda rows: rows, lambda rows: rows)
+    for rank in range(2):
+        losses, state = torch.load(tmp_path / f"memory-{rank}.pt", weights_only=True)
+        assert losses == pytest.approx(expected, rel=1e-5)
+        for name, value in helpers.state_dict().items():
+            # Vectors of length 1, and Z: sums in another order, in float32.
+            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["crd", "ft", "simkd", "stkd"])
+def test_two_workers_train_helpers_preludes_and_mixed_samples(ready, tmp_path, name):
+    run = student_run(ready, name)
+    prepare(ready, run)
+    run_group(2, tmp_path, train, str(ready.root), run, 0)
+    assert len(read_metrics(ready.path(run))) == 3
+    assert read_json(ready.path(run) / "result.json")["workers"] == 2
 
 
 def test_two_workers_train_one_student_and_count_each_test_image_once(ready, tmp_path):

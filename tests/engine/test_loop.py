@@ -9,6 +9,7 @@ from raykd.engine.fit import local_host, train_student, train_teacher
 from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal, read_metrics
 from raykd.methods import METHODS
+from raykd.methods.stkd import STKD
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.store import Store, read_json
@@ -20,12 +21,20 @@ OPTIMS = [
     Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0),
 ]
 
+FROM_A_CACHE = ["kd", "skd", "mlkd", "relational_kd", "crd"]
+MIXED = [
+    STKD(mix=mix, teacher=teacher, alpha=0.5, incorrect_only=0.5, clean_kd=0.5)
+    for mix in ("mixup", "cutmix")
+    for teacher in ("mixed_input", "mixed_output")
+]
+
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """A store with a teacher, and the caches and preludes of the small students."""
     store = Store(tmp_path_factory.mktemp("store"))
     every = [student_run(store, name, optim=optim) for name in METHODS for optim in OPTIMS]
+    every += [student_run(store, method) for method in MIXED]
     prepare(store, student_run(store), *every)
     return store
 
@@ -100,7 +109,7 @@ def test_a_teacher_stops_and_goes_on_to_the_same_route(ready, tmp_path):
         assert (cut.path(run) / name).read_bytes() == (whole.path(run) / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["kd", "skd"])
+@pytest.mark.parametrize("name", [*FROM_A_CACHE, *MIXED], ids=lambda m: getattr(m, "mix", m))
 def test_a_cached_student_has_the_losses_of_a_live_one(ready, tmp_path, name):
     histories = []
     for source in ("cache", "live"):

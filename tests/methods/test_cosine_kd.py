@@ -101,7 +101,7 @@ def test_one_sample_alone_has_no_loss():
 
 
 def test_a_student_that_equals_its_teacher_has_no_loss():
-    assert loss_of(CosineKD(), TEACHER).abs() < 1e-5  # the 1e-8 beside products of norms
+    assert loss_of(CosineKD(), TEACHER).abs() < 1e-4  # the 1e-8 beside products of norms
 
 
 def test_large_logits_in_float32_give_a_finite_loss_and_gradient():

@@ -16,6 +16,17 @@ def test_labels_name_what_differs_and_no_more():
     assert labels([kd, routed]) == ["kd route=none", "kd route.anchors=[2,4] route.starts=[0,2]"]
 
 
+def test_a_sum_of_methods_is_called_by_its_parts():
+    def summed(temperature):
+        parts = [{"name": "crd", "width": 8}, {"name": "kd", "temperature": temperature}]
+        return {"model": "resnet8", "method": {"name": "combine", "combine": parts}}
+
+    kd = {"model": "resnet8", "method": {"name": "kd", "temperature": 4.0}}
+    assert labels([kd, summed(4.0)]) == ["kd", "crd + kd"]
+    expected = ["crd + kd kd.temperature=4.0", "crd + kd kd.temperature=2.0"]
+    assert labels([summed(4.0), summed(2.0)]) == expected
+
+
 def test_a_setting_that_only_some_have_is_named():
     kd = {"model": "resnet8", "clip": None, "optim": {"name": "sgd", "lr": 0.1}}
     other = kd | {"clip": 1.0, "optim": {"name": "adamw", "lr": 0.001}}

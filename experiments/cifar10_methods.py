@@ -1,0 +1,224 @@
+"""Every method beside each other on CIFAR-10: one pair of networks, one recipe, several seeds.
+
+    python experiments/cifar10_methods.py [--data FOLDER] [--seeds N] [--methods NAME ...]
+
+Without a folder of Parquet files torchvision downloads CIFAR-10. The default is what two CPU
+cores can do in an hour: resnet20, trained on all 50,000 images, teaches resnet8 on some of them
+for a few epochs, so accuracies compare with each other and with no published table. `--full PAIR`
+is the recipe of the CRD benchmark instead (CIFAR-100, 240 epochs, 3 seeds), for a GPU.
+
+Each student trains in a process of its own, so that its peak memory is its own. What is in the
+store already is not trained again.
+"""
+
+import json
+import multiprocessing
+import statistics
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from raykd.engine.fit import local_host, train_student
+from raykd.engine.journal import RESULT
+from raykd.engine.memory import keep_freed_memory, peak_bytes
+from raykd.experiment import Experiment, parse
+from raykd.launch.work import carry_out
+from raykd.methods import METHODS
+from raykd.progress import Teller
+from raykd.recipes import StudentRun
+from raykd.record import fingerprint
+from raykd.resolve import resolve
+from raykd.store import Store, read_json, write_json
+
+PEAK = "peak.json"  # beside a student's result
+PAIRS = {
+    "resnet56-resnet20": ("resnet56", "resnet20"),
+    "resnet32x4-resnet8x4": ("resnet32x4", "resnet8x4"),
+    "wrn_40_2-wrn_16_2": ("wrn_40_2", "wrn_16_2"),
+    "vgg13-vgg8": ("vgg13", "vgg8"),
+}
+SHORT = """
+run:
+  model: resnet8
+  data: {name: cifar10, limit: 5000, augment: {pad: 4, flip: true}}
+  teacher:
+    model: resnet20
+    data: {name: cifar10, augment: {pad: 4, flip: true}}
+    optim: {epochs: 8, batch: 128, lr: 0.1, schedule: cosine, warmup_epochs: 1}
+    precision: bfloat16
+    save_every: 8
+  optim: {epochs: 4, lr: 0.05, schedule: cosine, warmup_epochs: 1}
+  precision: bfloat16
+  teacher_precision: bfloat16
+"""
+FULL = """
+run:
+  model: {student}
+  data: {{name: cifar100, augment: {{pad: 4, flip: true}}}}
+  teacher: {{model: {teacher}, save_every: 240}}
+"""
+# What counts in epochs is shortened with the recipe.
+SHORTENED: dict[str, dict[str, Any]] = {
+    "dkd": {"warmup_epochs": 1},
+    "reviewkd": {"warmup_epochs": 1},
+    "ctkd": {"curriculum_epochs": 1},
+    "ab": {"init_epochs": 1},
+    "fsp": {"init_epochs": 1},
+    "ft": {"paraphraser_epochs": 1},
+}
+MIXUP = {"mix": {"kind": "mixup", "alpha": 1.0}}
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # label -> method, augment
+    "label_only + mixup": ({"name": "label_only"}, MIXUP),
+    "kd + mixup": ({"name": "kd"}, MIXUP),
+    "stkd, mixed outputs": ({"name": "stkd", "teacher": "mixed_output"}, {}),
+    "stkd, incorrect_only 0.5": ({"name": "stkd", "incorrect_only": 0.5}, {}),
+    "stkd, clean_kd 1": ({"name": "stkd", "clean_kd": 1.0}, {}),
+    "stkd, cutmix": ({"name": "stkd", "mix": "cutmix"}, {}),
+}
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Parquet files; else a download.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--methods", multiple=True, help="Only these; every method and variant if none.")
+@click.option("--parallel", default=1, show_default=True, help="Students at a time.")
+@click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
+@click.option("--store", default="raykd-store", show_default=True, type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+def main(
+    data: Path | None,
+    seeds: int,
+    methods: tuple[str, ...],
+    parallel: int,
+    full: str | None,
+    store: Path,
+    markdown: bool,
+) -> None:
+    """Train what is missing, and print the table."""
+    torch.set_num_threads(1)
+    place, teller = Store(store), Teller()
+    labels = [label for label in (*METHODS, *VARIANTS) if not methods or label in methods]
+    rows: dict[str, list[StudentRun]] = {}
+    for label in labels:
+        text = _text(label, full, range(seeds), data)
+        rows[label] = list(resolve(parse(text, "methods"), place, teller.say).runs)
+    runs = [run for group in rows.values() for run in group]
+    with teller.showing():
+        parsed = parse(_text("kd", full, range(1), data), "methods")
+        experiment = Experiment("methods", tuple(runs), parsed.scale, parsed.where)
+        carry_out(experiment, place, teller, students=False)
+        _preludes(place, runs, teller)
+        _train(place, [run for run in runs if not place.has(run)], parallel, teller)
+    table = [_row(place, label, group) for label, group in rows.items()]
+    _print(table, markdown)
+
+
+def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None) -> str:
+    """The experiment file of one row."""
+    if full is None:
+        tree = yaml.safe_load(SHORT)
+    else:
+        teacher, student = PAIRS[full]
+        tree = yaml.safe_load(FULL.format(teacher=teacher, student=student))
+    method, augment = VARIANTS.get(label, ({"name": label}, {}))
+    if full is None:
+        method = {**method, **SHORTENED.get(label, {})}
+    tree["run"]["method"] = method
+    tree["run"]["data"]["augment"] |= augment
+    tree["grid"] = {"run.seed": list(seeds)}
+    tree["data"] = {"path": None if data is None else str(data)}
+    return yaml.safe_dump(tree)
+
+
+def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
+    """Train what comes before some methods' own training."""
+    from raykd.engine.fit import train_prelude
+
+    for prelude in dict.fromkeys(before for run in runs if (before := run.prelude())):
+        if not store.has(prelude):
+            teller.say(f"{prelude.method.name}, seed {prelude.seed}")
+            train_prelude(store, prelude, local_host(store, prelude, 30))
+
+
+def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Teller) -> None:
+    """Train students, each in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(parallel, context, max_tasks_per_child=1) as pool:
+        tasks = {pool.submit(_train_one, str(store.root), run): run for run in runs}
+        for number, task in enumerate(as_completed(tasks), 1):
+            run = tasks[task]
+            top1 = task.result()
+            teller.say(f"{number} of {len(runs)}: {run.method.label} seed {run.seed}: {top1:.2f} %")
+
+
+def _train_one(root: str, run: StudentRun) -> float:
+    """Train one student here; its last top-1."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    store = Store(root)
+    host = local_host(store, run, 60)
+    train_student(store, run, host)
+    write_json(store.path(run) / PEAK, {"bytes": peak_bytes(host.device)})
+    return read_json(store.path(run) / RESULT)["last"]["top1"]
+
+
+def _row(store: Store, label: str, runs: Sequence[StudentRun]) -> dict[str, str]:
+    """One line of the table."""
+    results = [read_json(store.path(run) / RESULT) for run in runs]
+    peaks = [read_json(p)["bytes"] / 1e6 for p in _peaks(store, runs)]
+    rates = [result["images_per_second"] for result in results]
+    agreements = [r["last"]["agreement"] for r in results if "agreement" in r["last"]]
+    first = runs[0]
+    needs = first.method.needs()
+    teacher = "-" if not needs else "cached" if first.cached() else "live"
+    prelude = first.prelude()
+    return {
+        "what": label,
+        "teacher": teacher if prelude is None else f"{teacher}, after {prelude.method.name}",
+        "top-1 %": _spread([result["last"]["top1"] for result in results]),
+        "n": str(len(runs)),
+        "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
+        "agreement %": _spread(agreements) if agreements else "",
+        "images/s": f"{statistics.median(rates):.0f}",
+        "peak MB": f"{max(peaks):.0f}" if peaks else "",
+        "hardware": results[0]["hardware"],
+        "fingerprints": " ".join(fingerprint(run) for run in runs),
+    }
+
+
+def _peaks(store: Store, runs: Sequence[StudentRun]) -> Iterator[Path]:
+    return (path for run in runs if (path := store.path(run) / PEAK).is_file())
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.2f} +- {deviation:.2f}"
+
+
+def _print(rows: list[dict[str, str]], markdown: bool) -> None:
+    if markdown:
+        print("| " + " | ".join(rows[0]) + " |")
+        print("|" + "---|" * len(rows[0]))
+        for row in rows:
+            print("| " + " | ".join(row.values()) + " |")
+        return
+    table = Table(box=None)
+    for name in rows[0]:
+        if name not in ("fingerprints", "hardware"):
+            table.add_column(name, justify="left" if name in ("what", "teacher") else "right")
+    for row in rows:
+        table.add_row(*(v for k, v in row.items() if k not in ("fingerprints", "hardware")))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    print(json.dumps({row["what"]: row["fingerprints"].split() for row in rows}))
+
+
+if __name__ == "__main__":
+    main()
