@@ -53,7 +53,7 @@ from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build, measure, parameter_count
 from raykd.progress import Teller
 from raykd.recipes import Optim
-from raykd.teachers.source import LiveTeacher, LookingTeacher
+from raykd.teachers.source import LiveTeacher, LookingTeacher, Source
 from raykd.types import CACHEABLE, Batch, Look, Outputs, Signal
 
 BATCH = 64
@@ -100,11 +100,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """One loss in two forms."""
+    """One loss in two forms, and the plain one in float64 where it can be had."""
 
     name: str
     ours: Work
     plain: Work
+    exact: Callable[[], Work] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
             subject = Subject(name, networks)
             costs.append(cost(bench, subject, networks))
             if name in PLAIN and names == PAIRS[0]:
-                case = Case(name, subject.losses(), subject.losses(PLAIN[name]))
+                case = subject.case()
                 losses.append(time_beside(bench, case))
                 if name == "crd":
                     memory.append(memory_beside(bench, case))
@@ -215,8 +216,9 @@ class Subject:
         shapes = [measure(network, (SIZE, SIZE)) for network in (student, networks.teacher)]
         helpers = self.method.helpers(*shapes, torch.arange(ROWS) % CLASSES)
         self.learner = _on(networks.device, Learner(student, self.method, helpers))
-        teacher = LiveTeacher(networks.teacher, self.needs)
-        self.teacher = LookingTeacher(dict.fromkeys(self.method.looks().teacher, teacher))
+        self.live = LiveTeacher(networks.teacher, self.needs)
+        self.teacher = LookingTeacher(dict.fromkeys(self.method.looks().teacher, self.live))
+        self.student = LookingTeacher(dict.fromkeys(self.method.looks().student, self._seen))
         if self.method.calibrates(helpers):
             self.method.calibrate(helpers, [self.teacher(self.batch)])
 
@@ -239,44 +241,78 @@ class Subject:
 
         return once
 
-    def losses(self, plain: Plain | None = None) -> Work:
+    def losses(self, plain: Plain | None = None, dtype: torch.dtype = torch.float32) -> Work:
         """The method's losses, or its plain one, with helpers of their own.
 
         They start from what both networks said; where they are differentiated by the pixels,
         both networks run each time.
         """
+        torch.manual_seed(1)  # of what spreads the answers: the same in every form
         method, batch, helpers = self.method, self.batch, copy.deepcopy(self.learner.helpers)
-        inputs = [p for p in helpers.parameters() if p.requires_grad]
-        through = Signal.PIXELS in self.needs
-        if through:
+        inputs = [p for p in helpers.to(dtype).parameters() if p.requires_grad]
+        said = None
+        if Signal.PIXELS in self.needs:
             inputs += self.learner.student.parameters()
-        said = self._student([] if through else inputs), self.teacher(batch)
+        else:
+            student, teacher = (Fixed(who, self.needs, dtype) for who in (self._seen, self.live))
+            looks = method.looks()
+            said = (
+                LookingTeacher(dict.fromkeys(looks.student, student))(batch),
+                LookingTeacher(dict.fromkeys(looks.teacher, teacher))(batch),
+            )
+            inputs += [value.requires_grad_() for value in student.values]
 
         def losses() -> Sequence[Tensor]:
-            student, teacher = (self._student([]), self.teacher(batch)) if through else said
+            student, teacher = said or (self.student(batch), self.teacher(batch))
             if plain is not None:
                 return [plain(method, student, teacher, batch, helpers)]
             return [*method.losses(student, teacher, batch, helpers).values()]
 
         return Work(losses, inputs)
 
-    def _student(self, leaves: list[Tensor]) -> Outputs:
-        """What the student says about every look that it is asked about, added to `leaves`."""
+    def case(self) -> Case:
+        """The losses in both forms."""
+        name, plain = self.method.name, PLAIN[self.method.name]
+        return Case(
+            name if Signal.PIXELS not in self.needs else f"{name}, with both networks",
+            self.losses(),
+            self.losses(plain),
+            None if Signal.PIXELS in self.needs else lambda: self.losses(plain, torch.float64),
+        )
 
-        def seen(batch: Batch) -> Outputs:
-            if Signal.PIXELS in self.needs:
-                pixels = batch.pixels.detach().requires_grad_()
-                return self.learner.student.outputs(pixels, self.needs)
-            said = self.learner.student.outputs(batch.pixels, self.needs)
-            logits = said.logits.detach().requires_grad_()
-            maps = {name: x.detach().requires_grad_() for name, x in said.features.items()}
-            leaves.extend([logits, *maps.values()])
-            if Signal.EMBEDDING not in self.needs:
-                return Outputs(logits, maps)
-            leaves.append(said.embedding.detach().requires_grad_())
-            return Outputs(logits, maps, leaves[-1])
+    def _seen(self, batch: Batch) -> Outputs:
+        """What the student says about one look."""
+        pixels = batch.pixels
+        if Signal.PIXELS in self.needs:
+            pixels = pixels.detach().requires_grad_()
+        return self.learner.student.outputs(pixels, self.needs)
 
-        return LookingTeacher(dict.fromkeys(self.method.looks().student, seen))(self.batch)
+
+class Fixed:
+    """A network's answers without their graph, in one dtype, spread apart; it keeps their tensors.
+
+    An untrained network says almost the same of all samples, where a loss would be all rounding.
+    """
+
+    def __init__(self, source: Source, needs: Signal, dtype: torch.dtype) -> None:
+        self.source, self.needs, self.dtype = source, needs, dtype
+        self.values: list[Tensor] = []
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The answer for one look."""
+        said = self.source(batch)
+        logits = self._kept(said.logits, 5.0)
+        maps = {name: self._kept(value) for name, value in said.features.items()}
+        if Signal.EMBEDDING not in self.needs:
+            return Outputs(logits, maps)
+        return Outputs(logits, maps, self._kept(said.embedding, 1.0))
+
+    def _kept(self, value: Tensor, spread: float = 0.0) -> Tensor:
+        value = value.detach()
+        if spread:
+            value = value + spread * torch.randn_like(value)
+        self.values.append(value.to(self.dtype))
+        return self.values[-1]
 
 
 def sample(method: Method, device: torch.device) -> Batch:
@@ -324,7 +360,7 @@ def sizes(device: torch.device) -> Iterator[Case]:
         yield case(f"nst, {BATCH} x {width} x {side} x {side}", NST(), *outputs, mine)
     for rows, width in EMBEDDINGS:
         mine, theirs = random(rows, width).requires_grad_(), random(rows, width)
-        outputs = [Outputs(random(rows, 1), embedding=rows_) for rows_ in (mine, theirs)]
+        outputs = [Outputs(random(rows, 1), embedding=value) for value in (mine, theirs)]
         yield case(f"relational_kd, {rows} x {width}", RelationalKD(), *outputs, mine)
 
 
@@ -353,12 +389,15 @@ def cost(bench: Bench, subject: Subject, networks: Networks) -> Cost:
 
 def time_beside(bench: Bench, case: Case) -> Row:
     """The time of our loss over the plain one, and how far the two are apart."""
-    (ours, mine), (plain, theirs) = case.ours(), case.plain()
-    total, expected = (float(torch.stack([*losses]).sum()) for losses in (ours, plain))
-    apart = abs(total - expected) / max(abs(expected), 1e-30)
-    more = f"losses differ by {apart:.1e}, gradients by {_apart(mine, theirs):.1e}"
-    more += "" if apart <= EQUAL else f", which is more than {EQUAL:g}"
-    del ours, plain  # and their graphs
+    (ours, gradients), (plain, gradients_plain) = case.ours(), case.plain()
+    total, expected = _total(ours), _total(plain)
+    apart, gradients_apart = _relative(total, expected), _furthest(gradients, gradients_plain)
+    more = f"losses differ by {apart:.1e}, gradients by {gradients_apart:.1e}"
+    if apart > EQUAL and case.exact is not None:
+        exact = _total(case.exact().losses())
+        off, off_plain = _relative(total, exact), _relative(expected, exact)
+        more += f"; from float64 ours by {off:.1e}, plain by {off_plain:.1e}"
+    del ours, plain, gradients, gradients_plain
     seconds, seconds_plain = bench.measure(case.ours, case.plain, times=3)
     sides = ("ours", seconds), ("plain", seconds_plain)
     return compared(case.name, *sides, GOAL, "call", "lower", more)
@@ -399,15 +438,20 @@ def _on(device: torch.device, module: _Module) -> _Module:
     return module.to(device, memory_format=torch.channels_last)
 
 
-def _apart(ours: Sequence[Tensor | None], plain: Sequence[Tensor | None]) -> float:
-    """The largest difference of two lists of gradients, each over the largest of its plain one."""
-    found = 0.0
-    for mine, theirs in zip(ours, plain, strict=True):
-        assert (mine is None) == (theirs is None)
-        if mine is not None and theirs is not None:
-            scale = theirs.abs().max().clamp_min(1e-30)
-            found = max(found, float((mine - theirs).abs().max() / scale))
-    return found
+def _total(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of some losses, in float64."""
+    return torch.stack([loss.detach().double() for loss in losses]).sum()
+
+
+def _relative(ours: Tensor, other: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((ours - other).abs().max() / other.abs().max().clamp_min(1e-30))
+
+
+def _furthest(ours: Sequence[Tensor | None], plain: Sequence[Tensor | None]) -> float:
+    """The largest `_relative` difference of some gradients."""
+    pairs = zip(ours, plain, strict=True)
+    return max(_relative(a, b) for a, b in pairs if a is not None and b is not None)
 
 
 def _table(costs: Sequence[Cost]) -> Table:

@@ -28,7 +28,8 @@ def plan(runs: Iterable[StudentRun]) -> Plan:
     """The distinct work behind some students.
 
     A cache holds only the (anchor, view) pairs that an epoch reads, so a route with many
-    anchors needs no more teacher forwards than plain distillation.
+    anchors needs no more teacher forwards than plain distillation. Where some students read
+    embeddings beside the logits, the others read the logits of the same cache.
     """
     students = tuple(dict.fromkeys(runs))
     teachers = dict.fromkeys(run.teacher for run in students if run.teacher is not None)
@@ -41,6 +42,8 @@ def plan(runs: Iterable[StudentRun]) -> Plan:
             for look in run.method.looks().teacher:
                 for epoch in range(run.optim.epochs):
                     views.setdefault(run.logits_at(epoch, look), set()).add(run.view_at(epoch))
+    for run in [run for run in views if run.wider() != run and run.wider() in views]:
+        views[run.wider()] |= views.pop(run)  # the teacher answers once, for all its students
     caches = tuple(CacheJob(run, tuple(sorted(seen))) for run, seen in views.items())
     preludes = dict.fromkeys(before for run in students if (before := run.prelude()) is not None)
     return Plan(tuple(teachers), caches, tuple(preludes), students)

@@ -80,6 +80,14 @@ def test_seeds_methods_and_networks_share_teacher_and_cache():
     assert work.caches == plan([STUDENT]).caches
 
 
+def test_embeddings_and_logits_are_asked_of_the_teacher_once():
+    runs = [with_(), with_(method=METHODS["pkt"](), views=3)]
+    (train,) = train_caches(plan(runs))
+    assert train.run == plan([runs[1]]).caches[-1].run
+    assert train.run.embedding
+    assert train.views == plan([runs[0]]).caches[-1].views
+
+
 def test_a_student_that_is_asked_for_twice_is_planned_once_in_the_order_of_asking():
     other = with_(seed=1)
     again = StudentRun.read(STUDENT.plain())

@@ -13,6 +13,7 @@ from raykd.data.images import Data, open_images
 from raykd.engine.caches import needed_bytes
 from raykd.engine.fit import default_device
 from raykd.engine.learner import Learner
+from raykd.engine.prepare import serving
 from raykd.experiment import Experiment
 from raykd.methods.label_only import LabelOnly
 from raykd.plan import Plan
@@ -71,6 +72,8 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
         seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
         items.append(Item("teacher", teacher.model, 1, 0, 0, seconds))
     for job in work.caches:
+        if serving(store, job.run, job.views) != job.run:
+            continue
         train, test = open_images(store, job.run.data)
         rows = len(train if job.run.split == "train" else test)
         known = read_manifest(store.path(job.run))

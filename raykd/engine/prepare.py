@@ -1,6 +1,6 @@
 """What a run needs before its first step: images, teachers, the student and its helpers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from raykd.models.staged import measure
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
+from raykd.teachers.manifest import read_manifest
 from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
 from raykd.types import Look, Signal
 
@@ -38,7 +39,9 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
         if run.cached():
             seen = _views_of_anchor(run, epoch)
             sources = {
-                look: CachedTeacher(open_cache(store, run.logits_at(epoch, look), seen, device))
+                look: CachedTeacher(
+                    open_cache(store, run.logits_at(epoch, look), seen, device), run.method.needs()
+                )
                 for look in looks
             }
         else:
@@ -80,8 +83,20 @@ def live_teacher(
     )
 
 
+def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
+    """The cache that answers for a recipe: its own, unless only the wider one has these views."""
+    wanted = set(views)
+
+    def holds(candidate: LogitsRun) -> bool:
+        known = read_manifest(store.path(candidate))
+        return known is not None and wanted.issubset(known.views())
+
+    return run.wider() if not holds(run) and holds(run.wider()) else run
+
+
 def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
-    """The cache of a recipe, with these views, whose look-ups answer on `device`."""
+    """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
+    run = serving(store, run, views)
     checksum = weights.anchor_checksum(store, run)
     return LogitsCache.open(store.path(run), run.plain(), checksum, views, device)
 

@@ -14,6 +14,7 @@ from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
 from raykd.engine.compare import SPOT_CHECK, Comparison, compare
 from raykd.engine.fit import default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
+from raykd.engine.prepare import serving
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
 from raykd.plan import CacheJob
@@ -69,6 +70,7 @@ class Crew:
     def precompute(self, jobs: Sequence[CacheJob]) -> int:
         """Fill the caches that lack views; returns how many did."""
         self._store.root.mkdir(parents=True, exist_ok=True)
+        jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
         builds = [CacheBuild(self._store, job.run, job.views, self._teller.say) for job in jobs]
         builds = [build for build in builds if build.missing]
         needed = 0

@@ -121,7 +121,9 @@ def contrastive_loss(scores: Tensor, rows: int) -> Tensor:
     noise = (scores.shape[1] - 1) / rows
     positive, negative = scores[:, 0], scores[:, 1:]
     told = (positive / (positive + noise + EPSILON)).log()
-    others = (negative / noise + (1 + EPSILON / noise)).log().sum(1)
+    # Scores of negatives are far below the noise: log(noise / (score + noise)) in float32 would be
+    # off by a thousandth of itself.
+    others = ((negative + EPSILON) / noise).log1p().sum(1)
     return (others - told).mean()
 
 

@@ -51,6 +51,10 @@ class LogitsRun(Record):
     embedding: bool = False  # whether pooled features are stored beside the logits
     precision: Precision = "float32"  # of the teacher's forward
 
+    def wider(self) -> "LogitsRun":
+        """The cache that has the same logits, and the embeddings beside them."""
+        return self.model_copy(update={"embedding": True})
+
     def signals(self) -> Signal:
         """What the cache can answer."""
         return Signal.LOGITS | (Signal.EMBEDDING if self.embedding else Signal(0))

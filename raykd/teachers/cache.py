@@ -17,7 +17,7 @@ from raykd import arrow
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.teachers.codec import decode
 from raykd.teachers.manifest import Manifest, Shard, check_identity, read_manifest
-from raykd.types import Outputs
+from raykd.types import CACHEABLE, Outputs, Signal
 
 JOINED_BYTES = 1 << 28  # a view of several shards up to this size is copied into one block
 _OPEN_VIEWS = 2  # kept mapped: the one being read, and the one before; file handles are few
@@ -64,9 +64,14 @@ class LogitsCache:
             )
         return cls(folder, manifest, device)
 
-    def take(self, ids: Tensor, view: int) -> Outputs:
-        """The teacher's outputs for the samples `ids` (int64 [B]) in one view, as float32."""
+    def take(self, ids: Tensor, view: int, wanted: Signal = CACHEABLE) -> Outputs:
+        """The teacher's outputs for the samples `ids` (int64 [B]) in one view, as float32.
+
+        Embeddings are there where they are stored and `wanted`.
+        """
         columns = self._view(view)
+        if Signal.EMBEDDING not in wanted and "embedding" in columns[0]:
+            columns = [{k: v for k, v in c.items() if k != "embedding"} for c in columns]
         if len(columns) == 1:
             return decode(columns[0], ids)
         starts = torch.tensor([s.part.start for s in self._shards[view]], device=ids.device)

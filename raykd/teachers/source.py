@@ -77,12 +77,13 @@ def _affine(
 class CachedTeacher:
     """The cache of a teacher's outputs."""
 
-    def __init__(self, cache: LogitsCache) -> None:
+    def __init__(self, cache: LogitsCache, wanted: Signal = Signal.LOGITS) -> None:
         self.cache = cache
+        self.wanted = wanted
 
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
-        return self.cache.take(batch.ids, batch.view)
+        return self.cache.take(batch.ids, batch.view, self.wanted)
 
 
 class LookingTeacher:

@@ -122,6 +122,20 @@ def test_a_cached_student_has_the_losses_of_a_live_one(ready, tmp_path, name):
         assert cached["loss_label"] == pytest.approx(live["loss_label"], rel=5e-3)
 
 
+def test_logits_are_the_same_beside_embeddings(ready, tmp_path):
+    alone, beside = Store(tmp_path / "alone"), Store(tmp_path / "beside")
+    for store in (alone, beside):
+        for kind in ("images", "teachers"):
+            (store.path(student_run(ready)).parents[1] / kind).parent.mkdir(exist_ok=True)
+            (store.root / kind).symlink_to(ready.root / kind)
+    kd = student_run(ready, "kd")
+    prepare(alone, kd)
+    prepare(beside, kd, student_run(ready, "pkt"))
+    caches = [[*store.finished("caches")] for store in (alone, beside)]
+    assert [len(found) for found in caches] == [2, 2]  # of the training and of the test images
+    assert trained(alone, kd) == trained(beside, kd)
+
+
 def test_equal_seeds_give_equal_students_and_others_do_not(ready, tmp_path):
     first = trained(twin(ready, tmp_path / "a"), student_run(ready, seed=1))
     assert trained(twin(ready, tmp_path / "b"), student_run(ready, seed=1)) == first

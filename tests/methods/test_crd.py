@@ -128,7 +128,7 @@ def test_a_side_s_loss_is_the_noise_contrast():
     assert contrastive_loss(scores, 100).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_memory_starts_uniform_in_the_codes_bounds():
+def test_the_memory_starts_uniform_between_bounds_that_follow_from_its_width():
     method = CRD(negatives=1)
     memory = method.helpers(Shapes(4, 6, {}), Shapes(4, 6, {}), LABELS)["memory"]
     bound = 1 / math.sqrt(128 / 3)

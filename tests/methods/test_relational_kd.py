@@ -92,7 +92,7 @@ def test_samples_at_the_same_place_have_no_direction_and_no_distance():
             for mine, expected in zip(terms, naive(student, teacher), strict=True):
                 torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=0)
             (gradient,) = torch.autograd.grad(sum(terms), student)
-            assert gradient.abs().max() < 1
+            assert gradient.abs().max() < 10
 
 
 def test_equal_samples_throughout_give_no_nan():
