@@ -16,7 +16,7 @@ _ROUNDS = 3  # of the Feistel network, each of two halves
 
 # Streams: one per independent decision about a sample.
 ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT, CHECK = range(6)
-PARTNER, WEIGHT, BOX_ROW, BOX_COLUMN, NEGATIVES, OPERATION, STRENGTH, HOLE = range(6, 14)
+PARTNER, WEIGHT, BOX_ROW, BOX_COLUMN, NEGATIVES, POSITIVE, OPERATION, STRENGTH, HOLE = range(6, 15)
 
 
 def _signed(value: int) -> int:
@@ -66,13 +66,16 @@ def below(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
     return (_shift(draw(seed, ids, view, stream), 32) * count) >> 32
 
 
-def shuffled(seed: int, ids: Tensor, view: int, stream: int, places: Tensor, counts: Tensor):
+def shuffled(
+    seed: int, ids: Tensor, view: int, stream: int, places: Tensor, counts: Tensor
+) -> Tensor:
     """What stands at `places` of a shuffled range(counts), a shuffle for each sample: int64 [B, K].
 
     `places` are int64 [K], smaller than each of `counts` (int64 [B], up to 2**31). The shuffle is
     a Feistel network on a grid of about the square root of the count (Black and Rogaway 2002,
     "Ciphers with arbitrary finite domains", section 6); the few cells of the grid that are no
-    places are walked past.
+    places are walked past. Three rounds leave no bias that can be seen from 40 places on; the
+    orders of a handful of places are not all equally likely.
     """
     side = counts.double().sqrt().ceil().long().clamp_min(1)[:, None]
     other = (counts[:, None] + side - 1) // side

@@ -87,7 +87,7 @@ class Memory(Shared):
         place = place + torch.where(place >= start[:, None], (stop - start)[:, None], 0)
         positive = ids
         if relaxed:
-            share = bits.uniform(self.seed, ids, batch.epoch, bits.NEGATIVES + (1 << 8)).double()
+            share = bits.uniform(self.seed, ids, batch.epoch, bits.POSITIVE).double()
             positive = self.order[start + (share * (stop - start)).long()]
         return torch.cat([positive[:, None], self.order[place]], dim=1)
 

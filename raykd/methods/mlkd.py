@@ -48,7 +48,7 @@ class MLKD(Method):
     `as_released` computes what the released code does where it differs from its intent: the masks
     scale the whole loss by their mean, and the strong view's instances are compared by the weak
     view's logits at T 2 and 6. `strong_view: false` leaves the second view out. `standardise`
-    distils standardised logits (arXiv 2403.01427).
+    compares instances by standardised logits (arXiv 2403.01427, as its code does).
     """
 
     title: ClassVar[str] = "Jin et al. 2023, CVPR"
@@ -73,22 +73,24 @@ class MLKD(Method):
     ) -> Mapping[str, Tensor]:
         """All levels, at the spot "logits"."""
         with full_precision(student.logits):
-            weak = self._pair(student, teacher)
+            weak = precise(student.logits), precise(teacher.logits)
             loss = self._weak(*weak)
             if not self.strong_view:
                 return {"logits": at(self.weight, batch.epoch) * loss}
-            strong = self._pair(student.look("strong"), teacher.look("strong"))
+            seen, known = student.look("strong"), teacher.look("strong")
+            strong = precise(seen.logits), precise(known.logits)
             for temperature in self.temperatures:
                 reused = self.as_released and temperature in REUSED
-                loss = loss + divergences(*(weak if reused else strong), temperature).mean()
-            raw = precise(student.look("strong").logits)
-            label = F.cross_entropy(raw, batch.looks["strong"].targets)
+                loss = loss + self._instances(*(weak if reused else strong), temperature).mean()
+            label = F.cross_entropy(strong[0], batch.looks["strong"].targets)
             label = at(self.strong_label_weight, batch.epoch) * label
             return {"logits": at(self.weight, batch.epoch) * loss + label}
 
-    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        mine, theirs = precise(student.logits), precise(teacher.logits)
-        return (standardised(mine), standardised(theirs)) if self.standardise else (mine, theirs)
+    def _instances(self, mine: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+        """The divergence of each sample."""
+        if self.standardise:
+            mine, theirs = standardised(mine), standardised(theirs)
+        return divergences(mine, theirs, temperature)
 
     def _weak(self, mine: Tensor, theirs: Tensor) -> Tensor:
         """The three levels of the weak view."""
@@ -97,7 +99,7 @@ class MLKD(Method):
         loss = mine.new_zeros(())
         for temperature in self.temperatures:
             p, q = F.softmax(mine / temperature, dim=1), F.softmax(theirs / temperature, dim=1)
-            loss = loss + self._masked(divergences(mine, theirs, temperature), samples).mean()
+            loss = loss + self._masked(self._instances(mine, theirs, temperature), samples).mean()
             loss = loss + self._masked(class_gram(p, q), classes).sum() / p.shape[1]
             loss = loss + self._masked(batch_gram(p, q), samples).sum() / p.shape[0]
         return loss

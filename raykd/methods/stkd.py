@@ -26,22 +26,23 @@ _NEVER = -1e9  # a logit without probability; finite, so that no difference of t
 
 
 def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """w softmax(own / T) + (1 - w) softmax(partner / T): [B, C], with weights [B]."""
+    """log(w softmax(own / T) + (1 - w) softmax(partner / T)): [B, C], with weights [B]."""
     weights = weights[:, None].to(own.dtype)
-    p, q = F.softmax(own / temperature, dim=1), F.softmax(partner / temperature, dim=1)
-    return weights * p + (1 - weights) * q
+    log_own = F.log_softmax(own / temperature, dim=1) + weights.log()
+    log_partner = F.log_softmax(partner / temperature, dim=1) + (1 - weights).log()
+    return torch.logaddexp(log_own, log_partner)
 
 
 def transfer(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T**2 KL(teacher || softmax(student / T)) of probabilities [B, C] and logits [B, C]."""
+    """T**2 KL(exp(teacher) || softmax(student / T)) of log-probabilities and logits [B, C]."""
     log_student = F.log_softmax(student / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_student, teacher, reduction="batchmean")
+    divergence = F.kl_div(log_student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
 
 
 def among_others(student: Tensor, teacher: Tensor, mixed: Tensor, temperature: float) -> Tensor:
     """The same among the classes that are in no sample of the mix; `mixed` is bool [B, C]."""
-    rest = teacher.masked_fill(mixed, 0.0)
-    rest = rest / rest.sum(1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
+    rest = F.log_softmax(teacher.masked_fill(mixed, _NEVER), dim=1)
     return transfer(student.masked_fill(mixed, _NEVER), rest, temperature)
 
 
@@ -102,9 +103,9 @@ class STKD(Method):
             return {"logits": loss}
 
     def _target(self, teacher: Outputs, batch: Batch) -> Tensor:
-        """What the student should say of the mixed samples: probabilities [B, C]."""
+        """What the student should say of the mixed samples: log-probabilities [B, C]."""
         if self.teacher == "mixed_input":
-            return F.softmax(precise(teacher.logits) / self.temperature, dim=1)
+            return F.log_softmax(precise(teacher.logits) / self.temperature, dim=1)
         assert batch.weights is not None, "the batch is not mixed"
         own, partner = (precise(teacher.look(look).logits) for look in ("clean", "partner"))
         return mixed_output(own, partner, batch.weights, self.temperature)

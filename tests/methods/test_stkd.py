@@ -174,7 +174,7 @@ def test_the_incorrect_classes_are_compared_among_themselves():
 
 
 def test_the_incorrect_classes_of_mixed_outputs_are_those_of_the_mixed_probabilities():
-    target = mixed_output(TEACHER, TEACHER[PARTNERS], WEIGHTS, 4.0)
+    target = mixed_output(TEACHER, TEACHER[PARTNERS], WEIGHTS, 4.0).exp()
     present = mixed_labels(WEIGHTS) > 0
     total = 0.0
     for p, q, inside in zip(target, STUDENT, present, strict=True):
@@ -231,5 +231,5 @@ def test_the_gradient_is_that_of_the_loss():
     student = STUDENT.clone().requires_grad_()
     method = STKD(teacher="mixed_output", incorrect_only=0.5)
     assert torch.autograd.gradcheck(lambda z: loss_of(method, z), student)
-    target = F.softmax(TEACHER, dim=1)
+    target = F.log_softmax(TEACHER, dim=1)
     assert torch.autograd.gradcheck(lambda z: transfer(z, target, 2.0), student)
