@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from raykd.engine.fit import local_host, train_student
+from raykd.engine.fit import local_host, train_prelude, train_student
 from raykd.engine.journal import RESULT
 from raykd.engine.memory import keep_freed_memory, peak_bytes
 from raykd.experiment import Experiment, parse
@@ -72,9 +72,11 @@ SHORTENED: dict[str, dict[str, Any]] = {
     "ab": {"init_epochs": 1},
     "fsp": {"init_epochs": 1},
     "ft": {"paraphraser_epochs": 1},
+    "crd": {"negatives": 4096},  # fewer than the rows of other classes
 }
 MIXUP = {"mix": {"kind": "mixup", "alpha": 1.0}}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # label -> method, augment
+    "crd + kd": ({"combine": ["crd", "kd"]}, {}),
     "label_only + mixup": ({"name": "label_only"}, MIXUP),
     "kd + mixup": ({"name": "kd"}, MIXUP),
     "stkd, mixed outputs": ({"name": "stkd", "teacher": "mixed_output"}, {}),
@@ -104,7 +106,8 @@ def main(
     """Train what is missing, and print the table."""
     torch.set_num_threads(1)
     place, teller = Store(store), Teller()
-    labels = [label for label in (*METHODS, *VARIANTS) if not methods or label in methods]
+    known = [*(name for name in METHODS if name != "combine"), *VARIANTS]
+    labels = [label for label in known if not methods or label in methods]
     rows: dict[str, list[StudentRun]] = {}
     for label in labels:
         text = _text(label, full, range(seeds), data)
@@ -128,8 +131,10 @@ def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None)
         teacher, student = PAIRS[full]
         tree = yaml.safe_load(FULL.format(teacher=teacher, student=student))
     method, augment = VARIANTS.get(label, ({"name": label}, {}))
-    if full is None:
+    if full is None and label in METHODS:
         method = {**method, **SHORTENED.get(label, {})}
+    if full is None and "combine" in method:
+        method = {"combine": [{"name": n, **SHORTENED.get(n, {})} for n in method["combine"]]}
     tree["run"]["method"] = method
     tree["run"]["data"]["augment"] |= augment
     tree["grid"] = {"run.seed": list(seeds)}
@@ -139,8 +144,6 @@ def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None)
 
 def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
     """Train what comes before some methods' own training."""
-    from raykd.engine.fit import train_prelude
-
     for prelude in dict.fromkeys(before for run in runs if (before := run.prelude())):
         if not store.has(prelude):
             teller.say(f"{prelude.method.name}, seed {prelude.seed}")

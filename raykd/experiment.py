@@ -130,8 +130,16 @@ def _student(tree: dict[str, Any]) -> StudentRun:
     if "method" in tree:
         tree["method"] = _method(tree["method"])
     if isinstance(teacher, dict) and "data" not in teacher and "data" in tree:
-        teacher["data"] = tree["data"]  # the teacher learnt from what the student learns from
+        teacher["data"] = _unmixed(tree["data"])
     return _record(StudentRun, tree, "experiment.run")
+
+
+def _unmixed(data: Any) -> Any:
+    """What the student learns from, as its teacher learns from it: not mixed."""
+    augment = data.get("augment") if isinstance(data, dict) else None
+    if not isinstance(augment, dict) or "mix" not in augment:
+        return data
+    return {**data, "augment": {k: v for k, v in augment.items() if k != "mix"}}
 
 
 def _method(tree: Any, *, part: bool = False) -> Any:

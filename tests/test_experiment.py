@@ -14,6 +14,7 @@ from PIL import Image
 from raykd.data.images import Data
 from raykd.errors import ConfigError, DataError
 from raykd.experiment import Experiment, ExperimentFile, Scale, Where, load, parse
+from raykd.methods import METHODS
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
@@ -193,6 +194,45 @@ def test_a_grid_is_every_combination_with_the_last_axis_running_fastest():
         ("spherical_kd", 2),
     ]
     assert [(run.method.name, run.seed) for run in runs] == expected
+
+
+def test_a_sum_of_methods_is_written_as_a_list_of_their_names():
+    sums = student(TAUGHT + "  method: {combine: [crd, kd]}\n").method
+    assert sums == METHODS["combine"](combine=(METHODS["crd"](), KD(weight=1.0)))
+    text = TAUGHT + "  method: {combine: [{name: rkd, weight: 2.0}, {name: kd, weight: 0.3}]}\n"
+    assert [part.weight for part in student(text).method.combine] == [2.0, 0.3]
+    for parts, said in {
+        "[kd]": "a sum has two methods or more",
+        "[kd, simkd]": "'simkd' cannot be part of a sum",
+        "[ab, ft]": "keep one",
+        "[kd, kdd]": "did you mean 'kd'?",
+    }.items():
+        with pytest.raises(ConfigError) as error:
+            student(TAUGHT + f"  method: {{combine: {parts}}}\n")
+        assert said in str(error.value)
+
+
+def test_a_teacher_without_data_of_its_own_learns_from_samples_that_are_not_mixed():
+    text = TAUGHT.replace("augment: {", "augment: {mix: {kind: mixup}, ")
+    assert text != TAUGHT
+    run = student(text + "  method: kd\n")
+    assert run.data.augment.mix is not None
+    assert run.teacher.data == run.data.model_copy(update={"augment": run.data.augment.unmixed()})
+
+
+def test_a_method_that_mixes_wants_samples_that_are_not_mixed():
+    text = TAUGHT.replace("augment: {", "augment: {mix: {kind: mixup}, ")
+    with pytest.raises(
+        ConfigError, match=r"mixes the samples itself; leave run\.data\.augment\.mix"
+    ):
+        student(text + "  method: stkd\n")
+
+
+def test_a_method_that_reads_pre_activations_wants_networks_that_say_them():
+    for method in ("ofd", "ab", "reviewkd"):
+        text = TAUGHT.replace("model: resnet8", "model: torchvision/resnet18", 1)
+        with pytest.raises(ConfigError, match="before their last ReLU, which torchvision/resnet18"):
+            student(text + f"  method: {method}\n")
 
 
 def test_a_grid_may_vary_a_method_s_name_and_keeps_nothing_of_the_last_combination():

@@ -181,7 +181,7 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
 
 def precise(tensor: Tensor) -> Tensor:
     """The tensor as float32, or as float64 where it is that."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def others(logits: Tensor, labels: Tensor) -> Tensor:

@@ -40,9 +40,8 @@ def other_divergence(
 
 def _binary(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities [B, 2] of the target and of all else; sums of logs, never log(1 - p)."""
-    log_p = F.log_softmax(logits, dim=1)
-    target = log_p.gather(1, labels[:, None])
-    return torch.cat([target, others(log_p, labels).logsumexp(1, keepdim=True)], dim=1)
+    target, rest = logits.gather(1, labels[:, None]), others(logits, labels)
+    return F.log_softmax(torch.cat([target, rest.logsumexp(1, keepdim=True)], dim=1), dim=1)
 
 
 class DKD(Method):

@@ -7,9 +7,12 @@ from raykd import bits
 from raykd.data.augment import Augment
 from raykd.data.images import open_images
 from raykd.data.loader import Views
+from raykd.data.mixing import Mix
+from raykd.data.strong import Strong
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
 from raykd.engine.prepare import open_cache
+from raykd.methods import METHODS
 from raykd.store import Store
 from tests.small import digits, prepare, student_run, train_logits
 
@@ -44,6 +47,36 @@ def test_a_cache_answers_on_the_gpu(tmp_path):
     there = open_cache(store, train_logits(run), [0], device).take(ids.to(device), 0)
     assert there.logits.device.type == "cuda"
     assert torch.equal(there.logits.cpu(), here.logits)
+
+
+@pytest.mark.parametrize("mix", [Mix(alpha=0.5), Mix(kind="cutmix")], ids=str)
+def test_a_mixed_sample_has_the_same_pixels_and_targets_on_both(tmp_path, mix):
+    data = digits(Store(tmp_path), augment=Augment(pad=2, flip=True, mix=mix, strong=Strong()))
+    train, _ = open_images(Store(tmp_path), data)
+    here = Views(train, data)
+    there = here.to(torch.device("cuda"))
+    ids = torch.arange(200)
+    expected, found = here.batch(ids, 4), there.batch(ids, 4)
+    torch.testing.assert_close(found.pixels.cpu(), expected.pixels, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.targets.cpu(), expected.targets, rtol=0, atol=0)
+
+
+def test_a_shuffle_is_the_same_on_both():
+    ids, places, counts = torch.arange(50), torch.arange(40), torch.full((50,), 97)
+    here, there = (
+        bits.shuffled(7, ids.to(d), 3, bits.NEGATIVES, places.to(d), counts.to(d))
+        for d in ("cpu", "cuda")
+    )
+    assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_on_the_gpu(tmp_path, name):
+    store = Store(tmp_path)
+    run = student_run(store, name, precision="bfloat16")
+    prepare(store, run)
+    train_student(store, run, local_host(store, run, 0))
+    assert len(read_metrics(store.path(run))) == 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
