@@ -163,7 +163,7 @@ class Bench:
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the tables there.")
 @click.option("--pairs", default=5, show_default=True, help="Pairs of each measurement.")
-@click.option("--quick", is_flag=True, help="One pair of networks, shorter losses.")
+@click.option("--quick", is_flag=True, help="One pair of networks, not the largest maps.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
     """Print the three tables."""
@@ -185,7 +185,7 @@ def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
                 losses.append(time_beside(bench, case))
                 if name == "crd":
                     memory.append(memory_beside(bench, case))
-    for case in sizes(bench.device):
+    for case in sizes(bench.device, MAPS[:1] if quick else MAPS):
         say(case.name)
         losses.append(time_beside(bench, case))
         memory.append(memory_beside(bench, case))
@@ -327,6 +327,7 @@ def sample(method: Method, device: torch.device) -> Batch:
         weights = torch.rand(BATCH, generator=generator)
         own, partner = F.one_hot(targets, CLASSES), F.one_hot(targets.roll(1), CLASSES)
         targets = weights[:, None] * own + (1 - weights[:, None]) * partner
+        weights = weights.to(device)
 
     def look(looks: dict[Look, Batch]) -> Batch:
         pixels = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
@@ -338,7 +339,7 @@ def sample(method: Method, device: torch.device) -> Batch:
     return look({name: look({}) for name in names})
 
 
-def sizes(device: torch.device) -> Iterator[Case]:
+def sizes(device: torch.device, maps: Sequence[tuple[int, int]]) -> Iterator[Case]:
     """NST and relational KD of random outputs whose sizes decide what they cost."""
     generator = torch.Generator().manual_seed(0)
 
@@ -354,13 +355,13 @@ def sizes(device: torch.device) -> Iterator[Case]:
             Work(lambda: [plain(method, student, teacher, batch, none)], [leaf]),
         )
 
-    for width, side in MAPS:
+    for width, side in maps:
         mine, theirs = (
             random(BATCH, width, side, side).contiguous(memory_format=torch.channels_last)
             for _ in range(2)
         )
         mine.requires_grad_()
-        outputs = [Outputs(random(BATCH, 1), {"stage1": maps}) for maps in (mine, theirs)]
+        outputs = [Outputs(random(BATCH, 1), {"stage1": value}) for value in (mine, theirs)]
         yield case(f"nst, {BATCH} x {width} x {side} x {side}", NST(), *outputs, mine)
     for rows, width in EMBEDDINGS:
         mine, theirs = random(rows, width).requires_grad_(), random(rows, width)

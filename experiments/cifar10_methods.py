@@ -118,7 +118,9 @@ def main(
         experiment = Experiment("methods", tuple(runs), parsed.scale, parsed.where)
         carry_out(experiment, place, teller, students=False)
         _preludes(place, runs, teller)
-        _train(place, [run for run in runs if not place.has(run)], parallel, teller)
+        # Seed by seed, so that a table of what is there has every method.
+        missing = sorted((run for run in runs if not place.has(run)), key=lambda run: run.seed)
+        _train(place, missing, parallel, teller)
     table = [_row(place, label, group) for label, group in rows.items()]
     _print(table, markdown)
 
@@ -152,7 +154,8 @@ def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
 
 def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Teller) -> None:
     """Train students, each in a new process."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__"])  # or every student would import torch anew
     with ProcessPoolExecutor(parallel, context, max_tasks_per_child=1) as pool:
         tasks = {pool.submit(_train_one, str(store.root), run): run for run in runs}
         for number, task in enumerate(as_completed(tasks), 1):

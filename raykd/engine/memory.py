@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import resource
+from pathlib import Path
 
 import torch
 
@@ -25,7 +26,11 @@ def keep_freed_memory() -> bool:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has had: torch's on a GPU, the whole resident set else."""
+    """The most memory that this process has had: torch's on a GPU, the resident set elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what a parent process had, too
+        (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(peak.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
