@@ -80,16 +80,22 @@ def shuffled(
     side = counts.double().sqrt().ceil().long().clamp_min(1)[:, None]
     other = (counts[:, None] + side - 1) // side
     keys = draw(seed, ids, view, stream)[:, None]
-    value = places[None, :].expand(len(ids), -1)
-    outside = torch.ones_like(value, dtype=torch.bool)
-    while bool(outside.any()):
-        left, right = value // other, value % other
-        for turn in range(_ROUNDS):
-            left = (left + _round(keys, right, 2 * turn)) % side
-            right = (right + _round(keys, left, 2 * turn + 1)) % other
-        value = torch.where(outside, left * other + right, value)
-        outside = value >= counts[:, None]
-    return value
+    value = _turned(places[None, :].expand(len(ids), -1), keys, side, other)
+    while True:
+        row, column = (value >= counts[:, None]).nonzero(as_tuple=True)
+        if not len(row):
+            return value
+        again = (tensor[row, 0] for tensor in (keys, side, other))
+        value[row, column] = _turned(value[row, column], *again)
+
+
+def _turned(value: Tensor, keys: Tensor, side: Tensor, other: Tensor) -> Tensor:
+    """Where the cells of grids of side x other go."""
+    left, right = value // other, value % other
+    for turn in range(_ROUNDS):
+        left = (left + _round(keys, right, 2 * turn)) % side
+        right = (right + _round(keys, left, 2 * turn + 1)) % other
+    return left * other + right
 
 
 def _round(keys: Tensor, half: Tensor, number: int) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import ModuleDict
 
+from raykd.engine import fit
 from raykd.engine.fit import train_student
 from raykd.engine.host import GroupHost
 from raykd.engine.journal import Journal
 from raykd.methods.crd import CRD
-from raykd.recipes import StudentRun
+from raykd.recipes import StudentRun, Training
 from raykd.store import Store, write_json
 from raykd.types import Batch, Outputs, Shapes
 from tests.small import CPU
@@ -46,6 +47,13 @@ def train(rank: int, root: str, run: StudentRun, stop: int) -> None:
         train_student(store, run, host)
     except Stop:
         return
+
+
+def train_each(rank: int, root: str, runs: list[Training]) -> None:
+    """Train preludes and students, one after the other."""
+    store = Store(root)
+    for run in runs:
+        fit.train(store, run, GroupHost(Journal(store.path(run)), CPU))
 
 
 def gather(rank: int, folder: str) -> None:

@@ -7,7 +7,14 @@ import torch
 from raykd.engine.journal import read_metrics
 from raykd.recipes import Optim
 from raykd.store import Store, read_json
-from tests.engine.group_work import contrast, contrast_together, gather, gather_rows, train
+from tests.engine.group_work import (
+    contrast,
+    contrast_together,
+    gather,
+    gather_rows,
+    train,
+    train_each,
+)
 from tests.group import run_group
 from tests.small import prepare, student_run, trained
 
@@ -46,13 +53,14 @@ def test_a_memory_does_not_depend_on_the_number_of_workers(tmp_path):
             torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["crd", "ft", "simkd", "stkd"])
-def test_two_workers_train_helpers_preludes_and_mixed_samples(ready, tmp_path, name):
-    run = student_run(ready, name)
-    prepare(ready, run)
-    run_group(2, tmp_path, train, str(ready.root), run, 0)
-    assert len(read_metrics(ready.path(run))) == 3
-    assert read_json(ready.path(run) / "result.json")["workers"] == 2
+def test_two_workers_train_helpers_preludes_and_mixed_samples(ready, tmp_path):
+    students = [student_run(ready, name) for name in ("crd", "ft", "simkd", "stkd")]
+    first = student_run(ready, "ab")
+    prepare(ready, *students)
+    run_group(2, tmp_path, train_each, str(ready.root), [*students, first.prelude(), first])
+    for run in (*students, first):
+        assert len(read_metrics(ready.path(run))) == 3
+        assert read_json(ready.path(run) / "result.json")["workers"] == 2
 
 
 def test_two_workers_train_one_student_and_count_each_test_image_once(ready, tmp_path):
