@@ -13,7 +13,7 @@ from raykd.engine.prepare import open_cache
 from raykd.errors import CacheCorrupt, RaykdError
 from raykd.methods import METHODS
 from raykd.models import NETWORKS, parameter_count
-from raykd.recipes import LogitsRun, StudentRun, TeacherRun
+from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
 from raykd.teachers.manifest import read_manifest
@@ -27,6 +27,7 @@ def catalogue(what: str, store: Store) -> list[Row]:
     tables = {
         "teachers": lambda: _teachers(store),
         "caches": lambda: _caches(store),
+        "preludes": lambda: _preludes(store),
         "students": lambda: _students(store),
         "methods": _methods,
         "models": _models,
@@ -111,6 +112,25 @@ def _caches(store: Store) -> list[Row]:
                 "views": len(manifest.views()),
                 "rows": manifest.rows,
                 "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
+            }
+        )
+    return rows
+
+
+def _preludes(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(PreludeRun.kind):
+        run = PreludeRun.model_validate_json((folder / "recipe.json").read_text())
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "what": run.method.name,
+                "model": run.model or "",
+                "teacher": run.teacher.model,
+                "data": run.data.name,
+                "seed": run.seed,
+                "epochs": run.optim.epochs,
+                "loss": round(read_json(folder / RESULT)["last"]["loss"], 4),
             }
         )
     return rows

@@ -28,6 +28,9 @@ from raykd.command import (
 )
 
 
+SHOWN = ["teachers", "caches", "preludes", "students", "methods", "models", "datasets"]
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="raykd")
 def main() -> None:
@@ -135,9 +138,7 @@ def precompute(experiment: Path, overrides: tuple[str, ...], store: Path, as_jso
 
 
 @main.command()
-@click.argument(
-    "what", type=click.Choice(["teachers", "caches", "students", "methods", "models", "datasets"])
-)
+@click.argument("what", type=click.Choice(SHOWN))
 @STORE
 @JSON
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a table in Markdown.")
