@@ -27,7 +27,6 @@ from raykd.command import (
     wide_console,
 )
 
-
 SHOWN = ["teachers", "caches", "preludes", "students", "methods", "models", "datasets"]
 
 

@@ -75,16 +75,18 @@ def weights(store: Store, run) -> bytes:
 
 
 def test_packed_students_equal_those_trained_here(cluster, store, tmp_path):
-    runs = tuple(student_run(store, name) for name in ("label_only", "kd", "skd"))
+    # Of the caches one has embeddings too, and one the mixed samples; "ft" has a prelude.
+    names = ("label_only", "kd", "skd", "crd", "ft", "stkd")
+    runs = tuple(student_run(store, name) for name in names)
     outcome = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
-    assert outcome.made == {"teachers": 1, "caches": 2, "students": 3}
+    assert outcome.made == {"teachers": 1, "caches": 3, "preludes": 1, "students": 6}
     here = Store(tmp_path / "here")
     digits(here, limit=96)
     prepare(here, *runs)
     for run in runs:
         assert weights(store, run) == trained(here, run)
     again = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
-    assert again.made == {"teachers": 0, "caches": 0, "students": 0}
+    assert again.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
 
 
 def test_a_killed_actor_costs_only_its_own_shard(cluster, store):
