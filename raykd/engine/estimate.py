@@ -56,19 +56,13 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     """See `estimate`."""
     items = []
-    trained: dict[tuple[str, int, Data], float] = {}
-
-    def images_per_second(run: StudentRun) -> float:
-        key = (run.model, run.optim.batch, run.data)
-        if key not in trained:
-            trained[key] = _training_rate(run)
-        return trained[key]
-
+    rates = _Rates(store)
     for teacher in work.teachers:
-        run = training_of(teacher)
-        images = 0 if teacher.weights else len(open_images(store, run.data)[0]) * run.optim.epochs
         workers = experiment.teacher_workers(teacher)
-        seconds = images / images_per_second(run) / max(1, workers) if images else 0.0
+        seconds = 0.0
+        if teacher.weights is None:
+            seconds, _ = rates.cost(training_of(teacher))
+            seconds /= max(1, workers)
         seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
         items.append(Item("teacher", teacher.model, 1, 0, 0, seconds))
     for job in work.caches:
@@ -80,30 +74,67 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
         shards = known.shards if known is not None else ()
         missing = sum(len(part) for view in job.views for part in gaps(shards, view, rows))
         if missing:
-            rate = _forward_rate(job.run.teacher, job.run.data)
-            label = (
-                f"{job.run.teacher.model}, {len(job.views)} views of {rows} {job.run.split} images"
-            )
+            rate = rates.forward(job.run.teacher, job.run.data)
+            augment = job.run.data.augment
+            how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
+            images = f"{len(job.views)} views of {rows} {how}{job.run.split} images"
+            label = f"{job.run.teacher.model}, {images}"
             size = needed_bytes(job.run, missing)
             items.append(Item("cache", label, 1, missing, size, missing / rate))
     for prelude in work.preludes:
-        run = prelude.training()
-        images = len(open_images(store, run.data)[0]) * run.optim.epochs
-        seconds = images / images_per_second(run)
-        items.append(Item("prelude", prelude.method.name, 1, images, 0, seconds))
+        seconds, forwards = rates.cost(prelude.training())
+        seconds /= max(1, experiment.workers(prelude))
+        items.append(Item("prelude", prelude.method.name, 1, forwards, 0, seconds))
     groups: dict[tuple[str, int], list[StudentRun]] = {}
     for run in work.students:
         groups.setdefault((run.model, experiment.workers(run)), []).append(run)
     for (model, workers), runs in groups.items():
-        seconds = 0.0
-        for run in runs:
-            images = len(open_images(store, run.data)[0]) * run.optim.epochs
-            seconds += images / images_per_second(run) / max(1, workers)
-            seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
+        costs = [rates.cost(run) for run in runs]
+        seconds = sum(cost for cost, _ in costs) / max(1, workers)
+        seconds += TRAIN_GROUP_SECONDS * len(runs) if workers > 1 else 0.0
         if workers == 1:
             seconds /= min(len(runs), experiment.scale.parallel or os.cpu_count() or 1)
-        items.append(Item("students", model, len(runs), 0, 0, seconds))
+        items.append(Item("students", model, len(runs), sum(n for _, n in costs), 0, seconds))
     return items
+
+
+class _Rates:
+    """What networks do in a second, each measured once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._trained: dict[tuple[str, int, Data], float] = {}
+        self._asked: dict[tuple[TeacherRun, Data], float] = {}
+
+    def cost(self, run: StudentRun) -> tuple[float, int]:
+        """Seconds of a training, and the images that a live teacher answers for in it.
+
+        A method's own loss is left out; what it costs stands in `raykd show methods`.
+        """
+        method, looks = run.method, run.method.looks()
+        images = len(open_images(self._store, run.data)[0]) * run.optim.epochs
+        seconds, forwards = 0.0, 0
+        if method.trains != "helpers":
+            seconds += images * len(looks.student) / self.training(run)
+        if method.needs() and not run.cached():
+            assert run.teacher is not None
+            forwards = images * len(looks.teacher)
+            seconds += forwards / self.forward(run.teacher, run.data)
+        return seconds, forwards
+
+    def training(self, run: StudentRun) -> float:
+        """Images per second of a label-only step."""
+        key = (run.model, run.optim.batch, run.data)
+        if key not in self._trained:
+            self._trained[key] = _training_rate(run)
+        return self._trained[key]
+
+    def forward(self, teacher: TeacherRun, data: Data) -> float:
+        """Images per second of a teacher's forward."""
+        key = (teacher, data)
+        if key not in self._asked:
+            self._asked[key] = _forward_rate(teacher, data)
+        return self._asked[key]
 
 
 def _training_rate(run: StudentRun) -> float:
