@@ -13,6 +13,7 @@ class LabelOnly(Method):
     """Cross entropy with the labels; reads no teacher."""
 
     title: ClassVar[str] = "baseline: cross entropy with the labels"
+    cost: ClassVar[str] = "nothing"
 
     name: Literal["label_only"] = "label_only"
 
