@@ -173,13 +173,15 @@ def verify(
     Looks at the caches of EXPERIMENT, or at every cache of the store.
     """
     from raykd.catalogue import verify_caches
+    from raykd.engine.prepare import serving
     from raykd.plan import plan as plan_of
     from raykd.store import Store
 
     chosen = None
     if experiment is not None:
-        resolved, _, _ = resolved_experiment(experiment, overrides, store)
-        chosen = [job.run for job in plan_of(resolved.runs).caches]
+        resolved, place, _ = resolved_experiment(experiment, overrides, store)
+        jobs = plan_of(resolved.runs).caches
+        chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in jobs))
     results, errors = verify_caches(Store(store), chosen, rows)
     if as_json:
         print_json({"caches": results, "errors": [str(error) for error in errors]})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raykd.engine.journal import RESULT, read_metrics
+from raykd.engine.prepare import serving
 from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment
 from raykd.methods.label_only import LabelOnly
@@ -109,8 +110,9 @@ def _untaught(run: StudentRun) -> StudentRun:
 
 def _cost(store: Store, work: Plan, found: Mapping[Any, Run]) -> Cost:
     """What is in the caches, and what the finished runs took."""
-    manifests = {job.run: read_manifest(store.path(job.run)) for job in work.caches}
-    shards = [shard for manifest in manifests.values() if manifest for shard in manifest.shards]
+    caches = dict.fromkeys(serving(store, job.run, job.views) for job in work.caches)
+    manifests = [read_manifest(store.path(run)) for run in caches]
+    shards = [shard for manifest in manifests if manifest for shard in manifest.shards]
     seconds = {run: one.result["seconds"] for run, one in found.items() if one.result}
     students = [run for run in work.students if run in seconds]
     served = [run for run in students if run.cached() and run.method.needs()]
