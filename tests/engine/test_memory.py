@@ -21,4 +21,6 @@ def test_freed_blocks_are_not_given_back_where_glibc_is_in_use():
     kept, faults = done.stdout.split()
     assert kept == str(platform.libc_ver()[0] == "glibc")
     if kept == "True":
-        assert int(faults) < 8192  # 32 MB are 8,192 pages, which every step would take anew
+        # 32 MB are 8,192 pages, which each of the ten steps would take anew; one may, where the
+        # blocks do not fit into the holes at first.
+        assert int(faults) < 2 * 8192
