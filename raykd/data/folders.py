@@ -39,14 +39,14 @@ def image_files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted; without those that are hidden."""
     found = []
     for place, folders, files in os.walk(folder):
-        folders[:] = filter(_shown, folders)  # os.walk goes into what is left
-        found += [Path(place, name) for name in filter(_shown, files)]
+        folders[:] = filter(shown, folders)  # os.walk goes into what is left
+        found += [Path(place, name) for name in filter(shown, files)]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
     """The names of the class folders in `root`, sorted."""
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and _shown(path.name))
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and shown(path.name))
     if not names:
         raise DataError(f"{root}: expected one folder of images per class, found no folder")
     return tuple(names)
@@ -56,7 +56,7 @@ def check_classes(root: Path, names: Sequence[str], origin: str) -> None:
     """Raise `DataError` where the class folders in `root` are not those that `origin` names."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; {origin} names {len(names)} classes")
-    there = {path.name for path in root.iterdir() if path.is_dir() and _shown(path.name)}
+    there = {path.name for path in root.iterdir() if path.is_dir() and shown(path.name)}
     for name in names:
         if name not in there:
             raise DataError(f"{root / name}: there is no such folder, but {origin} has this class")
@@ -85,6 +85,6 @@ def class_folders(roots: Sequence[Path], names: Sequence[str]) -> Samples:
     return labelled(paths, labels)
 
 
-def _shown(name: str) -> bool:
+def shown(name: str) -> bool:
     """Whether a file or folder counts: macOS leaves ._x.jpg and __MACOSX in archives."""
     return not name.startswith(".") and name != "__MACOSX"

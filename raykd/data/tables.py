@@ -10,6 +10,7 @@ import pyarrow.feather as feather
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from raykd.data.folders import shown
 from raykd.data.samples import Found, Samples
 from raykd.errors import DataError
 
@@ -19,10 +20,11 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "cls")
 
 
 def table_files(path: Path) -> list[Path]:
-    """The table files at `path` (one file, or a folder of them), sorted by name."""
+    """The table files at `path` (one file, or a folder of them), sorted; without hidden ones."""
     if path.is_file():
         return [path] if path.suffix in SUFFIXES else []
-    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    found = (file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    return sorted(file for file in found if all(map(shown, file.relative_to(path).parts)))
 
 
 def read_tables(path: Path) -> Found:

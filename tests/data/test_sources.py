@@ -299,6 +299,14 @@ def test_test_files_come_before_validation_files(tmp_path):
     assert found.splits["test"].labels.tolist() == [2, 1, 0]
 
 
+def test_hidden_files_are_no_tables(tmp_path):
+    put_table(tmp_path / "train.parquet", table())
+    (tmp_path / "._train.parquet").write_bytes(b"what macOS leaves in archives")
+    (tmp_path / ".cache").mkdir()
+    put_table(tmp_path / ".cache" / "train.parquet", table())
+    assert len(SOURCES["table"](tmp_path).splits["train"].labels) == 3
+
+
 def test_a_single_file_is_all_data_whatever_its_name(tmp_path):
     found = SOURCES["table"](put_table(tmp_path / "test.parquet", table()))
     assert list(found.splits) == ["train"]
