@@ -22,9 +22,9 @@ from typing import Any
 import click
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
 
+from raykd.catalogue import markdown as as_markdown
+from raykd.command import print_rows
 from raykd.engine.fit import local_host, train_prelude, train_student
 from raykd.engine.journal import RESULT
 from raykd.engine.memory import keep_freed_memory, peak_bytes
@@ -44,20 +44,7 @@ PAIRS = {
     "wrn_40_2-wrn_16_2": ("wrn_40_2", "wrn_16_2"),
     "vgg13-vgg8": ("vgg13", "vgg8"),
 }
-SHORT = """
-run:
-  model: resnet8
-  data: {name: cifar10, limit: 5000, augment: {pad: 4, flip: true}}
-  teacher:
-    model: resnet20
-    data: {name: cifar10, augment: {pad: 4, flip: true}}
-    optim: {epochs: 8, batch: 128, lr: 0.1, schedule: cosine, warmup_epochs: 1}
-    precision: bfloat16
-    save_every: 8
-  optim: {epochs: 4, lr: 0.05, schedule: cosine, warmup_epochs: 1}
-  precision: bfloat16
-  teacher_precision: bfloat16
-"""
+SHORT = Path(__file__).with_name("cifar10.yaml")
 FULL = """
 run:
   model: {student}
@@ -128,7 +115,7 @@ def main(
 def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None) -> str:
     """The experiment file of one row."""
     if full is None:
-        tree = yaml.safe_load(SHORT)
+        tree = {"run": yaml.safe_load(SHORT.read_text())["run"]}
     else:
         teacher, student = PAIRS[full]
         tree = yaml.safe_load(FULL.format(teacher=teacher, student=student))
@@ -210,19 +197,10 @@ def _spread(values: Sequence[float]) -> str:
 
 def _print(rows: list[dict[str, str]], markdown: bool) -> None:
     if markdown:
-        print("| " + " | ".join(rows[0]) + " |")
-        print("|" + "---|" * len(rows[0]))
-        for row in rows:
-            print("| " + " | ".join(row.values()) + " |")
+        print(as_markdown(rows))
         return
-    table = Table(box=None)
-    for name in rows[0]:
-        if name not in ("fingerprints", "hardware"):
-            table.add_column(name, justify="left" if name in ("what", "teacher") else "right")
-    for row in rows:
-        table.add_row(*(v for k, v in row.items() if k not in ("fingerprints", "hardware")))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    hidden = ("fingerprints", "hardware")
+    print_rows([{k: v for k, v in row.items() if k not in hidden} for row in rows])
     print(json.dumps({row["what"]: row["fingerprints"].split() for row in rows}))
 
 

@@ -42,8 +42,10 @@ def plan(runs: Iterable[StudentRun]) -> Plan:
             for look in run.method.looks().teacher:
                 for epoch in range(run.optim.epochs):
                     views.setdefault(run.logits_at(epoch, look), set()).add(run.view_at(epoch))
-    for run in [run for run in views if run.wider() != run and run.wider() in views]:
-        views[run.wider()] |= views.pop(run)  # the teacher answers once, for all its students
+    for run in list(views):
+        wider = run.wider()
+        if wider != run and wider in views:
+            views[wider] |= views.pop(run)  # the teacher answers once, for all its students
     caches = tuple(CacheJob(run, tuple(sorted(seen))) for run, seen in views.items())
     preludes = dict.fromkeys(before for run in students if (before := run.prelude()) is not None)
     return Plan(tuple(teachers), caches, tuple(preludes), students)

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raykd import bits
+from raykd.data.boxes import boxes
 from raykd.errors import ConfigError
 from raykd.record import Record
 
@@ -46,7 +47,9 @@ class Mix(Record):
             # Exact: at most 255 * 256, and a division by a power of two.
             sums = own.to(torch.int32) * weight + partner.to(torch.int32) * (LEVELS - weight)
             return Blend(sums.to(torch.float32) / LEVELS, level.to(torch.float32) / LEVELS)
-        inside = _boxes(level, ids, view, seed, own.shape[1], own.shape[2])
+        size = own.shape[1], own.shape[2]
+        lengths = [_lengths(side).to(ids.device)[level] for side in size]
+        inside = boxes(seed, ids, view, (bits.BOX_ROW, bits.BOX_COLUMN), lengths, size)
         pixels = torch.where(inside[..., None], partner, own)
         kept = (~inside).flatten(1).sum(1).to(torch.float32)
         return Blend(pixels, kept / inside[0].numel())
@@ -87,15 +90,8 @@ def _edges(alpha: float) -> Tensor:
     return torch.tensor([round(middle * 2**24) / 2**24 for middle in middles])
 
 
-def _boxes(level: Tensor, ids: Tensor, view: int, seed: int, height: int, width: int) -> Tensor:
-    """Which pixels the partner covers, bool [B, H, W]: boxes around uniform centres."""
-    inside = []
-    for size, stream in ((height, bits.BOX_ROW), (width, bits.BOX_COLUMN)):
-        lengths = [int(size * math.sqrt(1 - weight / LEVELS)) for weight in range(LEVELS + 1)]
-        length = torch.tensor(lengths, device=ids.device)[level]
-        centre = bits.below(seed, ids, view, stream, size)
-        start = (centre - length // 2)[:, None]
-        place = torch.arange(size, device=ids.device)
-        inside.append((place >= start) & (place < start + length[:, None]))
-    rows, columns = inside
-    return rows[:, :, None] & columns[:, None, :]
+@functools.lru_cache
+def _lengths(side: int) -> Tensor:
+    """The side of the box for each weight of the image around it, int64 [257]."""
+    shares = [math.sqrt(1 - weight / LEVELS) for weight in range(LEVELS + 1)]
+    return torch.tensor([int(side * share) for share in shares])

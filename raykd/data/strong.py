@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from raykd import bits
+from raykd.data.boxes import boxes
 from raykd.record import Record
 
 GREY = 127  # of the hole
-_SIGNED = 1 << 8  # added to the number of an operation, so that its sign is a draw of its own
+_SIGN = 1 << 7  # added to the stream of a strength, for its sign
 
 
 class Strong(Record):
@@ -38,7 +39,7 @@ class Strong(Record):
         for turn in range(self.operations):
             kinds = bits.below(seed, keys, view, bits.OPERATION + (turn << 8), len(table))
             strengths = bits.uniform(seed, keys, view, bits.STRENGTH + (turn << 8))
-            signs = bits.below(seed, keys, view, bits.STRENGTH + (turn << 8) + _SIGNED // 2, 2)
+            signs = bits.below(seed, keys, view, bits.STRENGTH + (turn << 8) + _SIGN, 2)
             choices = zip(kinds.tolist(), strengths.tolist(), signs.tolist(), strict=True)
             images = torch.stack(
                 [
@@ -51,13 +52,9 @@ class Strong(Record):
 
     def _holed(self, images: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
         """The images [B, 3, H, W] with a grey square around a uniform centre."""
-        inside = []
-        for axis, size in enumerate(images.shape[2:]):
-            length = int(self.hole * size)
-            start = bits.below(seed, ids, view, bits.HOLE + (axis << 8), size) - length // 2
-            place = torch.arange(size)
-            inside.append((place >= start[:, None]) & (place < start[:, None] + length))
-        hole = inside[0][:, :, None] & inside[1][:, None, :]
+        size = images.shape[2], images.shape[3]
+        lengths = [torch.full_like(ids, int(self.hole * side)) for side in size]
+        hole = boxes(seed, ids, view, (bits.HOLE, bits.HOLE + (1 << 8)), lengths, size)
         return images.masked_fill(hole[:, None], GREY)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from raykd.methods import maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, at
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 
@@ -52,10 +52,6 @@ class AT(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One loss per stage that both networks have."""
-        weight = at(self.weight, batch.epoch)
-        with full_precision(student.logits):
-            return {
-                stage: weight
-                * attention_loss(precise(student.features[stage]), precise(teacher.features[stage]))
-                for stage in maps.stages(student.features, teacher.features)
-            }
+        stages = maps.stages(student.features, teacher.features)
+        losses = dict.fromkeys(stages, attention_loss)
+        return maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))

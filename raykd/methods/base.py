@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from raykd.record import Record
 from raykd.types import Batch, Look, Outputs, Shapes, Signal
 
-_NEVER = -1e9  # a logit without probability
+NEVER = -1e9  # a logit without probability; finite, so that no difference of two is NaN
 _AS_IS = nullcontext()
 
 
@@ -190,7 +190,7 @@ def others(logits: Tensor, labels: Tensor) -> Tensor:
     Its logit is finite, so that no difference of two is NaN, and gets no gradient. To pick the
     other columns by a mask would take three times as long, and make a GPU wait for their count.
     """
-    return logits.scatter(1, labels[:, None], _NEVER)
+    return logits.scatter(1, labels[:, None], NEVER)
 
 
 def standardised(logits: Tensor) -> Tensor:
@@ -202,13 +202,17 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - mean) / (std + 1e-7)
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """KL(teacher || student) of two sets of logits [B, C] at `temperature`, in nats.
 
     Summed over C, averaged over B and multiplied by temperature**2, which keeps its gradient
     on the scale of a cross entropy's (Hinton et al. 2015, arXiv 1503.02531, section 2).
     """
+    return divergence(student, F.log_softmax(teacher / temperature, dim=1), temperature)
+
+
+def divergence(student: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+    """The same from log-probabilities [B, C] that are at `temperature` already."""
     log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    mean = F.kl_div(log_student, target, reduction="batchmean", log_target=True)
+    return mean * temperature**2

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
 from raykd.types import Batch, Outputs, Shapes
 
 START, SPAN = 1.0, 20.0  # the temperature lies between START and START + SPAN
@@ -64,7 +63,6 @@ class CTKD(Method):
         """The softened divergence, at the spot "logits"."""
         with full_precision(student.logits):
             temperature = helpers["temperature"](self.reversal(batch.epoch))
-            log_student = F.log_softmax(precise(student.logits) / temperature, dim=1)
-            log_teacher = F.log_softmax(precise(teacher.logits) / temperature, dim=1)
-            loss = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-            return {"logits": at(self.weight, batch.epoch) * temperature**2 * loss}
+            mine, theirs = precise(student.logits), precise(teacher.logits)
+            loss = soft_cross_entropy(mine, theirs, temperature)
+            return {"logits": at(self.weight, batch.epoch) * loss}

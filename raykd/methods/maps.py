@@ -3,13 +3,14 @@
 Shapes: B batch, K channels, H, W pixels.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.errors import ConfigError
-from raykd.types import Shapes
+from raykd.methods.base import full_precision, precise
+from raykd.types import Outputs, Shapes
 
 Shape = tuple[int, int, int]  # K, H, W
 
@@ -134,6 +135,20 @@ def energy(maps: Tensor) -> Tensor:
     of the sum, which the length takes out again.
     """
     return F.normalize(maps.square().mean(dim=1).flatten(1), dim=1, eps=1e-12)
+
+
+def by_stage(
+    losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    student: Outputs,
+    teacher: Outputs,
+    weight: float,
+) -> dict[str, Tensor]:
+    """The weighted loss of each stage, from the two networks' maps [B, K, H, W] there."""
+    with full_precision(student.logits):
+        return {
+            stage: weight * loss(precise(student.features[stage]), precise(teacher.features[stage]))
+            for stage, loss in losses.items()
+        }
 
 
 def added(losses: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.methods import maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, at
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 
@@ -72,12 +72,6 @@ class NST(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One discrepancy per stage that both networks have."""
-        weight = at(self.weight, batch.epoch)
-        with full_precision(student.logits):
-            return {
-                stage: weight
-                * selectivity_loss(
-                    precise(student.features[stage]), precise(teacher.features[stage])
-                )
-                for stage in maps.stages(student.features, teacher.features)
-            }
+        stages = maps.stages(student.features, teacher.features)
+        losses = dict.fromkeys(stages, selectivity_loss)
+        return maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))

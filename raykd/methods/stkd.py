@@ -12,17 +12,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import (
+    NEVER,
     Looks,
     Method,
     Schedule,
     at,
+    divergence,
     full_precision,
     precise,
     soft_cross_entropy,
 )
 from raykd.types import Batch, Look, Outputs
-
-_NEVER = -1e9  # a logit without probability; finite, so that no difference of two is NaN
 
 
 def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: float) -> Tensor:
@@ -33,17 +33,10 @@ def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: flo
     return torch.logaddexp(log_own, log_partner)
 
 
-def transfer(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T**2 KL(exp(teacher) || softmax(student / T)) of log-probabilities and logits [B, C]."""
-    log_student = F.log_softmax(student / temperature, dim=1)
-    divergence = F.kl_div(log_student, teacher, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
-
-
 def among_others(student: Tensor, teacher: Tensor, mixed: Tensor, temperature: float) -> Tensor:
-    """The same among the classes that are in no sample of the mix; `mixed` is bool [B, C]."""
-    rest = F.log_softmax(teacher.masked_fill(mixed, _NEVER), dim=1)
-    return transfer(student.masked_fill(mixed, _NEVER), rest, temperature)
+    """`divergence` among the classes that are in no sample of the mix; `mixed` is bool [B, C]."""
+    rest = F.log_softmax(teacher.masked_fill(mixed, NEVER), dim=1)
+    return divergence(student.masked_fill(mixed, NEVER), rest, temperature)
 
 
 class STKD(Method):
@@ -94,7 +87,7 @@ class STKD(Method):
         with full_precision(student.logits):
             mine, weight = precise(student.logits), at(self.weight, batch.epoch)
             target = self._target(teacher, batch)
-            loss = weight * transfer(mine, target, self.temperature)
+            loss = weight * divergence(mine, target, self.temperature)
             if self.incorrect_only:
                 others = among_others(mine, target, _mixed(batch, mine), self.temperature)
                 loss = loss + self.incorrect_only * others

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.methods import maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, at
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 VARIANCE = 5.0  # of every channel at the start; the CRD benchmark's
@@ -77,10 +77,4 @@ class VID(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One negative log likelihood per stage."""
-        weight = at(self.weight, batch.epoch)
-        with full_precision(student.logits):
-            return {
-                stage: weight
-                * gaussian(precise(student.features[stage]), precise(teacher.features[stage]))
-                for stage, gaussian in helpers.items()
-            }
+        return maps.by_stage(dict(helpers.items()), student, teacher, at(self.weight, batch.epoch))

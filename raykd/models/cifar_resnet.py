@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from raykd.models.resnet import BasicBlock
+from raykd.models.resnet import BasicBlock, shortcut
 from raykd.models.staged import Rectified, Staged, he_normal, in_order
 
 WIDTHS = (64, 128, 256, 512)  # of the stages; bottlenecks end four times wider
@@ -38,11 +38,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or width_in != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
+        self.shortcut = shortcut(width_in, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in, H, W] -> [B, width, H / stride, W / stride]."""

@@ -25,17 +25,20 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or width_in != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
+        self.shortcut = shortcut(width_in, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in, H, W] -> [B, width, H / stride, W / stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out)) + self.shortcut(x)
         return out if self.last else self.relu(out)
+
+
+def shortcut(width_in: int, width: int, stride: int) -> nn.Module:
+    """What a block's input passes through: nothing, or a projection where the shape changes."""
+    if stride == 1 and width_in == width:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
 
 def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Staged:
@@ -49,10 +52,14 @@ def resnet(depth: int, widths: tuple[int, int, int, int], classes: int) -> Stage
     parts["stem"] = Rectified(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), norms["stem"])
     for number, stride in ((1, 1), (2, 2), (3, 2)):
         before, width = widths[number - 1], widths[number]
-        widths_in, strides = [before] + [width] * (blocks - 1), [stride] + [1] * (blocks - 1)
         stage = [
-            BasicBlock(width_in, width, step, last=index == blocks - 1)
-            for index, (width_in, step) in enumerate(zip(widths_in, strides, strict=True))
+            BasicBlock(
+                width if index else before,
+                width,
+                1 if index else stride,
+                last=index == blocks - 1,
+            )
+            for index in range(blocks)
         ]
         parts[f"stage{number}"] = Rectified(*stage)
         norms[f"stage{number}"] = stage[-1].bn2

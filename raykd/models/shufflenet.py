@@ -119,11 +119,7 @@ def shufflenet_v1(classes: int) -> Staged:
     """ShuffleNetV1 for images of any size; stages: stem, stage1, stage2, stage3."""
     parts, width_in = _stem(), STEM
     for number, (width, count) in enumerate(STAGES_V1, start=1):
-        widths_in = [width_in] + [width] * (count - 1)
-        blocks = [
-            GroupBlock(before, width, last=index == count)
-            for index, before in enumerate(widths_in, start=1)
-        ]
+        blocks = _blocks(GroupBlock, width_in, width, count)
         parts[f"stage{number}"] = Rectified(*blocks)
         width_in = width
     parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -138,11 +134,7 @@ def shufflenet_v2(classes: int) -> Staged:
     """
     parts, width_in = _stem(), STEM
     for number, (width, count) in enumerate(STAGES_V2, start=1):
-        widths_in = [width_in] + [width] * (count - 1)
-        blocks = [
-            SplitBlock(before, width, last=index == count)
-            for index, before in enumerate(widths_in, start=1)
-        ]
+        blocks = _blocks(SplitBlock, width_in, width, count)
         parts[f"stage{number}"] = HalfRectified(*blocks)
         width_in = width
     parts["pool"] = nn.Sequential(
@@ -154,6 +146,15 @@ def shufflenet_v2(classes: int) -> Staged:
     )
     parts["classifier"] = nn.Linear(EMBEDDING_V2, classes)
     return in_order(parts)
+
+
+def _blocks(
+    kind: type[GroupBlock] | type[SplitBlock], width_in: int, width: int, count: int
+) -> list[nn.Module]:
+    """The blocks of a stage, the first of which widens."""
+    return [
+        kind(width if index else width_in, width, last=index == count - 1) for index in range(count)
+    ]
 
 
 def _stem() -> OrderedDict[str, nn.Module]:

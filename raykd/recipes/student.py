@@ -100,9 +100,9 @@ class StudentRun(Record):
         augment = self.data.augment
         mixing = self.method.mixing()
         if look == "strong":
-            augment = augment.model_copy(update={"strong": self.strong, "mix": None})
+            augment = augment.unmixed().model_copy(update={"strong": self.strong})
         elif look in ("clean", "partner"):
-            augment = augment.model_copy(update={"mix": None})
+            augment = augment.unmixed()
         elif mixing is not None:
             kind, alpha = mixing
             augment = augment.model_copy(update={"mix": Mix(kind=kind, alpha=alpha)})
