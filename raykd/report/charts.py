@@ -21,10 +21,11 @@ class Chart:
     title: str
     svg: str  # "" where there are no numbers yet
     note: str
+    wide: bool = False  # takes the whole width of a page
 
 
 def charts(report: Report) -> Iterator[Chart]:
-    """Every picture of a report."""
+    """The pictures that all groups of a report share."""
     late = "The first epochs may lie below the picture."
     curves = (
         (
@@ -51,9 +52,28 @@ def sample(number: int) -> str:
     return draw(paint, f"sample {number}", (0.6, 0.16))
 
 
+def curve(axes: Axes, table: np.ndarray, style: dict[str, Any], name: str = "") -> None:
+    """Draw a metric [runs, epochs] by epoch: the mean of its runs, in a band from least to most."""
+    count = table.shape[1]
+    step = 1 + count // 7
+    epochs, every = np.arange(1, count + 1), ((count - 1) % step, step)
+    axes.plot(epochs, table.mean(0), markevery=every, label=name, **style)
+    axes.fill_between(epochs, table.min(0), table.max(0), color=style["color"], alpha=0.16, lw=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def history(group: Group, key: str) -> np.ndarray:
+    """A metric [runs, epochs] of the runs that curves are of; NaN where there is no number."""
+    runs = group.traced()
+    count = min((len(run.metrics) for run in runs), default=0)
+    rows = [[metrics.get(key, np.nan) for metrics in run.metrics[:count]] for run in runs]
+    table = np.array(rows, float).reshape(len(runs), count)
+    return np.where(np.isfinite(table), table, np.nan)
+
+
 def _curves(report: Report, key: str, title: str) -> str:
     """A metric by epoch: a line per group, the mean of its seeds, in a band from least to most."""
-    tables = [(look(i), group, _history(group, key)) for i, group in enumerate(report.students)]
+    tables = [(look(i), group, history(group, key)) for i, group in enumerate(report.students)]
     tables = [entry for entry in tables if np.isfinite(entry[2]).all(0).any()]
     if not tables:
         return ""
@@ -61,18 +81,12 @@ def _curves(report: Report, key: str, title: str) -> str:
 
     def paint(axes: Axes) -> None:
         for style, _, table in tables:
-            count = table.shape[1]
-            step = 1 + count // 7
-            epochs, every = np.arange(1, count + 1), ((count - 1) % step, step)
-            axes.plot(epochs, table.mean(0), markevery=every, **style)
-            low, high = table.min(0), table.max(0)
-            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.16, lw=0)
+            curve(axes, table, style)
         for name, value in levels:
             axes.axhline(value, color=INK, lw=1, ls="--")
             place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
             axes.annotate(name, (0, value), (0, 4), **place)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key != "loss":
             # What counts is the difference at the end, which the first epochs would flatten.
             late = np.concatenate([table[:, table.shape[1] // 2 :].ravel() for *_, table in tables])
@@ -86,15 +100,6 @@ def _curves(report: Report, key: str, title: str) -> str:
     ends = [(report.called(group), table[:, -1].mean()) for _, group, table in tables]
     said = ", ".join(f"{name} {value:.2f}" for name, value in (*ends, *levels))
     return draw(paint, f"{title}, by epoch. At the end: {said}.")
-
-
-def _history(group: Group, key: str) -> np.ndarray:
-    """A metric [runs, epochs] of the finished runs; of those in progress where none is."""
-    runs = group.finished() or [run for run in group.runs if run.metrics]
-    count = min((len(run.metrics) for run in runs), default=0)
-    rows = [[metrics.get(key, np.nan) for metrics in run.metrics[:count]] for run in runs]
-    table = np.array(rows, float).reshape(len(runs), count)
-    return np.where(np.isfinite(table), table, np.nan)
 
 
 def _sizes(report: Report) -> str:

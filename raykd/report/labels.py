@@ -31,16 +31,20 @@ def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def called(named: dict[str, Any]) -> str:
-    """What a person calls a plain method or another named thing: "kd", or "crd + kd" for a sum."""
+    """What a person calls a plain method or another named thing.
+
+    "kd", "crd + kd" for a sum, or "sakd(at)" for one over a base.
+    """
     if "combine" in named:
-        return " + ".join(part["name"] for part in named["combine"])
-    return named["name"]
+        return " + ".join(called(part) for part in named["combine"])
+    base = named.get("base")
+    return f"{named['name']}({called(base)})" if base else named["name"]
 
 
 def _parts(named: dict[str, Any]) -> dict[str, Any]:
     """The settings of a named thing; those of a sum below the names of its parts."""
     if "combine" in named:
-        return {part["name"]: _parts(part) for part in named["combine"]}
+        return {called(part): _parts(part) for part in named["combine"]}
     return {key: value for key, value in named.items() if key != "name"}
 
 
@@ -52,8 +56,12 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
         if not isinstance(inner, dict):
             flat[where] = inner
         elif "name" in inner:
-            name, rest = called(inner), _parts(inner)
-            flat |= {where: name} | _flat(rest, f"{where}:{name}")
+            alone = {key: value for key, value in inner.items() if key != "base"}
+            own, base = _parts(alone), _parts(inner.get("base") or {})
+            # Its own settings are compared over any base, the base's over the same one only.
+            flat |= {where: called(inner)} | _flat(own, f"{where}:{called(alone)}")
+            below = {f"base.{key}" if key in own else key: base[key] for key in base}
+            flat |= _flat(below, f"{where}:{called(inner)}")
         else:
             flat |= _flat(inner, where)
     return flat

@@ -3,9 +3,11 @@
 All that comes from files is escaped.
 """
 
+import itertools
 import json
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raykd.progress import clock
 from raykd.report.style import STYLE
@@ -13,6 +15,10 @@ from raykd.report.tables import LEGEND, cells, cost_sentence, sentence
 from raykd.report.types import Report
 from raykd.store import write_atomic
 
+if TYPE_CHECKING:
+    from raykd.report.charts import Chart
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _LEFT = ("what", "network", "top-1 %", "agreement %", "vs label_only")  # columns
 
 
@@ -29,7 +35,7 @@ def page(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{name}: raykd report</title>
 <style>{STYLE}</style>
 </head>
@@ -69,14 +75,13 @@ def _side(column: str) -> str:
 
 
 def _pictures(report: Report) -> str:
-    """Learning curves, and accuracy against size, with one legend for all."""
-    from raykd.report.charts import charts, sample  # matplotlib takes a second to import
+    """What groups share, with one legend for all, then what a single group has."""
+    # matplotlib takes a second to import.
+    from raykd.report.charts import charts, sample
+    from raykd.report.selection import selections
 
     figures = [
-        f"<figure><figcaption>{chart.title}</figcaption>{chart.svg}"
-        f'<p class="note">{chart.note}</p></figure>'
-        for chart in charts(report)
-        if chart.svg
+        _figure(chart) for chart in itertools.chain(charts(report), selections(report)) if chart.svg
     ]
     if not figures:
         return "<p>No epoch is done yet.</p>"
@@ -85,6 +90,18 @@ def _pictures(report: Report) -> str:
         for number, group in enumerate(report.students)
     )
     return f'<ul class="legend">{legend}</ul><div class="figures">{"".join(figures)}</div>'
+
+
+def _figure(chart: "Chart") -> str:
+    """A picture below its title; a wide one scrolls where the screen is narrow."""
+    title, picture, kind = escape(chart.title), chart.svg, ""
+    if chart.wide:
+        scroll = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
+        picture, kind = f"{scroll}{picture}</div>", ' class="wide"'
+    return (
+        f"<figure{kind}><figcaption>{title}</figcaption>{picture}"
+        f'<p class="note">{escape(chart.note)}</p></figure>'
+    )
 
 
 def _recipes(report: Report) -> str:

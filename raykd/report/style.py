@@ -29,12 +29,14 @@ thead th, th small { font-weight: 400; }
 .legend span { width: 44px; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
   gap: 2.2rem 2.5rem; }
+.wide { grid-column: 1 / -1; min-width: 0; }
+.wide svg { min-width: 56rem; }
 figcaption { margin-bottom: .4rem; font-weight: 600; font-size: .95rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; }
 svg text { font-family: inherit !important; paint-order: stroke; stroke: var(--paper);
   stroke-width: 3px; }
 summary { padding: .4rem 0; font-size: .9rem; border-bottom: 1px solid var(--rule); }
 pre { max-height: 28rem; overflow: auto; }
-@media (max-width: 34rem) { svg text { font-size: 14px !important; } }
-@media print { .scroll { overflow: visible; } }
+@media (max-width: 34rem) { figure > svg text { font-size: 14px !important; } }
+@media print { .scroll { overflow: visible; } .wide svg { min-width: 0; } }
 """

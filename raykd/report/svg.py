@@ -10,7 +10,6 @@ from html import escape
 from typing import Any
 
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the colour of the text around
@@ -45,23 +44,35 @@ def look(number: int) -> dict[str, Any]:
     return {name: values[number % len(values)] for name, values in looks}
 
 
-def draw(paint: Callable[[Axes], None], label: str, inches: tuple[float, float] = (6, 3.6)) -> str:
+def draw(
+    paint: Callable[..., None],
+    label: str,
+    inches: tuple[float, float] = (6, 3.6),
+    panels: int = 1,
+) -> str:
     """What `paint` draws, as an element that says `label` and is as wide as its place.
 
-    The same picture gives the same text. No two pictures of a page may have the same label.
+    `paint` gets the axes of as many `panels`, of which at most three stand in a row. The same
+    picture gives the same text. No two pictures of a page may have the same label.
     """
     out = io.StringIO()
     # Ids are hashes; the salt keeps those of two pictures apart. The user's own style is reset.
     with style.context(_STYLE | {"svg.hashsalt": label}, after_reset=True):
         figure = Figure(figsize=inches, layout="constrained")
-        paint(figure.subplots())
+        rows = -(-panels // 3)
+        axes = figure.subplots(rows, -(-panels // rows), squeeze=False).ravel()
+        for spare in axes[panels:]:
+            spare.remove()
+        paint(*axes[:panels])
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     _, opening, inner = re.split(r"(<svg [^>]*>)", out.getvalue(), maxsplit=1)
     box = re.findall(r'viewBox="[^"]*"', opening)[0]
     # Its style sheet would hold for the whole page, and its groups have the same ids every time.
     inner = re.sub(r'<style.*?</style>|(?<=<g) id="[^"]*"', "", inner, flags=re.DOTALL)
+    # Equal images of one picture would have equal ids.
+    inner = re.sub(r'(<image [^>]*base64,)\n([^>]*?) id="[^"]*"', r"\1\2", inner)
     # Six decimals of a point are five too many for an eye.
     inner = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), inner)
     text = f'<svg role="img" aria-label="{escape(label)}" {box}>{inner}'
-    return text.replace(INK, "currentColor")
+    return text.replace(INK, "currentColor").replace("xlink:href", "href")

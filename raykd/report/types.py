@@ -23,7 +23,7 @@ class Run:
     seed: int
     recipe: dict[str, Any]
     result: dict[str, Any] | None  # as `raykd.engine.fit` writes it; None: not finished
-    metrics: tuple[dict[str, float], ...]  # of every epoch so far
+    metrics: tuple[dict[str, Any], ...]  # of every epoch so far: numbers, or dicts of lists of them
 
     def state(self) -> str:
         """How far it is."""
@@ -56,6 +56,10 @@ class Group:
     def finished(self) -> list[Run]:
         """The runs that have a result."""
         return [run for run in self.runs if run.result is not None]
+
+    def traced(self) -> list[Run]:
+        """The runs that curves are of: the finished ones, or those in progress where none is."""
+        return self.finished() or [run for run in self.runs if run.metrics]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,10 @@ TOP1 = {  # after the last epoch, by method and seed
 
 
 def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
-    """Write what training a run leaves in the store; its best epoch is the last but one."""
+    """Write what training a run leaves in the store; its best epoch is the last but one.
+
+    Each line has what is in `more`, a function being called with the epoch.
+    """
     folder = store.path(run)
     folder.mkdir(parents=True)
     lines = [
@@ -37,7 +40,7 @@ def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
     if epochs > 1:
         lines[-2]["top1"] = top1 + 0.5
     for line in lines:
-        line |= more
+        line |= {key: it(line["epoch"]) if callable(it) else it for key, it in more.items()}
     (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finish:
         result = {

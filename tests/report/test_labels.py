@@ -27,6 +27,52 @@ def test_a_sum_of_methods_is_called_by_its_parts():
     assert labels([summed(4.0), summed(2.0)]) == expected
 
 
+def over(base, **settings):
+    """A recipe of a method over a base."""
+    return {"model": "resnet8", "method": {"name": "sakd", "base": base} | settings}
+
+
+AT = {"name": "at", "weight": 1000.0}
+CRD = {"name": "crd", "width": 8}
+
+
+def test_a_method_over_a_base_is_called_by_both():
+    summed = {"name": "combine", "combine": [AT, CRD]}
+    recipes = [over(AT), over(CRD), over(summed), {"model": "resnet8", "method": AT}]
+    assert labels(recipes) == ["sakd(at)", "sakd(crd)", "sakd(at + crd)", "at"]
+
+
+def test_the_settings_of_a_base_are_compared_among_those_over_it():
+    recipes = [over(AT), over(AT | {"weight": 500.0}), over(CRD), over(CRD | {"width": 16})]
+    assert labels(recipes) == [
+        "sakd(at) weight=1000.0",
+        "sakd(at) weight=500.0",
+        "sakd(crd) width=8",
+        "sakd(crd) width=16",
+    ]
+    sums = [{"name": "combine", "combine": [AT, part]} for part in (CRD, CRD | {"width": 16})]
+    expected = ["sakd(at + crd) crd.width=8", "sakd(at + crd) crd.width=16"]
+    assert labels([over(base) for base in sums]) == expected
+
+
+def test_the_mode_of_a_method_is_compared_over_every_base():
+    recipes = [over(AT, mode="adaptive"), over(AT, mode="random"), over(CRD, mode="adaptive")]
+    expected = ["sakd(at) mode=adaptive", "sakd(at) mode=random", "sakd(crd) mode=adaptive"]
+    assert labels(recipes) == expected
+    assert labels(recipes[1:]) == expected[1:]
+
+
+def test_a_setting_of_the_base_is_not_taken_for_one_of_the_same_name():
+    def warm(own, base):
+        return over({"name": "kd", "temperature": base}, temperature=own)
+
+    assert labels([warm(4.0, 4.0), warm(4.0, 2.0), warm(1.0, 4.0)]) == [
+        "sakd(kd) temperature=4.0 base.temperature=4.0",
+        "sakd(kd) temperature=4.0 base.temperature=2.0",
+        "sakd(kd) temperature=1.0 base.temperature=4.0",
+    ]
+
+
 def test_a_setting_that_only_some_have_is_named():
     kd = {"model": "resnet8", "clip": None, "optim": {"name": "sgd", "lr": 0.1}}
     other = kd | {"clip": 1.0, "optim": {"name": "adamw", "lr": 0.001}}

@@ -53,6 +53,8 @@ def test_the_page_stands_alone(report, tmp_path):
     assert not names & {"script", "link", "img", "iframe", "object"}
     assert not re.search(r"https?:|url\((?!#)|@import|//", text)
     assert text == page(report)
+    (policy,) = (a["content"] for _, a in parsed.tags if "http-equiv" in a)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def test_every_line_of_the_page_leads_to_its_recipes(report):
