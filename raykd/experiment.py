@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -142,8 +142,11 @@ def _unmixed(data: Any) -> Any:
     return {**data, "augment": {k: v for k, v in augment.items() if k != "mix"}}
 
 
-def _method(tree: Any, *, part: bool = False) -> Any:
-    """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`."""
+def _method(tree: Any, within: Literal["combine", "base"] | None = None) -> Any:
+    """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`.
+
+    `within` another one it has other defaults.
+    """
     if isinstance(tree, str):
         tree = {"name": tree}
     if not isinstance(tree, dict):
@@ -151,10 +154,13 @@ def _method(tree: Any, *, part: bool = False) -> Any:
     if "combine" in tree:
         parts = tree["combine"]
         if isinstance(parts, list):
-            parts = [_method(inner, part=True) for inner in parts]
-        return {"name": "combine", **tree, "combine": parts}
-    if part and tree.get("name") in METHODS:
-        return {**METHODS[tree["name"]].beside, **tree}
+            parts = [_method(inner, "combine") for inner in parts]
+        tree = {"name": "combine", **tree, "combine": parts}
+    if "base" in tree:
+        tree = {**tree, "base": _method(tree["base"], "base")}
+    if within and tree.get("name") in METHODS:
+        known = METHODS[tree["name"]]
+        return {**(known.beside if within == "combine" else known.adapted), **tree}
     return tree
 
 
@@ -188,9 +194,9 @@ def schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of experiment files, shorthands included."""
     value = ExperimentFile.model_json_schema()
     student, teacher = value["$defs"]["StudentRun"], value["$defs"]["TeacherRun"]
-    whole = student["properties"]["method"]
     name = {"enum": list(METHODS), "description": "the method with its defaults"}
-    student["properties"]["method"] = {"anyOf": [name, whole]}
+    for record, key in ((student, "method"), (value["$defs"]["SAKD"], "base")):
+        record["properties"][key] = {"anyOf": [name, record["properties"][key]]}
     teacher["required"].remove("data")  # where it is left out, the student's
     value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return value

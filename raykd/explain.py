@@ -6,6 +6,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from raykd.errors import ConfigError
+from raykd.methods import METHODS
 from raykd.registry import nearest
 
 
@@ -32,8 +33,13 @@ def _line(detail: Any, model: type[BaseModel], place: str) -> str:
         return f"{path}.name: this key must be given; there are: {', '.join(_tags(found))}"
     if kind == "union_tag_invalid":
         tag, known = context["tag"], _tags(found)
+        if tag in METHODS:
+            return f"{path}: {tag!r} cannot stand within another method; choose one that can: " + (
+                ", ".join(known)
+            )
         hint = nearest(tag, known) or f"; there are: {', '.join(known)}"
-        return f"{path}.name: no {names[-1]} is called {tag!r}{hint}"
+        what = "method" if all(name in METHODS for name in known) else names[-1]
+        return f"{path}.name: no {what} is called {tag!r}{hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {message}"

@@ -3,13 +3,14 @@
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
+import copy
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from raykd.models.staged import Staged
@@ -23,12 +24,13 @@ class Signal(enum.Flag):
     LOGITS = enum.auto()  # class scores [B, C]
     EMBEDDING = enum.auto()  # pooled features [B, D]
     FEATURES = enum.auto()  # stage outputs [B, K, H, W]
-    LIVE = enum.auto()  # the network itself, to run again on other inputs
+    LIVE = enum.auto()  # the network itself, to run again; the student's is always there
     PREACTIVATIONS = enum.auto()  # stage outputs before their last ReLU, as spots "stage2.pre"
     PIXELS = enum.auto()  # the pixels, such that the logits can be differentiated by them
+    CLASSIFIER = enum.auto()  # the last layer, to run again on other embeddings
 
 
-CACHEABLE = Signal.LOGITS | Signal.EMBEDDING
+CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 
 # One way of looking at the samples of a batch: as the run's augmentation says ("given"), before
 # they were mixed ("clean"), what they were mixed with ("partner"), strongly augmented ("strong").
@@ -48,11 +50,13 @@ class Outputs:
     """What one network said about one batch; only the signals that were asked for are there.
 
     `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
-    `pixels` [B, 3, H, W], `network` and other looks raise `LookupError` where nobody asked for
-    them, or where a cache lacks them.
+    `pixels` [B, 3, H, W], `network`, `classifier` and other looks raise `LookupError` where nobody
+    asked for them, or where a cache lacks them.
     """
 
-    __slots__ = ("_embedding", "_looks", "_network", "_pixels", "features", "logits")
+    __slots__ = (
+        "_classifier", "_embedding", "_looks", "_network", "_pixels", "features", "logits"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Outputs:
         network: "Staged | None" = None,
         pixels: Tensor | None = None,
         looks: "Mapping[Look, Outputs]" = MappingProxyType({}),
+        classifier: "nn.Module | None" = None,
     ) -> None:
         self.logits = logits
         self.features = features
@@ -69,6 +74,7 @@ class Outputs:
         self._network = network
         self._pixels = pixels
         self._looks = looks
+        self._classifier = classifier
 
     @property
     def embedding(self) -> Tensor:
@@ -85,6 +91,13 @@ class Outputs:
         return self._network
 
     @property
+    def classifier(self) -> nn.Module:
+        """The last layer of the network, from embeddings [B, D] to logits [B, C]."""
+        if self._classifier is None:
+            raise LookupError("these outputs have no classifier; add Signal.CLASSIFIER to needs()")
+        return self._classifier
+
+    @property
     def pixels(self) -> Tensor:
         """The pixels that the logits can be differentiated by."""
         if self._pixels is None:
@@ -99,33 +112,40 @@ class Outputs:
 
     def beside(self, looks: "Mapping[Look, Outputs]") -> "Outputs":
         """The same outputs, with those of other looks at the same samples."""
-        return Outputs(
-            self.logits, self.features, self._embedding, self._network, self._pixels, looks
-        )
+        return self._but(_looks=looks)
 
     def of(self, pixels: Tensor) -> "Outputs":
         """The same outputs, which can be differentiated by `pixels`."""
-        return Outputs(
-            self.logits, self.features, self._embedding, self._network, pixels, self._looks
-        )
+        return self._but(_pixels=pixels)
+
+    def by(self, classifier: nn.Module) -> "Outputs":
+        """The same outputs, of whose network the last layer is known."""
+        return self._but(_classifier=classifier)
 
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
         """The same outputs with only the rows `keep[spot]` (int64 [n]) of each spot.
 
-        A spot is "logits", "embedding" or a stage; a spot that `keep` lacks keeps every row.
+        A spot is "logits", "embedding" or a stage, with its pre-activation; a spot that `keep`
+        lacks keeps every row. Other looks lose the same rows; the pixels keep all of theirs.
         """
 
         def kept(spot: str, value: Tensor) -> Tensor:
-            return value.index_select(0, keep[spot]) if spot in keep else value
+            stage = spot.removesuffix(".pre")
+            return value.index_select(0, keep[stage]) if stage in keep else value
 
-        return Outputs(
-            kept("logits", self.logits),
-            {stage: kept(stage, value) for stage, value in self.features.items()},
-            None if self._embedding is None else kept("embedding", self._embedding),
-            self._network,
-            self._pixels,
-            self._looks,
+        return self._but(
+            logits=kept("logits", self.logits),
+            features={stage: kept(stage, value) for stage, value in self.features.items()},
+            _embedding=None if self._embedding is None else kept("embedding", self._embedding),
+            _looks={look: outputs.rows(keep) for look, outputs in self._looks.items()},
         )
+
+    def _but(self, **changes: Any) -> "Outputs":
+        """A copy with other values."""
+        made = copy.copy(self)
+        for name, value in changes.items():
+            setattr(made, name, value)
+        return made
 
 
 @dataclass(frozen=True)
@@ -144,3 +164,14 @@ class Batch:
     def labels(self) -> Tensor:
         """int64 [B]: the class, or the heavier of two where samples are mixed."""
         return self.targets if self.targets.dim() == 1 else self.targets.argmax(dim=1)
+
+    def rows(self, keep: Tensor) -> "Batch":
+        """Only some of the samples; `keep` is int64 [n]."""
+        return replace(
+            self,
+            pixels=self.pixels.index_select(0, keep),
+            targets=self.targets.index_select(0, keep),
+            ids=self.ids.index_select(0, keep),
+            looks={look: batch.rows(keep) for look, batch in self.looks.items()},
+            weights=None if self.weights is None else self.weights.index_select(0, keep),
+        )

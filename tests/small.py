@@ -24,6 +24,7 @@ ALL = (
     | Signal.LIVE
     | Signal.PREACTIVATIONS
     | Signal.PIXELS
+    | Signal.CLASSIFIER
 )
 
 

@@ -426,7 +426,25 @@ def test_a_mistake_is_named_with_its_place_and_its_remedy(what):
     assert refusal(text) == message
 
 
+def test_the_base_of_spot_adaptive_distillation_has_its_own_defaults():
+    def method(text: str) -> Any:
+        return student(TAUGHT + f"  method: {text}\n").method
+
+    assert method("{name: sakd, base: at}").base == METHODS["at"]()
+    assert method("{name: sakd, base: fitnet}").base.weight == 1.0
+    assert method("{name: sakd, base: {name: fitnet, weight: 5.0}}").base.weight == 5.0
+    assert method("fitnet").weight == 100.0
+    both = method("{name: sakd, base: {combine: [crd, kd]}}").base
+    assert both == method("{combine: [crd, kd]}")
+
+
 METHOD_MISTAKES = {
+    "{name: sakd, base: ab}": "experiment.run.method: base: 'ab' reads nothing of the teacher",
+    "{name: sakd, base: simkd}": "experiment.run.method: base: 'simkd' leaves the student's",
+    "{name: sakd, base: jacobian}": "experiment.run.method: base: 'jacobian' differentiates",
+    "{name: sakd, base: att}": "experiment.run.method.base.name: no method is called 'att'; did",
+    "{name: sakd, base: sakd}": "experiment.run.method.base: 'sakd' cannot stand within another",
+    "{combine: [sakd, kd]}": "experiment.run.method.combine.combine.0: 'sakd' cannot stand within",
     "skdd": "experiment.run.method.name: no method is called 'skdd'; did you mean 'skd'?",
     "{temperature: 2.0}": "experiment.run.method.name: this key must be given; there are: ",
     "{name: 3}": "experiment.run.method.name: no method is called '3'; there are: ",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raykd.methods.base import Method, full_precision, precise
 from raykd.models.staged import Staged
+from raykd.teachers.source import LiveTeacher
 from raykd.types import Batch, Look, Outputs, Signal
 
 
@@ -16,16 +17,25 @@ class Learner(nn.Module):
     """Everything that is trained, in one module: one wrapper for many workers, one state.
 
     The networks run in bfloat16 where `autocast` is set; losses are computed in float32.
-    Parameters that the method does not train are frozen.
+    Parameters that the method does not train are frozen. `teacher` is there where it is trained
+    beside the student, and answers in every step.
     """
 
     def __init__(
-        self, student: Staged, method: Method, helpers: nn.ModuleDict, *, autocast: bool = False
+        self,
+        student: Staged,
+        method: Method,
+        helpers: nn.ModuleDict,
+        teacher: LiveTeacher | None = None,
+        *,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         self.helpers = helpers
         self.method = method
+        self.teacher = teacher
+        self.taught = None if teacher is None else teacher.network  # its weights are ours
         self.autocast = autocast
         if method.trains != "student":
             student.requires_grad_(False)
@@ -41,6 +51,8 @@ class Learner(nn.Module):
         "label" is the labels' cross entropy of the method's scores; the others are the
         method's own, named by their spots.
         """
+        if self.teacher is not None:
+            teacher = self.teacher(batch)
         student = self._student(batch, teacher)
         losses: dict[str, Tensor] = {}
         if label_weight or self.method.trains == "student":  # every parameter gets a gradient
@@ -67,7 +79,7 @@ class Learner(nn.Module):
 
     def _seen(self, batch: Batch) -> Outputs:
         """The student's outputs for one look."""
-        pixels, needs = batch.pixels, self.method.needs()
+        pixels, needs = batch.pixels, self.method.needs() | Signal.LIVE
         if Signal.PIXELS in needs:
             pixels = pixels.detach().requires_grad_()
         with torch.autocast(pixels.device.type, torch.bfloat16, self.autocast):

@@ -22,14 +22,14 @@ from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate
 from raykd.errors import WorkFailed
-from raykd.methods.base import Shared
+from raykd.methods.held import Shared, Tally
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
 from raykd.types import Outputs
 
 CALIBRATION_ROWS = 1 << 14  # training samples whose teacher outputs a method may look at first
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # numbers, and what a helper tells in another form
 
 
 def distil(
@@ -51,11 +51,11 @@ def distil(
     for module in learner.helpers.modules():
         if isinstance(module, Shared):
             module.gather = host.gather
-    optimiser = build_optimiser(run.optim, learner.parameters())
+    optimiser = build_optimiser(run.optim, learner)
     average = _average(run, learner.student)
     history = _restored(learner, optimiser, average, host)
     if not history:
-        _calibrate(run, learner, teacher_at(0), train)
+        _calibrate(run, learner, learner.teacher or teacher_at(0), train)
     host.restart([*history])
     released = learner.student if average is None else average.module
     assert isinstance(released, Staged)
@@ -78,6 +78,7 @@ def distil(
                 average.update_parameters(learner.student)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
+        told = _tallied(learner, host)
         host.agree(learner if average is None else torch.nn.ModuleList([learner, average]))
         metrics = _means(sums, len(rows), host)
         if not math.isfinite(metrics["loss"]):
@@ -89,6 +90,7 @@ def distil(
         seconds = time.monotonic() - started  # after the sums were read: the device is done
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * len(rows), len(rows))}
         metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
+        metrics |= told
         if test is not None:
             metrics |= evaluate(
                 released,
@@ -113,7 +115,7 @@ def distil(
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float | None) -> None:
     """One update of the weights at a learning rate."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if clip is not None:
@@ -128,6 +130,16 @@ def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:
     means = (total / (count * host.world)).tolist()
     parts = {f"loss_{name}": mean for name, mean in zip(sums, means, strict=True)}
     return {"loss": sum(means), **parts}
+
+
+def _tallied(learner: Learner, host: Host) -> Metrics:
+    """What the helpers counted in an epoch on all workers; they start again from 0."""
+    told: Metrics = {}
+    for module in learner.helpers.modules():
+        if isinstance(module, Tally):
+            told |= module.metrics(host.total(module.counts))
+            module.counts.zero_()
+    return told
 
 
 def _average(run: StudentRun, student: Staged) -> AveragedModel | None:
@@ -146,7 +158,8 @@ def _calibrate(run: StudentRun, learner: Learner, teacher: Source | None, train:
     # Chosen by the data's key, so that every seed of a student sees the same ones.
     rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values
     answers: Iterator[Outputs] = (teacher(batch) for batch in train.runs(rows, 512, run.view_at(0)))
-    learner.method.calibrate(learner.helpers, answers)
+    with torch.no_grad():
+        learner.method.calibrate(learner.helpers, answers)
 
 
 def _state(

@@ -1,17 +1,27 @@
 """The optimiser that a recipe describes, and its learning rate at every step."""
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from raykd.methods.held import Paced
 from raykd.recipes import Optim
 
 
-def build_optimiser(optim: Optim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser over `parameters`; weight decay acts on all, as in the CRD benchmark."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+def build_optimiser(optim: Optim, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a module; weight decay acts on everything, as in the CRD benchmark.
+
+    A `Paced` part is a group of its own, which names the `rate` that scales the run's.
+    """
+    paced = [part for part in module.modules() if isinstance(part, Paced)]
+    apart = {parameter for part in paced for parameter in part.parameters()}
+    rest = [p for p in module.parameters() if p.requires_grad and p not in apart]
+    trained: list[dict[str, Any]] = [{"params": rest}]
+    for part in paced:
+        own = {"rate": part.rate, "weight_decay": part.weight_decay}
+        trained.append({"params": [*part.parameters()], **own})
     if optim.name == "adamw":
         return torch.optim.AdamW(trained, lr=optim.lr, weight_decay=optim.weight_decay)
     return torch.optim.SGD(

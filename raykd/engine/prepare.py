@@ -30,7 +30,10 @@ def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
 
 
 def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
-    """The teacher of every epoch of a run; only the one in use is held."""
+    """The teacher of every epoch of a run; only the one in use is held.
+
+    None where there is none, or where the learner has it.
+    """
     held: dict[int, Source] = {}
     looks = run.method.looks().teacher
 
@@ -38,9 +41,12 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
         sources: dict[Look, Source]
         if run.cached():
             seen = _views_of_anchor(run, epoch)
+            classifier = _classifier(store, run, epoch, device)
             sources = {
                 look: CachedTeacher(
-                    open_cache(store, run.logits_at(epoch, look), seen, device), run.method.needs()
+                    open_cache(store, run.logits_at(epoch, look), seen, device),
+                    run.method.needs(),
+                    classifier,
                 )
                 for look in looks
             }
@@ -50,7 +56,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
         return sources["given"] if looks == ("given",) else LookingTeacher(sources)
 
     def at(epoch: int) -> Source | None:
-        if not run.method.needs():
+        if not run.method.needs() or run.method.trains_teacher():
             return None
         anchor = run.anchor_at(epoch)
         if anchor not in held:
@@ -61,6 +67,17 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     return at
 
 
+def _classifier(
+    store: Store, run: StudentRun, epoch: int, device: torch.device
+) -> nn.Module | None:
+    """The last layer of the teacher of an epoch, where the method runs it again."""
+    if Signal.CLASSIFIER not in run.method.needs():
+        return None
+    assert run.teacher is not None
+    network = weights.load_teacher(store, run.teacher, run.anchor_at(epoch), device)
+    return network.classifier.eval().requires_grad_(False)
+
+
 def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:
     """The views that a run reads from an epoch on, as long as its anchor lasts."""
     anchor, epochs = run.anchor_at(epoch), range(epoch, run.optim.epochs)
@@ -68,9 +85,14 @@ def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:
 
 
 def live_teacher(
-    store: Store, run: LogitsRun, device: torch.device, supplies: Signal | None = None
+    store: Store,
+    run: LogitsRun,
+    device: torch.device,
+    supplies: Signal | None = None,
+    *,
+    trained: bool = False,
 ) -> LiveTeacher:
-    """The teacher whose outputs a cache holds, to ask in person."""
+    """The teacher whose outputs a cache holds, to ask in person, or to train."""
     network = weights.load_teacher(store, run.teacher, run.anchor, device)
     own, student = run.teacher.data, run.data
     assert own.mean and own.std and student.mean and student.std, "the data was never read"
@@ -80,6 +102,7 @@ def live_teacher(
         bfloat16=run.precision == "bfloat16",
         student=(student.mean, student.std),
         own=(own.mean, own.std),
+        trained=trained,
     )
 
 
@@ -116,7 +139,11 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
         with torch.device("meta"):
             reference = models.build(run.teacher.model, run.data.classes)
         helpers = run.method.helpers(shapes, measure(reference, run.data.size), targets)
-    made = Learner(student, run.method, helpers, autocast=run.precision == "bfloat16")
+    teacher = None
+    if run.method.trains_teacher():
+        needs = run.method.needs()
+        teacher = live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
+    made = Learner(student, run.method, helpers, teacher, autocast=run.precision == "bfloat16")
     before = run.prelude()
     if before is not None:
         _begin_from(store, before, made)

@@ -1,6 +1,7 @@
 """One teacher or student on several workers, with Ray Train."""
 
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import ray.train
@@ -64,8 +65,13 @@ def _worker(config: dict[str, Any]) -> None:
     store, run = Store(config["root"]), config["recipe"]
     journal = Journal(store.path(run), config["seconds"])
     device = ray.train.torch.get_device()
-    host = GroupHost(journal, device, lambda metrics: ray.train.report(dict(metrics)))
+    host = GroupHost(journal, device, _pass_on)
     train(store, run, host)
+
+
+def _pass_on(metrics: Mapping[str, Any]) -> None:
+    """Tell Ray Train the numbers among an epoch's metrics."""
+    ray.train.report({k: v for k, v in metrics.items() if isinstance(v, int | float)})
 
 
 def _cause(error: TrainingFailedError, run: Training) -> RaykdError:

@@ -33,6 +33,7 @@ from raykd.methods.ofd import OFD
 from raykd.methods.pkt import PKT
 from raykd.methods.relational_kd import RelationalKD
 from raykd.methods.reviewkd import ReviewKD
+from raykd.methods.sakd import SAKD
 from raykd.methods.sample_contrastive_kd import SampleContrastiveKD
 from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
@@ -91,6 +92,12 @@ _AnyPart = Annotated[
 ]
 Combine.model_rebuild(_types_namespace={"AnyPart": _AnyPart})
 METHODS.add("combine", Combine)
+_AnyBase = Annotated[
+    Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
+    Field(discriminator="name"),
+]
+SAKD.model_rebuild(_types_namespace={"AnyBase": _AnyBase})
+METHODS.add("sakd", SAKD, ["spot_adaptive_kd"])
 AnyMethod = Annotated[
     Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
     Field(discriminator="name"),

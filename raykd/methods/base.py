@@ -8,7 +8,7 @@ optimises, averages over workers and checkpoints together with the student.
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -78,16 +78,6 @@ class Prelude:
     lr: float | None = None  # constant; None: the student's first rate
 
 
-class Shared(nn.Module):
-    """A helper with a memory that all workers keep alike.
-
-    `gather` joins what every worker has, along the first axis and in the order of the workers;
-    the loop sets it. One worker alone has everything.
-    """
-
-    gather: Callable[[Tensor], Tensor] = staticmethod(lambda rows: rows)
-
-
 class Method(Record):
     """One way to distil. A subclass is final: to change a method, wrap it."""
 
@@ -97,6 +87,8 @@ class Method(Record):
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "student"  # besides helpers
     released: ClassVar[tuple[str, ...]] = ()  # helpers without which the student cannot be used
     beside: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # other defaults in `combine`
+    adapted: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # and as the base of `sakd`
+    joint: ClassVar[bool] = False  # whether a spot's loss reads other spots, too
 
     name: str
 
@@ -120,6 +112,20 @@ class Method(Record):
     def prelude(self) -> Prelude | None:
         """What is to be trained before."""
         return None
+
+    def trains_teacher(self) -> bool:
+        """Whether the teacher is trained beside the student, by the method's losses."""
+        return False
+
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The spots that `losses` are keyed by, and what of the teacher each is compared with.
+
+        In depth order; `student` and `teacher` are features or their shapes, by stage.
+        """
+        spot = "embedding" if Signal.EMBEDDING in self.needs() else "logits"
+        return {spot: spot}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -166,8 +172,9 @@ class Method(Record):
         """Weighted scalar losses, keyed by the spot that each compares.
 
         A spot is "logits", "embedding" or a stage's name. A loss is a mean over the rows of
-        its spot and reads no other spot, so that the spot-adaptive wrapper can hand it a
-        subset of rows.
+        its spot and reads no other spot (unless `joint`), so that spot-adaptive distillation can
+        hand it a subset of rows; with more than one spot it reads no rows of `batch`, either.
+        Where a helper is `Shared`, no row at all may be left.
         """
         raise NotImplementedError
 

@@ -75,6 +75,14 @@ class Combine(Method):
         """That of the part that has one."""
         return next((part.prelude() for part in self.combine if part.prelude()), None)
 
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """Those of any part."""
+        found = {s: t for part in self.combine for s, t in part.spots(student, teacher).items()}
+        order = [*student, "embedding", "logits"]
+        return {spot: found[spot] for spot in sorted(found, key=order.index)}
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
@@ -84,22 +92,22 @@ class Combine(Method):
 
     def adopt(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
         """Hand the prelude's helpers to the part that asked for it."""
-        for part, own in self._with(helpers):
+        for part, own in self.parts(helpers):
             if part.prelude() is not None:
                 part.adopt(own, found)
 
     def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
         """What any part needs to be used."""
-        every = enumerate(self._with(helpers))
+        every = enumerate(self.parts(helpers))
         return nn.ModuleDict({str(i): out for i, (p, own) in every if len(out := p.releases(own))})
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
         """Whether any part does."""
-        return any(part.calibrates(own) for part, own in self._with(helpers))
+        return any(part.calibrates(own) for part, own in self.parts(helpers))
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
         """Let every part that asks for it look at the teacher's outputs."""
-        parts = [(part, own) for part, own in self._with(helpers) if part.calibrates(own)]
+        parts = [(part, own) for part, own in self.parts(helpers) if part.calibrates(own)]
         for (part, own), outputs in zip(parts, itertools.tee(teacher, len(parts)), strict=True):
             part.calibrate(own, outputs)
 
@@ -113,9 +121,10 @@ class Combine(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """Each part's; what two have to say of the same spot is added up."""
-        return added(p.losses(student, teacher, batch, own) for p, own in self._with(helpers))
+        return added(p.losses(student, teacher, batch, own) for p, own in self.parts(helpers))
 
-    def _with(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
+    def parts(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
+        """Each method with its own helpers."""
         return [(part, _part(helpers, number)) for number, part in enumerate(self.combine)]
 
     def _scoring(self) -> list[int]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from raykd import bits
 from raykd.errors import ConfigError
-from raykd.methods.base import Method, Schedule, Shared, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.held import Shared
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 EPSILON = 1e-7  # of the official code
@@ -101,7 +102,10 @@ class Memory(Shared):
         # A copy: the memory moves on before the backward pass.
         scores = (own @ bank.clone().T).gather(1, rows).div(self.temperature).exp()
         if not bool(z):
-            z.copy_(self.gather(scores.detach().mean(1)).mean() * len(bank))
+            means = self.gather(scores.detach().mean(1))
+            if not len(means):
+                return scores  # there is no sample at all, and nothing to divide
+            z.copy_(means.mean() * len(bank))
         return scores / z
 
     def remember(self, ids: Tensor, student: Tensor, teacher: Tensor) -> None:
@@ -116,7 +120,7 @@ class Memory(Shared):
 def contrastive_loss(scores: Tensor, rows: int) -> Tensor:
     """Noise contrastive estimation of scores [B, 1 + K], positive first, among `rows` samples.
 
-    Equation 18 of the paper, summed over negatives and averaged over the batch.
+    Equation 18 of the paper, summed over negatives and averaged over the batch; 0 for no sample.
     """
     noise = (scores.shape[1] - 1) / rows
     positive, negative = scores[:, 0], scores[:, 1:]
@@ -124,7 +128,7 @@ def contrastive_loss(scores: Tensor, rows: int) -> Tensor:
     # Scores of negatives are far below the noise: log(noise / (score + noise)) in float32 would be
     # off by a thousandth of itself.
     others = ((negative + EPSILON) / noise).log1p().sum(1)
-    return (others - told).mean()
+    return (others - told).sum() / max(1, len(scores))
 
 
 class CRD(Method):

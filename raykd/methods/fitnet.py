@@ -4,7 +4,7 @@ Shapes: B batch, K channels, H, W pixels.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class FitNet(Method):
 
     title: ClassVar[str] = "Romero et al. 2015, arXiv 1412.6550"
     cost: ClassVar[str] = "B K K H W"
+    adapted: ClassVar[Mapping[str, Any]] = {"weight": 1.0}
 
     name: Literal["fitnet"] = "fitnet"
     weight: Schedule = 100.0
@@ -33,6 +34,12 @@ class FitNet(Method):
     def needs(self) -> Signal:
         """Stage outputs."""
         return Signal.FEATURES
+
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The stage."""
+        return {self.stage: self.stage}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

@@ -115,6 +115,12 @@ class FT(Method):
         """The paraphraser's training."""
         return Prelude(FTParaphraser(), self.paraphraser_epochs, self.paraphraser_lr)
 
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The last stage."""
+        return {maps.last(student): maps.last(teacher)}
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:

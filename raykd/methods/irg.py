@@ -52,6 +52,7 @@ class IRG(Method):
 
     title: ClassVar[str] = "Liu et al. 2019, CVPR"
     cost: ClassVar[str] = "B^2 (K H W + D)"
+    joint: ClassVar[bool] = True
 
     name: Literal["irg"] = "irg"
     vertex: float = Field(default=0.1, ge=0)
@@ -62,6 +63,13 @@ class IRG(Method):
     def needs(self) -> Signal:
         """Logits, embeddings and stages."""
         return Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES
+
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The last two stages, the embedding and the logits."""
+        ends = zip(maps.ending(student, 2), maps.ending(teacher, 2), strict=True)
+        return {**dict(ends), "embedding": "embedding", "logits": "logits"}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -99,5 +107,5 @@ class IRG(Method):
 
 def _last_two(outputs: Outputs) -> dict[str, Tensor]:
     """The maps of the last two stages, in depth order."""
-    names = [name for name in outputs.features if "." not in name][-2:]
+    names = maps.ending(outputs.features, 2)
     return {name: precise(outputs.features[name]) for name in names}

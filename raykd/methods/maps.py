@@ -23,9 +23,19 @@ def stages(student: Iterable[str], teacher: Iterable[str]) -> list[str]:
     ]
 
 
+def same(student: Iterable[str], teacher: Iterable[str]) -> dict[str, str]:
+    """`stages`, each compared with the teacher's of the same name."""
+    return {name: name for name in stages(student, teacher)}
+
+
+def ending(names: Iterable[str], count: int) -> list[str]:
+    """The deepest stages, in depth order."""
+    return [name for name in names if "." not in name][-count:]
+
+
 def last(names: Iterable[str]) -> str:
     """The deepest stage, spot -2 of the benchmark's lists."""
-    return [name for name in names if "." not in name][-1]
+    return ending(names, 1)[-1]
 
 
 def paired(student: Shapes, teacher: Shapes, method: str) -> list[str]:

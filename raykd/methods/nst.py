@@ -61,6 +61,12 @@ class NST(Method):
         """Stage outputs."""
         return Signal.FEATURES
 
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The stages that both networks have."""
+        return maps.same(student, teacher)
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:

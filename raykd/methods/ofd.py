@@ -81,6 +81,12 @@ class OFD(Method):
         """Stage outputs before their ReLU, and the teacher's batch norms."""
         return Signal.PREACTIVATIONS | Signal.LIVE
 
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The stages that both networks have."""
+        return maps.same(student, teacher)
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:

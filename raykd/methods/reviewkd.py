@@ -78,6 +78,7 @@ class ReviewKD(Method):
 
     title: ClassVar[str] = "Chen et al. 2021, arXiv 2104.09044"
     cost: ClassVar[str] = "B K K H W per stage"
+    joint: ClassVar[bool] = True
 
     name: Literal["reviewkd"] = "reviewkd"
     weight: Schedule = 1.0
@@ -86,6 +87,12 @@ class ReviewKD(Method):
     def needs(self) -> Signal:
         """The student's stage outputs, the teacher's before their ReLU, and both embeddings."""
         return Signal.FEATURES | Signal.PREACTIVATIONS | Signal.EMBEDDING
+
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The stages that both networks have, and the embedding."""
+        return {**maps.same(student, teacher), "embedding": "embedding"}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

@@ -73,6 +73,12 @@ class SimKD(Method):
         """Stage outputs, and the teacher's classifier."""
         return Signal.FEATURES | Signal.LIVE
 
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The last stage."""
+        return {maps.last(student): maps.last(teacher)}
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:

@@ -44,6 +44,14 @@ class SP(Method):
         """Stage outputs, or embeddings."""
         return Signal.EMBEDDING if self.on == "embedding" else Signal.FEATURES
 
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The last stage, or the embedding."""
+        if self.on == "embedding":
+            return {"embedding": "embedding"}
+        return {maps.last(student): maps.last(teacher)}
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:

@@ -98,6 +98,7 @@ class Staged(nn.Module):
             embedding if Signal.EMBEDDING in wanted else None,
             self if Signal.LIVE in wanted else None,
             pixels if Signal.PIXELS in wanted else None,
+            classifier=self.classifier if Signal.CLASSIFIER in wanted else None,
         )
 
     def _both(self, name: str, stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

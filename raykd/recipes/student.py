@@ -61,6 +61,11 @@ class StudentRun(Record):
                         f"{model} does not say; choose another method, or networks of "
                         "`raykd show models` whose names have no slash"
                     )
+        if self.method.trains_teacher() and self.route is not None:
+            raise ValueError(
+                f"method {name!r} trains the teacher, and a route would change it on the way; "
+                "leave run.route out"
+            )
         if isinstance(self.method, LabelOnly) and self.label_weight is not None:
             raise ValueError(
                 "label_weight scales the only loss of method 'label_only'; leave it out, or give "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.models.staged import Staged
 from raykd.teachers.cache import LogitsCache
@@ -25,7 +25,11 @@ class Source(Protocol):
 
 
 class LiveTeacher:
-    """The network, frozen: evaluation mode, no gradients, its own normalisation of the pixels."""
+    """The network, with its own normalisation of the pixels.
+
+    It is frozen and in evaluation mode, unless it is `trained` beside the student: then its outputs
+    have gradients and come with the pixels that it saw, and its mode is the caller's to choose.
+    """
 
     def __init__(
         self,
@@ -35,11 +39,13 @@ class LiveTeacher:
         bfloat16: bool = False,
         student: tuple[Triple, Triple] | None = None,
         own: tuple[Triple, Triple] | None = None,
+        trained: bool = False,
     ) -> None:
         """`student` and `own` are the (mean, std) that the batches have, and that it wants."""
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(trained)
         self.supplies = supplies
         self.bfloat16 = bfloat16
+        self.trained = trained
         self._scale, self._shift = _affine(student, own, next(network.parameters()).device)
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -53,11 +59,13 @@ class LiveTeacher:
             pixels = pixels * self._scale + self._shift
         # Not inference_mode: the student's losses save these tensors for backward.
         with (
-            torch.set_grad_enabled(differentiable),
+            torch.set_grad_enabled(differentiable or self.trained),
             torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16),
         ):
             out = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
         out.logits = out.logits.float()
+        if self.trained:
+            return out.of(pixels)
         return out.of(asked) if differentiable else out
 
 
@@ -75,15 +83,22 @@ def _affine(
 
 
 class CachedTeacher:
-    """The cache of a teacher's outputs."""
+    """The cache of a teacher's outputs, and its last layer where that is wanted, too."""
 
-    def __init__(self, cache: LogitsCache, wanted: Signal = Signal.LOGITS) -> None:
+    def __init__(
+        self,
+        cache: LogitsCache,
+        wanted: Signal = Signal.LOGITS,
+        classifier: nn.Module | None = None,
+    ) -> None:
         self.cache = cache
         self.wanted = wanted
+        self.classifier = classifier
 
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
-        return self.cache.take(batch.ids, batch.view, self.wanted)
+        outputs = self.cache.take(batch.ids, batch.view, self.wanted)
+        return outputs if self.classifier is None else outputs.by(self.classifier)
 
 
 class LookingTeacher:

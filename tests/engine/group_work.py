@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import ModuleDict
 
@@ -12,10 +13,12 @@ from raykd.engine.fit import train_student
 from raykd.engine.host import GroupHost
 from raykd.engine.journal import Journal
 from raykd.methods.crd import CRD
+from raykd.methods.pkt import PKT
+from raykd.methods.sakd import SAKD
 from raykd.recipes import StudentRun, Training
 from raykd.store import Store, write_json
 from raykd.types import Batch, Outputs, Shapes
-from tests.small import CPU
+from tests.small import ALL, CPU, asked, batch, helpers_of, pair
 
 
 class Stop(Exception):
@@ -54,6 +57,7 @@ def train_each(rank: int, root: str, runs: list[Training]) -> None:
     store = Store(root)
     for run in runs:
         fit.train(store, run, GroupHost(Journal(store.path(run)), CPU))
+        dist.barrier()  # rank 0 finishes what the next run may begin from
 
 
 def gather(rank: int, folder: str) -> None:
@@ -104,3 +108,36 @@ def contrast_together(rank: int, folder: str) -> None:
     losses, _, helpers = contrast(host.gather, lambda rows: rows.view(2, 8, *rows.shape[1:])[rank])
     means = (host.total(torch.tensor(losses)) / 2).tolist()
     torch.save((means, helpers.state_dict()), Path(folder) / f"memory-{rank}.pt")
+
+
+def contrast_alone(rank: int, folder: str) -> None:
+    """The same, where one worker has all rows and the other none."""
+    host = GroupHost(Journal(Path(folder)), CPU)
+    losses, _, helpers = contrast(host.gather, lambda rows: rows if rank else rows[:0])
+    torch.save((losses, helpers.state_dict()), Path(folder) / f"memory-{rank}.pt")
+
+
+def route(
+    gather: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor]
+) -> tuple[float, list[Tensor], Tensor]:
+    """The routing loss of a step, its gradients, and what was counted; without batch norms."""
+    student, teacher = pair()
+    student.eval()
+    method, sample = SAKD(base=PKT(), gamma=3.0), batch(16)
+    helpers = helpers_of(method, student, teacher)
+    helpers["routing"].gather = gather
+    sample = sample.rows(ours(torch.arange(16)))
+    mine, theirs = (asked(network, sample, ALL) for network in (student, teacher))
+    loss = method.losses(mine, theirs, sample, helpers)["route"]
+    parameters = [*helpers["routing"].parameters()]
+    gradients = torch.autograd.grad(loss, parameters)
+    return loss.item(), [*gradients], helpers["selection"].counts
+
+
+def route_together(rank: int, folder: str) -> None:
+    """Write down what two workers make of it, averaged, and what they counted together."""
+    host = GroupHost(Journal(Path(folder)), CPU)
+    loss, gradients, counts = route(host.gather, lambda rows: rows.view(2, 8)[rank])
+    mean = (host.total(torch.tensor(loss)) / 2).item()
+    gradients = [host.total(gradient) / 2 for gradient in gradients]
+    torch.save((mean, gradients, host.total(counts)), Path(folder) / f"route-{rank}.pt")

@@ -1,17 +1,24 @@
 """Several workers make one student: the same samples, the same weights, every image once."""
 
+import math
+
 import pytest
 import safetensors.torch
 import torch
 
 from raykd.engine.journal import read_metrics
+from raykd.methods.crd import CRD
+from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.store import Store, read_json
 from tests.engine.group_work import (
     contrast,
+    contrast_alone,
     contrast_together,
     gather,
     gather_rows,
+    route,
+    route_together,
     train,
     train_each,
 )
@@ -53,8 +60,33 @@ def test_a_memory_does_not_depend_on_the_number_of_workers(tmp_path):
             torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_worker_without_a_row_updates_the_memory_with_the_others(tmp_path):
+    run_group(2, tmp_path, contrast_alone, str(tmp_path))
+    _, _, helpers = contrast(lambda rows: rows, lambda rows: rows)
+    for rank in range(2):
+        losses, state = torch.load(tmp_path / f"memory-{rank}.pt", weights_only=True)
+        assert all(math.isfinite(loss) for loss in losses)
+        for name, value in helpers.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_routing_loss_does_not_depend_on_the_number_of_workers(tmp_path):
+    run_group(2, tmp_path, route_together, str(tmp_path))
+    expected, gradients, counts = route(lambda rows: rows, lambda rows: rows)
+    for rank in range(2):
+        loss, found, counted = torch.load(tmp_path / f"route-{rank}.pt", weights_only=True)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert torch.equal(counted, counts)
+        for one, other in zip(found, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # float32 sums
+
+
 def test_two_workers_train_helpers_preludes_and_mixed_samples(ready, tmp_path):
     students = [student_run(ready, name) for name in ("crd", "ft", "simkd", "stkd")]
+    students += [
+        student_run(ready, SAKD(base=CRD(negatives=64), homogeneous=False)),
+        student_run(ready, SAKD(mode="both", homogeneous=False)),
+    ]
     first = student_run(ready, "ab")
     prepare(ready, *students)
     run_group(2, tmp_path, train_each, str(ready.root), [*students, first.prelude(), first])

@@ -8,8 +8,17 @@ from raykd.data.augment import Augment
 from raykd.engine.fit import local_host, train_student, train_teacher
 from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal, read_metrics
+from raykd.engine.optim import build_optimiser
+from raykd.engine.prepare import learner as prepare_learner
+from raykd.engine.prepare import views as prepare_views
 from raykd.methods import METHODS
+from raykd.methods.combine import Combine
+from raykd.methods.crd import CRD
+from raykd.methods.fitnet import FitNet
+from raykd.methods.kd import KD
+from raykd.methods.sakd import SAKD
 from raykd.methods.stkd import STKD
+from raykd.methods.vid import VID
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.store import Store, read_json
@@ -21,7 +30,13 @@ OPTIMS = [
     Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0),
 ]
 
-FROM_A_CACHE = ["kd", "skd", "mlkd", "relational_kd", "crd"]
+ADAPTIVE = [
+    SAKD(base=CRD(negatives=64), homogeneous=False),
+    SAKD(base=VID(), mode="reverse", homogeneous=False),
+    SAKD(base=FitNet(weight=1.0), mode="random"),
+    SAKD(mode="both", homogeneous=False),
+]
+FROM_A_CACHE = ["kd", "skd", "mlkd", "relational_kd", "crd", ADAPTIVE[0]]
 MIXED = [
     STKD(mix=mix, teacher=teacher, alpha=0.5, incorrect_only=0.5, clean_kd=0.5)
     for mix in ("mixup", "cutmix")
@@ -29,11 +44,17 @@ MIXED = [
 ]
 
 
+def called(method):
+    """What a test calls a method."""
+    return method if isinstance(method, str) else getattr(method, "mix", method.label)
+
+
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """A store with a teacher, and the caches and preludes of the small students."""
     store = Store(tmp_path_factory.mktemp("store"))
     every = [student_run(store, name, optim=optim) for name in METHODS for optim in OPTIMS]
+    every += [student_run(store, method, optim=optim) for method in ADAPTIVE for optim in OPTIMS]
     every += [student_run(store, method) for method in MIXED]
     prepare(store, student_run(store), *every)
     return store
@@ -65,7 +86,7 @@ class StoppingHost(LocalHost):
             raise Stop
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", [*METHODS, *ADAPTIVE], ids=called)
 @pytest.mark.parametrize("optim", OPTIMS, ids=["sgd", "adamw"])
 def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     ready, tmp_path, name, optim
@@ -109,7 +130,7 @@ def test_a_teacher_stops_and_goes_on_to_the_same_route(ready, tmp_path):
         assert (cut.path(run) / name).read_bytes() == (whole.path(run) / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", [*FROM_A_CACHE, *MIXED], ids=lambda m: getattr(m, "mix", m))
+@pytest.mark.parametrize("name", [*FROM_A_CACHE, *MIXED], ids=called)
 def test_a_cached_student_has_the_losses_of_a_live_one(ready, tmp_path, name):
     histories = []
     for source in ("cache", "live"):
@@ -134,6 +155,43 @@ def test_logits_are_the_same_beside_embeddings(ready, tmp_path):
     caches = [[*store.finished("caches")] for store in (alone, beside)]
     assert [len(found) for found in caches] == [2, 2]  # of the training and of the test images
     assert trained(alone, kd) == trained(beside, kd)
+
+
+def test_the_epochs_say_where_samples_were_taught(ready, tmp_path):
+    run = student_run(ready, ADAPTIVE[1])
+    store = twin(ready, tmp_path)
+    trained(store, run)
+    for line in read_metrics(store.path(run)):
+        spots = ["stage1", "stage2", "stage3", "logits"]
+        assert [key for key in line if key.startswith("selected_")] == [
+            *(f"selected_{spot}" for spot in spots),
+            "selected_by_class",
+        ]
+        assert all(0 <= line[f"selected_{spot}"] <= 100 for spot in spots)
+        assert {len(shares) for shares in line["selected_by_class"].values()} == {10}
+        assert line["loss"] == pytest.approx(
+            sum(value for key, value in line.items() if key.startswith("loss_"))
+        )
+
+
+def test_the_policy_has_a_rate_and_a_weight_decay_of_its_own(ready):
+    run = student_run(ready, ADAPTIVE[1])
+    host = LocalHost(Journal(ready.path(run)), CPU)
+    train, _ = prepare_views(ready, run, host)
+    learner = prepare_learner(ready, run, host, train.images.targets)
+    student, routing = build_optimiser(run.optim, learner).param_groups
+    router = learner.helpers["routing"]
+    assert {*routing["params"]} == {*router.parameters()}
+    assert {*student["params"]} | {*routing["params"]} == {*learner.parameters()}
+    assert (routing["rate"], routing["weight_decay"]) == (0.5, 1e-3)
+    assert "rate" not in student
+
+
+def test_a_student_taught_everywhere_equals_one_of_the_sum_of_both_methods(ready, tmp_path):
+    both = Combine(combine=(VID(), KD(weight=1.0)))
+    always = student_run(ready, SAKD(base=VID(), mode="always"))
+    weights = [trained(twin(ready, tmp_path / "a"), always)]
+    assert trained(twin(ready, tmp_path / "b"), student_run(ready, both)) == weights[0]
 
 
 def test_equal_seeds_give_equal_students_and_others_do_not(ready, tmp_path):

@@ -42,7 +42,7 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
 def test_the_optimiser_is_the_one_that_was_named(optim, kind):
     parameter = torch.nn.Parameter(torch.zeros(3))
     frozen = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
-    optimiser = build_optimiser(optim, [parameter, frozen])
+    optimiser = build_optimiser(optim, torch.nn.ParameterList([parameter, frozen]))
     assert isinstance(optimiser, kind)
     [group] = optimiser.param_groups
     assert group["params"] == [parameter]

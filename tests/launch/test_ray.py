@@ -16,6 +16,8 @@ from raykd.experiment import Experiment, Rule, Scale
 from raykd.launch.pool import Pool, Unit
 from raykd.launch.train import fit
 from raykd.launch.work import carry_out
+from raykd.methods.crd import CRD
+from raykd.methods.sakd import SAKD
 from raykd.progress import Teller
 from raykd.recipes import Optim
 from raykd.store import Store
@@ -76,10 +78,10 @@ def weights(store: Store, run) -> bytes:
 
 def test_packed_students_equal_those_trained_here(cluster, store, tmp_path):
     # Of the caches one has embeddings too, and one the mixed samples; "ft" has a prelude.
-    names = ("label_only", "kd", "skd", "crd", "ft", "stkd")
+    names = ("label_only", "kd", "skd", "crd", "ft", "stkd", "sakd")
     runs = tuple(student_run(store, name) for name in names)
     outcome = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
-    assert outcome.made == {"teachers": 1, "caches": 3, "preludes": 1, "students": 6}
+    assert outcome.made == {"teachers": 1, "caches": 3, "preludes": 1, "students": 7}
     here = Store(tmp_path / "here")
     digits(here, limit=96)
     prepare(here, *runs)
@@ -169,7 +171,9 @@ def test_a_training_worker_killed_at_any_step_changes_no_bit_of_the_weights(clus
     stores = [Store(tmp_path / name) for name in ("whole", "cut")]
     runs = []
     for store in stores:
-        run = student_run(store, "skd", views=3, optim=Optim(epochs=80, batch=32))
+        # A policy, a memory and their own group of the optimiser: the most that is kept.
+        method = SAKD(base=CRD(negatives=64), homogeneous=False)
+        run = student_run(store, method, views=3, optim=Optim(epochs=80, batch=32))
         prepare(store, run)
         runs.append(run)
     run = runs[0]

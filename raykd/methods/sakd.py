@@ -1,0 +1,248 @@
+"""Spot-adaptive distillation: a policy decides, sample by sample, where another method distils.
+
+Shapes: B batch, C classes, R decisions.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raykd.methods.at import AT
+from raykd.methods.base import (
+    Looks,
+    Method,
+    Prelude,
+    Schedule,
+    canonical,
+    precise,
+)
+from raykd.methods.chosen import chosen_losses
+from raykd.methods.combine import Combine
+from raykd.methods.kd import KD
+from raykd.methods.maps import added
+from raykd.methods.routing import Router, Selection
+from raykd.types import Batch, Outputs, Shapes, Signal
+
+if TYPE_CHECKING:
+    AnyBase = Method  # the union of all other methods, which the table fills in
+
+GAMMA = {"at": 2.0, "relational_kd": 2.0, "vid": 2.0}  # by base, on CIFAR-100; 1 for the others
+_MAPS = Signal.FEATURES | Signal.PREACTIVATIONS
+
+
+class SAKD(Method):
+    """The base's losses on the samples that a policy chooses at each spot, and KD at the logits.
+
+    Song et al. 2022, arXiv 2205.02399, as the official code has it (the paper's equations were not
+    seen): sum over spots r of (n_r / B) * base loss of the n_r rows chosen there, + kd_weight * KD
+    of those chosen at the logits. The choices are hard and for each sample, a Gumbel softmax of a
+    linear policy on both embeddings. The policy learns from the routing network: both networks,
+    joined by adapters at the spots, where each sample goes on from the teacher's features where it
+    is taught, otherwise from the student's. Its cross entropy ("route") trains policy and adapters
+    alone, at half the run's rate and weight decay 1e-3, as the official configurations say.
+
+    - `mode`: "adaptive"; or, for comparison, "always" (every sample at every spot: base + KD),
+      "random" (a coin for each), "reverse" (where the policy says not to), "both" (the teacher
+      learns the labels beside the student, in training mode, and gets the losses' gradients: the
+      intent of the official code, where no optimiser has its weights).
+    - `gamma` None: 2 for at, relational_kd and vid, 1 for others; 2 for all on Tiny-ImageNet.
+    - `homogeneous`: the policy begins with the teacher everywhere. None: where both networks have
+      the same shapes at every spot, which gives what the official configurations say.
+    - `adapter_relu` false leaves out the ReLU that ends the adapters of maps: a decision taken here
+      for networks whose stages end in signed sums.
+
+    A base whose losses read several spots at once (reviewkd, irg) has one decision for all of
+    them. Where the base reads embeddings or logits alone, the teacher's outputs may come from a
+    cache. In a file, a base `fitnet` gets the official weight 1 where none is given. The official
+    code runs FitNet's regressor and FT's translator on all rows and picks then; here they see the
+    chosen rows alone.
+    """
+
+    title: ClassVar[str] = "Song et al. 2022, arXiv 2205.02399"
+    cost: ClassVar[str] = "its base's, and another pass of both networks"
+
+    name: Annotated[Literal["sakd", "spot_adaptive_kd"], canonical("sakd")] = "sakd"
+    base: "AnyBase" = AT()
+    mode: Literal["adaptive", "always", "random", "reverse", "both"] = "adaptive"
+    temperature: float = Field(default=4.0, gt=0)  # of KD
+    kd_weight: Schedule = 1.0
+    gamma: float | None = Field(default=None, gt=0)  # of the routing loss
+    gumbel_temperature: float = Field(default=5.0, gt=0)
+    homogeneous: bool | None = None
+    adapter_relu: bool = True
+    rate: float = Field(default=0.5, gt=0)  # of policy and adapters, times the run's
+    weight_decay: float = Field(default=1e-3, ge=0)  # of policy and adapters
+
+    @model_validator(mode="after")
+    def _check(self) -> "SAKD":
+        for part in self._parts():
+            why = ""
+            if not part.needs():
+                why = "reads nothing of the teacher in the student's own training"
+            elif part.trains != "student":
+                why = "leaves the student's classifier untrained, in which the routing network ends"
+            elif Signal.PIXELS in part.needs():
+                why = "differentiates all samples together, and cannot be given some of them"
+            if why:
+                raise ValueError(f"base: {part.name!r} {why}; choose another method")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its base, as in "sakd(at)"."""
+        mode = "" if self.mode == "adaptive" else f", {self.mode}"
+        return f"{self.name}({self.base.label}{mode})"
+
+    def needs(self) -> Signal:
+        """What the base reads, both logits, and for the policy both networks."""
+        needs = self.base.needs() | Signal.LOGITS
+        if needs & _MAPS:
+            needs |= Signal.FEATURES
+        if self._routes():
+            needs |= Signal.EMBEDDING
+            needs |= Signal.LIVE if Signal.FEATURES in needs else Signal.CLASSIFIER
+        return needs | Signal.LIVE if self.trains_teacher() else needs
+
+    def looks(self) -> Looks:
+        """As the base."""
+        return self.base.looks()
+
+    def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
+        """As the base."""
+        return self.base.mixing()
+
+    def prelude(self) -> Prelude | None:
+        """The base's."""
+        return self.base.prelude()
+
+    def trains_teacher(self) -> bool:
+        """In mode "both"."""
+        return self.mode == "both"
+
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The base's, and the logits."""
+        return {**self.base.spots(student, teacher), "logits": "logits"}
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """The base's, the counts of what is chosen, and the routing network's own modules."""
+        helpers = nn.ModuleDict({"base": self.base.helpers(student, teacher, targets)})
+        if self.mode == "always":
+            return helpers
+        spots = dict(self.spots(student.features, teacher.features))
+        columns, joint = self._columns(spots), self._joint()
+        names = [self.base.label, "logits"] if joint else [*spots]
+        helpers["selection"] = Selection(names, student.classes)
+        if self._routes():
+            del spots["logits"]
+            alike = bool(student.features) and student == teacher
+            sure = alike if self.homogeneous is None else self.homogeneous
+            how = {"sure": sure, "relu": self.adapter_relu, "again": self.trains_teacher()}
+            router = Router(student, teacher, spots, columns, **how)
+            router.rate, router.weight_decay = self.rate, self.weight_decay
+            helpers["routing"] = router
+        return helpers
+
+    def adopt(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
+        """Hand the prelude's helpers to the base."""
+        self.base.adopt(_of_base(helpers), found)
+
+    def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
+        """What the base needs to be used; the policy is for training only."""
+        kept = self.base.releases(_of_base(helpers))
+        return nn.ModuleDict({"base": kept} if len(kept) else {})
+
+    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+        """Whether the base does."""
+        return self.base.calibrates(_of_base(helpers))
+
+    def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
+        """Let the base look at the teacher's outputs."""
+        self.base.calibrate(_of_base(helpers), teacher)
+
+    def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
+        """The base's."""
+        return self.base.scores(student, teacher, _of_base(helpers))
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The base's, KD at "logits", and the routing network's "route".
+
+        Where the teacher is trained, "teacher" is its cross entropy with the labels.
+        """
+        base, both = _of_base(helpers), (student, teacher, batch)
+        parts = self.base.parts(base) if isinstance(self.base, Combine) else [(self.base, base)]
+        kd, none = KD(temperature=self.temperature, weight=self.kd_weight), nn.ModuleDict()
+        if self.mode == "always":
+            return added(part.losses(*both, own) for part, own in (*parts, (kd, none)))
+        gates, chosen = self._decisions(student, teacher, batch, helpers)
+        picked = [column.nonzero()[:, 0] for column in chosen.T]
+        columns = self._columns(self.spots(student.features, teacher.features))
+        rows = {spot: picked[column] for spot, column in columns.items()}
+        of_base = dict.fromkeys(rows, picked[0]) if self._joint() else rows
+        losses = [chosen_losses(part, of_base, *both, own) for part, own in parts]
+        losses = added((*losses, chosen_losses(kd, rows, *both, none)))
+        if gates is not None:
+            look = self.looks().student[0]
+            seen = batch if look == "given" else batch.looks[look]
+            gamma = GAMMA.get(self.base.name, 1.0) if self.gamma is None else self.gamma
+            losses["route"] = _router(helpers).loss(student, teacher, seen, gates, gamma)
+        if self.trains_teacher():
+            losses["teacher"] = F.cross_entropy(precise(teacher.logits), batch.targets)
+        return losses
+
+    def _decisions(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> tuple[Tensor | None, Tensor]:
+        """The policy's gates [B, R], where there is a policy, and who is taught: bool [B, R]."""
+        selection = helpers["selection"]
+        assert isinstance(selection, Selection)
+        gates, count = None, len(selection.names)
+        if self._routes():
+            both = student.embedding, teacher.embedding
+            uniform = selection.uniform(batch, 2 * count)
+            gates = _router(helpers).gates(*both, uniform, self.gumbel_temperature)
+            chosen = gates < 0.5 if self.mode == "reverse" else gates > 0.5
+        else:
+            chosen = selection.uniform(batch, count) < 0.5
+        selection.add(chosen, batch.labels)
+        return gates, chosen
+
+    def _parts(self) -> tuple[Method, ...]:
+        """The methods whose losses are chosen."""
+        return self.base.combine if isinstance(self.base, Combine) else (self.base,)
+
+    def _joint(self) -> bool:
+        """Whether one decision is for all of the base's spots."""
+        return any(part.joint for part in self._parts())
+
+    def _routes(self) -> bool:
+        """Whether there is a policy."""
+        return self.mode not in ("always", "random")
+
+    def _columns(self, spots: Iterable[str]) -> dict[str, int]:
+        """The number of the decision that each spot follows."""
+        between, joint = [spot for spot in spots if spot != "logits"], self._joint()
+        numbers = {spot: 0 if joint else number for number, spot in enumerate(between)}
+        return numbers | {"logits": len(set(numbers.values()))}
+
+
+def _of_base(helpers: nn.ModuleDict) -> nn.ModuleDict:
+    """The base's own helpers."""
+    base = helpers["base"]
+    assert isinstance(base, nn.ModuleDict)
+    return base
+
+
+def _router(helpers: nn.ModuleDict) -> Router:
+    """The routing network's own modules among the helpers."""
+    router = helpers["routing"]
+    assert isinstance(router, Router)
+    return router
