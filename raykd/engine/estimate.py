@@ -6,25 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from raykd import models
 from raykd.data.images import Data, open_images
 from raykd.engine.caches import needed_bytes
 from raykd.engine.fit import default_device
-from raykd.engine.learner import Learner
 from raykd.engine.prepare import serving
+from raykd.engine.trial import forward_of, step_of
 from raykd.experiment import Experiment
-from raykd.methods.label_only import LabelOnly
 from raykd.plan import Plan
-from raykd.recipes import StudentRun, TeacherRun, training_of
+from raykd.recipes import Optim, StudentRun, TeacherRun, training_of
 from raykd.store import Store
 from raykd.teachers.manifest import gaps, read_manifest
-from raykd.types import Batch
 
 TRAIN_GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
 RAY_SECONDS = 10.0  # to start Ray itself
-_MEASURE_SECONDS = 0.5
+_MEASURE_SECONDS = 0.3  # of a step or a forward
+_FORWARD = 256  # images of a measured forward
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Item:
 
 
 def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
-    """What is to be done, a line each, measured with a few steps of every network.
+    """What is to be done, a line each, measured with a few steps of every network and method.
 
     Times hold for workers like this process; students in parallel are taken to share the
     work evenly.
@@ -99,87 +97,47 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 
 
 class _Rates:
-    """What networks do in a second, each measured once."""
+    """What steps and forwards take, each measured once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._trained: dict[tuple[str, int, Data], float] = {}
-        self._asked: dict[tuple[TeacherRun, Data], float] = {}
+        self._steps: dict[StudentRun, float] = {}
+        self._forwards: dict[tuple[str, Data], float] = {}
 
     def cost(self, run: StudentRun) -> tuple[float, int]:
-        """Seconds of a training, and the images that a live teacher answers for in it.
-
-        A method's own loss is left out; what it costs stands in `raykd show methods`.
-        """
-        method, looks = run.method, run.method.looks()
-        images = len(open_images(self._store, run.data)[0]) * run.optim.epochs
-        seconds, forwards = 0.0, 0
-        if method.trains != "helpers":
-            seconds += images * len(looks.student) / self.training(run)
-        if method.needs() and not run.cached():
-            assert run.teacher is not None
-            forwards = images * len(looks.teacher)
-            seconds += forwards / self.forward(run.teacher, run.data)
-        return seconds, forwards
+        """Seconds of a training, and the images that a live teacher answers for in it."""
+        images = len(self._targets(run)) * run.optim.epochs
+        live = run.method.needs() and not run.cached()
+        forwards = images * len(run.method.looks().teacher) if live else 0
+        return images / self.training(run), forwards
 
     def training(self, run: StudentRun) -> float:
-        """Images per second of a label-only step."""
-        key = (run.model, run.optim.batch, run.data)
-        if key not in self._trained:
-            self._trained[key] = _training_rate(run)
-        return self._trained[key]
+        """Images per second of a step, a live teacher's forward included."""
+        # Equal but for what no step depends on.
+        optim = Optim(batch=run.optim.batch)
+        alike = run.model_copy(update={"seed": 0, "optim": optim, "route": None, "views": "all"})
+        if alike not in self._steps:
+            device = default_device()
+            step = step_of(run, self._targets(run), device)
+            self._steps[alike] = run.optim.batch / _seconds(step, device)
+        return self._steps[alike]
 
     def forward(self, teacher: TeacherRun, data: Data) -> float:
         """Images per second of a teacher's forward."""
-        key = (teacher, data)
-        if key not in self._asked:
-            self._asked[key] = _forward_rate(teacher, data)
-        return self._asked[key]
+        key = (teacher.model, data)
+        if key not in self._forwards:
+            device = default_device()
+            seconds = _seconds(forward_of(teacher, data, _FORWARD, device), device)
+            self._forwards[key] = _FORWARD / seconds
+        return self._forwards[key]
 
-
-def _training_rate(run: StudentRun) -> float:
-    """Images per second of a label-only step, forward and backward."""
-    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
-    device = default_device()
-    student = models.build(run.model, run.data.classes)
-    learner = Learner(
-        student, LabelOnly(), nn.ModuleDict(), autocast=run.precision == "bfloat16"
-    ).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    batch = _blank(run.optim.batch, run.data, device)
-
-    def step() -> None:
-        losses, _ = learner(batch, None, 1.0)
-        losses["label"].backward()
-
-    return run.optim.batch / _seconds(step, device)
-
-
-def _forward_rate(teacher: TeacherRun, data: Data) -> float:
-    """Images per second of the teacher's forward."""
-    assert teacher.data.classes is not None, "the data was never read"
-    device = default_device()
-    network = models.build(teacher.model, teacher.data.classes).eval()
-    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    batch = _blank(256, data, device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            network(batch.pixels)
-
-    return 256 / _seconds(forward, device)
-
-
-def _blank(size: int, data: Data, device: torch.device) -> Batch:
-    """A batch of black images of class 0."""
-    assert data.size is not None
-    pixels = torch.zeros(size, 3, *data.size, device=device)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    targets = torch.zeros(size, dtype=torch.int64, device=device)
-    return Batch(pixels, targets, targets, view=0, epoch=0)
+    def _targets(self, run: StudentRun) -> Tensor:
+        """The labels of a run's training rows."""
+        return open_images(self._store, run.data)[0].targets
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call: the fastest of those that fit in half a second, after one more."""
+    """Seconds of one call: the fastest of those that fit in the time, after one more."""
     call()
     fastest, until = float("inf"), time.monotonic() + _MEASURE_SECONDS
     while time.monotonic() < until or fastest == float("inf"):
