@@ -212,9 +212,11 @@ class Networks:
 class Subject:
     """A method between two networks, with a batch and what answers for the teacher."""
 
-    def __init__(self, name: str, networks: Networks) -> None:
+    def __init__(self, method: Method | str, networks: Networks) -> None:
         torch.manual_seed(0)
-        self.method: Method = METHODS[name]() if name in METHODS else PRELUDES[name]()
+        if isinstance(method, str):
+            method = METHODS[method]() if method in METHODS else PRELUDES[method]()
+        self.method = method
         self.batch, self.needs = sample(self.method, networks.device), self.method.needs()
         student = _on(networks.device, build(networks.student, CLASSES))
         shapes = [measure(network, (SIZE, SIZE)) for network in (student, networks.teacher)]
@@ -232,7 +234,7 @@ class Subject:
 
     def step(self) -> Callable[[], None]:
         """One training step; what comes from a cache was read before."""
-        optimiser = build_optimiser(Optim(lr=1e-6), self.learner.parameters())
+        optimiser = build_optimiser(Optim(lr=1e-6), self.learner)
         weight, live = at(self.method.label_weight, EPOCH), self.source() == "live"
         read = self.teacher(self.batch) if self.source() == "cached" else None
 

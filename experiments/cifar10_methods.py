@@ -8,7 +8,8 @@ for a few epochs, so accuracies compare with each other and with no published ta
 is the recipe of the CRD benchmark instead (CIFAR-100, 240 epochs, 3 seeds), for a GPU.
 
 Each student trains in a process of its own, so that its peak memory is its own. What is in the
-store already is not trained again.
+store already is not trained again. Spot-adaptive distillation has an experiment of its own,
+`cifar10_sakd.py`.
 """
 
 import json
@@ -93,42 +94,62 @@ def main(
     """Train what is missing, and print the table."""
     torch.set_num_threads(1)
     place, teller = Store(store), Teller()
-    known = [*(name for name in METHODS if name != "combine"), *VARIANTS]
+    known = [*(name for name in METHODS if name not in ("combine", "sakd")), *VARIANTS]
     labels = [label for label in known if not methods or label in methods]
     rows: dict[str, list[StudentRun]] = {}
     for label in labels:
         text = _text(label, full, range(seeds), data)
         rows[label] = list(resolve(parse(text, "methods"), place, teller.say).runs)
-    runs = [run for group in rows.values() for run in group]
-    with teller.showing():
-        parsed = parse(_text("kd", full, range(1), data), "methods")
-        experiment = Experiment("methods", tuple(runs), parsed.scale, parsed.where)
-        carry_out(experiment, place, teller, students=False)
-        _preludes(place, runs, teller)
-        # Seed by seed, so that a table of what is there has every method.
-        missing = sorted((run for run in runs if not place.has(run)), key=lambda run: run.seed)
-        _train(place, missing, parallel, teller)
+    runs = tuple(run for group in rows.values() for run in group)
+    parsed = parse(_text("kd", full, range(1), data), "methods")
+    complete(Experiment("methods", runs, parsed.scale, parsed.where), place, parallel, teller)
     table = [_row(place, label, group) for label, group in rows.items()]
-    _print(table, markdown)
+    put(table, markdown)
 
 
 def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None) -> str:
     """The experiment file of one row."""
+    method, augment = VARIANTS.get(label, ({"name": label}, {}))
+    if full is None and "combine" in method:
+        method = {"combine": [shortened(name) for name in method["combine"]]}
+    elif full is None and label in METHODS:
+        method = shortened(label)
+    return recipe(method, full, seeds, data, augment)
+
+
+def shortened(name: str) -> dict[str, Any]:
+    """A method, with what counts in epochs made short."""
+    return {"name": name, **SHORTENED.get(name, {})}
+
+
+def recipe(
+    method: dict[str, Any],
+    full: str | None,
+    seeds: Sequence[int],
+    data: Path | None,
+    augment: dict[str, Any],
+) -> str:
+    """The experiment file of some seeds of one method."""
     if full is None:
         tree = {"run": yaml.safe_load(SHORT.read_text())["run"]}
     else:
         teacher, student = PAIRS[full]
         tree = yaml.safe_load(FULL.format(teacher=teacher, student=student))
-    method, augment = VARIANTS.get(label, ({"name": label}, {}))
-    if full is None and label in METHODS:
-        method = {**method, **SHORTENED.get(label, {})}
-    if full is None and "combine" in method:
-        method = {"combine": [{"name": n, **SHORTENED.get(n, {})} for n in method["combine"]]}
     tree["run"]["method"] = method
     tree["run"]["data"]["augment"] |= augment
     tree["grid"] = {"run.seed": list(seeds)}
     tree["data"] = {"path": None if data is None else str(data)}
     return yaml.safe_dump(tree)
+
+
+def complete(experiment: Experiment, store: Store, parallel: int, teller: Teller) -> None:
+    """Train what is missing of an experiment, `parallel` students at a time."""
+    with teller.showing():
+        carry_out(experiment, store, teller, students=False)
+        _preludes(store, experiment.runs, teller)
+        # Seed by seed, so that a table of what is there has every method.
+        missing = (run for run in experiment.runs if not store.has(run))
+        _train(store, sorted(missing, key=lambda run: run.seed), parallel, teller)
 
 
 def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
@@ -165,7 +186,7 @@ def _train_one(root: str, run: StudentRun) -> float:
 def _row(store: Store, label: str, runs: Sequence[StudentRun]) -> dict[str, str]:
     """One line of the table."""
     results = [read_json(store.path(run) / RESULT) for run in runs]
-    peaks = [read_json(p)["bytes"] / 1e6 for p in _peaks(store, runs)]
+    memory = [read_json(path)["bytes"] / 1e6 for path in peaks(store, runs)]
     rates = [result["images_per_second"] for result in results]
     agreements = [r["last"]["agreement"] for r in results if "agreement" in r["last"]]
     first = runs[0]
@@ -175,33 +196,37 @@ def _row(store: Store, label: str, runs: Sequence[StudentRun]) -> dict[str, str]
     return {
         "what": label,
         "teacher": teacher if prelude is None else f"{teacher}, after {prelude.method.name}",
-        "top-1 %": _spread([result["last"]["top1"] for result in results]),
+        "top-1 %": spread([result["last"]["top1"] for result in results]),
         "n": str(len(runs)),
         "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
-        "agreement %": _spread(agreements) if agreements else "",
+        "agreement %": spread(agreements) if agreements else "",
         "images/s": f"{statistics.median(rates):.0f}",
-        "peak MB": f"{max(peaks):.0f}" if peaks else "",
+        "peak MB": f"{max(memory):.0f}" if memory else "",
         "hardware": results[0]["hardware"],
         "fingerprints": " ".join(fingerprint(run) for run in runs),
     }
 
 
-def _peaks(store: Store, runs: Sequence[StudentRun]) -> Iterator[Path]:
+def peaks(store: Store, runs: Sequence[StudentRun]) -> Iterator[Path]:
+    """The files of the peak memory of those runs that were trained here."""
     return (path for run in runs if (path := store.path(run) / PEAK).is_file())
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
     return f"{statistics.mean(values):.2f} +- {deviation:.2f}"
 
 
-def _print(rows: list[dict[str, str]], markdown: bool) -> None:
+def put(rows: list[dict[str, str]], markdown: bool) -> None:
+    """Print a table; without Markdown, the fingerprints apart."""
     if markdown:
         print(as_markdown(rows))
         return
     hidden = ("fingerprints", "hardware")
     print_rows([{k: v for k, v in row.items() if k not in hidden} for row in rows])
-    print(json.dumps({row["what"]: row["fingerprints"].split() for row in rows}))
+    if "fingerprints" in rows[0]:
+        print(json.dumps({row["what"]: row["fingerprints"].split() for row in rows}))
 
 
 if __name__ == "__main__":

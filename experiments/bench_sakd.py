@@ -1,0 +1,113 @@
+"""What spot-adaptive distillation adds to a training step of each of its bases.
+
+    python experiments/bench_sakd.py [--json PATH] [--pairs N] [--device cpu|cuda] [--pair A-B ...]
+
+A step of sakd(base) over one of the base alone, each with the teacher that it would have: a cache
+where it reads embeddings, otherwise live. Time is CPU time, on cuda the clock's; memory is the
+most that a step holds beyond the weights. The goal is shown, not enforced; the exit status is 0.
+"""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from bench_methods import MIB, Bench, Networks, Subject
+from benchmark import put
+from rich.table import Table
+
+from raykd.engine.memory import keep_freed_memory
+from raykd.methods import METHODS
+from raykd.methods.sakd import SAKD
+from raykd.progress import Teller
+
+BASES = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
+PAIRS = {  # teacher and student
+    "resnet20-resnet8": ("resnet20", "resnet8"),
+    "resnet56-resnet20": ("resnet56", "resnet20"),
+    "resnet32x4-resnet8x4": ("resnet32x4", "resnet8x4"),
+    "wrn_40_2-shufflenet_v1": ("wrn_40_2", "shufflenet_v1"),
+}
+GOAL = 2.5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step of sakd(base) beside one of the base."""
+
+    networks: str
+    base: str
+    teacher: str  # of both: "cached" or "live"
+    ratio: float  # the median of the pairs
+    lowest: float
+    highest: float
+    seconds: float  # of a step of sakd(base)
+    memory: int  # bytes of a step of sakd(base) at its peak
+    memory_of_base: int
+
+
+@click.command()
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the table there.")
+@click.option("--pairs", "count", default=5, show_default=True, help="Pairs of each measurement.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--pair", "chosen", multiple=True, type=click.Choice(sorted(PAIRS)))
+def main(target: Path | None, count: int, device: str, chosen: tuple[str, ...]) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as every process of ours that trains
+    bench, say = Bench(torch.device(device), count, 0.03), Teller().say
+    costs: list[Cost] = []
+    for name in chosen or PAIRS:
+        networks = Networks(PAIRS[name], bench.device)
+        for base in BASES:
+            say(f"{networks.title}: {base}")
+            costs.append(cost(bench, networks, base))
+    put(table(costs))
+    if target is not None:
+        target.write_text(json.dumps([asdict(row) for row in costs], indent=2) + "\n")
+
+
+def cost(bench: Bench, networks: Networks, base: str) -> Cost:
+    """What choosing the spots costs over one base."""
+    method = METHODS[base]()
+    adaptive, alone = Subject(SAKD(base=method), networks), Subject(method, networks)
+    ours, theirs = bench.measure(adaptive.step(), alone.step())
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Cost(
+        networks.title,
+        base,
+        adaptive.source(),
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        statistics.median(ours),
+        bench.peak(adaptive.step()),
+        bench.peak(alone.step()),
+    )
+
+
+def table(costs: list[Cost]) -> Table:
+    """The costs as they are printed."""
+    shown = Table(title=f"a step of sakd(base) over one of the base; goal: at most {GOAL}")
+    for name in ("networks", "base", "teacher"):
+        shown.add_column(name)
+    for name in ("ratio", "range", "a step", "memory, ratio", "MiB of sakd / base"):
+        shown.add_column(name, justify="right")
+    for row in costs:
+        shown.add_row(
+            row.networks,
+            row.base,
+            row.teacher,
+            f"{row.ratio:.3f}",
+            f"{row.lowest:.3f} to {row.highest:.3f}",
+            f"{1e3 * row.seconds:.1f} ms",
+            f"{row.memory / row.memory_of_base:.2f}",
+            f"{row.memory / MIB:,.1f} / {row.memory_of_base / MIB:,.1f}",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Spot-adaptive distillation against its ten bases on CIFAR-10, seed by seed.
+
+    python experiments/cifar10_sakd.py [--data FOLDER] [--seeds N] [--bases NAME ...]
+
+For each base: the base alone, the base and KD everywhere (`mode: always`), sakd(base), and
+sakd(base) whose policy begins undecided (`homogeneous: false`), with the recipe and the teacher of
+`cifar10_methods.py`, whose students it shares. Prints paired differences with their 95 % t
+intervals, and writes the report with the pictures of where each student chose to be taught.
+`--full PAIR` is the recipe of the CRD benchmark (CIFAR-100, 240 epochs), for a GPU.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from cifar10_methods import PAIRS, complete, peaks, put, recipe, shortened, spread
+
+from raykd.engine.journal import RESULT
+from raykd.experiment import Experiment, parse
+from raykd.progress import Teller
+from raykd.recipes import StudentRun
+from raykd.record import fingerprint
+from raykd.report import gather, write_page
+from raykd.report.summary import summarise
+from raykd.resolve import resolve
+from raykd.store import Store, read_json
+
+BASES = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
+ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
+    "base + kd": {"mode": "always"},
+    "sakd": {},
+    "sakd, undecided": {"homogeneous": False},
+}
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Parquet files; else a download.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--bases", multiple=True, type=click.Choice(BASES), help="Only these; all if none.")
+@click.option("--parallel", default=1, show_default=True, help="Students at a time.")
+@click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
+@click.option("--store", default="raykd-store", show_default=True, type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
+def main(
+    data: Path | None,
+    seeds: int,
+    bases: tuple[str, ...],
+    parallel: int,
+    full: str | None,
+    store: Path,
+    markdown: bool,
+) -> None:
+    """Train what is missing, print the tables and write the page."""
+    torch.set_num_threads(1)
+    place, teller = Store(store), Teller()
+    chosen = bases or BASES
+    arms = {base: _arms(base, short=full is None) for base in chosen}
+    rows = {
+        (base, arm): _runs(method, full, seeds, data, place, teller)
+        for base, methods in arms.items()
+        for arm, method in methods.items()
+    }
+    runs = tuple(run for group in rows.values() for run in group)
+    scale = parse(recipe({"name": "kd"}, full, range(1), data, {}), "cifar10_sakd")
+    experiment = Experiment("cifar10_sakd", runs, scale.scale, scale.where)
+    complete(experiment, place, parallel, teller)
+    put([_differences(place, base, rows) for base in chosen], markdown)
+    put([_row(place, base, arm, group) for (base, arm), group in rows.items()], markdown)
+    page = place.root / "reports" / "cifar10_sakd.html"
+    page.parent.mkdir(exist_ok=True)
+    write_page(gather(place, experiment), page)
+    teller.say(f"the report is {page}")
+
+
+def _arms(base: str, *, short: bool) -> dict[str, dict[str, Any]]:
+    """The methods that are compared over one base."""
+    method = shortened(base) if short else {"name": base}
+    arms = {arm: {"name": "sakd", "base": method, **fields} for arm, fields in ARMS.items()}
+    return {"base": method, **arms}
+
+
+def _runs(
+    method: dict[str, Any],
+    full: str | None,
+    seeds: int,
+    data: Path | None,
+    store: Store,
+    teller: Teller,
+) -> Sequence[StudentRun]:
+    """The students of one arm."""
+    text = recipe(method, full, range(seeds), data, {})
+    return resolve(parse(text, "cifar10_sakd"), store, teller.say).runs
+
+
+def _top1(store: Store, runs: Sequence[StudentRun]) -> list[float]:
+    """The accuracies after the last epoch."""
+    return [read_json(store.path(run) / RESULT)["last"]["top1"] for run in runs]
+
+
+def _differences(
+    store: Store, base: str, rows: dict[tuple[str, str], Sequence[StudentRun]]
+) -> dict[str, str]:
+    """What sakd gains over a base, seed by seed."""
+    top1 = {arm: _top1(store, rows[base, arm]) for arm in ("base", *ARMS)}
+    line = {"base": base, "n": str(len(top1["base"]))}
+    for arm, other in (
+        ("base + kd", "base"),
+        ("sakd", "base"),
+        ("sakd", "base + kd"),
+        ("sakd, undecided", "base"),
+        ("sakd, undecided", "base + kd"),
+    ):
+        gain = summarise(a - b for a, b in zip(top1[arm], top1[other], strict=True))
+        assert gain is not None
+        said = f"{gain.mean:+.2f}"
+        if gain.low is not None and gain.high is not None:
+            said += f" [{gain.low:+.2f}, {gain.high:+.2f}]"
+        line[f"{arm} - {other}"] = said
+    return line
+
+
+def _row(store: Store, base: str, arm: str, runs: Sequence[StudentRun]) -> dict[str, str]:
+    """One arm over one base."""
+    results = [read_json(store.path(run) / RESULT) for run in runs]
+    last = [result["last"] for result in results]
+    shares = {key: [line[key] for line in last] for key in last[0] if key.startswith("selected_")}
+    shares.pop("selected_by_class", None)
+    taught = (f"{key[9:]} {statistics.mean(of):.0f}" for key, of in shares.items())
+    memory = [read_json(path)["bytes"] / 1e6 for path in peaks(store, runs)]
+    needs = runs[0].method.needs()
+    return {
+        "what": f"{base}, {arm}",
+        "teacher": "-" if not needs else "cached" if runs[0].cached() else "live",
+        "top-1 %": spread([line["top1"] for line in last]),
+        "n": str(len(runs)),
+        "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
+        "agreement %": spread([line["agreement"] for line in last]),
+        "taught in the last epoch, %": ", ".join(taught),
+        "images/s": f"{statistics.median(r['images_per_second'] for r in results):.0f}",
+        "peak MB": f"{max(memory):.0f}" if memory else "",
+        "hardware": results[0]["hardware"],
+        "fingerprints": " ".join(fingerprint(run) for run in runs),
+    }
+
+
+if __name__ == "__main__":
+    main()
