@@ -15,10 +15,12 @@ store already is not trained again. Spot-adaptive distillation has an experiment
 import json
 import multiprocessing
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -38,6 +40,7 @@ from raykd.record import fingerprint
 from raykd.resolve import resolve
 from raykd.store import Store, read_json, write_json
 
+_Row = TypeVar("_Row", bound=Hashable)
 PEAK = "peak.json"  # beside a student's result
 PAIRS = {
     "resnet56-resnet20": ("resnet56", "resnet20"),
@@ -96,13 +99,8 @@ def main(
     place, teller = Store(store), Teller()
     known = [*(name for name in METHODS if name not in ("combine", "sakd")), *VARIANTS]
     labels = [label for label in known if not methods or label in methods]
-    rows: dict[str, list[StudentRun]] = {}
-    for label in labels:
-        text = _text(label, full, range(seeds), data)
-        rows[label] = list(resolve(parse(text, "methods"), place, teller.say).runs)
-    runs = tuple(run for group in rows.values() for run in group)
-    parsed = parse(_text("kd", full, range(1), data), "methods")
-    complete(Experiment("methods", runs, parsed.scale, parsed.where), place, parallel, teller)
+    files = {label: _text(label, full, range(seeds), data) for label in labels}
+    rows, _ = complete("methods", files, place, parallel, teller)
     table = [_row(place, label, group) for label, group in rows.items()]
     put(table, markdown)
 
@@ -142,14 +140,22 @@ def recipe(
     return yaml.safe_dump(tree)
 
 
-def complete(experiment: Experiment, store: Store, parallel: int, teller: Teller) -> None:
-    """Train what is missing of an experiment, `parallel` students at a time."""
+def complete(
+    name: str, files: Mapping[_Row, str], store: Store, parallel: int, teller: Teller
+) -> tuple[dict[_Row, tuple[StudentRun, ...]], Experiment]:
+    """The students of some experiment files, row by row, once all are trained."""
+    rows = {row: parse(text, name) for row, text in files.items()}
+    every = tuple(run for part in rows.values() for run in part.runs)
+    first = next(iter(rows.values()))
+    experiment = resolve(replace(first, runs=every), store, teller.say)
     with teller.showing():
         carry_out(experiment, store, teller, students=False)
         _preludes(store, experiment.runs, teller)
         # Seed by seed, so that a table of what is there has every method.
         missing = (run for run in experiment.runs if not store.has(run))
         _train(store, sorted(missing, key=lambda run: run.seed), parallel, teller)
+    runs = iter(experiment.runs)
+    return {row: tuple(islice(runs, len(part.runs))) for row, part in rows.items()}, experiment
 
 
 def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:

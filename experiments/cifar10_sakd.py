@@ -10,7 +10,7 @@ intervals, and writes the report with the pictures of where each student chose t
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ import torch
 from cifar10_methods import PAIRS, complete, peaks, put, recipe, shortened, spread
 
 from raykd.engine.journal import RESULT
-from raykd.experiment import Experiment, parse
 from raykd.progress import Teller
 from raykd.recipes import StudentRun
 from raykd.record import fingerprint
 from raykd.report import gather, write_page
 from raykd.report.summary import summarise
-from raykd.resolve import resolve
 from raykd.store import Store, read_json
 
 BASES = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
@@ -58,15 +56,12 @@ def main(
     place, teller = Store(store), Teller()
     chosen = bases or BASES
     arms = {base: _arms(base, short=full is None) for base in chosen}
-    rows = {
-        (base, arm): _runs(method, full, seeds, data, place, teller)
+    files = {
+        (base, arm): recipe(method, full, range(seeds), data, {})
         for base, methods in arms.items()
         for arm, method in methods.items()
     }
-    runs = tuple(run for group in rows.values() for run in group)
-    scale = parse(recipe({"name": "kd"}, full, range(1), data, {}), "cifar10_sakd")
-    experiment = Experiment("cifar10_sakd", runs, scale.scale, scale.where)
-    complete(experiment, place, parallel, teller)
+    rows, experiment = complete("cifar10_sakd", files, place, parallel, teller)
     put([_differences(place, base, rows) for base in chosen], markdown)
     put([_row(place, base, arm, group) for (base, arm), group in rows.items()], markdown)
     page = place.root / "reports" / "cifar10_sakd.html"
@@ -82,26 +77,13 @@ def _arms(base: str, *, short: bool) -> dict[str, dict[str, Any]]:
     return {"base": method, **arms}
 
 
-def _runs(
-    method: dict[str, Any],
-    full: str | None,
-    seeds: int,
-    data: Path | None,
-    store: Store,
-    teller: Teller,
-) -> Sequence[StudentRun]:
-    """The students of one arm."""
-    text = recipe(method, full, range(seeds), data, {})
-    return resolve(parse(text, "cifar10_sakd"), store, teller.say).runs
-
-
 def _top1(store: Store, runs: Sequence[StudentRun]) -> list[float]:
     """The accuracies after the last epoch."""
     return [read_json(store.path(run) / RESULT)["last"]["top1"] for run in runs]
 
 
 def _differences(
-    store: Store, base: str, rows: dict[tuple[str, str], Sequence[StudentRun]]
+    store: Store, base: str, rows: Mapping[tuple[str, str], Sequence[StudentRun]]
 ) -> dict[str, str]:
     """What sakd gains over a base, seed by seed."""
     top1 = {arm: _top1(store, rows[base, arm]) for arm in ("base", *ARMS)}
@@ -126,9 +108,9 @@ def _row(store: Store, base: str, arm: str, runs: Sequence[StudentRun]) -> dict[
     """One arm over one base."""
     results = [read_json(store.path(run) / RESULT) for run in runs]
     last = [result["last"] for result in results]
-    shares = {key: [line[key] for line in last] for key in last[0] if key.startswith("selected_")}
-    shares.pop("selected_by_class", None)
-    taught = (f"{key[9:]} {statistics.mean(of):.0f}" for key, of in shares.items())
+    spots = [*last[0].get("selected_by_class", {})]
+    spots.sort(key=lambda spot: spot == "logits")  # it is the last decision
+    shares = [statistics.mean(line[f"selected_{spot}"] for line in last) for spot in spots]
     memory = [read_json(path)["bytes"] / 1e6 for path in peaks(store, runs)]
     needs = runs[0].method.needs()
     return {
@@ -138,7 +120,9 @@ def _row(store: Store, base: str, arm: str, runs: Sequence[StudentRun]) -> dict[
         "n": str(len(runs)),
         "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
         "agreement %": spread([line["agreement"] for line in last]),
-        "taught in the last epoch, %": ", ".join(taught),
+        "taught in the last epoch, %": ", ".join(
+            f"{spot} {share:.0f}" for spot, share in zip(spots, shares, strict=True)
+        ),
         "images/s": f"{statistics.median(r['images_per_second'] for r in results):.0f}",
         "peak MB": f"{max(memory):.0f}" if memory else "",
         "hardware": results[0]["hardware"],

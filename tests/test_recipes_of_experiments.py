@@ -18,7 +18,7 @@ def file_of(name: str) -> Path:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_experiment_file_can_be_read(file):
     experiment = load(file)
-    methods = {run.method.name for run in experiment.runs}
+    methods = {run.method for run in experiment.runs}
     seeds = {run.seed for run in experiment.runs}
     assert len(experiment.runs) == len(methods) * len(seeds)
 
@@ -33,7 +33,12 @@ def test_the_students_of_a_file_have_one_teacher_and_one_baseline(file):
 
 @pytest.mark.parametrize(
     ("name", "recipe", "views"),
-    [("cifar100_crd", CRD, 162), ("tiny_imagenet", CRD, 2), ("cinic10", AUTHORS, 162)],
+    [
+        ("cifar100_crd", CRD, 162),
+        ("cifar100_sakd", CRD, 162),
+        ("tiny_imagenet", CRD, 2),
+        ("cinic10", AUTHORS, 162),
+    ],
 )
 def test_the_recipes_of_the_field_are_written_as_published(name, recipe, views):
     for run in load(file_of(name)).runs:
