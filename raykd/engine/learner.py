@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raykd.methods.base import Method, full_precision, precise
 from raykd.models.staged import Staged
-from raykd.teachers.source import LiveTeacher
+from raykd.teachers.source import LiveTeacher, LookingTeacher, Source
 from raykd.types import Batch, Look, Outputs, Signal
 
 
@@ -34,8 +34,10 @@ class Learner(nn.Module):
         self.student = student
         self.helpers = helpers
         self.method = method
-        self.teacher = teacher
-        self.taught = None if teacher is None else teacher.network  # its weights are ours
+        self.teacher: Source | None = None
+        if teacher is not None:
+            self.taught = teacher.network  # its weights are ours
+            self.teacher = LookingTeacher(dict.fromkeys(method.looks().teacher, teacher))
         self.autocast = autocast
         if method.trains != "student":
             student.requires_grad_(False)

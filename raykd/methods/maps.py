@@ -104,15 +104,15 @@ class Regressor(nn.Sequential):
     """
 
     def __init__(self, shape_in: Shape, shape_out: Shape, *, relu: bool = True) -> None:
-        (width_in, height_in, _), (width, height, _) = shape_in, shape_out
-        if height_in == 2 * height:
+        (width_in, *size_in), (width, *size) = shape_in, shape_out
+        if size_in == [2 * side for side in size]:
             fit: nn.Module = nn.Conv2d(width_in, width, 3, 2, 1)
-        elif 2 * height_in == height:
+        elif [2 * side for side in size_in] == size:
             fit = nn.ConvTranspose2d(width_in, width, 4, 2, 1)
-        elif height_in >= height:
+        elif size_in[0] >= size[0]:
             fit = nn.Conv2d(width_in, width, _kernel(shape_in, shape_out))
         else:
-            stride = height // height_in, shape_out[2] // shape_in[2]
+            stride = size[0] // size_in[0], size[1] // size_in[1]
             kernel = _transposed_kernel(shape_in, shape_out, stride)
             fit = nn.ConvTranspose2d(width_in, width, kernel, stride)
         super().__init__(fit, nn.BatchNorm2d(width), *([nn.ReLU()] if relu else []))

@@ -147,7 +147,7 @@ class Router(Paced, Shared):
         networks run in evaluation mode; their weights get no gradients. The teacher's part up to
         the first spot is not run again, and of the student's nothing is kept.
         """
-        with _settled(student), _settled(teacher.network if self.again else student):
+        with _settled(student, *([teacher.network] if self.again else [])):
             first, *ours = segments(student, [*self.spots])
             mine = _constant(first, pixels)
             theirs, others = self._teacher(teacher)
@@ -164,23 +164,26 @@ class Router(Paced, Shared):
         spots = [*self.spots.values()]
         if self.again:
             first, *others = segments(teacher.network, spots)
-            return _constant(first, teacher.pixels), others
+            return precise(_constant(first, teacher.pixels)), others
         if not spots:
-            return teacher.logits.detach(), []
+            return precise(teacher.logits.detach()), []
         if spots == ["embedding"]:  # the trunk is not needed, and a cache has none
-            return teacher.embedding.detach(), [[teacher.classifier]]
-        return teacher.features[spots[0]].detach(), segments(teacher.network, spots)[1:]
+            return precise(teacher.embedding.detach()), [[teacher.classifier]]
+        _, *others = segments(teacher.network, spots)
+        return precise(teacher.features[spots[0]].detach()), others
 
 
 @contextmanager
-def _settled(network: nn.Module) -> Iterator[None]:
-    """A region in which a network is in evaluation mode."""
-    training = network.training
-    network.eval()
+def _settled(*networks: nn.Module) -> Iterator[None]:
+    """A region in which networks are in evaluation mode."""
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
     try:
         yield
     finally:
-        network.train(training)
+        for network, training in zip(networks, modes, strict=True):
+            network.train(training)
 
 
 def _adapter(source: Shapes, target: Shapes, spot: str, other: str, relu: bool) -> nn.Module:

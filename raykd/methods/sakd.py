@@ -107,8 +107,10 @@ class SAKD(Method):
         return needs | Signal.LIVE if self.trains_teacher() else needs
 
     def looks(self) -> Looks:
-        """As the base."""
-        return self.base.looks()
+        """As the base, and the given look, which KD and the policy compare."""
+        looks, given = self.base.looks(), Looks()
+        student = dict.fromkeys((*given.student, *looks.student))
+        return Looks(tuple(student), tuple(dict.fromkeys((*given.teacher, *looks.teacher))))
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
         """As the base."""
@@ -190,10 +192,8 @@ class SAKD(Method):
         losses = [chosen_losses(part, of_base, *both, own) for part, own in parts]
         losses = added((*losses, chosen_losses(kd, rows, *both, none)))
         if gates is not None:
-            look = self.looks().student[0]
-            seen = batch if look == "given" else batch.looks[look]
             gamma = GAMMA.get(self.base.name, 1.0) if self.gamma is None else self.gamma
-            losses["route"] = _router(helpers).loss(student, teacher, seen, gates, gamma)
+            losses["route"] = _router(helpers).loss(student, teacher, batch, gates, gamma)
         if self.trains_teacher():
             losses["teacher"] = F.cross_entropy(precise(teacher.logits), batch.targets)
         return losses
