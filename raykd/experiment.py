@@ -142,10 +142,10 @@ def _unmixed(data: Any) -> Any:
     return {**data, "augment": {k: v for k, v in augment.items() if k != "mix"}}
 
 
-def _method(tree: Any, within: Literal["combine", "base"] | None = None) -> Any:
+def _method(tree: Any, within: tuple[Literal["beside", "adapted"], ...] = ()) -> Any:
     """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`.
 
-    `within` another one it has other defaults.
+    `within` a sum or as a base it has other defaults.
     """
     if isinstance(tree, str):
         tree = {"name": tree}
@@ -154,13 +154,13 @@ def _method(tree: Any, within: Literal["combine", "base"] | None = None) -> Any:
     if "combine" in tree:
         parts = tree["combine"]
         if isinstance(parts, list):
-            parts = [_method(inner, "combine") for inner in parts]
-        tree = {"name": "combine", **tree, "combine": parts}
+            parts = [_method(part, (*within, "beside")) for part in parts]
+        return {"name": "combine", **tree, "combine": parts}
     if "base" in tree:
-        tree = {**tree, "base": _method(tree["base"], "base")}
-    if within and tree.get("name") in METHODS:
-        known = METHODS[tree["name"]]
-        return {**(known.beside if within == "combine" else known.adapted), **tree}
+        tree = {**tree, "base": _method(tree["base"], ("adapted",))}
+    if tree.get("name") in METHODS:
+        for defaults in within:
+            tree = {**getattr(METHODS[tree["name"]], defaults), **tree}
     return tree
 
 

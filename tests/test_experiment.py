@@ -436,6 +436,8 @@ def test_the_base_of_spot_adaptive_distillation_has_its_own_defaults():
     assert method("fitnet").weight == 100.0
     both = method("{name: sakd, base: {combine: [crd, kd]}}").base
     assert both == method("{combine: [crd, kd]}")
+    parts = method("{name: sakd, base: {combine: [fitnet, kd]}}").base.combine
+    assert [part.weight for part in parts] == [1.0, 1.0]
 
 
 METHOD_MISTAKES = {

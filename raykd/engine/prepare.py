@@ -136,7 +136,10 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     if run.teacher is not None and run.method.needs():
         shapes = measure(student, run.data.size)
         # Only its sizes are wanted, so the network is made without memory or initialisation.
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                reference = models.build(run.teacher.model, run.data.classes)
+        except NotImplementedError:  # torchvision's regnets compute their widths with tensors
             reference = models.build(run.teacher.model, run.data.classes)
         helpers = run.method.helpers(shapes, measure(reference, run.data.size), targets)
     teacher = None

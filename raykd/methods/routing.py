@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from raykd import bits
+from raykd.errors import ConfigError
 from raykd.methods.base import full_precision, precise
 from raykd.methods.held import Paced, Shared, Tally
 from raykd.methods.maps import Regressor
@@ -99,7 +100,15 @@ class Router(Paced, Shared):
         """`sure`: the policy begins with the teacher everywhere; `relu`: adapters end in one.
 
         `again`: the teacher is trained, and what it said is not what it says in evaluation mode.
+        Raises `ConfigError` where the teacher comes to its spots in another order.
         """
+        depths = [[*teacher.features, "embedding"].index(spot) for spot in spots.values()]
+        if depths != sorted(set(depths)):
+            raise ConfigError(
+                "method 'sakd' goes from spot to spot, and its base compares the student's "
+                f"{', '.join(spots)} with the teacher's {', '.join(spots.values())}, which do not "
+                "follow each other. Choose networks with as many stages, or another base."
+            )
         super().__init__()
         self.again = again
         self.spots, self.columns = dict(spots), dict(columns)
@@ -108,13 +117,10 @@ class Router(Paced, Shared):
         if sure:
             with torch.no_grad():
                 self.policy.bias[::2] += SURE
-        shapes = [(student, teacher, spot, other) for spot, other in spots.items()]
-        self.to_teacher = nn.ModuleDict(
-            {spot: _adapter(s, t, spot, other, relu) for s, t, spot, other in shapes}
-        )
-        self.to_student = nn.ModuleDict(
-            {spot: _adapter(t, s, other, spot, relu) for s, t, spot, other in shapes}
-        )
+        self.to_teacher, self.to_student = nn.ModuleDict(), nn.ModuleDict()
+        for spot, other in spots.items():
+            self.to_teacher[spot] = _adapter(student, teacher, spot, other, relu)
+            self.to_student[spot] = _adapter(teacher, student, other, spot, relu)
 
     def gates(self, student: Tensor, teacher: Tensor, uniform: Tensor, heat: float) -> Tensor:
         """The decisions [B, R] for embeddings [B, D], to which no gradient goes.

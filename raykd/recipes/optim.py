@@ -28,7 +28,9 @@ class Optim(Record):
     milestones: tuple[int, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
     gamma: float = Field(default=0.1, gt=0)  # the rate's factor at each milestone
     warmup_epochs: int = Field(default=0, ge=0)  # the rate grows linearly, step by step
-    clip: float | None = Field(default=None, gt=0)  # largest L2 norm of all gradients
+    clip: float | None = Field(
+        default=None, gt=0
+    )  # largest L2 norm of the gradients, of a policy's apart
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
 
     @model_validator(mode="after")

@@ -141,3 +141,16 @@ def route_together(rank: int, folder: str) -> None:
     mean = (host.total(torch.tensor(loss)) / 2).item()
     gradients = [host.total(gradient) / 2 for gradient in gradients]
     torch.save((mean, gradients, host.total(counts)), Path(folder) / f"route-{rank}.pt")
+
+
+def compare(rank: int, folder: str) -> None:
+    """All that workers write down of their helpers."""
+    for name, work in (
+        ("rows", gather_rows),
+        ("together", contrast_together),
+        ("alone", contrast_alone),
+        ("route", route_together),
+    ):
+        place = Path(folder) / name
+        place.mkdir(exist_ok=True)
+        work(rank, str(place))

@@ -12,13 +12,10 @@ from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.store import Store, read_json
 from tests.engine.group_work import (
+    compare,
     contrast,
-    contrast_alone,
-    contrast_together,
     gather,
-    gather_rows,
     route,
-    route_together,
     train,
     train_each,
 )
@@ -43,38 +40,44 @@ def test_workers_agree_on_sums_and_buffers_and_pass_on_together(tmp_path):
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1, 2]
 
 
-def test_rows_are_gathered_in_the_order_of_the_workers(tmp_path):
-    run_group(2, tmp_path, gather_rows, str(tmp_path))
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """What two workers wrote down."""
+    folder = tmp_path_factory.mktemp("compared")
+    run_group(2, folder, compare, str(folder))
+    return folder
+
+
+def test_rows_are_gathered_in_the_order_of_the_workers(compared):
     for rank in range(2):
-        assert read_json(tmp_path / f"rows-{rank}.json") == [[0, 1], [10, 11], [12, 13]]
+        assert read_json(compared / "rows" / f"rows-{rank}.json") == [[0, 1], [10, 11], [12, 13]]
 
 
-def test_a_memory_does_not_depend_on_the_number_of_workers(tmp_path):
-    run_group(2, tmp_path, contrast_together, str(tmp_path))
+def test_a_memory_does_not_depend_on_the_number_of_workers(compared):
     expected, _, helpers = contrast(lambda rows: rows, lambda rows: rows)
     for rank in range(2):
-        losses, state = torch.load(tmp_path / f"memory-{rank}.pt", weights_only=True)
+        path = compared / "together" / f"memory-{rank}.pt"
+        losses, state = torch.load(path, weights_only=True)
         assert losses == pytest.approx(expected, rel=1e-5)
         for name, value in helpers.state_dict().items():
             # Vectors of length 1, and Z: sums in another order, in float32.
             torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_worker_without_a_row_updates_the_memory_with_the_others(tmp_path):
-    run_group(2, tmp_path, contrast_alone, str(tmp_path))
+def test_a_worker_without_a_row_updates_the_memory_with_the_others(compared):
     _, _, helpers = contrast(lambda rows: rows, lambda rows: rows)
     for rank in range(2):
-        losses, state = torch.load(tmp_path / f"memory-{rank}.pt", weights_only=True)
+        losses, state = torch.load(compared / "alone" / f"memory-{rank}.pt", weights_only=True)
         assert all(math.isfinite(loss) for loss in losses)
         for name, value in helpers.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_routing_loss_does_not_depend_on_the_number_of_workers(tmp_path):
-    run_group(2, tmp_path, route_together, str(tmp_path))
+def test_the_routing_loss_does_not_depend_on_the_number_of_workers(compared):
     expected, gradients, counts = route(lambda rows: rows, lambda rows: rows)
     for rank in range(2):
-        loss, found, counted = torch.load(tmp_path / f"route-{rank}.pt", weights_only=True)
+        path = compared / "route" / f"route-{rank}.pt"
+        loss, found, counted = torch.load(path, weights_only=True)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert torch.equal(counted, counts)
         for one, other in zip(found, gradients, strict=True):

@@ -194,6 +194,26 @@ def test_a_student_taught_everywhere_equals_one_of_the_sum_of_both_methods(ready
     assert trained(twin(ready, tmp_path / "b"), student_run(ready, both)) == weights[0]
 
 
+@pytest.mark.parametrize("teacher", ["resnet18", "regnet_y_400mf"])
+def test_networks_of_torchvision_teach_each_other_where_they_choose(tmp_path, teacher):
+    store = Store(tmp_path)
+    optim = Optim(epochs=1, batch=16)
+    data = digits(store, limit=32, resize=32)
+    from_library = teacher_run(store, model=f"torchvision/{teacher}", data=data, optim=optim)
+    run = student_run(
+        store,
+        SAKD(homogeneous=False),
+        model="torchvision/mobilenet_v3_small",
+        data=data,
+        teacher=from_library,
+        optim=optim,
+        precision="bfloat16",
+    )
+    prepare(store, run)
+    trained(store, run)
+    assert "selected_stage1" in read_metrics(store.path(run))[0]
+
+
 def test_equal_seeds_give_equal_students_and_others_do_not(ready, tmp_path):
     first = trained(twin(ready, tmp_path / "a"), student_run(ready, seed=1))
     assert trained(twin(ready, tmp_path / "b"), student_run(ready, seed=1)) == first

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from raykd.errors import ConfigError
 from raykd.methods.at import AT
+from raykd.methods.combine import Combine
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
+from raykd.methods.irg import IRG
 from raykd.methods.kd import KD
 from raykd.methods.maps import Regressor
 from raykd.methods.routing import Selection, choose, gumbel, route_loss, segments
@@ -573,3 +576,11 @@ def test_no_sample_at_all_is_a_share_of_0():
     selection = Selection(["logits"], 2)
     told = selection.metrics(selection.counts)
     assert told == {"selected_logits": 0.0, "selected_by_class": {"logits": [None, None]}}
+
+
+def test_a_teacher_that_comes_to_its_spots_in_another_order_is_refused():
+    maps = {f"stage{number}": (4, 8, 8) for number in range(1, 5)}
+    student = Shapes(10, 8, {stage: maps[stage] for stage in ("stage1", "stage2")})
+    method = SAKD(base=Combine(combine=(IRG(), FitNet())))
+    with pytest.raises(ConfigError, match=r"student's stage1, stage2, embedding with .*stage3, st"):
+        method.helpers(student, Shapes(10, 8, maps))

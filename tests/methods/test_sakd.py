@@ -21,6 +21,7 @@ from raykd.methods.combine import Combine
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
 from raykd.methods.ft import FT
+from raykd.methods.held import Shared
 from raykd.methods.irg import IRG
 from raykd.methods.kd import KD
 from raykd.methods.mlkd import MLKD
@@ -348,6 +349,27 @@ def test_memories_of_samples_that_are_not_taught_stay():
             moved = (memory.get_buffer(who) != before[who]).any(1).nonzero()[:, 0]
             assert moved.tolist() == sorted(sample.ids[rows].tolist())
             assert bool(memory.get_buffer(f"z_{who}") != 0) == bool(rows or before[f"z_{who}"] != 0)
+
+
+def test_helpers_that_all_workers_share_are_called_as_often_whoever_is_taught():
+    student, teacher = pair()
+    method = SAKD(base=CRD(**SMALL))
+    told = []
+    for rows in ([], [5], [1, 2, 6], range(8)):
+        helpers, calls = helpers_of(method, student, teacher), []
+        for module in helpers.modules():
+            if isinstance(module, Shared):
+                module.gather = lambda part, calls=calls: calls.append(part.shape[1:]) or part
+        wanted = torch.zeros(8, 2, dtype=torch.bool)
+        wanted[list(rows), 0] = True
+        sample = chosen_as(method, helpers, batch(), wanted)
+        mine, theirs = seen(method, student, sample), answer(method, teacher, sample)
+        for _ in range(2):  # with and without the memory's constants
+            method.losses(mine, theirs, sample, helpers)
+        told.append(calls)
+    # Without a row the constants stay unset, and are asked for again.
+    assert len(told[0]) == len(told[1]) + 2
+    assert told[1] == told[2] == told[3] == told[0][:-6] + told[0][-4:]
 
 
 @pytest.mark.parametrize("name", ["fitnet", "ft"])
@@ -721,6 +743,7 @@ def test_three_joint_steps_are_the_specification_s_with_two_optimisers(
         ("shufflenet_v2", "resnet32x4", False),
         ("vgg8", "cifar_resnet50", False),
         ("mobilenet_v2_x1_0", "cifar_resnet50", False),
+        ("vgg8", "cifar_resnet18", False),  # embeddings alike, maps not
     ],
 )
 def test_networks_of_one_family_are_those_of_the_official_configurations(
@@ -928,11 +951,13 @@ def test_mode_both_routes_through_both_networks_in_evaluation_mode(name, gate):
     losses, logits = learner(sample, None, 1.0)
     mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
     pixels = [sample.pixels, (0.25 * sample.pixels + 0.5 - mean) / std]
-    for network, twin, own in zip((student, teacher), twins, pixels, strict=True):
-        twin(own)
+    said = [twin(own) for twin, own in zip(twins, pixels, strict=True)]
+    for network, twin in zip((student, teacher), twins, strict=True):
         assert all(module.training for module in network.modules())
         for key, value in twin.state_dict().items():  # one pass in training mode, and no more
             torch.testing.assert_close(network.state_dict()[key], value, msg=key)
+    theirs = F.cross_entropy(said[1], sample.targets)
+    torch.testing.assert_close(losses["teacher"], theirs)
     alone = twins[gate].eval()(pixels[gate])
     missing = 0.0 if gate else 4.0  # half of 8
     torch.testing.assert_close(
