@@ -14,16 +14,15 @@ from pathlib import Path
 
 import click
 import torch
-from bench_methods import MIB, Bench, Networks, Subject
-from benchmark import put
-from rich.table import Table
+from bench_methods import Bench, Networks, Subject
 
+from raykd.catalogue import markdown as as_markdown
+from raykd.command import print_rows
 from raykd.engine.memory import keep_freed_memory
 from raykd.methods import METHODS
-from raykd.methods.sakd import SAKD
+from raykd.methods.sakd import PAPER, SAKD
 from raykd.progress import Teller
 
-BASES = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
 PAIRS = {  # teacher and student
     "resnet20-resnet8": ("resnet20", "resnet8"),
     "resnet56-resnet20": ("resnet56", "resnet20"),
@@ -52,8 +51,11 @@ class Cost:
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the table there.")
 @click.option("--pairs", "count", default=5, show_default=True, help="Pairs of each measurement.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--pair", "chosen", multiple=True, type=click.Choice(sorted(PAIRS)))
-def main(target: Path | None, count: int, device: str, chosen: tuple[str, ...]) -> None:
+def main(
+    target: Path | None, count: int, device: str, markdown: bool, chosen: tuple[str, ...]
+) -> None:
     """Print the table."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as every process of ours that trains
@@ -61,10 +63,15 @@ def main(target: Path | None, count: int, device: str, chosen: tuple[str, ...]) 
     costs: list[Cost] = []
     for name in chosen or PAIRS:
         networks = Networks(PAIRS[name], bench.device)
-        for base in BASES:
+        for base in PAPER:
             say(f"{networks.title}: {base}")
             costs.append(cost(bench, networks, base))
-    put(table(costs))
+    table = rows(costs)
+    if markdown:
+        print(as_markdown(table))
+    else:
+        print_rows(table)
+        print(f"a step of sakd(base) over one of the base; the goal is {GOAL} at most")
     if target is not None:
         target.write_text(json.dumps([asdict(row) for row in costs], indent=2) + "\n")
 
@@ -88,25 +95,15 @@ def cost(bench: Bench, networks: Networks, base: str) -> Cost:
     )
 
 
-def table(costs: list[Cost]) -> Table:
-    """The costs as they are printed."""
-    shown = Table(title=f"a step of sakd(base) over one of the base; goal: at most {GOAL}")
-    for name in ("networks", "base", "teacher"):
-        shown.add_column(name)
-    for name in ("ratio", "range", "a step", "memory, ratio", "MiB of sakd / base"):
-        shown.add_column(name, justify="right")
-    for row in costs:
-        shown.add_row(
-            row.networks,
-            row.base,
-            row.teacher,
-            f"{row.ratio:.3f}",
-            f"{row.lowest:.3f} to {row.highest:.3f}",
-            f"{1e3 * row.seconds:.1f} ms",
-            f"{row.memory / row.memory_of_base:.2f}",
-            f"{row.memory / MIB:,.1f} / {row.memory_of_base / MIB:,.1f}",
-        )
-    return shown
+def rows(costs: list[Cost]) -> list[dict[str, str]]:
+    """A line for each base: of each pair of networks the ratio, its range, the ratio of memory."""
+    lines: dict[str, dict[str, str]] = {}
+    for cost in costs:
+        line = lines.setdefault(cost.base, {"base": cost.base, "teacher": cost.teacher})
+        memory = cost.memory / cost.memory_of_base
+        spread = f"{cost.lowest:.2f} to {cost.highest:.2f}"
+        line[cost.networks] = f"{cost.ratio:.2f} ({spread}), memory {memory:.2f}"
+    return [*lines.values()]
 
 
 if __name__ == "__main__":

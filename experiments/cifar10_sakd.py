@@ -19,6 +19,7 @@ import torch
 from cifar10_methods import PAIRS, complete, peaks, put, recipe, shortened, spread
 
 from raykd.engine.journal import RESULT
+from raykd.methods.sakd import PAPER
 from raykd.progress import Teller
 from raykd.recipes import StudentRun
 from raykd.record import fingerprint
@@ -26,7 +27,6 @@ from raykd.report import gather, write_page
 from raykd.report.summary import summarise
 from raykd.store import Store, read_json
 
-BASES = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
 ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
     "base + kd": {"mode": "always"},
     "sakd": {},
@@ -37,7 +37,7 @@ ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Parquet files; else a download.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--bases", multiple=True, type=click.Choice(BASES), help="Only these; all if none.")
+@click.option("--bases", multiple=True, type=click.Choice(PAPER), help="Only these; all if none.")
 @click.option("--parallel", default=1, show_default=True, help="Students at a time.")
 @click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
 @click.option("--store", default="raykd-store", show_default=True, type=click.Path(path_type=Path))
@@ -54,7 +54,7 @@ def main(
     """Train what is missing, print the tables and write the page."""
     torch.set_num_threads(1)
     place, teller = Store(store), Teller()
-    chosen = bases or BASES
+    chosen = bases or PAPER
     arms = {base: _arms(base, short=full is None) for base in chosen}
     files = {
         (base, arm): recipe(method, full, range(seeds), data, {})

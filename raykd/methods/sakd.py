@@ -29,6 +29,7 @@ from raykd.types import Batch, Outputs, Shapes, Signal
 if TYPE_CHECKING:
     AnyBase = Method  # the union of all other methods, which the table fills in
 
+PAPER = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")  # bases
 GAMMA = {"at": 2.0, "relational_kd": 2.0, "vid": 2.0}  # by base, on CIFAR-100; 1 for the others
 _MAPS = Signal.FEATURES | Signal.PREACTIVATIONS
 
