@@ -107,3 +107,11 @@ def _round(keys: Tensor, half: Tensor, number: int) -> Tensor:
 def seed(*words: int) -> int:
     """63 bits that name a tuple of integers, to seed a generator of torch with."""
     return _hash(*words) >> 1
+
+
+def drawn_seed() -> int:
+    """62 bits from torch's generator, which is seeded by the run when helpers are made.
+
+    All workers get the same, and so does a run that goes on.
+    """
+    return int(torch.randint(1 << 62, ()))

@@ -17,7 +17,7 @@ from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
 from raykd.teachers.manifest import read_manifest
-from raykd.types import CACHEABLE, Signal
+from raykd.types import CACHEABLE
 
 Row = dict[str, Any]
 
@@ -173,22 +173,15 @@ def _methods() -> list[Row]:
         rows.append(
             {
                 "method": ", ".join((name, *METHODS.aliases(name))),
-                "reads": _signals(needs) or "nothing",
+                "reads": str(needs) or "nothing",
                 "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
-                "before": f"{before.epochs} epochs on {_signals(before.method.needs())}"
-                if before
-                else "",
+                "before": f"{before.epochs} epochs on {before.method.needs()}" if before else "",
                 "label_weight": str(method.label_weight),
                 "cost": kind.cost,
                 "source": kind.title,
             }
         )
     return rows
-
-
-def _signals(signals: Signal) -> str:
-    """Their names, in lower case."""
-    return ", ".join(s.name.lower() for s in Signal if s in signals and s.name)
 
 
 def _models() -> list[Row]:

@@ -194,8 +194,12 @@ def schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of experiment files, shorthands included."""
     value = ExperimentFile.model_json_schema()
     student, teacher = value["$defs"]["StudentRun"], value["$defs"]["TeacherRun"]
-    name = {"enum": list(METHODS), "description": "the method with its defaults"}
-    for record, key in ((student, "method"), (value["$defs"]["SAKD"], "base")):
+    bases = [name for name in METHODS if name != "sakd"]
+    for record, key, names in (
+        (student, "method", list(METHODS)),
+        (value["$defs"]["SAKD"], "base", bases),
+    ):
+        name = {"enum": names, "description": "the method with its defaults"}
         record["properties"][key] = {"anyOf": [name, record["properties"][key]]}
     teacher["required"].remove("data")  # where it is left out, the student's
     value["$schema"] = "https://json-schema.org/draft/2020-12/schema"

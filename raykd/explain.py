@@ -34,9 +34,7 @@ def _line(detail: Any, model: type[BaseModel], place: str) -> str:
     if kind == "union_tag_invalid":
         tag, known = context["tag"], _tags(found)
         if tag in METHODS:
-            return f"{path}: {tag!r} cannot stand within another method; choose one that can: " + (
-                ", ".join(known)
-            )
+            return f"{path}: {tag!r} cannot stand within this method; choose another one"
         hint = nearest(tag, known) or f"; there are: {', '.join(known)}"
         what = "method" if all(name in METHODS for name in known) else names[-1]
         return f"{path}.name: no {what} is called {tag!r}{hint}"
@@ -60,13 +58,14 @@ def _walk(
         if isinstance(step, int):
             names.append(str(step))
             continue
+        tagged = [candidate for candidate in here if step in _names(candidate)]
         owners = [candidate for candidate in here if step in candidate.model_fields]
-        if owners:
+        if owners and not (tagged and len(here) > 1):
             names.append(step)
             around = here = [
                 inner for owner in owners for inner in _models(owner.model_fields[step].annotation)
             ]
-        elif tagged := [candidate for candidate in here if step in _names(candidate)]:
+        elif tagged:
             around = here = tagged
         elif here:
             names.append(step)  # a key that no model knows

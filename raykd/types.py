@@ -19,7 +19,7 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Signal(enum.Flag):
-    """What a method reads of a network."""
+    """What a method reads of a network; as text, the names: "features, live"."""
 
     LOGITS = enum.auto()  # class scores [B, C]
     EMBEDDING = enum.auto()  # pooled features [B, D]
@@ -29,7 +29,11 @@ class Signal(enum.Flag):
     PIXELS = enum.auto()  # the pixels, such that the logits can be differentiated by them
     CLASSIFIER = enum.auto()  # the last layer, to run again on other embeddings
 
+    def __str__(self) -> str:
+        return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
 
+
+# What needs no teacher in person; the classifier is loaded beside a cache.
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 
 # One way of looking at the samples of a batch: as the run's augmentation says ("given"), before
@@ -93,6 +97,8 @@ class Outputs:
     @property
     def classifier(self) -> nn.Module:
         """The last layer of the network, from embeddings [B, D] to logits [B, C]."""
+        if self._network is not None:
+            return self._network.classifier
         if self._classifier is None:
             raise LookupError("these outputs have no classifier; add Signal.CLASSIFIER to needs()")
         return self._classifier
@@ -115,7 +121,7 @@ class Outputs:
         return self._but(_looks=looks)
 
     def of(self, pixels: Tensor) -> "Outputs":
-        """The same outputs, which can be differentiated by `pixels`."""
+        """The same outputs, with the pixels that they can be differentiated by, or are from."""
         return self._but(_pixels=pixels)
 
     def by(self, classifier: nn.Module) -> "Outputs":
@@ -131,7 +137,13 @@ class Outputs:
 
         def kept(spot: str, value: Tensor) -> Tensor:
             stage = spot.removesuffix(".pre")
-            return value.index_select(0, keep[stage]) if stage in keep else value
+            if stage not in keep:
+                return value
+            if value.dim() < 4:
+                return value.index_select(0, keep[stage])
+            # Selected with the channels last, as they lie in memory, and so they stay.
+            rows = value.permute(0, 2, 3, 1).index_select(0, keep[stage])
+            return rows.permute(0, 3, 1, 2)
 
         return self._but(
             logits=kept("logits", self.logits),
@@ -166,10 +178,9 @@ class Batch:
         return self.targets if self.targets.dim() == 1 else self.targets.argmax(dim=1)
 
     def rows(self, keep: Tensor) -> "Batch":
-        """Only some of the samples; `keep` is int64 [n]."""
+        """Only some of the samples, int64 [n]; the pixels, which no method reads, stay whole."""
         return replace(
             self,
-            pixels=self.pixels.index_select(0, keep),
             targets=self.targets.index_select(0, keep),
             ids=self.ids.index_select(0, keep),
             looks={look: batch.rows(keep) for look, batch in self.looks.items()},

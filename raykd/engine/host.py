@@ -47,12 +47,12 @@ class Host(Protocol):
         """The state of the last checkpoint; None to start from the beginning."""
         ...
 
-    def restart(self, history: list[Mapping[str, float]]) -> None:
+    def restart(self, history: list[Mapping[str, Any]]) -> None:
         """Begin, or go on after the epochs of `history`."""
         ...
 
     def report(
-        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
     ) -> None:
         """Pass on an epoch's metrics, and keep a checkpoint where it is time to."""
         ...
@@ -87,12 +87,12 @@ class LocalHost:
         """The state of the last checkpoint in the journal."""
         return self.journal.restore()
 
-    def restart(self, history: list[Mapping[str, float]]) -> None:
+    def restart(self, history: list[Mapping[str, Any]]) -> None:
         """Set the journal to the epochs of `history`."""
         self.journal.restart(history)
 
     def report(
-        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
     ) -> None:
         """Write the journal."""
         self.journal.record(metrics, state, last=last)
@@ -110,7 +110,7 @@ class GroupHost:
         self,
         journal: Journal,
         device: torch.device,
-        passed_on: Callable[[Mapping[str, float]], None] = lambda metrics: None,
+        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
     ) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
@@ -167,14 +167,14 @@ class GroupHost:
             )
         return state
 
-    def restart(self, history: list[Mapping[str, float]]) -> None:
+    def restart(self, history: list[Mapping[str, Any]]) -> None:
         """Set the journal, once all workers have read it."""
         dist.barrier()
         if self.rank == 0:
             self.journal.restart(history)
 
     def report(
-        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
     ) -> None:
         """Write the journal on rank 0, and pass the metrics on where rank 0 finds it time."""
         if self.rank == 0:

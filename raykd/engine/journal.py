@@ -47,13 +47,13 @@ class Journal:
                 "remove it to start this run again"
             ) from error
 
-    def restart(self, history: list[Mapping[str, float]]) -> None:
+    def restart(self, history: list[Mapping[str, Any]]) -> None:
         """Set the metrics file to the lines of the epochs that a checkpoint covers."""
         lines = "".join(json.dumps(line) + "\n" for line in history)
         write_atomic(self.folder / METRICS, lines.encode())
 
     def record(
-        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
+        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
     ) -> None:
         """Append an epoch's metrics, and replace the checkpoint where it is time to."""
         with (self.folder / METRICS).open("a") as file:
@@ -69,7 +69,7 @@ class Journal:
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The epochs' metrics of a run, in order; a line that is still being written is left out."""
     path = folder / METRICS
     if not path.is_file():

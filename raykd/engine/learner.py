@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raykd.methods.base import Method, full_precision, precise
 from raykd.models.staged import Staged
-from raykd.teachers.source import LiveTeacher, LookingTeacher, Source
+from raykd.teachers.source import LiveTeacher, Source, looking
 from raykd.types import Batch, Look, Outputs, Signal
 
 
@@ -36,8 +36,8 @@ class Learner(nn.Module):
         self.method = method
         self.teacher: Source | None = None
         if teacher is not None:
-            self.taught = teacher.network  # its weights are ours
-            self.teacher = LookingTeacher(dict.fromkeys(method.looks().teacher, teacher))
+            self.teacher_network = teacher.network  # its weights are ours
+            self.teacher = looking(teacher, method.looks().teacher)
         self.autocast = autocast
         if method.trains != "student":
             student.requires_grad_(False)

@@ -22,14 +22,14 @@ from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate
 from raykd.errors import WorkFailed
-from raykd.methods.held import Shared, Tally
+from raykd.methods.roles import Shared, Tally
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
 from raykd.types import Outputs
 
 CALIBRATION_ROWS = 1 << 14  # training samples whose teacher outputs a method may look at first
-Metrics = dict[str, Any]  # numbers, and what a helper tells in another form
+Metrics = dict[str, Any]  # numbers, and dicts of lists from a Tally
 
 
 def distil(
@@ -61,13 +61,14 @@ def distil(
     assert isinstance(released, Staged)
     wrapped = host.wrap(learner)
     for epoch in range(len(history), run.optim.epochs):
-        # Dropout and the methods' own noise follow from the epoch, not from what ran before.
+        teacher = teacher_at(epoch)
+        # Dropout and the methods' own noise follow from the epoch, not from what ran before: a
+        # teacher that is loaded here had its weights drawn first.
         torch.manual_seed(bits.seed(run.seed, epoch, host.rank))
         started = time.monotonic()
         learner.train()
         order = epoch_order(run.seed, epoch, len(train.images))
         rows = steps(order, run.optim.batch, host.rank, host.world)
-        teacher = teacher_at(epoch)
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(train.batches(rows, run.view_at(epoch), epoch)):
             rate = learning_rate(run.optim, epoch * len(rows) + step, len(rows))

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from raykd.methods.held import Paced
+from raykd.methods.roles import Paced
 from raykd.recipes import Optim
 
 
 def build_optimiser(optim: Optim, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a module; weight decay acts on everything, as in the CRD benchmark.
+    """The optimiser of a module; one weight decay acts on everything, as in the CRD benchmark.
 
     A `Paced` part is a group of its own, which names the `rate` that scales the run's.
     """

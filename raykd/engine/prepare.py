@@ -74,8 +74,9 @@ def _classifier(
     if Signal.CLASSIFIER not in run.method.needs():
         return None
     assert run.teacher is not None
-    network = weights.load_teacher(store, run.teacher, run.anchor_at(epoch), device)
-    return network.classifier.eval().requires_grad_(False)
+    cpu = torch.device("cpu")
+    network = weights.load_teacher(store, run.teacher, run.anchor_at(epoch), cpu)
+    return network.classifier.to(device).eval().requires_grad_(False)
 
 
 def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Forwards and training steps on black images, to see how long they take.
+"""Forwards and training steps on noise, to see how long they take.
 
 Shapes: B batch, C classes, N training rows.
 """
@@ -15,7 +15,7 @@ from raykd.data.images import Data
 from raykd.engine.learner import Learner
 from raykd.models.staged import Staged, measure
 from raykd.recipes import StudentRun, TeacherRun
-from raykd.teachers.source import LiveTeacher, LookingTeacher
+from raykd.teachers.source import LiveTeacher, looking
 from raykd.types import Batch, Look
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -25,9 +25,10 @@ _LOOKS: tuple[Look, ...] = ("clean", "partner", "strong")
 def step_of(run: StudentRun, targets: Tensor, device: torch.device) -> Callable[[], None]:
     """A forward and backward of a student with all that its method does, to be called.
 
-    What a cache would answer was asked before. The networks have random weights; `targets` (int64
-    [N]) are the labels of the training rows.
+    What a cache would answer was asked before. Pixels and the networks' weights are random, and
+    follow from no run's seed; `targets` (int64 [N]) are the labels of the training rows.
     """
+    torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
     student, helpers, teacher = _network(run.model, run.data), nn.ModuleDict(), None
     if needs and run.teacher is not None:
@@ -41,15 +42,15 @@ def step_of(run: StudentRun, targets: Tensor, device: torch.device) -> Callable[
     lower = run.precision == "bfloat16"
     learner = _on(device, Learner(student, method, helpers, own, autocast=lower))
     mixed = run.data.augment.mix is not None or method.mixing() is not None
-    batch = _blank(run.optim.batch, run.data, device, mixed=mixed)
-    asked = None if teacher is None else LookingTeacher(dict.fromkeys(looks.teacher, teacher))
-    if asked is not None and method.calibrates(helpers):
-        method.calibrate(helpers, [asked(batch)])
-    known = asked(batch) if asked is not None and run.cached() else None
+    batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
+    source = None if teacher is None else looking(teacher, looks.teacher)
+    if source is not None and method.calibrates(helpers):
+        method.calibrate(helpers, [source(batch)])
+    asks = source if own is None and not run.cached() else None
+    known = source(batch) if source is not None and run.cached() else None
 
     def step() -> None:
-        answers = known if asked is None or own or known else asked(batch)
-        losses, _ = learner(batch, answers, 1.0)
+        losses, _ = learner(batch, known if asks is None else asks(batch), 1.0)
         torch.stack([*losses.values()]).sum().backward()
 
     return step
@@ -60,7 +61,7 @@ def forward_of(
 ) -> Callable[[], None]:
     """The forward of a teacher for `size` images, to be called."""
     network = _on(device, _network(teacher.model, data).eval())
-    batch = _blank(size, data, device)
+    batch = _noise(size, data, device, rows=size)
 
     def forward() -> None:
         with torch.no_grad():
@@ -79,15 +80,18 @@ def _on(device: torch.device, module: _Module) -> _Module:
     return module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _blank(size: int, data: Data, device: torch.device, *, mixed: bool = False) -> Batch:
-    """A batch of black images of class 0, and every other look at them."""
+def _noise(size: int, data: Data, device: torch.device, *, rows: int, mixed: bool = False) -> Batch:
+    """A batch of noise, and every other look at it: the first of `rows` rows, over and over."""
     assert data.size is not None and data.classes is not None, "the data was never read"
-    pixels = torch.zeros(size, 3, *data.size, device=device)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    targets = F.one_hot(labels, data.classes).float() if mixed else labels
-    weights = torch.full((size,), 0.5, device=device) if mixed else None
-    looks: dict[Look, Batch] = {
-        look: Batch(pixels, labels, labels, view=0, epoch=0) for look in _LOOKS
-    }
-    return Batch(pixels, targets, labels, view=0, epoch=0, looks=looks, weights=weights)
+    sides, classes = data.size, data.classes
+
+    def look(looks: dict[Look, Batch], *, mixed: bool) -> Batch:
+        pixels = torch.randn(size, 3, *sides, device=device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        ids = torch.arange(size, device=device) % rows
+        labels = ids % classes
+        targets = F.one_hot(labels, classes).float() if mixed else labels
+        weights = torch.full((size,), 0.5, device=device) if mixed else None
+        return Batch(pixels, targets, ids, view=0, epoch=0, looks=looks, weights=weights)
+
+    return look({name: look({}, mixed=False) for name in _LOOKS}, mixed=mixed)

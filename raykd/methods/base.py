@@ -1,6 +1,7 @@
 """What a method is: hyperparameters, and functions from two networks' outputs to losses.
 
-A method never sees an optimiser, a device or a worker, and runs no network. Its fields are
+A method never sees an optimiser, a device or a worker, and runs no network (spot-adaptive
+distillation, whose policy learns from running both, is the exception). Its fields are
 what an experiment file may set and what the fingerprint covers. It holds no tensors:
 whatever it trains or remembers lives in the module that `helpers` returns, which the loop
 optimises, averages over workers and checkpoints together with the student.
@@ -174,7 +175,7 @@ class Method(Record):
         A spot is "logits", "embedding" or a stage's name. A loss is a mean over the rows of
         its spot and reads no other spot (unless `joint`), so that spot-adaptive distillation can
         hand it a subset of rows; with more than one spot it reads no rows of `batch`, either.
-        Where a helper is `Shared`, no row at all may be left.
+        Where a helper is `Shared`, it must also work on no rows at all.
         """
         raise NotImplementedError
 

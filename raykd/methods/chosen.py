@@ -5,10 +5,11 @@ Shapes: B batch, n rows chosen at a spot, K channels, H, W pixels.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, precise
-from raykd.methods.held import Shared
+from raykd.methods.roles import Shared
 from raykd.types import Batch, Outputs
 
 _NORMS = nn.BatchNorm1d | nn.BatchNorm2d
@@ -42,8 +43,9 @@ def chosen_losses(
         batch = batch if len(taken) == size else batch.rows(taken)
         keep = every | dict.fromkeys(spots, taken)
     else:
-        # A spot without rows keeps all of them, at weight 0: no method sees an empty map.
-        keep = {spot: rows[spot] for spot in spots if counts[spot]}
+        # A spot without rows gets two of them, at weight 0: no method sees an empty map.
+        two = torch.arange(min(2, size), device=batch.ids.device)
+        keep = {spot: rows[spot] if counts[spot] else two for spot in spots}
     keep = {spot: taken for spot, taken in keep.items() if len(taken) < size}
     losses = method.losses(
         student.rows(keep),

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from raykd import bits
 from raykd.errors import ConfigError
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.methods.held import Shared
+from raykd.methods.roles import Shared
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 EPSILON = 1e-7  # of the official code
-_SEEDS = 1 << 62
 
 
 class Projection(nn.Module):
@@ -55,8 +54,7 @@ class Memory(Shared):
             start = torch.empty(len(targets), width).uniform_(-bound, bound)
             self.register_buffer(name, start)
             self.register_buffer(f"z_{name}", torch.zeros(()))
-        # Follows from torch's generator, which the loop seeds by the run: equal on all workers.
-        self.seed = int(torch.randint(_SEEDS, ()))
+        self.seed = bits.drawn_seed()
         counts = targets.bincount()
         self.smallest_pool = len(targets) - int(counts.max())  # negatives to choose from
         starts = F.pad(counts.cumsum(0), (1, 0))

@@ -17,13 +17,12 @@ from torch.func import functional_call
 from raykd import bits
 from raykd.errors import ConfigError
 from raykd.methods.base import full_precision, precise
-from raykd.methods.held import Paced, Shared, Tally
 from raykd.methods.maps import Regressor
+from raykd.methods.roles import Paced, Shared, Tally
 from raykd.models.staged import Staged
 from raykd.types import Batch, Outputs, Shapes
 
 SURE = 10.0  # added to the biases for the teacher where both networks are of one family
-_SEEDS = 1 << 62
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def route_loss(
     gamma: float,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
-    """The routing network's cross entropy, switched by gamma, and the hinge of the logits' spot.
+    """The routing network's cross entropy in nats, switched by gamma, and the logits' hinge.
 
     Times `gamma` where it is above the cross entropy of the student's own logits, over it where it
     is below. The hinge max(0, B / 2 - sum of gates) asks for the teacher's logits in half of the
@@ -63,7 +62,7 @@ def route_loss(
     size, taught = len(gates), gates.sum()
     route = F.cross_entropy(routed, targets)
     plain = F.cross_entropy(student, targets)
-    here = torch.stack([size * route, size * plain, taught, taught.new_tensor(size)]).detach()
+    here = torch.stack([size * route, size * plain, taught, taught.new_full((), size)]).detach()
     workers = gather(here[None])
     above, below, all_taught, all_samples = workers.sum(0)
     factor = gamma ** torch.sign(above - below)
@@ -72,7 +71,7 @@ def route_loss(
 
 
 def segments(network: Staged, spots: Sequence[str]) -> list[list[nn.Module]]:
-    """The modules up to the first spot, between each and the next, and up to the logits."""
+    """The modules up to the first spot, then to the next (in depth order), then to the logits."""
     parts = {**network.stages, "embedding": network.pool, "logits": network.classifier}
     names, modules = [*parts], [*parts.values()]
     ends = [names.index(spot) + 1 for spot in (*spots, "logits")]
@@ -147,11 +146,11 @@ class Router(Paced, Shared):
             return route_loss(precise(routed), plain, batch.targets, gate, gamma, self.gather)
 
     def forward(self, student: Staged, pixels: Tensor, teacher: Outputs, gates: Tensor) -> Tensor:
-        """The logits [B, C] of the network that goes on, sample by sample, where `gates` say.
+        """The logits [B, C] of both networks, joined sample by sample as the gates say.
 
         `pixels` are the student's, `teacher` is what the teacher said of the same samples. Both
-        networks run in evaluation mode; their weights get no gradients. The teacher's part up to
-        the first spot is not run again, and of the student's nothing is kept.
+        networks run in evaluation mode, the adapters in their own; the networks' weights get no
+        gradients. Up to the first spot, the teacher is not run again and the student without them.
         """
         with _settled(student, *([teacher.network] if self.again else [])):
             first, *ours = segments(student, [*self.spots])
@@ -225,8 +224,7 @@ class Selection(Tally):
         """`names` are those of the R decisions."""
         super().__init__(len(names) + 1, classes)
         self.names = tuple(names)
-        # Follows from torch's generator, which the loop seeds by the run: equal on all workers.
-        self.seed = int(torch.randint(_SEEDS, ()))
+        self.seed = bits.drawn_seed()
 
     def uniform(self, batch: Batch, count: int) -> Tensor:
         """Random numbers in [0, 1) for each sample: [B, count], by (seed, sample, epoch)."""

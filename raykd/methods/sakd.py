@@ -39,27 +39,26 @@ class SAKD(Method):
 
     Song et al. 2022, arXiv 2205.02399, as the official code has it (the paper's equations were not
     seen): sum over spots r of (n_r / B) * base loss of the n_r rows chosen there, + kd_weight * KD
-    of those chosen at the logits. The choices are hard and for each sample, a Gumbel softmax of a
-    linear policy on both embeddings. The policy learns from the routing network: both networks,
-    joined by adapters at the spots, where each sample goes on from the teacher's features where it
-    is taught, otherwise from the student's. Its cross entropy ("route") trains policy and adapters
-    alone, at half the run's rate and weight decay 1e-3, as the official configurations say.
+    of those chosen at the logits, whatever the base, + the labels' cross entropy with weight 1. The
+    choices are a hard Gumbel softmax of a linear policy on both embeddings. The policy learns from
+    the routing network: both networks, joined by adapters at the spots, where each sample goes on
+    from the teacher's features where it is taught, otherwise from the student's. Its cross entropy
+    ("route") trains policy and adapters alone, at `rate` times the run's rate.
 
     - `mode`: "adaptive"; or, for comparison, "always" (every sample at every spot: base + KD),
-      "random" (a coin for each), "reverse" (where the policy says not to), "both" (the teacher
-      learns the labels beside the student, in training mode, and gets the losses' gradients: the
-      intent of the official code, where no optimiser has its weights).
-    - `gamma` None: 2 for at, relational_kd and vid, 1 for others; 2 for all on Tiny-ImageNet.
-    - `homogeneous`: the policy begins with the teacher everywhere. None: where both networks have
-      the same shapes at every spot, which gives what the official configurations say.
+      "random" (a coin for each), "reverse" (where the policy says not to), "both": the teacher
+      learns too, in training mode, from the labels and from all losses, as the official code
+      intends, whose optimisers lack its weights. Metrics compare with it as it was before.
+    - `gamma` None: 2 for at, relational_kd and vid, otherwise 1; set 2 for Tiny-ImageNet.
+    - `homogeneous`: the policy begins with the teacher everywhere. None: where all stages and the
+      embedding have the same shapes, which gives what the official configurations say.
     - `adapter_relu` false leaves out the ReLU that ends the adapters of maps: a decision taken here
       for networks whose stages end in signed sums.
 
-    A base whose losses read several spots at once (reviewkd, irg) has one decision for all of
-    them. Where the base reads embeddings or logits alone, the teacher's outputs may come from a
-    cache. In a file, a base `fitnet` gets the official weight 1 where none is given. The official
-    code runs FitNet's regressor and FT's translator on all rows and picks then; here they see the
-    chosen rows alone.
+    A base whose losses read several spots at once (reviewkd, irg) has one decision for all of them.
+    Where the base reads embeddings or logits alone, the teacher may be a cache. In a file, a base
+    `fitnet` gets the official weight 1 where none is given. The official code runs FitNet's
+    regressor and FT's translator on all rows and picks then; here they see the chosen ones alone.
     """
 
     title: ClassVar[str] = "Song et al. 2022, arXiv 2205.02399"
@@ -186,7 +185,9 @@ class SAKD(Method):
         if self.mode == "always":
             return added(part.losses(*both, own) for part, own in (*parts, (kd, none)))
         gates, chosen = self._decisions(student, teacher, batch, helpers)
-        picked = [column.nonzero()[:, 0] for column in chosen.T]
+        # The chosen rows come first; only their number is waited for, once for all decisions.
+        order = (~chosen).long().argsort(dim=0, stable=True)
+        picked = [order[:count, i] for i, count in enumerate(chosen.sum(0).tolist())]
         columns = self._columns(self.spots(student.features, teacher.features))
         rows = {spot: picked[column] for spot, column in columns.items()}
         of_base = dict.fromkeys(rows, picked[0]) if self._joint() else rows
@@ -230,8 +231,8 @@ class SAKD(Method):
 
     def _columns(self, spots: Iterable[str]) -> dict[str, int]:
         """The number of the decision that each spot follows."""
-        between, joint = [spot for spot in spots if spot != "logits"], self._joint()
-        numbers = {spot: 0 if joint else number for number, spot in enumerate(between)}
+        between = (spot for spot in spots if spot != "logits")
+        numbers = {spot: 0 if self._joint() else i for i, spot in enumerate(between)}
         return numbers | {"logits": len(set(numbers.values()))}
 
 

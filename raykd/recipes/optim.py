@@ -30,7 +30,7 @@ class Optim(Record):
     warmup_epochs: int = Field(default=0, ge=0)  # the rate grows linearly, step by step
     clip: float | None = Field(
         default=None, gt=0
-    )  # largest L2 norm of the gradients, of a policy's apart
+    )  # largest L2 norm of the gradients; a policy's apart
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
 
     @model_validator(mode="after")

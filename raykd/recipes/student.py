@@ -41,7 +41,7 @@ class StudentRun(Record):
 
     @model_validator(mode="after")
     def _check(self) -> "StudentRun":
-        needs, name = self.method.needs(), self.method.name
+        needs, name = self.method.needs(), self.method.label
         if self.teacher is None and (needs or self.method.prelude()):
             raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
         if self.source == "cache" and needs & ~CACHEABLE:

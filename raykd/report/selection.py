@@ -29,7 +29,7 @@ def selections(report: Report) -> Iterator[Chart]:
         note = "Percent of an epoch's training samples: mean over the seeds; the band spans them."
         if maps:
             note += " By class in the colours of the bar; a cell is empty where no sample was seen."
-        title = f"Where {report.called(group)} chooses to be taught"
+        title = f"Where {report.called(group)} is taught"
         yield Chart(title, _picture(title, shares, maps), note, wide=bool(maps))
 
 

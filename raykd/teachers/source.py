@@ -59,7 +59,7 @@ class LiveTeacher:
             pixels = pixels * self._scale + self._shift
         # Not inference_mode: the student's losses save these tensors for backward.
         with (
-            torch.set_grad_enabled(differentiable or self.trained),
+            torch.set_grad_enabled(differentiable or (self.trained and torch.is_grad_enabled())),
             torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16),
         ):
             out = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
@@ -115,3 +115,8 @@ class LookingTeacher:
             for look, source in self.sources.items()
         }
         return next(iter(answers.values())).beside(answers)
+
+
+def looking(source: Source, looks: tuple[Look, ...]) -> Source:
+    """Whoever answers, asked about all of some looks."""
+    return source if looks == ("given",) else LookingTeacher(dict.fromkeys(looks, source))

@@ -103,6 +103,27 @@ def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     assert not (store.path(run) / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("method", ["kd", SAKD(base=KD(), homogeneous=False), "at"], ids=called)
+def test_a_student_with_dropout_goes_on_to_equal_weights(tmp_path, method):
+    ready = Store(tmp_path / "ready")
+    optim, data = Optim(epochs=2, batch=16), digits(ready, limit=32, resize=32)
+    network = teacher_run(ready, model="torchvision/resnet18", data=data, optim=optim)
+    run = student_run(
+        ready,
+        method,
+        model="torchvision/mobilenet_v3_small",
+        teacher=network,
+        data=data,
+        optim=optim,
+    )
+    prepare(ready, run)
+    expected = trained(twin(ready, tmp_path / "whole"), run)
+    store = twin(ready, tmp_path / "cut")
+    with pytest.raises(Stop):
+        train_student(store, run, StoppingHost(Journal(store.path(run)), 1))
+    assert trained(store, run) == expected
+
+
 def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(ready, tmp_path):
     run = student_run(ready, "skd", views=3, optim=Optim(epochs=4, batch=32))
     expected = trained(twin(ready, tmp_path / "whole"), run)

@@ -14,12 +14,12 @@ from raykd.methods.combine import Combine
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
 from raykd.methods.ft import FT
-from raykd.methods.held import Shared
 from raykd.methods.irg import IRG
 from raykd.methods.kd import KD
 from raykd.methods.ofd import OFD
 from raykd.methods.pkt import PKT
 from raykd.methods.reviewkd import ReviewKD
+from raykd.methods.roles import Shared
 from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.types import Outputs

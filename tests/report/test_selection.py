@@ -65,9 +65,9 @@ def panels(chart):
 def test_groups_that_chose_have_a_picture_and_others_have_none(store, experiment):
     report = chosen(store, experiment)
     (chart,) = selections(report)
-    assert chart.title == "Where kd chooses to be taught"
+    assert chart.title == "Where kd is taught"
     text = page(report)
-    assert text.count("chooses to be taught</figcaption>") == 1
+    assert text.count("is taught</figcaption>") == 1
     assert text.count('<figure class="wide">') == 1
 
 
@@ -212,7 +212,7 @@ def test_a_name_from_a_file_is_escaped_in_a_picture(store, experiment):
     students = tuple(replace(group, label=evil) for group in report.students)
     written = page(replace(report, students=students))
     assert "<script" not in written
-    assert f"Where {escape(evil)} chooses" in written
+    assert f"Where {escape(evil)} is taught" in written
 
 
 def test_shares_by_class_are_part_of_the_data(store, experiment):

@@ -1,4 +1,4 @@
-"""Helpers that the loop treats in a way of their own: what they hold says how."""
+"""Roles that a helper can have in the loop: `Shared`, `Paced`, `Tally`; others are just trained."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
