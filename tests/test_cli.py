@@ -176,8 +176,9 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_equal_weights(tmp_path, k
         time.sleep(dice.uniform(0.3, 0.9) * seconds)
         process.send_signal(kind)
         _, said = process.communicate(timeout=60)
-        if kind == signal.SIGINT and process.returncode != 0:
-            assert process.returncode == 130
+        # Python itself ends with the signal where it comes before the command begins or after it.
+        if kind == signal.SIGINT and process.returncode not in (0, -signal.SIGINT):
+            assert process.returncode == 130, said
             assert "the same command goes on" in said
     subprocess.run([*command, str(cut)], check=True, env=environment, capture_output=True)
     assert weights(cut) == weights(whole)
