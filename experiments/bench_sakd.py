@@ -17,7 +17,7 @@ import torch
 from bench_methods import Bench, Networks, Subject
 
 from raykd.catalogue import markdown as as_markdown
-from raykd.command import print_rows
+from raykd.cli.shared import print_rows
 from raykd.engine.memory import keep_freed_memory
 from raykd.methods import METHODS
 from raykd.methods.sakd import PAPER, SAKD

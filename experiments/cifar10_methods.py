@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from raykd.catalogue import markdown as as_markdown
-from raykd.command import print_rows
+from raykd.cli.shared import print_rows
 from raykd.engine.fit import local_host, train_prelude, train_student
 from raykd.engine.journal import RESULT
 from raykd.engine.memory import keep_freed_memory, peak_bytes

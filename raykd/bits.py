@@ -17,7 +17,7 @@ _ROUNDS = 3  # of the Feistel network, each of two halves
 # Streams: one per independent decision about a sample.
 ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT, CHECK = range(6)
 PARTNER, WEIGHT, BOX_ROW, BOX_COLUMN, NEGATIVES, POSITIVE, OPERATION, STRENGTH, HOLE = range(6, 15)
-GATE = 15
+GATE, VALIDATION = 15, 16
 
 
 def _signed(value: int) -> int:

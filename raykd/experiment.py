@@ -6,20 +6,19 @@ grid:     # dotted keys of `run`, each with a list of values: every combination 
 scale:    # how the work is spread; never hashed
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from raykd.errors import ConfigError
-from raykd.explain import explain
 from raykd.methods import METHODS
-from raykd.recipes import PreludeRun, StudentRun, TeacherRun
+from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
 from raykd.record import Record
 from raykd.registry import nearest
+from raykd.shorthand import read_student, record
 from raykd.tree import PARTS, laid_out, override, read_yaml, value_at
 
 
@@ -64,9 +63,18 @@ class Experiment:
     """A named set of students, and how to carry them out."""
 
     name: str
-    runs: tuple[StudentRun, ...]
+    runs: tuple[Asked, ...]
     scale: Scale
     where: Where = field(default_factory=Where)
+
+    def students(self) -> tuple[StudentRun, ...]:
+        """Those whose route is known from the beginning."""
+        return tuple(run for run in self.runs if isinstance(run, StudentRun))
+
+    def searches(self) -> tuple[Search, ...]:
+        """The searches that are to find the routes of the others, each once."""
+        found = (run.search for run in self.runs if isinstance(run, Sought))
+        return tuple(dict.fromkeys(found))
 
     def workers(self, run: StudentRun | PreludeRun) -> int:
         """How many workers train a student together, or what comes before it."""
@@ -111,67 +119,22 @@ def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Experiment:
             )
     if not isinstance(tree.get("run"), dict):
         raise ConfigError("experiment.run: this key must be given, with a model and its data")
-    where = _record(Where, tree.get("data") or {}, "experiment.data")
-    scale = _record(Scale, tree.get("scale") or {}, "experiment.scale")
+    where = record(Where, tree.get("data") or {}, "experiment.data")
+    scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
     grid = tree.get("grid") or {}
     if not isinstance(grid, dict):
         raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
-    runs = tuple(_student(run) for run in laid_out(tree["run"], grid))
+    runs = tuple(read_student(run) for run in laid_out(tree["run"], grid))
     for rule in scale.rules:
         for key in rule.match:
-            if not any(_matches(run, {key: None}, anything=True) for run in runs):
+            if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
                 raise ConfigError(f"experiment.scale.rules: {key}: no student has such a key")
     return Experiment(name, runs, scale, where)
 
 
-def _student(tree: dict[str, Any]) -> StudentRun:
-    """One student, with the shorthands of the file written out."""
-    teacher = tree.get("teacher")
-    if "method" in tree:
-        tree["method"] = _method(tree["method"])
-    if isinstance(teacher, dict) and "data" not in teacher and "data" in tree:
-        teacher["data"] = _unmixed(tree["data"])
-    return _record(StudentRun, tree, "experiment.run")
-
-
-def _unmixed(data: Any) -> Any:
-    """What the student learns from, as its teacher learns from it: not mixed."""
-    augment = data.get("augment") if isinstance(data, dict) else None
-    if not isinstance(augment, dict) or "mix" not in augment:
-        return data
-    return {**data, "augment": {k: v for k, v in augment.items() if k != "mix"}}
-
-
-def _method(tree: Any, within: tuple[Literal["beside", "adapted"], ...] = ()) -> Any:
-    """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`.
-
-    `within` a sum or as a base it has other defaults.
-    """
-    if isinstance(tree, str):
-        tree = {"name": tree}
-    if not isinstance(tree, dict):
-        return tree
-    if "combine" in tree:
-        parts = tree["combine"]
-        if isinstance(parts, list):
-            parts = [_method(part, (*within, "beside")) for part in parts]
-        return {"name": "combine", **tree, "combine": parts}
-    if "base" in tree:
-        tree = {**tree, "base": _method(tree["base"], ("adapted",))}
-    if tree.get("name") in METHODS:
-        for defaults in within:
-            tree = {**getattr(METHODS[tree["name"]], defaults), **tree}
-    return tree
-
-
-def _record(model: Any, tree: Any, place: str) -> Any:
-    """A record of a class, or a `ConfigError` that names every wrong key."""
-    try:
-        return model.model_validate_json(json.dumps(tree))
-    except ValidationError as error:
-        raise explain(error, model, place) from error
-    except TypeError as error:
-        raise ConfigError(f"{place}: {error}; quote the value, or write a plain number") from error
+def basis(run: Asked) -> StudentRun:
+    """The student itself, or the one that a search trains."""
+    return run.search.student if isinstance(run, Sought) else run
 
 
 def _matches(
@@ -195,12 +158,24 @@ def schema() -> dict[str, Any]:
     value = ExperimentFile.model_json_schema()
     student, teacher = value["$defs"]["StudentRun"], value["$defs"]["TeacherRun"]
     bases = [name for name in METHODS if name != "sakd"]
-    for record, key, names in (
+    for holder, key, names in (
         (student, "method", list(METHODS)),
         (value["$defs"]["SAKD"], "base", bases),
     ):
         name = {"enum": names, "description": "the method with its defaults"}
-        record["properties"][key] = {"anyOf": [name, record["properties"][key]]}
+        holder["properties"][key] = {"anyOf": [name, holder["properties"][key]]}
     teacher["required"].remove("data")  # where it is left out, the student's
+    route = RCO.model_json_schema()
+    value["$defs"] |= route.pop("$defs", {})
+    student["properties"]["rco"] = route
+    assistant = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+    student["properties"]["assistants"] = {"type": "array", "items": assistant}
+    value["$defs"]["Assistant"] = student | {"required": ["model", "teacher"]}
+    teachers = {
+        "if": {"required": ["teacher"]},  # a teacher that has one is a student itself
+        "then": {"$ref": "#/$defs/Assistant"},
+        "else": {"$ref": "#/$defs/TeacherRun"},
+    }
+    student["properties"]["teacher"] = {"anyOf": [teachers, {"type": "null"}]}
     value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return value

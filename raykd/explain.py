@@ -82,9 +82,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _names(model: type[BaseModel]) -> tuple[str, ...]:
-    """The name by which a union tells a model from the others, and its aliases."""
+    """The names by which a union tells a model from the others, aliases included."""
     field = model.model_fields.get("name")
-    return get_args(field.annotation) if field is not None else ()
+    tags = get_args(field.annotation) if field is not None else ()
+    return tags or (model.__name__,)
 
 
 def _tags(models: list[type[BaseModel]]) -> list[str]:

@@ -1,9 +1,9 @@
 """What a set of students needs, each thing once. Pure: no files, no Ray."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun
+from raykd.recipes import AnyTeacher, LogitsRun, PreludeRun, StudentRun, TeacherRun
 
 
 @dataclass(frozen=True)
@@ -16,24 +16,50 @@ class CacheJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """Distinct teachers, caches and students, in the order in which they can be made."""
+    """Distinct teachers, caches, preludes and students.
+
+    Of the students, those that others go on after or learn from come before those.
+    """
 
     teachers: tuple[TeacherRun, ...]
     caches: tuple[CacheJob, ...]
     preludes: tuple[PreludeRun, ...]
     students: tuple[StudentRun, ...]
 
+    def layers(self) -> list["Plan"]:
+        """The work in parts, each of which needs nothing but the parts before it."""
+        depths = {student: depth(student) for student in self.students}
+        count = 1 + max(depths.values(), default=0)
+        return [
+            replace(
+                self,
+                teachers=self.teachers if number == 0 else (),
+                caches=tuple(j for j in self.caches if _readiness(j.run.teacher) == number),
+                preludes=tuple(p for p in self.preludes if _readiness(p.teacher) == number),
+                students=tuple(run for run in self.students if depths[run] == number),
+            )
+            for number in range(count)
+        ]
 
-def plan(runs: Iterable[StudentRun]) -> Plan:
-    """The distinct work behind some students.
+
+def plan(
+    runs: Iterable[StudentRun],
+    finished: Callable[[StudentRun], bool] = lambda run: False,
+    caches: Iterable[LogitsRun] = (),
+) -> Plan:
+    """The distinct work behind some students, and the first view of `caches` beside them.
+
+    What is behind those that are `finished` is not asked for again.
 
     A cache holds only the (anchor, view) pairs that an epoch reads, so a route with many
     anchors needs no more teacher forwards than plain distillation. Where some students read
     embeddings beside the logits, the others read the logits of the same cache.
     """
-    students = tuple(dict.fromkeys(runs))
-    teachers = dict.fromkeys(run.teacher for run in students if run.teacher is not None)
-    views: dict[LogitsRun, set[int]] = {}
+    students = tuple(dict.fromkeys(student for run in runs for student in lineage(run, finished)))
+    caches = tuple(caches)
+    everyone = dict.fromkeys([run.teacher for run in students] + [run.teacher for run in caches])
+    teachers = tuple(teacher for teacher in everyone if isinstance(teacher, TeacherRun))
+    views: dict[LogitsRun, set[int]] = {cache: {0} for cache in caches}
     for run in students:
         test = run.test_logits()
         if test is not None:
@@ -46,6 +72,32 @@ def plan(runs: Iterable[StudentRun]) -> Plan:
         wider = run.wider()
         if wider != run and wider in views:
             views[wider] |= views.pop(run)  # the teacher answers once, for all its students
-    caches = tuple(CacheJob(run, tuple(sorted(seen))) for run, seen in views.items())
+    jobs = tuple(CacheJob(run, tuple(sorted(seen))) for run, seen in views.items())
     preludes = dict.fromkeys(before for run in students if (before := run.prelude()) is not None)
-    return Plan(tuple(teachers), caches, tuple(preludes), students)
+    return Plan(teachers, jobs, tuple(preludes), students)
+
+
+def depth(run: StudentRun) -> int:
+    """How many students have to be finished one after the other before this one can begin."""
+    after = 0 if run.after is None else depth(run.after) + 1
+    return max(after, _readiness(run.teacher))
+
+
+def _readiness(teacher: AnyTeacher | None) -> int:
+    """The layer in which a teacher's answers can be asked for."""
+    return depth(teacher) + 1 if isinstance(teacher, StudentRun) else 0
+
+
+def lineage(
+    run: StudentRun, finished: Callable[[StudentRun], bool] = lambda run: False
+) -> Iterator[StudentRun]:
+    """The students that one needs, each after those that it needs, and itself.
+
+    Without those that are `finished`, and what is behind them.
+    """
+    if finished(run):
+        return
+    for before in (run.teacher, run.after):
+        if isinstance(before, StudentRun):
+            yield from lineage(before, finished)
+    yield run

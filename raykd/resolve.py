@@ -9,7 +9,7 @@ from raykd.data import images
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
-from raykd.recipes import StudentRun
+from raykd.recipes import AnyTeacher, Asked, StudentRun
 from raykd.store import Store, write_atomic
 
 
@@ -30,13 +30,18 @@ def resolve(
             value = value.model_copy(update={"digest": digests[source]})
         return images.read(store, value, root)
 
+    def teacher_of(teacher: AnyTeacher) -> AnyTeacher:
+        if isinstance(teacher, StudentRun):
+            return student(teacher)
+        weights = _imported(store, teacher.weights)
+        own = _normalised(teacher.model, weights, data(teacher.data), teacher.data)
+        return teacher.model_copy(update={"data": own, "weights": weights})
+
     def student(run: StudentRun) -> StudentRun:
-        teacher = run.teacher
-        if teacher is not None:
-            weights = _imported(store, teacher.weights)
-            own = _normalised(teacher.model, weights, data(teacher.data), teacher.data)
-            teacher = teacher.model_copy(update={"data": own, "weights": weights})
-        run = run.model_copy(update={"data": data(run.data), "teacher": teacher})
+        teacher = None if run.teacher is None else teacher_of(run.teacher)
+        after = None if run.after is None else student(run.after)
+        read = {"data": data(run.data), "teacher": teacher, "after": after}
+        run = run.model_copy(update=read)
         if teacher is not None and teacher.data.classes != run.data.classes:
             raise ConfigError(
                 f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
@@ -44,7 +49,13 @@ def resolve(
             )
         return run
 
-    return replace(experiment, runs=tuple(student(run) for run in experiment.runs))
+    def asked(run: Asked) -> Asked:
+        if isinstance(run, StudentRun):
+            return student(run)
+        searched = student(run.search.student)
+        return replace(run, search=run.search.model_copy(update={"student": searched}))
+
+    return replace(experiment, runs=tuple(asked(run) for run in experiment.runs))
 
 
 def _imported(store: Store, weights: str | None) -> str | None:

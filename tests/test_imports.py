@@ -19,10 +19,10 @@ LEVELS = [
     "types errors record registry bits store arrow",
     "models methods",
     "data teachers",
-    "recipes plan explain tree experiment resolve",
+    "recipes plan explain shorthand tree experiment resolve",
     "engine",
     "launch report progress catalogue",
-    "command cli",
+    "cli",
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms.split()}
 

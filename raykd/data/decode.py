@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from raykd.data.samples import Samples
+from raykd.data.samples import Samples, Triple
 from raykd.errors import DataError
 
 
@@ -61,3 +61,21 @@ def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.nd
     if resize is not None:
         rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
+
+
+def statistics(pixels: np.ndarray) -> tuple[Triple, Triple]:
+    """Mean and std per channel of pixels in 0 to 1, to 4 digits: the same on every machine."""
+    counts = [np.bincount(pixels[..., c].reshape(-1), minlength=256) for c in range(3)]
+    levels = np.arange(256) / 255
+    total = counts[0].sum()
+    mean = [float((count * levels).sum() / total) for count in counts]
+    square = [float((count * levels**2).sum() / total) for count in counts]
+    # A channel that never varies would divide by zero; one grey level is the smallest spread.
+    spread = [max(s - m * m, (1 / 255) ** 2) for s, m in zip(square, mean, strict=True)]
+    std = [value**0.5 for value in spread]
+    return _rounded(mean), _rounded(std)
+
+
+def _rounded(values: list[float]) -> Triple:
+    red, green, blue = (round(value, 4) for value in values)
+    return red, green, blue

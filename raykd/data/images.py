@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from raykd import arrow, bits
 from raykd.data.augment import Augment
-from raykd.data.decode import decode
+from raykd.data.decode import decode, statistics
 from raykd.data.order import stratified
 from raykd.data.samples import Found, Triple
 from raykd.data.sources import SOURCES
@@ -26,6 +27,7 @@ from raykd.store import Store, read_json, write_json
 
 _MARKER = "images.json"
 DIGEST_DIGITS = 20
+Split = Literal["train", "test", "validation"]
 
 
 class Data(Record):
@@ -38,9 +40,12 @@ class Data(Record):
     name: str  # of `raykd show datasets`
     resize: int | None = Field(default=None, ge=1)  # shorter side, then a centre crop; None: as is
     holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
+    validation: float | None = Field(
+        default=None, gt=0, lt=1
+    )  # share of the rest that no one trains on
     limit: int | None = Field(default=None, ge=1)  # train on this many rows, classes in proportion
     augment: Augment = Augment()
-    seed: int = Field(default=0, ge=0)  # of holdout, limit and views; not of the order
+    seed: int = Field(default=0, ge=0)  # of holdout, validation, limit, views; not of the order
     digest: str = ""  # of labels, encoded images, class names, resize, the field's mean and std
     classes: int | None = None
     size: tuple[int, int] | None = None  # (H, W) in pixels
@@ -55,6 +60,10 @@ class Data(Record):
 
     def test(self) -> "Data":
         """The recipe of the test rows: whole, and as they are."""
+        return self.held_out().model_copy(update={"validation": None})
+
+    def held_out(self) -> "Data":
+        """The recipe of the validation rows: as they are."""
         return self.model_copy(update={"augment": Augment(), "limit": None})
 
 
@@ -114,6 +123,25 @@ def read(store: Store, data: Data, path: Path | None) -> Data:
 
 def open_images(store: Store, data: Data) -> tuple[Images, Images]:
     """The training and the test images of a recipe that `read` completed."""
+    train, test, _ = _opened(store, data)
+    return train, test
+
+
+def open_split(store: Store, data: Data, split: Split) -> Images:
+    """The images of one split of a recipe that `read` completed."""
+    train, test, validation = _opened(store, data)
+    if split == "validation":
+        if validation is None:
+            raise ConfigError(
+                "run.data.validation: no images are held out; say which share of the training "
+                "images nothing is trained on, such as 0.1"
+            )
+        return validation
+    return train if split == "train" else test
+
+
+def _opened(store: Store, data: Data) -> tuple[Images, Images, Images | None]:
+    """Training, test and validation images; None where no share is held out for those."""
     folder = _folder(store, data.digest)
     if not data.digest or not (folder / _MARKER).is_file():
         raise DataError(
@@ -126,25 +154,34 @@ def open_images(store: Store, data: Data) -> tuple[Images, Images]:
         columns = arrow.read(_whole(folder / f"{split}.arrow", facts["splits"][split]))
         pixels = columns["pixels"].view(-1, *facts["size"], 3)
         splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))
-    train, test = splits["train"], splits.get("test")
+    train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
-        count = round(data.holdout * len(train))
-        if not 0 < count < len(train):
-            raise ConfigError(
-                f"run.data.holdout: {data.holdout} of {len(train)} images is {count}, "
-                "which leaves none to test or none to train on"
-            )
-        held = stratified(train.targets, count, data.seed, bits.HOLDOUT)
-        keep = torch.ones(len(train), dtype=torch.bool)
-        keep[held] = False
-        train, test = train.take(keep.nonzero().squeeze(1)), train.take(held)
+        train, test = _apart(train, data.holdout, "holdout", data.seed, bits.HOLDOUT)
+    if data.validation is not None:
+        train, validation = _apart(train, data.validation, "validation", data.seed, bits.VALIDATION)
     if data.limit is not None:
         if data.limit > len(train):
             raise ConfigError(
                 f"run.data.limit: {data.limit} is more than the {len(train)} training samples"
             )
         train = train.take(stratified(train.targets, data.limit, data.seed, bits.LIMIT))
-    return train, test
+    return train, test, validation
+
+
+def _apart(
+    images: Images, share: float, field: str, seed: int, stream: int
+) -> tuple[Images, Images]:
+    """The images without a share of them, classes in proportion, and that share."""
+    count = round(share * len(images))
+    if not 0 < count < len(images):
+        raise ConfigError(
+            f"run.data.{field}: {share} of {len(images)} images is {count}, which leaves none to "
+            f"{'test' if field == 'holdout' else 'validate'} or none to train on"
+        )
+    held = stratified(images.targets, count, seed, stream)
+    keep = torch.ones(len(images), dtype=torch.bool)
+    keep[held] = False
+    return images.take(keep.nonzero().squeeze(1)), images.take(held)
 
 
 def _folder(store: Store, digest: str) -> Path:
@@ -185,7 +222,7 @@ def _decode_into(folder: Path, found: Found, digest: str, resize: int | None) ->
         pixels = decode(samples, resize, size)
         size = (pixels.shape[1], pixels.shape[2])
         if split == "train" and (mean is None or std is None):
-            mean, std = _statistics(pixels)
+            mean, std = statistics(pixels)
         columns = {
             "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
             "targets": torch.from_numpy(samples.labels),
@@ -201,21 +238,3 @@ def _decode_into(folder: Path, found: Found, digest: str, resize: int | None) ->
         "std": std,
     }
     write_json(folder / _MARKER, facts)
-
-
-def _statistics(pixels: np.ndarray) -> tuple[Triple, Triple]:
-    """Mean and std per channel of pixels in 0 to 1, to 4 digits: the same on every machine."""
-    counts = [np.bincount(pixels[..., c].reshape(-1), minlength=256) for c in range(3)]
-    levels = np.arange(256) / 255
-    total = counts[0].sum()
-    mean = [float((count * levels).sum() / total) for count in counts]
-    square = [float((count * levels**2).sum() / total) for count in counts]
-    # A channel that never varies would divide by zero; one grey level is the smallest spread.
-    spread = [max(s - m * m, (1 / 255) ** 2) for s, m in zip(square, mean, strict=True)]
-    std = [value**0.5 for value in spread]
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(values: list[float]) -> Triple:
-    red, green, blue = (round(value, 4) for value in values)
-    return red, green, blue

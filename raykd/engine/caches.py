@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from raykd import models
-from raykd.data.images import open_images
+from raykd.data.images import open_split
 from raykd.engine.fit import ShardMaker
 from raykd.engine.weights import anchor_checksum
 from raykd.errors import NoRoom
@@ -48,8 +48,7 @@ class CacheBuild:
         self.run = run
         self.folder = store.path(run)
         self.folder.mkdir(parents=True, exist_ok=True)
-        train, test = open_images(store, run.data)
-        rows = len(train if run.split == "train" else test)
+        rows = len(open_split(store, run.data, run.split))
         checksum = anchor_checksum(store, run)
         known = read_manifest(self.folder)
         if known is not None:

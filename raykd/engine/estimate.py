@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raykd.data.images import Data, open_images
+from raykd.data.images import Data, open_images, open_split
 from raykd.engine.caches import needed_bytes
 from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
 from raykd.engine.trial import forward_of, step_of
 from raykd.experiment import Experiment
 from raykd.plan import Plan
-from raykd.recipes import Optim, StudentRun, TeacherRun, training_of
+from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
 from raykd.store import Store
 from raykd.teachers.manifest import gaps, read_manifest
 
@@ -66,8 +66,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     for job in work.caches:
         if serving(store, job.run, job.views) != job.run:
             continue
-        train, test = open_images(store, job.run.data)
-        rows = len(train if job.run.split == "train" else test)
+        rows = len(open_split(store, job.run.data, job.run.split))
         known = read_manifest(store.path(job.run))
         shards = known.shards if known is not None else ()
         missing = sum(len(part) for view in job.views for part in gaps(shards, view, rows))
@@ -122,7 +121,7 @@ class _Rates:
             self._steps[alike] = run.optim.batch / _seconds(step, device)
         return self._steps[alike]
 
-    def forward(self, teacher: TeacherRun, data: Data) -> float:
+    def forward(self, teacher: AnyTeacher, data: Data) -> float:
         """Images per second of a teacher's forward."""
         key = (teacher.model, data)
         if key not in self._forwards:

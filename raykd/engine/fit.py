@@ -4,16 +4,19 @@ Each function is one unit of work that any process can do, given the store. What
 be in the store already: `raykd.plan` says in which order.
 """
 
+import copy
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from raykd.data.images import open_images
+from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import prepare, weights
-from raykd.engine.evaluate import evaluate
+from raykd.engine.evaluate import BATCH, evaluate
 from raykd.engine.host import Host, LocalHost
 from raykd.engine.journal import RESULT, Journal
 from raykd.engine.loop import distil
@@ -32,9 +35,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def local_host(store: Store, run: Training, seconds: float) -> LocalHost:
-    """A host that trains `run` in this process, with `seconds` between checkpoints."""
-    return LocalHost(Journal(store.path(run), seconds), default_device())
+def local_host(
+    store: Store,
+    run: Training,
+    seconds: float,
+    passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+) -> LocalHost:
+    """A host that trains `run` in this process, with `seconds` between checkpoints.
+
+    `passed_on` is called with the metrics of every epoch.
+    """
+    return LocalHost(Journal(store.path(run), seconds), default_device(), passed_on)
 
 
 def train(store: Store, run: Training, host: Host) -> None:
@@ -57,12 +68,17 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
 
     def keep(epoch: int, network: Staged) -> None:
         if epoch in saved and host.rank == 0:
+            if teacher.refresh_statistics:
+                network = refreshed(network, train, run.view_at(epoch - 1))
             weights.save_weights(weights.anchor_path(store, teacher, epoch), network)
 
     run = training_of(teacher)
     train, test = prepare.views(store, run, host)
+    validation = prepare.validation(store, run, host.device)
     learner = prepare.learner(store, run, host, train.images.targets)
-    history = distil(run, learner, lambda epoch: None, train, test, None, host, keep)
+    history = distil(
+        run, learner, lambda epoch: None, train, test, None, host, validation, keep=keep
+    )
     if host.rank == 0:
         _finish(store, teacher, result_of(run, [learner.student], history, host))
 
@@ -92,6 +108,7 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     released: list[Staged] = []
     train, test = prepare.views(store, run, host)
+    validation = prepare.validation(store, run, host.device)
     teacher_at = prepare.teachers(store, run, host.device)
     test_run = run.test_logits()
     test_teacher = prepare.open_cache(store, test_run, [0], host.device) if test_run else None
@@ -104,7 +121,8 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
         test,
         CachedTeacher(test_teacher) if test_teacher else None,
         host,
-        lambda epoch, network: released.append(network) if not released else None,
+        validation,
+        keep=lambda epoch, network: released.append(network) if not released else None,
     )
     if host.rank == 0:
         network = released[0] if released else learner.student
@@ -112,7 +130,17 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
         kept = run.method.releases(learner.helpers) if run.method.needs() else nn.ModuleDict()
         if kept.state_dict():
             weights.save_state(folder / weights.HELPERS, kept)
+        if lasting := prepare.lasting(learner.helpers):
+            weights.save_tensors(folder / weights.STAGE, lasting)
         _finish(store, run, result_of(run, [network, kept], history, host))
+
+
+def refreshed(network: Staged, train: Views, view: int) -> Staged:
+    """A copy whose batch-norm statistics are those of one view of all training images."""
+    copied = copy.deepcopy(network)
+    rows = torch.arange(len(train.images))
+    update_bn((batch.pixels for batch in train.runs(rows, BATCH, view)), copied)
+    return copied
 
 
 class ShardMaker:
@@ -120,8 +148,7 @@ class ShardMaker:
 
     def __init__(self, store: Store, run: LogitsRun, device: torch.device) -> None:
         self.folder = store.path(run)
-        train, test = open_images(store, run.data)
-        self.views = Views(train if run.split == "train" else test, run.data).to(device)
+        self.views = Views(open_split(store, run.data, run.split), run.data).to(device)
         self.teacher = prepare.live_teacher(store, run, device)
 
     def make(self, part: Part) -> Shard:

@@ -64,9 +64,16 @@ class LocalHost:
     rank = 0
     world = 1
 
-    def __init__(self, journal: Journal, device: torch.device) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        device: torch.device,
+        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+    ) -> None:
+        """`passed_on` is called with the metrics of every epoch."""
         self.journal = journal
         self.device = device
+        self._passed_on = passed_on
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module itself."""
@@ -94,8 +101,9 @@ class LocalHost:
     def report(
         self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
     ) -> None:
-        """Write the journal."""
+        """Write the journal, and pass the metrics on."""
         self.journal.record(metrics, state, last=last)
+        self._passed_on(metrics)
 
 
 class GroupHost:

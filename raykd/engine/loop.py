@@ -22,7 +22,7 @@ from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate
 from raykd.errors import WorkFailed
-from raykd.methods.roles import Shared, Tally
+from raykd.methods.roles import Shared, Tally, forget
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
@@ -40,13 +40,15 @@ def distil(
     test: Views | None,
     test_teacher: Source | None,
     host: Host,
+    validation: Views | None = None,
     keep: Callable[[int, Staged], None] = lambda epoch, student: None,
 ) -> list[Metrics]:
     """Train `learner` as `run` says and return the metrics of every epoch.
 
     `teacher_at` gives the teacher of an epoch (from 0), `test_teacher` answers for the test
-    images; where `test` is None, nothing is evaluated. `keep` is called after every epoch, on
-    every worker, with the number of epochs done and the student that would be released then.
+    images; where `test` is None, nothing is evaluated. `validation` are images to choose by. `keep`
+    is called after every epoch, on every worker, with the number of epochs done and the student
+    that would be released then.
     """
     for module in learner.helpers.modules():
         if isinstance(module, Shared):
@@ -55,13 +57,16 @@ def distil(
     average = _average(run, learner.student)
     history = _restored(learner, optimiser, average, host)
     if not history:
-        _calibrate(run, learner, learner.teacher or teacher_at(0), train)
+        _calibrate(run, learner, learner.teacher or teacher_at(0), train, 0)
     host.restart([*history])
     released = learner.student if average is None else average.module
     assert isinstance(released, Staged)
     wrapped = host.wrap(learner)
     for epoch in range(len(history), run.optim.epochs):
         teacher = teacher_at(epoch)
+        if epoch and run.anchor_at(epoch) != run.anchor_at(epoch - 1):
+            forget(learner.helpers)
+            _calibrate(run, learner, teacher, train, epoch)
         # Dropout and the methods' own noise follow from the epoch, not from what ran before: a
         # teacher that is loaded here had its weights drawn first.
         torch.manual_seed(bits.seed(run.seed, epoch, host.rank))
@@ -93,15 +98,10 @@ def distil(
         metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
         metrics |= told
         if test is not None:
-            metrics |= evaluate(
-                released,
-                learner.method,
-                learner.helpers,
-                test,
-                test_teacher,
-                host,
-                autocast=learner.autocast,
-            )
+            metrics |= _evaluated(learner, released, test, test_teacher, host)
+        if validation is not None:
+            found = _evaluated(learner, released, validation, None, host)
+            metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in found.items()}
         metrics["seconds"] = time.monotonic() - started
         history.append(metrics)
         keep(epoch + 1, released)
@@ -133,6 +133,21 @@ def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:
     return {"loss": sum(means), **parts}
 
 
+def _evaluated(
+    learner: Learner, released: Staged, views: Views, teacher: Source | None, host: Host
+) -> Metrics:
+    """How good the student that would be released is on some images."""
+    return evaluate(
+        released,
+        learner.method,
+        learner.helpers,
+        views,
+        teacher,
+        host,
+        autocast=learner.autocast,
+    )
+
+
 def _tallied(learner: Learner, host: Host) -> Metrics:
     """What the helpers counted in an epoch on all workers; they start again from 0."""
     told: Metrics = {}
@@ -152,13 +167,17 @@ def _average(run: StudentRun, student: Staged) -> AveragedModel | None:
     )
 
 
-def _calibrate(run: StudentRun, learner: Learner, teacher: Source | None, train: Views) -> None:
-    """Let the method look at the teacher's outputs for some training samples."""
+def _calibrate(
+    run: StudentRun, learner: Learner, teacher: Source | None, train: Views, epoch: int
+) -> None:
+    """Let the method look at an epoch's teacher's outputs for some training samples."""
     if teacher is None or not learner.method.calibrates(learner.helpers):
         return
     # Chosen by the data's key, so that every seed of a student sees the same ones.
     rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values
-    answers: Iterator[Outputs] = (teacher(batch) for batch in train.runs(rows, 512, run.view_at(0)))
+    answers: Iterator[Outputs] = (
+        teacher(batch) for batch in train.runs(rows, 512, run.view_at(epoch))
+    )
     with torch.no_grad():
         learner.method.calibrate(learner.helpers, answers)
 

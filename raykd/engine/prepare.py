@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from raykd import bits, models
-from raykd.data.images import open_images
+from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import weights
 from raykd.engine.host import Host
 from raykd.engine.learner import Learner
+from raykd.methods.roles import Shared, forget
 from raykd.models.staged import measure
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun
 from raykd.store import Store
@@ -29,6 +30,23 @@ def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
     )
 
 
+def validation(store: Store, run: StudentRun, device: torch.device) -> Views | None:
+    """The plain validation images of a run, where its data hold some out."""
+    if run.data.validation is None:
+        return None
+    data = run.data.held_out()
+    return Views(open_split(store, data, "validation"), data).to(device)
+
+
+def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
+    """What the teacher of one epoch says about the validation images."""
+    asked, needs = run.validation_logits(anchor), run.method.needs()
+    if not run.cached():
+        return live_teacher(store, asked, device, needs)
+    classifier = _classifier(store, run, anchor, device)
+    return CachedTeacher(open_cache(store, asked, [0], device), needs, classifier)
+
+
 def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
     """The teacher of every epoch of a run; only the one in use is held.
 
@@ -41,7 +59,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
         sources: dict[Look, Source]
         if run.cached():
             seen = _views_of_anchor(run, epoch)
-            classifier = _classifier(store, run, epoch, device)
+            classifier = _classifier(store, run, run.anchor_at(epoch), device)
             sources = {
                 look: CachedTeacher(
                     open_cache(store, run.logits_at(epoch, look), seen, device),
@@ -68,14 +86,14 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
 
 
 def _classifier(
-    store: Store, run: StudentRun, epoch: int, device: torch.device
+    store: Store, run: StudentRun, anchor: int, device: torch.device
 ) -> nn.Module | None:
-    """The last layer of the teacher of an epoch, where the method runs it again."""
+    """The last layer of one of the teacher's checkpoints, where the method runs it again."""
     if Signal.CLASSIFIER not in run.method.needs():
         return None
     assert run.teacher is not None
     cpu = torch.device("cpu")
-    network = weights.load_teacher(store, run.teacher, run.anchor_at(epoch), cpu)
+    network = weights.load_teacher(store, run.teacher, anchor, cpu)
     return network.classifier.to(device).eval().requires_grad_(False)
 
 
@@ -151,6 +169,8 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     before = run.prelude()
     if before is not None:
         _begin_from(store, before, made)
+    if run.after is not None:
+        _go_on_after(store, run.after, made)
     return made.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -162,3 +182,27 @@ def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
     path = folder / weights.HELPERS
     if path.is_file():
         learner.method.adopt(learner.helpers, weights.load_state(weights.checked(path)))
+
+
+def _go_on_after(store: Store, before: StudentRun, learner: Learner) -> None:
+    """Set the student, and the helpers of the same method, to what a finished student's are.
+
+    What the teacher sets is left to the teacher of this stage, and a memory begins anew.
+    """
+    folder = store.path(before)
+    weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
+    path = folder / weights.STAGE
+    if before.method == learner.method and path.is_file():
+        learner.helpers.load_state_dict(weights.load_state(weights.checked(path)), strict=False)
+        forget(learner.helpers)
+
+
+def lasting(helpers: nn.ModuleDict) -> dict[str, Tensor]:
+    """The state of helpers that a next stage goes on with: all but memories of samples."""
+    memories = {
+        f"{where}.{name}"
+        for where, module in helpers.named_modules()
+        if isinstance(module, Shared)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    return {name: value for name, value in helpers.state_dict().items() if name not in memories}

@@ -14,7 +14,7 @@ from raykd import models
 from raykd.data.images import Data
 from raykd.engine.learner import Learner
 from raykd.models.staged import Staged, measure
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.recipes import AnyTeacher, StudentRun
 from raykd.teachers.source import LiveTeacher, looking
 from raykd.types import Batch, Look
 
@@ -57,7 +57,7 @@ def step_of(run: StudentRun, targets: Tensor, device: torch.device) -> Callable[
 
 
 def forward_of(
-    teacher: TeacherRun, data: Data, size: int, device: torch.device
+    teacher: AnyTeacher, data: Data, size: int, device: torch.device
 ) -> Callable[[], None]:
     """The forward of a teacher for `size` images, to be called."""
     network = _on(device, _network(teacher.model, data).eval())

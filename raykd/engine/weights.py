@@ -1,10 +1,12 @@
 """Weights on disk: safetensors files of a plain network, with no prefix of ours.
 
 A teacher's folder holds one file per saved epoch, `weights-<epoch>.safetensors`; a student's
-holds `weights.safetensors`, and `weights-helpers.safetensors` where its method's helpers are
-needed to use it; a prelude's folder holds the same two.
+holds `weights.safetensors`, `weights-helpers.safetensors` where its method's helpers are needed
+to use it, and `weights-stage.safetensors` where there are helpers for a next stage to go on with;
+a prelude's folder holds the first two.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -16,11 +18,12 @@ from raykd import arrow, models
 from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt, ConfigError
 from raykd.models.staged import Staged
-from raykd.recipes import LogitsRun, TeacherRun
+from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun
 from raykd.store import Store, read_json, write_atomic
 
 STUDENT = "weights.safetensors"
 HELPERS = "weights-helpers.safetensors"  # of a prelude, or what a student cannot be used without
+STAGE = "weights-stage.safetensors"  # of a student: helpers, for those who go on after it
 
 
 def save_weights(path: Path, network: Staged) -> None:
@@ -30,7 +33,12 @@ def save_weights(path: Path, network: Staged) -> None:
 
 def save_state(path: Path, module: nn.Module) -> None:
     """Write a module's state, atomically."""
-    state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    save_tensors(path, module.state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by their names, atomically."""
+    state = {name: value.detach().cpu() for name, value in tensors.items()}
     write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
 
 
@@ -76,8 +84,10 @@ def checked(path: Path) -> Path:
     return path
 
 
-def anchor_path(store: Store, teacher: TeacherRun, anchor: int) -> Path:
-    """The file of a teacher's weights after `anchor` epochs."""
+def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
+    """The file of a teacher's weights after `anchor` epochs; a student's has only the last."""
+    if isinstance(teacher, StudentRun):
+        return store.path(teacher) / STUDENT
     return store.path(teacher) / f"weights-{anchor:04d}.safetensors"
 
 
@@ -86,7 +96,7 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
     return arrow.file_checksum(anchor_path(store, run.teacher, run.anchor))
 
 
-def load_teacher(store: Store, teacher: TeacherRun, anchor: int, device: torch.device) -> Staged:
+def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.device) -> Staged:
     """The teacher as it was after `anchor` epochs, on `device`."""
     assert teacher.data.classes is not None, "the recipe's data was never read"
     path = checked(anchor_path(store, teacher, anchor))

@@ -4,6 +4,7 @@ Ray is imported only where something is to run on it, so that `scale.workers: 0`
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +16,16 @@ from raykd.engine.compare import SPOT_CHECK, Comparison, compare
 from raykd.engine.fit import default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.prepare import serving
+from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
+from raykd.launch.company import Company
 from raykd.plan import CacheJob
 from raykd.progress import Teller, clock
-from raykd.recipes import TeacherRun, Training
+from raykd.recipes import Search, TeacherRun, Training
 from raykd.record import fingerprint
 from raykd.store import Store
-from raykd.teachers.manifest import Part
+from raykd.teachers.manifest import Part, read_manifest
 
 if TYPE_CHECKING:
     from raykd.launch.pool import Pool
@@ -35,13 +38,19 @@ class Crew:
     """
 
     def __init__(
-        self, experiment: Experiment, store: Store, teller: Teller, stack: contextlib.ExitStack
+        self,
+        experiment: Experiment,
+        store: Store,
+        teller: Teller,
+        stack: contextlib.ExitStack,
+        company: Company,
     ) -> None:
         self._experiment = experiment
         self._scale = experiment.scale
         self._store = store
         self._teller = teller
         self._stack = stack
+        self._company = company
         self._pool: Pool | None = None
         self._connected = False
 
@@ -67,20 +76,45 @@ class Crew:
         if errors:
             raise errors[0]
 
-    def precompute(self, jobs: Sequence[CacheJob]) -> int:
-        """Fill the caches that lack views; returns how many did."""
+    def precompute(self, jobs: Sequence[CacheJob]) -> list[CacheJob]:
+        """Fill the caches that lack views; returns which did."""
         self._store.root.mkdir(parents=True, exist_ok=True)
         jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
-        builds = [CacheBuild(self._store, job.run, job.views, self._teller.say) for job in jobs]
-        builds = [build for build in builds if build.missing]
-        needed = 0
-        for build in builds:
-            rows = sum(len(part) for part in build.missing)
-            needed += needed_bytes(build.run, rows)
-        check_room(self._store, needed)
-        for build in builds:
+        if self._company.shared:
+            return [job for job in jobs if self._precompute_shared(job)]
+        builds = [(job, self._build(job)) for job in jobs]
+        lacking = [(job, build) for job, build in builds if build.missing]
+        rows = [(build.run, sum(map(len, build.missing))) for _, build in lacking]
+        check_room(self._store, sum(needed_bytes(run, count) for run, count in rows))
+        for _, build in lacking:
             self._fill(build)
-        return len(builds)
+        return [job for job, _ in lacking]
+
+    def _precompute_shared(self, job: CacheJob) -> bool:
+        """Fill one cache that others may need at this moment; whether it lacked views."""
+        known = read_manifest(self._store.path(job.run))
+        if known is not None and set(job.views) <= set(known.views()):
+            return False  # who made them has looked at every byte
+        with self._company.claiming(job.run):
+            build = self._build(job)
+            if build.missing:
+                self._fill(build)
+            return bool(build.missing)
+
+    def _build(self, job: CacheJob) -> CacheBuild:
+        return CacheBuild(self._store, job.run, job.views, self._teller.say)
+
+    def decide(self, search: Search) -> None:
+        """Choose the next anchor of a search, whose last stage is finished."""
+        with self._company.claiming(search):
+            if self._scale.workers == 0:
+                self._stay()
+                decide(self._store, search, default_device())
+                return
+            from raykd.launch.pool import Unit
+
+            unit = Unit("decide", (search,), f"the next anchor of {describe(search.student)}")
+            self._workers().run([unit])
 
     def _fill(self, build: CacheBuild) -> None:
         """Compute one cache's missing shards, and compare some rows with the live teacher."""
@@ -153,10 +187,13 @@ class Crew:
 
     def _train_one(self, run: Training, workers: int) -> None:
         """Here, or on Ray Train."""
-        with self._watch(run):
+        with self._company.claiming(run), self._watch(run):
+            if self._store.has(run):
+                return  # whoever had the claim before has made it
             if workers == 0:
                 self._stay()
-                host = local_host(self._store, run, self._scale.checkpoint_seconds)
+                told = functools.partial(self._company.told, run)
+                host = local_host(self._store, run, self._scale.checkpoint_seconds, told)
                 train(self._store, run, host)
                 return
             self._dismiss()
@@ -164,7 +201,7 @@ class Crew:
             from raykd.launch.train import fit
 
             self._teller.say(f"{describe(run)}: starting {workers} workers with Ray Train")
-            fit(self._store, run, workers, self._scale)
+            fit(self._store, run, workers, self._scale, self._company.callbacks(run))
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""

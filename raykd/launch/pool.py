@@ -17,10 +17,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from raykd.engine.compare import Comparison, compare
 from raykd.engine.fit import ShardMaker, default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
+from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
 from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
-from raykd.recipes import LogitsRun, Training
+from raykd.recipes import LogitsRun, Search, Training
 from raykd.store import Store
 from raykd.teachers.manifest import Part, Shard
 
@@ -43,6 +44,10 @@ class Worker:
     def compare(self, run: LogitsRun, rows: int) -> Comparison:
         """Compare a cache with the live teacher."""
         return compare(self._store, run, rows, default_device())
+
+    def decide(self, search: Search) -> None:
+        """Choose the next anchor of a search."""
+        decide(self._store, search, default_device())
 
     def train(self, run: Training, seconds: float) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""

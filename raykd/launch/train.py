@@ -1,13 +1,20 @@
 """One teacher or student on several workers, with Ray Train."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 
 from raykd.engine.fit import train
@@ -22,7 +29,13 @@ from raykd.record import fingerprint
 from raykd.store import Store
 
 
-def fit(store: Store, run: Training, workers: int, scale: Scale) -> None:
+def fit(
+    store: Store,
+    run: Training,
+    workers: int,
+    scale: Scale,
+    callbacks: Sequence[UserCallback] = (),
+) -> None:
     """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
 
     The workers' checkpoints are the run's own file in the store, the same that one process
@@ -49,6 +62,7 @@ def fit(store: Store, run: Training, workers: int, scale: Scale) -> None:
             storage_path=str(ours),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[*callbacks],
         ),
     )
     try:

@@ -1,18 +1,35 @@
-"""Carrying out a plan: teachers, caches, preludes, students, each only if it is not there yet."""
+"""Carrying out a plan: teachers, caches, preludes, students, each only if it is not there yet.
+
+A student may need another one first: the assistant that teaches it, or the stage before. And the
+route of a greedy search is found stage by stage, so work is done in rounds until none is left.
+"""
 
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from raykd.data.images import Data, open_images
 from raykd.data.order import check_batch
+from raykd.engine.routes import (
+    anchors_of,
+    is_complete,
+    measures,
+    next_stage,
+    read_decisions,
+    route_found,
+)
+from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
+from raykd.launch.company import Company
 from raykd.launch.crew import Crew
-from raykd.plan import plan
+from raykd.plan import Plan, plan
 from raykd.progress import Teller
-from raykd.recipes import TeacherRun, Training
+from raykd.recipes import LogitsRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.store import Store
+
+KINDS = ("teachers", "caches", "preludes", "students")
 
 
 @dataclass(frozen=True)
@@ -25,53 +42,154 @@ class Outcome:
 
 
 def carry_out(
-    experiment: Experiment, store: Store, teller: Teller, *, students: bool = True
+    experiment: Experiment,
+    store: Store,
+    teller: Teller,
+    *,
+    students: bool = True,
+    company: Company | None = None,
 ) -> Outcome:
     """Make every artefact of a resolved experiment that the store lacks.
 
     With `students` False it stops after the caches. What is finished stays finished: a call
-    that was interrupted is continued by the same call.
+    that was interrupted is continued by the same call. A failure does not stop what can do
+    without it; the first error is raised at the end.
     """
     started = time.monotonic()
-    missing = [run for run in experiment.runs if not store.has(run)]
-    work = plan(missing if students else experiment.runs)
-    teachers = [teacher for teacher in work.teachers if not store.has(teacher)]
-    everything = plan(experiment.runs)
-    preludes = [prelude for prelude in work.preludes if students and not store.has(prelude)]
-    made = {"teachers": len(teachers), "caches": 0, "preludes": len(preludes)}
-    made["students"] = len(missing) if students else 0
-    reused = {"teachers": len(everything.teachers) - len(teachers)}
-    if students:
-        reused["preludes"] = len(everything.preludes) - len(preludes)
-        reused["students"] = len(everything.students) - len(missing)
-    todo = ", ".join(f"{count} {kind}" for kind, count in made.items() if count)
-    _check_batches(experiment, store, [*teachers, *preludes, *(missing if students else [])])
-    teller.say(f"to train: {todo or 'nothing'}; in the store: {_counted(reused)}")
     with contextlib.ExitStack() as stack:
-        crew = Crew(experiment, store, teller, stack)
-        crew.train([(teacher, experiment.teacher_workers(teacher)) for teacher in teachers])
-        made["caches"] = crew.precompute(work.caches)
-        reused["caches"] = len(everything.caches) - made["caches"]
-        if students:
-            crew.train([(prelude, experiment.workers(prelude)) for prelude in preludes])
-            crew.train([(run, experiment.workers(run)) for run in missing])
-    return Outcome(made, reused, time.monotonic() - started)
+        crew = Crew(experiment, store, teller, stack, company or Company())
+        site = _Site(experiment, store, teller, crew, students)
+        _in_rounds(site, experiment)
+    site.raise_errors()
+    return Outcome(site.counts(site.made), site.counts(site.reused), time.monotonic() - started)
 
 
-def _check_batches(experiment: Experiment, store: Store, runs: Sequence[Training]) -> None:
+def _in_rounds(site: "_Site", experiment: Experiment) -> None:
+    """Make the students whose route is known, and find the routes of the others on the way."""
+    open_ = list(experiment.searches())
+    measured = [cache for search in open_ for cache in measures(search)]
+    runs: list[StudentRun] = [*experiment.students()]
+    while True:
+        stages = {search: next_stage(site.store, search) for search in open_}
+        site.make([*runs, *(stage for stage in stages.values() if stage is not None)], measured)
+        if not site.students:
+            return
+        open_ = [search for search, stage in stages.items() if site.decide(search, stage)]
+        found = (route_found(site.store, run) for run in experiment.runs if isinstance(run, Sought))
+        runs, measured = [run for run in found if run is not None], []
+        if not open_:
+            site.make(runs)
+            return
+
+
+@dataclass
+class _Site:
+    """Where artefacts are made, and what became of them."""
+
+    experiment: Experiment
+    store: Store
+    teller: Teller
+    crew: Crew
+    students: bool  # whether students are to be trained, too
+    made: set[Any] = field(default_factory=set)  # recipes
+    reused: set[Any] = field(default_factory=set)
+    errors: list[RaykdError] = field(default_factory=list)
+
+    def make(self, runs: Sequence[StudentRun], caches: Iterable[LogitsRun] = ()) -> None:
+        """Make some students and what they need; failures are kept for later."""
+        runs = tuple(dict.fromkeys(runs))
+        work = plan(runs, self.store.has if self.students else lambda run: False, caches)
+        # What is there already counts as reused, and so does what it was made from.
+        everything = plan(runs, caches=caches)
+        done = [*everything.teachers, *(everything.students if self.students else ())]
+        done += everything.preludes if self.students else ()
+        self.reused.update(run for run in done if self.store.has(run) and run not in self.made)
+        self.reused.update(job.run for job in everything.caches if job.run not in self.made)
+        self._announce(work)
+        for layer in work.layers():
+            self._make_layer(layer)
+
+    def decide(self, search: Search, stage: StudentRun | None) -> bool:
+        """Choose a search's next anchor, where its stage is trained; whether it is to go on."""
+        if stage is None or not self.store.has(stage):
+            return False
+        with self._keeping_errors():
+            self.crew.decide(search)
+            decisions = read_decisions(self.store, search)
+            route = ", ".join(map(str, anchors_of(search, decisions)))
+            self.teller.say(f"anchors of {stage.method.label} {stage.model} so far: {route}")
+            return not is_complete(search, decisions)
+        return False
+
+    def counts(self, recipes: set[Any]) -> dict[str, int]:
+        """How many artefacts of each kind are among those that were made, or reused."""
+        return {kind: sum(recipe.kind == kind for recipe in recipes) for kind in KINDS}
+
+    def raise_errors(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if len(self.errors) > 1:
+            lines = dict.fromkeys(str(error) for error in self.errors)
+            raise WorkFailed("\n".join(lines)) from self.errors[0]
+        if self.errors:
+            raise self.errors[0]
+
+    def _make_layer(self, layer: Plan) -> None:
+        """Make what needs nothing that is not there."""
+        experiment, has = self.experiment, self.store.has
+        self._train([(run, experiment.teacher_workers(run)) for run in layer.teachers])
+        caches = [job for job in layer.caches if has(job.run.teacher)]
+        filled = [job.run for job in self.crew.precompute(caches)]
+        self.made.update(filled)
+        self.reused.difference_update(filled)
+        if self.students:
+            self._train([(run, experiment.workers(run)) for run in layer.preludes])
+            ready = [run for run in layer.students if self._is_ready(run)]
+            self._train([(run, experiment.workers(run)) for run in ready])
+
+    def _train(self, jobs: Sequence[tuple[Training, int]]) -> None:
+        """Train what is not there yet."""
+        missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
+        with self._keeping_errors():
+            if missing:
+                _check_batches(self.store, missing)
+                self.crew.train(missing)
+        self.made.update(run for run, _ in missing if self.store.has(run))
+
+    def _is_ready(self, run: StudentRun) -> bool:
+        """Whether what a student begins with is there; it failed otherwise, and was said to."""
+        needed = (run.teacher, run.after, run.prelude())
+        return all(self.store.has(one) for one in needed if one is not None)
+
+    def _announce(self, work: Plan) -> None:
+        """Say what there is to do."""
+        kinds = {"teachers": work.teachers, "preludes": work.preludes, "students": work.students}
+        if not self.students:
+            kinds = {"teachers": work.teachers}
+        missing = {
+            kind: sum(not self.store.has(run) for run in runs) for kind, runs in kinds.items()
+        }
+        todo = ", ".join(f"{count} {kind}" for kind, count in missing.items() if count)
+        found = {
+            kind: count for kind, count in self.counts(self.reused).items() if kind != "caches"
+        }
+        there = ", ".join(f"{count} {kind}" for kind, count in found.items())
+        self.teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
+
+    @contextlib.contextmanager
+    def _keeping_errors(self) -> Iterator[None]:
+        """Keep an error of ours for later, so that other work goes on."""
+        try:
+            yield
+        except RaykdError as error:
+            self.errors.append(error)
+
+
+def _check_batches(store: Store, jobs: Sequence[tuple[Training, int]]) -> None:
     """Raise `ConfigError` where a run's batches do not suit its data or its workers."""
     sizes: dict[Data, int] = {}
-    for run in runs:
+    for run, workers in jobs:
         if isinstance(run, TeacherRun) and run.weights is not None:
             continue
         if run.data not in sizes:
             sizes[run.data] = len(open_images(store, run.data)[0])
-        if isinstance(run, TeacherRun):
-            workers = experiment.teacher_workers(run)
-        else:
-            workers = experiment.workers(run)
         check_batch(sizes[run.data], run.optim.batch, max(1, workers))
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items())

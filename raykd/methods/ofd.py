@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raykd.errors import ConfigError
 from raykd.methods import maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.roles import Calibrated
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 RARE = 0.001  # below this chance of a negative value the margin is three standard deviations
@@ -43,11 +44,10 @@ def partial_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     return ((student - target) * counts.to(target.dtype)).square().sum() / len(student)
 
 
-class Connector(nn.Module):
+class Connector(Calibrated):
     """Brings a student's map to the teacher's channels; keeps the teacher's margins."""
 
     margin: Tensor
-    known: Tensor
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Roles that a helper can have in the loop: `Shared`, `Paced`, `Tally`; others are just trained."""
+"""Roles that a helper can have in the loop; others are just trained."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -25,6 +25,13 @@ class Paced(nn.Module):
     weight_decay: float
 
 
+class Calibrated(nn.Module):
+    """A helper that the teacher sets before the first step, and again where another takes over."""
+
+    known: Tensor  # bool: whether it is set
+    given = False  # whether the recipe says what it is, so that no teacher sets it
+
+
 class Tally(nn.Module, ABC):
     """A helper that counts in every step what the epoch's metrics then say."""
 
@@ -38,3 +45,10 @@ class Tally(nn.Module, ABC):
     @abstractmethod
     def metrics(self, counts: Tensor) -> dict[str, Any]:
         """What to say of an epoch, from its `counts` over all workers, on any device."""
+
+
+def forget(helpers: nn.Module) -> None:
+    """Let what a teacher has set be set again by the one that takes over."""
+    for module in helpers.modules():
+        if isinstance(module, Calibrated):
+            module.known.fill_(module.given)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raykd.errors import ConfigError
 from raykd.methods import maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.roles import Calibrated
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 
@@ -37,10 +38,8 @@ class Projector(nn.Module):
         return self.layers(student)
 
 
-class Classifier(nn.Linear):
+class Classifier(nn.Linear, Calibrated):
     """The teacher's classifier, fixed, and whether the teacher has set it yet."""
-
-    known: Tensor
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__(width, classes)

@@ -20,6 +20,7 @@ from raykd.methods.base import (
     precise,
     soft_cross_entropy,
 )
+from raykd.methods.roles import Calibrated
 from raykd.types import Batch, Outputs, Shapes
 
 EPSILON = 1e-7  # of the official training code
@@ -48,16 +49,16 @@ def to_sphere(logits: Tensor, radius: Tensor | float) -> Tensor:
     return radius * logits / logits.norm(dim=1, keepdim=True).clamp_min(EPSILON)
 
 
-class Radius(nn.Module):
+class Radius(Calibrated):
     """The radius of the sphere, and whether the teacher has set it yet; buffers, not trained."""
 
     value: Tensor
-    known: Tensor
 
     def __init__(self, value: float | None) -> None:
         super().__init__()
+        self.given = value is not None
         self.register_buffer("value", torch.tensor(1.0 if value is None else value))
-        self.register_buffer("known", torch.tensor(value is not None))
+        self.register_buffer("known", torch.tensor(self.given))
 
 
 class SKD(Method):

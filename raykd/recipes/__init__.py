@@ -4,14 +4,21 @@ How a run is carried out (workers, GPUs, paths, logging) is no part of them. Rec
 value, so a change in the teacher's learning rate changes the name of everything downstream.
 """
 
+from raykd.recipes.logits import LogitsRun
 from raykd.recipes.optim import Optim
-from raykd.recipes.student import PreludeRun, StudentRun, training_of
-from raykd.recipes.teacher import LogitsRun, TeacherRun
+from raykd.recipes.rco import RCO, Search, Sought
+from raykd.recipes.student import AnyTeacher, PreludeRun, StudentRun, training_of
+from raykd.recipes.teacher import TeacherRun
 
 __all__ = [
+    "RCO",
+    "AnyTeacher",
+    "Asked",
     "LogitsRun",
     "Optim",
     "PreludeRun",
+    "Search",
+    "Sought",
     "StudentRun",
     "TeacherRun",
     "Training",
@@ -19,3 +26,4 @@ __all__ = [
 ]
 
 Training = TeacherRun | PreludeRun | StudentRun  # what the loop trains
+Asked = StudentRun | Sought  # what an experiment can ask for

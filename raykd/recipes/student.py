@@ -1,32 +1,40 @@
 """What determines a student, and the training that some methods have done before."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from raykd.data.images import Data
 from raykd.data.mixing import Mix
 from raykd.data.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude
-from raykd.methods.base import Method, Schedule, at
+from raykd.methods.base import Schedule, at
 from raykd.methods.label_only import LabelOnly
+from raykd.recipes.agreement import check_student
+from raykd.recipes.logits import LogitsRun
 from raykd.recipes.optim import Optim, Precision
-from raykd.recipes.teacher import LogitsRun, Network, TeacherRun
+from raykd.recipes.teacher import Network, TeacherRun
 from raykd.record import Record
 from raykd.teachers.route import Route
 from raykd.types import CACHEABLE, Look, Signal
 
 
 class StudentRun(Record):
-    """One student: what is trained, on what, by which method, from which teacher."""
+    """One student: what is trained, on what, by which method, from which teacher.
+
+    Its teacher may be a student itself: the assistant of a chain (TAKD, Mirzadeh et al. 2020, arXiv
+    1902.03393). And it may go on `after` another one: the stage before in route constrained
+    optimisation, whose weights it begins with.
+    """
 
     kind: ClassVar[str] = "students"
 
     model: Network
     data: Data
-    teacher: TeacherRun | None = None
+    teacher: "AnyTeacher | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
+    after: "StudentRun | None" = None  # whose weights it begins with; None: random ones
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # of the labels' cross entropy; None: the method's own
     optim: Optim = Optim()
@@ -41,60 +49,8 @@ class StudentRun(Record):
 
     @model_validator(mode="after")
     def _check(self) -> "StudentRun":
-        needs, name = self.method.needs(), self.method.label
-        if self.teacher is None and (needs or self.method.prelude()):
-            raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
-        if self.source == "cache" and needs & ~CACHEABLE:
-            raise ValueError(
-                f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
-                "leave run.source out, or set it to live"
-            )
-        if self.method.mixing() and self.data.augment.mix:
-            raise ValueError(
-                f"method {name!r} mixes the samples itself; leave run.data.augment.mix out"
-            )
-        if Signal.PREACTIVATIONS in needs or _prelude_needs(self.method) & Signal.PREACTIVATIONS:
-            for model in (self.model, self.teacher.model if self.teacher else ""):
-                if "/" in model:
-                    raise ValueError(
-                        f"method {name!r} reads what stages are before their last ReLU, which "
-                        f"{model} does not say; choose another method, or networks of "
-                        "`raykd show models` whose names have no slash"
-                    )
-        if self.method.trains_teacher() and self.route is not None:
-            raise ValueError(
-                f"method {name!r} trains the teacher, and a route would change it on the way; "
-                "leave run.route out"
-            )
-        if isinstance(self.method, LabelOnly) and self.label_weight is not None:
-            raise ValueError(
-                "label_weight scales the only loss of method 'label_only'; leave it out, or give "
-                "the weight with the method that it is for"
-            )
-        if isinstance(self.views, int) and self.views < 1:
-            raise ValueError(f"views: {self.views} is not a number of views; use 1 or more")
-        self._check_route()
+        check_student(self)
         return self
-
-    def _check_route(self) -> None:
-        """Raise `ValueError` where the route asks for what teacher or student do not have."""
-        if self.route is None:
-            return
-        if self.teacher is None:
-            raise ValueError("a route leads through a teacher's epochs; add run.teacher")
-        saved = self.teacher.anchors()
-        for anchor in self.route.anchors:
-            if anchor > saved[-1]:
-                raise ValueError(f"anchor {anchor} lies beyond the teacher's {saved[-1]} epochs")
-            if anchor not in saved:
-                raise ValueError(
-                    f"anchor {anchor} is not among the teacher's saved epochs {list(saved)}; "
-                    "choose teacher.save_every so that it is"
-                )
-        if self.route.starts[-1] >= self.optim.epochs:
-            raise ValueError(
-                f"the last anchor starts at epoch {self.route.starts[-1]} of {self.optim.epochs}"
-            )
 
     def cached(self) -> bool:
         """Whether the teacher's outputs come from a cache."""
@@ -140,6 +96,14 @@ class StudentRun(Record):
             seed=0 if alone else self.seed,
         )
 
+    def anchors(self) -> tuple[int, ...]:
+        """The epochs at which its weights are saved: as a teacher it is a route of one."""
+        return (self.optim.epochs,)
+
+    def stages(self) -> tuple["StudentRun", ...]:
+        """The students that it goes on after, in order, and itself."""
+        return (*(self.after.stages() if self.after else ()), self)
+
     def view_count(self) -> int:
         """How many different views the epochs go through."""
         distinct = self.shown().augment.views() if self.views == "all" else self.views
@@ -150,9 +114,10 @@ class StudentRun(Record):
         return epoch % self.view_count()
 
     def anchor_at(self, epoch: int) -> int:
-        """The teacher's epoch that supervises a student epoch (from 0)."""
-        assert self.teacher is not None
-        return self.route.at(epoch) if self.route else self.teacher.anchors()[-1]
+        """The teacher's epoch that supervises a student epoch (from 0); 0 without a teacher."""
+        if self.route is not None:
+            return self.route.at(epoch)
+        return self.teacher.anchors()[-1] if self.teacher is not None else 0
 
     def label_weight_at(self, epoch: int) -> float:
         """The weight of the labels' cross entropy in an epoch (from 0)."""
@@ -182,6 +147,18 @@ class StudentRun(Record):
             precision=self.teacher_precision,
         )
 
+    def validation_logits(self, anchor: int) -> LogitsRun:
+        """The cache of what the teacher of one epoch says about the validation images."""
+        assert self.teacher is not None
+        return LogitsRun(
+            teacher=self.teacher,
+            anchor=anchor,
+            data=self.data.held_out(),
+            split="validation",
+            embedding=Signal.EMBEDDING in self.method.needs(),
+            precision=self.teacher_precision,
+        )
+
 
 class PreludeRun(Record):
     """Training that comes before some methods' own: a paraphraser, or a student's first stages.
@@ -192,7 +169,7 @@ class PreludeRun(Record):
     kind: ClassVar[str] = "preludes"
 
     model: Network | None  # None: the student has no part in it
-    teacher: TeacherRun
+    teacher: "AnyTeacher"
     data: Data
     method: AnyPrelude  # pyright: ignore[reportInvalidTypeForm]
     optim: Optim
@@ -217,6 +194,22 @@ class PreludeRun(Record):
         return run.model_copy(update={"method": self.method})
 
 
+def _kind_of_teacher(value: Any) -> str:
+    """The class of a teacher: one that has a teacher itself is a student."""
+    if isinstance(value, dict):
+        value = StudentRun if value.get("teacher") else TeacherRun
+        return value.__name__
+    return type(value).__name__
+
+
+AnyTeacher = Annotated[
+    Annotated[TeacherRun, Tag("TeacherRun")] | Annotated[StudentRun, Tag("StudentRun")],
+    Discriminator(_kind_of_teacher),
+]
+for _record in (LogitsRun, StudentRun, PreludeRun):
+    _record.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher, "StudentRun": StudentRun})
+
+
 def training_of(teacher: TeacherRun) -> StudentRun:
     """The training of a teacher, which is that of a student who has no teacher."""
     return StudentRun(
@@ -226,9 +219,3 @@ def training_of(teacher: TeacherRun) -> StudentRun:
         precision=teacher.precision,
         seed=teacher.seed,
     )
-
-
-def _prelude_needs(method: Method) -> Signal:
-    """The signals that what comes before a method reads."""
-    before = method.prelude()
-    return before.method.needs() if before else Signal(0)

@@ -66,7 +66,9 @@ def print_recipe(experiment: "Experiment", teller: "Teller") -> None:
     """What will be run, in full: the first student, and which keys the others differ in."""
     import yaml
 
-    runs = [run.plain() for run in experiment.runs]
+    from raykd.experiment import basis
+
+    runs = [basis(run).plain() for run in experiment.runs]
     if not runs:
         raise ConfigError("experiment.grid: no student is left")
     teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")

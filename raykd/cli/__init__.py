@@ -1,0 +1,28 @@
+"""The command line.
+
+Exit status: 0 done, 1 an unexpected failure, 2 the experiment or the command cannot be read,
+3 images cannot be used, 4 a cache is of another recipe, 5 a file is damaged or missing, 6 not
+enough disk or processors, 7 workers failed, 130 stopped by Ctrl-C. What was finished is kept in
+every case, and the same command goes on from there.
+"""
+
+import click
+
+from raykd import __version__
+from raykd.cli import look, work
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="raykd")
+def main() -> None:
+    """Distil image classifiers from a cache of the teacher's outputs, on Ray.
+
+    An EXPERIMENT is a YAML file; OVERRIDES change single keys of it: run.seed=3, scale.workers=4,
+    data.path=/data/images.
+    """
+
+
+for _command in (work.run, work.plan, work.precompute, look.show, look.verify):
+    main.add_command(_command)
+for _command in (look.report_command, look.schema):
+    main.add_command(_command)

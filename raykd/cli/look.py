@@ -1,0 +1,135 @@
+"""The commands that look at what there is: show, verify, report, schema."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from raykd.cli.shared import (
+    EXPERIMENT,
+    JSON,
+    OVERRIDES,
+    STORE,
+    print_json,
+    print_rows,
+    resolved_experiment,
+    speaking,
+    wide_console,
+)
+
+SHOWN = ["teachers", "caches", "preludes", "students", "methods", "models", "datasets"]
+
+
+@click.command()
+@click.argument("what", type=click.Choice(SHOWN))
+@STORE
+@JSON
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a table in Markdown.")
+@speaking
+def show(what: str, store: Path, as_json: bool, as_markdown: bool) -> None:
+    """List what is in the store, or what an experiment can name."""
+    from raykd.catalogue import catalogue, markdown
+    from raykd.store import Store
+
+    rows = catalogue(what, Store(store))
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        click.echo(f"no {what} in {Store(store).root}")
+    elif as_markdown:
+        click.echo(markdown(rows))
+    else:
+        print_rows(rows)
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path), required=False)
+@OVERRIDES
+@STORE
+@click.option("--rows", default=256, show_default=True, help="Random rows to ask of the teacher.")
+@JSON
+@speaking
+def verify(
+    experiment: Path | None, overrides: tuple[str, ...], store: Path, rows: int, as_json: bool
+) -> None:
+    """Check every shard's checksum, and random rows against the live teacher.
+
+    Looks at the caches of EXPERIMENT, or at every cache of the store.
+    """
+    from raykd.catalogue import verify_caches
+    from raykd.engine.prepare import serving
+    from raykd.engine.routes import so_far
+    from raykd.plan import plan as plan_of
+    from raykd.store import Store
+
+    chosen = None
+    if experiment is not None:
+        resolved, place, _ = resolved_experiment(experiment, overrides, store)
+        students, measured = so_far(place, resolved.runs)
+        jobs = plan_of(students, caches=measured).caches
+        chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in jobs))
+    results, errors = verify_caches(Store(store), chosen, rows)
+    if as_json:
+        print_json({"caches": results, "errors": [str(error) for error in errors]})
+    else:
+        for line in results:
+            click.echo(
+                f"{line['fingerprint']}  {line['teacher']}, {line['split']}: {line['views']} "
+                f"views, {line['shards']} shards whole; {line['rows']} rows asked again: largest "
+                f"difference {line['difference']:.2g}, mean KL {line['kl']:.2g} nats, same answer "
+                f"{100 * line['agreement']:.2f} %"
+            )
+        for error in errors:
+            click.echo(f"error: {error}", err=True)
+        if not results and not errors:
+            click.echo(f"no caches in {Store(store).root}")
+    if errors:
+        sys.exit(errors[0].code)
+
+
+@click.command(name="report")
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@click.option("--output", type=click.Path(path_type=Path), help="The page; reports/ of the store.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@JSON
+@speaking
+def report_command(
+    experiment: Path,
+    overrides: tuple[str, ...],
+    store: Path,
+    output: Path | None,
+    markdown: bool,
+    as_json: bool,
+) -> None:
+    """Write the page of an experiment's results, finished or not, and print its table."""
+    from raykd import report
+
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    summary = report.gather(place, resolved)
+    page = output or place.root / "reports" / f"{resolved.name}.html"
+    report.write_page(summary, page)
+    if as_json:
+        print_json(report.to_json(summary) | {"page": str(page)})
+    elif markdown:
+        click.echo(report.to_markdown(summary))
+    else:
+        wide_console().print(report.console_table(summary))
+    teller.say(f"page: {page}")
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), help="A file; standard output if not.")
+@speaking
+def schema(output: Path | None) -> None:
+    """Write the JSON schema by which editors complete and check experiment files."""
+    from raykd.experiment import schema as schema_of
+    from raykd.store import write_atomic
+
+    text = json.dumps(schema_of(), indent=2) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(output, text.encode())

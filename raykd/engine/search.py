@@ -1,0 +1,111 @@
+"""The greedy search for a route's anchors: distances between checkpoints, and what follows.
+
+Shapes: V validation images, C classes.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raykd.data.images import open_images
+from raykd.data.loader import Views
+from raykd.engine import prepare
+from raykd.engine.evaluate import BATCH
+from raykd.engine.host import LocalHost
+from raykd.engine.journal import Journal
+from raykd.engine.learner import Learner
+from raykd.engine.routes import (
+    Decision,
+    anchors_of,
+    is_complete,
+    read_decisions,
+    write_decisions,
+)
+from raykd.errors import ConfigError
+from raykd.methods.roles import Shared
+from raykd.recipes import Search
+from raykd.record import fingerprint
+from raykd.store import Store
+from raykd.teachers.route import farthest, hardness
+from raykd.teachers.source import Source
+
+
+def decide(store: Store, search: Search, device: torch.device) -> None:
+    """Measure the student of the last stage, which is finished, and choose the next anchor."""
+    decisions = read_decisions(store, search)
+    if is_complete(search, decisions):
+        return
+    anchors, candidates = anchors_of(search, decisions), search.candidates()
+    current = anchors[-1]
+    far = distances(store, search, anchors, device)
+    ratios = {anchor: hardness(far[current], value) for anchor, value in far.items()}
+    final_stage = search.at_most is not None and len(anchors) + 1 >= search.at_most
+    chosen = candidates[-1] if final_stage else farthest(ratios, current, search.threshold)
+    student = fingerprint(search.stage(anchors))
+    decisions.append(Decision(current, student, far, ratios, chosen))
+    write_decisions(store, search, decisions)
+    if is_complete(search, decisions):
+        store.finish(search)
+
+
+def distances(
+    store: Store, search: Search, anchors: tuple[int, ...], device: torch.device
+) -> dict[int, float]:
+    """From the student of these stages to its last anchor, and to every later checkpoint.
+
+    `kl`: the mean over validation images of KL(teacher || student) at the search's temperature,
+    in nats. `loss`: the method's own loss on them.
+    """
+    run = search.stage(anchors)
+    views = prepare.validation(store, run, device)
+    assert views is not None, "a search has validation images"
+    learner = _trained(store, search, anchors, device)
+    later = [anchor for anchor in search.candidates() if anchor >= anchors[-1]]
+    teachers = {anchor: prepare.validator(store, run, anchor, device) for anchor in later}
+    if search.measure == "loss":
+        epoch = run.optim.epochs - 1  # whose weights the loss has
+        return {anchor: _loss(learner, views, teachers[anchor], epoch) for anchor in later}
+    sums = dict.fromkeys(later, 0.0)
+    with torch.no_grad():
+        for batch in views.runs(torch.arange(len(views.images)), BATCH):
+            student = learner.student(batch.pixels)
+            for anchor, teacher in teachers.items():
+                sums[anchor] += _divergence(teacher(batch).logits, student, search.temperature)
+    return {anchor: value / len(views.images) for anchor, value in sums.items()}
+
+
+def _trained(
+    store: Store, search: Search, anchors: tuple[int, ...], device: torch.device
+) -> Learner:
+    """The finished student of some stages and its helpers, in evaluation mode."""
+    run = search.stage(anchors)
+    following = run.model_copy(update={"after": run})  # which begins with what it ended with
+    host = LocalHost(Journal(store.path(run)), device)
+    targets = open_images(store, run.data)[0].targets
+    learner = prepare.learner(store, following, host, targets)
+    remembers = any(isinstance(module, Shared) for module in learner.helpers.modules())
+    if search.measure == "loss" and remembers:
+        raise ConfigError(
+            f"method {run.method.label!r} remembers training samples, so its loss is no "
+            "measure on others; use rco.measure: kl"
+        )
+    return learner.eval()
+
+
+def _loss(learner: Learner, views: Views, teacher: Source, epoch: int) -> float:
+    """The mean of a method's loss over images, batch by batch."""
+    total = 0.0
+    for batch in views.runs(torch.arange(len(views.images)), BATCH):
+        losses, _ = learner(replace(batch, epoch=epoch), teacher(batch), 0.0)
+        own = [loss.detach().double() for name, loss in losses.items() if name != "label"]
+        total += float(torch.stack(own).sum()) * len(batch.ids)
+    return total / len(views.images)
+
+
+def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> float:
+    """The sum over images of KL(teacher || student) of logits [V, C], in float64."""
+    wanted = (teacher.double() / temperature).log_softmax(1)
+    found = (student.double() / temperature).log_softmax(1)
+    return float(F.kl_div(found, wanted, reduction="sum", log_target=True))

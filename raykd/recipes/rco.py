@@ -1,0 +1,154 @@
+"""Route constrained optimisation: a student that learns from a teacher's checkpoints in turn.
+
+Jin et al. 2019, arXiv 1904.09149 (ICCV). Easy checkpoints come first, the trained teacher last.
+Every stage of a multi-stage route is a student of its own that goes on after the one before, so
+routes that begin alike share their first stages.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from raykd.methods.base import Looks
+from raykd.recipes.agreement import check_student
+from raykd.recipes.student import StudentRun
+from raykd.record import Record
+from raykd.teachers.route import Route, equal_by_count, equal_by_interval
+
+Stages = Literal["multi_stage", "one_stage"]
+Measure = Literal["auto", "kl", "loss"]
+_ANCHORS = 4  # what a greedy search typically ends with
+_REGRESSION = ("fitnet", "mimic_embedding", "mimic_logits")  # hint and mimic learning
+
+
+class RCO(Record):
+    """How a route is chosen, as `run.rco` of an experiment file says it.
+
+    `select: equal` takes checkpoints at equal intervals of the teacher's epochs. `select: greedy`
+    goes to the farthest checkpoint whose relative hardness is at most `threshold`, each time after
+    a stage of training; it needs `run.data.validation`. The paper's threshold, its temperature
+    and the direction of its divergence were not seen: those are decided here, as are the number
+    of anchors by default and the epochs of a stage (`run.optim`).
+    """
+
+    select: Literal["equal", "greedy"] = "equal"
+    anchors: int | None = Field(default=None, ge=1)  # equal: how many (4); greedy: at most
+    interval: int | None = Field(default=None, ge=1)  # of the teacher's epochs, in place of those
+    stages: Stages = "multi_stage"  # a schedule for each anchor, or one schedule for all
+    threshold: float = Field(default=1.6, gt=0)  # of the relative hardness r
+    temperature: float = Field(default=1.0, gt=0)  # of the divergence that measures distances
+    measure: Measure = "auto"  # of distances; auto: the loss for hint and mimic learning, else kl
+
+    @model_validator(mode="after")
+    def _check(self) -> "RCO":
+        if self.interval is not None and (self.anchors is not None or self.select == "greedy"):
+            raise ValueError("interval goes with select: equal, and stands in place of anchors")
+        return self
+
+    def students(self, run: StudentRun) -> "StudentRun | Sought":
+        """The student that learns along the route, or the search that is to find it first.
+
+        With one anchor, or nothing of the teacher's to read, it is the student as it is. Raises
+        `ValueError` where teacher and route do not suit each other.
+        """
+        if not run.method.needs():
+            return run
+        if run.teacher is None or run.route is not None:
+            raise ValueError("rco chooses the route through a teacher: add run.teacher, and leave "
+                             "run.route out")  # fmt: skip
+        saved = run.teacher.anchors()
+        if self.select == "greedy" and len(saved) > 1 and self.anchors != 1:
+            measure = self.measure
+            if measure == "auto":
+                measure = "loss" if run.method.name in _REGRESSION else "kl"
+            search = Search(
+                student=run,
+                threshold=self.threshold,
+                temperature=self.temperature,
+                measure=measure,
+                at_most=self.anchors,
+            )
+            return Sought(search, self.stages)
+        if self.select == "greedy":
+            return run
+        if self.interval is not None:
+            return along(run, equal_by_interval(saved, self.interval), self.stages)
+        return along(run, equal_by_count(saved, self.anchors or _ANCHORS), self.stages)
+
+
+class Search(Record):
+    """A greedy search for anchors, by the training of a student from one to the next."""
+
+    kind: ClassVar[str] = "searches"
+
+    student: StudentRun  # without a route
+    threshold: float
+    temperature: float
+    measure: Literal["kl", "loss"]
+    at_most: int | None  # anchors
+
+    @model_validator(mode="after")
+    def _check(self) -> "Search":
+        if self.student.data.validation is None:
+            raise ValueError(
+                "the greedy choice of anchors measures on images that nothing is trained on; add "
+                "run.data.validation, such as 0.2: the share that the experiment holds out"
+            )
+        if self.measure == "loss" and self.student.method.looks() != Looks():
+            raise ValueError(
+                f"method {self.student.method.label!r} reads several looks at a sample, so its "
+                "loss is no measure between checkpoints; use rco.measure: kl"
+            )
+        return self
+
+    def candidates(self) -> tuple[int, ...]:
+        """The teacher's saved epochs, of which the first is the first anchor."""
+        assert self.student.teacher is not None
+        return self.student.teacher.anchors()
+
+    def stage(self, anchors: tuple[int, ...]) -> StudentRun:
+        """The student after the stages of these anchors."""
+        return along(self.student, anchors, "multi_stage")
+
+
+@dataclass(frozen=True)
+class Sought:
+    """The student of a route that a search has still to find."""
+
+    search: Search
+    stages: Stages
+
+    def along(self, anchors: tuple[int, ...]) -> StudentRun:
+        """The student itself, once the anchors are known."""
+        return along(self.search.student, anchors, self.stages)
+
+
+def along(run: StudentRun, anchors: tuple[int, ...], stages: Stages) -> StudentRun:
+    """The student that learns from these of its teacher's epochs in turn.
+
+    `multi_stage`: a stage for each, with the run's whole schedule and a fresh optimiser, from the
+    weights of the stage before. `one_stage`: one schedule, of which each has an equal share; of
+    more anchors than epochs some are left out.
+    Raises `ValueError` where teacher and route do not suit each other.
+    """
+    assert run.teacher is not None
+    last, epochs = run.teacher.anchors()[-1], run.optim.epochs
+    if stages == "one_stage" and len(anchors) > 1:
+        count = len(anchors)
+        if count > epochs:  # an epoch each, spread over all and with the last at the end
+            anchors = tuple(anchors[-(-(e + 1) * count // epochs) - 1] for e in range(epochs))
+        starts = tuple(number * epochs // len(anchors) for number in range(len(anchors)))
+        return _checked(run, Route(anchors=anchors, starts=starts), None)
+    stage: StudentRun | None = None
+    for anchor in anchors:
+        route = None if anchor == last else Route(anchors=(anchor,))
+        stage = _checked(run, route, stage)
+    assert stage is not None
+    return stage
+
+
+def _checked(run: StudentRun, route: Route | None, after: StudentRun | None) -> StudentRun:
+    changed = run.model_copy(update={"route": route, "after": after})
+    check_student(changed)
+    return changed
