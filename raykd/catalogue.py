@@ -10,10 +10,11 @@ from raykd.engine.compare import compare
 from raykd.engine.fit import default_device
 from raykd.engine.journal import RESULT
 from raykd.engine.prepare import open_cache
+from raykd.engine.routes import anchors_of, read_decisions
 from raykd.errors import CacheCorrupt, RaykdError
 from raykd.methods import METHODS
 from raykd.models import NETWORKS, parameter_count
-from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun
+from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
 from raykd.teachers.manifest import read_manifest
@@ -29,6 +30,7 @@ def catalogue(what: str, store: Store) -> list[Row]:
         "caches": lambda: _caches(store),
         "preludes": lambda: _preludes(store),
         "students": lambda: _students(store),
+        "searches": lambda: _searches(store),
         "methods": _methods,
         "models": _models,
         "datasets": _datasets,
@@ -152,6 +154,25 @@ def _students(store: Store) -> list[Row]:
                 "epochs": run.optim.epochs,
                 "top1": round(result["last"]["top1"], 2),
                 "agreement": round(result["last"].get("agreement", float("nan")), 2),
+            }
+        )
+    return rows
+
+
+def _searches(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(Search.kind):
+        run = Search.model_validate_json((folder / "recipe.json").read_text())
+        decisions = read_decisions(store, run)
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "method": run.student.method.label,
+                "model": run.student.model,
+                "teacher": run.student.teacher.model if run.student.teacher else "",
+                "seed": run.student.seed,
+                "threshold": run.threshold,
+                "anchors": " ".join(map(str, anchors_of(run, decisions))),
             }
         )
     return rows

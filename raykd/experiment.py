@@ -3,6 +3,8 @@
 data:     # where the images are; never hashed
 run:      # one student, with its teacher: what determines the result
 grid:     # dotted keys of `run`, each with a list of values: every combination is a student
+search:   # dotted keys of `run`, each with numbers or values to draw from, in a sweep
+sweep:    # how a sweep draws, and which trials it stops early
 scale:    # how the work is spread; never hashed
 """
 
@@ -19,6 +21,7 @@ from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, Te
 from raykd.record import Record
 from raykd.registry import nearest
 from raykd.shorthand import read_student, record
+from raykd.space import Domain, Space, Sweep, read_space
 from raykd.tree import PARTS, laid_out, override, read_yaml, value_at
 
 
@@ -55,6 +58,8 @@ class ExperimentFile(Record):
     data: Where = Where()
     run: StudentRun
     grid: dict[str, list[Any]] = Field(default_factory=dict)
+    search: dict[str, Domain] = Field(default_factory=dict)
+    sweep: Sweep = Sweep()
     scale: Scale = Scale()
 
 
@@ -63,9 +68,10 @@ class Experiment:
     """A named set of students, and how to carry them out."""
 
     name: str
-    runs: tuple[Asked, ...]
+    runs: tuple[Asked, ...]  # of a search: the base alone
     scale: Scale
     where: Where = field(default_factory=Where)
+    space: Space | None = None  # what the runs were laid out from, or are to be drawn from
 
     def students(self) -> tuple[StudentRun, ...]:
         """Those whose route is known from the beginning."""
@@ -108,7 +114,7 @@ def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment in YAML text."""
     tree = read_yaml(text)
     if not isinstance(tree, dict):
-        raise ConfigError("experiment: expected the keys run, grid, scale and data")
+        raise ConfigError(f"experiment: expected the keys {', '.join(PARTS)}")
     for setting in overrides:
         override(tree, setting)
     for key in tree:
@@ -125,11 +131,12 @@ def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Experiment:
     if not isinstance(grid, dict):
         raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
     runs = tuple(read_student(run) for run in laid_out(tree["run"], grid))
+    space = read_space(tree["run"], grid, tree.get("search") or {}, tree.get("sweep") or {})
     for rule in scale.rules:
         for key in rule.match:
             if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
                 raise ConfigError(f"experiment.scale.rules: {key}: no student has such a key")
-    return Experiment(name, runs, scale, where)
+    return Experiment(name, runs, scale, where, space)
 
 
 def basis(run: Asked) -> StudentRun:

@@ -12,14 +12,22 @@ from raykd.experiment import Experiment
 from raykd.recipes import AnyTeacher, Asked, StudentRun
 from raykd.store import Store, write_atomic
 
+Digests = dict[tuple[str, int | None], str]  # of images, by dataset and resize
+
 
 def resolve(
-    experiment: Experiment, store: Store, say: Callable[[str], None] = lambda text: None
+    experiment: Experiment,
+    store: Store,
+    say: Callable[[str], None] = lambda text: None,
+    digests: Digests | None = None,
 ) -> Experiment:
-    """The experiment with what only files can tell: digests, classes, sizes, weights."""
+    """The experiment with what only files can tell: digests, classes, sizes, weights.
+
+    `digests` are those that are known already; what is read is added to them.
+    """
     path = experiment.where.path
     root = Path(path).expanduser() if path is not None else None
-    digests: dict[tuple[str, int | None], str] = {}  # files are read once, however many recipes
+    digests = {} if digests is None else digests  # files are read once, however many recipes
 
     def data(value: Data) -> Data:
         source = (value.name, value.resize)

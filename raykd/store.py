@@ -4,6 +4,9 @@
     root/caches/<fingerprint>/     shards, manifest.json
     root/preludes/<fingerprint>/   what some methods have trained before, and its helpers
     root/students/<fingerprint>/   weights.safetensors, metrics.jsonl, result.json
+    root/searches/<fingerprint>/   decisions.json: the anchors that a greedy search chose, and why
+    root/sweeps/<name>/            a sheet per trial; results.csv, results.arrow
+    root/tune/<name>/              Ray Tune's own notes, and TensorBoard's files
     root/images/<digest>/          decoded pixels and labels
     root/weights/<digest>.*        copies of weights files that experiments named
     root/reports/                  pages

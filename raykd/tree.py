@@ -11,7 +11,7 @@ import yaml
 from raykd.errors import ConfigError
 from raykd.registry import nearest
 
-PARTS = ("data", "run", "grid", "scale")
+PARTS = ("data", "run", "grid", "search", "sweep", "scale")
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,10 +52,14 @@ def override(tree: dict[str, Any], text: str) -> None:
         raise ConfigError(f"{key}: no such key{nearest(part, PARTS) or '; begin with run.'}")
     if not inner:
         tree[part] = value
-    elif part == "grid":
-        tree["grid"] = {**(tree.get("grid") or {}), inner: value}
-    elif part == "run" and any(_within(inner, str(axis)) for axis in tree.get("grid") or {}):
-        raise ConfigError(f"{key}: the grid varies this key; override grid.{key}=[...] instead")
+    elif part in ("grid", "search"):
+        tree[part] = {**(tree.get(part) or {}), inner: value}
+    elif part == "run":
+        for varied in ("grid", "search"):
+            if any(_within(inner, str(axis)) for axis in tree.get(varied) or {}):
+                what = f"override {varied}.{key}=[...] instead"
+                raise ConfigError(f"{key}: the {varied} varies this key; {what}")
+        _put(tree, key, value)
     else:
         _put(tree, key, value)
 

@@ -19,7 +19,7 @@ LEVELS = [
     "types errors record registry bits store arrow",
     "models methods",
     "data teachers",
-    "recipes plan explain shorthand tree experiment resolve",
+    "recipes plan explain shorthand space tree experiment resolve",
     "engine",
     "launch report progress catalogue",
     "cli",

@@ -22,7 +22,7 @@ def main() -> None:
     """
 
 
-for _command in (work.run, work.plan, work.precompute, look.show, look.verify):
+for _command in (work.run, work.sweep, work.plan, work.precompute, look.show, look.verify):
     main.add_command(_command)
 for _command in (look.report_command, look.schema):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""The commands that work: run, plan, precompute."""
+"""The commands that work: run, sweep, plan, precompute."""
 
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from raykd.cli.shared import (
     print_recipe,
     resolved_experiment,
     speaking,
+    trials_of,
     wide_console,
 )
+from raykd.errors import ConfigError
 
 
 @click.command()
@@ -31,6 +33,8 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
     from raykd.progress import clock
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    if resolved.space is not None and resolved.space.search:
+        raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
     print_recipe(resolved, teller)
     with teller.showing():
         outcome = carry_out(resolved, place, teller)
@@ -47,6 +51,45 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
         print_json(report.to_json(summary) | {"work": work, "page": str(page)})
     else:
         wide_console().print(report.console_table(summary))
+
+
+@click.command()
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@click.option("--fresh", is_flag=True, help="Forget the trials of before; what they made stays.")
+@JSON
+@speaking
+def sweep(
+    experiment: Path, overrides: tuple[str, ...], store: Path, fresh: bool, as_json: bool
+) -> None:
+    """Go through a grid or a search with Ray Tune, and write a table and a page.
+
+    The same command goes on where a sweep was stopped.
+    """
+    from raykd import report
+    from raykd.engine.sweeps import asked_by
+    from raykd.launch.sweep import raise_failures
+    from raykd.launch.sweep import sweep as sweep_of
+    from raykd.progress import clock
+
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    print_recipe(resolved, teller)
+    swept = sweep_of(resolved, place, teller, fresh=fresh)
+    whole, sheets = asked_by(resolved, place)
+    summary = report.gather(place, whole, trials_of(place, sheets))
+    page = place.root / "reports" / f"{resolved.name}.html"
+    report.write_page(summary, page)
+    states = ("finished", "stopped", "failed")
+    counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
+    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
+    teller.say(f"page: {page}; table: {swept.results}")
+    if as_json:
+        files = {"page": str(page), "results": str(swept.results)}
+        print_json(report.to_json(summary) | files | {"tensorboard": str(swept.tensorboard)})
+    else:
+        wide_console().print(report.console_table(summary))
+    raise_failures(swept)
 
 
 @click.command()
@@ -94,6 +137,8 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
             f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
             f"{clock(seconds)} on workers like this machine"
         )
+        if resolved.space is not None and resolved.space.search:
+            click.echo("this is the first student alone; a sweep trains one like it for each draw")
         for search in resolved.searches():
             click.echo(
                 f"beside these, a search for anchors of {search.student.method.label} "

@@ -12,7 +12,7 @@ from raykd.data.images import Data, open_images, open_split
 from raykd.engine.caches import needed_bytes
 from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
-from raykd.engine.trial import forward_of, step_of
+from raykd.engine.rehearsal import forward_of, step_of
 from raykd.experiment import Experiment
 from raykd.plan import Plan
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of

@@ -119,7 +119,7 @@ class Crew:
     def _fill(self, build: CacheBuild) -> None:
         """Compute one cache's missing shards, and compare some rows with the live teacher."""
         run, rows = build.run, sum(len(part) for part in build.missing)
-        label = f"cache of {run.teacher.model}'s {run.split} logits"
+        label = f"cache of {run.teacher.model}'s {run.split} logits, epoch {run.anchor}"
         task = self._teller.task(label, rows, "row")
 
         def done(count: int) -> None:

@@ -81,7 +81,7 @@ def _check_chain(run: "StudentRun") -> None:
                 "give both the same"
             )
     method = getattr(assistant, "method", None)
-    if isinstance(method, Method) and method.released:
+    if isinstance(method, Method) and method.trains != "student":
         raise ValueError(
             f"a student of method {method.label!r} cannot be used without parts of its teacher, "
             "so it can teach no one; choose another method for it"

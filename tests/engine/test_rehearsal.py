@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raykd.data.images import open_images
-from raykd.engine.trial import step_of
+from raykd.engine.rehearsal import step_of
 from raykd.methods import METHODS
 from raykd.methods.sakd import SAKD
 from raykd.store import Store

@@ -1,0 +1,261 @@
+"""What a sweep costs beyond its students: the teacher's work once, whatever their number.
+
+    python experiments/bench_sweep.py            # both parts, some ten minutes on 2 cores
+    python experiments/bench_sweep.py --part cost --students 8
+    python experiments/bench_sweep.py --part leak --trials 64
+
+cost: CPU seconds of a whole sweep of M students of KD over one teacher (this process and all of
+Ray's), over those of the teacher, its views and M students that learn from the labels alone,
+trained here without Ray. What the cluster takes to start is left out of the ratio and stated; so
+is what a trial takes that finds its student made: the same sweep again, with nothing left to do.
+
+leak: many trials of a tiny student, with the object store, the open files and the memory of all
+processes, and the disk that the sweep takes, over time.
+"""
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import ray
+from benchmark import Row, show
+
+from raykd.engine.memory import keep_freed_memory
+from raykd.experiment import Experiment, Scale, parse
+from raykd.launch.cluster import connected
+from raykd.launch.pool import Pool, Unit
+from raykd.launch.sweep import sweep
+from raykd.launch.work import carry_out
+from raykd.progress import Teller
+from raykd.resolve import resolve
+from raykd.store import Store
+
+TICKS = os.sysconf("SC_CLK_TCK")
+COST = """
+run:
+  model: {student}
+  data: {{name: digits, holdout: 0.33, limit: 1000, augment: {{pad: 1}}}}
+  teacher:
+    model: resnet8x4
+    data: {{name: digits, holdout: 0.33, augment: {{pad: 1}}}}
+    optim: {{epochs: 16}}
+  method: {method}
+  optim: {{epochs: {epochs}, batch: 64}}
+  views: 9
+grid: {{run.seed: {seeds}}}
+scale: {{workers: 1, teacher_workers: 1}}
+"""
+TINY = """
+run:
+  model: resnet8
+  data: {{name: digits, holdout: 0.33, limit: 64, augment: {{pad: 1}}}}
+  teacher: {{model: resnet8, optim: {{epochs: 1}}}}
+  method: kd
+  optim: {{epochs: 2, batch: 64}}
+grid: {{run.seed: {seeds}}}
+scale: {{workers: 1}}
+"""
+
+
+@click.command()
+@click.option("--part", type=click.Choice(["cost", "leak", "both"]), default="both")
+@click.option("--students", default=8, show_default=True)
+@click.option("--network", default="resnet20", show_default=True)
+@click.option("--epochs", default=20, show_default=True)
+@click.option("--trials", default=64, show_default=True)
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the ratios there.")
+def main(
+    part: str, students: int, network: str, epochs: int, trials: int, target: Path | None
+) -> None:
+    """Measure, and print ratios of this one run."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if part in ("cost", "both"):
+            rows.append(cost(Path(folder) / "cost", students, network, epochs))
+        if part in ("leak", "both"):
+            rows += leak(Path(folder) / "leak", trials)
+    show("A sweep's cost beyond its students", rows, target)
+
+
+def cost(folder: Path, students: int, network: str, epochs: int) -> Row:
+    """The sweep's CPU seconds over those of its parts."""
+
+    def planned(method: str) -> Experiment:
+        values = {"student": network, "epochs": epochs, "seeds": list(range(students))}
+        return parse(COST.format(method=method, **values), f"bench-{method}")
+
+    quiet = Teller(quiet=True)
+    keep_freed_memory()
+    here, parts = Store(folder / "here"), {}
+    kd, alone = (resolve(planned(method), here) for method in ("kd", "label_only"))
+    scale = Scale()
+    warm = Store(folder / "warm")
+    one = Experiment("warm", resolve(planned("kd"), warm).runs[:1], scale)
+    carry_out(one, warm, quiet)  # imports and first calls are nobody's
+    for name, work in (
+        ("teacher and views", lambda: carry_out(_on(kd, scale), here, quiet, students=False)),
+        (
+            "label-only students",
+            lambda: carry_out(_on(_without_teacher(alone), scale), here, quiet),
+        ),
+    ):
+        before = tree_seconds()
+        work()
+        parts[name] = tree_seconds() - before
+    before = tree_seconds()
+    with connected(planned("kd").scale, quiet):
+        _wake()
+        started = tree_seconds() - before
+        there = Store(folder / "there")
+        laps = []
+        for fresh in (False, True, True):
+            before = tree_seconds()
+            sweep(planned("kd"), there, quiet, fresh=fresh)
+            laps.append(tree_seconds() - before)
+    overhead = statistics.mean(laps[1:])
+    work = sum(parts.values())
+    note = (
+        f"sweep of {students} {network}: {laps[0]:.1f} CPU s, of which {overhead:.1f} s "
+        f"({overhead / students:.1f} s a trial) are what it takes when all is made; over "
+        + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+        + f"; the cluster's start {started:.1f} s apart"
+    )
+    return Row("sweep / (teacher + views + M label-only)", (laps[0] - overhead) / work, 1.15,
+               "lower", note)  # fmt: skip
+
+
+def leak(folder: Path, trials: int) -> list[Row]:
+    """What is held after the last trials, over what was held after the first ones."""
+    store = Store(folder)
+    experiment = parse(TINY.format(seeds=list(range(trials))), "leak")
+    with connected(experiment.scale, lambda text: None):
+        watch = Watch(store.root)
+        swept = sweep(experiment, store, Teller())
+        watch.stop()
+    assert swept.count("finished") == trials, "a trial failed"
+    seen = [sample for sample in watch.samples if sample.trials >= min(8, trials // 4)]
+    first, last = seen[0], seen[-1]
+    per = max(1, last.trials - first.trials)
+    rows = []
+    for name, unit in (("objects", "MB"), ("files", "open files"), ("memory", "MB")):
+        a, b = getattr(first, name), getattr(last, name)
+        note = f"{a:.1f} {unit} after {first.trials} trials, {b:.1f} after {last.trials}"
+        rows.append(Row(f"{name}: after the last over after the first trials", b / max(a, 1e-9) if a
+                        else 1.0 + b, None, "lower", note))  # fmt: skip
+    disk = (last.disk - first.disk) / per
+    note = f"{disk:.3f} MB a trial, its weights, metrics and Tune's notes"
+    rows.append(Row("disk: MB of the store a trial", disk, None, "lower", note))
+    return rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is held at one moment."""
+
+    trials: int  # finished
+    objects: float  # MB in the object store
+    files: float  # open, of this process and all below it
+    memory: float  # MB resident, of the same
+    disk: float  # MB of the store
+
+
+class Watch(threading.Thread):
+    """Looks every few seconds."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(daemon=True)
+        self.root, self.samples, self._done = root, [], threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._done.wait(2.0):
+            self.samples.append(self.look())
+
+    def stop(self) -> None:
+        """Look once more, and no more."""
+        self._done.set()
+        self.join()
+        self.samples.append(self.look())
+
+    def look(self) -> Sample:
+        """One sample."""
+        pids = tree(os.getpid())
+        files = sum(len(_listed(Path(f"/proc/{pid}/fd"))) for pid in pids)
+        pages = sum(int(_text(pid, "statm").split()[1] or 0) for pid in pids if _text(pid, "statm"))
+        size = sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file())
+        done = len(_listed(self.root / "students"))
+        memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return Sample(done, _objects(), float(files), memory, size / 1e6)
+
+
+def tree(root: int) -> list[int]:
+    """A process and all below it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (text := _text(int(entry.name), "stat")):
+            parent = int(text.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [root]
+    while todo:
+        found.append(todo.pop())
+        todo += children.get(found[-1], [])
+    return found
+
+
+def tree_seconds() -> float:
+    """CPU seconds of this process and all below it, those that are gone included."""
+    ticks = 0
+    for pid in tree(os.getpid()):
+        fields = _text(pid, "stat").rpartition(")")[2].split()
+        ticks += sum(int(value) for value in fields[11:15]) if fields else 0
+    return ticks / TICKS
+
+
+def _objects() -> float:
+    """MB in Ray's object store."""
+    nodes = ray._private.internal_api.memory_summary(stats_only=True)
+    words = nodes.split()
+    at = words.index("Plasma") if "Plasma" in words else -1
+    return float(words[at + 3]) if at >= 0 else 0.0
+
+
+def _wake() -> None:
+    """Start a worker and let it go, so that Ray has done what it does once."""
+    with tempfile.TemporaryDirectory() as folder, Pool(Store(folder), Scale(workers=1), 1) as pool:
+        pool.run([Unit("__repr__", (), "nothing")])
+
+
+def _on(experiment: Experiment, scale: Scale) -> Experiment:
+    return Experiment(experiment.name, experiment.runs, scale, experiment.where)
+
+
+def _without_teacher(experiment: Experiment) -> Experiment:
+    """The same students with nobody to be compared with."""
+    changes = {"teacher": None}
+    runs = tuple(run.model_copy(update=changes) for run in experiment.students())
+    return Experiment(experiment.name, runs, experiment.scale, experiment.where)
+
+
+def _text(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main(standalone_mode=False)
+    click.echo(f"measured in {time.monotonic() - started:.0f} s")

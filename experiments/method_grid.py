@@ -1,0 +1,148 @@
+"""Methods x architectures x seeds, as the field's tables have them.
+
+    python experiments/method_grid.py                              # digits, on CPUs
+    python experiments/method_grid.py --data cifar100 --seeds 5    # the CRD benchmark's recipe
+    ray job submit --working-dir . -- python experiments/method_grid.py --store /shared/raykd
+
+A column is a pair of teacher and student, a line a method: top-1 after the last epoch, mean and
+sample standard deviation over the seeds. Each pair is a sweep of Ray Tune over one teacher.
+"""
+
+from pathlib import Path
+
+import click
+import yaml
+
+from raykd import report
+from raykd.catalogue import markdown
+from raykd.cli.shared import STORE, speaking, trials_of
+from raykd.engine.sweeps import asked_by
+from raykd.experiment import Experiment, Scale, parse
+from raykd.launch.cluster import connected
+from raykd.launch.sweep import raise_failures, sweep
+from raykd.progress import Teller
+from raykd.report import Report
+from raykd.report.types import Group
+from raykd.resolve import resolve
+from raykd.store import Store
+
+DIGITS = {
+    "data": {"name": "digits", "holdout": 0.33, "limit": 100, "augment": {"pad": 1}},
+    "optim": {"epochs": 24, "batch": 50},
+    "views": 9,
+}
+DIGITS_TEACHER = {
+    "data": {"name": "digits", "holdout": 0.33, "augment": {"pad": 1}},
+    "optim": {"epochs": 16},
+}
+# Tian et al. 2020, arXiv 1910.09699, section 4: the recipe that the benchmark's tables share.
+CIFAR = {
+    "data": {"augment": {"pad": 4, "flip": True}},
+    "optim": {"epochs": 240, "batch": 64, "milestones": [150, 180, 210]},
+}
+PAIRS = {
+    "digits": ("resnet8x4:resnet8", "resnet8x4:resnet14", "wrn_16_1:resnet8"),
+    "cifar10": ("resnet56:resnet20", "wrn_40_2:wrn_16_2"),
+    "cifar100": (
+        "wrn_40_2:wrn_16_2",
+        "resnet56:resnet20",
+        "resnet110:resnet32",
+        "resnet32x4:resnet8x4",
+        "vgg13:vgg8",
+    ),
+}
+METHODS = ("label_only", "kd", "spherical_kd", "dkd", "dist", "relational_kd", "at", "crd")
+WITH_KD = ("crd",)  # which the benchmark also adds KD to
+
+
+@click.command()
+@click.option("--data", type=click.Choice(list(PAIRS)), default="digits", show_default=True)
+@click.option("--path", help="Where the images are; the data set's own download if not given.")
+@click.option("--pairs", help="teacher:student, with commas between.")
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@STORE
+@speaking
+def main(
+    data: str,
+    path: str | None,
+    pairs: str | None,
+    methods: str,
+    seeds: int,
+    overrides: tuple[str, ...],
+    store: Path,
+) -> None:
+    """Sweep over methods for each pair, and print the field's table."""
+    teller, place = Teller(), Store(store)
+    chosen = pairs.split(",") if pairs else PAIRS[data]
+    columns: dict[str, Report] = {}
+    swept = []
+    with connected(Scale(), teller.say):
+        for pair in chosen:
+            experiment = planned(data, path, pair, methods.split(","), seeds, overrides)
+            teller.say(f"{pair}: {len(experiment.runs)} students")
+            swept.append(sweep(experiment, place, teller))
+            whole, sheets = asked_by(resolve(experiment, place), place)
+            summary = report.gather(place, whole, trials_of(place, sheets))
+            page = place.root / "reports" / f"{experiment.name}.html"
+            report.write_page(summary, page)
+            teller.say(f"page: {page}")
+            columns[pair] = summary
+    text = markdown(table(columns))
+    (place.root / "reports" / f"method_grid-{data}.md").write_text(text + "\n")
+    click.echo(text)
+    for one in swept:
+        raise_failures(one)
+
+
+def planned(
+    data: str,
+    path: str | None,
+    pair: str,
+    methods: list[str],
+    seeds: int,
+    overrides: tuple[str, ...],
+) -> Experiment:
+    """The sweep of one pair as an experiment file would have it."""
+    teacher, _, student = pair.partition(":")
+    basis, taught = (DIGITS, DIGITS_TEACHER) if data == "digits" else (CIFAR, {})
+    run = {**basis, "model": student, "teacher": {**taught, "model": teacher}}
+    run["data"] = {"name": data, **basis["data"]}
+    if data != "digits":
+        run["teacher"]["optim"] = basis["optim"]
+    listed = [*methods, *({"combine": [name, "kd"]} for name in WITH_KD if name in methods)]
+    tree = {
+        "run": run,
+        "grid": {"run.method": listed, "run.seed": list(range(seeds))},
+        "scale": {"workers": 1},
+        "data": {"path": path},
+    }
+    return parse(yaml.safe_dump(tree), f"method_grid-{teacher}-{student}", overrides)
+
+
+def table(columns: dict[str, Report]) -> list[dict[str, str]]:
+    """The table's lines: teachers, then methods, each with its accuracy for every pair."""
+    names = dict.fromkeys(group.label for one in columns.values() for group in one.students)
+    lines = [
+        {"method": "teacher", **{pair: said(one.teachers[0]) for pair, one in columns.items()}}
+    ]
+    for name in names:
+        line = {"method": name}
+        for pair, one in columns.items():
+            found = [group for group in one.students if group.label == name]
+            line[pair] = said(found[0]) if found else ""
+        lines.append(line)
+    return lines
+
+
+def said(group: Group) -> str:
+    """A group's accuracy, and over how many seeds."""
+    if group.top1 is None:
+        return "-"
+    std = "" if group.top1.std is None else f" +- {group.top1.std:.2f}"
+    return f"{group.top1.mean:.2f}{std} (n = {group.top1.n})"
+
+
+if __name__ == "__main__":
+    main()

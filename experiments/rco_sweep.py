@@ -1,0 +1,114 @@
+"""Route constrained optimisation: how many anchors, chosen how, in how many stages.
+
+    python experiments/rco_sweep.py --tiny                   # digits, some minutes on 2 cores
+    python experiments/rco_sweep.py --data cifar100          # for GPUs
+    ray job submit --working-dir . -- python experiments/rco_sweep.py --store /shared/raykd
+
+Anchors {1, 2, 4, 8} x {equal, greedy} x {one_stage, multi_stage} x networks x seeds, as one sweep
+of Ray Tune. One anchor is plain KD, with which all others are compared, seed by seed. Everything
+lies in the store, the page with the searches' decisions too, and the same command goes on where it
+was.
+"""
+
+from pathlib import Path
+
+import click
+
+from raykd import report
+from raykd.cli.shared import STORE, speaking, trials_of, wide_console
+from raykd.engine.sweeps import asked_by
+from raykd.experiment import Experiment, parse
+from raykd.launch.sweep import raise_failures, sweep
+from raykd.progress import Teller, clock
+from raykd.resolve import resolve
+from raykd.store import Store
+
+# Per data set: the images, teacher and its epochs, students, the schedule of a stage.
+DIGITS = """
+run:
+  data: {name: digits, holdout: 0.33, validation: 0.2, limit: 100, augment: {pad: 1}}
+  teacher:
+    model: resnet8x4
+    data: {name: digits, holdout: 0.33, validation: 0.2, augment: {pad: 1}}
+    optim: {epochs: 16}
+    save_every: 2
+  optim: {epochs: 24, batch: 50}
+  views: 9
+"""
+# The CRD benchmark's schedule. That each stage has all of it, 240 epochs, is decided here.
+CIFAR = """
+run:
+  data: {name: NAME, validation: 0.2, augment: {pad: 4, flip: true}}
+  teacher: {model: resnet56, optim: {epochs: 240}, save_every: 10}
+  optim: {epochs: 240, batch: 64, lr: 0.05, weight_decay: 5.0e-4, milestones: [150, 180, 210]}
+"""
+STUDENTS = {"digits": ("resnet8", "resnet14"), "cifar10": ("resnet20",), "cifar100": ("resnet20",)}
+TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1", "run.optim.epochs=6")
+
+
+@click.command()
+@click.option("--data", type=click.Choice(list(STUDENTS)), default="digits", show_default=True)
+@click.option("--path", help="Where the images are; the data set's own download if not given.")
+@click.option("--students", help="Networks, with commas between.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--threshold", default=1.6, show_default=True, help="Of the relative hardness.")
+@click.option("--tiny", is_flag=True, help="One network, one seed, a few epochs.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@STORE
+@speaking
+def main(
+    data: str,
+    path: str | None,
+    students: str | None,
+    seeds: int,
+    threshold: float,
+    tiny: bool,
+    overrides: tuple[str, ...],
+    store: Path,
+) -> None:
+    """Sweep over routes, and write a page."""
+    networks = students.split(",") if students else [*STUDENTS[data]]
+    if tiny:
+        networks, seeds = networks[:1], 1
+        overrides = (*(TINY if data == "digits" else ()), *overrides)
+    experiment = planned(data, path, networks, seeds, threshold, overrides)
+    teller, place = Teller(), Store(store)
+    swept = sweep(experiment, place, teller)
+    whole, sheets = asked_by(resolve(experiment, place), place)
+    summary = report.gather(place, whole, trials_of(place, sheets), baseline="kd")
+    page = place.root / "reports" / f"{experiment.name}.html"
+    report.write_page(summary, page)
+    wide_console().print(report.console_table(summary))
+    teller.say(f"{len(sheets)} trials in {clock(swept.seconds)}; page: {page}")
+    raise_failures(swept)
+
+
+def planned(
+    data: str,
+    path: str | None,
+    networks: list[str],
+    seeds: int,
+    threshold: float,
+    overrides: tuple[str, ...],
+) -> Experiment:
+    """The sweep as an experiment file would have it."""
+    text = DIGITS if data == "digits" else CIFAR.replace("NAME", data)
+    text += f"""
+  model: {networks[0]}
+  method: kd
+  rco: {{threshold: {threshold}}}
+grid:
+  run.rco.anchors: [1, 2, 4, 8]
+  run.rco.select: [equal, greedy]
+  run.rco.stages: [one_stage, multi_stage]
+  run.model: [{", ".join(networks)}]
+  run.seed: {list(range(seeds))}
+scale: {{workers: 1}}
+"""
+    if path is not None:
+        text += f"data: {{path: {path}}}\n"
+    return parse(text, f"rco_sweep-{data}", overrides)
+
+
+if __name__ == "__main__":
+    main()

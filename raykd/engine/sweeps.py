@@ -1,0 +1,165 @@
+"""What a sweep leaves in the store: a sheet per trial, and the table of all of them.
+
+root/sweeps/<name>/trials/<trial>.json   what was asked, and how it ended
+root/sweeps/<name>/results.csv, .arrow   a line per trial
+root/tune/<name>/                        Ray Tune's own notes, TensorBoard's files
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+
+from raykd.engine.journal import RESULT
+from raykd.engine.routes import route_found
+from raykd.experiment import Experiment, basis
+from raykd.recipes import Asked, Search, Sought, StudentRun
+from raykd.record import fingerprint
+from raykd.store import Store, read_json, write_atomic, write_json
+
+State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One trial of a sweep."""
+
+    trial: str
+    config: dict[str, Any]  # its choice on every axis
+    session: str  # of the driver that saw it last
+    state: State = "running"
+    asked: Asked | None = None  # None: the values do not go together
+    error: str | None = None
+    seconds: float = 0.0  # since it began, waiting included
+
+
+def sweep_name(experiment: Experiment) -> str:
+    """The experiment's name with a digest of what it varies: another space is another sweep."""
+    space = experiment.space
+    assert space is not None, "the experiment was read from no file"
+    parts = {
+        "base": basis(experiment.runs[0]).plain(),
+        "run": dict(space.base),
+        "grid": dict(space.grid),
+        "search": {axis: domain.plain() for axis, domain in space.search.items()},
+        "sweep": space.sweep.plain(),
+    }
+    text = json.dumps(parts, sort_keys=True)
+    return f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def asked_by(experiment: Experiment, store: Store) -> tuple[Experiment, list[Sheet]]:
+    """A resolved experiment with the students that its sweep asked for, and the trials so far.
+
+    A search asks for what it draws; a grid for all of its combinations, begun or not.
+    """
+    if experiment.space is None:
+        return experiment, []
+    sheets = read_sheets(store, sweep_name(experiment))
+    drawn = tuple(sheet.asked for sheet in sheets if sheet.asked is not None)
+    grid = () if experiment.space.search else experiment.runs
+    return replace(experiment, runs=tuple(dict.fromkeys((*grid, *drawn)))), sheets
+
+
+def folder_of(store: Store, name: str) -> Path:
+    """The folder of a sweep."""
+    return store.root / "sweeps" / name
+
+
+def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
+    """Write one trial down."""
+    value, asked = vars(sheet) | {}, sheet.asked
+    del value["asked"]
+    if isinstance(asked, StudentRun):
+        value["student"] = asked.plain()
+    elif isinstance(asked, Sought):
+        value["search"], value["stages"] = asked.search.plain(), asked.stages
+    write_json(_path(store, name, sheet.trial), value)
+
+
+def read_sheet(store: Store, name: str, trial: str) -> Sheet | None:
+    """One trial of a sweep; None where it never began."""
+    path = _path(store, name, trial)
+    return _sheet(read_json(path)) if path.is_file() else None
+
+
+def read_sheets(store: Store, name: str) -> list[Sheet]:
+    """The trials of a sweep that began, in their order."""
+    paths = sorted((folder_of(store, name) / "trials").glob("*.json"))
+    return [_sheet(read_json(path)) for path in paths]
+
+
+def write_results(store: Store, name: str) -> Path:
+    """Write the table of a sweep's trials as CSV and as Arrow; returns the CSV's path."""
+    rows = [_row(store, sheet) for sheet in read_sheets(store, name)]
+    columns = {
+        key: [row.get(key) for row in rows] for key in dict.fromkeys(k for r in rows for k in r)
+    }
+    table = pa.table({key: _column(values) for key, values in columns.items()})
+    folder = folder_of(store, name)
+    for suffix, write in (("csv", pyarrow.csv.write_csv), ("arrow", _write_arrow)):
+        sink = pa.BufferOutputStream()
+        write(table, sink)
+        write_atomic(folder / f"results.{suffix}", sink.getvalue().to_pybytes())
+    return folder / "results.csv"
+
+
+def _write_arrow(table: pa.Table, sink: Any) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
+    """A trial as a line of the table: axes, then what came of it."""
+    row: dict[str, Any] = {"trial": sheet.trial, "state": sheet.state, **sheet.config}
+    student = None if sheet.asked is None else route_found(store, sheet.asked)
+    row["fingerprint"] = None if student is None else fingerprint(student)
+    if student is not None and store.has(student):
+        result = read_json(store.path(student) / RESULT)
+        for key in ("top1", "validation_top1", "top5", "agreement", "kl"):
+            row[key] = result["last"].get(key)
+        row["best_top1"] = result["best"].get("top1")
+        for key in ("parameters", "flops", "latency_ms"):
+            row[key] = result.get(key)
+        row["train_seconds"] = sum(
+            read_json(store.path(stage) / RESULT)["seconds"] for stage in student.stages()
+        )
+        anchors = [a for stage in student.stages() for a in _anchors(stage)]
+        row["anchors"] = "-".join(map(str, anchors))
+    return row | {"seconds": sheet.seconds, "error": sheet.error}
+
+
+def _anchors(stage: StudentRun) -> tuple[int, ...]:
+    """The teacher's epochs that supervise a stage."""
+    if stage.route is not None:
+        return stage.route.anchors
+    return stage.teacher.anchors()[-1:] if stage.teacher is not None else ()
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """A column; of several kinds of values, or of nothing, as text."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) == 1 or kinds == {int, float}:
+        return pa.array(
+            [float(v) if kinds == {int, float} and v is not None else v for v in values]
+        )
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _path(store: Store, name: str, trial: str) -> Path:
+    return folder_of(store, name) / "trials" / f"{trial}.json"
+
+
+def _sheet(value: dict[str, Any]) -> Sheet:
+    asked: Asked | None = None
+    student, search, stages = (value.pop(key, None) for key in ("student", "search", "stages"))
+    if student is not None:
+        asked = StudentRun.read(student)  # pyright: ignore[reportAssignmentType]
+    elif search is not None:
+        asked = Sought(Search.read(search), stages)  # pyright: ignore[reportArgumentType]
+    return Sheet(**value, asked=asked)

@@ -1,0 +1,94 @@
+"""What the driver of a sweep says while trials come and go."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray import tune
+from ray.util.metrics import Gauge
+
+from raykd.engine.sweeps import read_sheet, write_sheet
+from raykd.progress import Teller, clock
+from raykd.store import Store
+
+
+@dataclass
+class _Desk:
+    """Who listens in this process."""
+
+    teller: Teller
+    claims: Any
+    store: Store
+    total: int
+    started: float
+    done: int = 0  # in this process
+    failed: int = 0
+    found: int = 0  # trials that were over before
+
+
+class Reporter(tune.Callback):
+    """Hears of the end of every trial; Tune keeps it on disk, so it holds nothing but a name."""
+
+    desks: dict[str, _Desk] = {}  # noqa: RUF012 - of this process, by the sweep's name
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @classmethod
+    @contextlib.contextmanager
+    def speaking(
+        cls, name: str, teller: Teller, claims: Any, store: Store, total: int
+    ) -> Iterator[None]:
+        """Let `teller` speak of the trials of a sweep inside."""
+        cls.desks[name] = _Desk(teller, claims, store, total, time.monotonic())
+        try:
+            yield
+        finally:
+            del cls.desks[name]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say how much there is, once."""
+        desk = self.desks[self.name]
+        if desk.done == 0 and desk.failed == 0:
+            desk.found = sum(other.is_finished() for other in trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended, by itself or by the scheduler."""
+        desk = self.desks[self.name]
+        desk.done += 1
+        sheet = read_sheet(desk.store, self.name, trial.trial_id)
+        how = ""
+        if sheet is not None and sheet.state == "running":
+            write_sheet(desk.store, self.name, replace(sheet, state="stopped"))
+            how = ", stopped early"
+        last = trial.last_result or {}
+        top1 = f": top-1 {last['top1']:.2f} %" if "top1" in last else ""
+        self._say(trial, f"{top1}{how}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has failed for good."""
+        desk = self.desks[self.name]
+        desk.failed += 1
+        sheet = read_sheet(desk.store, self.name, trial.trial_id)
+        if sheet is not None and sheet.state != "failed":
+            error = "its worker died too often; run the same command again to go on"
+            sheet = replace(sheet, state="failed", error=error)
+            write_sheet(desk.store, self.name, sheet)
+        self._say(trial, f": failed: {sheet.error if sheet is not None else 'it never began'}")
+
+    def _say(self, trial: Any, how: str) -> None:
+        """A line about a trial, and how long the others will take."""
+        desk = self.desks[self.name]
+        desk.claims.end.remote(trial.trial_id)
+        over = desk.done + desk.failed
+        left = desk.total - over - desk.found
+        seconds = (time.monotonic() - desk.started) * left / over
+        words = ", ".join(str(value) for value in trial.evaluated_params.values())
+        rest = f"; about {clock(seconds)} left" if left > 0 else ""
+        desk.teller.say(f"trial {over + desk.found} of {desk.total}: {words}{how}{rest}")
+        for state, count in (("finished", desk.done), ("failed", desk.failed), ("left", left)):
+            Gauge("raykd_trials", tag_keys=("sweep", "state")).set(
+                count, tags={"sweep": self.name, "state": state}
+            )

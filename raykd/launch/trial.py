@@ -1,0 +1,203 @@
+"""One trial of a sweep, in a process that Ray Tune starts: a student with all that it needs.
+
+The trial makes whatever the store lacks, each thing under a claim, so that no other trial makes it
+too. A training goes on from its checkpoint in the store, whoever began it, so a trial that is
+started again needs no checkpoint of Tune's.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.metrics import Gauge
+
+from raykd.engine.journal import RESULT
+from raykd.engine.routes import route_found
+from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
+from raykd.errors import RaykdError, WorkFailed
+from raykd.experiment import Experiment, Rule, Scale, Where, basis
+from raykd.launch.claims import claimed
+from raykd.launch.company import Company
+from raykd.launch.work import carry_out
+from raykd.plan import lineage
+from raykd.progress import Teller
+from raykd.recipes import Asked, Sought, StudentRun, Training
+from raykd.record import Record
+from raykd.resolve import Digests, resolve
+from raykd.space import Space
+from raykd.store import Store, read_json
+
+_SHOWN = ("top1", "validation_top1", "loss", "images_per_second", "epochs_done")
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What every trial of a sweep is told."""
+
+    name: str
+    session: str  # of the driver
+    root: str  # of the store
+    space: Space
+    scale: Scale
+    where: Where
+    digests: Digests  # of the images that the driver has read
+
+    def asked(self, config: Mapping[str, Any], store: Store) -> Asked:
+        """The resolved student of a trial. Raises `ConfigError`."""
+        whole = Experiment(self.name, (self.space.asked(config),), self.scale, self.where)
+        return resolve(whole, store, digests=self.digests).runs[0]
+
+    def workers(self, run: Asked) -> int:
+        """How many workers train it; 0 for this process, which is one, too."""
+        workers = Experiment(self.name, (run,), self.scale).workers(basis(run))
+        return workers if workers > 1 else 0
+
+
+def run_trial(config: dict[str, Any], brief: Brief) -> None:
+    """What Tune runs: make a student, and report its epochs."""
+    with sheet_of(config, brief) as sheet:
+        store = Store(brief.root)
+        asked = brief.asked(config, store)
+        sheet.update(asked=asked)
+        make(asked, brief, store, TrialCompany(brief, asked))
+        student = route_found(store, asked)
+        assert student is not None
+        tune.report(last_report(store, student))
+
+
+def make(asked: Asked, brief: Brief, store: Store, company: Company) -> None:
+    """Make a student and what it needs, in this process or with workers of Ray Train."""
+    workers = brief.workers(asked)
+    rules = (Rule(match={"run.model": basis(asked).model}, workers=workers),) if workers else ()
+    scale = brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0, "rules": rules})
+    experiment = Experiment(brief.name, (asked,), scale, brief.where)
+    carry_out(experiment, store, Teller(quiet=True), company=company)
+
+
+def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
+    """What a finished student's trial says at its end, whoever trained it."""
+    result = read_json(store.path(student) / RESULT)
+    numbers = numeric(result["last"])
+    numbers |= {f"best_{key}": value for key, value in numeric(result["best"]).items()
+                if key.endswith("top1")}  # fmt: skip
+    done = sum(stage.optim.epochs for stage in student.stages())
+    return numbers | {"epochs_done": done, "parameters": result["parameters"]}
+
+
+def numeric(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers among metrics."""
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
+class TrialCompany(Company):
+    """The other trials, and Tune."""
+
+    shared = True
+
+    def __init__(self, brief: Brief, asked: Asked, *, reporting: bool = True) -> None:
+        """`reporting`: whether Tune hears of epochs, too."""
+        self._who = tune.get_context().get_trial_id()
+        self._store = Store(brief.root)
+        self._claims = ray.get_actor(claims_name(brief.name))
+        self._reporting = reporting
+        # Of a search that only finds the anchors of one stage, no epoch is the student's.
+        self._whole_route = isinstance(asked, Sought) and asked.stages == "one_stage"
+        teacher = basis(asked).teacher
+        self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
+        self._gauges = {name: Gauge(f"raykd_{name}", tag_keys=("trial",)) for name in _SHOWN}
+
+    def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[None]:
+        """A claim, by the name of the artefact."""
+        folder = self._store.path(recipe)
+        return claimed(self._claims, f"{folder.parent.name}/{folder.name}", self._who)
+
+    def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
+        """Report an epoch of the student, or of a stage on its way."""
+        if not self._is_own(run):
+            return
+        report = numeric(metrics) | {"epochs_done": before(run) + metrics["epoch"] + 1}
+        self._show(report)
+        tune.report(report)
+
+    def callbacks(self, run: Training) -> list[Any]:
+        """Who reports the epochs that workers of Ray Train end."""
+        return [PassedOn(before(run))] if self._is_own(run) else []
+
+    def _is_own(self, run: Training) -> bool:
+        """Whether its epochs are the trial's, and not those of what it needs."""
+        if not (self._reporting and isinstance(run, StudentRun)) or run in self._teachers:
+            return False
+        return not self._whole_route or (run.route is not None and len(run.route.anchors) > 1)
+
+    def _show(self, report: Mapping[str, Any]) -> None:
+        """Set the gauges that the Ray dashboard and Prometheus read."""
+        for name, gauge in self._gauges.items():
+            if name in report:
+                gauge.set(report[name], tags={"trial": self._who})
+
+
+class PassedOn(TuneReportCallback):
+    """Hands the metrics of Ray Train's workers to Tune, with the epochs of earlier stages."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self._before = before
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Pass rank 0's on."""
+        own = metrics[0] | {"epochs_done": self._before + metrics[0]["epoch"] + 1}
+        super().after_report(run_context, [own], checkpoint)
+
+
+def before(run: Training) -> int:
+    """The epochs of the stages before."""
+    stages = run.stages()[:-1] if isinstance(run, StudentRun) else ()
+    return sum(stage.optim.epochs for stage in stages)
+
+
+def claims_name(sweep: str) -> str:
+    """The name of the actor that keeps a sweep's claims."""
+    return f"raykd-claims-{sweep}"
+
+
+class _Open:
+    """A trial's sheet that is being filled in."""
+
+    def __init__(self, store: Store, name: str, sheet: Sheet) -> None:
+        self._store, self._name, self._sheet = store, name, sheet
+        self._started = time.monotonic()
+        write_sheet(store, name, sheet)
+
+    def update(self, **changes: Any) -> None:
+        """Write down what changed."""
+        seconds = time.monotonic() - self._started
+        self._sheet = replace(self._sheet, seconds=seconds, **changes)
+        write_sheet(self._store, self._name, self._sheet)
+
+
+@contextlib.contextmanager
+def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
+    """A trial's sheet: running, then finished or failed.
+
+    Tune starts a failed trial again, since its node may have been lost. Our own errors would come
+    again, so the trial fails at once where this driver has seen it fail before.
+    """
+    trial, store = tune.get_context().get_trial_id(), Store(brief.root)
+    known = read_sheet(store, brief.name, trial)
+    if known is not None and known.state == "failed" and known.session == brief.session:
+        raise WorkFailed(known.error or "")
+    ray.get(ray.get_actor(claims_name(brief.name)).begin.remote(trial))
+    sheet = _Open(store, brief.name, Sheet(trial, dict(config), brief.session))
+    try:
+        yield sheet
+    except RaykdError as error:
+        sheet.update(state="failed", error=str(error))
+        raise
+    sheet.update(state="finished")

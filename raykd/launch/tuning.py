@@ -1,0 +1,101 @@
+"""A space and its settings in the terms of Ray Tune: axes, searchers, schedulers, resources."""
+
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from raykd.errors import ConfigError
+from raykd.experiment import Experiment, basis
+from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
+from raykd.launch.generations import drawn, population
+from raykd.launch.trial import Brief
+from raykd.recipes import StudentRun
+from raykd.space import Space
+
+
+def parameters(space: Space) -> dict[str, Any]:
+    """The space as Tune goes through it: labels of choices, and numbers."""
+    whole = space.sweep.algorithm == "optuna"
+    across = tune.choice if whole else tune.grid_search
+    found: dict[str, Any] = {axis: across([*space.choices(axis)]) for axis in space.grid}
+    for axis, domain in space.search.items():
+        chosen = domain.choice is not None
+        found[axis] = tune.choice([*space.choices(axis)]) if chosen else drawn(domain)
+    return found
+
+
+def searcher(space: Space, metric: str) -> Any:
+    """Who proposes configurations."""
+    settings = space.sweep
+    if settings.algorithm == "random":
+        return BasicVariantGenerator(random_state=settings.seed)
+    try:
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(metric=metric, mode=settings.mode, seed=settings.seed)
+    except (ImportError, AssertionError) as error:
+        raise ConfigError(
+            "experiment.sweep.algorithm: optuna is not installed; pip install 'raykd[optuna]', or "
+            "use algorithm: random"
+        ) from error
+
+
+def scheduler(experiment: Experiment, space: Space, metric: str) -> Any:
+    """Who stops trials early; None for nobody."""
+    settings = space.sweep
+    if settings.scheduler == "pbt":
+        return population(space, metric)
+    common: dict[str, Any] = {
+        "time_attr": "epochs_done",
+        "metric": metric,
+        "mode": settings.mode,
+        "grace_period": settings.grace_epochs,
+    }
+    if settings.scheduler == "asha":
+        longest = max(_epochs(run) for run in _known(experiment))
+        longest = max(longest, settings.grace_epochs)
+        rate = settings.reduction
+        return ASHAScheduler(**common, max_t=longest, reduction_factor=rate, stop_last_trials=False)
+    return MedianStoppingRule(**common) if settings.scheduler == "median" else None
+
+
+def _epochs(run: StudentRun) -> int:
+    """The epochs of a student and of the stages before it."""
+    return sum(stage.optim.epochs for stage in run.stages())
+
+
+def metric_of(experiment: Experiment) -> str:
+    """What trials are compared by: held-out images, where there are some."""
+    held_out = all(run.data.validation is not None for run in _known(experiment))
+    return "validation_top1" if held_out else "top1"
+
+
+def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial holds: a worker's share, or next to nothing while Ray Train's workers do.
+
+    What a trial holds its own workers cannot have. Tune wants a bundle that is not empty, so
+    there is a mebibyte of logical memory in it, and no processor.
+    """
+    try:
+        wide = brief.workers(brief.space.asked(config)) > 1
+    except ConfigError:
+        wide = False  # the trial will say what is wrong
+    if wide:
+        return tune.PlacementGroupFactory([{"memory": 1 << 20}])
+    gpus = gpus_per_worker(brief.scale)
+    return tune.PlacementGroupFactory([{"CPU": brief.scale.cpus} | ({"GPU": gpus} if gpus else {})])
+
+
+def concurrent(experiment: Experiment, asked: int | None) -> int:
+    """How many trials run at a time: as many as have processors, wide ones counted whole."""
+    narrowest = min((max(1, experiment.workers(run)) for run in _known(experiment)), default=1)
+    check_fit(experiment.scale, narrowest, "a trial")
+    fit = max(1, fitting(experiment.scale) // narrowest)
+    return min(asked or experiment.scale.parallel or fit, fit)
+
+
+def _known(experiment: Experiment) -> list[StudentRun]:
+    """The students whose recipes are known before anything is drawn or searched for."""
+    return [basis(run) for run in experiment.runs]
