@@ -43,7 +43,7 @@ run:
   optim: {epochs: 240, batch: 64, lr: 0.05, weight_decay: 5.0e-4, milestones: [150, 180, 210]}
 """
 STUDENTS = {"digits": ("resnet8", "resnet14"), "cifar10": ("resnet20",), "cifar100": ("resnet20",)}
-TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1", "run.optim.epochs=6")
+TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,10 +85,15 @@ class Reporter(tune.Callback):
         over = desk.done + desk.failed
         left = desk.total - over - desk.found
         seconds = (time.monotonic() - desk.started) * left / over
-        words = ", ".join(str(value) for value in trial.evaluated_params.values())
+        words = said(trial.evaluated_params)
         rest = f"; about {clock(seconds)} left" if left > 0 else ""
         desk.teller.say(f"trial {over + desk.found} of {desk.total}: {words}{how}{rest}")
         for state, count in (("finished", desk.done), ("failed", desk.failed), ("left", left)):
             Gauge("raykd_trials", tag_keys=("sweep", "state")).set(
                 count, tags={"sweep": self.name, "state": state}
             )
+
+
+def said(config: Mapping[str, Any]) -> str:
+    """A trial's choices in a line."""
+    return ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in config.items())

@@ -26,7 +26,7 @@ from raykd.experiment import Experiment
 from raykd.launch import claims
 from raykd.launch.cluster import connected
 from raykd.launch.generations import run_generations
-from raykd.launch.reporter import Reporter
+from raykd.launch.reporter import Reporter, said
 from raykd.launch.trial import Brief, claims_name, run_trial
 from raykd.launch.tuning import concurrent, metric_of, parameters, resources, scheduler, searcher
 from raykd.launch.work import carry_out
@@ -113,11 +113,6 @@ def raise_failures(swept: Swept) -> None:
         lines = [f"{sheet.trial} ({said(sheet.config)}): {sheet.error}" for sheet in failed]
         head = f"{len(failed)} of {len(swept.sheets)} trials failed; the others are done:"
         raise WorkFailed("\n".join([head, *lines]))
-
-
-def said(config: dict[str, Any]) -> str:
-    """A trial's choices in a line."""
-    return ", ".join(f"{axis.removeprefix('run.')}={value}" for axis, value in config.items())
 
 
 def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:

@@ -1,7 +1,10 @@
 """One teacher or student on several workers, with Ray Train."""
 
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray.train
@@ -66,10 +69,27 @@ def fit(
         ),
     )
     try:
-        trainer.fit()
+        with _own_interrupts():
+            trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error, run) from error
     shutil.rmtree(ours / fingerprint(run), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Have Ctrl-C mean afterwards what it meant before.
+
+    Train sets a handler of its own and leaves it there (Ray 2.60), which also keeps its
+    controller's process alive as long as this one.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if here else None
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _worker(config: dict[str, Any]) -> None:
