@@ -15,10 +15,12 @@ from raykd.cli.shared import (
     print_rows,
     resolved_experiment,
     speaking,
+    trials_of,
     wide_console,
 )
 
-SHOWN = ["teachers", "caches", "preludes", "students", "methods", "models", "datasets"]
+SHOWN = ["teachers", "caches", "preludes", "students", "searches"]
+SHOWN += ["methods", "models", "datasets"]
 
 
 @click.command()
@@ -93,7 +95,9 @@ def verify(
 @OVERRIDES
 @STORE
 @click.option("--output", type=click.Path(path_type=Path), help="The page; reports/ of the store.")
+@click.option("--baseline", metavar="LABEL", help="The line to compare with; else label_only.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a row per run as CSV.")
 @JSON
 @speaking
 def report_command(
@@ -101,18 +105,24 @@ def report_command(
     overrides: tuple[str, ...],
     store: Path,
     output: Path | None,
+    baseline: str | None,
     markdown: bool,
+    as_csv: bool,
     as_json: bool,
 ) -> None:
     """Write the page of an experiment's results, finished or not, and print its table."""
     from raykd import report
+    from raykd.engine.sweeps import asked_by
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
-    summary = report.gather(place, resolved)
+    whole, sheets = asked_by(resolved, place)
+    summary = report.gather(place, whole, trials_of(place, sheets), baseline)
     page = output or place.root / "reports" / f"{resolved.name}.html"
     report.write_page(summary, page)
     if as_json:
         print_json(report.to_json(summary) | {"page": str(page)})
+    elif as_csv:
+        click.echo(report.to_csv(summary), nl=False)
     elif markdown:
         click.echo(report.to_markdown(summary))
     else:

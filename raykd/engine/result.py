@@ -1,30 +1,43 @@
 """What a finished run is remembered by."""
 
 import platform
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.engine.host import Host
 from raykd.engine.loop import Metrics
-from raykd.models.staged import parameter_count
+from raykd.models.staged import Staged, parameter_count
 from raykd.recipes import StudentRun
+
+_PASSES = 20  # of which the median is taken
+_MEASURE_SECONDS = 0.2  # after which a slow network is passed no more
 
 
 def result_of(
     run: StudentRun, parts: Sequence[nn.Module], history: list[Metrics], host: Host
 ) -> dict[str, Any]:
-    """The result of a run: last and best epoch apart, and the size of its `parts` together."""
+    """The result of a run: last and best epoch apart, and the size of its `parts` together.
+
+    The first part is the network, whose forward is measured; helpers alone have none.
+    """
     last = history[-1]
-    # What was not evaluated, as before a method's own training, has its loss alone.
-    best = max(history, key=lambda metrics: metrics.get("top1", -metrics.get("loss", 0.0)))
+    best = max(history, key=_worth)
     speeds = sorted(m["images_per_second"] for m in history if "images_per_second" in m)
+    flops, latency = None, None
+    if isinstance(parts[0], Staged) and run.data.size is not None:
+        flops, latency = forward_cost(parts[0], run.data.size)
     return {
         "model": run.model,
         "parameters": sum(parameter_count(part) for part in parts),
+        "flops": flops,
+        "latency_ms": latency,
         "epochs": len(history),
         "last": last,
         "best": best,
@@ -34,6 +47,52 @@ def result_of(
         "hardware": hardware(host.device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _worth(metrics: Metrics) -> float:
+    """How good an epoch was: by validation images, where there are some.
+
+    What was not evaluated, as before a method's own training, has its loss alone.
+    """
+    chosen = metrics.get("validation_top1", metrics.get("top1"))
+    return -metrics.get("loss", 0.0) if chosen is None else chosen
+
+
+def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
+    """FLOPs and milliseconds of the forward of one image of `size` (H, W), where the network is.
+
+    A multiply-add is two FLOPs; those of convolutions and matrix products are counted. The
+    time is the median of some passes in evaluation mode, in float32. Leaves the network and the
+    generators as they were.
+    """
+    # The glue between a network's parts is in none of its registers.
+    parts = (network, *network.stages.values(), network.pool, network.classifier)
+    modes = {module: module.training for part in parts for module in part.modules()}
+    weight = next(network.parameters())
+    pixels = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
+    pixels = pixels.to(memory_format=torch.channels_last)
+    network.eval()
+    times: list[float] = []
+    with torch.no_grad():
+        network(pixels)
+        with FlopCounterMode(display=False) as counter:
+            network(pixels)
+        until = time.monotonic() + _MEASURE_SECONDS
+        while len(times) < _PASSES and (not times or time.monotonic() < until):
+            _wait(weight.device)
+            started = time.perf_counter()
+            network(pixels)
+            _wait(weight.device)
+            times.append(time.perf_counter() - started)
+    for module, training in modes.items():
+        module.training = training
+    return counter.get_total_flops(), 1000 * statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for what a GPU has still to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def hardware(device: torch.device) -> str:

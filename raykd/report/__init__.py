@@ -1,8 +1,18 @@
 """What an experiment has found so far: read from the store, shown as a table, data or a page."""
 
+from raykd.report.files import to_csv, to_json, to_markdown
 from raykd.report.page import write_page
 from raykd.report.summary import gather
-from raykd.report.tables import console_table, to_json, to_markdown
-from raykd.report.types import Report
+from raykd.report.tables import console_table
+from raykd.report.types import Report, Trial
 
-__all__ = ["Report", "console_table", "gather", "to_json", "to_markdown", "write_page"]
+__all__ = [
+    "Report",
+    "Trial",
+    "console_table",
+    "gather",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+    "write_page",
+]

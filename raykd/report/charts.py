@@ -1,7 +1,7 @@
-"""The pictures of a report: learning curves, and accuracy against size."""
+"""The pictures of a report: learning curves, and accuracy against what a network costs."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,17 @@ def charts(report: Report) -> Iterator[Chart]:
     )
     for key, title, note in curves:
         yield Chart(title, _curves(report, key, title), note)
-    note = "Mean and sample standard deviation. Students of one size stand side by side."
-    yield Chart("Top-1 by number of parameters, %", _sizes(report), note)
+    spread = "Mean and sample standard deviation. The line joins what nothing cheaper surpasses."
+    count = "A multiply-add is two, and only convolutions and matrix products are counted."
+    machines = len({name for group in report.groups() for name in group.hardware})
+    where = "on the machine that trained it" + (", of which there were several" * (machines > 1))
+    prices = (
+        ("parameters", "number of parameters", "Students of one size stand side by side."),
+        ("flops", "FLOPs of one image", count),
+        ("latency_ms", "milliseconds of one image", f"Median of a forward alone, {where}."),
+    )
+    for key, words, note in prices:
+        yield Chart(f"Top-1 by {words}, %", _front(report, key, words), f"{spread} {note}")
 
 
 def sample(number: int) -> str:
@@ -102,35 +111,60 @@ def _curves(report: Report, key: str, title: str) -> str:
     return draw(paint, f"{title}, by epoch. At the end: {said}.")
 
 
-def _sizes(report: Report) -> str:
-    """Accuracy against parameters: a mark per group, teachers in the colour of text."""
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of some (price, worth) no other one surpasses at that price or less, cheapest first."""
+    order = sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1]))
+    found: list[int] = []
+    for number in order:
+        if not found or points[number][1] > points[found[-1]][1]:
+            found.append(number)
+    return found
+
+
+def _front(report: Report, key: str, words: str) -> str:
+    """Accuracy against a price: a mark per group, teachers in the colour of text, and the front."""
     teacher: dict[str, Any] = {"color": INK, "marker": "D"}
     groups = [(look(i), group) for i, group in enumerate(report.students)]
     groups += [(teacher, group) for group in report.teachers]
-    known = [(style, g, g.parameters, g.top1) for style, g in groups if g.parameters and g.top1]
+    known = [(style, g, getattr(g, key), g.top1) for style, g in groups if getattr(g, key)]
+    known = [(style, group, price, top1) for style, group, price, top1 in known if top1]
     if not known:
         return ""
-    sizes = [size for *_, size, _ in known]
-    ends = min(sizes) / 1.5, max(sizes) * 1.5
+    prices = [price for *_, price, _ in known]
+    ends = min(prices) / 1.5, max(prices) * 1.5
+    best = front([(price, top1.mean) for *_, price, top1 in known])
 
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", xlim=ends)
-        _log(axes.xaxis, (1, 2, 5), EngFormatter())
-        ranks: Counter[int] = Counter()  # of those so far, among the groups of one size
-        for style, group, size, top1 in known:
-            count = sizes.count(size)
-            place = min(0.035, 0.15 / count) * (ranks[size] - (count - 1) / 2)
-            ranks[size] += 1
-            x, colour, marker = size * (ends[1] / ends[0]) ** place, style["color"], style["marker"]
+        _log(axes.xaxis, (1, 2, 5), "{x:g}" if key == "latency_ms" else EngFormatter())
+        ranks: Counter[float] = Counter()  # of those so far, among the groups of one price
+        shown: list[tuple[float, float]] = []
+        for style, group, price, top1 in known:
+            count = prices.count(price)
+            place = min(0.035, 0.15 / count) * (ranks[price] - (count - 1) / 2)
+            ranks[price] += 1
+            x, colour, marker = (
+                price * (ends[1] / ends[0]) ** place,
+                style["color"],
+                style["marker"],
+            )
+            shown.append((x, top1.mean))
             axes.errorbar(x, top1.mean, top1.std, color=colour, marker=marker, ls="")
             if style is teacher:
-                where = (0, -14)  # in points
+                where = (-7, -3)  # in points: to the left, where no step of the front is
                 axes.annotate(
-                    group.label, (x, top1.mean), where, textcoords="offset points", ha="center"
+                    group.label, (x, top1.mean), where, textcoords="offset points", ha="right"
                 )
+        xs, ys = zip(*(shown[number] for number in best), strict=True)
+        steps = (*xs, ends[1]), (*ys, ys[-1])
+        axes.plot(*steps, color=INK, lw=1, alpha=0.6, drawstyle="steps-post", zorder=1)
 
-    said = "; ".join(f"{report.called(g)} {top1.mean:.2f} with {n:,}" for _, g, n, top1 in known)
-    return draw(paint, f"Top-1 in percent by number of parameters: {said}.")
+    said = "; ".join(
+        f"{report.called(group)} {top1.mean:.2f} with {round(price, 3):,}"
+        for _, group, price, top1 in known
+    )
+    winners = ", ".join(report.called(known[number][1]) for number in best)
+    return draw(paint, f"Top-1 in percent by {words}: {said}. On the front: {winners}.")
 
 
 def _log(axis: Axis, multiples: tuple[float, ...], form: str | Formatter) -> None:

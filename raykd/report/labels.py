@@ -1,11 +1,17 @@
-"""What tells recipes apart, in few words: the method, then the keys that differ."""
+"""What tells recipes apart, in few words: the method, then the keys that differ.
+
+A chain of stages or of assistants is a few words too, however deep its recipe nests.
+"""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-_FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std")  # from a dataset's other keys
+# Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
+# what the stages of a chain had before the last one.
+_FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std", " by stage")
+_FIRST = ("rco", "anchors", "stages", "teacher.model", "via")  # after the method, in this order
 
 
 def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
@@ -13,12 +19,13 @@ def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
 
     A key is named where its values differ, and compared only among things of one name: the
     temperatures of two methods are two keys. What a dataset's other keys entail, and what a
-    missing teacher lacks, is named only where nothing else tells two recipes apart.
+    missing teacher lacks, is named only where nothing else tells two recipes apart. The `rco` of
+    a recipe, if it has one, is the search that chose its route, or is to choose it.
     """
-    flats = [_flat(recipe) for recipe in recipes]
+    flats = [_flat(_described(recipe)) for recipe in recipes]
     rows = [(flat.pop("model"), flat.pop("method", "")) for flat in flats]
     keys = dict.fromkeys(key for flat in flats for key in flat)
-    for key in sorted(keys, key=lambda k: (k.endswith(_FOLLOWS), not k.startswith("method"))):
+    for key in sorted(keys, key=_place):
         words = [_words(key, flat[key]) if key in flat else "" for flat in flats]
         values = set(words)
         if ":" in key or key.startswith("teacher."):
@@ -39,6 +46,90 @@ def called(named: dict[str, Any]) -> str:
         return " + ".join(called(part) for part in named["combine"])
     base = named.get("base")
     return f"{named['name']}({called(base)})" if base else named["name"]
+
+
+def _described(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A plain recipe whose chains are words: the route's anchors, its stages, the assistants.
+
+    All else is the last stage's, and the teacher is the first of the chain.
+    """
+    told = {k: v for k, v in recipe.items() if k not in ("after", "route", "teacher", "rco")}
+    own = _flat(told)
+    if "rco" in recipe:
+        told |= _found(recipe)
+    else:
+        told |= _route([*_up(recipe, "after")][::-1])
+    if "teacher" not in recipe:
+        return told
+    *assistants, teacher = [*_up(recipe, "teacher")][1:] or [{}]
+    if assistants:
+        models = [assistant["model"] for assistant in reversed(assistants)]
+        below = [_flat(_described(assistant | {"teacher": None})) for assistant in assistants]
+        settings = {flat.pop("model"): _unlike(flat, own) for flat in below}
+        told["via"] = {"name": ",".join(models)} | settings
+    images = {key: value for key, value in own.items() if key.startswith("data")}
+    return told | {"teacher": _unlike(_flat(teacher), images) if teacher else None}
+
+
+def _found(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The search for a recipe's route, and the route, or by what it is sought."""
+    rco = dict(recipe["rco"])
+    stages = rco.pop("stages")
+    if recipe["route"] is None and recipe["after"] is None:
+        sought = f"threshold={rco.pop('threshold')}"
+        return {"rco": rco, "anchors": sought, "stages": {"name": stages}}
+    return {"rco": rco} | _route([*_up(recipe, "after")][::-1])
+
+
+def _route(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The anchors of some stages, and how they follow each other; nothing for the last anchor."""
+    anchors = [_anchors(stage) for stage in stages]
+    route, found = stages[-1].get("route"), [anchor for stage in anchors for anchor in stage]
+    if len(stages) == 1:
+        if route is None:
+            return {}
+        told: dict[str, Any] = {"anchors": found}
+        if len(found) > 1:
+            epochs, count = stages[0].get("optim", {}).get("epochs", 0), len(found)
+            even = [number * epochs // count for number in range(count)]
+            uneven = {} if route["starts"] == even else {"starts": route["starts"]}
+            told["stages"] = {"name": "one_stage"} | uneven
+        return told
+    flats = [_flat({k: v for k, v in s.items() if k not in ("after", "route")}) for s in stages]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    values = {f"{key} by stage": [flat.get(key) for flat in flats] for key in keys}
+    before = {key: each for key, each in values.items() if each.count(each[0]) < len(each)}
+    if anchors.count(anchors[0]) == len(anchors):
+        return {"stages": {"name": f"{len(stages)} stages"} | before}
+    return {"anchors": found, "stages": {"name": "multi_stage"} | before}
+
+
+def _anchors(stage: dict[str, Any]) -> list[int]:
+    """The teacher's epochs that one stage learns from."""
+    if stage.get("route") is not None:
+        return stage["route"]["anchors"]
+    teacher = stage.get("teacher")
+    if teacher is None:
+        return []
+    return [0 if teacher.get("weights") is not None else teacher["optim"]["epochs"]]
+
+
+def _up(recipe: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+    """A recipe, and what it names under a key, and what that names there, and so on."""
+    while recipe:
+        yield recipe
+        recipe = recipe.get(key) or {}
+
+
+def _place(key: str) -> tuple[bool, bool, int]:
+    """Where a key stands in a label."""
+    first = _FIRST.index(key) if key in _FIRST else len(_FIRST)
+    return key.endswith(_FOLLOWS), not key.startswith("method"), first
+
+
+def _unlike(recipe: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe whose values are not another's."""
+    return {key: value for key, value in recipe.items() if key not in other or other[key] != value}
 
 
 def _parts(named: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +161,10 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
 def _words(key: str, value: Any) -> str:
     """A key and its value as a label says them: temperature=4.0, from resnet56."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    if key == "teacher.model":
-        return f"from {text}"
-    key = re.sub(r":[^.]*", "", key).removeprefix("method.").removeprefix("optim.")
+    if key in ("teacher.model", "via"):
+        return f"{'via' if key == 'via' else 'from'} {text}"
+    if key in ("rco", "stages") or (key == "anchors" and isinstance(value, str)):
+        return text
+    key = re.sub(r":[^.]*", "", key)
+    key = re.sub(r"(^|(?<=\.))(method|optim|stages|via)\.", "", key)
     return f"{key}={text.replace('null', 'none')}"

@@ -5,21 +5,18 @@ All that comes from files is escaped.
 
 import itertools
 import json
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from raykd.progress import clock
+from raykd.report.elements import figures, table
 from raykd.report.style import STYLE
-from raykd.report.tables import LEGEND, cells, cost_sentence, sentence
-from raykd.report.types import Report
+from raykd.report.tables import cost_lines, legend, rows, run_cells, sentence, trial_rows
+from raykd.report.types import Report, RouteSearch, Run
 from raykd.store import write_atomic
 
-if TYPE_CHECKING:
-    from raykd.report.charts import Chart
-
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_LEFT = ("what", "network", "top-1 %", "agreement %", "vs label_only")  # columns
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -29,7 +26,16 @@ def write_page(report: Report, path: Path) -> None:
 
 def page(report: Report) -> str:
     """The report as an HTML document; the same report gives the same text."""
-    name = escape(report.name)
+    name, listed = escape(report.name), _Listed()
+    sections = (
+        ("Results", _results(report)),
+        ("Pictures", _pictures(report)),
+        ("Routes", _routes(report, listed)),
+        ("Trials", _trials(report)),
+        ("Cost", _cost(report)),
+        ("Runs and recipes", _recipes(report, listed)),
+    )
+    body = "".join(f"<h2>{title}</h2>{text}\n" for title, text in sections if text)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -41,37 +47,38 @@ def page(report: Report) -> str:
 </head>
 <body>
 <h1>{name}</h1><p>{escape(sentence(report))}</p>
-<h2 id="results">Results</h2>{_table(report)}
-<h2>Pictures</h2>{_pictures(report)}
-<h2>Cost</h2><p>{escape(cost_sentence(report))}</p>
-<h2>Runs and recipes</h2>{_recipes(report)}
-</body>
+{body}</body>
 </html>
 """
 
 
-def _table(report: Report) -> str:
+class _Listed:
+    """Recipes by fingerprint; what two lines share has its anchor where it is listed first."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, fingerprint: str, facts: str, recipe: Mapping[str, Any]) -> str:
+        """A recipe behind its fingerprint and some facts, which are HTML."""
+        anchor = "" if fingerprint in self._seen else f' id="{escape(fingerprint)}"'
+        self._seen.add(fingerprint)
+        return (
+            f"<details{anchor}><summary><code>{escape(fingerprint)}</code> {facts}</summary>"
+            f"<pre>{escape(json.dumps(recipe, indent=2))}</pre></details>"
+        )
+
+
+def _results(report: Report) -> str:
     """The results, each line linked to the runs behind it."""
-    names, lines = [], []
-    for number, group in enumerate(report.groups()):
-        (_, label), *row = cells(group).items()
-        names = [name for name, _ in row]
-        what, _, settings = escape(label).partition(" ")
-        link = f'<a href="#runs-{number}">{what} <small>{settings}</small></a>'
-        data = "".join(f"<td{_side(name)}>{escape(text)}</td>" for name, text in row)
-        lines.append(f'<tr><th scope="row" class="left">{link}</th>{data}</tr>')
-    heads = "".join(
-        f'<th scope="col"{_side(name)}>{escape(name)}</th>' for name in ("what", *names)
-    )
-    table = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-labelledby="results">'
-        f'<table>{table}</table></div><p class="note">{escape(LEGEND)}</p>'
-    ).replace("+-", "&plusmn;")
-
-
-def _side(column: str) -> str:
-    return ' class="left"' if column in _LEFT else ""
+    lines = []
+    for number, (_, row) in enumerate(rows(report)):
+        cells = {name: escape(text).replace("+-", "&plusmn;") for name, text in row.items()}
+        what, _, settings = cells["what"].partition(" ")
+        rank = f'<span class="rank">{cells.pop("rank")}</span>'
+        cells["what"] = f'{rank}<a href="#runs-{number}">{what} <small>{settings}</small></a>'
+        lines.append(cells)
+    note = escape(legend(report)).replace("+-", "&plusmn;")
+    return f'{table(lines, "Results")}<p class="note">{note}</p>' if lines else ""
 
 
 def _pictures(report: Report) -> str:
@@ -80,42 +87,78 @@ def _pictures(report: Report) -> str:
     from raykd.report.charts import charts, sample
     from raykd.report.selection import selections
 
-    figures = [
-        _figure(chart) for chart in itertools.chain(charts(report), selections(report)) if chart.svg
-    ]
-    if not figures:
+    shown = figures(itertools.chain(charts(report), selections(report)))
+    if not shown:
         return "<p>No epoch is done yet.</p>"
     legend = "".join(
         f'<li><span aria-hidden="true">{sample(number)}</span>{escape(report.called(group))}</li>'
         for number, group in enumerate(report.students)
     )
-    return f'<ul class="legend">{legend}</ul><div class="figures">{"".join(figures)}</div>'
+    return f'<ul class="legend">{legend}</ul>{shown}'
 
 
-def _figure(chart: "Chart") -> str:
-    """A picture below its title; a wide one scrolls where the screen is narrow."""
-    title, picture, kind = escape(chart.title), chart.svg, ""
-    if chart.wide:
-        scroll = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
-        picture, kind = f"{scroll}{picture}</div>", ' class="wide"'
-    return (
-        f"<figure{kind}><figcaption>{title}</figcaption>{picture}"
-        f'<p class="note">{escape(chart.note)}</p></figure>'
+def _routes(report: Report, listed: _Listed) -> str:
+    """The pictures of routes, and the students by which searches measured."""
+    from raykd.report.routes import route_charts
+
+    return figures(route_charts(report)) + "".join(
+        _search(search, listed) for search in report.searches
     )
 
 
-def _recipes(report: Report) -> str:
-    """Every run with its fingerprint and its recipe."""
+def _search(search: RouteSearch, listed: _Listed) -> str:
+    """A search's stages, linked to their students, and its recipe."""
+    steps = []
+    for one in search.decisions:
+        student = f'<a href="#{escape(one.student)}"><code>{escape(one.student)}</code></a>'
+        ratio = f"{one.ratios[one.next]:.2f}"
+        steps.append(f"<li>Anchor {one.anchor}: {student}, then {one.next} with r = {ratio}</li>")
+    facts = f"finished, anchors {', '.join(map(str, search.anchors))}"
+    if not search.complete:
+        facts = f"at anchor {search.anchors[-1]}"
+    recipe = listed(search.fingerprint, f"the search, {facts}", search.recipe)
+    return f"<h3>{escape(search.label)}</h3><ol>{''.join(steps)}</ol>{recipe}"
+
+
+def _trials(report: Report) -> str:
+    """The trials of a sweep, those that failed first, each linked to its student."""
+    shown = {run.fingerprint for group in report.groups() for run in group.runs}
+    lines = []
+    for trial, row in trial_rows(report.trials):
+        cells = {name: escape(text) for name, text in row.items()}
+        if trial.fingerprint in shown:
+            cells["fingerprint"] = f'<a href="#{cells["fingerprint"]}">{cells["fingerprint"]}</a>'
+        lines.append(cells)
+    return table(lines, "Trials")
+
+
+def _cost(report: Report) -> str:
+    """What it took, and what was spared."""
+    lines = cost_lines(report)
+    return (
+        "<ul>" + "".join(f"<li>{escape(f'{name}: {text}')}</li>" for name, text in lines) + "</ul>"
+    )
+
+
+def _recipes(report: Report, listed: _Listed) -> str:
+    """Every run with its fingerprint, its numbers and its recipe."""
     parts = []
-    for number, group in enumerate(report.groups()):
+    for number, group in enumerate((*report.groups(), *report.stages)):
         parts.append(f'<h3 id="runs-{number}">{escape(report.called(group))}</h3>')
-        for run in group.runs:
-            name, facts = escape(run.fingerprint), f"seed {run.seed}, {run.state()}"
-            if run.result is not None:
-                top1, seconds = run.result["last"]["top1"], run.result["seconds"]
-                facts += f" with {top1:.2f} % after {clock(seconds)}"
-            parts.append(
-                f'<details id="{name}"><summary><code>{name}</code> {facts}</summary>'
-                f"<pre>{escape(json.dumps(run.recipe, indent=2))}</pre></details>"
-            )
+        parts += [listed(run.fingerprint, escape(_facts(run)), run.recipe) for run in group.runs]
     return "".join(parts)
+
+
+def _facts(run: Run) -> str:
+    """What is known of a run, in a line."""
+    cells = run_cells(run)
+    facts = f"seed {cells.pop('seed')}, {cells.pop('state')}"
+    if run.result is not None:
+        time = cells.pop("time")
+        numbers = [
+            f"{name.removesuffix(' %')} {text}{' %' * name.endswith('%')}"
+            for name, text in cells.items()
+            if text != "-"
+        ]
+        facts += f" after {time}: {', '.join(numbers)}"
+    return facts

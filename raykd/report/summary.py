@@ -1,53 +1,87 @@
 """An experiment's runs as the store has them, summed up.
 
 Students that are equal but for their seed are one group. Accuracy is that after the last
-epoch; the best epoch is chosen on the test images, so it stands apart. A run that is not
-finished still counts among those asked for.
+epoch; the best epoch stands apart. A run that is not finished still counts among those asked for.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from raykd.engine.journal import RESULT, read_metrics
-from raykd.engine.prepare import serving
+from raykd.engine.routes import anchors_of, is_complete, read_decisions, route_found, so_far
 from raykd.errors import CacheCorrupt
-from raykd.experiment import Experiment
-from raykd.methods.label_only import LabelOnly
-from raykd.plan import Plan, plan
-from raykd.recipes import StudentRun, TeacherRun
+from raykd.experiment import Experiment, basis
+from raykd.plan import plan
+from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.report import baseline as references
+from raykd.report.cost import cost_of
 from raykd.report.labels import labels
-from raykd.report.types import Cost, Group, Report, Run, Summary
+from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
 from raykd.store import Store, read_json
-from raykd.teachers.manifest import read_manifest
 
 
-def gather(store: Store, experiment: Experiment) -> Report:
+def gather(
+    store: Store,
+    experiment: Experiment,
+    trials: Iterable[Trial] = (),
+    baseline: str | None = None,
+) -> Report:
     """The report of a resolved experiment: what the store has of its runs.
 
-    Raises `CacheCorrupt` where a finished run's result cannot be read.
+    Gains are over the students that have the labels alone and else the same settings, or over
+    the line whose label is `baseline`. Raises `ConfigError` where there is no such line, and
+    `CacheCorrupt` where a finished run's result cannot be read.
     """
-    work = plan(experiment.runs)
-    found = {recipe: _run(store, recipe) for recipe in (*work.teachers, *work.students)}
-    top1 = {recipe: run.result["last"]["top1"] for recipe, run in found.items() if run.result}
-    trained = [run for run in work.students if run in top1]
-    alone = {_untaught(run): top1[run] for run in trained if isinstance(run.method, LabelOnly)}
-    alike: dict[StudentRun, list[StudentRun]] = {}
-    for run in work.students:
-        alike.setdefault(run.model_copy(update={"seed": 0}), []).append(run)
+    asked = {run: route_found(store, run) for run in dict.fromkeys(experiment.runs)}
+    routed, measured = so_far(store, experiment.runs)
+    searches = experiment.searches()
+    tried = {search: _tried(store, search) for search in searches}
+    work = plan(itertools.chain(routed, *tried.values()), caches=measured)
+    found: dict[Any, Run] = {
+        recipe: _run(store, recipe) for recipe in (*work.teachers, *work.preludes, *work.students)
+    }
+    for run, student in asked.items():
+        found[run] = _sought(store, run) if student is None else found[student]
+    lines = _alike(asked)
+    names = labels([_line(runs, asked) for runs in lines])
+    top1 = {
+        run: result["last"]["top1"]
+        for run in work.students
+        if (result := found[run].result) is not None
+    }
+    known = [[student for run in runs if (student := asked[run])] for runs in lines]
+    if baseline is None:
+        reference = references.untaught(top1)
+    else:
+        networks = [basis(runs[0]).model for runs in lines]
+        named = dict(zip(zip(names, networks, strict=True), known, strict=True))
+        reference = references.of_line(top1, named, baseline)
     students = []
-    for label, runs in zip(labels([run.plain() for run in alike]), alike.values(), strict=True):
-        taught = [run for run in runs if run in top1 and not isinstance(run.method, LabelOnly)]
-        pairs = [(top1[run], alone.get(_untaught(run))) for run in taught]
+    for name, runs, routes in zip(names, lines, known, strict=True):
+        pairs = [(top1[run], reference(run)) for run in routes if run in top1]
         gain = summarise(own - other for own, other in pairs if other is not None)
-        students.append(_group(label, [found[run] for run in runs], gain))
-    names = labels([teacher.plain() for teacher in work.teachers])
-    teachers = [
-        _group(f"teacher {name}".strip(), [found[teacher]], None)
-        for name, teacher in zip(names, work.teachers, strict=True)
-    ]
-    return Report(experiment.name, tuple(teachers), tuple(students), _cost(store, work, found))
+        students.append(_group(name, [found[run] for run in runs], gain))
+    lined = dict.fromkeys(asked.values())
+    apart = [run for run in work.students if run not in lined]
+    teaching = dict.fromkeys(run.teacher for run in work.students)
+    assistants = _alike(run for run in apart if run in teaching)
+    stages = _alike(run for run in apart if run not in teaching)
+    return Report(
+        name=experiment.name,
+        teachers=(
+            *_named("teacher", [[teacher] for teacher in work.teachers], found),
+            *_named("assistant", assistants, found),
+        ),
+        students=tuple(students),
+        cost=cost_of(store, work, asked, tried, found),
+        stages=_named("stage", stages, found),
+        searches=_searches(store, searches),
+        trials=tuple(trials),
+        baseline=baseline,
+    )
 
 
 def summarise(values: Iterable[float]) -> Summary | None:
@@ -63,7 +97,50 @@ def summarise(values: Iterable[float]) -> Summary | None:
     return Summary(n, mean, std, mean - half, mean + half)
 
 
-def _run(store: Store, recipe: TeacherRun | StudentRun) -> Run:
+def _alike(runs: Iterable[Asked]) -> list[list[Asked]]:
+    """The runs that are equal but for their seeds, together."""
+    lines: dict[Asked, list[Asked]] = {}
+    for run in runs:
+        lines.setdefault(_unseeded(run), []).append(run)
+    return [*lines.values()]
+
+
+def _unseeded(run: Any) -> Any:
+    """A student with seed 0 throughout its stages, or the search for one; a teacher as it is."""
+    if isinstance(run, Sought):
+        student = _unseeded(run.search.student)
+        return Sought(run.search.model_copy(update={"student": student}), run.stages)
+    if not isinstance(run, StudentRun):
+        return run
+    return run.model_copy(update={"seed": 0, "after": _unseeded(run.after)})
+
+
+def _line(runs: Sequence[Asked], asked: Mapping[Asked, StudentRun | None]) -> dict[str, Any]:
+    """The plain recipe of runs that are alike, with the search for its route.
+
+    Without the route where searches with other seeds found other ones, or none yet.
+    """
+    first = runs[0]
+    if not isinstance(first, Sought):
+        return _unseeded(first).plain()
+    routes = {_unseeded(asked[run]) for run in runs}
+    student = routes.pop() if len(routes) == 1 else None
+    rco = {"name": "greedy", "stages": first.stages} | _settings(first.search)
+    return (student or _unseeded(first.search.student)).plain() | {"rco": rco}
+
+
+def _named(
+    role: str, lines: Sequence[Sequence[TeacherRun | Asked]], found: Mapping[Any, Run]
+) -> tuple[Group, ...]:
+    """Groups that are no students of the experiment."""
+    names = labels([_unseeded(runs[0]).plain() for runs in lines])
+    return tuple(
+        _group(f"{role} {name}".strip(), [found[run] for run in runs], None)
+        for name, runs in zip(names, lines, strict=True)
+    )
+
+
+def _run(store: Store, recipe: Training) -> Run:
     """What the store has of a run."""
     folder, result = store.path(recipe), None
     if store.has(recipe):
@@ -77,49 +154,72 @@ def _run(store: Store, recipe: TeacherRun | StudentRun) -> Run:
     return Run(folder.name, recipe.seed, recipe.plain(), result, tuple(read_metrics(folder)))
 
 
+def _sought(store: Store, run: Asked) -> Run:
+    """A run whose route is still to be found."""
+    assert isinstance(run, Sought)
+    student = run.search.student
+    anchors = anchors_of(run.search, read_decisions(store, run.search))
+    return Run(store.path(run.search).name, student.seed, student.plain(), None, (), anchors)
+
+
+def _searches(store: Store, searches: Sequence[Search]) -> tuple[RouteSearch, ...]:
+    """What the store has of some searches."""
+    told = [_settings(search) | {"name": "greedy", "stages": ""} for search in searches]
+    names = labels(
+        [one.student.plain() | {"rco": rco} for one, rco in zip(searches, told, strict=True)]
+    )
+    found = [read_decisions(store, search) for search in searches]
+    return tuple(
+        RouteSearch(
+            label=f"{name} {search.student.model}",
+            fingerprint=store.path(search).name,
+            recipe=search.plain(),
+            candidates=search.candidates(),
+            anchors=anchors_of(search, decisions),
+            decisions=tuple(decisions),
+            complete=is_complete(search, decisions),
+        )
+        for name, search, decisions in zip(names, searches, found, strict=True)
+    )
+
+
+def _settings(search: Search) -> dict[str, Any]:
+    """What a search goes by, apart from its student."""
+    return {key: value for key, value in search.plain().items() if key != "student"}
+
+
+def _tried(store: Store, search: Search) -> list[StudentRun]:
+    """The students that a search has trained and measured."""
+    decisions = read_decisions(store, search)
+    anchors = anchors_of(search, decisions)
+    return [search.stage(anchors[: number + 1]) for number in range(len(decisions))]
+
+
 def _group(label: str, runs: Sequence[Run], gain: Summary | None) -> Group:
     """The summary of some runs that are alike."""
     results = [run.result for run in runs if run.result is not None]
-    speeds = [r["images_per_second"] for r in results if r["images_per_second"] is not None]
 
     def last(key: str) -> Summary | None:
         return summarise(result["last"][key] for result in results if key in result["last"])
+
+    def median(key: str) -> float | None:
+        values = [result[key] for result in results if result.get(key) is not None]
+        return float(np.median(values)) if values else None
 
     return Group(
         label=label,
         network=runs[0].recipe["model"],
         runs=tuple(runs),
         parameters=results[0]["parameters"] if results else None,
+        flops=results[0].get("flops") if results else None,
+        latency_ms=median("latency_ms"),
         top1=last("top1"),
         best=summarise(result["best"]["top1"] for result in results),
+        validation=last("validation_top1"),
         agreement=last("agreement"),
         kl=last("kl"),
         gain=gain,
-        images_per_second=float(np.median(speeds)) if speeds else None,
+        images_per_second=median("images_per_second"),
         seconds=float(np.mean([r["seconds"] for r in results])) if results else None,
         hardware=tuple(sorted({result["hardware"] for result in results})),
-    )
-
-
-def _untaught(run: StudentRun) -> StudentRun:
-    """The same training with the labels alone: what a method is compared with."""
-    names = ("method", "label_weight", "teacher", "route", "source", "teacher_precision")
-    fields = StudentRun.model_fields
-    return run.model_copy(update={name: fields[name].default for name in names})
-
-
-def _cost(store: Store, work: Plan, found: Mapping[Any, Run]) -> Cost:
-    """What is in the caches, and what the finished runs took."""
-    caches = dict.fromkeys(serving(store, job.run, job.views) for job in work.caches)
-    manifests = [read_manifest(store.path(run)) for run in caches]
-    shards = [shard for manifest in manifests if manifest for shard in manifest.shards]
-    seconds = {run: one.result["seconds"] for run, one in found.items() if one.result}
-    students = [run for run in work.students if run in seconds]
-    served = [run for run in students if run.cached() and run.method.needs()]
-    return Cost(
-        forwards=sum(len(shard.part) for shard in shards),
-        bytes=sum(shard.bytes for shard in shards),
-        epochs=sum(run.optim.epochs for run in served),
-        teacher_seconds=sum(seconds.get(run, 0.0) for run in work.teachers),
-        student_seconds=sum(seconds[run] for run in students),
     )

@@ -13,6 +13,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the colour of the text around
+PAPER = "#030201"  # stands for the colour of the page
+_BLACK, _WHITE = "#111111", "#fafafa"  # of text on colours
 
 # A group of students has one of each, so that no two of the first 120 look alike, and few in
 # grey. The colours have a contrast of 3.4 to 5.1 on white as on black paper (WCAG asks for 3).
@@ -42,6 +44,12 @@ def look(number: int) -> dict[str, Any]:
     """The colour, dash and marker of a group of students, as matplotlib calls them."""
     looks = (("color", _COLOURS), ("ls", _DASHES), ("marker", _MARKERS))
     return {name: values[number % len(values)] for name, values in looks}
+
+
+def on(colour: tuple[float, float, float, float]) -> str:
+    """The colour of text that is read best on a colour (RGBA, 0 to 1)."""
+    red, green, blue, _ = colour
+    return _BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else _WHITE
 
 
 def draw(
@@ -74,5 +82,8 @@ def draw(
     inner = re.sub(r'(<image [^>]*base64,)\n([^>]*?) id="[^"]*"', r"\1\2", inner)
     # Six decimals of a point are five too many for an eye.
     inner = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), inner)
+    # The page puts a rim of its own colour around text, which helps on lines, not on colours.
+    inner = re.sub(f"fill: ({_BLACK}|{_WHITE})", r"fill: \1; stroke: none", inner)
     text = f'<svg role="img" aria-label="{escape(label)}" {box}>{inner}'
+    text = text.replace(PAPER, "var(--paper)")
     return text.replace(INK, "currentColor").replace("xlink:href", "href")

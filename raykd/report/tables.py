@@ -1,10 +1,8 @@
-"""A report as text: sentences, a table for the terminal, Markdown, JSON."""
+"""A report as text: sentences, the lines of its tables, the table for a terminal."""
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
-import pydantic_core
 from rich import box
 from rich.filesize import decimal
 from rich.table import Table
@@ -12,36 +10,99 @@ from rich.text import Text
 
 from raykd.progress import clock
 from raykd.report.labels import called
-from raykd.report.types import Group, Report, Summary
-
-LEGEND = (
-    "Top-1 is that after the last epoch: mean +- sample standard deviation over n seeds. "
-    "Best is the best epoch's, which was chosen on the test images and flatters. "
-    "vs label_only: the mean difference of top-1 to the same training without a teacher, seed "
-    "by seed, with its 95 % t interval. Agreement: test images answered as the teacher does. "
-    "KL: of the student's from the teacher's probabilities, in nats."
-)
+from raykd.report.types import Group, Report, Run, Summary, Trial
 
 
 def sentence(report: Report) -> str:
     """What was run, and how much of it is finished."""
     runs = [run for group in report.students for run in group.runs]
+    if not runs:
+        return "No student is known yet."
     done = sum(run.result is not None for run in runs)
-    networks = _listed(run.recipe["model"] for run in runs)
-    data = _listed(run.recipe["data"]["name"] for run in runs)
-    methods = _listed(called(run.recipe["method"]) for run in runs)
+    networks = listed(run.recipe["model"] for run in runs)
+    data = listed(run.recipe["data"]["name"] for run in runs)
+    methods = listed(called(run.recipe["method"]) for run in runs)
     return f"{networks} on {data}, trained by {methods}; {done} of {len(runs)} runs are finished."
 
 
-def cost_sentence(report: Report) -> str:
-    """What it took, and on what."""
-    cost = report.cost
-    hardware = _listed(name for group in report.groups() for name in group.hardware)
-    return (
-        f"The caches hold {cost.forwards:,} teacher outputs in {decimal(cost.bytes)}, which served "
-        f"{cost.epochs:,} epochs of students. Finished runs took {clock(cost.teacher_seconds)} "
-        f"(teachers) and {clock(cost.student_seconds)} (students) on {hardware or 'nothing yet'}."
+def legend(report: Report) -> str:
+    """What the columns of the table say."""
+    recipes = [run.recipe for group in report.students for run in group.runs]
+    shares = {recipe["data"].get("validation") for recipe in recipes}
+    chosen = "which was chosen on the test images and flatters"
+    if None not in shares:
+        chosen = "which was chosen on validation images that nothing was trained on"
+    elif len(shares) > 1:
+        chosen += ", unless a run holds out validation images: then on those"
+    over = f"{report.baseline!r}, the same seed"
+    if report.baseline is None:
+        over = "the same training without a teacher"
+    gains = (
+        f"{versus(report)}: the mean difference of top-1 to {over}, seed by seed, with its 95 % t "
+        "interval"
     )
+    methods = {recipe["method"]["name"] for recipe in recipes}
+    if report.baseline is None and "label_only" not in methods:
+        gains += "; the experiment has none, so add label_only, or name a line with --baseline"
+    elif report.baseline is None and any(recipe.get("after") for recipe in recipes):
+        gains += "; a student of several stages was trained that many times as long"
+    return (
+        "Students stand by their top-1 after the last epoch, those with unfinished runs at the "
+        f"end: mean +- sample standard deviation over n seeds. Best is the best epoch's, {chosen}. "
+        f"{gains}. Agreement: test images answered as the teacher does. KL: of the student's from "
+        "the teacher's probabilities, in nats. FLOPs and latency are of one image's forward."
+    )
+
+
+def versus(report: Report) -> str:
+    """What the column of gains is called."""
+    return "vs label_only" if report.baseline is None else "vs baseline"
+
+
+def cost_lines(report: Report) -> list[tuple[str, str]]:
+    """What it took, and what was spared by sharing: a name and a sentence of each."""
+    cost = report.cost
+    lines = [
+        (
+            "caches",
+            f"{cost.forwards:,} teacher outputs in {decimal(cost.bytes)}, which served "
+            f"{cost.epochs:,} epochs of students",
+        )
+    ]
+    for shared in cost.shared:
+        if shared.alone:
+            spared = shared.alone - shared.together
+            lines.append(
+                (
+                    shared.what,
+                    f"{shared.together:,} where the finished students alone would have needed "
+                    f"{shared.alone:,}: {spared:,} saved ({100 * spared / shared.alone:.0f} %)",
+                )
+            )
+    for name, hours in cost.hours.items():
+        kind = "CPU-hours" if re.search(r"\(\d+ cores\)$", name) else "GPU-hours"
+        lines.append((kind, f"{hours:,.3g} of workers that train, on {name}"))
+    took = f"teachers {clock(cost.teacher_seconds)}, students {clock(cost.student_seconds)}"
+    return [*lines, ("time of finished trainings", took)]
+
+
+def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
+    """The groups in the order of the table, with its cells by column."""
+    means = [group.top1.mean for group in report.students if group.top1 and group.is_complete()]
+    validated = any(group.validation for group in report.students)
+    lines = []
+    for group in report.groups():
+        rank = ""
+        if group.top1 and group.is_complete() and group in report.students:
+            rank = str(1 + sum(mean > group.top1.mean for mean in means))
+        line = {"rank": rank} | cells(group)
+        if not validated:
+            del line["validation %"]
+        lines.append((group, {versus(report) if key == _GAIN else key: line[key] for key in line}))
+    return lines
+
+
+_GAIN = "gain"
 
 
 def cells(group: Group) -> dict[str, str]:
@@ -50,63 +111,75 @@ def cells(group: Group) -> dict[str, str]:
     return {
         "what": group.label,
         "network": group.network,
-        "parameters": _said("{:.3f} M", group.parameters and group.parameters / 1e6),
         "top-1 %": _said("{0.mean:.2f} +- {0.std:.2f}", group.top1),
         "n": f"{done}" if done == asked else f"{done} of {asked}",
         "best %": _said("{0.mean:.2f}", group.best),
-        "vs label_only": _said("{0.mean:+.2f} [{0.low:+.2f}, {0.high:+.2f}]", group.gain),
+        "validation %": _said("{0.mean:.2f}", group.validation),
+        _GAIN: _said("{0.mean:+.2f} [{0.low:+.2f}, {0.high:+.2f}]", group.gain),
         "agreement %": _said("{0.mean:.2f} +- {0.std:.2f}", group.agreement),
         "KL": _said("{0.mean:.3f}", group.kl),
+        "parameters": _said("{:.3f} M", group.parameters and group.parameters / 1e6),
+        "MFLOPs": _said("{:,.1f}", group.flops and group.flops / 1e6),
+        "latency ms": _said("{:.2f}", group.latency_ms),
         "images/s": _said("{:,.0f}", group.images_per_second),
         "time": "-" if group.seconds is None else clock(group.seconds),
     }
+
+
+def run_cells(run: Run) -> dict[str, str]:
+    """A run as text, by column; "-" where there is no number."""
+    result = run.result or {"last": {}, "best": {}}
+    last, best = result["last"], result["best"]
+    return {
+        "seed": str(run.seed),
+        "state": run.state(),
+        "top-1 %": _said("{:.2f}", last.get("top1")),
+        "best %": _said("{:.2f}", best.get("top1")),
+        "validation %": _said("{:.2f}", last.get("validation_top1")),
+        "agreement %": _said("{:.2f}", last.get("agreement")),
+        "KL": _said("{:.3f}", last.get("kl")),
+        "time": clock(result["seconds"]) if run.result else "-",
+    }
+
+
+def trial_rows(trials: Iterable[Trial]) -> list[tuple[Trial, dict[str, str]]]:
+    """Trials with their cells by column, the failed ones first."""
+    return [
+        (
+            trial,
+            {
+                "trial": trial.name,
+                "state": trial.state,
+                "settings": " ".join(f"{key}={value}" for key, value in trial.config.items()),
+                "time": "-" if trial.seconds is None else clock(trial.seconds),
+                "fingerprint": trial.fingerprint or "-",
+                "error": trial.error or "",
+            },
+        )
+        for trial in sorted(trials, key=lambda trial: trial.error is None)
+    ]
 
 
 def console_table(report: Report) -> Table:
     """The table for a terminal of 100 columns."""
     title = Text(report.name)  # not a str, whose brackets would be read as markup
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
     # Words wrap, long names are cut in two; numbers stay whole.
     table.add_column("what", overflow="fold", min_width=15)
     table.add_column("network", overflow="fold", min_width=9)
-    for name in ("params", "top-1 %", "n", "best %", "agree %", "images/s", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for group in report.groups():
-        row = cells(group)
+    shown = ("top-1 %", "n", "best %", "agreement %", "parameters", "images/s", "time")
+    for name in shown:
+        short = {"agreement %": "agree %", "parameters": "params"}.get(name, name)
+        table.add_column(short, justify="right", no_wrap=True)
+    for group, row in rows(report):
         row["agreement %"] = row["agreement %"].partition(" ")[0]
-        del row["vs label_only"], row["KL"]  # for want of room
-        style = "yellow" if len(group.finished()) < len(group.runs) else None
-        table.add_row(*map(Text, row.values()), style=style)
+        line = [row[name] for name in ("rank", "what", "network", *shown)]  # the rest has no room
+        table.add_row(*map(Text, line), style=None if group.is_complete() else "yellow")
     return table
 
 
-def to_markdown(report: Report) -> str:
-    """The table as Markdown, with what it says, what it took, and every fingerprint."""
-    rows = [cells(group) | {"hardware": _listed(group.hardware)} for group in report.groups()]
-    rule = ["---" if name in ("what", "network", "hardware") else "---:" for name in rows[0]]
-    table = [[*rows[0]], rule, *([_quoted(text) for text in row.values()] for row in rows)]
-    runs = [
-        f"- {_quoted(report.called(group))}: "
-        + ", ".join(f"`{run.fingerprint}` (seed {run.seed}, {run.state()})" for run in group.runs)
-        for group in report.groups()
-    ]
-    parts = (
-        f"# {_quoted(report.name)}",
-        _quoted(sentence(report)),
-        "\n".join("| " + " | ".join(row) + " |" for row in table),
-        LEGEND,
-        _quoted(cost_sentence(report)),
-        "\n".join(runs),
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def to_json(report: Report) -> dict[str, Any]:
-    """Everything as plain dicts, lists, text and numbers; what is not a finite number is None."""
-    return pydantic_core.from_json(pydantic_core.to_json(report, inf_nan_mode="null"))
-
-
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Distinct names as a sentence lists them: a, b and c."""
     *most, last = list(dict.fromkeys(names)) or [""]
     return f"{', '.join(most)} and {last}" if most else last
@@ -118,8 +191,3 @@ def _said(form: str, value: Summary | float | None) -> str:
         return "-"
     single = isinstance(value, Summary) and value.std is None
     return (form.partition(" ")[0] if single else form).format(value)
-
-
-def _quoted(text: str) -> str:
-    """Text that Markdown shows as it is, in a cell of a table too."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

@@ -1,7 +1,10 @@
 """The nouns of a report: plain values, of which `to_json` writes every field."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from raykd.engine.routes import Decision
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,19 @@ class Summary:
 class Run:
     """One network of the experiment, trained or not yet."""
 
-    fingerprint: str
+    fingerprint: str  # of the search, where the run's route is still to be found
     seed: int
     recipe: dict[str, Any]
     result: dict[str, Any] | None  # as `raykd.engine.fit` writes it; None: not finished
     metrics: tuple[dict[str, Any], ...]  # of every epoch so far: numbers, or dicts of lists of them
+    anchors: tuple[int, ...] | None = None  # found so far, where its route is still to be found
 
     def state(self) -> str:
         """How far it is."""
         if self.result is not None:
             return "finished"
+        if self.anchors is not None:
+            return f"searching, at anchor {self.anchors[-1]}"
         done, asked = len(self.metrics), self.recipe["optim"]["epochs"]
         return f"epoch {done} of {asked}" if done else "not started"
 
@@ -44,11 +50,14 @@ class Group:
     network: str
     runs: tuple[Run, ...]  # all that were asked for
     parameters: int | None
+    flops: int | None  # of one image's forward; a multiply-add is two
+    latency_ms: float | None  # of one image's forward, median
     top1: Summary | None  # percent, after the last epoch
     best: Summary | None  # percent, after the best epoch of each run
+    validation: Summary | None  # percent of the validation images, after the last epoch
     agreement: Summary | None  # percent of the test images answered as the teacher does
     kl: Summary | None  # KL(teacher || student) on the test images, in nats
-    gain: Summary | None  # of top-1 over label_only with the same settings, seed by seed
+    gain: Summary | None  # of top-1 over the baseline, seed by seed
     images_per_second: float | None  # median
     seconds: float | None  # mean of a run
     hardware: tuple[str, ...]
@@ -57,20 +66,60 @@ class Group:
         """The runs that have a result."""
         return [run for run in self.runs if run.result is not None]
 
+    def is_complete(self) -> bool:
+        """Whether every run has a result."""
+        return len(self.finished()) == len(self.runs)
+
     def traced(self) -> list[Run]:
         """The runs that curves are of: the finished ones, or those in progress where none is."""
         return self.finished() or [run for run in self.runs if run.metrics]
 
 
 @dataclass(frozen=True)
+class RouteSearch:
+    """A greedy search for anchors, as far as it is."""
+
+    label: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    candidates: tuple[int, ...]  # the teacher's saved epochs
+    anchors: tuple[int, ...]  # known so far, the last one to go to
+    decisions: tuple[Decision, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep, whatever became of it."""
+
+    name: str
+    config: Mapping[str, Any]  # dotted key to a readable value
+    fingerprint: str | None  # of the student that it trained; None: it came to none
+    state: str
+    error: str | None  # a sentence; None: it did not fail
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How much of something all finished students needed together, each thing once."""
+
+    what: str
+    together: int
+    alone: int  # the sum of what each student would have needed by itself
+
+
+@dataclass(frozen=True)
 class Cost:
-    """What the experiment took."""
+    """What the experiment took, each thing once."""
 
     forwards: int  # teacher outputs that the caches hold: views x rows
     bytes: int  # of the caches
     epochs: int  # of the finished students that learned from them
     teacher_seconds: float
-    student_seconds: float  # sum over the finished students
+    student_seconds: float  # sum over the finished students, with their stages and assistants
+    shared: tuple[Shared, ...]
+    hours: Mapping[str, float]  # seconds x workers of every finished training, by hardware
 
 
 @dataclass(frozen=True)
@@ -78,13 +127,25 @@ class Report:
     """One experiment."""
 
     name: str
-    teachers: tuple[Group, ...]
-    students: tuple[Group, ...]
+    teachers: tuple[Group, ...]  # and assistants: students that teach, and nothing else
+    students: tuple[Group, ...]  # in the order of the experiment
     cost: Cost
+    stages: tuple[Group, ...] = ()  # of chains, but for the last ones: no lines of the table
+    searches: tuple[RouteSearch, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    baseline: str | None = None  # the line that gains are over; None: label_only, like for like
 
     def groups(self) -> tuple[Group, ...]:
         """The lines of the table."""
-        return (*self.teachers, *self.students)
+        return (*self.teachers, *self.ranked())
+
+    def ranked(self) -> tuple[Group, ...]:
+        """The students by mean top-1, best first; those that are not finished at the end."""
+
+        def place(group: Group) -> tuple[bool, float]:
+            return not group.is_complete(), -group.top1.mean if group.top1 else float("inf")
+
+        return tuple(sorted(self.students, key=place))
 
     def called(self, group: Group) -> str:
         """What to call a group where no column names its network."""

@@ -1,9 +1,12 @@
 """What training leaves in a store, made up."""
 
+import itertools
 import json
 
 from raykd.engine.journal import METRICS, RESULT
+from raykd.engine.routes import Decision, is_complete, route_found, write_decisions
 from raykd.plan import plan
+from raykd.record import fingerprint
 from raykd.store import write_json
 
 EPOCHS = 4
@@ -23,6 +26,19 @@ TOP1 = {  # after the last epoch, by method and seed
     "kd": (92.0, 92.5, 95.0),
     "spherical_kd": (91.0, 90.0, 93.0),
 }
+ROUTES = f"""
+run:
+  model: resnet8
+  data: {{name: digits, digest: 0123456789abcdef0123, classes: 10, size: [8, 8], validation: 0.2}}
+  teacher: {{model: resnet8x4, optim: {{epochs: 8}}, save_every: 2}}
+  optim: {{epochs: {EPOCHS}, batch: 50}}
+  method: kd
+  rco: {{select: greedy, anchors: null, threshold: 1.6}}
+grid:
+  run.rco.select: [greedy, equal]
+  run.rco.stages: [multi_stage, one_stage]
+  run.seed: [0, 1]
+"""  # the teacher's checkpoints are 2, 4, 6 and 8
 
 
 def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
@@ -46,13 +62,15 @@ def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
         result = {
             "model": run.model,
             "parameters": 78_042 if run.model == "resnet8" else 1_209_642,
+            "flops": 1_600_000 if run.model == "resnet8" else 22_000_000,
+            "latency_ms": 0.25 + run.seed / 8 if run.model == "resnet8" else 0.75,
             "epochs": epochs,
             "last": lines[-1],
             "best": max(lines, key=lambda line: line["top1"]),
             "images_per_second": 1000.0 + run.seed,
             "seconds": 8.0 + run.seed,
             "workers": 1,
-            "hardware": "a <fast> processor",
+            "hardware": "a <fast> processor (2 cores)",
         }
         write_json(folder / RESULT, result)
         store.finish(run)
@@ -65,3 +83,35 @@ def finished(store, experiment):
         put(store, teacher, 97.0)
     for run in work.students:
         put(store, run, TOP1[run.method.name][run.seed], agreement=80.0 + run.seed, kl=0.25)
+
+
+def decide(store, search, *anchors, ratio=1.25):
+    """Write that a search went along some anchors, `ratio` apart; finish it at the last one."""
+    decisions = []
+    for number, (anchor, following) in enumerate(itertools.pairwise(anchors), 1):
+        later = [other for other in search.candidates() if other > anchor]
+        ratios = {anchor: 1.0} | {other: ratio * (other / following) ** 4 for other in later}
+        student = fingerprint(search.stage(anchors[:number]))
+        distances = {other: r / 8 for other, r in ratios.items()}
+        decisions.append(Decision(anchor, student, distances, ratios, following))
+    write_decisions(store, search, decisions)
+    if is_complete(search, decisions):
+        store.finish(search)
+
+
+def routed(store, experiment):
+    """Finish an experiment of `ROUTES`, whose searches go by 2, 6, 8 with seed 0, else by 2, 8."""
+    for search in experiment.searches():
+        anchors = (2, 6, 8) if search.student.seed == 0 else (2, 8)
+        decide(store, search, *anchors)
+        for number in range(1, len(anchors)):
+            put_once(store, search.stage(anchors[:number]), 80.0)
+    work = plan(route_found(store, run) for run in experiment.runs)
+    for run in (*work.teachers, *work.students):
+        put_once(store, run, 90.0 + run.seed, validation_top1=70.0)
+
+
+def put_once(store, run, *values, **more):
+    """What training a run leaves, unless it is there."""
+    if not store.has(run):
+        put(store, run, *values, **more)

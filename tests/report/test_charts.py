@@ -54,4 +54,4 @@ def test_any_number_of_epochs_can_be_drawn(store, epochs):
     experiment = parse(text, "short or long")
     put(store, experiment.runs[0], 90.0, epochs=epochs)
     put(store, experiment.runs[3], 90.0, epochs=1, finish=False)
-    assert len(pictures(gather(store, experiment))) == 3
+    assert len(pictures(gather(store, experiment))) == 5

@@ -13,7 +13,83 @@ def test_labels_name_what_differs_and_no_more():
     assert labels([kd]) == ["kd"]
     assert labels([kd, skd]) == ["kd", "skd"]
     assert labels([kd, more]) == ["kd data=digits", "kd data=cifar10"]
-    assert labels([kd, routed]) == ["kd route=none", "kd route.anchors=[2,4] route.starts=[0,2]"]
+    kd, routed = kd | {"optim": {"epochs": 4}}, routed | {"optim": {"epochs": 4}}
+    assert labels([kd, routed]) == ["kd", "kd anchors=[2,4] one_stage"]
+    uneven = routed | {"route": {"anchors": [2, 4], "starts": [0, 1]}}
+    assert labels([routed, uneven]) == ["kd", "kd starts=[0,1]"]
+
+
+TEACHER = {"model": "resnet8x4", "optim": {"epochs": 40}, "data": {"name": "digits"}}
+
+
+def stage(anchor, after=None, **more):
+    """A recipe of a stage that learns from one of the teacher's epochs; None: the last."""
+    method = {"name": "kd", "temperature": more.pop("temperature", 4.0)}
+    return {
+        "model": "resnet8",
+        "data": {"name": "digits"},
+        "teacher": TEACHER,
+        "route": None if anchor is None else {"anchors": [anchor], "starts": [0]},
+        "after": after,
+        "method": method,
+        "optim": {"name": "sgd", "epochs": 4, "lr": more.pop("lr", 0.1)},
+    } | more
+
+
+def test_a_route_of_stages_is_its_anchors():
+    staged = stage(None, stage(20, stage(10)))
+    at_once = stage(None) | {"route": {"anchors": [10, 20, 40], "starts": [0, 1, 2]}}
+    assert labels([stage(None), staged, at_once, stage(10)]) == [
+        "kd",
+        "kd anchors=[10,20,40] multi_stage",
+        "kd anchors=[10,20,40] one_stage",
+        "kd anchors=[10]",
+    ]
+    assert labels([staged, stage(None, stage(10))]) == [
+        "kd anchors=[10,20,40]",
+        "kd anchors=[10,40]",
+    ]
+
+
+def test_stages_of_one_anchor_are_called_by_the_last():
+    def trained(*rates):
+        before = None
+        for rate in rates:
+            before = stage(None, before, lr=rate, temperature=10 * rate)
+        return before
+
+    lines = [stage(None), trained(0.1, 0.4), trained(0.1, 0.2), trained(0.3, 0.2)]
+    assert labels(lines) == [
+        "kd temperature=4.0 lr=0.1",
+        "kd temperature=4.0 2 stages lr=0.4 temperature by stage=[1.0,4.0]",
+        "kd temperature=2.0 2 stages lr=0.2 temperature by stage=[1.0,2.0]",
+        "kd temperature=2.0 2 stages lr=0.2 temperature by stage=[3.0,2.0]",
+    ]
+
+
+def test_a_chain_of_assistants_is_its_networks():
+    first = stage(None, model="resnet20")
+    second = stage(None, model="resnet14", teacher=first)
+    lines = [stage(None, teacher=one) for one in (TEACHER, first, second)]
+    assert labels(lines) == ["kd", "kd via resnet20", "kd via resnet20,resnet14"]
+    slow = stage(None, teacher=stage(None, model="resnet20", lr=0.01))
+    assert labels([*lines[:2], slow]) == [
+        "kd",
+        "kd via resnet20",
+        "kd via resnet20 resnet20.lr=0.01",
+    ]
+
+
+def test_a_search_is_called_by_its_rule_and_by_what_it_found():
+    greedy = {"name": "greedy", "stages": "multi_stage", "threshold": 1.6, "measure": "kl"}
+    staged = stage(None, stage(20))
+    sought = stage(None) | {"rco": greedy}
+    assert labels([stage(None), staged, staged | {"rco": greedy}, sought]) == [
+        "kd",
+        "kd anchors=[20,40] multi_stage",
+        "kd greedy anchors=[20,40] multi_stage",
+        "kd greedy threshold=1.6 multi_stage",
+    ]
 
 
 def test_a_sum_of_methods_is_called_by_its_parts():

@@ -69,8 +69,9 @@ def test_pictures_and_tables_can_be_read_aloud(report):
     tags = Page(page(report)).tags
     pictures = [values for tag, values in tags if values.get("role") == "img"]
     pictures = [values for values in pictures if "sample" not in values["aria-label"]]
-    assert len(pictures) == 4
+    assert len(pictures) == 6
     assert "kd 93.17" in pictures[0]["aria-label"]
+    assert "On the front: kd, teacher." in pictures[3]["aria-label"]
     assert "teacher 97.00" in pictures[0]["aria-label"]
     assert all(values.get("scope") in ("row", "col") for tag, values in tags if tag == "th")
 

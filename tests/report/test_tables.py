@@ -41,14 +41,15 @@ def test_unfinished_runs_are_shown(store, experiment):
 def test_the_console_table_fits_100_columns(report):
     lines = shown(report).splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(re.search(r"kd +resnet8 +0\.078 M +93\.17 \+- 1\.61 +3 ", line) for line in lines)
+    assert any(re.search(r"1 +kd +resnet8 +93\.17 \+- 1\.61 +3 +93\.67", line) for line in lines)
 
 
 def test_markdown_and_json_agree(report):
     value = to_json(report)
     rows = [line for line in to_markdown(report).splitlines() if line.startswith("| ")]
     table = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
-    groups = value["teachers"] + value["students"]
+    ranked = sorted(value["students"], key=lambda group: -group["top1"]["mean"])
+    groups = value["teachers"] + ranked
     assert len(table) == 2 + len(groups)
     for row, group in zip(table[2:], groups, strict=True):
         cell = dict(zip(table[0], row, strict=True))

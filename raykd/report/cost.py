@@ -1,0 +1,133 @@
+"""What an experiment took, and what sharing teachers and caches spared it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykd.data.augment import Augment
+from raykd.data.images import Data, Split, open_split
+from raykd.engine.prepare import serving
+from raykd.engine.routes import measures
+from raykd.errors import DataError
+from raykd.plan import Plan, plan
+from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun
+from raykd.report.types import Cost, Run, Shared
+from raykd.store import Store
+from raykd.teachers.manifest import read_manifest
+
+
+def cost_of(
+    store: Store,
+    work: Plan,
+    asked: Mapping[Asked, StudentRun | None],
+    tried: Mapping[Search, Sequence[StudentRun]],
+    found: Mapping[Any, Run],
+) -> Cost:
+    """What is in the caches of `work`, what its finished runs took, and what they shared.
+
+    `asked` are the students of the experiment, None where their route is still to be found, and
+    `tried` those that a search has trained for it.
+    """
+    held = _Held(store, work)
+    results = {
+        run: result
+        for run in (*work.teachers, *work.preludes, *work.students)
+        if (result := found[run].result) is not None
+    }
+    hours: dict[str, float] = {}
+    for result in results.values():
+        spent = result["seconds"] * result.get("workers", 1) / 3600
+        hours[result["hardware"]] = hours.get(result["hardware"], 0.0) + spent
+    students = [run for run in work.students if run in results]
+    done = [run for run, student in asked.items() if student in results]
+    together = _needed(done, asked, tried)
+    alone = [_needed([run], asked, tried) for run in done]
+    shared = (
+        Shared("teacher forwards", held.asked(together), sum(map(held.asked, alone))),
+        Shared(
+            "trainings of teachers and assistants",
+            len(_teachers(together)),
+            sum(len(_teachers(work)) for work in alone),
+        ),
+        Shared(
+            "trainings of stages and preludes",
+            _before(together, [asked[run] for run in done]),
+            sum(_before(work, [asked[run]]) for run, work in zip(done, alone, strict=True)),
+        ),
+    )
+    return Cost(
+        forwards=held.forwards,
+        bytes=held.bytes,
+        epochs=sum(run.optim.epochs for run in students if run.cached() and run.method.needs()),
+        teacher_seconds=sum(results[run]["seconds"] for run in work.teachers if run in results),
+        student_seconds=sum(results[run]["seconds"] for run in students),
+        shared=shared,
+        hours=hours,
+    )
+
+
+class _Held:
+    """What the caches of some work hold, and how many rows the splits have."""
+
+    def __init__(self, store: Store, work: Plan) -> None:
+        caches = dict.fromkeys(serving(store, job.run, job.views) for job in work.caches)
+        self._store = store
+        self._rows: dict[tuple[Data, Split], int] = {}
+        self.forwards = self.bytes = 0
+        for cache in caches:
+            manifest = read_manifest(store.path(cache))
+            if manifest is not None:
+                self._rows[_images(cache.data, cache.split)] = manifest.rows
+                self.forwards += sum(len(shard.part) for shard in manifest.shards)
+                self.bytes += sum(shard.bytes for shard in manifest.shards)
+
+    def asked(self, work: Plan) -> int:
+        """How many images its teachers answer for, from caches and live."""
+        cached = sum(
+            len(job.views) * self._count(job.run.data, job.run.split) for job in work.caches
+        )
+        trained = (*work.students, *(prelude.training() for prelude in work.preludes))
+        return cached + sum(
+            run.optim.epochs * len(run.method.looks().teacher) * self._count(run.data, "train")
+            for run in trained
+            if run.method.needs() and not run.cached()
+        )
+
+    def _count(self, data: Data, split: Split) -> int:
+        """The rows of a split; 0 where neither a cache nor its images are in the store."""
+        key = _images(data, split)
+        if key not in self._rows:
+            try:
+                self._rows[key] = len(open_split(self._store, data, split))
+            except DataError:
+                self._rows[key] = 0
+        return self._rows[key]
+
+
+def _images(data: Data, split: Split) -> tuple[Data, Split]:
+    """What determines the rows of a split."""
+    return data.model_copy(update={"augment": Augment()}), split
+
+
+def _needed(
+    runs: Sequence[Asked],
+    asked: Mapping[Asked, StudentRun | None],
+    tried: Mapping[Search, Sequence[StudentRun]],
+) -> Plan:
+    """What finished students needed, with the searches for their routes."""
+    searches = [run.search for run in runs if isinstance(run, Sought)]
+    students = [student for run in runs if (student := asked[run]) is not None]
+    students += [stage for search in searches for stage in tried[search]]
+    return plan(students, caches=[cache for search in searches for cache in measures(search)])
+
+
+def _teachers(work: Plan) -> list[TeacherRun | StudentRun]:
+    """The teachers that are trained, and the assistants."""
+    trained = [teacher for teacher in work.teachers if teacher.weights is None]
+    assistants = (run.teacher for run in work.students if isinstance(run.teacher, StudentRun))
+    return [*trained, *dict.fromkeys(assistants)]
+
+
+def _before(work: Plan, lines: Sequence[StudentRun | None]) -> int:
+    """How many trainings come before those that are asked for, but for teachers'."""
+    apart = dict.fromkeys((*lines, *_teachers(work)))
+    return len([run for run in work.students if run not in apart]) + len(work.preludes)

@@ -1,0 +1,62 @@
+"""What a result says of a network's forward."""
+
+import pytest
+import torch
+
+from raykd.engine.result import forward_cost
+from raykd.models import build
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build("resnet8", 10)
+
+
+def test_a_multiply_add_is_two_operations(network):
+    flops, _ = forward_cost(network, (8, 8))
+    sizes = {id(module): 0 for module in network.modules()}
+    handles = [
+        module.register_forward_hook(
+            lambda module, _, out: sizes.update(
+                {id(module): module.weight[0].numel() * out.numel()}
+            )
+        )
+        for module in network.modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 8, 8))
+    for handle in handles:
+        handle.remove()
+    assert flops == 2 * sum(sizes.values())
+
+
+def test_four_times_the_pixels_are_four_times_the_work_but_for_the_classifier(network):
+    small, large = (forward_cost(network, size)[0] for size in ((8, 8), (16, 16)))
+    classifier = 2 * 64 * 10
+    assert large - classifier == 4 * (small - classifier)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_changes_nothing(network, training):
+    network.train(training)
+    network.network[0].eval()  # such as a part that is kept as it is
+    modes = [module.training for module in network.modules()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    before = torch.get_rng_state()
+    _, milliseconds = forward_cost(network, (8, 8))
+    assert milliseconds > 0
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.gpu
+def test_a_forward_is_measured_on_a_gpu(network):
+    on_cpu, _ = forward_cost(network, (8, 8))
+    on_gpu, milliseconds = forward_cost(network.cuda(), (8, 8))
+    assert on_gpu == on_cpu
+    assert milliseconds > 0
