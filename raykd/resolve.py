@@ -10,6 +10,7 @@ from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
 from raykd.recipes import AnyTeacher, Asked, StudentRun
+from raykd.recipes.agreement import check_student
 from raykd.store import Store, write_atomic
 
 Digests = dict[tuple[str, int | None], str]  # of images, by dataset and resize
@@ -55,6 +56,10 @@ def resolve(
                 f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
                 f"the student's data have {run.data.classes}"
             )
+        try:
+            check_student(run)  # once more, with what was read
+        except ValueError as error:
+            raise ConfigError(f"experiment.run: {error}") from error
         return run
 
     def asked(run: Asked) -> Asked:

@@ -6,12 +6,14 @@ import pytest
 
 from raykd.data.augment import Augment
 from raykd.data.images import Data
+from raykd.engine.routes import measures
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.plan import CacheJob, Plan, plan
-from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
+from raykd.recipes import RCO, LogitsRun, Optim, Sought, StudentRun, TeacherRun
+from raykd.recipes.rco import along
 from raykd.teachers.route import Route
 from raykd.types import CACHEABLE, Signal
 
@@ -171,3 +173,156 @@ def test_a_student_without_a_teacher_needs_nothing_but_itself():
 def test_a_baseline_beside_a_teacher_is_compared_with_it_on_the_test_images():
     work = plan([with_(method=LabelOnly())])
     assert [job.run.split for job in work.caches] == ["test"]
+
+
+# Routes in stages, searches and assistants
+
+
+def pairs(work: Plan) -> list[tuple[str, int, int]]:
+    """What is cached: split, anchor and view."""
+    return [(job.run.split, job.run.anchor, view) for job in work.caches for view in job.views]
+
+
+def read_by(run: StudentRun) -> set[tuple[str, int, int]]:
+    """What the epochs of a cached student and of all its stages read, one by one."""
+    found = set()
+    for stage in run.stages():
+        count = stage.data.augment.views() if stage.views == "all" else stage.views
+        for epoch in range(stage.optim.epochs):
+            anchor = stage.route.at(epoch) if stage.route else 240
+            found.add(("train", anchor, epoch % min(count, stage.optim.epochs)))
+        found.add(("test", anchor, 0))  # the last epoch's teacher is compared with
+    return found
+
+
+ANCHORS = [(240,), (10, 240), (60, 120, 180, 240), tuple(range(10, 241, 10))]
+
+
+@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+@pytest.mark.parametrize("views", ["all", 1, 7, 80, 162, 500])
+@pytest.mark.parametrize("anchors", ANCHORS, ids=len)
+def test_a_chosen_route_is_planned_with_exactly_what_its_epochs_read(anchors, views, stages):
+    run = along(with_(views=views), anchors, stages)
+    work = plan([run])
+    planned = pairs(work)
+    assert len(planned) == len(set(planned))
+    assert set(planned) == read_by(run)
+    train = [(anchor, view) for split, anchor, view in planned if split == "train"]
+    assert len(train) <= 240 * len(run.stages()), "no more teacher forwards than epochs"
+    assert work.teachers == (TEACHER,)
+    assert work.students == run.stages()
+
+
+@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+def test_a_route_that_is_read_by_embeddings_is_planned_with_the_same_pairs(stages):
+    run = along(with_(method=METHODS["mimic_embedding"](), views=7), ANCHORS[2], stages)
+    work = plan([run])
+    assert set(pairs(work)) == read_by(run)
+    assert all(job.run.embedding for job in train_caches(work))
+
+
+@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+def test_a_route_of_a_live_teacher_is_planned_with_test_images_alone(stages):
+    run = along(with_(method=METHODS["fitnet"]()), ANCHORS[2], stages)
+    assert set(pairs(plan([run]))) == {pair for pair in read_by(run) if pair[0] == "test"}
+
+
+def test_what_is_behind_a_finished_stage_is_not_asked_for_again():
+    run = along(with_(views=3), ANCHORS[2], "multi_stage")
+    first, second, *_ = run.stages()
+    work = plan([run], lambda student: student in (first, second))
+    assert work.students == run.stages()[2:]
+    assert {anchor for _, anchor, _ in pairs(work)} == {180, 240}
+    assert plan([run], lambda student: student == run) == Plan((), (), (), ())
+
+
+def test_stages_are_done_one_after_the_other_and_other_students_at_once():
+    run, other = along(with_(), (60, 120, 240), "multi_stage"), with_(seed=1)
+    layers = plan([run, other]).layers()
+    first, second, third = run.stages()
+    assert [layer.students for layer in layers] == [(first, other), (second,), (third,)]
+    assert [layer.teachers for layer in layers] == [(TEACHER,), (), ()]
+    assert [len(layer.caches) for layer in layers] == [6, 0, 0], "a teacher's can be made at once"
+
+
+@pytest.mark.parametrize("method", [KD(), METHODS["mimic_embedding"]()], ids=lambda m: m.name)
+def test_a_search_measures_by_one_view_of_what_is_held_out_at_every_checkpoint(method):
+    data = DATA.model_copy(update={"validation": 0.1, "limit": 1000})
+    teacher = TEACHER.model_copy(update={"data": data})
+    sought = RCO(select="greedy").students(with_(data=data, teacher=teacher, method=method))
+    assert isinstance(sought, Sought)
+    first = sought.search.stage((10,))
+    work = plan([first], caches=measures(sought.search))
+    beside = {("validation", anchor, 0) for anchor in range(10, 241, 10)}
+    assert set(pairs(work)) == {("train", 10, view) for view in range(162)} | beside | {
+        ("test", 10, 0)
+    }
+    assert len(pairs(work)) == 162 + 24 + 1
+    held = [job.run for job in work.caches if job.run.split == "validation"]
+    assert {run.data for run in held} == {data.held_out()}
+    assert all(run.embedding == (method != KD()) for run in held)
+
+
+def test_a_search_by_a_loss_of_the_live_teacher_measures_without_a_cache():
+    data = DATA.model_copy(update={"validation": 0.1})
+    teacher = TEACHER.model_copy(update={"data": data})
+    run = with_(data=data, teacher=teacher, method=METHODS["fitnet"]())
+    sought = RCO(select="greedy").students(run)
+    assert isinstance(sought, Sought)
+    assert measures(sought.search) == []
+
+
+def chain(*models: str, **changes) -> StudentRun:
+    """The student below some assistants, of which the first learns from the teacher."""
+    teacher: TeacherRun | StudentRun = TEACHER
+    for model in models:
+        teacher = with_(model=model, teacher=teacher)
+    return with_(teacher=teacher, **changes)
+
+
+def test_a_chain_of_assistants_is_made_from_the_teacher_down():
+    run = chain("resnet44", "resnet32", views=3)
+    second = run.teacher
+    assert isinstance(second, StudentRun)
+    first = second.teacher
+    assert isinstance(first, StudentRun)
+    work = plan([run])
+    assert work.teachers == (TEACHER,)
+    assert work.students == (first, second, run)
+    layers = work.layers()
+    assert [layer.students for layer in layers] == [(first,), (second,), (run,)]
+    asked = [{job.run.teacher for job in layer.caches} for layer in layers]
+    assert asked == [{TEACHER}, {first}, {second}]
+    assert [job.run.anchor for job in work.caches] == [240] * 6
+
+
+def test_an_empty_chain_is_plain_distillation():
+    assert plan([chain()]) == plan([STUDENT])
+
+
+def test_assistants_are_shared_by_the_students_below_them():
+    runs = [chain("resnet44", "resnet32", seed=seed) for seed in range(3)]
+    runs.append(chain("resnet44", model="resnet14"))
+    work = plan(runs)
+    assert [student.model for student in work.students] == [
+        "resnet44",
+        "resnet32",
+        *["resnet20"] * 3,
+        "resnet14",
+    ]
+    assert len(train_caches(work)) == 3, "of the teacher and of both assistants"
+
+
+def test_a_finished_assistant_needs_neither_its_teacher_nor_its_caches():
+    run = chain("resnet44")
+    work = plan([run], lambda student: student == run.teacher)
+    assert work.students == (run,)
+    assert work.teachers == ()
+    assert {job.run.teacher for job in work.caches} == {run.teacher}
+
+
+def test_a_route_is_walked_below_an_assistant_of_the_same_teacher():
+    run = along(with_(), (120, 240), "multi_stage")
+    both = plan([run, chain("resnet44")])
+    assert [len(layer.students) for layer in both.layers()] == [2, 2]
+    assert len([job for job in both.caches if job.run.anchor == 240]) == 4

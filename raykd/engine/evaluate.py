@@ -35,6 +35,7 @@ def evaluate(
     same, and `kl` the mean KL(teacher || student) at temperature 1, in nats.
     """
     network.eval()
+    helpers.eval()  # some have a part in the scores
     sums = torch.zeros(_SUMS, dtype=torch.float64, device=host.device)
     rows = share(len(test.images), host.rank, host.world)
     with torch.no_grad():

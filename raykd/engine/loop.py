@@ -61,6 +61,8 @@ def distil(
     host.restart([*history])
     released = learner.student if average is None else average.module
     assert isinstance(released, Staged)
+    if len(history) == run.optim.epochs:  # it was stopped between its last epoch and its end
+        keep(len(history), released)
     wrapped = host.wrap(learner)
     for epoch in range(len(history), run.optim.epochs):
         teacher = teacher_at(epoch)

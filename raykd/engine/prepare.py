@@ -170,7 +170,7 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     if before is not None:
         _begin_from(store, before, made)
     if run.after is not None:
-        _go_on_after(store, run.after, made)
+        _go_on_after(store, run.after, made, alike=_fits(run, run.after))
     return made.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -179,21 +179,25 @@ def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
     folder = store.path(before)
     if before.model is not None:
         weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
-    path = folder / weights.HELPERS
-    if path.is_file():
-        learner.method.adopt(learner.helpers, weights.load_state(weights.checked(path)))
+    if state := weights.kept(folder / weights.HELPERS):
+        learner.method.adopt(learner.helpers, state)
 
 
-def _go_on_after(store: Store, before: StudentRun, learner: Learner) -> None:
-    """Set the student, and the helpers of the same method, to what a finished student's are.
+def _fits(run: StudentRun, before: StudentRun) -> bool:
+    """Whether the helpers of the student before are the same kind of helpers."""
+    theirs = before.teacher.model if before.teacher else None
+    return run.teacher is not None and run.method == before.method and run.teacher.model == theirs
+
+
+def _go_on_after(store: Store, before: StudentRun, learner: Learner, *, alike: bool) -> None:
+    """Set the student, and helpers that are `alike`, to what a finished student's are.
 
     What the teacher sets is left to the teacher of this stage, and a memory begins anew.
     """
     folder = store.path(before)
     weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
-    path = folder / weights.STAGE
-    if before.method == learner.method and path.is_file():
-        learner.helpers.load_state_dict(weights.load_state(weights.checked(path)), strict=False)
+    if alike and (state := weights.kept(folder / weights.STAGE)):
+        learner.helpers.load_state_dict(state, strict=False)  # without memories
         forget(learner.helpers)
 
 

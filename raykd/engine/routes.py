@@ -11,6 +11,7 @@ from typing import Any
 
 from raykd.errors import CacheCorrupt
 from raykd.recipes import Asked, LogitsRun, Search, StudentRun
+from raykd.record import fingerprint
 from raykd.store import Store, read_json, write_json
 
 DECISIONS = "decisions.json"
@@ -44,11 +45,25 @@ def read_decisions(store: Store, search: Search) -> list[Decision]:
     if not path.is_file():
         return []
     try:
-        return [_decision(entry) for entry in read_json(path)["decisions"]]
-    except (ValueError, KeyError, TypeError) as error:
+        decisions = [_decision(entry) for entry in read_json(path)["decisions"]]
+        _check(search, decisions)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheCorrupt(
             f"{path}: the decisions cannot be read ({error}); remove the folder to measure again"
         ) from error
+    return decisions
+
+
+def _check(search: Search, decisions: list[Decision]) -> None:
+    """Raise `ValueError` where decisions are not those of a search, one after the other."""
+    candidates = search.candidates()
+    for number, decision in enumerate(decisions):
+        anchors = anchors_of(search, decisions[:number])
+        stage = search.stage(anchors)
+        if decision.anchor != anchors[-1] or decision.student != fingerprint(stage):
+            raise ValueError(f"decision {number + 1} is about another student")
+        if decision.next not in candidates or decision.next <= decision.anchor:
+            raise ValueError(f"after anchor {decision.anchor} comes {decision.next!r}")
 
 
 def write_decisions(store: Store, search: Search, decisions: list[Decision]) -> None:
@@ -94,8 +109,8 @@ def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[
 
 def measures(search: Search) -> list[LogitsRun]:
     """The caches by which a search measures distances."""
-    if search.measure == "loss" and not search.student.cached():
-        return []
+    if not search.student.cached():
+        return []  # it asks the teacher in person
     return [search.student.validation_logits(anchor) for anchor in search.candidates()]
 
 

@@ -23,8 +23,6 @@ from raykd.engine.routes import (
     read_decisions,
     write_decisions,
 )
-from raykd.errors import ConfigError
-from raykd.methods.roles import Shared
 from raykd.recipes import Search
 from raykd.record import fingerprint
 from raykd.store import Store
@@ -36,6 +34,7 @@ def decide(store: Store, search: Search, device: torch.device) -> None:
     """Measure the student of the last stage, which is finished, and choose the next anchor."""
     decisions = read_decisions(store, search)
     if is_complete(search, decisions):
+        store.finish(search)  # it was stopped in between
         return
     anchors, candidates = anchors_of(search, decisions), search.candidates()
     current = anchors[-1]
@@ -55,8 +54,9 @@ def distances(
 ) -> dict[int, float]:
     """From the student of these stages to its last anchor, and to every later checkpoint.
 
-    `kl`: the mean over validation images of KL(teacher || student) at the search's temperature,
-    in nats. `loss`: the method's own loss on them.
+    `kl`: the mean over validation images of KL(teacher || student), of the scores that the student
+    answers with, at the search's temperature, in nats. `loss`: the method's own loss on them; what
+    a teacher sets in helpers stays as the stage's checkpoint set it.
     """
     run = search.stage(anchors)
     views = prepare.validation(store, run, device)
@@ -70,7 +70,8 @@ def distances(
     sums = dict.fromkeys(later, 0.0)
     with torch.no_grad():
         for batch in views.runs(torch.arange(len(views.images)), BATCH):
-            student = learner.student(batch.pixels)
+            outputs = learner.student.outputs(batch.pixels, run.method.needs())
+            student = run.method.scores(outputs, None, learner.helpers)
             for anchor, teacher in teachers.items():
                 sums[anchor] += _divergence(teacher(batch).logits, student, search.temperature)
     return {anchor: value / len(views.images) for anchor, value in sums.items()}
@@ -85,12 +86,6 @@ def _trained(
     host = LocalHost(Journal(store.path(run)), device)
     targets = open_images(store, run.data)[0].targets
     learner = prepare.learner(store, following, host, targets)
-    remembers = any(isinstance(module, Shared) for module in learner.helpers.modules())
-    if search.measure == "loss" and remembers:
-        raise ConfigError(
-            f"method {run.method.label!r} remembers training samples, so its loss is no "
-            "measure on others; use rco.measure: kl"
-        )
     return learner.eval()
 
 

@@ -84,6 +84,16 @@ def checked(path: Path) -> Path:
     return path
 
 
+def kept(path: Path) -> dict[str, Tensor]:
+    """The state in a file of a finished artefact, once checked; nothing where it has no such file.
+
+    Raises `CacheCorrupt` where the artefact's result speaks of the file and it is not there.
+    """
+    if path.name not in read_json(path.with_name(RESULT))["weights"]:
+        return {}
+    return load_state(checked(path))
+
+
 def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
     """The file of a teacher's weights after `anchor` epochs; a student's has only the last."""
     if isinstance(teacher, StudentRun):

@@ -66,20 +66,18 @@ def carry_out(
 
 def _in_rounds(site: "_Site", experiment: Experiment) -> None:
     """Make the students whose route is known, and find the routes of the others on the way."""
-    open_ = list(experiment.searches())
-    measured = [cache for search in open_ for cache in measures(search)]
+    stages = {search: site.next_stage(search) for search in experiment.searches()}
+    measured = [cache for search, stage in stages.items() if stage for cache in measures(search)]
     runs: list[StudentRun] = [*experiment.students()]
     while True:
-        stages = {search: next_stage(site.store, search) for search in open_}
-        site.make([*runs, *(stage for stage in stages.values() if stage is not None)], measured)
-        if not site.students:
+        runs += [stage for stage in stages.values() if stage is not None]
+        runs += site.found(experiment)
+        site.make(runs, measured)
+        going_on = [search for search, stage in stages.items() if site.decide(search, stage)]
+        if not (site.students and stages):
             return
-        open_ = [search for search, stage in stages.items() if site.decide(search, stage)]
-        found = (route_found(site.store, run) for run in experiment.runs if isinstance(run, Sought))
-        runs, measured = [run for run in found if run is not None], []
-        if not open_:
-            site.make(runs)
-            return
+        stages = {search: site.next_stage(search) for search in going_on}
+        runs, measured = [], []
 
 
 @dataclass
@@ -109,15 +107,32 @@ class _Site:
         for layer in work.layers():
             self._make_layer(layer)
 
+    def next_stage(self, search: Search) -> StudentRun | None:
+        """The stage that a search has to train next; None where it is over, or cannot go on."""
+        with self._keeping_errors():
+            return next_stage(self.store, search)
+        return None
+
+    def found(self, experiment: Experiment) -> list[StudentRun]:
+        """The students whose route a search has found."""
+        students = []
+        for run in experiment.runs:
+            with self._keeping_errors():
+                students.append(route_found(self.store, run) if isinstance(run, Sought) else None)
+        return [student for student in students if student is not None]
+
     def decide(self, search: Search, stage: StudentRun | None) -> bool:
         """Choose a search's next anchor, where its stage is trained; whether it is to go on."""
-        if stage is None or not self.store.has(stage):
+        if not self.students or self.store.has(search):
+            return False
+        if stage is not None and not self.store.has(stage):
             return False
         with self._keeping_errors():
             self.crew.decide(search)
             decisions = read_decisions(self.store, search)
             route = ", ".join(map(str, anchors_of(search, decisions)))
-            self.teller.say(f"anchors of {stage.method.label} {stage.model} so far: {route}")
+            student = search.student
+            self.teller.say(f"anchors of {student.method.label} {student.model} so far: {route}")
             return not is_complete(search, decisions)
         return False
 
@@ -127,8 +142,8 @@ class _Site:
 
     def raise_errors(self) -> None:
         """Raise what went wrong, if anything did."""
-        if len(self.errors) > 1:
-            lines = dict.fromkeys(str(error) for error in self.errors)
+        lines = dict.fromkeys(str(error) for error in self.errors)
+        if len(lines) > 1:
             raise WorkFailed("\n".join(lines)) from self.errors[0]
         if self.errors:
             raise self.errors[0]

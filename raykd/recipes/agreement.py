@@ -81,10 +81,17 @@ def _check_chain(run: "StudentRun") -> None:
                 "give both the same"
             )
     method = getattr(assistant, "method", None)
-    if isinstance(method, Method) and method.trains != "student":
+    if not isinstance(method, Method):
+        return
+    if method.trains != "student":
         raise ValueError(
-            f"a student of method {method.label!r} cannot be used without parts of its teacher, "
-            "so it can teach no one; choose another method for it"
+            f"a student of method {method.label!r} cannot be used without parts of its teacher, so "
+            "it can teach no one; choose another method for it"
+        )
+    if method.released and method.label != run.method.label:
+        raise ValueError(
+            f"the teacher is a student of method {method.label!r}, whose logits alone are not its "
+            "answers; choose another method for it, or the same for both"
         )
 
 

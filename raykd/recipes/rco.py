@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raykd.methods.base import Looks
+from raykd.methods.base import Looks, Method
 from raykd.recipes.agreement import check_student
 from raykd.recipes.student import StudentRun
+from raykd.recipes.teacher import TeacherRun
 from raykd.record import Record
 from raykd.teachers.route import Route, equal_by_count, equal_by_interval
 
@@ -55,10 +56,23 @@ class RCO(Record):
         if not run.method.needs():
             return run
         if run.teacher is None or run.route is not None:
-            raise ValueError("rco chooses the route through a teacher: add run.teacher, and leave "
-                             "run.route out")  # fmt: skip
+            raise ValueError(
+                "it chooses the route through a teacher: add run.teacher, and leave run.route out"
+            )
+        if self.anchors == 1:
+            return run
         saved = run.teacher.anchors()
-        if self.select == "greedy" and len(saved) > 1 and self.anchors != 1:
+        if isinstance(run.teacher, StudentRun):
+            raise ValueError(
+                "the teacher is an assistant, of which the last checkpoint alone is there; leave "
+                "rco or the assistant out"
+            )
+        if run.teacher.weights is not None and self.anchors is not None:
+            raise ValueError(
+                f"{self.anchors} anchors are asked for, and a pretrained teacher is one; leave rco "
+                "out"
+            )
+        if self.select == "greedy" and len(saved) > 1:
             measure = self.measure
             if measure == "auto":
                 measure = "loss" if run.method.name in _REGRESSION else "kl"
@@ -74,7 +88,8 @@ class RCO(Record):
             return run
         if self.interval is not None:
             return along(run, equal_by_interval(saved, self.interval), self.stages)
-        return along(run, equal_by_count(saved, self.anchors or _ANCHORS), self.stages)
+        count = self.anchors or min(_ANCHORS, len(saved))
+        return along(run, equal_by_count(saved, count), self.stages)
 
 
 class Search(Record):
@@ -95,11 +110,14 @@ class Search(Record):
                 "the greedy choice of anchors measures on images that nothing is trained on; add "
                 "run.data.validation, such as 0.2: the share that the experiment holds out"
             )
-        if self.measure == "loss" and self.student.method.looks() != Looks():
+        _check_unseen(self.student)
+        why = _no_measure(self.student.method) if self.measure == "loss" else None
+        if why is not None:
             raise ValueError(
-                f"method {self.student.method.label!r} reads several looks at a sample, so its "
-                "loss is no measure between checkpoints; use rco.measure: kl"
+                f"method {self.student.method.label!r} {why}, so its loss is no measure between "
+                "checkpoints; use rco.measure: kl"
             )
+        self.stage(self.candidates()[:1])
         return self
 
     def candidates(self) -> tuple[int, ...]:
@@ -139,8 +157,8 @@ def along(run: StudentRun, anchors: tuple[int, ...], stages: Stages) -> StudentR
         if count > epochs:  # an epoch each, spread over all and with the last at the end
             anchors = tuple(anchors[-(-(e + 1) * count // epochs) - 1] for e in range(epochs))
         starts = tuple(number * epochs // len(anchors) for number in range(len(anchors)))
-        return _checked(run, Route(anchors=anchors, starts=starts), None)
-    stage: StudentRun | None = None
+        return _checked(run, Route(anchors=anchors, starts=starts), run.after)
+    stage = run.after
     for anchor in anchors:
         route = None if anchor == last else Route(anchors=(anchor,))
         stage = _checked(run, route, stage)
@@ -152,3 +170,29 @@ def _checked(run: StudentRun, route: Route | None, after: StudentRun | None) -> 
     changed = run.model_copy(update={"route": route, "after": after})
     check_student(changed)
     return changed
+
+
+def _check_unseen(run: StudentRun) -> None:
+    """Raise `ValueError` where the teacher learns from images that the student's data hold out."""
+    teacher = run.teacher
+    if not isinstance(teacher, TeacherRun) or teacher.weights is not None:
+        return
+    for key in ("name", "holdout", "validation", "seed"):
+        own, theirs = getattr(run.data, key), getattr(teacher.data, key)
+        if own != theirs:
+            raise ValueError(
+                f"the teacher learns from images that are held out: run.data.{key} is {own!r} and "
+                f"run.teacher.data.{key} is {theirs!r}; give both the same"
+            )
+
+
+def _no_measure(method: Method) -> str | None:
+    """Why a method's loss cannot be measured on single images at any time; None where it can."""
+    if method.looks() != Looks():
+        return "reads several looks at a sample"
+    for part in getattr(method, "combine", (method,)):
+        if part.name == "crd":
+            return "remembers training samples"
+        if part.name == "sakd":
+            return "decides what to compare"
+    return None

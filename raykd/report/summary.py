@@ -151,7 +151,13 @@ def _run(store: Store, recipe: Training) -> Run:
                 f"{folder / RESULT}: the result of a finished run cannot be read ({error}); "
                 "remove the folder to train it again"
             ) from error
-    return Run(folder.name, recipe.seed, recipe.plain(), result, tuple(read_metrics(folder)))
+    seconds = None
+    if result is not None:
+        before = recipe.stages()[:-1] if isinstance(recipe, StudentRun) else ()
+        ended = [read_json(store.path(stage) / RESULT) for stage in before if store.has(stage)]
+        seconds = sum((one["seconds"] for one in ended), result["seconds"])
+    metrics = tuple(read_metrics(folder))
+    return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
 
 
 def _sought(store: Store, run: Asked) -> Run:
@@ -198,6 +204,7 @@ def _tried(store: Store, search: Search) -> list[StudentRun]:
 def _group(label: str, runs: Sequence[Run], gain: Summary | None) -> Group:
     """The summary of some runs that are alike."""
     results = [run.result for run in runs if run.result is not None]
+    seconds = [run.seconds for run in runs if run.seconds is not None]
 
     def last(key: str) -> Summary | None:
         return summarise(result["last"][key] for result in results if key in result["last"])
@@ -220,6 +227,6 @@ def _group(label: str, runs: Sequence[Run], gain: Summary | None) -> Group:
         kl=last("kl"),
         gain=gain,
         images_per_second=median("images_per_second"),
-        seconds=float(np.mean([r["seconds"] for r in results])) if results else None,
+        seconds=float(np.mean(seconds)) if seconds else None,
         hardware=tuple(sorted({result["hardware"] for result in results})),
     )

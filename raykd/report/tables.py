@@ -44,7 +44,7 @@ def legend(report: Report) -> str:
     methods = {recipe["method"]["name"] for recipe in recipes}
     if report.baseline is None and "label_only" not in methods:
         gains += "; the experiment has none, so add label_only, or name a line with --baseline"
-    elif report.baseline is None and any(recipe.get("after") for recipe in recipes):
+    elif any(recipe.get("after") for recipe in recipes):
         gains += "; a student of several stages was trained that many times as long"
     return (
         "Students stand by their top-1 after the last epoch, those with unfinished runs at the "

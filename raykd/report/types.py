@@ -28,6 +28,7 @@ class Run:
     result: dict[str, Any] | None  # as `raykd.engine.fit` writes it; None: not finished
     metrics: tuple[dict[str, Any], ...]  # of every epoch so far: numbers, or dicts of lists of them
     anchors: tuple[int, ...] | None = None  # found so far, where its route is still to be found
+    seconds: float | None = None  # of a finished run, with the stages before it
 
     def state(self) -> str:
         """How far it is."""
@@ -59,7 +60,7 @@ class Group:
     kl: Summary | None  # KL(teacher || student) on the test images, in nats
     gain: Summary | None  # of top-1 over the baseline, seed by seed
     images_per_second: float | None  # median
-    seconds: float | None  # mean of a run
+    seconds: float | None  # mean of a run, with the stages before it
     hardware: tuple[str, ...]
 
     def finished(self) -> list[Run]:

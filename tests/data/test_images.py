@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raykd import arrow
-from raykd.data.images import Data, open_images, read
+from raykd.data.images import Data, Images, open_images, open_split, read
 from raykd.errors import CacheCorrupt, ConfigError, DataError
 from raykd.store import Store, read_json
 
@@ -227,6 +227,98 @@ def test_the_recipe_of_the_test_rows_ignores_what_only_training_rows_follow(stor
     assert digits.test().limit is None
     one, two = (open_images(store, data)[1] for data in (digits, digits.test()))
     assert torch.equal(one.pixels, two.pixels)
+
+
+def bytes_of(images: Images) -> list[bytes]:
+    """Every image, by its pixels."""
+    return [pixels.numpy().tobytes() for pixels in images.pixels]
+
+
+@pytest.mark.parametrize("split", ["with", "without"])
+def test_validation_images_are_neither_trained_nor_tested_on(store, photos, split):
+    if split == "without":
+        shutil.rmtree(photos / "test")
+    data = read(store, FOLDER.model_copy(update={"holdout": 1 / 3, "validation": 0.5}), photos)
+    parts = [bytes_of(part) for part in open_images(store, data)]
+    parts.append(bytes_of(open_split(store, data, "validation")))
+    everything = [image for part in parts for image in part]
+    assert len(everything) == len(set(everything)) == (16 if split == "with" else 12)
+    assert len(parts[0]) == len(parts[2]), "half of what is not tested on"
+
+
+def test_the_splits_are_those_that_are_trained_and_tested_on(store, digits):
+    data = digits.model_copy(update={"validation": 0.2})
+    for split, images in zip(("train", "test"), open_images(store, data), strict=True):
+        assert bytes_of(open_split(store, data, split)) == bytes_of(images)
+
+
+def test_validation_images_are_held_out_of_each_class_in_proportion(store, digits):
+    whole, _ = open_images(store, digits.model_copy(update={"limit": None}))
+    shares = torch.bincount(whole.targets) / len(whole)
+    for validation in (0.1, 0.25, 0.5, 0.9):
+        data = digits.model_copy(update={"limit": None, "validation": validation})
+        train, _ = open_images(store, data)
+        held = open_split(store, data, "validation")
+        assert len(held) == round(validation * len(whole))
+        assert len(held) + len(train) == len(whole)
+        for part in (train, held):
+            off = torch.bincount(part.targets, minlength=10) - shares * len(part)
+            assert off.abs().max() < 1
+
+
+def test_the_validation_images_are_the_same_whatever_is_trained_on(store, digits):
+    data = digits.model_copy(update={"validation": 0.2})
+    held = open_split(store, data, "validation")
+    for change in ({"limit": 10}, {"limit": None}, {"augment": data.test().augment}):
+        other = open_split(store, data.model_copy(update=change), "validation")
+        assert torch.equal(other.pixels, held.pixels)
+        assert torch.equal(other.targets, held.targets)
+    assert torch.equal(open_split(store, data.held_out(), "validation").pixels, held.pixels)
+
+
+def test_the_validation_images_are_drawn_by_the_seed_of_the_data(store, photos):
+    def held(seed: int) -> list[bytes]:
+        data = read(store, FOLDER.model_copy(update={"validation": 0.5, "seed": seed}), photos)
+        return bytes_of(open_split(store, data, "validation"))
+
+    assert held(3) == held(3)
+    assert len({tuple(held(seed)) for seed in range(4)}) > 1
+
+
+def test_the_test_images_are_the_same_with_and_without_validation(store, digits):
+    _, without = open_images(store, digits)
+    for validation in (0.1, 0.5):
+        data = digits.model_copy(update={"validation": validation})
+        assert torch.equal(open_images(store, data)[1].pixels, without.pixels)
+        assert data.test() == digits.test(), "so that both are compared with one cache"
+
+
+def test_the_recipe_of_the_validation_rows_ignores_what_only_training_rows_follow(store, digits):
+    data = digits.model_copy(update={"validation": 0.2})
+    assert data.held_out() == data.model_copy(update={"limit": 7}).held_out()
+    assert data.held_out().augment.views() == 1
+    assert data.held_out() != data.model_copy(update={"validation": 0.3}).held_out()
+
+
+def test_a_limit_counts_what_validation_leaves(store, digits):
+    data = digits.model_copy(update={"validation": 0.5, "limit": 719})
+    assert len(open_images(store, data)[0]) == 719
+    with pytest.raises(ConfigError, match="limit: 720 is more than the 719 training samples"):
+        open_images(store, data.model_copy(update={"limit": 720}))
+
+
+def test_a_share_that_leaves_nothing_to_validate_or_to_train_on_is_refused(store, photos):
+    for share, count in ((0.01, 0), (0.99, 12)):
+        data = read(store, FOLDER.model_copy(update={"validation": share}), photos)
+        with pytest.raises(ConfigError, match=f"validation: {share} of 12 images is {count}, whi"):
+            open_images(store, data)
+
+
+def test_images_to_validate_on_are_there_only_where_they_are_held_out(store, digits):
+    with pytest.raises(
+        ConfigError, match=r"run\.data\.validation: no images are held out; say whi"
+    ):
+        open_split(store, digits, "validation")
 
 
 def test_a_damaged_file_of_the_store_is_named(store, photos):
