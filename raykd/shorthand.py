@@ -94,11 +94,12 @@ def _assisted(tree: dict[str, Any], assistants: Any) -> dict[str, Any]:
     method = tree.get("method")
     if not isinstance(method, dict) or method.get("name") == "label_only":
         return tree  # nobody asks them
-    for assistant in assistants:
+    for number, assistant in enumerate(assistants):
         own = {"model": assistant} if isinstance(assistant, str) else assistant
         if not isinstance(own, dict):
             raise ConfigError(f"experiment.run.assistants: {own!r} is no network")
         tree = {**tree, "teacher": _teacher(tree, {**own, "teacher": tree["teacher"]})}
+        record(StudentRun, tree["teacher"], f"experiment.run.assistants.{number}")
     return tree
 
 

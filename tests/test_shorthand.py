@@ -268,7 +268,6 @@ def test_an_assistant_that_cannot_be_used_alone_is_refused():
     assert above(given) == ["resnet8", "resnet14", "resnet8x4"]
 
 
-@pytest.mark.xfail(strict=True, reason="names run, or run.teacher, which was not written so")
 @pytest.mark.parametrize(
     ("overrides", "place"),
     [

@@ -65,7 +65,7 @@ class RCO(Record):
         if isinstance(run.teacher, StudentRun):
             raise ValueError(
                 "the teacher is an assistant, of which the last checkpoint alone is there; leave "
-                "rco or the assistant out"
+                "run.rco or run.assistants out"
             )
         if run.teacher.weights is not None and self.anchors is not None:
             raise ValueError(
