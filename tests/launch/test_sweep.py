@@ -132,7 +132,7 @@ scale: {workers: 1, max_failures: 1}
         assert weights(store, run) == weights(here, run)
 
     table = pa.ipc.open_file(swept.results.with_suffix(".arrow")).read_all()
-    rows = list(csv.DictReader(swept.results.open()))
+    rows = list(csv.DictReader(swept.results.read_text().splitlines()))
     assert [row["fingerprint"] for row in rows] == [
         name or "" for name in table["fingerprint"].to_pylist()
     ]
