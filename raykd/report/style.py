@@ -5,7 +5,7 @@ STYLE = """
   --rule: #e4e5e2; --link: #0b57a4; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e7e8ea; --soft: #9ba2ab;
   --rule: #2d3137; --link: #8cbcff; --bad: #ff9a90; } }
-body { margin: 0 auto; max-width: 72rem; padding: clamp(1.25rem, 4vw, 3rem);
+body { margin: 0 auto; max-width: 76rem; padding: clamp(1.25rem, 4vw, 3rem);
   background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; }
 p, figure, ul { margin: 0; }
 p { max-width: 52rem; }
@@ -18,9 +18,9 @@ a { color: var(--link); text-decoration: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; min-width: 100%; font-size: .9rem; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .5rem; text-align: right; border-bottom: 1px solid var(--rule); }
+th, td { padding: .5rem .32rem; text-align: right; border-bottom: 1px solid var(--rule); }
 tr > :first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper);
-  white-space: normal; }
+  white-space: normal; min-width: 8.5rem; }
 .left { text-align: left; }
 .rank { display: inline-block; min-width: 1.5em; color: var(--soft); }
 tr > .error { color: var(--bad); white-space: normal; text-align: left; position: static; }
