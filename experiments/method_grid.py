@@ -15,8 +15,7 @@ import yaml
 
 from raykd import report
 from raykd.catalogue import markdown
-from raykd.cli.shared import STORE, speaking, trials_of
-from raykd.engine.sweeps import asked_by
+from raykd.cli.shared import STORE, speaking
 from raykd.experiment import Experiment, Scale, parse
 from raykd.launch.cluster import connected
 from raykd.launch.sweep import raise_failures, sweep
@@ -83,8 +82,7 @@ def main(
             experiment = planned(data, path, pair, methods.split(","), seeds, overrides)
             teller.say(f"{pair}: {len(experiment.runs)} students")
             swept.append(sweep(experiment, place, teller))
-            whole, sheets = asked_by(resolve(experiment, place), place)
-            summary = report.gather(place, whole, trials_of(place, sheets))
+            summary = report.gather_sweep(place, resolve(experiment, place))
             page = place.root / "reports" / f"{experiment.name}.html"
             report.write_page(summary, page)
             teller.say(f"page: {page}")

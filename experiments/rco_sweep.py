@@ -15,8 +15,7 @@ from pathlib import Path
 import click
 
 from raykd import report
-from raykd.cli.shared import STORE, speaking, trials_of, wide_console
-from raykd.engine.sweeps import asked_by
+from raykd.cli.shared import STORE, speaking, wide_console
 from raykd.experiment import Experiment, parse
 from raykd.launch.sweep import raise_failures, sweep
 from raykd.progress import Teller, clock
@@ -74,12 +73,11 @@ def main(
     experiment = planned(data, path, networks, seeds, threshold, overrides)
     teller, place = Teller(), Store(store)
     swept = sweep(experiment, place, teller)
-    whole, sheets = asked_by(resolve(experiment, place), place)
-    summary = report.gather(place, whole, trials_of(place, sheets), baseline="kd")
+    summary = report.gather_sweep(place, resolve(experiment, place), baseline="kd")
     page = place.root / "reports" / f"{experiment.name}.html"
     report.write_page(summary, page)
     wide_console().print(report.console_table(summary))
-    teller.say(f"{len(sheets)} trials in {clock(swept.seconds)}; page: {page}")
+    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}; page: {page}")
     raise_failures(swept)
 
 

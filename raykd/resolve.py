@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raykd.data import images
 from raykd.data.images import Data
@@ -32,6 +33,8 @@ def resolve(
 
     def data(value: Data) -> Data:
         source = (value.name, value.resize)
+        if source not in digests and value.digest:
+            digests[source] = value.digest
         if source not in digests:
             say(f"reading the images of {value.name!r}" + (f" from {root}" if root else ""))
             digests[source] = images.read(store, value, root).digest
@@ -69,6 +72,27 @@ def resolve(
         return replace(run, search=run.search.model_copy(update={"student": searched}))
 
     return replace(experiment, runs=tuple(asked(run) for run in experiment.runs))
+
+
+def portable(experiment: Experiment, store: Store) -> Experiment:
+    """The experiment as another process can read it: weights in the store, paths whole."""
+
+    def within(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: within(inner, str(name)) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [within(inner, key) for inner in value]
+        return _imported(store, value) if key == "weights" and isinstance(value, str) else value
+
+    space, path = experiment.space, experiment.where.path
+    if space is not None:
+        grid = {axis: within(list(v), axis.rpartition(".")[2]) for axis, v in space.grid.items()}
+        space = replace(space, base=within(dict(space.base)), grid=grid)
+    where = experiment.where
+    if path is not None:
+        whole = str(Path(path).expanduser().resolve())
+        where = where.model_copy(update={"path": whole})
+    return replace(experiment, space=space, where=where)
 
 
 def _imported(store: Store, weights: str | None) -> str | None:

@@ -5,6 +5,7 @@ method with its settings, a list of anchors) has a label, by which loggers and s
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,24 @@ from pydantic import Field, model_validator
 from raykd.errors import ConfigError
 from raykd.recipes import Asked
 from raykd.record import Record
+from raykd.registry import nearest
 from raykd.shorthand import read_student, record
-from raykd.tree import laid_out
+from raykd.tree import laid_out, within
 
 Scalar = str | int | float | bool | None
+METRICS = {  # of an epoch, and which is better
+    "top1": "max",
+    "top5": "max",
+    "validation_top1": "max",
+    "validation_top5": "max",
+    "agreement": "max",
+    "images_per_second": "max",
+    "loss": "min",
+    "test_loss": "min",
+    "validation_loss": "min",
+    "kl": "min",
+}
+_TRIED = 256  # combinations of a grid with which every draw is tried when a file is read
 
 
 class Sweep(Record):
@@ -122,12 +137,52 @@ def read_space(run: dict[str, Any], grid: Mapping[str, Any], search: Any, sweep:
             raise ConfigError(
                 f"experiment.search.{axis}: a search varies keys of run, such as run.optim.lr"
             )
-        if axis in grid:
-            raise ConfigError(f"experiment.search.{axis}: the grid varies this key already")
+        for other in grid:
+            if within(axis[4:], other) or within(other[4:], axis):
+                raise ConfigError(
+                    f"experiment.search.{axis}: the grid varies {other} already; draw whole values "
+                    "of one of them with choice"
+                )
     space = Space(run, grid, domains, record(Sweep, sweep, "experiment.sweep"))
     if space.sweep.scheduler == "pbt":
         _check_generations(space)
+    _check_metric(space.sweep)
+    _check_draws(space)
     return space
+
+
+def _check_metric(sweep: Sweep) -> None:
+    """Raise `ConfigError` where trials cannot be compared by the metric."""
+    metric = sweep.metric
+    if metric is None:
+        return
+    if metric not in METRICS and not metric.startswith("loss_"):
+        hint = nearest(metric, METRICS) or f"; there are: {', '.join(METRICS)}"
+        raise ConfigError(f"experiment.sweep.metric: no metric is called {metric!r}{hint}")
+    if (METRICS.get(metric, "min"), sweep.mode) == ("min", "max"):
+        raise ConfigError(f"experiment.sweep.mode: less {metric} is better; set it to min")
+
+
+def _check_draws(space: Space) -> None:
+    """Raise `ConfigError` where a value that can be drawn does not suit the students."""
+    axes = {axis: [*space.choices(axis)] for axis in space.grid}
+    drawn = {axis: _examples(space, axis) for axis in space.search}
+    for chosen in itertools.islice(itertools.product(*axes.values()), _TRIED):
+        first = dict(zip(axes, chosen, strict=True)) | {a: v[0] for a, v in drawn.items()}
+        for axis, values in drawn.items():
+            for value in values:
+                try:
+                    space.asked(first | {axis: value})
+                except ConfigError as error:
+                    raise ConfigError(f"experiment.search.{axis} ({value}): {error}") from error
+
+
+def _examples(space: Space, axis: str) -> list[Scalar]:
+    """Values that can be drawn for an axis: all choices, or the least number."""
+    domain = space.search[axis]
+    return (
+        [*space.choices(axis)] if domain.choice is not None else [getattr(domain, domain.kind)[0]]
+    )
 
 
 def _check_generations(space: Space) -> None:

@@ -56,15 +56,16 @@ def override(tree: dict[str, Any], text: str) -> None:
         tree[part] = {**(tree.get(part) or {}), inner: value}
     elif part == "run":
         for varied in ("grid", "search"):
-            if any(_within(inner, str(axis)) for axis in tree.get(varied) or {}):
-                what = f"override {varied}.{key}=[...] instead"
+            if any(within(inner, str(axis)) for axis in tree.get(varied) or {}):
+                values = "[...]" if varied == "grid" else "{choice: [...]}"
+                what = f"override {varied}.{key}={values} instead"
                 raise ConfigError(f"{key}: the {varied} varies this key; {what}")
         _put(tree, key, value)
     else:
         _put(tree, key, value)
 
 
-def _within(key: str, axis: str) -> bool:
+def within(key: str, axis: str) -> bool:
     """Whether a grid axis (a dotted key that begins with run.) sets this key of run."""
     axis = axis.removeprefix("run.")
     return key == axis or key.startswith(axis + ".")
@@ -95,7 +96,7 @@ def laid_out(run: dict[str, Any], grid: Mapping[str, Any]) -> Iterable[dict[str,
             )
         if not isinstance(values, list) or not values:
             raise ConfigError(f"experiment.grid.{axis}: expected a list of values, got {values!r}")
-        inside = [other for other in grid if other != axis and _within(other[4:], axis)]
+        inside = [other for other in grid if other != axis and within(other[4:], axis)]
         if inside:
             raise ConfigError(
                 f"experiment.grid.{inside[0]}: {axis} sets this key too; write its values there"

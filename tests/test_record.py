@@ -55,7 +55,7 @@ RECIPES = {"teacher": TEACHER, "cache": LOGITS, "student": STUDENT}
 PINNED = {
     "teacher": "49e3ec228ebe840ae7cd",
     "cache": "a70d7001b630b4c14d19",
-    "student": "69c676eceb9a04d557b9",
+    "student": "42330e2253247efb48f2",
 }
 
 

@@ -93,7 +93,14 @@ WRONG = {
     "search: {run.optim.lr: {}}": "got none",
     "search: {run.optim.lr: {unifrom: [0, 1]}}": "did you mean 'uniform'",
     "search: {scale.cpus: {uniform: [0, 1]}}": "a search varies keys of run",
-    "grid: {run.seed: [0]}\nsearch: {run.seed: {randint: [0, 2]}}": "the grid varies this key",
+    "grid: {run.seed: [0]}\nsearch: {run.seed: {randint: [0, 2]}}": "the grid varies run.seed",
+    "grid: {run.method: [kd]}\nsearch: {run.method.temperature: {uniform: [1, 4]}}": (
+        "the grid varies run.method already"
+    ),
+    "search: {run.optm.lr: {uniform: [0.1, 1]}}": "no such key; did you mean 'optim'",
+    "search: {run.method: {choice: [kd, {name: dkdd}]}}": "did you mean 'dkd'",
+    "sweep: {metric: validaton_top1}": "did you mean 'validation_top1'",
+    "sweep: {metric: kl}": "less kl is better; set it to min",
     "sweep: {schduler: asha}": "experiment.sweep.schduler: no such key; did you mean 'scheduler'",
     "sweep: {scheduler: pbt}": "needs numbers to change",
     "search: {run.optim.lr: {uniform: [0, 1]}}\nsweep: {scheduler: pbt, generation_epochs: 5}": (

@@ -15,7 +15,6 @@ from raykd.cli.shared import (
     print_rows,
     resolved_experiment,
     speaking,
-    trials_of,
     wide_console,
 )
 
@@ -112,11 +111,9 @@ def report_command(
 ) -> None:
     """Write the page of an experiment's results, finished or not, and print its table."""
     from raykd import report
-    from raykd.engine.sweeps import asked_by
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
-    whole, sheets = asked_by(resolved, place)
-    summary = report.gather(place, whole, trials_of(place, sheets), baseline)
+    summary = report.gather_sweep(place, resolved, baseline)
     page = output or place.root / "reports" / f"{resolved.name}.html"
     report.write_page(summary, page)
     if as_json:

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,8 @@ from rich.table import Table
 from raykd.errors import ConfigError, RaykdError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
-    from raykd.engine.sweeps import Sheet
     from raykd.experiment import Experiment
     from raykd.progress import Teller
-    from raykd.report import Trial
     from raykd.store import Store
 
 EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
@@ -98,19 +96,3 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 def print_json(value: Any) -> None:
     """A value as indented JSON on standard output."""
     click.echo(json.dumps(value, indent=2))
-
-
-def trials_of(store: "Store", sheets: Sequence["Sheet"]) -> "list[Trial]":
-    """The trials of a sweep, as a report shows them."""
-    from raykd.engine.routes import route_found
-    from raykd.record import fingerprint
-    from raykd.report import Trial
-
-    trials = []
-    for sheet in sheets:
-        student = None if sheet.asked is None else route_found(store, sheet.asked)
-        name = None if student is None else fingerprint(student)
-        trials.append(
-            Trial(sheet.trial, sheet.config, name, sheet.state, sheet.error, sheet.seconds)
-        )
-    return trials

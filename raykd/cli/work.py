@@ -14,7 +14,6 @@ from raykd.cli.shared import (
     print_recipe,
     resolved_experiment,
     speaking,
-    trials_of,
     wide_console,
 )
 from raykd.errors import ConfigError
@@ -68,7 +67,6 @@ def sweep(
     The same command goes on where a sweep was stopped.
     """
     from raykd import report
-    from raykd.engine.sweeps import asked_by
     from raykd.launch.sweep import raise_failures
     from raykd.launch.sweep import sweep as sweep_of
     from raykd.progress import clock
@@ -76,8 +74,7 @@ def sweep(
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
     print_recipe(resolved, teller)
     swept = sweep_of(resolved, place, teller, fresh=fresh)
-    whole, sheets = asked_by(resolved, place)
-    summary = report.gather(place, whole, trials_of(place, sheets))
+    summary = report.gather_sweep(place, resolved)
     page = place.root / "reports" / f"{resolved.name}.html"
     report.write_page(summary, page)
     states = ("finished", "stopped", "failed")
@@ -138,7 +135,8 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
             f"{clock(seconds)} on workers like this machine"
         )
         if resolved.space is not None and resolved.space.search:
-            click.echo("this is the first student alone; a sweep trains one like it for each draw")
+            draws = resolved.space.sweep.samples
+            click.echo(f"these are one of each; a sweep draws {draws}, with values that vary")
         for search in resolved.searches():
             click.echo(
                 f"beside these, a search for anchors of {search.student.method.label} "

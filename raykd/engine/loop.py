@@ -71,16 +71,17 @@ def distil(
             _calibrate(run, learner, teacher, train, epoch)
         # Dropout and the methods' own noise follow from the epoch, not from what ran before: a
         # teacher that is loaded here had its weights drawn first.
-        torch.manual_seed(bits.seed(run.seed, epoch, host.rank))
+        moment = run.first_epoch + epoch
+        torch.manual_seed(bits.seed(run.seed, moment, host.rank))
         started = time.monotonic()
         learner.train()
-        order = epoch_order(run.seed, epoch, len(train.images))
+        order = epoch_order(run.seed, moment, len(train.images))
         rows = steps(order, run.optim.batch, host.rank, host.world)
         sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(train.batches(rows, run.view_at(epoch), epoch)):
+        for step, batch in enumerate(train.batches(rows, run.view_at(epoch), moment)):
             rate = learning_rate(run.optim, epoch * len(rows) + step, len(rows))
             outputs = teacher(batch) if teacher is not None else None
-            losses, _ = wrapped(batch, outputs, run.label_weight_at(epoch))
+            losses, _ = wrapped(batch, outputs, run.label_weight_at(moment))
             _step(optimiser, torch.stack([*losses.values()]).sum(), rate, run.optim.clip)
             if average is not None:
                 average.update_parameters(learner.student)

@@ -31,12 +31,14 @@ from raykd.teachers.source import Source
 
 
 def decide(store: Store, search: Search, device: torch.device) -> None:
-    """Measure the student of the last stage, which is finished, and choose the next anchor."""
+    """Measure the student of the last stage, where it is finished, and choose the next anchor."""
     decisions = read_decisions(store, search)
     if is_complete(search, decisions):
         store.finish(search)  # it was stopped in between
         return
     anchors, candidates = anchors_of(search, decisions), search.candidates()
+    if not store.has(search.stage(anchors)):
+        return  # somebody else has decided already, and the stage after that is still to be trained
     current = anchors[-1]
     far = distances(store, search, anchors, device)
     ratios = {anchor: hardness(far[current], value) for anchor, value in far.items()}
@@ -65,7 +67,7 @@ def distances(
     later = [anchor for anchor in search.candidates() if anchor >= anchors[-1]]
     teachers = {anchor: prepare.validator(store, run, anchor, device) for anchor in later}
     if search.measure == "loss":
-        epoch = run.optim.epochs - 1  # whose weights the loss has
+        epoch = run.first_epoch + run.optim.epochs - 1  # whose weights the loss has
         return {anchor: _loss(learner, views, teachers[anchor], epoch) for anchor in later}
     sums = dict.fromkeys(later, 0.0)
     with torch.no_grad():

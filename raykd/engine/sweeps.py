@@ -22,6 +22,7 @@ from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json, write_atomic, write_json
 
+_SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")
 State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
 
 
@@ -36,6 +37,7 @@ class Sheet:
     asked: Asked | None = None  # None: the values do not go together
     error: str | None = None
     seconds: float = 0.0  # since it began, waiting included
+    last: dict[str, float] | None = None  # of its last report: the numbers of an epoch
 
 
 def sweep_name(experiment: Experiment) -> str:
@@ -69,6 +71,11 @@ def asked_by(experiment: Experiment, store: Store) -> tuple[Experiment, list[She
 def folder_of(store: Store, name: str) -> Path:
     """The folder of a sweep."""
     return store.root / "sweeps" / name
+
+
+def forget(store: Store, name: str, sheet: Sheet) -> None:
+    """Drop the sheet of a trial that there will not be; what it made stays."""
+    _path(store, name, sheet.trial).unlink(missing_ok=True)
 
 
 def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
@@ -117,12 +124,13 @@ def _write_arrow(table: pa.Table, sink: Any) -> None:
 def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
     """A trial as a line of the table: axes, then what came of it."""
     row: dict[str, Any] = {"trial": sheet.trial, "state": sheet.state, **sheet.config}
+    row["epochs_done"] = (sheet.last or {}).get("epochs_done")
     student = None if sheet.asked is None else route_found(store, sheet.asked)
     row["fingerprint"] = None if student is None else fingerprint(student)
+    row |= {key: (sheet.last or {}).get(key) for key in _SCORES}
     if student is not None and store.has(student):
         result = read_json(store.path(student) / RESULT)
-        for key in ("top1", "validation_top1", "top5", "agreement", "kl"):
-            row[key] = result["last"].get(key)
+        row |= {key: result["last"].get(key) for key in _SCORES}
         row["best_top1"] = result["best"].get("top1")
         for key in ("parameters", "flops", "latency_ms"):
             row[key] = result.get(key)
@@ -136,9 +144,9 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
 
 def _anchors(stage: StudentRun) -> tuple[int, ...]:
     """The teacher's epochs that supervise a stage."""
-    if stage.route is not None:
-        return stage.route.anchors
-    return stage.teacher.anchors()[-1:] if stage.teacher is not None else ()
+    if stage.teacher is None or not stage.method.needs():
+        return ()
+    return stage.route.anchors if stage.route is not None else stage.teacher.anchors()[-1:]
 
 
 def _column(values: Sequence[Any]) -> pa.Array:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.errors import WorkFailed
 
@@ -63,10 +64,11 @@ class Claims:
 
 
 def start(name: str) -> ActorHandle:
-    """The list of a sweep, which lives as long as the handle."""
-    # Not in the placement group of whoever asks; and it needs no processor.
-    kind: Any = ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(Claims)
-    return kind.options(name=name, get_if_exists=True).remote()
+    """The list of a sweep, on the driver's node; it lives as long as the handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    kind: Any = ray.remote(Claims)
+    own = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1}
+    return kind.options(name=name, get_if_exists=True, **own).remote()
 
 
 @contextlib.contextmanager

@@ -35,10 +35,16 @@ def run_generations(config: dict[str, Any], brief: Brief) -> None:
                 "experiment.sweep.scheduler: population based training makes stages of its own; "
                 "leave run.rco, run.route and run.after out"
             )
+        if asked.method.prelude() is not None:
+            raise ConfigError(
+                f"experiment.sweep.scheduler: method {asked.method.label!r} trains something "
+                "before each student, and population based training makes many; choose another one"
+            )
         every = brief.space.sweep.generation_epochs
         optim = asked.optim.model_copy(update={"epochs": every, "warmup_epochs": 0})
         for generation in range(done, asked.optim.epochs // every):
-            student = asked.model_copy(update={"optim": optim, "after": before})
+            place = {"after": before, "first_epoch": generation * every}
+            student = asked.model_copy(update={"optim": optim, **place})
             make(student, brief, store, TrialCompany(brief, student, reporting=False))
             sheet.update(asked=student)
             with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,8 @@ from raykd.engine.sweeps import read_sheet, write_sheet
 from raykd.progress import Teller, clock
 from raykd.store import Store
 
+_KEPT = ("top1", "validation_top1", "top5", "agreement", "kl", "loss", "epochs_done")
+
 
 @dataclass
 class _Desk:
@@ -22,10 +24,10 @@ class _Desk:
     claims: Any
     store: Store
     total: int
-    started: float
     done: int = 0  # in this process
     failed: int = 0
     found: int = 0  # trials that were over before
+    first_end: float | None = None  # when the first trial ended: workers were started by then
 
 
 class Reporter(tune.Callback):
@@ -42,7 +44,7 @@ class Reporter(tune.Callback):
         cls, name: str, teller: Teller, claims: Any, store: Store, total: int
     ) -> Iterator[None]:
         """Let `teller` speak of the trials of a sweep inside."""
-        cls.desks[name] = _Desk(teller, claims, store, total, time.monotonic())
+        cls.desks[name] = _Desk(teller, claims, store, total)
         try:
             yield
         finally:
@@ -59,11 +61,15 @@ class Reporter(tune.Callback):
         desk = self.desks[self.name]
         desk.done += 1
         sheet = read_sheet(desk.store, self.name, trial.trial_id)
-        how = ""
-        if sheet is not None and sheet.state == "running":
-            write_sheet(desk.store, self.name, replace(sheet, state="stopped"))
-            how = ", stopped early"
-        last = trial.last_result or {}
+        last, how = trial.last_result or {}, ""
+        if sheet is not None:
+            state = sheet.state
+            if state == "running":
+                state, how = "stopped", f" after {last.get('epochs_done', 0)} epochs, stopped early"
+            numbers = {key: value for key, value in last.items() if key in _KEPT}
+            seconds = max(sheet.seconds, last.get("time_total_s", 0.0))
+            sheet = replace(sheet, state=state, last=numbers, seconds=seconds)
+            write_sheet(desk.store, self.name, sheet)
         top1 = f": top-1 {last['top1']:.2f} %" if "top1" in last else ""
         self._say(trial, f"{top1}{how}")
 
@@ -73,8 +79,9 @@ class Reporter(tune.Callback):
         desk.failed += 1
         sheet = read_sheet(desk.store, self.name, trial.trial_id)
         if sheet is not None and sheet.state != "failed":
-            error = "its worker died too often; run the same command again to go on"
-            sheet = replace(sheet, state="failed", error=error)
+            error = sheet.error or "its worker died too often"
+            where = f"more in {trial.path}/error.txt; the same command goes on"
+            sheet = replace(sheet, state="failed", error=f"{error}; {where}")
             write_sheet(desk.store, self.name, sheet)
         self._say(trial, f": failed: {sheet.error if sheet is not None else 'it never began'}")
 
@@ -84,9 +91,11 @@ class Reporter(tune.Callback):
         desk.claims.end.remote(trial.trial_id)
         over = desk.done + desk.failed
         left = desk.total - over - desk.found
-        seconds = (time.monotonic() - desk.started) * left / over
+        now = time.monotonic()
+        desk.first_end = desk.first_end or now
+        rate = (now - desk.first_end) / (over - 1) if over > 1 else 0.0  # seconds a trial
         words = said(trial.evaluated_params)
-        rest = f"; about {clock(seconds)} left" if left > 0 else ""
+        rest = f"; about {clock(rate * left)} left" if left > 0 and over > 2 else ""
         desk.teller.say(f"trial {over + desk.found} of {desk.total}: {words}{how}{rest}")
         for state, count in (("finished", desk.done), ("failed", desk.failed), ("left", left)):
             Gauge("raykd_trials", tag_keys=("sweep", "state")).set(
@@ -96,4 +105,9 @@ class Reporter(tune.Callback):
 
 def said(config: Mapping[str, Any]) -> str:
     """A trial's choices in a line."""
-    return ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in config.items())
+    return ", ".join(f"{axis.rpartition('.')[2]}={short(v)}" for axis, v in config.items())
+
+
+def short(value: Any) -> Any:
+    """A number with as many digits as a person reads."""
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -20,20 +20,35 @@ from typing import Any
 import ray
 from ray import tune
 
-from raykd.engine.sweeps import Sheet, folder_of, read_sheets, sweep_name, write_results
+from raykd.engine.sweeps import (
+    Sheet,
+    folder_of,
+    forget,
+    read_sheets,
+    sweep_name,
+    write_results,
+)
 from raykd.errors import ConfigError, WorkFailed
 from raykd.experiment import Experiment
 from raykd.launch import claims
 from raykd.launch.cluster import connected
 from raykd.launch.generations import run_generations
-from raykd.launch.reporter import Reporter, said
+from raykd.launch.reporter import Reporter, said, short
 from raykd.launch.trial import Brief, claims_name, run_trial
-from raykd.launch.tuning import concurrent, metric_of, parameters, resources, scheduler, searcher
+from raykd.launch.tuning import (
+    check_searcher,
+    concurrent,
+    metric_of,
+    parameters,
+    resources,
+    scheduler,
+    searcher,
+    trials_of,
+)
 from raykd.launch.work import carry_out
 from raykd.progress import Teller
 from raykd.recipes import StudentRun
-from raykd.resolve import Digests, resolve
-from raykd.space import Space
+from raykd.resolve import Digests, portable, resolve
 from raykd.store import Store
 
 _SETTINGS = {
@@ -42,6 +57,9 @@ _SETTINGS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "4",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's page of Ray Train
 }
+
+
+_DECISIVE = ("run.teacher", "run.data", "run.assistants", "run.rco", "run.route")
 
 
 @dataclass(frozen=True)
@@ -65,43 +83,56 @@ def sweep(
     """Carry out an experiment as a sweep of Ray Tune.
 
     A sweep that was begun in this store goes on: finished trials are kept, failed ones are tried
-    again. `fresh` forgets its trials, though not what they made. Raises `WorkFailed` where trials
-    failed, when all others are through.
+    again, with the limits on trials at a time and failures that it began with. `fresh` forgets its
+    trials, though not what they made. Failed trials are told by `raise_failures`; a sweep that was
+    stopped ends with `KeyboardInterrupt`.
     """
     teller, started = teller or Teller(), time.monotonic()
-    space = experiment.space
-    if space is None:
+    if experiment.space is None:
         raise ConfigError("this experiment has no space; read it from a file or text")
+    check_searcher(experiment.space)
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     digests: Digests = {}
     experiment = resolve(experiment, store, teller.say, digests)
     name = sweep_name(experiment)
+    experiment = portable(experiment, store)
+    space = experiment.space
+    assert space is not None
+    total = trials_of(space)
     logs = store.root / "tune" / name
     if fresh:
         for folder in (logs, folder_of(store, name)):
             shutil.rmtree(folder, ignore_errors=True)
+    session = secrets.token_hex(4)
     with connected(experiment.scale, teller.say):
-        if not space.search:
-            _make_shared(experiment, store, teller)
+        _make_shared(experiment, store, teller)
         brief = Brief(
             name=name,
-            session=secrets.token_hex(4),
+            session=session,
             root=str(store.root),
             space=space,
             scale=experiment.scale,
             where=experiment.where,
             digests=digests,
         )
+        if _can_restore(logs):
+            teller.say(f"going on with a sweep of {total} trials; tensorboard --logdir {logs}")
+        else:
+            count = concurrent(experiment, space.sweep.concurrent)
+            teller.say(f"{total} trials, {count} at a time; tensorboard --logdir {logs}")
         claims_actor = claims.start(claims_name(name))
-        at_a_time = concurrent(experiment, space.sweep.concurrent)
-        teller.say(f"{_total(space)} trials, {at_a_time} at a time; tensorboard --logdir {logs}")
-        with Reporter.speaking(name, teller, claims_actor, store, _total(space)), _quiet():
-            _tuner(experiment, brief, logs).fit()
-        ray.kill(claims_actor)
+        try:
+            with Reporter.speaking(name, teller, claims_actor, store, total), _quiet():
+                _tuner(experiment, brief, logs).fit()
+        finally:
+            ray.kill(claims_actor)
+    for sheet in read_sheets(store, name):
+        if sheet.state == "running" and sheet.session != session:
+            forget(store, name, sheet)  # begun just before a driver died, and proposed anew since
     sheets = tuple(read_sheets(store, name))
     swept = Swept(name, sheets, write_results(store, name), logs, time.monotonic() - started)
-    if swept.count("running"):
+    if swept.count("running") or len(sheets) < total:
         raise KeyboardInterrupt  # Tune stops its trials by itself and returns
     return swept
 
@@ -116,12 +147,31 @@ def raise_failures(swept: Swept) -> None:
 
 
 def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
-    """Make teachers, assistants and caches, which belong to no trial."""
+    """Make teachers, assistants and caches, which belong to no trial.
+
+    Where a search draws the teacher or the data, those come with the trials. What fails here will
+    fail in the trials that need it, and in no others.
+    """
+    assert experiment.space is not None
+    if any(axis.startswith(_DECISIVE) for axis in experiment.space.search):
+        teller.say("the search draws what teachers are made of, so trials make them, one each")
+        return
+    workers = max(1, experiment.scale.workers)  # Ray is there in any case
+    scale = experiment.scale.model_copy(update={"workers": workers})
+    experiment = replace(experiment, scale=scale)
     teachers = (run.teacher for run in experiment.students())
     assistants = tuple(dict.fromkeys(t for t in teachers if isinstance(t, StudentRun)))
-    if assistants:
-        carry_out(replace(experiment, runs=assistants), store, teller)
-    carry_out(experiment, store, teller, students=False)
+    try:
+        if assistants:
+            carry_out(replace(experiment, runs=assistants), store, teller)
+        carry_out(experiment, store, teller, students=False)
+    except WorkFailed as error:
+        teller.say(f"going on without what failed: {error}")
+
+
+def _can_restore(logs: Path) -> bool:
+    """Whether Tune has noted which trials there are."""
+    return tune.Tuner.can_restore(str(logs)) and any(logs.glob("experiment_state*"))
 
 
 def _tuner(experiment: Experiment, brief: Brief, logs: Path) -> tune.Tuner:
@@ -133,7 +183,7 @@ def _tuner(experiment: Experiment, brief: Brief, logs: Path) -> tune.Tuner:
         tune.with_parameters(kind, brief=brief), lambda config: resources(brief, config)
     )
     axes = parameters(space)
-    if tune.Tuner.can_restore(str(logs)):
+    if _can_restore(logs):
         return tune.Tuner.restore(str(logs), trainable, resume_errored=True, param_space=axes)
     metric = settings.metric or metric_of(experiment)
     return tune.Tuner(
@@ -157,19 +207,9 @@ def _tuner(experiment: Experiment, brief: Brief, logs: Path) -> tune.Tuner:
     )
 
 
-def _total(space: Space) -> int:
-    """How many trials there will be."""
-    if space.sweep.algorithm == "optuna":
-        return space.sweep.samples
-    count = space.sweep.samples
-    for values in space.grid.values():
-        count *= len(values)
-    return count
-
-
 def _folder(trial: Any) -> str:
     """The folder of a trial in Tune's notes, by which TensorBoard names its curves."""
-    words = "-".join(str(value) for value in trial.evaluated_params.values())
+    words = "-".join(str(short(value)) for value in trial.evaluated_params.values())
     clean = "".join(c if c.isalnum() or c in "._+=-" else "_" for c in words)
     return f"{clean[:80]}-{trial.trial_id}".lstrip("-")
 

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import ray
 from ray import tune
@@ -67,6 +67,7 @@ def run_trial(config: dict[str, Any], brief: Brief) -> None:
         make(asked, brief, store, TrialCompany(brief, asked))
         student = route_found(store, asked)
         assert student is not None
+        sheet.update(state="finished")
         tune.report(last_report(store, student))
 
 
@@ -109,7 +110,6 @@ class TrialCompany(Company):
         self._whole_route = isinstance(asked, Sought) and asked.stages == "one_stage"
         teacher = basis(asked).teacher
         self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
-        self._gauges = {name: Gauge(f"raykd_{name}", tag_keys=("trial",)) for name in _SHOWN}
 
     def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[None]:
         """A claim, by the name of the artefact."""
@@ -117,43 +117,50 @@ class TrialCompany(Company):
         return claimed(self._claims, f"{folder.parent.name}/{folder.name}", self._who)
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
-        """Report an epoch of the student, or of a stage on its way."""
-        if not self._is_own(run):
+        """Report an epoch of the student, or of a stage on its way.
+
+        The last one is reported when the student is in the store: a scheduler may end the trial
+        with any report.
+        """
+        if not self._is_own(run) or metrics["epoch"] + 1 == run.optim.epochs:
             return
         report = numeric(metrics) | {"epochs_done": before(run) + metrics["epoch"] + 1}
-        self._show(report)
+        show(report, self._who)
         tune.report(report)
 
     def callbacks(self, run: Training) -> list[Any]:
         """Who reports the epochs that workers of Ray Train end."""
-        return [PassedOn(before(run))] if self._is_own(run) else []
+        return [PassedOn(run, self._who)] if self._is_own(run) else []
 
-    def _is_own(self, run: Training) -> bool:
+    def _is_own(self, run: Training) -> TypeGuard[StudentRun]:
         """Whether its epochs are the trial's, and not those of what it needs."""
         if not (self._reporting and isinstance(run, StudentRun)) or run in self._teachers:
             return False
         return not self._whole_route or (run.route is not None and len(run.route.anchors) > 1)
 
-    def _show(self, report: Mapping[str, Any]) -> None:
-        """Set the gauges that the Ray dashboard and Prometheus read."""
-        for name, gauge in self._gauges.items():
-            if name in report:
-                gauge.set(report[name], tags={"trial": self._who})
-
 
 class PassedOn(TuneReportCallback):
-    """Hands the metrics of Ray Train's workers to Tune, with the epochs of earlier stages."""
+    """Hands the metrics of Ray Train's workers to Tune; it lives in Train's controller."""
 
-    def __init__(self, before: int) -> None:
+    def __init__(self, run: StudentRun, trial: str) -> None:
         super().__init__()
-        self._before = before
+        self._before, self._last, self._trial = before(run), run.optim.epochs - 1, trial
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Pass rank 0's on."""
+        """Pass rank 0's on, but for the last epoch's."""
         own = metrics[0] | {"epochs_done": self._before + metrics[0]["epoch"] + 1}
-        super().after_report(run_context, [own], checkpoint)
+        show(own, self._trial)
+        if own["epoch"] < self._last:
+            super().after_report(run_context, [own], checkpoint)
+
+
+def show(report: Mapping[str, Any], trial: str) -> None:
+    """Set the gauges that the Ray dashboard and Prometheus read."""
+    for name in _SHOWN:
+        if name in report:
+            Gauge(f"raykd_{name}", tag_keys=("trial",)).set(report[name], tags={"trial": trial})
 
 
 def before(run: Training) -> int:
@@ -199,5 +206,9 @@ def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
         yield sheet
     except RaykdError as error:
         sheet.update(state="failed", error=str(error))
+        raise
+    except Exception as error:
+        text = (str(error).strip() or "no message").splitlines()[-1]
+        sheet.update(error=f"{type(error).__name__}: {text}")
         raise
     sheet.update(state="finished")

@@ -1,5 +1,7 @@
 """A space and its settings in the terms of Ray Tune: axes, searchers, schedulers, resources."""
 
+import importlib.util
+import math
 from typing import Any
 
 from ray import tune
@@ -11,7 +13,7 @@ from raykd.experiment import Experiment, basis
 from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
 from raykd.launch.generations import drawn, population
 from raykd.launch.trial import Brief
-from raykd.recipes import StudentRun
+from raykd.recipes import Asked, StudentRun
 from raykd.space import Space
 
 
@@ -31,15 +33,27 @@ def searcher(space: Space, metric: str) -> Any:
     settings = space.sweep
     if settings.algorithm == "random":
         return BasicVariantGenerator(random_state=settings.seed)
-    try:
-        from ray.tune.search.optuna import OptunaSearch
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
-        return OptunaSearch(metric=metric, mode=settings.mode, seed=settings.seed)
-    except (ImportError, AssertionError) as error:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(metric=metric, mode=settings.mode, seed=settings.seed)
+
+
+def check_searcher(space: Space) -> None:
+    """Raise `ConfigError` where who is to propose configurations is not installed."""
+    if space.sweep.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(
             "experiment.sweep.algorithm: optuna is not installed; pip install 'raykd[optuna]', or "
             "use algorithm: random"
-        ) from error
+        )
+
+
+def trials_of(space: Space) -> int:
+    """How many trials there will be."""
+    if space.sweep.algorithm == "optuna":
+        return space.sweep.samples
+    return space.sweep.samples * math.prod(len(values) for values in space.grid.values())
 
 
 def scheduler(experiment: Experiment, space: Space, metric: str) -> Any:
@@ -54,16 +68,19 @@ def scheduler(experiment: Experiment, space: Space, metric: str) -> Any:
         "grace_period": settings.grace_epochs,
     }
     if settings.scheduler == "asha":
-        longest = max(_epochs(run) for run in _known(experiment))
-        longest = max(longest, settings.grace_epochs)
+        longest = max(settings.grace_epochs, *map(_epochs, experiment.runs))
         rate = settings.reduction
         return ASHAScheduler(**common, max_t=longest, reduction_factor=rate, stop_last_trials=False)
     return MedianStoppingRule(**common) if settings.scheduler == "median" else None
 
 
-def _epochs(run: StudentRun) -> int:
-    """The epochs of a student and of the stages before it."""
-    return sum(stage.optim.epochs for stage in run.stages())
+def _epochs(run: Asked) -> int:
+    """The epochs of a student and of the stages before it, or the most that a search may take."""
+    if isinstance(run, StudentRun):
+        return sum(stage.optim.epochs for stage in run.stages())
+    search = run.search
+    count = len(search.candidates()) if run.stages == "multi_stage" else 1
+    return min(count, search.at_most or count) * search.student.optim.epochs
 
 
 def metric_of(experiment: Experiment) -> str:

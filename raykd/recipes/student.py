@@ -35,6 +35,7 @@ class StudentRun(Record):
     teacher: "AnyTeacher | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
     after: "StudentRun | None" = None  # whose weights it begins with; None: random ones
+    first_epoch: int = Field(default=0, ge=0)  # by which views, order and methods' schedules go on
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # of the labels' cross entropy; None: the method's own
     optim: Optim = Optim()
@@ -107,11 +108,11 @@ class StudentRun(Record):
     def view_count(self) -> int:
         """How many different views the epochs go through."""
         distinct = self.shown().augment.views() if self.views == "all" else self.views
-        return min(distinct, self.optim.epochs)
+        return min(distinct, self.first_epoch + self.optim.epochs)
 
     def view_at(self, epoch: int) -> int:
         """The view that an epoch (from 0) shows."""
-        return epoch % self.view_count()
+        return (self.first_epoch + epoch) % self.view_count()
 
     def anchor_at(self, epoch: int) -> int:
         """The teacher's epoch that supervises a student epoch (from 0); 0 without a teacher."""

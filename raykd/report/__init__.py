@@ -4,6 +4,7 @@ from raykd.report.files import to_csv, to_json, to_markdown
 from raykd.report.page import write_page
 from raykd.report.summary import gather
 from raykd.report.tables import console_table
+from raykd.report.trials import gather_sweep
 from raykd.report.types import Report, Trial
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Trial",
     "console_table",
     "gather",
+    "gather_sweep",
     "to_csv",
     "to_json",
     "to_markdown",

@@ -83,10 +83,14 @@ def summaries(folder: Path) -> bytes:
 def test_what_trials_share_is_made_once(tmp_path):
     more = """
 grid:
-  run.rco: [{select: greedy, threshold: 1.5}, {anchors: 3}, {anchors: 3, stages: one_stage}]
+  run.rco:
+    - {select: greedy, threshold: 1.0e-4}
+    - {select: greedy, threshold: 1.0e-4, stages: one_stage}
+    - {anchors: 3}
+    - {anchors: 3, stages: one_stage}
   run.method: [kd, skd]
   run.seed: [0, 1]
-scale: {workers: 1}
+scale: {workers: 1, max_failures: 0}
 """
     file, log, store = tmp_path / "shared.yaml", tmp_path / "log", Store(tmp_path / "store")
     file.write_text(BASE + more)
@@ -96,14 +100,14 @@ scale: {workers: 1}
     words = [sys.executable, str(script), str(file), str(store.root), str(log)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == ["12", "0"]
+    assert done.stdout.split()[-2:] == ["16", "0"]
     lines = Counter(log.read_text().splitlines())
     assert max(lines.values()) == 1, lines.most_common(3)  # no shard and no training came twice
 
     whole, sheets = asked_by(resolve(parse(file.read_text(), "shared"), store), store)
     students = [route_found(store, run) for run in whole.runs]
     work = plan(run for run in students if run is not None)
-    assert len(sheets) == 12 and all(store.has(run) for run in work.students)
+    assert len(sheets) == 16 and all(store.has(run) for run in work.students)
     trainings = sum(line.startswith("training") for line in lines)
     assert trainings == len(work.teachers) + len(work.students)
     # Rows that the teacher answered for: those of every (anchor, view) that is read, and the
