@@ -14,7 +14,6 @@ import click
 import yaml
 
 from raykd import report
-from raykd.catalogue import markdown
 from raykd.cli.shared import STORE, speaking
 from raykd.experiment import Experiment, Scale, parse
 from raykd.launch.cluster import connected
@@ -27,7 +26,7 @@ from raykd.store import Store
 
 DIGITS = {
     "data": {"name": "digits", "holdout": 0.33, "limit": 100, "augment": {"pad": 1}},
-    "optim": {"epochs": 24, "batch": 50},
+    "optim": {"epochs": 100, "batch": 50},
     "views": 9,
 }
 DIGITS_TEACHER = {
@@ -87,7 +86,7 @@ def main(
             report.write_page(summary, page)
             teller.say(f"page: {page}")
             columns[pair] = summary
-    text = markdown(table(columns))
+    text = table(columns)
     (place.root / "reports" / f"method_grid-{data}.md").write_text(text + "\n")
     click.echo(text)
     for one in swept:
@@ -119,19 +118,15 @@ def planned(
     return parse(yaml.safe_dump(tree), f"method_grid-{teacher}-{student}", overrides)
 
 
-def table(columns: dict[str, Report]) -> list[dict[str, str]]:
-    """The table's lines: teachers, then methods, each with its accuracy for every pair."""
+def table(columns: dict[str, Report]) -> str:
+    """The table in Markdown: teachers, then methods, each with its accuracy for every pair."""
     names = dict.fromkeys(group.label for one in columns.values() for group in one.students)
-    lines = [
-        {"method": "teacher", **{pair: said(one.teachers[0]) for pair, one in columns.items()}}
-    ]
+    lines = [["method", *columns], ["---", *("---:" for _ in columns)]]
+    lines.append(["teacher", *(said(one.teachers[0]) for one in columns.values())])
     for name in names:
-        line = {"method": name}
-        for pair, one in columns.items():
-            found = [group for group in one.students if group.label == name]
-            line[pair] = said(found[0]) if found else ""
-        lines.append(line)
-    return lines
+        found = ([g for g in one.students if g.label == name] for one in columns.values())
+        lines.append([name, *(said(groups[0]) if groups else "" for groups in found)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def said(group: Group) -> str:
