@@ -21,6 +21,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.record import fingerprint
 from raykd.resolve import resolve
+from raykd.space import Space
 from raykd.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,8 @@ def refusal(text: str, *overrides: str) -> str:
 
 def test_a_file_with_a_run_alone_is_one_student_of_defaults():
     experiment = parse(PLAIN, "name")
-    assert experiment == Experiment("name", experiment.runs, Scale(), Where())
+    space = Space({"model": "resnet8", "data": {"name": "digits", "augment": {"pad": 2}}}, {})
+    assert experiment == Experiment("name", experiment.runs, Scale(), Where(), space)
     run = student(PLAIN)
     assert (run.model, run.method, run.teacher) == ("resnet8", LabelOnly(), None)
     assert run.data.augment.pad == 2
@@ -252,7 +254,7 @@ def test_a_grid_reaches_into_the_teacher():
 
 # Mistakes
 
-YAML_LIST = "experiment: expected the keys run, grid, scale and data"
+YAML_LIST = "experiment: expected the keys data, run, grid, search, sweep, scale"
 NO_RUN = "experiment.run: this key must be given, with a model and its data"
 MISTAKES = {
     # of the file
@@ -263,7 +265,7 @@ MISTAKES = {
     "an unknown part": ("runs: {}", "experiment.runs: no such key; did you mean 'run'?"),
     "a part like no other": (
         PLAIN + "zzz: 1",
-        "experiment.zzz: no such key; there are: data, run, grid, scale",
+        "experiment.zzz: no such key; there are: data, run, grid, search, sweep, scale",
     ),
     "a key given twice": (
         PLAIN + "  model: resnet14\n",
@@ -472,7 +474,7 @@ def test_text_that_is_no_yaml_is_refused_with_its_place():
 OVERRIDES = {
     "run.seed": "'run.seed': expected key=value, such as run.seed=3",
     "=3": "'=3': expected key=value, such as run.seed=3",
-    "seed=3": "seed: no such key; begin with run.",
+    "seed=3": "seed: no such key; did you mean 'sweep'?",
     "rum.seed=3": "rum.seed: no such key; did you mean 'run'?",
     "run.sed=3": "experiment.run.sed: no such key; did you mean 'seed'?",
     "run.seed=": "experiment.run.seed: input should be a valid integer, got None",

@@ -20,7 +20,8 @@ def test_an_experiment_file_can_be_read(file):
     experiment = load(file)
     methods = {run.method for run in experiment.runs}
     seeds = {run.seed for run in experiment.runs}
-    assert len(experiment.runs) == len(methods) * len(seeds)
+    networks = {run.model for run in experiment.runs}
+    assert len(experiment.runs) == len(methods) * len(seeds) * len(networks)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -317,6 +317,9 @@ def test_decisions_follow_one_another_to_the_last_checkpoint(
         assert route_found(store, wanted) is None
         walked.append(stage.anchor_at(0))
         assert stage == wanted.search.stage(tuple(walked))
+        searching.decide(store, wanted.search, CPU)  # the stage is still to be trained
+        assert next_stage(store, wanted.search) == stage
+        store.finish(stage)
         searching.decide(store, wanted.search, CPU)
     route = anchors_of(wanted.search, read_decisions(store, wanted.search))
     assert route == wandered(far, threshold, at_most)
@@ -336,6 +339,7 @@ def test_a_checkpoint_that_is_reached_leaves_the_others_infinitely_hard(
     wanted = sought(basis(ready), threshold=1e30)
     far = {1: 1e-9, 2: 1e-9, 3: 0.5}
     monkeypatch.setattr(searching, "distances", lambda *_: far)
+    store.finish(wanted.search.stage((1,)))
     searching.decide(store, wanted.search, CPU)
     (decision,) = read_decisions(store, wanted.search)
     assert decision.ratios == {1: 1, 2: 1, 3: float("inf")}
