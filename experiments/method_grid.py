@@ -82,9 +82,7 @@ def main(
             teller.say(f"{pair}: {len(experiment.runs)} students")
             swept.append(sweep(experiment, place, teller))
             summary = report.gather_sweep(place, resolve(experiment, place))
-            page = place.root / "reports" / f"{experiment.name}.html"
-            report.write_page(summary, page)
-            teller.say(f"page: {page}")
+            teller.say(f"page: {report.publish(summary, place)}")
             columns[pair] = summary
     text = table(columns)
     (place.root / "reports" / f"method_grid-{data}.md").write_text(text + "\n")

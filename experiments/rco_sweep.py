@@ -74,8 +74,7 @@ def main(
     teller, place = Teller(), Store(store)
     swept = sweep(experiment, place, teller)
     summary = report.gather_sweep(place, resolve(experiment, place), baseline="kd")
-    page = place.root / "reports" / f"{experiment.name}.html"
-    report.write_page(summary, page)
+    page = report.publish(summary, place)
     wide_console().print(report.console_table(summary))
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}; page: {page}")
     raise_failures(swept)

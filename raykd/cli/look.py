@@ -114,8 +114,11 @@ def report_command(
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
     summary = report.gather_sweep(place, resolved, baseline)
-    page = output or place.root / "reports" / f"{resolved.name}.html"
-    report.write_page(summary, page)
+    page = output
+    if page is None:
+        page = report.publish(summary, place)
+    else:
+        report.write_page(summary, page)
     if as_json:
         print_json(report.to_json(summary) | {"page": str(page)})
     elif as_csv:

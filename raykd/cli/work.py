@@ -38,8 +38,7 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
     with teller.showing():
         outcome = carry_out(resolved, place, teller)
     summary = report.gather(place, resolved)
-    page = place.root / "reports" / f"{resolved.name}.html"
-    report.write_page(summary, page)
+    page = report.publish(summary, place)
     reused = {kind: count for kind, count in outcome.reused.items() if count}
     if reused:
         counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
@@ -75,8 +74,7 @@ def sweep(
     print_recipe(resolved, teller)
     swept = sweep_of(resolved, place, teller, fresh=fresh)
     summary = report.gather_sweep(place, resolved)
-    page = place.root / "reports" / f"{resolved.name}.html"
-    report.write_page(summary, page)
+    page = report.publish(summary, place)
     states = ("finished", "stopped", "failed")
     counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")

@@ -69,6 +69,11 @@ class Journal:
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
+def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers among an epoch's metrics."""
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The epochs' metrics of a run, in order; a line that is still being written is left out."""
     path = folder / METRICS

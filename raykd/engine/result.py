@@ -12,9 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.engine.host import Host
+from raykd.engine.journal import RESULT
 from raykd.engine.loop import Metrics
 from raykd.models.staged import Staged, parameter_count
-from raykd.recipes import StudentRun
+from raykd.recipes import StudentRun, Training
+from raykd.store import Store, read_json
 
 _PASSES = 20  # of which the median is taken
 _MEASURE_SECONDS = 0.2  # after which a slow network is passed no more
@@ -47,6 +49,13 @@ def result_of(
         "hardware": hardware(host.device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def training_seconds(store: Store, run: Training) -> float:
+    """Seconds of a finished training, with those of the stages before it that are there."""
+    stages = run.stages() if isinstance(run, StudentRun) else (run,)
+    results = (read_json(store.path(stage) / RESULT) for stage in stages if store.has(stage))
+    return sum(result["seconds"] for result in results)
 
 
 def _worth(metrics: Metrics) -> float:

@@ -23,7 +23,7 @@ from raykd.engine.routes import (
     read_decisions,
     write_decisions,
 )
-from raykd.recipes import Search
+from raykd.recipes import Search, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store
 from raykd.teachers.route import farthest, hardness
@@ -37,15 +37,14 @@ def decide(store: Store, search: Search, device: torch.device) -> None:
         store.finish(search)  # it was stopped in between
         return
     anchors, candidates = anchors_of(search, decisions), search.candidates()
-    if not store.has(search.stage(anchors)):
+    stage, current = search.stage(anchors), anchors[-1]
+    if not store.has(stage):
         return  # somebody else has decided already, and the stage after that is still to be trained
-    current = anchors[-1]
     far = distances(store, search, anchors, device)
     ratios = {anchor: hardness(far[current], value) for anchor, value in far.items()}
     final_stage = search.at_most is not None and len(anchors) + 1 >= search.at_most
     chosen = candidates[-1] if final_stage else farthest(ratios, current, search.threshold)
-    student = fingerprint(search.stage(anchors))
-    decisions.append(Decision(current, student, far, ratios, chosen))
+    decisions.append(Decision(current, fingerprint(stage), far, ratios, chosen))
     write_decisions(store, search, decisions)
     if is_complete(search, decisions):
         store.finish(search)
@@ -63,7 +62,7 @@ def distances(
     run = search.stage(anchors)
     views = prepare.validation(store, run, device)
     assert views is not None, "a search has validation images"
-    learner = _trained(store, search, anchors, device)
+    learner = _trained(store, run, device)
     later = [anchor for anchor in search.candidates() if anchor >= anchors[-1]]
     teachers = {anchor: prepare.validator(store, run, anchor, device) for anchor in later}
     if search.measure == "loss":
@@ -79,11 +78,8 @@ def distances(
     return {anchor: value / len(views.images) for anchor, value in sums.items()}
 
 
-def _trained(
-    store: Store, search: Search, anchors: tuple[int, ...], device: torch.device
-) -> Learner:
-    """The finished student of some stages and its helpers, in evaluation mode."""
-    run = search.stage(anchors)
+def _trained(store: Store, run: StudentRun, device: torch.device) -> Learner:
+    """A finished student and its helpers, in evaluation mode."""
     following = run.model_copy(update={"after": run})  # which begins with what it ended with
     host = LocalHost(Journal(store.path(run)), device)
     targets = open_images(store, run.data)[0].targets

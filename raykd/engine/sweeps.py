@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.csv
 
 from raykd.engine.journal import RESULT
+from raykd.engine.result import training_seconds
 from raykd.engine.routes import route_found
 from raykd.experiment import Experiment, basis
 from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json, write_atomic, write_json
 
-_SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")
+SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # of an epoch
 State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
 
 
@@ -127,16 +128,14 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
     row["epochs_done"] = (sheet.last or {}).get("epochs_done")
     student = None if sheet.asked is None else route_found(store, sheet.asked)
     row["fingerprint"] = None if student is None else fingerprint(student)
-    row |= {key: (sheet.last or {}).get(key) for key in _SCORES}
+    row |= {key: (sheet.last or {}).get(key) for key in SCORES}
     if student is not None and store.has(student):
         result = read_json(store.path(student) / RESULT)
-        row |= {key: result["last"].get(key) for key in _SCORES}
+        row |= {key: result["last"].get(key) for key in SCORES}
         row["best_top1"] = result["best"].get("top1")
         for key in ("parameters", "flops", "latency_ms"):
             row[key] = result.get(key)
-        row["train_seconds"] = sum(
-            read_json(store.path(stage) / RESULT)["seconds"] for stage in student.stages()
-        )
+        row["train_seconds"] = training_seconds(store, student)
         anchors = [a for stage in student.stages() for a in _anchors(stage)]
         row["anchors"] = "-".join(map(str, anchors))
     return row | {"seconds": sheet.seconds, "error": sheet.error}

@@ -63,12 +63,21 @@ class Claims:
         self._held = {what: held for what, held in self._held.items() if held[0] != who}
 
 
-def start(name: str) -> ActorHandle:
-    """The list of a sweep, on the driver's node; it lives as long as the handle."""
+def start(sweep: str) -> ActorHandle:
+    """A new list for a sweep, on the driver's node; it lives as long as the handle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kind: Any = ray.remote(Claims)
     own = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1}
-    return kind.options(name=name, get_if_exists=True, **own).remote()
+    return kind.options(name=_name(sweep), get_if_exists=True, **own).remote()
+
+
+def of(sweep: str) -> ActorHandle:
+    """The list of a sweep that goes on."""
+    return ray.get_actor(_name(sweep))
+
+
+def _name(sweep: str) -> str:
+    return f"raykd-claims-{sweep}"
 
 
 @contextlib.contextmanager

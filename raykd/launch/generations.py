@@ -53,6 +53,7 @@ def run_generations(config: dict[str, Any], brief: Brief) -> None:
                 report = last_report(store, student) | {"generation": generation + 1}
                 tune.report(report, checkpoint=Checkpoint.from_directory(folder))
             before = student
+        sheet.update(state="finished")
 
 
 def population(space: Space, metric: str) -> PopulationBasedTraining:

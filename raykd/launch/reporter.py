@@ -9,11 +9,11 @@ from typing import Any
 from ray import tune
 from ray.util.metrics import Gauge
 
-from raykd.engine.sweeps import read_sheet, write_sheet
+from raykd.engine.sweeps import SCORES, read_sheet, write_sheet
 from raykd.progress import Teller, clock
 from raykd.store import Store
 
-_KEPT = ("top1", "validation_top1", "top5", "agreement", "kl", "loss", "epochs_done")
+_KEPT = (*SCORES, "loss", "epochs_done")
 
 
 @dataclass

@@ -34,7 +34,7 @@ from raykd.launch import claims
 from raykd.launch.cluster import connected
 from raykd.launch.generations import run_generations
 from raykd.launch.reporter import Reporter, said, short
-from raykd.launch.trial import Brief, claims_name, run_trial
+from raykd.launch.trial import Brief, run_trial
 from raykd.launch.tuning import (
     check_searcher,
     concurrent,
@@ -121,7 +121,7 @@ def sweep(
         else:
             count = concurrent(experiment, space.sweep.concurrent)
             teller.say(f"{total} trials, {count} at a time; tensorboard --logdir {logs}")
-        claims_actor = claims.start(claims_name(name))
+        claims_actor = claims.start(name)
         try:
             with Reporter.speaking(name, teller, claims_actor, store, total), _quiet():
                 _tuner(experiment, brief, logs).fit()

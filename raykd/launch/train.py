@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 
 from raykd.engine.fit import train
 from raykd.engine.host import GroupHost
-from raykd.engine.journal import Journal
+from raykd.engine.journal import Journal, numbers
 from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
@@ -105,7 +105,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _pass_on(metrics: Mapping[str, Any]) -> None:
     """Tell Ray Train the numbers among an epoch's metrics."""
-    ray.train.report({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+    ray.train.report(numbers(metrics))
 
 
 def _cause(error: TrainingFailedError, run: Training) -> RaykdError:

@@ -16,12 +16,12 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.metrics import Gauge
 
-from raykd.engine.journal import RESULT
+from raykd.engine.journal import RESULT, numbers
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment, Rule, Scale, Where, basis
-from raykd.launch.claims import claimed
+from raykd.launch import claims
 from raykd.launch.company import Company
 from raykd.launch.work import carry_out
 from raykd.plan import lineage
@@ -83,16 +83,9 @@ def make(asked: Asked, brief: Brief, store: Store, company: Company) -> None:
 def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
     """What a finished student's trial says at its end, whoever trained it."""
     result = read_json(store.path(student) / RESULT)
-    numbers = numeric(result["last"])
-    numbers |= {f"best_{key}": value for key, value in numeric(result["best"]).items()
-                if key.endswith("top1")}  # fmt: skip
-    done = sum(stage.optim.epochs for stage in student.stages())
-    return numbers | {"epochs_done": done, "parameters": result["parameters"]}
-
-
-def numeric(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers among metrics."""
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    last, best = numbers(result["last"]), numbers(result["best"])
+    last |= {f"best_{key}": value for key, value in best.items() if key.endswith("top1")}
+    return last | {"epochs_done": student.all_epochs(), "parameters": result["parameters"]}
 
 
 class TrialCompany(Company):
@@ -104,7 +97,7 @@ class TrialCompany(Company):
         """`reporting`: whether Tune hears of epochs, too."""
         self._who = tune.get_context().get_trial_id()
         self._store = Store(brief.root)
-        self._claims = ray.get_actor(claims_name(brief.name))
+        self._claims = claims.of(brief.name)
         self._reporting = reporting
         # Of a search that only finds the anchors of one stage, no epoch is the student's.
         self._whole_route = isinstance(asked, Sought) and asked.stages == "one_stage"
@@ -114,7 +107,7 @@ class TrialCompany(Company):
     def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[None]:
         """A claim, by the name of the artefact."""
         folder = self._store.path(recipe)
-        return claimed(self._claims, f"{folder.parent.name}/{folder.name}", self._who)
+        return claims.claimed(self._claims, f"{folder.parent.name}/{folder.name}", self._who)
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
         """Report an epoch of the student, or of a stage on its way.
@@ -124,8 +117,8 @@ class TrialCompany(Company):
         """
         if not self._is_own(run) or metrics["epoch"] + 1 == run.optim.epochs:
             return
-        report = numeric(metrics) | {"epochs_done": before(run) + metrics["epoch"] + 1}
-        show(report, self._who)
+        report = _counted(run, metrics)
+        _show(report, self._who)
         tune.report(report)
 
     def callbacks(self, run: Training) -> list[Any]:
@@ -144,34 +137,29 @@ class PassedOn(TuneReportCallback):
 
     def __init__(self, run: StudentRun, trial: str) -> None:
         super().__init__()
-        self._before, self._last, self._trial = before(run), run.optim.epochs - 1, trial
+        self._run, self._trial = run, trial
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Pass rank 0's on, but for the last epoch's."""
-        own = metrics[0] | {"epochs_done": self._before + metrics[0]["epoch"] + 1}
-        show(own, self._trial)
-        if own["epoch"] < self._last:
+        own = _counted(self._run, metrics[0])
+        _show(own, self._trial)
+        if own["epoch"] + 1 < self._run.optim.epochs:
             super().after_report(run_context, [own], checkpoint)
 
 
-def show(report: Mapping[str, Any], trial: str) -> None:
+def _show(report: Mapping[str, Any], trial: str) -> None:
     """Set the gauges that the Ray dashboard and Prometheus read."""
     for name in _SHOWN:
         if name in report:
             Gauge(f"raykd_{name}", tag_keys=("trial",)).set(report[name], tags={"trial": trial})
 
 
-def before(run: Training) -> int:
-    """The epochs of the stages before."""
-    stages = run.stages()[:-1] if isinstance(run, StudentRun) else ()
-    return sum(stage.optim.epochs for stage in stages)
-
-
-def claims_name(sweep: str) -> str:
-    """The name of the actor that keeps a sweep's claims."""
-    return f"raykd-claims-{sweep}"
+def _counted(run: StudentRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers among an epoch's metrics, and the epochs done with the stages before."""
+    before = run.all_epochs() - run.optim.epochs
+    return numbers(metrics) | {"epochs_done": before + metrics["epoch"] + 1}
 
 
 class _Open:
@@ -191,7 +179,7 @@ class _Open:
 
 @contextlib.contextmanager
 def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
-    """A trial's sheet: running, then finished or failed.
+    """A trial's sheet: running, or failed in the end; who fills it in says what is finished.
 
     Tune starts a failed trial again, since its node may have been lost. Our own errors would come
     again, so the trial fails at once where this driver has seen it fail before.
@@ -200,7 +188,7 @@ def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
     known = read_sheet(store, brief.name, trial)
     if known is not None and known.state == "failed" and known.session == brief.session:
         raise WorkFailed(known.error or "")
-    ray.get(ray.get_actor(claims_name(brief.name)).begin.remote(trial))
+    ray.get(claims.of(brief.name).begin.remote(trial))
     sheet = _Open(store, brief.name, Sheet(trial, dict(config), brief.session))
     try:
         yield sheet
@@ -211,4 +199,3 @@ def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
         text = (str(error).strip() or "no message").splitlines()[-1]
         sheet.update(error=f"{type(error).__name__}: {text}")
         raise
-    sheet.update(state="finished")

@@ -77,7 +77,7 @@ def scheduler(experiment: Experiment, space: Space, metric: str) -> Any:
 def _epochs(run: Asked) -> int:
     """The epochs of a student and of the stages before it, or the most that a search may take."""
     if isinstance(run, StudentRun):
-        return sum(stage.optim.epochs for stage in run.stages())
+        return run.all_epochs()
     search = run.search
     count = len(search.candidates()) if run.stages == "multi_stage" else 1
     return min(count, search.at_most or count) * search.student.optim.epochs

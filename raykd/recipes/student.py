@@ -105,6 +105,10 @@ class StudentRun(Record):
         """The students that it goes on after, in order, and itself."""
         return (*(self.after.stages() if self.after else ()), self)
 
+    def all_epochs(self) -> int:
+        """The epochs of its stages together."""
+        return sum(stage.optim.epochs for stage in self.stages())
+
     def view_count(self) -> int:
         """How many different views the epochs go through."""
         distinct = self.shown().augment.views() if self.views == "all" else self.views

@@ -1,7 +1,7 @@
 """What an experiment has found so far: read from the store, shown as a table, data or a page."""
 
 from raykd.report.files import to_csv, to_json, to_markdown
-from raykd.report.page import write_page
+from raykd.report.page import publish, write_page
 from raykd.report.summary import gather
 from raykd.report.tables import console_table
 from raykd.report.trials import gather_sweep
@@ -13,6 +13,7 @@ __all__ = [
     "console_table",
     "gather",
     "gather_sweep",
+    "publish",
     "to_csv",
     "to_json",
     "to_markdown",

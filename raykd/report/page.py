@@ -14,7 +14,7 @@ from raykd.report.elements import figures, table
 from raykd.report.style import STYLE
 from raykd.report.tables import cost_lines, legend, rows, run_cells, sentence, trial_rows
 from raykd.report.types import Report, RouteSearch, Run
-from raykd.store import write_atomic
+from raykd.store import Store, write_atomic
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -22,6 +22,13 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def write_page(report: Report, path: Path) -> None:
     """Write the report as one HTML file, atomically."""
     write_atomic(path, page(report).encode())
+
+
+def publish(report: Report, store: Store) -> Path:
+    """Write the report to its place in the store; returns where that is."""
+    path = store.root / "reports" / f"{report.name}.html"
+    write_page(report, path)
+    return path
 
 
 def page(report: Report) -> str:

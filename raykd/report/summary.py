@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raykd.engine.journal import RESULT, read_metrics
+from raykd.engine.result import training_seconds
 from raykd.engine.routes import anchors_of, is_complete, read_decisions, route_found, so_far
 from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment, basis
@@ -151,11 +152,7 @@ def _run(store: Store, recipe: Training) -> Run:
                 f"{folder / RESULT}: the result of a finished run cannot be read ({error}); "
                 "remove the folder to train it again"
             ) from error
-    seconds = None
-    if result is not None:
-        before = recipe.stages()[:-1] if isinstance(recipe, StudentRun) else ()
-        ended = [read_json(store.path(stage) / RESULT) for stage in before if store.has(stage)]
-        seconds = sum((one["seconds"] for one in ended), result["seconds"])
+    seconds = None if result is None else training_seconds(store, recipe)
     metrics = tuple(read_metrics(folder))
     return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
 

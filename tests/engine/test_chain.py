@@ -29,15 +29,22 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.models import build
 from raykd.plan import plan
-from raykd.progress import Teller
 from raykd.recipes import RCO, Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.store import Store, read_json, write_json
 from raykd.teachers.route import Route
+from tests.engine.chains import (
+    EPOCHS,
+    QUIET,
+    carried,
+    released,
+    state,
+    store_with_teacher,
+    student_below,
+    twin,
+)
 from tests.small import CPU, digits
 
-QUIET = Teller(quiet=True)
-EPOCHS = Optim(epochs=2, batch=32)
 CONTRAST = CRD(negatives=64)
 # What a stage goes on with: the student alone, or these helpers of the stage before, too.
 GOES_ON_WITH = {
@@ -53,56 +60,20 @@ METHOD = pytest.mark.parametrize("method", GOES_ON_WITH, ids=lambda method: meth
 
 
 def trained_of(store: Store, **changes) -> StudentRun:
-    """A student below a wider teacher of four epochs, all of which are saved."""
-    data = digits(store, limit=96, holdout=0.1, validation=0.1)
-    optim = Optim(epochs=4, batch=32)
-    values = {
-        "model": "resnet8",
-        "data": data,
-        "teacher": TeacherRun(model="resnet8x4", data=data, optim=optim, save_every=1),
-        "method": KD(),
-        "optim": EPOCHS,
-    }
-    return StudentRun(**(values | changes))
+    """A student below a teacher of four epochs."""
+    return student_below(store, 4, **changes)
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """A store with the teacher."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    teacher = trained_of(store).teacher
-    train_teacher(store, teacher, local_host(store, teacher, 0))
-    (store.root / "caches").mkdir()
-    return store
-
-
-def twin(store: Store, path) -> Store:
-    """Another store with the same images, teachers and caches, and no student."""
-    path.mkdir()
-    for kind in ("images", "teachers", "caches"):
-        (path / kind).symlink_to(store.root / kind)
-    return Store(path)
+    return store_with_teacher(tmp_path_factory.mktemp("store"), 4)
 
 
 @pytest.fixture(scope="module")
 def done(ready, tmp_path_factory):
     """A store in which the students stay that tests have in common."""
     return twin(ready, tmp_path_factory.mktemp("done") / "store")
-
-
-def carried(store: Store, *runs: StudentRun):
-    """Carry runs out in this process, with a checkpoint after every epoch."""
-    return carry_out(Experiment("small", runs, Scale(checkpoint_seconds=0)), store, QUIET)
-
-
-def released(store: Store, run: StudentRun) -> bytes:
-    return (store.path(run) / "weights.safetensors").read_bytes()
-
-
-def state(store: Store, run: StudentRun, name: str = weights.STUDENT):
-    """The tensors of one of a finished student's files; none where it has no such file."""
-    path = store.path(run) / name
-    return safetensors.torch.load_file(path) if path.is_file() else {}
 
 
 class Stop(Exception):
@@ -120,6 +91,17 @@ def stopping(monkeypatch, epochs: int) -> None:
             raise Stop
 
     monkeypatch.setattr(Journal, "record", dying)
+
+
+def assert_goes_on(whole: Store, cut: Store, run: StudentRun, monkeypatch, epochs: int) -> None:
+    """That a run which stops after some epochs, and goes on, ends like one that does not stop."""
+    carried(whole, run)
+    with monkeypatch.context() as patch:
+        stopping(patch, epochs)
+        with pytest.raises(Stop):
+            carried(cut, run)
+    carried(cut, run)
+    assert released(cut, run) == released(whole, run)
 
 
 # What a stage begins with
@@ -459,14 +441,7 @@ def test_averaged_weights_are_released_however_late_a_run_stopped(
     ready, done, tmp_path, monkeypatch, epochs
 ):
     run = trained_of(ready, optim=EPOCHS.model_copy(update={"ema": 0.5}))
-    whole, cut = done, twin(ready, tmp_path / "cut")
-    carried(whole, run)
-    with monkeypatch.context() as patch:
-        stopping(patch, epochs)
-        with pytest.raises(Stop):
-            carried(cut, run)
-    carried(cut, run)
-    assert released(cut, run) == released(whole, run)
+    assert_goes_on(done, twin(ready, tmp_path / "cut"), run, monkeypatch, epochs)
 
 
 @pytest.mark.parametrize(("method", "epochs"), STOPS_OF_ONE, ids=stop)
@@ -589,14 +564,7 @@ def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_chain_that_stops_goes_on_to_equal_weights(ready, done, tmp_path, monkeypatch, epochs):
     run = assisted(ready, "resnet8")
-    whole, cut = done, twin(ready, tmp_path / "cut")
-    carried(whole, run)
-    with monkeypatch.context() as patch:
-        stopping(patch, epochs)
-        with pytest.raises(Stop):
-            carried(cut, run)
-    carried(cut, run)
-    assert released(cut, run) == released(whole, run)
+    assert_goes_on(done, twin(ready, tmp_path / "cut"), run, monkeypatch, epochs)
 
 
 # Images to choose by

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from raykd.data.images import Images, open_split
 from raykd.engine import search as searching
-from raykd.engine.fit import local_host, train_teacher
 from raykd.engine.journal import Journal
 from raykd.engine.routes import (
     DECISIONS,
@@ -32,31 +31,28 @@ from raykd.methods.kd import KD
 from raykd.methods.mimic import MimicEmbedding
 from raykd.methods.simkd import SimKD
 from raykd.models import build
-from raykd.progress import Teller
-from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun, TeacherRun
+from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
 from raykd.types import Signal
-from tests.small import CPU, digits
+from tests.engine.chains import (
+    QUIET,
+    carried,
+    released,
+    state,
+    store_with_teacher,
+    student_below,
+    twin,
+)
+from tests.small import CPU
 
-QUIET = Teller(quiet=True)
-EPOCHS = Optim(epochs=2, batch=32)
 FORMS = [(KD(), "kl"), (FitNet(), "loss"), (MimicEmbedding(), "loss")]
 FORM = pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0].name)
 
 
 def basis(store: Store, method: Method | None = None, **changes) -> StudentRun:
-    """A student below a wider teacher of three epochs, all of which are saved."""
-    data = digits(store, limit=96, holdout=0.1, validation=0.1)
-    optim = Optim(epochs=3, batch=32)
-    values = {
-        "model": "resnet8",
-        "data": data,
-        "teacher": TeacherRun(model="resnet8x4", data=data, optim=optim, save_every=1),
-        "method": method or KD(),
-        "optim": EPOCHS,
-    }
-    return StudentRun(**(values | changes))
+    """A student below a teacher of three epochs."""
+    return student_below(store, 3, **({"method": method or KD()} | changes))
 
 
 def sought(run: StudentRun, **choice) -> Sought:
@@ -69,33 +65,7 @@ def sought(run: StudentRun, **choice) -> Sought:
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """A store with the teacher."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    teacher = basis(store).teacher
-    train_teacher(store, teacher, local_host(store, teacher, 0))
-    (store.root / "caches").mkdir()
-    return store
-
-
-def twin(store: Store, path, *kinds: str) -> Store:
-    """Another store with the same images, teachers and, unless said otherwise, caches."""
-    path.mkdir()
-    for kind in kinds or ("images", "teachers", "caches"):
-        (path / kind).symlink_to(store.root / kind)
-    return Store(path)
-
-
-def carried(store: Store, *runs: StudentRun | Sought):
-    """Carry runs out in this process, with a checkpoint after every epoch."""
-    return carry_out(Experiment("small", runs, Scale(checkpoint_seconds=0)), store, QUIET)
-
-
-def state(store: Store, run: StudentRun, name: str = "weights.safetensors"):
-    """The tensors of one of a student's files."""
-    return safetensors.torch.load_file(store.path(run) / name)
-
-
-def released(store: Store, run: StudentRun) -> bytes:
-    return (store.path(run) / "weights.safetensors").read_bytes()
+    return store_with_teacher(tmp_path_factory.mktemp("store"), 3)
 
 
 def decided(store: Store, search: Search) -> bytes:

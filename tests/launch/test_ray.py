@@ -21,17 +21,10 @@ from raykd.methods.sakd import SAKD
 from raykd.progress import Teller
 from raykd.recipes import Optim
 from raykd.store import Store
+from tests.launch.marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(900),
-    # Ray's own threads and sockets, when its processes are killed.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = [*RAY, pytest.mark.timeout(900)]
 QUIET = Teller(quiet=True)
 
 

@@ -24,17 +24,9 @@ from raykd.progress import Teller
 from raykd.recipes import StudentRun
 from raykd.resolve import resolve
 from raykd.store import Store, read_json
+from tests.launch.marks import RAY
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(600),
-    # Ray's and Tune's own files and threads.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = [*RAY, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::UserWarning")]
 QUIET = Teller(quiet=True)
 BASE = """
 run:
