@@ -154,7 +154,7 @@ def _matches(
         return alias or value == given
 
     try:
-        found = run.plain()
+        found = run.whole()
         return all(equal(value_at(found, k), value) or anything for k, value in wanted.items())
     except LookupError:
         return False

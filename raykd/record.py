@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,7 +15,13 @@ class Record(BaseModel):
 
     Strict: a number is not read from a string, an unknown field is an error, and neither
     infinity nor NaN is a value.
+
+    `added` names fields that came after artefacts were made without them. At their default, which
+    must mean what was done before, they are no part of the plain value, so that artefacts keep
+    their names.
     """
+
+    added: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -25,8 +31,28 @@ class Record(BaseModel):
         return cls.model_validate_json(json.dumps(value))
 
     def plain(self) -> dict[str, Any]:
-        """The record as plain dicts, lists and numbers, every default written out."""
+        """The record as plain dicts, lists and numbers: what is hashed.
+
+        Every default is written out, but for those of fields that were `added`.
+        """
+        return _without_added(self, self.whole())
+
+    def whole(self) -> dict[str, Any]:
+        """The same with every default, to be read by people."""
         return self.model_dump(mode="json")
+
+
+def _without_added(value: object, plain: Any) -> Any:
+    """What a value was written out as, without the added fields that say nothing new."""
+    if isinstance(value, tuple):
+        return [_without_added(*pair) for pair in zip(value, plain, strict=True)]
+    if not isinstance(value, Record):
+        return plain
+    return {
+        name: _without_added(getattr(value, name), plain[name])
+        for name, field in type(value).model_fields.items()
+        if name not in value.added or getattr(value, name) != field.default
+    }
 
 
 def canonical(record: Record) -> str:
@@ -39,7 +65,7 @@ def fingerprint(record: Record) -> str:
     """20 hex digits that name the record: equal on every machine and Python version.
 
     Every field counts, defaults included: a default that changes between versions must
-    not find an artefact that was made with the old one.
+    not find an artefact that was made with the old one. (Of `Record.added` see there.)
     """
     return hashlib.sha256(canonical(record).encode("ascii")).hexdigest()[:DIGITS]
 

@@ -141,7 +141,28 @@ def test_no_two_single_changes_share_a_fingerprint():
 
 def test_the_leaves_are_those_of_the_plain_recipe():
     for path in leaves(STUDENT):
-        reduce(lambda tree, name: tree[name], path, STUDENT.plain())
+        reduce(lambda tree, name: tree[name], path, STUDENT.whole())
+
+
+def test_a_field_that_was_added_is_hashed_only_where_it_is_not_as_before():
+    class Before(Record):
+        x: int = 1
+
+    class Now(Record):
+        added = ("y", "z")
+
+        x: int = 1
+        y: int | None = None
+        z: Before = Before()
+
+    def name(record: Record) -> str:
+        return canonical(record).replace("Now", "Before")
+
+    assert name(Now()) == canonical(Before())
+    assert name(Now(y=2)) != canonical(Before())
+    assert Now(z=Before(x=2)).plain() == {"x": 1, "z": {"x": 2}}
+    assert Now().whole() == {"x": 1, "y": None, "z": {"x": 1}}
+    assert Now.read(Now().plain()) == Now()
 
 
 def test_kinds_of_recipe_with_equal_fields_differ():
