@@ -104,7 +104,7 @@ def _precompute(folder: Path, precision: str, goal: float, pairs: int, quick: bo
     run = recipe(store, images, "resnet20", "resnet56", 4 * GRAIN)
     logits = run.logits_at(0).model_copy(update={"precision": precision})
     if not store.has(logits.teacher):
-        train_teacher(store, logits.teacher, local_host(store, logits.teacher, 0.0))
+        train_teacher(store, logits.teacher, local_host(store, logits.teacher))
     maker = ShardMaker(store, logits, torch.device("cpu"))
     rows = torch.arange(count)
 

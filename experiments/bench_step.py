@@ -163,7 +163,7 @@ class Bench:
         """CPU seconds of one step of a run, in a process group where `group` is set."""
 
         def once() -> float:
-            local = local_host(self.store, run, 0.0)
+            local = local_host(self.store, run)
             grouped = GroupHost(local.journal, local.device, self.reports.append) if group else None
             watch = Stopwatch(grouped or local)
             train_student(self.store, run, watch)

@@ -31,7 +31,7 @@ from raykd.cli.shared import print_rows
 from raykd.engine.fit import local_host, train_prelude, train_student
 from raykd.engine.journal import RESULT
 from raykd.engine.memory import keep_freed_memory, peak_bytes
-from raykd.experiment import Experiment, parse
+from raykd.experiment import Experiment, Scale, parse
 from raykd.launch.work import carry_out
 from raykd.methods import METHODS
 from raykd.progress import Teller
@@ -163,7 +163,7 @@ def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
     for prelude in dict.fromkeys(before for run in runs if (before := run.prelude())):
         if not store.has(prelude):
             teller.say(f"{prelude.method.name}, seed {prelude.seed}")
-            train_prelude(store, prelude, local_host(store, prelude, 30))
+            train_prelude(store, prelude, local_host(store, prelude, Scale()))
 
 
 def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Teller) -> None:
@@ -183,7 +183,7 @@ def _train_one(root: str, run: StudentRun) -> float:
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(root)
-    host = local_host(store, run, 60)
+    host = local_host(store, run, Scale(checkpoint_seconds=60))
     train_student(store, run, host)
     write_json(store.path(run) / PEAK, {"bytes": peak_bytes(host.device)})
     return read_json(store.path(run) / RESULT)["last"]["top1"]

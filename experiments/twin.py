@@ -74,7 +74,7 @@ def _local(root: str, run: StudentRun, ready: Event, go: Event) -> None:
     """The plain loop in a process of its own, once it is told to begin."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as Ray's worker does
-    host = local_host(Store(root), run, NEVER)
+    host = local_host(Store(root), run, Scale(checkpoint_seconds=NEVER))
     ready.set()
     go.wait()
     train_student(Store(root), run, host)

@@ -65,12 +65,12 @@ def prepare(store: Store, *runs: StudentRun) -> None:
     work = plan(runs)
     for teacher in work.teachers:
         if not store.has(teacher):
-            train_teacher(store, teacher, local_host(store, teacher, 0))
+            train_teacher(store, teacher, local_host(store, teacher))
     for job in work.caches:
         build_here(CacheBuild(store, job.run, job.views), CPU)
     for prelude in work.preludes:
         if not store.has(prelude):
-            train_prelude(store, prelude, local_host(store, prelude, 0))
+            train_prelude(store, prelude, local_host(store, prelude))
 
 
 def train_logits(run: StudentRun) -> LogitsRun:
@@ -81,7 +81,7 @@ def train_logits(run: StudentRun) -> LogitsRun:
 def trained(store: Store, run: StudentRun) -> bytes:
     """The weights file of a student, trained here if it is not there."""
     if not store.has(run):
-        train_student(store, run, local_host(store, run, 0))
+        train_student(store, run, local_host(store, run))
     return (store.path(run) / "weights.safetensors").read_bytes()
 
 

@@ -9,8 +9,10 @@ import torch
 from raykd import models
 from raykd.data.images import open_split
 from raykd.engine.fit import ShardMaker
+from raykd.engine.host import EVERY_EPOCH
 from raykd.engine.weights import anchor_checksum
 from raykd.errors import NoRoom
+from raykd.experiment import Scale
 from raykd.models.staged import measure
 from raykd.recipes import LogitsRun
 from raykd.store import Store, write_json
@@ -86,12 +88,15 @@ class CacheBuild:
 
 
 def build_here(
-    build: CacheBuild, device: torch.device, done: Callable[[int], None] = lambda rows: None
+    build: CacheBuild,
+    device: torch.device,
+    done: Callable[[int], None] = lambda rows: None,
+    scale: Scale = EVERY_EPOCH,
 ) -> None:
     """Compute what is missing in this process; `done` is told the rows of every shard."""
     parts = build.parts(1)
     if parts:
-        maker = ShardMaker(build.store, build.run, device)
+        maker = ShardMaker(build.store, build.run, device, scale)
         for part in parts:
             build.add(maker.make(part))
             done(len(part))

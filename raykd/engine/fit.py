@@ -17,10 +17,11 @@ from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import prepare, weights
 from raykd.engine.evaluate import BATCH, evaluate
-from raykd.engine.host import Host, LocalHost
+from raykd.engine.host import EVERY_EPOCH, Host, LocalHost
 from raykd.engine.journal import RESULT, Journal
 from raykd.engine.loop import distil
 from raykd.engine.result import result_of
+from raykd.experiment import Scale
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
@@ -38,14 +39,15 @@ def default_device() -> torch.device:
 def local_host(
     store: Store,
     run: Training,
-    seconds: float,
+    scale: Scale = EVERY_EPOCH,
     passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
 ) -> LocalHost:
-    """A host that trains `run` in this process, with `seconds` between checkpoints.
+    """A host that trains `run` in this process, as `scale` says it is to be done.
 
     `passed_on` is called with the metrics of every epoch.
     """
-    return LocalHost(Journal(store.path(run), seconds), default_device(), passed_on)
+    journal = Journal(store.path(run), scale.checkpoint_seconds)
+    return LocalHost(journal, default_device(), passed_on, scale)
 
 
 def train(store: Store, run: Training, host: Host) -> None:
@@ -146,7 +148,9 @@ def refreshed(network: Staged, train: Views, view: int) -> Staged:
 class ShardMaker:
     """Computes shards of one cache in this process: the teacher and the images stay loaded."""
 
-    def __init__(self, store: Store, run: LogitsRun, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, run: LogitsRun, device: torch.device, scale: Scale = EVERY_EPOCH
+    ) -> None:
         self.folder = store.path(run)
         self.views = Views(open_split(store, run.data, run.split), run.data).to(device)
         self.teacher = prepare.live_teacher(store, run, device)

@@ -12,11 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykd.engine.journal import Journal
 from raykd.errors import NoRoom
+from raykd.experiment import Scale
 
 # Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
+EVERY_EPOCH = Scale(checkpoint_seconds=0)  # here, with a checkpoint after every epoch
 PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
 
 
@@ -26,6 +28,7 @@ class Host(Protocol):
     rank: int
     world: int
     device: torch.device
+    scale: Scale  # how the work is done: nothing of it changes what a run means
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, with its gradients averaged over the workers."""
@@ -69,10 +72,12 @@ class LocalHost:
         journal: Journal,
         device: torch.device,
         passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+        scale: Scale = EVERY_EPOCH,
     ) -> None:
         """`passed_on` is called with the metrics of every epoch."""
         self.journal = journal
         self.device = device
+        self.scale = scale
         self._passed_on = passed_on
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -119,10 +124,12 @@ class GroupHost:
         journal: Journal,
         device: torch.device,
         passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+        scale: Scale = EVERY_EPOCH,
     ) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
         self.device = device
+        self.scale = scale
         self.journal = journal
         self._passed_on = passed_on
         self._spoke = time.monotonic()

@@ -128,7 +128,7 @@ class Crew:
         started = time.monotonic()
         if self._scale.workers == 0:
             self._stay()
-            build_here(build, default_device(), done)
+            build_here(build, default_device(), done, self._scale)
             comparison = compare(self._store, run, SPOT_CHECK, default_device())
         else:
             comparison = self._fill_on_ray(build, done)
@@ -167,8 +167,7 @@ class Crew:
         """One worker each, several at a time, in workers that are used again."""
         from raykd.launch.pool import Unit
 
-        seconds = self._scale.checkpoint_seconds
-        units = [Unit("train", (run, seconds), describe(run)) for run in runs]
+        units = [Unit("train", (run,), describe(run)) for run in runs]
         watched: dict[Unit, contextlib.ExitStack] = {}
 
         def begun(unit: Unit) -> None:
@@ -193,7 +192,7 @@ class Crew:
             if workers == 0:
                 self._stay()
                 told = functools.partial(self._company.told, run)
-                host = local_host(self._store, run, self._scale.checkpoint_seconds, told)
+                host = local_host(self._store, run, self._scale, told)
                 train(self._store, run, host)
                 return
             self._dismiss()

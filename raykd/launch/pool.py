@@ -29,16 +29,17 @@ from raykd.teachers.manifest import Part, Shard
 class Worker:
     """One process that does units of work, one at a time."""
 
-    def __init__(self, root: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, root: str, scale: Scale) -> None:
+        torch.set_num_threads(max(1, int(scale.cpus)))
         keep_freed_memory()
         self._store = Store(root)
+        self._scale = scale
         self._maker: tuple[LogitsRun, ShardMaker] | None = None
 
     def shard(self, run: LogitsRun, part: Part) -> Shard:
         """Compute one shard; the teacher stays loaded for the next."""
         if self._maker is None or self._maker[0] != run:
-            self._maker = (run, ShardMaker(self._store, run, default_device()))
+            self._maker = (run, ShardMaker(self._store, run, default_device(), self._scale))
         return self._maker[1].make(part)
 
     def compare(self, run: LogitsRun, rows: int) -> Comparison:
@@ -49,10 +50,10 @@ class Worker:
         """Choose the next anchor of a search."""
         decide(self._store, search, default_device())
 
-    def train(self, run: Training, seconds: float) -> None:
+    def train(self, run: Training) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
         self._maker = None
-        train(self._store, run, local_host(self._store, run, seconds))
+        train(self._store, run, local_host(self._store, run, self._scale))
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,8 @@ class Pool:
         """A worker that has nothing to do; a new one where all are busy or gone."""
         if self._idle:
             return self._idle.pop()
-        threads = max(1, int(self._scale.cpus))
         actor = ray.remote(num_cpus=self._scale.cpus, num_gpus=gpus_per_worker(self._scale))(Worker)
-        return actor.remote(str(self._store.root), threads)
+        return actor.remote(str(self._store.root), self._scale)
 
 
 def _raise(failed: list[tuple[Unit, BaseException]]) -> None:

@@ -54,8 +54,7 @@ def fit(
         train_loop_config={
             "root": str(store.root),
             "recipe": run,
-            "seconds": scale.checkpoint_seconds,
-            "threads": max(1, int(scale.cpus)),
+            "scale": scale,
         },
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=bool(gpus), resources_per_worker=own
@@ -94,12 +93,13 @@ def _own_interrupts() -> Iterator[None]:
 
 def _worker(config: dict[str, Any]) -> None:
     """What every worker runs."""
-    torch.set_num_threads(config["threads"])
+    scale: Scale = config["scale"]
+    torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
     store, run = Store(config["root"]), config["recipe"]
-    journal = Journal(store.path(run), config["seconds"])
+    journal = Journal(store.path(run), scale.checkpoint_seconds)
     device = ray.train.torch.get_device()
-    host = GroupHost(journal, device, _pass_on)
+    host = GroupHost(journal, device, _pass_on, scale)
     train(store, run, host)
 
 

@@ -35,7 +35,7 @@ def store_with_teacher(path, epochs: int) -> Store:
     store = Store(path)
     teacher = student_below(store, epochs).teacher
     assert isinstance(teacher, TeacherRun)
-    train_teacher(store, teacher, local_host(store, teacher, 0))
+    train_teacher(store, teacher, local_host(store, teacher))
     (store.root / "caches").mkdir()
     return store
 

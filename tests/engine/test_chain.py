@@ -131,7 +131,7 @@ def equal(one, other) -> bool:
 def at_its_beginning(store: Store, run: StudentRun):
     """Student and helpers of a run before its first step."""
     targets = open_images(store, run.data)[0].targets
-    return prepare.learner(store, run, local_host(store, run, 0), targets)
+    return prepare.learner(store, run, local_host(store, run), targets)
 
 
 @METHOD
@@ -170,7 +170,7 @@ def test_a_stage_goes_on_with_the_weights_of_the_one_before_and_nothing_else(
 )
 def test_images_that_are_only_measured_on_leave_no_trace(done, method):
     run = trained_of(done, method=method, optim=Optim(epochs=1, batch=32))
-    learner, host = at_its_beginning(done, run).train(), local_host(done, run, 0)
+    learner, host = at_its_beginning(done, run).train(), local_host(done, run)
     _, test = prepare.views(done, run, host)
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     evaluate(learner.student, run.method, learner.helpers, test, None, host)
@@ -336,7 +336,7 @@ def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(ready, tmp_pa
     run = along(trained_of(store, method=CONTRAST), (1, 4), "multi_stage")
     last = watched(store, run.after)[-1]
     targets = open_images(store, run.data)[0].targets
-    begun = prepare.learner(store, run, local_host(store, run, 0), targets).helpers.state_dict()
+    begun = prepare.learner(store, run, local_host(store, run), targets).helpers.state_dict()
     for name in ("memory.student", "memory.teacher"):
         assert not torch.equal(begun[name], last[name])
     assert begun["memory.z_student"] == begun["memory.z_teacher"] == 0
@@ -609,7 +609,7 @@ def test_the_best_epoch_is_chosen_by_the_validation_images(ready):
         {"epoch": 2, "loss": 1.0, "top1": 95.0, "validation_top1": 70.0, "seconds": 1.0},
         {"epoch": 3, "loss": 0.1, "top1": 80.0, "validation_top1": 60.0, "seconds": 1.0},
     ]
-    host, parts = local_host(ready, run, 0), [nn.ModuleDict()]
+    host, parts = local_host(ready, run), [nn.ModuleDict()]
     assert result_of(run, parts, history, host)["best"]["epoch"] == 1
     plain = [{k: v for k, v in m.items() if k != "validation_top1"} for m in history]
     assert result_of(run, parts, plain, host)["best"]["epoch"] == 2
@@ -658,7 +658,7 @@ def test_refreshed_statistics_are_those_of_a_pass_over_all_images(
     plain = TeacherRun(model="resnet8", data=data, optim=EPOCHS, save_every=1)
     fresh = plain.model_copy(update={"refresh_statistics": True})
     for teacher in (plain, fresh):
-        train_teacher(store, teacher, local_host(store, teacher, 0))
+        train_teacher(store, teacher, local_host(store, teacher))
     train = Views(open_images(store, data)[0], data)
     for epoch in (1, 2):
         file = f"weights-{epoch:04d}.safetensors"

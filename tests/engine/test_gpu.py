@@ -75,7 +75,7 @@ def test_every_method_trains_on_the_gpu(tmp_path, name):
     store = Store(tmp_path)
     run = student_run(store, name, precision="bfloat16")
     prepare(store, run)
-    train_student(store, run, local_host(store, run, 0))
+    train_student(store, run, local_host(store, run))
     assert len(read_metrics(store.path(run))) == 3
 
 
@@ -84,6 +84,6 @@ def test_a_student_trains_on_the_gpu(tmp_path, precision):
     store = Store(tmp_path)
     run = student_run(store, "skd", precision=precision)
     prepare(store, run)
-    train_student(store, run, local_host(store, run, 0))
+    train_student(store, run, local_host(store, run))
     history = read_metrics(store.path(run))
     assert history[-1]["loss"] < history[0]["loss"]

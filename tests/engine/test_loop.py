@@ -141,10 +141,10 @@ def test_a_teacher_stops_and_goes_on_to_the_same_route(ready, tmp_path):
     whole, cut = (Store(tmp_path / name) for name in ("whole", "cut"))
     for store in (whole, cut):
         digits(store, limit=320)
-    train_teacher(whole, run, local_host(whole, run, 0))
+    train_teacher(whole, run, local_host(whole, run))
     with pytest.raises(Stop):
         train_teacher(cut, run, StoppingHost(Journal(cut.path(run)), 3))
-    train_teacher(cut, run, local_host(cut, run, 0))
+    train_teacher(cut, run, local_host(cut, run))
     assert run.anchors() == (2, 4)
     for anchor in run.anchors():
         name = f"weights-{anchor:04d}.safetensors"
