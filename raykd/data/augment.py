@@ -4,14 +4,17 @@ Shapes: B batch, H, W pixels. Pixels are uint8, channels last, until the loader 
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raykd import bits
+from raykd.data.colour import Colour
+from raykd.data.crop import Crop, part_of
+from raykd.data.erase import Erase
 from raykd.data.mixing import Mix
 from raykd.data.strong import Strong
 from raykd.record import Record
@@ -21,21 +24,34 @@ REVISION = 1  # raised whenever the same key would show other pixels; part of ev
 
 
 class Augment(Record):
-    """Zero padding with a random crop back to size, and a random horizontal flip.
+    """What is done to an image, in the order of the fields; `mix` comes last.
 
-    The CIFAR standard of the field is `pad: 4, flip: true`: 81 crops x 2 = 162 views.
+    The CIFAR standard of the field is `pad: 4, flip: true`: 81 crops x 2 = 162 views. ImageNet's
+    is `crop: {}, flip: true`.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("crop", "colour", "erase")
 
     pad: int = Field(default=0, ge=0)  # pixels of black border on each side
     flip: bool = False  # mirror half of the views
-    strong: Strong | None = None  # random operations and a hole
+    crop: Crop | None = None  # a random part, resized to the full size; in place of pad
+    colour: Colour | None = None  # brightness, contrast, saturation, hue
+    strong: Strong | None = None  # random operations (RandAugment) and a hole
+    erase: Erase | None = None  # a grey box in some images
     mix: Mix | None = None  # each sample with another one
     revision: Literal[1] = REVISION  # of the meaning of a view; not for you to set
 
+    @model_validator(mode="after")
+    def _check(self) -> "Augment":
+        if self.crop is not None and self.pad:
+            raise ValueError("pad and crop both say which part of an image is shown; leave one out")
+        return self
+
     def views(self) -> int:
-        """How many different views there are of one sample: finite for crops and flips alone."""
-        endless = self.mix is not None or self.strong is not None
-        return ENDLESS if endless else self._geometries()
+        """How many different views there are of one sample: finite for pad and flip alone."""
+        drawn = (self.crop, self.colour, self.strong, self.erase, self.mix)
+        finite = all(change is None for change in drawn)
+        return self._geometries() if finite else ENDLESS
 
     def unmixed(self) -> "Augment":
         """The same without mixing."""
@@ -66,9 +82,22 @@ class Augment(Record):
 
     def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
         """The view of each of the images `pixels` (uint8 [B, H, W, 3]) before it is mixed."""
+        if self.crop is not None:
+            height, width = pixels.shape[1:3]
+            sizes = (torch.full_like(ids, height), torch.full_like(ids, width))
+            boxes = self.crop.boxes(seed, ids, view, *sizes).tolist()
+            shown = [part_of(*pair, (height, width)) for pair in zip(pixels, boxes, strict=True)]
+            pixels = torch.stack(shown)
         if self._geometries() > 1:
             pixels = self._moved(pixels, ids, view, seed)
-        return pixels if self.strong is None else self.strong.apply(pixels, ids, view, seed)
+        return self.changed(pixels, ids, view, seed)
+
+    def changed(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
+        """The images (uint8 [B, H, W, 3]) after everything that does not move their pixels."""
+        for change in (self.colour, self.strong, self.erase):
+            if change is not None:
+                pixels = change.apply(pixels, ids, view, seed)
+        return pixels
 
     def _moved(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
         """The images, cropped and flipped."""

@@ -43,6 +43,19 @@ def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.nd
     """One image as uint8 [H, W, 3]."""
     if isinstance(image, np.ndarray) and resize is None:
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+    rgb = _rgb(image, origin)
+    if resize is not None:
+        rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def decoded(data: bytes, origin: str) -> np.ndarray:
+    """One encoded image as uint8 [H, W, 3], upright. Raises `DataError` that names its origin."""
+    return np.asarray(_rgb(data, origin))
+
+
+def _rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
+    """One image, upright, with three channels of 8 bits."""
     try:
         opened = (
             Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
@@ -52,15 +65,12 @@ def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.nd
         upright = ImageOps.exif_transpose(opened)
         if isinstance(upright.info.get("transparency"), bytes):
             upright = upright.convert("RGBA")  # a palette with transparency warns on RGB
-        rgb = upright.convert("RGB")
+        return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's PNG reader reports a broken chunk as SyntaxError.
         raise DataError(
             f"{origin}: cannot be decoded as an image ({error}); replace or remove it"
         ) from error
-    if resize is not None:
-        rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
 
 
 def statistics(pixels: np.ndarray) -> tuple[Triple, Triple]:

@@ -1,0 +1,29 @@
+"""Images that are decoded while a run goes on: more of them than memory holds, at full size."""
+
+from pydantic import Field, model_validator
+
+from raykd.record import Record
+
+
+class Stream(Record):
+    """How an image of any size becomes a square one, each time that its turn comes.
+
+    Training views show what `augment.crop` says; without it, and where a network is tested, the
+    shorter side is brought to `resize` pixels and the centre is cut out, as is usual for ImageNet.
+    A teacher may have a `size` and `resize` of its own: it sees the same part of the picture.
+    """
+
+    size: int = Field(default=224, ge=1)  # of the side of what a network sees
+    resize: int = Field(default=256, ge=1)  # of the shorter side before the centre is cut out
+    # JPEG files are scaled down by 2 to 8 as they are decoded where at least the wanted size is
+    # left: faster for large photographs, with other pixels than the exact way.
+    draft: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Stream":
+        if self.resize < self.size:
+            raise ValueError(
+                f"resize {self.resize} leaves no centre of {self.size} pixels; use {self.size} or "
+                "more"
+            )
+        return self
