@@ -11,7 +11,7 @@ scale:    # how the work is spread; never hashed
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,8 @@ class Scale(Record):
     parallel: int | None = Field(default=None, ge=1)  # one-worker students at a time; None: all fit
     cpus: float = Field(default=1.0, gt=0)  # of each worker; threads of this process without Ray
     gpus: float | None = Field(default=None, ge=0)  # of each worker; None: 1 where there are GPUs
+    decoders: int | None = Field(default=None, ge=0)  # processes that decode streamed images
+    on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
     checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, at epoch ends
     max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
     address: str | None = None  # of a Ray cluster; None: a running one, else one of our own

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.data import images
+from raykd.data.files import is_url
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
@@ -14,7 +15,7 @@ from raykd.recipes import AnyTeacher, Asked, StudentRun
 from raykd.recipes.agreement import check_student
 from raykd.store import Store, write_atomic
 
-Digests = dict[tuple[str, int | None], str]  # of images, by dataset and resize
+Digests = dict[tuple[str, int | None, bool], str]  # of images, by dataset, resize, stream
 
 
 def resolve(
@@ -28,19 +29,20 @@ def resolve(
     `digests` are those that are known already; what is read is added to them.
     """
     path = experiment.where.path
-    root = Path(path).expanduser() if path is not None else None
+    root = path if path is None or is_url(path) else str(Path(path).expanduser())
+    skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
 
     def data(value: Data) -> Data:
-        source = (value.name, value.resize)
+        source = (value.name, value.resize, value.stream is not None)
         if source not in digests and value.digest:
             digests[source] = value.digest
         if source not in digests:
             say(f"reading the images of {value.name!r}" + (f" from {root}" if root else ""))
-            digests[source] = images.read(store, value, root).digest
+            digests[source] = images.read(store, value, root, say, skip_bad=skip_bad).digest
         if not value.digest:
             value = value.model_copy(update={"digest": digests[source]})
-        return images.read(store, value, root)
+        return images.read(store, value, root, say, skip_bad=skip_bad)
 
     def teacher_of(teacher: AnyTeacher) -> AnyTeacher:
         if isinstance(teacher, StudentRun):
@@ -89,7 +91,7 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
         grid = {axis: within(list(v), axis.rpartition(".")[2]) for axis, v in space.grid.items()}
         space = replace(space, base=within(dict(space.base)), grid=grid)
     where = experiment.where
-    if path is not None:
+    if path is not None and not is_url(path):
         whole = str(Path(path).expanduser().resolve())
         where = where.model_copy(update={"path": whole})
     return replace(experiment, space=space, where=where)

@@ -7,6 +7,7 @@ The digest is of what the images are: the class names and, for each split, label
 order. A folder, its tar shards and its Arrow shards have the same one, if their order is the same.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from raykd import arrow
 from raykd.data.encoded import Encoded, Ranges, read_index, write_index
 from raykd.data.located import Located
 from raykd.data.pictures import check
-from raykd.errors import DataError
+from raykd.errors import CacheCorrupt, DataError
 from raykd.store import Store, read_json, write_json
 
 MARKER = "images.json"
@@ -110,10 +112,18 @@ def write_facts(
     write_json(folder / MARKER, facts)
 
 
-def opened(
-    folder: Path, facts: dict[str, Any], whole: Callable[[Path, str], Path]
-) -> dict[str, Encoded]:
-    """The splits of encoded images in the store, once the files of their index are `whole`."""
+@functools.lru_cache(maxsize=64)
+def whole(path: Path, checksum: str) -> Path:
+    """The path, once its bytes are seen to be as they were written; looked at once a process."""
+    if not path.is_file() or arrow.file_checksum(path) != checksum:
+        raise CacheCorrupt(
+            f"{path}: the file is missing or was altered; remove {path.parent} and run again"
+        )
+    return path
+
+
+def opened(folder: Path, facts: dict[str, Any]) -> dict[str, Encoded]:
+    """The splits of encoded images whose index lies in a folder of the store."""
     splits = {}
     for split, checksums in facts["splits"].items():
         for name, checksum in checksums.items():

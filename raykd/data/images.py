@@ -1,33 +1,40 @@
-"""Images as one uint8 tensor: found once, decoded once into the store, mapped by every worker.
+"""Which images a recipe means: found once, taken into the store, opened by every worker.
+
+Small ones are decoded there, into one uint8 tensor; those of a `stream` stay where they are.
 
 Shapes: N dataset rows, H, W pixels.
 """
 
-import functools
-import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from pydantic import Field, field_validator
-from torch import Tensor
+from pydantic import Field, field_validator, model_validator
 
-from raykd import arrow, bits
+from raykd import bits
+from raykd.data import contents, decoded
 from raykd.data.augment import Augment
-from raykd.data.decode import decode, statistics
+from raykd.data.contents import MARKER
+from raykd.data.decoded import Images, decode_into, digest_of
+from raykd.data.encoded import Encoded
+from raykd.data.files import Files, is_url
+from raykd.data.located import LOCATED
 from raykd.data.order import stratified
-from raykd.data.samples import Found, Triple
+from raykd.data.samples import Triple
 from raykd.data.sources import SOURCES
-from raykd.errors import CacheCorrupt, ConfigError, DataError
+from raykd.data.stream import Stream
+from raykd.errors import ConfigError, DataError
 from raykd.record import Record
-from raykd.store import Store, read_json, write_json
+from raykd.store import Store, read_json
 
-_MARKER = "images.json"
-DIGEST_DIGITS = 20
+Say = Callable[[str], None]
 Split = Literal["train", "test", "validation"]
+
+
+def _quiet(text: str) -> None:
+    """Say nothing."""
 
 
 class Data(Record):
@@ -37,8 +44,11 @@ class Data(Record):
     value that is given is checked (digest, classes, size) or used (mean, std).
     """
 
+    added: ClassVar[tuple[str, ...]] = ("stream",)
+
     name: str  # of `raykd show datasets`
     resize: int | None = Field(default=None, ge=1)  # shorter side, then a centre crop; None: as is
+    stream: Stream | None = None  # decode while training; None: once, into memory
     holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
     validation: float | None = Field(
         default=None, gt=0, lt=1
@@ -58,6 +68,12 @@ class Data(Record):
         SOURCES[name]
         return name
 
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.stream is not None and self.resize is not None:
+            raise ValueError("resize is of images in memory; leave it out, or set stream.resize")
+        return self
+
     def test(self) -> "Data":
         """The recipe of the test rows: whole, and as they are."""
         return self.held_out().model_copy(update={"validation": None})
@@ -67,45 +83,38 @@ class Data(Record):
         return self.model_copy(update={"augment": Augment(), "limit": None})
 
 
-@dataclass(frozen=True)
-class Images:
-    """Decoded images and their labels."""
-
-    pixels: Tensor  # uint8 [N, H, W, 3]
-    targets: Tensor  # int64 [N]
-    names: tuple[str, ...]  # of the classes
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def to(self, device: torch.device) -> "Images":
-        """The same images on `device`."""
-        return Images(self.pixels.to(device), self.targets.to(device), self.names)
-
-    def take(self, rows: Tensor) -> "Images":
-        """The images at `rows` (int64 [n]), renumbered from 0."""
-        return Images(self.pixels[rows], self.targets[rows], self.names)
+Pictures = Images | Encoded  # decoded in memory, or not yet
 
 
-def read(store: Store, data: Data, path: Path | None) -> Data:
-    """`data` with what only its files can tell, which are decoded into the store on first use.
+def read(
+    store: Store, data: Data, path: str | Path | None, say: Say = _quiet, *, skip_bad: bool = False
+) -> Data:
+    """`data` with what only its files can tell; they are taken into the store on first use.
 
-    `path` is where the files lie; None: where the dataset's own downloader puts them. Where
-    the digest is known and its images are in the store, the files are not touched.
+    `path` is where the files lie, a URL where they are to be streamed; None: where the dataset's
+    own downloader puts them. Where the digest is known and its images are in the store, the files
+    are not touched. With `skip_bad`, streamed files that cannot be images are left out.
     """
     folder = _folder(store, data.digest)
-    if not (data.digest and (folder / _MARKER).is_file()):
-        found = SOURCES[data.name](path)
-        digest = _digest(found, data.resize)
-        if data.digest and data.digest != digest:
-            raise DataError(
-                f"run.data.digest: expected {data.digest}, but the files have {digest}; "
-                "they are not the images that this recipe was made with"
+    facts = read_json(folder / MARKER) if data.digest and (folder / MARKER).is_file() else None
+    if data.stream is not None:
+        root = None if path is None else Files.at(path).root
+        if facts is None or (root is not None and facts["root"] != root):
+            digest = _streamed(store, data, root, say, skip_bad=skip_bad)
+            facts = _facts(store, data, digest)
+        facts = facts | {"size": [data.stream.size] * 2}
+    elif facts is None:
+        if path is not None and is_url(str(path)):
+            raise ConfigError(
+                f"data.path: {path} is a URL, whose images are decoded while a run goes on; add "
+                "run.data.stream, such as {size: 224}"
             )
-        folder = _folder(store, digest)
-        if not (folder / _MARKER).is_file():
-            _decode_into(folder, found, digest, data.resize)
-    facts = read_json(folder / _MARKER)
+        found = SOURCES[data.name](None if path is None else Path(path))
+        digest = digest_of(found, data.resize)
+        if not (_folder(store, digest) / MARKER).is_file():
+            _expect(data, digest)
+            decode_into(_folder(store, digest), found, digest, data.resize)
+        facts = _facts(store, data, digest)
     for field in ("classes", "size"):
         given, real = getattr(data, field), facts[field]
         if given is not None and json.loads(json.dumps(given)) != real:
@@ -121,13 +130,43 @@ def read(store: Store, data: Data, path: Path | None) -> Data:
     )
 
 
-def open_images(store: Store, data: Data) -> tuple[Images, Images]:
+def _streamed(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> str:
+    """The digest of images that stay encoded, whose index is in the store then."""
+    find = LOCATED.get(data.name)
+    if find is None or root is None:
+        raise ConfigError(
+            f"run.data.stream: images of {data.name!r} cannot be streamed; there are "
+            f"{', '.join(LOCATED)}, with data.path=FOLDER or a URL"
+        )
+    found = find(root)
+    digest = contents.known(store, found, skip_bad=skip_bad)
+    if digest is None or not (_folder(store, digest) / MARKER).is_file():
+        digest = contents.take_in(store, found, say, skip_bad=skip_bad)
+    return digest
+
+
+def _facts(store: Store, data: Data, digest: str) -> dict[str, Any]:
+    """What the store says of some images. Raises `DataError` where other ones were expected."""
+    _expect(data, digest)
+    return read_json(_folder(store, digest) / MARKER)
+
+
+def _expect(data: Data, digest: str) -> None:
+    """Raise `DataError` where a recipe was made with other images than those of `digest`."""
+    if data.digest and data.digest != digest:
+        raise DataError(
+            f"run.data.digest: expected {data.digest}, but the files have {digest}; "
+            "they are not the images that this recipe was made with"
+        )
+
+
+def open_images(store: Store, data: Data) -> tuple[Pictures, Pictures]:
     """The training and the test images of a recipe that `read` completed."""
     train, test, _ = _opened(store, data)
     return train, test
 
 
-def open_split(store: Store, data: Data, split: Split) -> Images:
+def open_split(store: Store, data: Data, split: Split) -> Pictures:
     """The images of one split of a recipe that `read` completed."""
     train, test, validation = _opened(store, data)
     if split == "validation":
@@ -140,20 +179,17 @@ def open_split(store: Store, data: Data, split: Split) -> Images:
     return train if split == "train" else test
 
 
-def _opened(store: Store, data: Data) -> tuple[Images, Images, Images | None]:
+def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | None]:
     """Training, test and validation images; None where no share is held out for those."""
     folder = _folder(store, data.digest)
-    if not data.digest or not (folder / _MARKER).is_file():
+    if not data.digest or not (folder / MARKER).is_file():
         raise DataError(
-            f"{folder}: the decoded images of {data.name!r} are not in the store; "
+            f"{folder}: the images of {data.name!r} are not in the store; "
             "`raykd run` puts them there where it can read the files"
         )
-    facts = read_json(folder / _MARKER)
-    splits = {}
-    for split in facts["splits"]:
-        columns = arrow.read(_whole(folder / f"{split}.arrow", facts["splits"][split]))
-        pixels = columns["pixels"].view(-1, *facts["size"], 3)
-        splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))
+    facts = read_json(folder / MARKER)
+    reader = decoded if data.stream is None else contents
+    splits: Mapping[str, Pictures] = reader.opened(folder, facts)
     train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
         train, test = _apart(train, data.holdout, "holdout", data.seed, bits.HOLDOUT)
@@ -169,8 +205,8 @@ def _opened(store: Store, data: Data) -> tuple[Images, Images, Images | None]:
 
 
 def _apart(
-    images: Images, share: float, field: str, seed: int, stream: int
-) -> tuple[Images, Images]:
+    images: Pictures, share: float, field: str, seed: int, stream: int
+) -> tuple[Pictures, Pictures]:
     """The images without a share of them, classes in proportion, and that share."""
     count = round(share * len(images))
     if not 0 < count < len(images):
@@ -186,55 +222,3 @@ def _apart(
 
 def _folder(store: Store, digest: str) -> Path:
     return store.root / "images" / digest
-
-
-@functools.lru_cache(maxsize=64)
-def _whole(path: Path, checksum: str) -> Path:
-    """The path, once its bytes are seen to be as they were written; looked at once a process."""
-    if not path.is_file() or arrow.file_checksum(path) != checksum:
-        raise CacheCorrupt(
-            f"{path}: the decoded images are missing or were altered; remove {path.parent} and "
-            "run again"
-        )
-    return path
-
-
-def _digest(found: Found, resize: int | None) -> str:
-    """20 hex digits of everything that determines the decoded images and their normalisation."""
-    constants = [found.names, resize, found.mean, found.std]
-    hasher = hashlib.sha256(json.dumps(constants).encode())
-    for split, samples in found.splits.items():
-        hasher.update(f"{split} {len(samples.labels)}".encode())
-        hasher.update(np.ascontiguousarray(samples.labels, dtype="<i8").tobytes())
-        for image in samples.images:
-            data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-            hasher.update(len(data).to_bytes(8, "little"))
-            hasher.update(data)
-    return hasher.hexdigest()[:DIGEST_DIGITS]
-
-
-def _decode_into(folder: Path, found: Found, digest: str, resize: int | None) -> None:
-    """Decode every split into an Arrow file of the folder; the marker is written last."""
-    size: tuple[int, int] | None = None
-    mean, std = found.mean, found.std
-    checksums: dict[str, str] = {}
-    for split, samples in found.splits.items():
-        pixels = decode(samples, resize, size)
-        size = (pixels.shape[1], pixels.shape[2])
-        if split == "train" and (mean is None or std is None):
-            mean, std = statistics(pixels)
-        columns = {
-            "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
-            "targets": torch.from_numpy(samples.labels),
-        }
-        checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
-    facts = {
-        "digest": digest,
-        "splits": checksums,
-        "names": list(found.names),
-        "classes": len(found.names),
-        "size": size,
-        "mean": mean,
-        "std": std,
-    }
-    write_json(folder / _MARKER, facts)

@@ -28,22 +28,26 @@ _SMALLEST_STEP = 2  # by which a JPEG file is scaled down while it is decoded
 class Picture:
     """An encoded image that was looked at, and is decoded once its pixels are wanted."""
 
-    __slots__ = ("_pixels", "height", "width")
+    __slots__ = ("_decode", "_decoded", "height", "width")
 
     def __init__(
-        self, height: int, width: int, pixels: Callable[[tuple[int, int] | None], np.ndarray]
+        self, height: int, width: int, decode: Callable[[tuple[int, int] | None], np.ndarray]
     ) -> None:
         self.height = height
         self.width = width
-        self._pixels = pixels
+        self._decode = decode
+        self._decoded: tuple[tuple[int, int] | None, np.ndarray] | None = None
 
     def pixels(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
         """The image as uint8 [H, W, 3].
 
         With `at_least` (H, W), a JPEG file is scaled down by 2 to 8 as it is decoded, as far as
-        both sides stay that long: faster, and not quite the pixels of a later resize.
+        both sides stay that long: faster, and not quite the pixels of a later resize. The last
+        answer is remembered. Raises `DataError` where the image is damaged.
         """
-        return self._pixels(at_least)
+        if self._decoded is None or self._decoded[0] != at_least:
+            self._decoded = (at_least, self._decode(at_least))
+        return self._decoded[1]
 
 
 def look_at(data: bytes, origin: str) -> Picture:

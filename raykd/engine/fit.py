@@ -76,7 +76,7 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
 
     run = training_of(teacher)
     train, test = prepare.views(store, run, host)
-    validation = prepare.validation(store, run, host.device)
+    validation = prepare.validation(store, run, host.device, host.scale)
     learner = prepare.learner(store, run, host, train.images.targets)
     history = distil(
         run, learner, lambda epoch: None, train, test, None, host, validation, keep=keep
@@ -110,7 +110,7 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     released: list[Staged] = []
     train, test = prepare.views(store, run, host)
-    validation = prepare.validation(store, run, host.device)
+    validation = prepare.validation(store, run, host.device, host.scale)
     teacher_at = prepare.teachers(store, run, host.device)
     test_run = run.test_logits()
     test_teacher = prepare.open_cache(store, test_run, [0], host.device) if test_run else None
@@ -152,7 +152,7 @@ class ShardMaker:
         self, store: Store, run: LogitsRun, device: torch.device, scale: Scale = EVERY_EPOCH
     ) -> None:
         self.folder = store.path(run)
-        self.views = Views(open_split(store, run.data, run.split), run.data).to(device)
+        self.views = prepare.shown(open_split(store, run.data, run.split), run.data, device, scale)
         self.teacher = prepare.live_teacher(store, run, device)
 
     def make(self, part: Part) -> Shard:
@@ -169,7 +169,7 @@ def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
         network,
         LabelOnly(),
         nn.ModuleDict(),
-        Views(test, teacher.data.test()).to(host.device),
+        prepare.shown(test, teacher.data.test(), host.device, host.scale),
         None,
         host,
     )

@@ -1,16 +1,18 @@
 """What a run needs before its first step: images, teachers, the student and its helpers."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from raykd import bits, models
-from raykd.data.images import open_images, open_split
+from raykd.data.images import Data, Pictures, open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import weights
-from raykd.engine.host import Host
+from raykd.engine.host import EVERY_EPOCH, Host
 from raykd.engine.learner import Learner
+from raykd.experiment import Scale
 from raykd.methods.roles import Shared, forget
 from raykd.models.staged import measure
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun
@@ -25,17 +27,36 @@ def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
     """The training views and the plain test images of a run, on the host's device."""
     train, test = open_images(store, run.data)
     return (
-        Views(train, run.shown(), run.looks()).to(host.device),
-        Views(test, run.data.test()).to(host.device),
+        shown(train, run.shown(), host.device, host.scale, run.looks()),
+        shown(test, run.data.test(), host.device, host.scale),
     )
 
 
-def validation(store: Store, run: StudentRun, device: torch.device) -> Views | None:
+def shown(
+    images: Pictures,
+    data: Data,
+    device: torch.device,
+    scale: Scale,
+    looks: Mapping[Look, Data] | None = None,
+) -> Views:
+    """The views of some images on a device, decoded as `scale` says where they have to be."""
+    decoders = scale.decoders
+    if decoders is None:
+        # A GPU is fed by a share of this machine's processors, a worker on CPUs by its own.
+        share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
+        decoders = max(1, share - 1) if device.type == "cuda" else int(scale.cpus) - 1
+    skip = scale.on_bad_image == "skip"
+    return Views(images, data, looks, device=device, decoders=max(0, decoders), skip_bad=skip)
+
+
+def validation(
+    store: Store, run: StudentRun, device: torch.device, scale: Scale = EVERY_EPOCH
+) -> Views | None:
     """The plain validation images of a run, where its data hold some out."""
     if run.data.validation is None:
         return None
     data = run.data.held_out()
-    return Views(open_split(store, data, "validation"), data).to(device)
+    return shown(open_split(store, data, "validation"), data, device, scale)
 
 
 def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:

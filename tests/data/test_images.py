@@ -167,7 +167,7 @@ def test_images_without_contrast_can_be_normalised(store, tmp_path):
 
 
 def test_images_that_nobody_read_are_not_opened(store):
-    with pytest.raises(DataError, match="the decoded images of 'folder' are not in the store"):
+    with pytest.raises(DataError, match="the images of 'folder' are not in the store"):
         open_images(store, FOLDER.model_copy(update={"digest": "0" * 20}))
     with pytest.raises(DataError, match="not in the store"):
         open_images(store, FOLDER)
