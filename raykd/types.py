@@ -37,8 +37,9 @@ class Signal(enum.Flag):
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 
 # One way of looking at the samples of a batch: as the run's augmentation says ("given"), before
-# they were mixed ("clean"), what they were mixed with ("partner"), strongly augmented ("strong").
-Look = Literal["given", "clean", "partner", "strong"]
+# they were mixed ("clean"), what they were mixed with ("partner"), strongly augmented ("strong"),
+# at the resolution of a teacher that wants another one ("teacher").
+Look = Literal["given", "clean", "partner", "strong", "teacher"]
 
 
 @dataclass(frozen=True)

@@ -117,18 +117,18 @@ class Encoded:
 
 
 def write_index(folder: Path, split: str, ranges: Ranges, targets: Tensor) -> dict[str, str]:
-    """Write where a split's images lie; the checksums of the two files by their names."""
-    columns = {"file": ranges.file, "offset": ranges.offset, "length": ranges.length}
-    index, names = f"{split}-index.arrow", f"{split}-files.arrow"
-    return {
-        index: arrow.write(folder / index, columns | {"targets": targets}),
-        names: arrow.write(folder / names, ranges.names.columns()),
-    }
+    """Write where a split's images lie; the checksums of the files by their names."""
+    rows = {"file": ranges.file, "offset": ranges.offset, "length": ranges.length}
+    tables = {"index": rows | {"targets": targets}}
+    tables |= {name: {name: column} for name, column in ranges.names.columns().items()}
+    names = {f"{split}-{table}.arrow": columns for table, columns in tables.items()}
+    return {name: arrow.write(folder / name, columns) for name, columns in names.items()}
 
 
 def read_index(folder: Path, split: str, root: str, names: tuple[str, ...]) -> Encoded:
     """The encoded images of a split whose index lies in `folder` and whose files below `root`."""
     columns: dict[str, Any] = arrow.read(folder / f"{split}-index.arrow")
     targets = columns.pop("targets")
-    files = Names(**arrow.read(folder / f"{split}-files.arrow"))
+    parts = {part: arrow.read(folder / f"{split}-{part}.arrow")[part] for part in ("text", "stops")}
+    files = Names(**parts)
     return Encoded(Ranges(Files.at(root), files, **columns), targets, names)

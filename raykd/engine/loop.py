@@ -100,6 +100,8 @@ def distil(
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * len(rows), len(rows))}
         metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
         metrics |= told
+        if train.bad:
+            metrics["bad_images"] = train.bad
         if test is not None:
             metrics |= _evaluated(learner, released, test, test_teacher, host)
         if validation is not None:

@@ -56,14 +56,18 @@ def validation(
     if run.data.validation is None:
         return None
     data = run.data.held_out()
-    return shown(open_split(store, data, "validation"), data, device, scale)
+    looks: dict[Look, Data] = {}
+    if run.asked_at_another_size():
+        looks["teacher"] = run.as_teacher_sees(data)
+    return shown(open_split(store, data, "validation"), data, device, scale, looks)
 
 
 def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
     """What the teacher of one epoch says about the validation images."""
     asked, needs = run.validation_logits(anchor), run.method.needs()
     if not run.cached():
-        return live_teacher(store, asked, device, needs)
+        live = live_teacher(store, asked, device, needs)
+        return LookingTeacher({"teacher": live}) if run.asked_at_another_size() else live
     classifier = _classifier(store, run, anchor, device)
     return CachedTeacher(open_cache(store, asked, [0], device), needs, classifier)
 
@@ -91,6 +95,8 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
             }
         else:
             live = live_teacher(store, run.logits_at(epoch), device, run.method.needs())
+            if run.asked_at_another_size():
+                return LookingTeacher({"teacher": live})
             sources = dict.fromkeys(looks, live)
         return sources["given"] if looks == ("given",) else LookingTeacher(sources)
 
@@ -181,7 +187,9 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
                 reference = models.build(run.teacher.model, run.data.classes)
         except NotImplementedError:  # torchvision's regnets compute their widths with tensors
             reference = models.build(run.teacher.model, run.data.classes)
-        helpers = run.method.helpers(shapes, measure(reference, run.data.size), targets)
+        seen = run.as_teacher_sees(run.data).size
+        assert seen is not None
+        helpers = run.method.helpers(shapes, measure(reference, seen), targets)
     teacher = None
     if run.method.trains_teacher():
         needs = run.method.needs()

@@ -40,8 +40,22 @@ def check_student(run: "StudentRun") -> None:
         )
     if isinstance(run.views, int) and run.views < 1:
         raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
+    _check_size(run)
     _check_route(run)
     _check_chain(run)
+
+
+def _check_size(run: "StudentRun") -> None:
+    """Raise `ValueError` where the teacher wants a resolution at which it cannot be asked."""
+    if run.teacher is None or run.as_teacher_sees(run.data) == run.data:
+        return
+    several = len(run.method.looks().teacher) > 1 or run.method.mixing() is not None
+    in_person = several or Signal.LIVE in run.method.needs()
+    if run.method.trains_teacher() or (in_person and run.asked_at_another_size()):
+        raise ValueError(
+            f"method {run.method.label!r} asks its teacher in person at the student's resolution; "
+            "give both data the same stream, or choose a method that a cache answers"
+        )
 
 
 def _check_route(run: "StudentRun") -> None:

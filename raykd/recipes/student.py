@@ -74,7 +74,22 @@ class StudentRun(Record):
         """The looks besides the given one that student or teacher are asked about."""
         looks = self.method.looks()
         wanted = dict.fromkeys((*looks.student, *looks.teacher))
-        return {look: self.shown(look) for look in wanted if look != "given"}
+        shown = {look: self.shown(look) for look in wanted if look != "given"}
+        if self.asked_at_another_size():
+            shown["teacher"] = self.as_teacher_sees(self.shown())
+        return shown
+
+    def as_teacher_sees(self, data: Data) -> Data:
+        """Streamed data at the teacher's resolution: the same parts of the same pictures."""
+        own = self.teacher.data.stream if self.teacher is not None else None
+        if own is None or data.stream is None or own == data.stream:
+            return data
+        return data.model_copy(update={"stream": own, "size": (own.size, own.size)})
+
+    def asked_at_another_size(self) -> bool:
+        """Whether a live teacher is asked in training, at another resolution than the student's."""
+        asked = self.method.needs() and not self.cached()
+        return bool(asked) and self.as_teacher_sees(self.data) != self.data
 
     def prelude(self) -> "PreludeRun | None":
         """What is to be trained before, where the method asks for it."""
@@ -135,7 +150,7 @@ class StudentRun(Record):
         return LogitsRun(
             teacher=self.teacher,
             anchor=self.anchor_at(epoch),
-            data=self.shown(look),
+            data=self.as_teacher_sees(self.shown(look)),
             embedding=Signal.EMBEDDING in self.method.needs(),
             precision=self.teacher_precision,
         )
@@ -147,7 +162,7 @@ class StudentRun(Record):
         return LogitsRun(
             teacher=self.teacher,
             anchor=self.anchor_at(self.optim.epochs - 1),
-            data=self.data.test(),
+            data=self.as_teacher_sees(self.data.test()),
             split="test",
             precision=self.teacher_precision,
         )
@@ -158,7 +173,7 @@ class StudentRun(Record):
         return LogitsRun(
             teacher=self.teacher,
             anchor=anchor,
-            data=self.data.held_out(),
+            data=self.as_teacher_sees(self.data.held_out()),
             split="validation",
             embedding=Signal.EMBEDDING in self.method.needs(),
             precision=self.teacher_precision,
