@@ -75,7 +75,8 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
             augment = job.run.data.augment
             how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
             images = f"{len(job.views)} views of {rows} {how}{job.run.split} images"
-            label = f"{job.run.teacher.model}, {images}"
+            codec = "" if job.run.codec == "dense" else f" as {job.run.codec}"
+            label = f"{job.run.teacher.model}, {images}{codec}"
             size = needed_bytes(job.run, missing)
             items.append(Item("cache", label, 1, missing, size, missing / rate))
     for prelude in work.preludes:

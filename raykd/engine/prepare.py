@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd import bits, models
+from raykd.codecs import TopK
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import weights
@@ -58,6 +59,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     def make(epoch: int) -> Source:
         sources: dict[Look, Source]
         if run.cached():
+            tail = run.codec.tail if isinstance(run.codec, TopK) else "uniform"
             seen = _views_of_anchor(run, epoch)
             classifier = _classifier(store, run, run.anchor_at(epoch), device)
             sources = {
@@ -65,6 +67,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
                     open_cache(store, run.logits_at(epoch, look), seen, device),
                     run.method.needs(),
                     classifier,
+                    tail,
                 )
                 for look in looks
             }
