@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from raykd.codecs import TAILS, Codec, Dense, Int8, TopK
 from raykd.data.sources import SOURCES
 from raykd.engine.compare import compare
 from raykd.engine.fit import default_device
@@ -12,7 +13,7 @@ from raykd.engine.journal import RESULT
 from raykd.engine.prepare import open_cache
 from raykd.engine.routes import anchors_of, read_decisions
 from raykd.errors import CacheCorrupt, RaykdError
-from raykd.methods import METHODS
+from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.record import fingerprint
@@ -71,6 +72,7 @@ def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
         "fingerprint": fingerprint(run),
         "teacher": f"{run.teacher.model} after {run.anchor} epochs",
         "split": run.split,
+        "codec": _called(run.stored()),
         "views": len(views),
         "shards": len(manifest.shards),
         "rows": comparison.rows,
@@ -111,6 +113,7 @@ def _caches(store: Store) -> list[Row]:
                 "anchor": run.anchor,
                 "data": run.data.name,
                 "split": run.split,
+                "codec": _called(run.stored()),
                 "views": len(manifest.views()),
                 "rows": manifest.rows,
                 "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
@@ -196,6 +199,7 @@ def _methods() -> list[Row]:
                 "method": ", ".join((name, *METHODS.aliases(name))),
                 "reads": str(needs) or "nothing",
                 "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
+                "codecs": "" if not needs or needs & ~CACHEABLE else _accepted(method),
                 "before": f"{before.epochs} epochs on {before.method.needs()}" if before else "",
                 "label_weight": str(method.label_weight),
                 "cost": kind.cost,
@@ -203,6 +207,27 @@ def _methods() -> list[Row]:
             }
         )
     return rows
+
+
+def _accepted(method: Method) -> str:
+    """The codecs that a method accepts as it is, and those that it would at temperature 1."""
+
+    def names(method: Method) -> list[str]:
+        plain: list[Codec] = [Dense(), Int8()]
+        few = [tail for tail in TAILS if method.accepts(TopK(tail=tail))]
+        topk = "topk" if len(few) == len(TAILS) else f"topk ({' or '.join(few)})" if few else ""
+        return [codec.name for codec in plain if method.accepts(codec)] + [topk] * bool(topk)
+
+    now = names(method)
+    if "temperature" not in type(method).model_fields:
+        return ", ".join(now)
+    cooler = [n for n in names(method.model_copy(update={"temperature": 1.0})) if n not in now]
+    return ", ".join(now) + "".join(f"; at T = 1 {name}" for name in cooler)
+
+
+def _called(codec: Codec) -> str:
+    """What a person calls a codec: "topk 10"."""
+    return f"topk {codec.k}" if isinstance(codec, TopK) else codec.name
 
 
 def _models() -> list[Row]:

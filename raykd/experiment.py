@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from raykd.codecs import CODECS
 from raykd.errors import ConfigError
 from raykd.methods import METHODS
 from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
@@ -170,8 +171,10 @@ def schema() -> dict[str, Any]:
     for holder, key, names in (
         (student, "method", list(METHODS)),
         (value["$defs"]["SAKD"], "base", bases),
+        (student, "codec", list(CODECS)),
     ):
-        name = {"enum": names, "description": "the method with its defaults"}
+        what = "codec" if key == "codec" else "method"
+        name = {"enum": names, "description": f"the {what} with its defaults"}
         holder["properties"][key] = {"anyOf": [name, holder["properties"][key]]}
     teacher["required"].remove("data")  # where it is left out, the student's
     route = RCO.model_json_schema()

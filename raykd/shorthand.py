@@ -1,6 +1,7 @@
 """The short forms that `run` of an experiment file may have, written out.
 
-A method's name alone, `combine: [crd, kd]`, a teacher without data of its own, `assistants`, `rco`.
+The name alone of a method or a codec, `combine: [crd, kd]`, a teacher without data of its own,
+`assistants`, `rco`.
 """
 
 import json
@@ -21,6 +22,7 @@ _SHARED = (
     "optim",
     "views",
     "source",
+    "codec",
     "strong",
     "teacher_precision",
     "precision",
@@ -60,10 +62,12 @@ def record(model: Any, tree: Any, place: str) -> Any:
 
 
 def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
-    """A student's tree in which methods, teachers and the stage before are written out."""
+    """A student's tree in which methods, codecs, teachers and the stage before are written out."""
     tree = dict(tree)
     if "method" in tree:
         tree["method"] = _method(tree["method"])
+    if isinstance(tree.get("codec"), str):
+        tree["codec"] = {"name": tree["codec"]}
     teacher, before = tree.get("teacher"), tree.get("after")
     if isinstance(teacher, dict):
         tree["teacher"] = _teacher(tree, teacher)

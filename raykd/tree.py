@@ -72,11 +72,11 @@ def within(key: str, axis: str) -> bool:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; `method: kd` on its way stands for `method: {name: kd}`."""
+    """Set a dotted key; `method: kd` on its way stands for `method: {name: kd}`, and so a codec."""
     *path, last = key.split(".")
     for step in path:
         inner = tree.get(step)
-        if step == "method" and isinstance(inner, str):
+        if step in ("method", "codec") and isinstance(inner, str):
             inner = {"name": inner}
         if inner is None:
             inner = {}

@@ -57,10 +57,15 @@ class Outputs:
     `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
     `pixels` [B, 3, H, W], `network`, `classifier` and other looks raise `LookupError` where nobody
     asked for them, or where a cache lacks them.
+
+    Where a cache keeps some classes only, `moments` [B, 2] are mean and population deviation of
+    the row of all classes, on the scale of the logits. Where all other classes are one, the last
+    of `logits` [B, k + 1], `kept` (int64 [B, k]) are the classes of those before it.
     """
 
     __slots__ = (
-        "_classifier", "_embedding", "_looks", "_network", "_pixels", "features", "logits"
+        "_classifier", "_embedding", "_looks", "_network", "_pixels",
+        "features", "kept", "logits", "moments",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +77,8 @@ class Outputs:
         pixels: Tensor | None = None,
         looks: "Mapping[Look, Outputs]" = MappingProxyType({}),
         classifier: "nn.Module | None" = None,
+        moments: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> None:
         self.logits = logits
         self.features = features
@@ -80,6 +87,8 @@ class Outputs:
         self._pixels = pixels
         self._looks = looks
         self._classifier = classifier
+        self.moments = moments
+        self.kept = kept
 
     @property
     def embedding(self) -> Tensor:
@@ -129,6 +138,14 @@ class Outputs:
         """The same outputs, of whose network the last layer is known."""
         return self._but(_classifier=classifier)
 
+    def embedded(self, embedding: Tensor) -> "Outputs":
+        """The same outputs, of which the embedding is known."""
+        return self._but(_embedding=embedding)
+
+    def answering(self, logits: Tensor) -> "Outputs":
+        """The same outputs with other logits."""
+        return self._but(logits=logits)
+
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
         """The same outputs with only the rows `keep[spot]` (int64 [n]) of each spot.
 
@@ -148,6 +165,8 @@ class Outputs:
 
         return self._but(
             logits=kept("logits", self.logits),
+            moments=None if self.moments is None else kept("logits", self.moments),
+            kept=None if self.kept is None else kept("logits", self.kept),
             features={stage: kept(stage, value) for stage, value in self.features.items()},
             _embedding=None if self._embedding is None else kept("embedding", self._embedding),
             _looks={look: outputs.rows(keep) for look, outputs in self._looks.items()},

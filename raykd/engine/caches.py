@@ -111,7 +111,7 @@ def needed_bytes(run: LogitsRun, rows: int) -> int:
         with torch.device("meta"):
             network = models.build(run.teacher.model, run.data.classes)
         width = measure(network, run.data.size).embedding
-    return rows * bytes_per_row(run.data.classes, width)
+    return rows * bytes_per_row(run.data.classes, width, run.stored())
 
 
 def check_room(store: Store, needed: int) -> None:

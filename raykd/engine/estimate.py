@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from raykd.data.images import Data, open_images, open_split
+from raykd.data.loader import Views
+from raykd.engine import prepare
 from raykd.engine.caches import needed_bytes
 from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
 from raykd.engine.rehearsal import forward_of, step_of
-from raykd.experiment import Experiment
+from raykd.experiment import Experiment, Scale
 from raykd.plan import Plan
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
 from raykd.store import Store
@@ -23,6 +25,8 @@ TRAIN_GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores 
 RAY_SECONDS = 10.0  # to start Ray itself
 _MEASURE_SECONDS = 0.3  # of a step or a forward
 _FORWARD = 256  # images of a measured forward
+_DECODED = 32  # images of a measured batch that is decoded
+_HERE = Scale(decoders=0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     """See `estimate`."""
     items = []
-    rates = _Rates(store)
+    rates = _Rates(store, experiment.scale)
     for teacher in work.teachers:
         workers = experiment.teacher_workers(teacher)
         seconds = 0.0
@@ -75,7 +79,8 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
             augment = job.run.data.augment
             how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
             images = f"{len(job.views)} views of {rows} {how}{job.run.split} images"
-            label = f"{job.run.teacher.model}, {images}"
+            codec = "" if job.run.codec == "dense" else f" as {job.run.codec}"
+            label = f"{job.run.teacher.model}, {images}{codec}"
             size = needed_bytes(job.run, missing)
             items.append(Item("cache", label, 1, missing, size, missing / rate))
     for prelude in work.preludes:
@@ -98,8 +103,10 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 class _Rates:
     """What steps and forwards take, each measured once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, scale: Scale) -> None:
         self._store = store
+        self._scale = scale
+        self._decoding: dict[Data, tuple[float, int]] = {}
         self._steps: dict[StudentRun, float] = {}
         self._forwards: dict[tuple[str, Data], float] = {}
 
@@ -118,7 +125,8 @@ class _Rates:
         if alike not in self._steps:
             device = default_device()
             step = step_of(run, self._targets(run), device)
-            self._steps[alike] = run.optim.batch / _seconds(step, device)
+            seconds = _seconds(step, device) / run.optim.batch
+            self._steps[alike] = 1 / self._with_decoding(seconds, run.shown(), device)
         return self._steps[alike]
 
     def forward(self, teacher: AnyTeacher, data: Data) -> float:
@@ -126,13 +134,31 @@ class _Rates:
         key = (teacher.model, data)
         if key not in self._forwards:
             device = default_device()
-            seconds = _seconds(forward_of(teacher, data, _FORWARD, device), device)
-            self._forwards[key] = _FORWARD / seconds
+            seconds = _seconds(forward_of(teacher, data, _FORWARD, device), device) / _FORWARD
+            self._forwards[key] = 1 / self._with_decoding(seconds, data, device)
         return self._forwards[key]
+
+    def _with_decoding(self, seconds: float, data: Data, device: torch.device) -> float:
+        """Seconds of an image that takes as long on the network, once it is decoded, too."""
+        if data.stream is None:
+            return seconds
+        if data not in self._decoding:
+            images = open_images(self._store, data)[0]
+            views = prepare.shown(images, data, torch.device("cpu"), _HERE)
+            rows = torch.arange(min(_DECODED, len(images)))
+            each = _seconds(lambda: _run(views, rows), views.device) / len(rows)
+            self._decoding[data] = (each, prepare.decoders(self._scale, device))
+        each, processes = self._decoding[data]
+        return max(seconds, each / processes) if processes else seconds + each
 
     def _targets(self, run: StudentRun) -> Tensor:
         """The labels of a run's training rows."""
         return open_images(self._store, run.data)[0].targets
+
+
+def _run(views: Views, rows: Tensor) -> None:
+    """Make one batch."""
+    views.batch(rows, 0)
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

@@ -154,10 +154,11 @@ class ShardMaker:
         self.folder = store.path(run)
         self.views = prepare.shown(open_split(store, run.data, run.split), run.data, device, scale)
         self.teacher = prepare.live_teacher(store, run, device)
+        self.codec = run.stored()
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
-        return compute_shard(self.folder, part, self.views, self.teacher)
+        return compute_shard(self.folder, part, self.views, self.teacher, self.codec)
 
 
 def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from raykd.methods.base import Method, full_precision, precise
 from raykd.models.staged import Staged
 from raykd.teachers.source import LiveTeacher, Source, looking
+from raykd.teachers.topk import merged
 from raykd.types import Batch, Look, Outputs, Signal
 
 
@@ -63,7 +64,8 @@ class Learner(nn.Module):
                 label = F.cross_entropy(precise(scores), batch.targets)
                 losses["label"] = label_weight * label
         if teacher is not None:
-            losses |= self.method.losses(student, teacher, batch, self.helpers)
+            alike = merged(student, teacher)
+            losses |= self.method.losses(alike, teacher, batch, self.helpers)
         return losses, student.logits
 
     def _student(self, batch: Batch, teacher: Outputs | None) -> Outputs:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd import bits, models
+from raykd.codecs import TopK
 from raykd.data.images import Data, Pictures, open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import weights
@@ -40,13 +41,21 @@ def shown(
     looks: Mapping[Look, Data] | None = None,
 ) -> Views:
     """The views of some images on a device, decoded as `scale` says where they have to be."""
-    decoders = scale.decoders
-    if decoders is None:
-        # A GPU is fed by a share of this machine's processors, a worker on CPUs by its own.
-        share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
-        decoders = max(1, share - 1) if device.type == "cuda" else int(scale.cpus) - 1
-    skip = scale.on_bad_image == "skip"
-    return Views(images, data, looks, device=device, decoders=max(0, decoders), skip_bad=skip)
+    skip, processes = scale.on_bad_image == "skip", decoders(scale, device)
+    return Views(images, data, looks, device=device, decoders=processes, skip_bad=skip)
+
+
+def decoders(scale: Scale, device: torch.device) -> int:
+    """How many processes decode streamed images for one worker.
+
+    Where that is not given, a GPU has its share of this machine's processors to feed it, and a
+    worker on CPUs those of its own that it does not train with.
+    """
+    if scale.decoders is not None:
+        return scale.decoders
+    if device.type == "cuda":
+        return max(1, (os.cpu_count() or 1) // torch.cuda.device_count() - 1)
+    return max(0, int(scale.cpus) - 1)
 
 
 def validation(
@@ -83,6 +92,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     def make(epoch: int) -> Source:
         sources: dict[Look, Source]
         if run.cached():
+            tail = run.codec.tail if isinstance(run.codec, TopK) else "uniform"
             seen = _views_of_anchor(run, epoch)
             classifier = _classifier(store, run, run.anchor_at(epoch), device)
             sources = {
@@ -90,6 +100,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
                     open_cache(store, run.logits_at(epoch, look), seen, device),
                     run.method.needs(),
                     classifier,
+                    tail,
                 )
                 for look in looks
             }

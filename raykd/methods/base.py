@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from raykd.codecs import Codec
 from raykd.record import Record
 from raykd.types import Batch, Look, Outputs, Shapes, Signal
 
@@ -101,6 +102,13 @@ class Method(Record):
     def needs(self) -> Signal:
         """The signals that `scores` and `losses` read, of both networks."""
         return Signal.LOGITS
+
+    def accepts(self, codec: Codec) -> bool:
+        """Whether the losses are right with what a cache of this codec says of the logits.
+
+        By default where it keeps all classes, or where no logits are read.
+        """
+        return codec.whole or Signal.LOGITS not in self.needs()
 
     def looks(self) -> Looks:
         """The ways of looking at the samples that each network is asked about."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from raykd.codecs import Codec
 from raykd.methods.base import Looks, Method, Prelude
 from raykd.methods.crd import CRD
 from raykd.methods.kd import KD
@@ -59,6 +60,10 @@ class Combine(Method):
         for part in self.combine:
             needs |= part.needs()
         return needs
+
+    def accepts(self, codec: Codec) -> bool:
+        """What all parts accept."""
+        return all(part.accepts(codec) for part in self.combine)
 
     def looks(self) -> Looks:
         """What any part looks at."""

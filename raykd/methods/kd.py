@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.codecs import Codec
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
 from raykd.types import Batch, Outputs
 
@@ -25,6 +26,10 @@ class KD(Method):
     name: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, gt=0)
     weight: Schedule = 0.9
+
+    def accepts(self, codec: Codec) -> bool:
+        """Any: what few classes leave of the divergence depends on the temperature alone."""
+        return codec.suits(self.temperature)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict

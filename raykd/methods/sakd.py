@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from raykd.codecs import Codec
 from raykd.methods.at import AT
-from raykd.methods.base import (
-    Looks,
-    Method,
-    Prelude,
-    Schedule,
-    canonical,
-    precise,
-)
+from raykd.methods.base import Looks, Method, Prelude, Schedule, canonical, precise
 from raykd.methods.chosen import chosen_losses
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
@@ -105,6 +99,11 @@ class SAKD(Method):
             needs |= Signal.EMBEDDING
             needs |= Signal.LIVE if Signal.FEATURES in needs else Signal.CLASSIFIER
         return needs | Signal.LIVE if self.trains_teacher() else needs
+
+    def accepts(self, codec: Codec) -> bool:
+        """What base and KD do; the routing network answers with the teacher's logits, and all."""
+        kd = KD(temperature=self.temperature).accepts(codec)
+        return self.base.accepts(codec) and kd and (codec.whole or not self._routes())
 
     def looks(self) -> Looks:
         """As the base, and the given look, which KD and the policy compare."""

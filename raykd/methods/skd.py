@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.codecs import Codec, TopK
 from raykd.methods.base import (
     Method,
     Schedule,
@@ -35,13 +36,26 @@ def normalise(logits: Tensor, radius: Tensor | float) -> Tensor:
     return radius * F.layer_norm(logits, logits.shape[1:], eps=EPSILON)
 
 
-def to_teacher_std(student: Tensor, teacher: Tensor) -> Tensor:
+def by_moments(logits: Tensor, moments: Tensor, radius: Tensor | float) -> Tensor:
+    """The same of logits [B, C] whose rows have these moments [B, 2]: mean and deviation.
+
+    For rows of which some classes only were kept, and the moments of all.
+    """
+    mean, deviation = moments[:, :1], moments[:, 1:]
+    return radius * (logits - mean) / (deviation.square() + EPSILON).sqrt()
+
+
+def to_teacher_std(student: Tensor, teacher: Tensor, moments: Tensor | None = None) -> Tensor:
     """Student logits [B, C] with each row scaled to the unbiased std of the teacher's row.
 
     The reference divides by the student's std alone and gives NaN for a constant row; the
-    1e-7 in the denominator is a decision taken here.
+    1e-7 in the denominator is a decision taken here. `moments` as in `Outputs`.
     """
-    return student * (teacher.std(1, keepdim=True) / (student.std(1, keepdim=True) + EPSILON))
+    wanted = teacher.std(1, keepdim=True)
+    if moments is not None:
+        count = student.shape[1]
+        wanted = moments[:, 1:] * (count / (count - 1)) ** 0.5
+    return student * (wanted / (student.std(1, keepdim=True) + EPSILON))
 
 
 def to_sphere(logits: Tensor, radius: Tensor | float) -> Tensor:
@@ -92,6 +106,14 @@ class SKD(Method):
     variant: Variant = "layer_norm"
     radius: float | None = Field(default=None, gt=0)  # None: from the teacher's logits
 
+    def accepts(self, codec: Codec) -> bool:
+        """As KD, since a row's moments are kept beside few of its classes, if not its norm.
+
+        Of a ghost there is no student row to normalise.
+        """
+        few = isinstance(codec, TopK) and (self.variant == "l2" or codec.tail == "ghost")
+        return codec.suits(self.temperature) and not few
+
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
@@ -108,6 +130,8 @@ class SKD(Method):
         for outputs in teacher:
             logits = outputs.logits.double().cpu()
             size = logits.norm(dim=1) if self.variant == "l2" else logits.std(1, correction=0)
+            if outputs.moments is not None:
+                size = outputs.moments[:, 1].double().cpu()
             total, count = total + size.sum(), count + len(size)
         radius = _radius(helpers)
         radius.value.fill_((total / count).item())
@@ -123,7 +147,7 @@ class SKD(Method):
                 return to_sphere(precise(logits), _radius(helpers).value)
             if teacher is None:
                 return precise(logits)
-            return to_teacher_std(precise(logits), precise(teacher.logits))
+            return to_teacher_std(precise(logits), precise(teacher.logits), teacher.moments)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
@@ -132,7 +156,9 @@ class SKD(Method):
         mine = self.scores(student, teacher, helpers)
         with full_precision(mine):
             theirs = precise(teacher.logits)
-            if self.variant != "teacher_std":
+            if self.variant == "layer_norm" and teacher.moments is not None:
+                theirs = by_moments(theirs, teacher.moments, _radius(helpers).value)
+            elif self.variant != "teacher_std":
                 theirs = self.scores(teacher, None, helpers)
             loss = soft_cross_entropy(mine, theirs, self.temperature)
             return {"logits": at(self.weight, batch.epoch) * loss}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.codecs import Codec, TopK
 from raykd.methods.base import (
     NEVER,
     Looks,
@@ -68,6 +69,18 @@ class STKD(Method):
     alpha: float = Field(default=1.0, gt=0)  # of Beta(alpha, alpha)
     incorrect_only: float = Field(default=0.0, ge=0)
     clean_kd: float = Field(default=0.0, ge=0)
+
+    def accepts(self, codec: Codec) -> bool:
+        """As KD, of which its terms are; those among the incorrect classes read all of these.
+
+        A ghost stands for other classes in each prediction, so two of them cannot be mixed, and
+        the labels of clean samples find no class of theirs.
+        """
+        if codec.whole:
+            return True
+        alone = self.teacher == "mixed_input" and not self.clean_kd
+        ghost = isinstance(codec, TopK) and codec.tail == "ghost"
+        return codec.suits(self.temperature) and not self.incorrect_only and (alone or not ghost)
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float]:
         """As its fields say."""

@@ -3,6 +3,7 @@
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from raykd.codecs import TAILS, TopK
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
 from raykd.types import CACHEABLE, Signal
@@ -41,6 +42,7 @@ def check_student(run: "StudentRun") -> None:
     if isinstance(run.views, int) and run.views < 1:
         raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
     _check_size(run)
+    _check_codec(run)
     _check_route(run)
     _check_chain(run)
 
@@ -56,6 +58,37 @@ def _check_size(run: "StudentRun") -> None:
             f"method {run.method.label!r} asks its teacher in person at the student's resolution; "
             "give both data the same stream, or choose a method that a cache answers"
         )
+
+
+def _check_codec(run: "StudentRun") -> None:
+    """Raise `ValueError` where the method reads what the cache's codec does not keep."""
+    codec, method, classes = run.codec, run.method, run.data.classes
+    if not isinstance(codec, TopK) or run.teacher is None or not run.cached():
+        return
+    if method.needs() and classes is not None and codec.k >= classes:
+        raise ValueError(
+            f"codec 'topk' keeps {codec.k} logits of a row, and the data have {classes} classes; "
+            "lower run.codec.k, or use codec: dense or int8"
+        )
+    if method.accepts(codec):
+        return
+    temperature = getattr(method, "temperature", None)
+    cooler = method if temperature is None else method.model_copy(update={"temperature": 1.0})
+    now, cool = (
+        [tail for tail in TAILS if how.accepts(codec.model_copy(update={"tail": tail}))]
+        for how in (method, cooler)
+    )
+    ways = [f"codec.tail: {' or '.join(now)}"] if now else []
+    if codec.tail in cool:
+        ways.append("method.temperature: 1.0")
+    elif cool and not now:
+        ways.append(f"method.temperature: 1.0 with codec.tail: {' or '.join(cool)}")
+    why = f"reads all classes, and codec 'topk' keeps {codec.k} of them"
+    if ways:
+        at = f" at temperature {temperature:g}" if temperature is not None else ""
+        why = f"cannot learn{at} from codec 'topk' with tail {codec.tail!r}"
+    ways.append("codec: dense or int8")
+    raise ValueError(f"method {method.label!r} {why}; use {', or '.join(ways)}")
 
 
 def _check_route(run: "StudentRun") -> None:

@@ -1,7 +1,10 @@
 """What determines the cache of what a teacher says."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field, model_validator
+
+from raykd.codecs import Codec, Kind, codec_of
 from raykd.data.images import Data, Split
 from raykd.recipes.optim import Precision
 from raykd.record import Record
@@ -18,14 +21,26 @@ class LogitsRun(Record):
     """
 
     kind: ClassVar[str] = "caches"
+    added: ClassVar[tuple[str, ...]] = ("k",)
 
     teacher: "AnyTeacher"
     anchor: int  # the checkpoint's epoch
     data: Data
     split: Split = "train"
-    codec: Literal["dense"] = "dense"
+    codec: Kind = "dense"
+    k: int | None = Field(default=None, ge=1)  # logits that a row of `topk` keeps
     embedding: bool = False  # whether pooled features are stored beside the logits
     precision: Precision = "float32"  # of the teacher's forward
+
+    @model_validator(mode="after")
+    def _check(self) -> "LogitsRun":
+        if (self.codec == "topk") != (self.k is not None):
+            raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
+        return self
+
+    def stored(self) -> Codec:
+        """How the logits are stored; students may read the tail of `topk` in any way."""
+        return codec_of(self.codec, self.k)
 
     def wider(self) -> "LogitsRun":
         """The cache that has the same logits, and the embeddings beside them."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from raykd.codecs import AnyCodec, Dense, TopK
 from raykd.data.images import Data
 from raykd.data.mixing import Mix
 from raykd.data.strong import Strong
@@ -29,6 +30,7 @@ class StudentRun(Record):
     """
 
     kind: ClassVar[str] = "students"
+    added: ClassVar[tuple[str, ...]] = ("codec",)
 
     model: Network
     data: Data
@@ -43,6 +45,7 @@ class StudentRun(Record):
     source: Literal["auto", "cache", "live"] = (
         "auto"  # of the teacher's outputs; auto: cache if it can
     )
+    codec: AnyCodec = Dense()  # of the cache of the training images, where there is one
     strong: Strong = Strong()  # of the strongly augmented look, where the method takes one
     teacher_precision: Precision = "float32"  # of the teacher's forward
     precision: Precision = "float32"  # of the student's forward and backward
@@ -151,6 +154,8 @@ class StudentRun(Record):
             teacher=self.teacher,
             anchor=self.anchor_at(epoch),
             data=self.as_teacher_sees(self.shown(look)),
+            codec=self.codec.name,
+            k=self.codec.k if isinstance(self.codec, TopK) else None,
             embedding=Signal.EMBEDDING in self.method.needs(),
             precision=self.teacher_precision,
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raykd import arrow
+from raykd.codecs import Tail
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.teachers.codec import decode
 from raykd.teachers.manifest import Manifest, Shard, check_identity, read_manifest
@@ -32,6 +33,7 @@ class LogitsCache:
         self.folder = folder
         self.manifest = manifest
         self.device = torch.device(device)
+        self.classes: int | None = manifest.recipe.get("data", {}).get("classes")
         self._shards: dict[int, list[Shard]] = {}
         for shard in sorted(manifest.shards):
             self._shards.setdefault(shard.part.view, []).append(shard)
@@ -64,29 +66,29 @@ class LogitsCache:
             )
         return cls(folder, manifest, device)
 
-    def take(self, ids: Tensor, view: int, wanted: Signal = CACHEABLE) -> Outputs:
+    def take(
+        self, ids: Tensor, view: int, wanted: Signal = CACHEABLE, tail: Tail = "uniform"
+    ) -> Outputs:
         """The teacher's outputs for the samples `ids` (int64 [B]) in one view, as float32.
 
-        Embeddings are there where they are stored and `wanted`.
+        Embeddings are there where they are stored and `wanted`; `tail` is how the classes are read
+        that a cache of the codec `topk` leaves out.
         """
         columns = self._view(view)
         if Signal.EMBEDDING not in wanted and "embedding" in columns[0]:
             columns = [{k: v for k, v in c.items() if k != "embedding"} for c in columns]
         if len(columns) == 1:
-            return decode(columns[0], ids)
+            return decode(columns[0], ids, self.classes, tail)
         starts = torch.tensor([s.part.start for s in self._shards[view]], device=ids.device)
         which = torch.bucketize(ids, starts, right=True) - 1
         order = which.argsort(stable=True)
         pieces = []
         for number in which.unique().tolist():
             rows = ids[order[which[order] == number]] - starts[number]
-            pieces.append(decode(columns[number], rows))
+            pieces.append({k: v.index_select(0, rows) for k, v in columns[number].items()})
+        joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
-        logits = torch.cat([piece.logits for piece in pieces]).index_select(0, back)
-        if "embedding" not in columns[0]:
-            return Outputs(logits)
-        embedding = torch.cat([piece.embedding for piece in pieces]).index_select(0, back)
-        return Outputs(logits, embedding=embedding)
+        return decode(joined, back, self.classes, tail)
 
     def check(self, view: int) -> None:
         """Raise `CacheCorrupt` for the first shard of a view whose bytes are not as written."""

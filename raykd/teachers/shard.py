@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from raykd.codecs import Codec
 from raykd.data.loader import Views
 from raykd.errors import CacheMismatch
 from raykd.teachers.codec import encode
@@ -11,13 +12,15 @@ from raykd.teachers.manifest import GRAIN, Part, Shard, write_shard
 from raykd.teachers.source import LiveTeacher
 
 
-def compute_shard(folder: Path, part: Part, views: Views, teacher: LiveTeacher) -> Shard:
-    """Compute and write one shard. Raises `CacheMismatch` where an output is not finite."""
+def compute_shard(
+    folder: Path, part: Part, views: Views, teacher: LiveTeacher, codec: Codec | None = None
+) -> Shard:
+    """Compute and write one shard. Raises `CacheMismatch` where an output cannot be stored."""
     rows = torch.arange(part.start, part.stop)
     encoded = []
     for number, batch in enumerate(views.runs(rows, GRAIN, part.view)):
         try:
-            encoded.append(encode(teacher(batch), teacher.supplies))
+            encoded.append(encode(teacher(batch), teacher.supplies, codec))
         except ValueError as error:
             first = part.start + number * GRAIN
             raise CacheMismatch(

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from raykd.codecs import Tail
 from raykd.models.staged import Staged
 from raykd.teachers.cache import LogitsCache
 from raykd.types import Batch, Look, Outputs, Signal
@@ -90,14 +91,17 @@ class CachedTeacher:
         cache: LogitsCache,
         wanted: Signal = Signal.LOGITS,
         classifier: nn.Module | None = None,
+        tail: Tail = "uniform",
     ) -> None:
+        """`tail` is how the classes are read that a cache of the codec `topk` leaves out."""
         self.cache = cache
         self.wanted = wanted
         self.classifier = classifier
+        self.tail: Tail = tail
 
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
-        outputs = self.cache.take(batch.ids, batch.view, self.wanted)
+        outputs = self.cache.take(batch.ids, batch.view, self.wanted, self.tail)
         return outputs if self.classifier is None else outputs.by(self.classifier)
 
 

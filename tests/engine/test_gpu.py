@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raykd import bits
+from raykd.codecs import TAILS, Dense, Int8, TopK
 from raykd.data.augment import Augment
 from raykd.data.images import open_images
 from raykd.data.loader import Views
@@ -13,7 +14,9 @@ from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
 from raykd.engine.prepare import open_cache
 from raykd.methods import METHODS
+from raykd.methods.kd import KD
 from raykd.store import Store
+from raykd.teachers.topk import largest
 from tests.small import digits, prepare, student_run, train_logits
 
 pytestmark = pytest.mark.gpu
@@ -47,6 +50,31 @@ def test_a_cache_answers_on_the_gpu(tmp_path):
     there = open_cache(store, train_logits(run), [0], device).take(ids.to(device), 0)
     assert there.logits.device.type == "cuda"
     assert torch.equal(there.logits.cpu(), here.logits)
+
+
+@pytest.mark.parametrize("codec", [Dense(), Int8(), TopK(k=3)], ids=lambda codec: codec.name)
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_cache_of_any_codec_answers_on_the_gpu_without_waiting(tmp_path, codec, tail):
+    store = Store(tmp_path)
+    run = student_run(store, KD(temperature=1.0), codec=codec)
+    prepare(store, run)
+    device, ids = torch.device("cuda"), torch.arange(50)
+    here = open_cache(store, train_logits(run), [0], torch.device("cpu")).take(ids, 0, tail=tail)
+    there = open_cache(store, train_logits(run), [0], device)
+    there.take(ids.to(device), 0, tail=tail)  # maps the view
+    there_ids = ids.to(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = there.take(there_ids, 0, tail=tail)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.logits.cpu(), here.logits)
+    assert found.kept is None or torch.equal(found.kept.cpu(), here.kept)
+
+
+def test_the_largest_of_equal_logits_are_the_same_on_both():
+    logits = torch.randn(50, 300).mul(3).round()
+    assert torch.equal(largest(logits.cuda(), 20).cpu(), largest(logits, 20))
 
 
 @pytest.mark.parametrize("mix", [Mix(alpha=0.5), Mix(kind="cutmix")], ids=str)
