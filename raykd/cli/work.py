@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from raykd.cli.shared import (
     EXPERIMENT,
@@ -95,53 +94,10 @@ def sweep(
 @speaking
 def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
     """Say what a run would compute, write and take, before anything runs."""
-    from dataclasses import asdict, replace
-
-    from raykd.engine.caches import check_room
-    from raykd.engine.estimate import estimate
-    from raykd.engine.routes import so_far
-    from raykd.plan import plan as plan_of
-    from raykd.progress import clock
+    from raykd.cli.planning import print_plan
 
     resolved, place, _ = resolved_experiment(experiment, overrides, store)
-    students, measured = so_far(place, resolved.runs)
-    missing = [student for student in students if not place.has(student)]
-    work = plan_of(students, place.has, measured)
-    todo = [teacher for teacher in work.teachers if not place.has(teacher)]
-    before = [prelude for prelude in work.preludes if not place.has(prelude)]
-    work = replace(work, teachers=tuple(todo), preludes=tuple(before))
-    items = estimate(resolved, place, work)
-    size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
-    forwards = sum(item.forwards for item in items)
-    if as_json:
-        value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
-        print_json(value | {"forwards": forwards, "in_store": len(students) - len(missing)})
-    else:
-        table = Table(box=None)
-        for name in ("to do", "what", "number", "teacher forwards", "MB", "time"):
-            table.add_column(name, justify="left" if name in ("to do", "what") else "right")
-        for item in items:
-            megabytes = f"{item.bytes / 1e6:.1f}" if item.bytes else ""
-            images = f"{item.forwards:,}" if item.forwards else ""
-            row = (item.kind, item.label, str(item.count), images, megabytes, clock(item.seconds))
-            table.add_row(*row)
-        if items:
-            wide_console().print(table)
-        click.echo(
-            f"{len(students) - len(missing)} of {len(students)} students are in the store; "
-            f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
-            f"{clock(seconds)} on workers like this machine"
-        )
-        if resolved.space is not None and resolved.space.search:
-            draws = resolved.space.sweep.samples
-            click.echo(f"these are one of each; a sweep draws {draws}, with values that vary")
-        for search in resolved.searches():
-            click.echo(
-                f"beside these, a search for anchors of {search.student.method.label} "
-                f"{search.student.model}: a training like the first for each anchor that it "
-                f"chooses, up to {len(search.candidates())}"
-            )
-    check_room(place, size)
+    print_plan(resolved, place, as_json=as_json)
 
 
 @click.command()

@@ -1,0 +1,64 @@
+"""What a run would compute, write and take, said before anything runs."""
+
+from dataclasses import asdict, replace
+
+import click
+from rich.table import Table
+
+from raykd.cli.shared import print_json, wide_console
+from raykd.engine.caches import check_room
+from raykd.engine.estimate import Item, estimate
+from raykd.engine.routes import so_far
+from raykd.experiment import Experiment
+from raykd.plan import plan as plan_of
+from raykd.progress import clock
+from raykd.store import Store
+
+
+def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -> None:
+    """Print what an experiment, whose data were read, has still to do.
+
+    Raises `NoRoom` where its caches do not fit on the disk.
+    """
+    students, measured = so_far(place, experiment.runs)
+    missing = [student for student in students if not place.has(student)]
+    work = plan_of(students, place.has, measured)
+    todo = [teacher for teacher in work.teachers if not place.has(teacher)]
+    before = [prelude for prelude in work.preludes if not place.has(prelude)]
+    work = replace(work, teachers=tuple(todo), preludes=tuple(before))
+    items = estimate(experiment, place, work)
+    size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
+    forwards = sum(item.forwards for item in items)
+    if as_json:
+        value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
+        print_json(value | {"forwards": forwards, "in_store": len(students) - len(missing)})
+    else:
+        if items:
+            wide_console().print(_table(items))
+        click.echo(
+            f"{len(students) - len(missing)} of {len(students)} students are in the store; "
+            f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
+            f"{clock(seconds)} on workers like this machine"
+        )
+        if experiment.space is not None and experiment.space.search:
+            draws = experiment.space.sweep.samples
+            click.echo(f"these are one of each; a sweep draws {draws}, with values that vary")
+        for search in experiment.searches():
+            click.echo(
+                f"beside these, a search for anchors of {search.student.method.label} "
+                f"{search.student.model}: a training like the first for each anchor that it "
+                f"chooses, up to {len(search.candidates())}"
+            )
+    check_room(place, size)
+
+
+def _table(items: list[Item]) -> Table:
+    table = Table(box=None)
+    for name in ("to do", "what", "number", "teacher forwards", "MB", "time"):
+        table.add_column(name, justify="left" if name in ("to do", "what") else "right")
+    for item in items:
+        megabytes = f"{item.bytes / 1e6:.1f}" if item.bytes else ""
+        images = f"{item.forwards:,}" if item.forwards else ""
+        row = (item.kind, item.label, str(item.count), images, megabytes, clock(item.seconds))
+        table.add_row(*row)
+    return table
