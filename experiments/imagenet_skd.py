@@ -41,9 +41,9 @@ ALPHA = ((0.0, 0.9), (0.6, 0.5), (0.8, 0.1))
 TINY = (
     "run.data.stream={size: 48, resize: 56}",
     "run.teacher.weights=null",
-    "run.teacher.optim={epochs: 2, batch: 32, lr: 0.05}",
+    "run.teacher.optim={epochs: 2, batch: 32, lr: 0.01}",
     "run.teacher.save_every=2",
-    "run.optim.lr=0.05",
+    "run.optim.lr=0.02",
 )
 
 

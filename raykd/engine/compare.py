@@ -77,8 +77,10 @@ def _told(cache: LogitsCache, ids: Tensor, view: int, live: Tensor) -> tuple[Ten
 def _allowed(live: Tensor, codec: Codec, precision: Precision) -> Tensor:
     """The largest difference [n, C] that storage and rounding explain."""
     maximum = live.amax(dim=1, keepdim=True)
-    # float16 keeps 11 bits of a logit's distance from the row's maximum.
-    allowed = 2e-3 + 1e-3 * (maximum - live)
+    # float16 keeps 11 bits of a logit's distance from the row's maximum, up to its largest number.
+    distance = maximum - live
+    beyond = (distance - torch.finfo(torch.float16).max).clamp_min(0)
+    allowed = 2e-3 + 1e-3 * distance + beyond
     if isinstance(codec, Int8):
         allowed = allowed + (maximum - live.amin(dim=1, keepdim=True)) / 510  # half a step
     if precision == "bfloat16":
