@@ -41,8 +41,9 @@ ALPHA = ((0.0, 0.9), (0.6, 0.5), (0.8, 0.1))
 TINY = (
     "run.data.stream={size: 48, resize: 56}",
     "run.teacher.weights=null",
-    "run.teacher.optim={epochs: 2, batch: 32, lr: 0.01}",
+    "run.teacher.optim={epochs: 2, batch: 16, lr: 0.01}",
     "run.teacher.save_every=2",
+    "run.teacher.refresh_statistics=true",
     "run.optim.lr=0.02",
 )
 
@@ -84,7 +85,7 @@ def main(
     place, teller = Store(store), Teller()
     if tiny:
         data = str(made_pictures(place.root / "tiny-pictures"))
-        choices |= {"kind": "folder", "precision": "float32", "epochs": 4, "batch": 32}
+        choices |= {"kind": "folder", "precision": "float32", "epochs": 4, "batch": 16}
         choices["views"] = "2" if choices["views"] == "all" else choices["views"]
         overrides = (*TINY, *overrides)
     if data is None:
