@@ -11,14 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raykd.methods.at import AT
-from raykd.methods.base import (
-    Looks,
-    Method,
-    Prelude,
-    Schedule,
-    canonical,
-    precise,
-)
+from raykd.methods.base import Looks, Method, Prelude, Schedule, canonical, precise
 from raykd.methods.chosen import chosen_losses
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
@@ -171,6 +164,10 @@ class SAKD(Method):
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
         """The base's."""
         return self.base.scores(student, teacher, _of_base(helpers))
+
+    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
+        """The base's."""
+        return self.base.rescaling(_of_base(helpers))
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
