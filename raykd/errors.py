@@ -46,3 +46,9 @@ class WorkFailed(RaykdError):
     """A worker failed more often than `scale.max_failures` allows; what was finished is kept."""
 
     code = 7
+
+
+class ExportFailed(RaykdError):
+    """A network that cannot be written in a format, or answers otherwise once it is read back."""
+
+    code = 8

@@ -21,7 +21,7 @@ LEVELS = [
     "data teachers",
     "recipes plan explain shorthand space tree experiment resolve",
     "engine",
-    "launch report progress catalogue",
+    "launch report progress catalogue export",
     "cli",
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -2,14 +2,14 @@
 
 Exit status: 0 done, 1 an unexpected failure, 2 the experiment or the command cannot be read,
 3 images cannot be used, 4 a cache is of another recipe, 5 a file is damaged or missing, 6 not
-enough disk or processors, 7 workers failed, 130 stopped by Ctrl-C. What was finished is kept in
-every case, and the same command goes on from there.
+enough disk or processors, 7 workers failed, 8 a network cannot be exported, 130 stopped by Ctrl-C.
+What was finished is kept in every case, and the same command goes on from there.
 """
 
 import click
 
 from raykd import __version__
-from raykd.cli import look, work
+from raykd.cli import export, look, work
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -24,5 +24,5 @@ def main() -> None:
 
 for _command in (work.run, work.sweep, work.plan, work.precompute, look.show, look.verify):
     main.add_command(_command)
-for _command in (look.report_command, look.schema):
+for _command in (look.report_command, look.schema, export.export):
     main.add_command(_command)

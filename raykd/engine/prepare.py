@@ -15,7 +15,7 @@ from raykd.engine.host import EVERY_EPOCH, Host
 from raykd.engine.learner import Learner
 from raykd.experiment import Scale
 from raykd.methods.roles import Shared, forget
-from raykd.models.staged import measure
+from raykd.models.staged import Staged, measure
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
@@ -181,26 +181,34 @@ def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.dev
     return LogitsCache.open(store.path(run), run.plain(), checksum, views, device)
 
 
+def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
+    """A student from torch's global generator, and its method's helpers for it.
+
+    `targets` (int64 [N]) are the labels of the training rows.
+    """
+    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
+    student = models.build(run.model, run.data.classes)
+    if run.teacher is None or not run.method.needs():
+        return student, nn.ModuleDict()
+    # Only its sizes are wanted, so the teacher is made without memory or initialisation.
+    try:
+        with torch.device("meta"):
+            reference = models.build(run.teacher.model, run.data.classes)
+    except NotImplementedError:  # torchvision's regnets compute their widths with tensors
+        reference = models.build(run.teacher.model, run.data.classes)
+    seen = run.as_teacher_sees(run.data).size
+    assert seen is not None
+    shapes = measure(student, run.data.size), measure(reference, seen)
+    return student, run.method.helpers(*shapes, targets)
+
+
 def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learner:
     """Student and helpers as they are before the first step: a function of the seed.
 
     `targets` (int64 [N]) are the labels of the training rows.
     """
-    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
     torch.manual_seed(bits.seed(run.seed))
-    student = models.build(run.model, run.data.classes)
-    helpers = nn.ModuleDict()
-    if run.teacher is not None and run.method.needs():
-        shapes = measure(student, run.data.size)
-        # Only its sizes are wanted, so the network is made without memory or initialisation.
-        try:
-            with torch.device("meta"):
-                reference = models.build(run.teacher.model, run.data.classes)
-        except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-            reference = models.build(run.teacher.model, run.data.classes)
-        seen = run.as_teacher_sees(run.data).size
-        assert seen is not None
-        helpers = run.method.helpers(shapes, measure(reference, seen), targets)
+    student, helpers = untrained(run, targets)
     teacher = None
     if run.method.trains_teacher():
         needs = run.method.needs()

@@ -175,6 +175,14 @@ class Method(Record):
         """
         return precise(student.logits)
 
+    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
+        """What a user of the plain network does to its logits to have `scores`: nothing by default.
+
+        As words and numbers that need no raykd: the `kind` of function and its constants. None
+        where the scores are no function of the logits.
+        """
+        return {}
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

@@ -122,6 +122,12 @@ class Combine(Method):
             return self.combine[number].scores(student, teacher, _part(helpers, number))
         return super().scores(student, teacher, helpers)
 
+    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
+        """That of the part that changes the scores."""
+        for number in self._scoring():
+            return self.combine[number].rescaling(_part(helpers, number))
+        return super().rescaling(helpers)
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

@@ -171,6 +171,10 @@ class SAKD(Method):
         """The base's."""
         return self.base.scores(student, teacher, _of_base(helpers))
 
+    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
+        """The base's."""
+        return self.base.rescaling(_of_base(helpers))
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

@@ -122,6 +122,10 @@ class SimKD(Method):
             projected = helpers["projector"](precise(_last(student)))
             return helpers["classifier"](projected.mean((2, 3)))
 
+    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
+        """None: the student's own logits have no part in its answer."""
+        return None
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

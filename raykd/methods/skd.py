@@ -149,6 +149,13 @@ class SKD(Method):
                 return precise(logits)
             return to_teacher_std(precise(logits), precise(teacher.logits), teacher.moments)
 
+    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
+        """The normalisation and its radius; nothing for `teacher_std`, where no teacher is."""
+        if self.variant == "teacher_std":
+            return {}
+        radius = float(_radius(helpers).value)
+        return {"kind": self.variant, "radius": radius, "epsilon": EPSILON}
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

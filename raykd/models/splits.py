@@ -166,7 +166,7 @@ def _recolour(network: Any, pixels: Tensor) -> Tensor:
 def _tokens(network: Any, pixels: Tensor) -> Tensor:
     """The class token [B, D] of torchvision's vision transformers, after the encoder."""
     patches = network._process_input(pixels)
-    token = network.class_token.expand(len(pixels), -1, -1)
+    token = network.class_token.expand(pixels.shape[0], -1, -1)  # len() fixes B in an export
     return network.encoder(torch.cat([token, patches], dim=1))[:, 0]
 
 

@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +12,10 @@ import raykd.methods
 from raykd.engine.learner import Learner
 from raykd.methods import METHODS, PRELUDES, Method
 from raykd.methods.base import at
+from raykd.methods.combine import Combine
+from raykd.methods.kd import KD
+from raykd.methods.sakd import SAKD
+from raykd.methods.skd import SKD
 from raykd.record import fingerprint
 from raykd.types import Signal
 from tests.small import ALL, asked, batch, helpers_of, pair
@@ -163,3 +168,44 @@ def test_teacher_outputs_are_not_changed_in_place(method):
     before = {name: value.clone() for name, value in kept.items()}
     method.losses(asked(student, sample, ALL), theirs, sample, helpers)
     assert all(torch.equal(before[name], value) for name, value in kept.items())
+
+
+def rescaled(logits, kind=None, radius=1.0, epsilon=0.0):
+    """Logits as those calibrate them who have numpy alone."""
+    if kind == "layer_norm":
+        spread = np.sqrt(logits.var(1, keepdims=True) + epsilon)
+        return radius * (logits - logits.mean(1, keepdims=True)) / spread
+    if kind == "l2":
+        return radius * logits / np.maximum(np.linalg.norm(logits, axis=1, keepdims=True), epsilon)
+    assert kind is None
+    return logits
+
+
+def check_rescaling(method):
+    student, teacher = networks(method)
+    helpers = helpers_of(method, student, teacher)
+    mine = asked(student, batch(), ALL)
+    scores = method.scores(mine, None, helpers).detach().numpy()
+    logits, rescaling = mine.logits.detach().numpy(), method.rescaling(helpers)
+    if rescaling is not None:
+        np.testing.assert_allclose(rescaled(logits, **rescaling), scores, rtol=1e-4, atol=1e-5)
+    assert (rescaling == {}) == np.allclose(scores, logits)
+
+
+def test_those_without_us_can_have_the_scores_too(method):
+    check_rescaling(method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SKD(variant="teacher_std"),
+        SKD(variant="l2"),
+        SKD(radius=2.5),
+        SAKD(base=SKD()),
+        Combine(combine=(KD(), SKD(variant="l2"))),
+    ],
+    ids=lambda method: f"{method.label}",
+)
+def test_a_wrapper_says_how_its_scores_are_rescaled(method):
+    check_rescaling(method)

@@ -184,6 +184,15 @@ def test_a_copy_runs_on_its_own_parameters(case):
     torch.testing.assert_close(run(network, pixels), logits, rtol=0, atol=0)
 
 
+@pytest.mark.slow
+def test_a_graph_of_it_takes_any_number_of_images(case):
+    _, network, pixels = case
+    shapes = {"pixels": {0: torch.export.Dim("batch")}}
+    graph = torch.export.export(network.eval(), (pixels,), dynamic_shapes=shapes).module()
+    for images in (pixels[:1], torch.cat([pixels, pixels.flip(3)])):
+        torch.testing.assert_close(run(graph, images), run(network, images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name",
     [

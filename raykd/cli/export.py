@@ -1,0 +1,113 @@
+"""The command that hands networks to those who use them: export."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
+from raykd.errors import ConfigError, RaykdError
+
+if TYPE_CHECKING:
+    from raykd.export import Exported
+
+_FORMATS = ("safetensors", "torch", "onnx")
+
+
+@click.command()
+@click.argument("student", metavar="STUDENT|EXPERIMENT")
+@OVERRIDES
+@STORE
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder to write; of an experiment, each student's is a folder in it.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(_FORMATS),
+    multiple=True,
+    help="What to write; may be repeated. Everything if not given.",
+)
+@JSON
+@speaking
+def export(
+    student: str,
+    overrides: tuple[str, ...],
+    store: Path,
+    output: Path,
+    formats: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write students as files that need no raykd: weights, torch.export, ONNX.
+
+    STUDENT is a fingerprint, or the beginning of one, as `raykd show students` and `raykd show
+    teachers` list them. Of an EXPERIMENT, every finished student is written. Each folder has its
+    preprocessing, class names and calibration in config.json, and programs to begin with in
+    README.md. Every file is compared with the network on test images.
+    """
+    from raykd import export as room
+    from raykd.store import Store
+
+    place, left = Store(store), 0
+    if not room.is_fingerprint(student) or Path(student).is_file():
+        path = Path(student)
+        if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(
+                f"{student}: neither an experiment file nor a fingerprint, which has digits from "
+                "0 to 9 and a to f; `raykd show students` lists them"
+            )
+        experiment, _, _ = resolved_experiment(path, overrides, store)
+        runs, left = room.by_experiment(place, experiment)
+        targets = [(run, output / room.folder_name(run)) for run in runs]
+    elif overrides:
+        raise ConfigError(f"{overrides[0]}: only an experiment has overrides, not a fingerprint")
+    else:
+        targets = [(room.by_fingerprint(place, student), output)]
+    done: list[room.Exported] = []
+    errors: list[RaykdError] = []
+    for run, folder in targets:
+        try:
+            done.append(room.export(place, run, folder, formats))
+        except RaykdError as error:
+            errors.append(error)
+            click.echo(f"error: {error}", err=True)
+            continue
+        if not as_json:
+            _print(done[-1])
+    if as_json:
+        told = {"errors": [str(error) for error in errors], "unfinished": left}
+        print_json({"exports": [_plain(exported) for exported in done]} | told)
+    elif left:
+        click.echo(f"{left} students of this experiment are not finished", err=True)
+    if errors:
+        sys.exit(errors[0].code)
+
+
+def _print(exported: "Exported") -> None:
+    """Say what was written of one network."""
+    name, method = exported.run.model, getattr(exported.run, "method", None)
+    by = f", {method.label}" if method is not None else ""
+    click.echo(f"{name}{by}: {exported.folder}")
+    for file in exported.files:
+        click.echo(
+            f"  {file.name}: {file.bytes / 1e6:.2f} MB; scores of {exported.images} test images "
+            f"differ by {file.difference:.2g} at most"
+        )
+    if not exported.plain:
+        click.echo("  no model.safetensors: it does not answer with its own classifier")
+
+
+def _plain(exported: "Exported") -> dict[str, Any]:
+    """The same for scripts."""
+    from raykd.record import fingerprint
+
+    return {
+        "fingerprint": fingerprint(exported.run),
+        "folder": str(exported.folder),
+        "images": exported.images,
+        "files": [file._asdict() for file in exported.files],
+    }

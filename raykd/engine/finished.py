@@ -1,0 +1,61 @@
+"""A finished network as it is used: with its own weights, and what its method keeps beside them.
+
+Shapes: B batch, C classes, H, W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from raykd import models
+from raykd.data.images import Images, open_images
+from raykd.engine import prepare, weights
+from raykd.engine.journal import RESULT
+from raykd.methods.base import Method
+from raykd.methods.label_only import LabelOnly
+from raykd.models.staged import Staged
+from raykd.recipes import AnyTeacher, StudentRun
+from raykd.store import Store, read_json
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A student or a teacher of the store, in evaluation mode, on the CPU."""
+
+    run: AnyTeacher
+    network: Staged
+    method: Method
+    helpers: nn.ModuleDict  # all of the method's; only those that it releases are as trained
+    result: dict[str, Any]  # what the run is remembered by
+    test: Images
+
+    @property
+    def released(self) -> nn.ModuleDict:
+        """The helpers without which the network cannot be used."""
+        return self.method.releases(self.helpers)
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """Its answer [B, C] to normalised pixels [B, 3, H, W], as evaluation has it."""
+        outputs = self.network.outputs(pixels, self.method.needs())
+        return self.method.scores(outputs, None, self.helpers)
+
+
+def finished(store: Store, run: AnyTeacher) -> Finished:
+    """What the store has of a run that is done; of a teacher, its last epoch.
+
+    Raises `CacheCorrupt` where its weights are missing or were altered.
+    """
+    train, test = open_images(store, run.data)
+    method, helpers = LabelOnly(), nn.ModuleDict()
+    if isinstance(run, StudentRun):
+        method = run.method
+        network, helpers = prepare.untrained(run, train.targets)
+    else:
+        network = models.build(run.model, len(test.names))
+    path = weights.anchor_path(store, run, run.anchors()[-1])
+    weights.load_weights(weights.checked(path), network)
+    result = read_json(path.with_name(RESULT))
+    made = Finished(run, network.eval(), method, helpers.eval(), result, test)
+    made.released.load_state_dict(weights.kept(path.with_name(weights.HELPERS)))
+    return made

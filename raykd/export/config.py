@@ -1,0 +1,97 @@
+"""`config.json`: what a folder holds, how its images are made ready, what its answers mean.
+
+In the layout of the Hugging Face Hub as timm writes it, for networks of every library.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from raykd import __version__
+from raykd.engine.finished import Finished
+from raykd.export.graph import LOGITS, PIXELS
+from raykd.export.libraries import particulars, split
+from raykd.recipes import StudentRun
+from raykd.record import fingerprint
+
+
+def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a network that is written to `files`, as plain JSON.
+
+    `pretrained_cfg` is how images become normalised pixels, which `model.safetensors` expects.
+    `calibration` is what its logits go through before they are probabilities (nothing: {}; null:
+    the network alone has no answer). The graphs do both themselves.
+    """
+    library, name = split(finished.run.model)
+    arguments, more = particulars(finished)
+    classes = len(finished.test.names)
+    value: dict[str, Any] = {
+        "architecture": name,
+        "library": library,
+        "num_classes": classes,
+        "label_names": list(finished.test.names),
+        "pretrained_cfg": {**more, **preprocessing(finished), "num_classes": classes},
+        "calibration": finished.method.rescaling(finished.helpers),
+        "graphs": graphs(finished),
+        "raykd": provenance(finished) | {"files": [*files]},
+    }
+    return value | ({"model_args": arguments} if arguments else {})
+
+
+def preprocessing(finished: Finished) -> dict[str, Any]:
+    """How an image file becomes what the network sees, in timm's words.
+
+    The shorter side is brought to the size and the centre is cropped; then come mean and std.
+    """
+    data = finished.run.data
+    assert data.size is not None and data.mean is not None and data.std is not None
+    return {
+        "input_size": [3, *data.size],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": [*data.mean],
+        "std": [*data.std],
+    }
+
+
+def graphs(finished: Finished) -> dict[str, Any]:
+    """What goes into `model.pt2` and `model.onnx`, and what comes out."""
+    size = finished.run.data.size
+    assert size is not None
+    return {
+        "input": {
+            "name": PIXELS,
+            "dtype": "uint8",
+            "shape": ["batch", 3, *size],
+            "channels": "red, green, blue; 0 to 255, not normalised",
+        },
+        "output": {
+            "name": LOGITS,
+            "dtype": "float32",
+            "shape": ["batch", len(finished.test.names)],
+            "probabilities": "softmax over the last axis; the calibration is inside",
+        },
+    }
+
+
+def provenance(finished: Finished) -> dict[str, Any]:
+    """What the network is, and how good; percentages are of the test images."""
+    run, result = finished.run, finished.result
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "kind": run.kind,
+        "fingerprint": fingerprint(run),
+        "model": run.model,
+        "dataset": run.data.name,
+        "digest": run.data.digest,
+    }
+    epochs = run.anchors()[-1]  # 0 of given weights
+    if isinstance(run, StudentRun):
+        epochs = run.all_epochs()
+        facts |= {"method": run.method.label, "teacher": run.teacher.model if run.teacher else None}
+    elif run.weights is not None:
+        facts["weights"] = run.weights
+    metrics = {"top1": result["last"].get("top1"), "top1_of_best_epoch": result["best"].get("top1")}
+    metrics |= {"agreement": result["last"].get("agreement"), "test_images": len(finished.test)}
+    sizes = {key: result.get(key) for key in ("parameters", "flops")}
+    return facts | {"seed": run.seed, "epochs": epochs} | sizes | metrics

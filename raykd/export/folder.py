@@ -1,0 +1,177 @@
+"""A network of the store, written to a folder and checked on real images before it is there.
+
+Shapes: B batch, C classes, H, W pixels.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raykd.data.loader import Views
+from raykd.engine import weights
+from raykd.engine.finished import Finished, finished
+from raykd.errors import ConfigError, ExportFailed
+from raykd.export import graph
+from raykd.export.card import card
+from raykd.export.config import configuration
+from raykd.export.graph import CONFIG
+from raykd.export.libraries import WEIGHTS, rebuilt
+from raykd.recipes import AnyTeacher
+from raykd.record import fingerprint
+from raykd.store import Store, write_atomic, write_json
+from raykd.types import Outputs
+
+FORMATS = {"safetensors": WEIGHTS, "torch": "model.pt2", "onnx": "model.onnx"}
+CARD, RECIPE = "README.md", "recipe.json"
+IMAGES = 32  # test images, evenly spread, on which every file is compared with the network
+TOLERANCE = 1e-3  # of the largest score, or of 1: other kernels add float32 in another order
+
+
+class Written(NamedTuple):
+    """One file, and by how much its answers differ from the network's."""
+
+    name: str
+    bytes: int
+    difference: float  # the largest of any score
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written of one network."""
+
+    run: AnyTeacher
+    folder: Path
+    files: tuple[Written, ...]
+    images: int  # that the differences are of
+    plain: bool  # whether there is a plain network to write
+
+
+def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] = ()) -> Exported:
+    """Write a finished network to `folder` in some formats, or in all that it has.
+
+    An earlier export of the same network is replaced. Raises `ConfigError` where the folder holds
+    other files, or a format cannot be had; `ExportFailed` where a file answers otherwise than the
+    network; then nothing is left.
+    """
+    folder = folder.resolve()
+    check_folder(folder, run)
+    check_installed(formats)
+    made = finished(store, run)
+    files = _files(made, formats)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        place = Path(temporary)
+        normalised, pixels = _real(made)
+        _write(made, files, place, pixels)
+        written = tuple(_checked(made, place / file, normalised, pixels) for file in files)
+        _publish(place, folder)
+    plain = made.method.rescaling(made.helpers) is not None
+    return Exported(run, folder, written, len(pixels), plain)
+
+
+def check_folder(folder: Path, run: AnyTeacher) -> None:
+    """Raise `ConfigError` where a folder holds anything but an export of this network."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        there = json.loads((folder / CONFIG).read_text())["raykd"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"--output {folder}: there are other files; name a folder that is new or empty"
+        ) from None
+    if there != fingerprint(run):
+        raise ConfigError(
+            f"--output {folder}: there is an export of {there}, and this is {fingerprint(run)}; "
+            "name another folder"
+        )
+
+
+def check_installed(formats: Sequence[str]) -> None:
+    """Raise `ConfigError` where ONNX is asked for, and what writes or checks it is missing."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing and (not formats or "onnx" in formats):
+        raise ConfigError(
+            f"{', '.join(missing)}: not installed; run `pip install raykd[export]`, or leave ONNX "
+            "out: --format safetensors --format torch"
+        )
+
+
+def _files(made: Finished, formats: Sequence[str]) -> list[str]:
+    """The files to write, in the order of the table."""
+    plain = made.method.rescaling(made.helpers) is not None
+    if not plain and "safetensors" in formats:
+        raise ConfigError(
+            f"a student of {made.method.label!r} does not answer with its own classifier, so its "
+            "weights alone are no network; use --format torch or --format onnx, whose graphs hold "
+            "the rest"
+        )
+    wanted = [name for name in FORMATS if name in formats or not formats]
+    return [FORMATS[name] for name in wanted if plain or name != "safetensors"]
+
+
+def _real(made: Finished) -> tuple[Tensor, Tensor]:
+    """Some test images: normalised as in training, and as uint8 pixels [B, 3, H, W]."""
+    data, count = made.run.data.test(), len(made.test)
+    rows = torch.linspace(0, count - 1, min(count, IMAGES)).long()
+    normalised = Views(made.test, data).batch(rows, 0).pixels.contiguous()
+    assert data.mean is not None and data.std is not None, "the recipe's data was never read"
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (data.mean, data.std))
+    return normalised, (255 * (normalised * std + mean)).round().to(torch.uint8)
+
+
+def _write(made: Finished, files: list[str], place: Path, pixels: Tensor) -> None:
+    """Write every file to a folder, unchecked."""
+    config = configuration(made, files)
+    text = json.dumps(config, indent=2)
+    if WEIGHTS in files:
+        weights.save_weights(place / WEIGHTS, made.network)
+    if FORMATS["torch"] in files or FORMATS["onnx"] in files:
+        program = graph.traced(made, pixels)
+        if FORMATS["torch"] in files:
+            graph.write_torch(place / FORMATS["torch"], program, text)
+        if FORMATS["onnx"] in files:
+            graph.write_onnx(place / FORMATS["onnx"], program, text, made)
+    write_atomic(place / CONFIG, text.encode())
+    write_atomic(place / CARD, card(config, files).encode())
+    write_json(place / RECIPE, made.run.plain())
+
+
+def _checked(made: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
+    """A file, once its answers for real images are seen to be the network's."""
+    with torch.no_grad():
+        expected = made.scores(normalised)
+    if path.name == WEIGHTS:
+        network = rebuilt(path.parent, json.loads((path.parent / CONFIG).read_text()))
+        with torch.no_grad():
+            logits = network(normalised)
+            found = made.method.scores(Outputs(logits), None, made.helpers)
+    else:
+        answers = graph.answers_of_torch if path.suffix == ".pt2" else graph.answers_of_onnx
+        found = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # of two sizes
+    difference = float((found - expected).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:  # nor is NaN
+        raise ExportFailed(
+            f"{made.run.model}: {path.name} answers otherwise than the network; on {len(pixels)} "
+            f"test images its scores differ by up to {difference:.2g}, expected {allowed:.2g} at "
+            "most. Nothing was written; choose another --format"
+        )
+    return Written(path.name, path.stat().st_size, difference)
+
+
+def _publish(place: Path, folder: Path) -> None:
+    """Move what was written to its folder, in place of an earlier export; configuration last."""
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    for name in (*FORMATS.values(), CARD, RECIPE):
+        (folder / name).unlink(missing_ok=True)
+    for file in sorted(place.iterdir(), key=lambda file: file.name == CONFIG):
+        os.replace(file, folder / file.name)

@@ -1,0 +1,51 @@
+"""The library that a plain network belongs to: what its configuration says, how it is built again.
+
+Shapes: C classes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torchvision
+from torch import nn
+
+from raykd import models
+from raykd.engine.finished import Finished
+
+WEIGHTS = "model.safetensors"
+# What timm's configurations say of a network beside how its images are made ready.
+_TIMM = ("classifier", "first_conv", "fixed_input_size")
+_WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": False}
+
+
+def split(model: str) -> tuple[str, str]:
+    """The library ("timm", "torchvision" or "raykd") and the name that it knows a network by."""
+    library, slash, name = model.partition("/")
+    return (library, name) if slash else ("raykd", model)
+
+
+def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a library needs to know: the arguments of its builder, and more of `pretrained_cfg`."""
+    library, name = split(finished.run.model)
+    if library == "timm":
+        own: Any = finished.network.network.pretrained_cfg
+        return {}, {key: own[key] for key in _TIMM if own.get(key) is not None}
+    auxiliary = library == "torchvision" and name in ("googlenet", "inception_v3")
+    return (dict(_WITHOUT_AUXILIARY) if auxiliary else {}), {}
+
+
+def rebuilt(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The plain network that a folder's configuration and weights describe, in evaluation mode."""
+    name, classes = config["architecture"], config["num_classes"]
+    if config["library"] == "timm":
+        import timm
+
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if config["library"] == "torchvision":
+        arguments = config.get("model_args", {})
+        network = torchvision.models.get_model(name, num_classes=classes, **arguments)
+    else:
+        network = models.build(name, classes).network
+    network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    return network.eval()
