@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from raykd import models
-from raykd.data.images import Images, open_images
+from raykd.data.images import Pictures, open_images
 from raykd.engine import prepare, weights
 from raykd.engine.journal import RESULT
 from raykd.methods.base import Method
@@ -28,7 +28,7 @@ class Finished:
     method: Method
     helpers: nn.ModuleDict  # all of the method's; only those that it releases are as trained
     result: dict[str, Any]  # what the run is remembered by
-    test: Images
+    test: Pictures
 
     @property
     def released(self) -> nn.ModuleDict:

@@ -32,7 +32,8 @@ from PIL import Image, ImageOps
 
 config = json.loads(Path("{config}").read_text())
 image = Image.open("image.png").convert("RGB")
-image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR)
+border = (1 - config["pretrained_cfg"]["crop_pct"]) / 2
+image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR, bleed=border)
 pixels = np.array(image).transpose(2, 0, 1)[None]  # uint8 [1, 3, {height}, {width}]
 ```
 
@@ -171,7 +172,7 @@ def _table(config: dict[str, Any]) -> str:
         rows["trained for"] = f"{epochs} epochs, seed {facts['seed']}; the best one had {best}"
     rows |= {
         "classes": f"{config['num_classes']}, `label_names` of `{CONFIG}`",
-        "images": f"{images}; the shorter side brought to the size (bilinear), the centre cropped",
+        "images": f"{images}; {_framing(constants)} (bilinear), the centre cropped",
         "mean and std": f"{constants['mean']} and {constants['std']}, of pixels in 0 to 1",
         "parameters": f"{facts['parameters']:,}",
     }
@@ -179,6 +180,12 @@ def _table(config: dict[str, Any]) -> str:
         rows["operations"] = f"{flops / 1e6:,.1f} million for an image (a multiply-add is two)"
     lines = [f"| {name} | {text} |" for name, text in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _framing(constants: dict[str, Any]) -> str:
+    """What is done to an image before its centre is cropped."""
+    side, share = min(constants["input_size"][1:]), constants["crop_pct"]
+    return f"the shorter side brought to {round(side / share)} pixels"
 
 
 def _percent(value: float | None) -> str:

@@ -40,14 +40,15 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
 def preprocessing(finished: Finished) -> dict[str, Any]:
     """How an image file becomes what the network sees, in timm's words.
 
-    The shorter side is brought to the size and the centre is cropped; then come mean and std.
+    The shorter side is brought to the size (of streamed images, to a larger one) and the centre is
+    cropped; then come mean and std.
     """
     data = finished.run.data
     assert data.size is not None and data.mean is not None and data.std is not None
     return {
         "input_size": [3, *data.size],
         "interpolation": "bilinear",
-        "crop_pct": 1.0,
+        "crop_pct": 1.0 if data.stream is None else data.stream.size / data.stream.resize,
         "crop_mode": "center",
         "mean": [*data.mean],
         "std": [*data.std],

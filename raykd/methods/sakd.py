@@ -101,9 +101,11 @@ class SAKD(Method):
         return needs | Signal.LIVE if self.trains_teacher() else needs
 
     def accepts(self, codec: Codec) -> bool:
-        """What base and KD do; the routing network answers with the teacher's logits, and all."""
-        kd = KD(temperature=self.temperature).accepts(codec)
-        return self.base.accepts(codec) and kd and (codec.whole or not self._routes())
+        """What base and KD do; a routing network answers with all of the teacher's logits."""
+        kd = KD(temperature=self.temperature)
+        return all(m.accepts(codec) for m in (self.base, kd)) and (
+            codec.whole or not self._routes()
+        )
 
     def looks(self) -> Looks:
         """As the base, and the given look, which KD and the policy compare."""
@@ -191,8 +193,8 @@ class SAKD(Method):
         # The chosen rows come first; only their number is waited for, once for all decisions.
         order = (~chosen).long().argsort(dim=0, stable=True)
         picked = [order[:count, i] for i, count in enumerate(chosen.sum(0).tolist())]
-        columns = self._columns(self.spots(student.features, teacher.features))
-        rows = {spot: picked[column] for spot, column in columns.items()}
+        spots = self._columns(self.spots(student.features, teacher.features))
+        rows = {spot: picked[column] for spot, column in spots.items()}
         of_base = dict.fromkeys(rows, picked[0]) if self._joint() else rows
         losses = [chosen_losses(part, of_base, *both, own) for part, own in parts]
         losses = added((*losses, chosen_losses(kd, rows, *both, none)))
@@ -210,13 +212,12 @@ class SAKD(Method):
         selection = helpers["selection"]
         assert isinstance(selection, Selection)
         gates, count = None, len(selection.names)
+        noise = selection.uniform(batch, 2 * count if self._routes() else count)
         if self._routes():
             both = student.embedding, teacher.embedding
-            uniform = selection.uniform(batch, 2 * count)
-            gates = _router(helpers).gates(*both, uniform, self.gumbel_temperature)
-            chosen = gates < 0.5 if self.mode == "reverse" else gates > 0.5
-        else:
-            chosen = selection.uniform(batch, count) < 0.5
+            gates = _router(helpers).gates(*both, noise, self.gumbel_temperature)
+        value = noise if gates is None else gates
+        chosen = value < 0.5 if gates is None or self.mode == "reverse" else value > 0.5
         selection.add(chosen, batch.labels)
         return gates, chosen
 
