@@ -73,15 +73,15 @@ class SAKD(Method):
     @model_validator(mode="after")
     def _check(self) -> "SAKD":
         for part in self._parts():
-            why = ""
             if not part.needs():
                 why = "reads nothing of the teacher in the student's own training"
             elif part.trains != "student":
                 why = "leaves the student's classifier untrained, in which the routing network ends"
             elif Signal.PIXELS in part.needs():
                 why = "differentiates all samples together, and cannot be given some of them"
-            if why:
-                raise ValueError(f"base: {part.name!r} {why}; choose another method")
+            else:
+                continue
+            raise ValueError(f"base: {part.name!r} {why}; choose another method")
         return self
 
     @property
@@ -93,8 +93,7 @@ class SAKD(Method):
     def needs(self) -> Signal:
         """What the base reads, both logits, and for the policy both networks."""
         needs = self.base.needs() | Signal.LOGITS
-        if needs & _MAPS:
-            needs |= Signal.FEATURES
+        needs |= Signal.FEATURES if needs & _MAPS else Signal(0)
         if self._routes():
             needs |= Signal.EMBEDDING
             needs |= Signal.LIVE if Signal.FEATURES in needs else Signal.CLASSIFIER
