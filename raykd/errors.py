@@ -46,3 +46,13 @@ class WorkFailed(RaykdError):
     """A worker failed more often than `scale.max_failures` allows; what was finished is kept."""
 
     code = 7
+
+
+class Unreachable(RaykdError):
+    """A place by URL that does not answer, or refuses: network, credentials, bucket."""
+
+    code = 8
+
+
+class Damaged(CacheCorrupt):
+    """A file elsewhere whose bytes are not those that its checksum was made of."""
