@@ -72,9 +72,9 @@ class Remote:
         """The files in a folder and in those below it, by name; none where it is not there."""
         from pyarrow import fs
 
-        files, path = self._at(folder)
+        files, path = self.at(folder)
         chosen = fs.FileSelector(path, allow_not_found=True, recursive=True)
-        start = len(self._at("")[1]) + 1
+        start = len(self.at("")[1]) + 1
         found = [
             Entry(info.path[start:], info.size, info.mtime_ns / 1e9)
             for info in self._asked(folder, lambda: files.get_file_info(chosen))
@@ -84,13 +84,13 @@ class Remote:
 
     def entry(self, name: str) -> Entry | None:
         """One file; None where it is not there."""
-        files, path = self._at(name)
+        files, path = self.at(name)
         info = self._asked(name, lambda: files.get_file_info(path))
         return Entry(name, info.size, info.mtime_ns / 1e9) if info.is_file else None
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `FileNotFoundError`."""
-        files, path = self._at(name)
+        files, path = self.at(name)
 
         def read() -> bytes:
             with files.open_input_stream(path) as stream:
@@ -121,7 +121,7 @@ class Remote:
         """Copy a local file there."""
         from pyarrow import fs
 
-        files, target = self._at(name)
+        files, target = self.at(name)
         place, size = PurePosixPath(target), path.stat().st_size
         aside = str(place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp"))
         mounted = self._scheme == "file"  # others count an upload when it is complete
@@ -147,13 +147,13 @@ class Remote:
 
     def delete(self, name: str) -> None:
         """Remove a file, where it is there."""
-        files, path = self._at(name)
+        files, path = self.at(name)
         with contextlib.suppress(FileNotFoundError):
             self._asked(name, lambda: files.delete_file(path))
 
     def _copy(self, name: str, path: Path, checksum: str) -> None:
         """One attempt of `fetch`."""
-        files, source = self._at(name)
+        files, source = self.at(name)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         digest, done = hashlib.sha256(), 0
         try:
@@ -176,7 +176,7 @@ class Remote:
             raise
 
     def _opened(self, name: str) -> Any:
-        files, path = self._at(name)
+        files, path = self.at(name)
         with self._lock:
             file = self._files.pop(name, None)
         file = file or files.open_input_file(path)
@@ -186,8 +186,8 @@ class Remote:
                 self._files.popitem(last=False)
         return file
 
-    def _at(self, name: str) -> tuple[Any, str]:
-        """The file system, and the path of a name on it."""
+    def at(self, name: str) -> tuple[Any, str]:
+        """The file system of pyarrow's, and the path of a name on it."""
         with self._lock:
             if self._reached is None:
                 self._reached = self._connect()

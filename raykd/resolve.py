@@ -12,7 +12,7 @@ from raykd.errors import ConfigError
 from raykd.experiment import Experiment
 from raykd.recipes import AnyTeacher, Asked, StudentRun
 from raykd.recipes.agreement import check_student
-from raykd.store import Store, write_atomic
+from raykd.store import Store
 
 Digests = dict[tuple[str, int | None], str]  # of images, by dataset and resize
 
@@ -109,8 +109,8 @@ def _imported(store: Store, weights: str | None) -> str | None:
         ) from error
     digest = hashlib.sha256(data).hexdigest()
     kept = store.root / "weights" / (digest + Path(weights).suffix)
-    if not kept.is_file():
-        write_atomic(kept, data)
+    if not store.pull(kept).is_file():
+        store.write(kept, data)
     return f"sha256:{digest}{Path(weights).suffix}"
 
 

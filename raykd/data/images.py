@@ -94,7 +94,7 @@ def read(store: Store, data: Data, path: Path | None) -> Data:
     the digest is known and its images are in the store, the files are not touched.
     """
     folder = _folder(store, data.digest)
-    if not (data.digest and (folder / _MARKER).is_file()):
+    if not (data.digest and store.whole(folder, _MARKER)):
         found = SOURCES[data.name](path)
         digest = _digest(found, data.resize)
         if data.digest and data.digest != digest:
@@ -103,8 +103,9 @@ def read(store: Store, data: Data, path: Path | None) -> Data:
                 "they are not the images that this recipe was made with"
             )
         folder = _folder(store, digest)
-        if not (folder / _MARKER).is_file():
+        if not store.whole(folder, _MARKER):
             _decode_into(folder, found, digest, data.resize)
+            store.share(folder, _MARKER)
     facts = read_json(folder / _MARKER)
     for field in ("classes", "size"):
         given, real = getattr(data, field), facts[field]
@@ -143,7 +144,7 @@ def open_split(store: Store, data: Data, split: Split) -> Images:
 def _opened(store: Store, data: Data) -> tuple[Images, Images, Images | None]:
     """Training, test and validation images; None where no share is held out for those."""
     folder = _folder(store, data.digest)
-    if not data.digest or not (folder / _MARKER).is_file():
+    if not data.digest or not store.whole(folder, _MARKER):
         raise DataError(
             f"{folder}: the decoded images of {data.name!r} are not in the store; "
             "`raykd run` puts them there where it can read the files"
@@ -151,7 +152,8 @@ def _opened(store: Store, data: Data) -> tuple[Images, Images, Images | None]:
     facts = read_json(folder / _MARKER)
     splits = {}
     for split in facts["splits"]:
-        columns = arrow.read(_whole(folder / f"{split}.arrow", facts["splits"][split]))
+        path = store.pull(folder / f"{split}.arrow")
+        columns = arrow.read(_whole(path, facts["splits"][split]))
         pixels = columns["pixels"].view(-1, *facts["size"], 3)
         splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))
     train, test, validation = splits["train"], splits.get("test"), None

@@ -28,6 +28,7 @@ from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Trainin
 from raykd.store import Store, write_json
 from raykd.teachers.manifest import Part, Shard
 from raykd.teachers.shard import compute_shard
+from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher
 
 
@@ -46,7 +47,7 @@ def local_host(
 
     `passed_on` is called with the metrics of every epoch.
     """
-    journal = Journal(store.path(run), scale.checkpoint_seconds)
+    journal = Journal(store.path(run), scale.checkpoint_seconds, store)
     return LocalHost(journal, default_device(), passed_on, scale)
 
 
@@ -72,7 +73,9 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
         if epoch in saved and host.rank == 0:
             if teacher.refresh_statistics:
                 network = refreshed(network, train, run.view_at(epoch - 1))
-            weights.save_weights(weights.anchor_path(store, teacher, epoch), network)
+            path = weights.anchor_path(store, teacher, epoch)
+            weights.save_weights(path, network)
+            store.push(path)
 
     run = training_of(teacher)
     train, test = prepare.views(store, run, host)
@@ -114,6 +117,8 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
     teacher_at = prepare.teachers(store, run, host.device)
     test_run = run.test_logits()
     test_teacher = prepare.open_cache(store, test_run, [0], host.device) if test_run else None
+    if test_teacher is not None:
+        test_teacher.prefetch(0)
     learner = prepare.learner(store, run, host, train.images.targets)
     history = distil(
         run,
@@ -151,13 +156,16 @@ class ShardMaker:
     def __init__(
         self, store: Store, run: LogitsRun, device: torch.device, scale: Scale = EVERY_EPOCH
     ) -> None:
-        self.folder = store.path(run)
+        self._shelf = Shelf(store, store.path(run))
+        self.folder = self._shelf.workshop
         self.views = Views(open_split(store, run.data, run.split), run.data).to(device)
         self.teacher = prepare.live_teacher(store, run, device)
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
-        return compute_shard(self.folder, part, self.views, self.teacher)
+        shard = compute_shard(self.folder, part, self.views, self.teacher)
+        self._shelf.add(shard)
+        return shard
 
 
 def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
@@ -182,6 +190,7 @@ def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
 def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:
     """Write the result, with the checksums of the weights, and then the artefact's marker."""
     folder = store.path(run)
+    store.pull_all(folder, "weights")  # of epochs on other nodes
     write_json(folder / RESULT, result | {"weights": weights.checksums(folder)})
     store.finish(run)
-    Journal(folder).close()
+    Journal(folder, store=store).close()

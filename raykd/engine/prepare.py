@@ -9,6 +9,7 @@ from raykd import bits, models
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import weights
+from raykd.engine.ahead import CachesAhead
 from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.methods.roles import Shared, forget
@@ -16,7 +17,8 @@ from raykd.models.staged import measure
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
-from raykd.teachers.manifest import read_manifest
+from raykd.teachers.manifest import manifest_of
+from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
 from raykd.types import Look, Signal
 
@@ -50,23 +52,25 @@ def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) 
 def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
     """The teacher of every epoch of a run; only the one in use is held.
 
-    None where there is none, or where the learner has it.
+    None where there is none, or where the learner has it. From a cache, the view of an epoch and
+    that of the next one are opened in the background.
     """
     held: dict[int, Source] = {}
     looks = run.method.looks().teacher
 
+    def opened(epoch: int) -> dict[Look, LogitsCache]:
+        seen = _views_of_anchor(run, epoch)
+        return {look: open_cache(store, run.logits_at(epoch, look), seen, device) for look in looks}
+
+    caches = CachesAhead(run, opened)
+
     def make(epoch: int) -> Source:
         sources: dict[Look, Source]
         if run.cached():
-            seen = _views_of_anchor(run, epoch)
             classifier = _classifier(store, run, run.anchor_at(epoch), device)
             sources = {
-                look: CachedTeacher(
-                    open_cache(store, run.logits_at(epoch, look), seen, device),
-                    run.method.needs(),
-                    classifier,
-                )
-                for look in looks
+                look: CachedTeacher(cache, run.method.needs(), classifier)
+                for look, cache in caches.at(epoch).items()
             }
         else:
             live = live_teacher(store, run.logits_at(epoch), device, run.method.needs())
@@ -80,6 +84,8 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
         if anchor not in held:
             held.clear()
             held[anchor] = make(epoch)
+        if run.cached():
+            caches.look_ahead(epoch)
         return held[anchor]
 
     return at
@@ -130,7 +136,7 @@ def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
     wanted = set(views)
 
     def holds(candidate: LogitsRun) -> bool:
-        known = read_manifest(store.path(candidate))
+        known = manifest_of(store, candidate)
         return known is not None and wanted.issubset(known.views())
 
     return run.wider() if not holds(run) and holds(run.wider()) else run
@@ -139,8 +145,9 @@ def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
 def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
     """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
     run = serving(store, run, views)
-    checksum = weights.anchor_checksum(store, run)
-    return LogitsCache.open(store.path(run), run.plain(), checksum, views, device)
+    folder, checksum = store.path(run), weights.anchor_checksum(store, run)
+    shelf = None if store.mirror is None else Shelf(store, folder)
+    return LogitsCache.open(folder, run.plain(), checksum, views, device, shelf)
 
 
 def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learner:
@@ -176,10 +183,10 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
 
 def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
     """Set student and helpers to what the prelude made of them."""
-    folder = store.path(before)
     if before.model is not None:
-        weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
-    if state := weights.kept(folder / weights.HELPERS):
+        path = weights.finished(store, before, weights.STUDENT)
+        weights.load_weights(weights.checked(path), learner.student)
+    if state := weights.kept(weights.finished(store, before, weights.HELPERS)):
         learner.method.adopt(learner.helpers, state)
 
 
@@ -194,9 +201,9 @@ def _go_on_after(store: Store, before: StudentRun, learner: Learner, *, alike: b
 
     What the teacher sets is left to the teacher of this stage, and a memory begins anew.
     """
-    folder = store.path(before)
-    weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
-    if alike and (state := weights.kept(folder / weights.STAGE)):
+    path = weights.finished(store, before, weights.STUDENT)
+    weights.load_weights(weights.checked(path), learner.student)
+    if alike and (state := weights.kept(weights.finished(store, before, weights.STAGE))):
         learner.helpers.load_state_dict(state, strict=False)  # without memories
         forget(learner.helpers)
 
