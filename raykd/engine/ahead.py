@@ -23,11 +23,13 @@ class CachesAhead:
         self._caches: dict[int, Future[dict[Look, LogitsCache]]] = {}  # by anchor
 
     def at(self, epoch: int) -> dict[Look, LogitsCache]:
-        """The caches of an epoch; those of other anchors are let go."""
+        """The caches of an epoch; those of the anchors before are let go."""
         anchor = self._run.anchor_at(epoch)
-        coming = self._caches.get(anchor) or begun(lambda: self._begun(epoch))
-        self._caches = {anchor: coming}
-        return coming.result()
+        for before in [one for one in self._caches if one < anchor]:
+            del self._caches[before]
+        if anchor not in self._caches:
+            self._caches[anchor] = begun(lambda: self._begun(epoch))
+        return self._caches[anchor].result()
 
     def look_ahead(self, epoch: int) -> None:
         """Begin to open the views of an epoch and of the one after it."""
@@ -41,7 +43,7 @@ class CachesAhead:
         if anchor == run.anchor_at(epoch):
             for cache in now.values():
                 cache.prefetch(run.view_at(following))
-        else:
+        elif anchor not in self._caches:
             self._caches[anchor] = begun(lambda: self._begun(following))
 
     def _begun(self, epoch: int) -> dict[Look, LogitsCache]:
