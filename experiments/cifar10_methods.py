@@ -83,7 +83,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # label -> metho
 @click.option("--methods", multiple=True, help="Only these; every method and variant if none.")
 @click.option("--parallel", default=1, show_default=True, help="Students at a time.")
 @click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
-@click.option("--store", default="raykd-store", show_default=True, type=click.Path(path_type=Path))
+@click.option("--store", default="raykd-store", show_default=True, help="A folder, or a URL.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 def main(
     data: Path | None,
@@ -91,7 +91,7 @@ def main(
     methods: tuple[str, ...],
     parallel: int,
     full: str | None,
-    store: Path,
+    store: str,
     markdown: bool,
 ) -> None:
     """Train what is missing, and print the table."""
@@ -171,7 +171,7 @@ def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Tell
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__"])  # or every student would import torch anew
     with ProcessPoolExecutor(parallel, context, max_tasks_per_child=1) as pool:
-        tasks = {pool.submit(_train_one, str(store.root), run): run for run in runs}
+        tasks = {pool.submit(_train_one, store.url, run): run for run in runs}
         for number, task in enumerate(as_completed(tasks), 1):
             run = tasks[task]
             top1 = task.result()

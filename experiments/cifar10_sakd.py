@@ -40,7 +40,7 @@ ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
 @click.option("--bases", multiple=True, type=click.Choice(PAPER), help="Only these; all if none.")
 @click.option("--parallel", default=1, show_default=True, help="Students at a time.")
 @click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
-@click.option("--store", default="raykd-store", show_default=True, type=click.Path(path_type=Path))
+@click.option("--store", default="raykd-store", show_default=True, help="A folder, or a URL.")
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 def main(
     data: Path | None,
@@ -48,7 +48,7 @@ def main(
     bases: tuple[str, ...],
     parallel: int,
     full: str | None,
-    store: Path,
+    store: str,
     markdown: bool,
 ) -> None:
     """Train what is missing, print the tables and write the page."""

@@ -77,7 +77,7 @@ def main(
     data: str | None,
     tiny: bool,
     dry_run: bool,
-    store: Path,
+    store: str,
     overrides: tuple[str, ...],
     **choices,
 ) -> None:

@@ -8,8 +8,6 @@ A column is a pair of teacher and student, a line a method: top-1 after the last
 sample standard deviation over the seeds. Each pair is a sweep of Ray Tune over one teacher.
 """
 
-from pathlib import Path
-
 import click
 import yaml
 
@@ -69,7 +67,7 @@ def main(
     methods: str,
     seeds: int,
     overrides: tuple[str, ...],
-    store: Path,
+    store: str,
 ) -> None:
     """Sweep over methods for each pair, and print the field's table."""
     teller, place = Teller(), Store(store)
@@ -85,7 +83,7 @@ def main(
             teller.say(f"page: {report.publish(summary, place)}")
             columns[pair] = summary
     text = table(columns)
-    (place.root / "reports" / f"method_grid-{data}.md").write_text(text + "\n")
+    place.write(place.root / "reports" / f"method_grid-{data}.md", f"{text}\n".encode())
     click.echo(text)
     for one in swept:
         raise_failures(one)

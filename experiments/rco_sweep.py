@@ -10,8 +10,6 @@ lies in the store, the page with the searches' decisions too, and the same comma
 was.
 """
 
-from pathlib import Path
-
 import click
 
 from raykd import report
@@ -63,7 +61,7 @@ def main(
     threshold: float,
     tiny: bool,
     overrides: tuple[str, ...],
-    store: Path,
+    store: str,
 ) -> None:
     """Sweep over routes, and write a page."""
     networks = students.split(",") if students else [*STUDENTS[data]]

@@ -58,6 +58,14 @@ def file_checksum(path: Path) -> str:
     return digest.hexdigest()[:CHECKSUM_DIGITS]
 
 
+def page_in(path: Path) -> None:
+    """Read a file through, so that its pages are in memory when its map is read."""
+    block = bytearray(_BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+
+
 def write(path: Path, columns: Mapping[str, Tensor]) -> str:
     """Write the columns to `path` atomically and return the file's checksum."""
     data = pack(columns)

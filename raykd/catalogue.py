@@ -18,7 +18,7 @@ from raykd.models import NETWORKS, parameter_count
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
-from raykd.teachers.manifest import read_manifest
+from raykd.teachers.manifest import manifest_of
 from raykd.types import CACHEABLE
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def verify_caches(
 
 
 def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
-    manifest = read_manifest(store.path(run))
+    manifest = manifest_of(store, run)
     if manifest is None:
         raise CacheCorrupt(f"{store.path(run)}: there is no manifest; `raykd precompute` makes it")
     views = manifest.views()
@@ -104,7 +104,7 @@ def _teachers(store: Store) -> list[Row]:
 def _caches(store: Store) -> list[Row]:
     rows = []
     for run in cached_runs(store):
-        manifest = read_manifest(store.path(run))
+        manifest = manifest_of(store, run)
         assert manifest is not None, "a cache is listed by the marker that follows its manifest"
         rows.append(
             {

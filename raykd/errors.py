@@ -52,3 +52,13 @@ class ExportFailed(RaykdError):
     """A network that cannot be written in a format, or answers otherwise once it is read back."""
 
     code = 8
+
+
+class Unreachable(RaykdError):
+    """A place by URL that does not answer, or refuses: network, credentials, bucket."""
+
+    code = 9
+
+
+class Damaged(CacheCorrupt):
+    """A file elsewhere whose bytes are not those that its checksum was made of."""

@@ -52,6 +52,9 @@ class Scale(Record):
     on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
     checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, at epoch ends
     max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
+    local_gb: float | None = Field(
+        default=None, gt=0
+    )  # copies of a remote store's shards on a node
     address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
 
 

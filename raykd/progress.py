@@ -18,9 +18,12 @@ from rich.progress import (
 )
 
 from raykd.engine.journal import read_metrics
+from raykd.errors import Unreachable
+from raykd.store import Store
 
 LINE_SECONDS = 10.0  # at most one line per task and so many seconds, in a log
 _POLL_SECONDS = 0.5
+_FAR = 20  # polls between two looks at what another node has written
 
 
 class Task:
@@ -97,21 +100,26 @@ class Teller:
         return Task(self, label, total, unit)
 
     @contextlib.contextmanager
-    def watching(self, label: str, folder: Path, epochs: int) -> Iterator[None]:
-        """Show the epochs of a run from the metrics that it writes into `folder`."""
+    def watching(
+        self, label: str, folder: Path, epochs: int, store: Store | None = None
+    ) -> Iterator[None]:
+        """Show the epochs of a run from the metrics that it writes into a folder of the store."""
         task = self.task(label, epochs, "epoch")
         stop = threading.Event()
 
-        def look() -> None:
-            history = read_metrics(folder)
+        def look(store: Store | None = None) -> None:
+            history = read_metrics(folder, store)
             if len(history) > task.done:
                 last = history[-1]
                 top1 = f"top-1 {last['top1']:.1f} %, " if "top1" in last else ""
                 task.update(len(history), f"{top1}loss {last['loss']:.3f}")
 
         def poll() -> None:
+            polls = 0
             while not stop.wait(_POLL_SECONDS):
-                look()
+                polls += 1
+                with contextlib.suppress(Unreachable):  # who works will say so
+                    look(store if polls % _FAR == 0 else None)
 
         thread = threading.Thread(target=poll, daemon=True)
         thread.start()

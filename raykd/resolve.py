@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from raykd.data import images
-from raykd.data.files import is_url
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
 from raykd.recipes import AnyTeacher, Asked, StudentRun
 from raykd.recipes.agreement import check_student
-from raykd.store import Store, write_atomic
+from raykd.remote import is_url
+from raykd.store import Store
 
 Digests = dict[tuple[str, int | None, bool], str]  # of images, by dataset, resize, stream
 
@@ -111,8 +111,8 @@ def _imported(store: Store, weights: str | None) -> str | None:
         ) from error
     digest = hashlib.sha256(data).hexdigest()
     kept = store.root / "weights" / (digest + Path(weights).suffix)
-    if not kept.is_file():
-        write_atomic(kept, data)
+    if not store.pull(kept).is_file():
+        store.write(kept, data)
     return f"sha256:{digest}{Path(weights).suffix}"
 
 

@@ -13,6 +13,9 @@
 
 A folder is complete when its marker is there, and the marker is written last. What a killed
 run leaves is either complete or is continued or made anew; nothing needs a lock.
+
+The root may be a URL. Then every node works on a copy of its own, the mirror: what is written is
+pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
 import errno
@@ -24,8 +27,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from raykd.errors import NoRoom
+from raykd.errors import ConfigError, NoRoom
+from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
+from raykd.remote import Remote, is_url
 
 MARKER = "recipe.json"
 
@@ -63,7 +68,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(path, _json(value))
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -72,32 +81,134 @@ def read_json(path: Path) -> Any:
 
 
 class Store:
-    """Artefacts under one root folder, which every worker must be able to reach."""
+    """Artefacts under one root: a folder that every worker can reach, or a URL.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().resolve()
+    `root` is the folder on this node, `url` the text that makes the same store on another one.
+    `local_gb` bounds the copies of a remote store's shards on a node; $RAYKD_LOCAL_GB goes first.
+    """
+
+    def __init__(self, place: str | Path, local_gb: float | None = None) -> None:
+        self.mirror: Mirror | None = None
+        if is_url(str(place)):
+            remote = Remote(str(place))
+            self.root = place_of(remote)
+            self.url, self.shown = remote.url, remote.shown
+            self.mirror = Mirror(remote, self.root)
+        else:
+            self.root = Path(place).expanduser().resolve()
+            self.url = self.shown = str(self.root)
+        self.local_bytes = _bound(local_gb)
 
     def path(self, recipe: Record) -> Path:
         """The folder of a recipe's artefact, whether or not it exists."""
         return self.root / _kind(recipe) / fingerprint(recipe)
 
     def has(self, recipe: Record) -> bool:
-        """Whether the artefact is complete."""
-        return (self.path(recipe) / MARKER).is_file()
+        """Whether the artefact is complete. Its large files may still have to be pulled."""
+        return self.whole(self.path(recipe), MARKER)
 
     def finish(self, recipe: Record) -> None:
         """Write the marker that makes the artefact complete."""
-        write_json(self.path(recipe) / MARKER, recipe.plain())
+        folder = self.path(recipe)
+        write_json(folder / MARKER, recipe.plain())
+        self.share(folder, MARKER)
 
     def discard(self, recipe: Record) -> None:
         """Remove the artefact, marker first, so that a half-removed one is never trusted."""
-        (self.path(recipe) / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(self.path(recipe), ignore_errors=True)
+        self.remove(self.path(recipe) / MARKER)
+        self.remove(self.path(recipe))
 
     def finished(self, kind: str) -> Iterator[Path]:
         """Folders of the complete artefacts of one kind, oldest first."""
-        markers = (self.root / kind).glob(f"*/{MARKER}")
+        if self.mirror is None:
+            markers = [*(self.root / kind).glob(f"*/{MARKER}")]
+        else:
+            markers = [folder / MARKER for folder in self.mirror.finished(kind, MARKER)]
         yield from (marker.parent for marker in sorted(markers, key=lambda m: m.stat().st_mtime))
+
+    def where(self, path: Path) -> str:
+        """A path as messages name it: where it lies for all nodes."""
+        return str(path) if self.mirror is None else self.mirror.shown(path)
+
+    def whole(self, folder: Path, marker: str) -> bool:
+        """Whether a folder is complete, by the file that is written last."""
+        if self.mirror is None:
+            return (folder / marker).is_file()
+        return self.mirror.whole(folder, marker)
+
+    def share(self, folder: Path, marker: str) -> None:
+        """Push a complete folder, its marker last."""
+        if self.mirror is not None:
+            self.mirror.share(folder, marker)
+
+    def push(self, path: Path) -> None:
+        """Let other nodes have a file."""
+        if self.mirror is not None:
+            self.mirror.push(path)
+
+    def pull(self, path: Path) -> Path:
+        """The path, once what lies there is here, if it is anywhere. For what never changes."""
+        if self.mirror is not None:
+            self.mirror.pull(path)
+        return path
+
+    def pull_all(self, folder: Path, beginning: str) -> None:
+        """Pull the files of a folder whose names begin so."""
+        if self.mirror is not None:
+            self.mirror.pull_all(folder, beginning)
+
+    def renew(self, path: Path) -> Path:
+        """The same for a file that other nodes may have changed or removed."""
+        if self.mirror is not None:
+            self.mirror.renew(path)
+        return path
+
+    def renew_all(self, folder: Path) -> Path:
+        """The same for a folder of texts."""
+        if self.mirror is not None:
+            self.mirror.renew_all(folder)
+        return folder
+
+    def elsewhere(self, path: Path) -> bytes | None:
+        """What a file holds for all nodes, if that may be more than it holds here."""
+        return None if self.mirror is None else self.mirror.read(path)
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a file atomically, here and for the other nodes."""
+        if self.mirror is None:
+            write_atomic(path, data)
+            return
+        # It is there first, so that nobody on this node renews it to what was before.
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        write_atomic(aside, data)
+        try:
+            self.mirror.push(aside, path)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def write_json(self, path: Path, value: object) -> None:
+        """The same with a value as indented JSON."""
+        self.write(path, _json(value))
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a folder, where it is there."""
+        if self.mirror is not None:
+            self.mirror.remove(path)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _bound(local_gb: float | None) -> int | None:
+    """The bound on local copies in bytes; None for none. Raises `ConfigError`."""
+    text = os.environ.get("RAYKD_LOCAL_GB")
+    try:
+        number = float(text) if text else local_gb
+    except ValueError:
+        raise ConfigError(f"$RAYKD_LOCAL_GB: expected a number, found {text!r}") from None
+    return None if number is None else int(number * 1e9)
 
 
 def _kind(recipe: Record) -> str:

@@ -12,6 +12,9 @@ import torch
 from raykd.data.augment import Augment
 from raykd.data.images import Data, read
 from raykd.store import Store
+from tests.bucket import bucket, credentials, s3_server
+
+__all__ = ["bucket", "credentials", "s3_server"]  # fixtures
 
 # Tests run side by side with other work, and one thread adds in one order.
 torch.set_num_threads(1)

@@ -95,6 +95,29 @@ def test_verify_passes_a_whole_cache_and_names_a_damaged_shard(file, tmp_path):
     call("verify", "--store", tmp_path)
 
 
+def test_a_store_may_be_a_url(file, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "one"))
+    call("precompute", file, "--store", bucket)
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "two"))
+    monkeypatch.setenv("RAYKD_STORE", bucket)
+    assert len(json.loads(call("show", "caches", "--json").stdout)) == 2
+    shown = bucket.partition("?")[0]
+    assert f"no students in {shown}\n" in call("show", "students").stdout
+    assert json.loads(call("plan", file, "--json").stdout)["bytes"] == 0
+    call("verify", file)
+    call("report", file)
+
+
+def test_a_store_that_cannot_be_reached_is_a_sentence(file, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path))
+    missing = bucket.replace("s3://b", "s3://no-")
+    for words in (("run", file), ("show", "students")):
+        result = call(*words, "--store", missing, code=8)
+        assert "there is no bucket 'no-" in result.stderr
+        assert "Traceback" not in result.output
+    assert "not a place" in call("show", "students", "--store", "nosuch://a/b", code=2).stderr
+
+
 def test_show_lists_what_there_is(file, tmp_path):
     assert "no students" in call("show", "students", "--store", tmp_path).stdout
     call("run", file, "--store", tmp_path)

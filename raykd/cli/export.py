@@ -37,7 +37,7 @@ _FORMATS = ("safetensors", "torch", "onnx")
 def export(
     student: str,
     overrides: tuple[str, ...],
-    store: Path,
+    store: str,
     output: Path,
     formats: tuple[str, ...],
     as_json: bool,

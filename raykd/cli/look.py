@@ -28,7 +28,7 @@ SHOWN += ["methods", "models", "datasets"]
 @JSON
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a table in Markdown.")
 @speaking
-def show(what: str, store: Path, as_json: bool, as_markdown: bool) -> None:
+def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
     """List what is in the store, or what an experiment can name."""
     from raykd.catalogue import catalogue, markdown
     from raykd.store import Store
@@ -37,7 +37,7 @@ def show(what: str, store: Path, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        click.echo(f"no {what} in {Store(store).root}")
+        click.echo(f"no {what} in {Store(store).shown}")
     elif as_markdown:
         click.echo(markdown(rows))
     else:
@@ -52,7 +52,7 @@ def show(what: str, store: Path, as_json: bool, as_markdown: bool) -> None:
 @JSON
 @speaking
 def verify(
-    experiment: Path | None, overrides: tuple[str, ...], store: Path, rows: int, as_json: bool
+    experiment: Path | None, overrides: tuple[str, ...], store: str, rows: int, as_json: bool
 ) -> None:
     """Check every shard's checksum, and random rows against the live teacher.
 
@@ -84,7 +84,7 @@ def verify(
         for error in errors:
             click.echo(f"error: {error}", err=True)
         if not results and not errors:
-            click.echo(f"no caches in {Store(store).root}")
+            click.echo(f"no caches in {Store(store).shown}")
     if errors:
         sys.exit(errors[0].code)
 
@@ -102,7 +102,7 @@ def verify(
 def report_command(
     experiment: Path,
     overrides: tuple[str, ...],
-    store: Path,
+    store: str,
     output: Path | None,
     baseline: str | None,
     markdown: bool,

@@ -13,20 +13,30 @@ from rich.console import Console
 from rich.table import Table
 
 from raykd.errors import ConfigError, RaykdError
+from raykd.remote import is_url
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
     from raykd.experiment import Experiment
     from raykd.progress import Teller
     from raykd.store import Store
 
+
+class Place(click.Path):
+    """A folder, or a URL as it was given."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The value, once it is seen to be either."""
+        return value if is_url(str(value)) else super().convert(value, param, ctx)
+
+
 EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
 STORE = click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: Path(os.environ.get("RAYKD_STORE", "raykd-store")),
+    type=Place(file_okay=False),
+    default=lambda: os.environ.get("RAYKD_STORE", "raykd-store"),
     show_default="$RAYKD_STORE or ./raykd-store",
-    help="Folder of all artefacts; every worker must be able to reach it.",
+    help="Folder of all artefacts, or its URL (s3://, gs://); every worker must reach it.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
@@ -49,7 +59,7 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def resolved_experiment(
-    path: Path, overrides: tuple[str, ...], store: Path
+    path: Path, overrides: tuple[str, ...], store: str
 ) -> tuple["Experiment", "Store", "Teller"]:
     """The experiment with its data read, its store, and someone to say what happens."""
     from raykd.experiment import load
@@ -57,8 +67,8 @@ def resolved_experiment(
     from raykd.resolve import resolve
     from raykd.store import Store
 
-    teller, place = Teller(), Store(store)
     experiment = load(path, overrides)
+    teller, place = Teller(), Store(store, experiment.scale.local_gb)
     return resolve(experiment, place, teller.say), place, teller
 
 

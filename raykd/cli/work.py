@@ -24,7 +24,7 @@ from raykd.errors import ConfigError
 @STORE
 @JSON
 @speaking
-def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
+def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train teachers and students, and write a table and a page."""
     from raykd import report
     from raykd.launch.work import carry_out
@@ -41,7 +41,7 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
     reused = {kind: count for kind, count in outcome.reused.items() if count}
     if reused:
         counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
-        teller.say(f"reused from {place.root}: {counts}")
+        teller.say(f"reused from {place.shown}: {counts}")
     teller.say(f"done in {clock(outcome.seconds)}; page: {page}")
     if as_json:
         work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
@@ -58,7 +58,7 @@ def run(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool
 @JSON
 @speaking
 def sweep(
-    experiment: Path, overrides: tuple[str, ...], store: Path, fresh: bool, as_json: bool
+    experiment: Path, overrides: tuple[str, ...], store: str, fresh: bool, as_json: bool
 ) -> None:
     """Go through a grid or a search with Ray Tune, and write a table and a page.
 
@@ -80,7 +80,9 @@ def sweep(
     teller.say(f"page: {page}; table: {swept.results}")
     if as_json:
         files = {"page": str(page), "results": str(swept.results)}
-        print_json(report.to_json(summary) | files | {"tensorboard": str(swept.tensorboard)})
+        print_json(
+            report.to_json(summary) | files | {"tensorboard": place.where(swept.tensorboard)}
+        )
     else:
         wide_console().print(report.console_table(summary))
     raise_failures(swept)
@@ -92,7 +94,7 @@ def sweep(
 @STORE
 @JSON
 @speaking
-def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
+def plan(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Say what a run would compute, write and take, before anything runs."""
     from raykd.cli.planning import print_plan
 
@@ -106,7 +108,7 @@ def plan(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: boo
 @STORE
 @JSON
 @speaking
-def precompute(experiment: Path, overrides: tuple[str, ...], store: Path, as_json: bool) -> None:
+def precompute(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train the teachers and fill the caches, but train no student."""
     from raykd.launch.work import carry_out
     from raykd.progress import clock

@@ -91,6 +91,7 @@ def take_in(store: Store, found: Located, say: Say, *, skip_bad: bool) -> str:
         for split, (ranges, labels) in splits.items()
     }
     write_facts(folder, digest, root, found.names, checksums)
+    store.share(folder, MARKER)
     if found.stamp:
         write_json(_stamp(store, found, skip_bad=skip_bad), {"digest": digest})
     return digest
@@ -122,12 +123,12 @@ def whole(path: Path, checksum: str) -> Path:
     return path
 
 
-def opened(folder: Path, facts: dict[str, Any]) -> dict[str, Encoded]:
+def opened(store: Store, folder: Path, facts: dict[str, Any]) -> dict[str, Encoded]:
     """The splits of encoded images whose index lies in a folder of the store."""
     splits = {}
     for split, checksums in facts["splits"].items():
         for name, checksum in checksums.items():
-            whole(folder / name, checksum)
+            whole(store.pull(folder / name), checksum)
         splits[split] = read_index(folder, split, facts["root"], tuple(facts["names"]))
     return splits
 

@@ -17,7 +17,7 @@ from raykd import arrow
 from raykd.data.contents import DIGEST_DIGITS, MARKER, whole
 from raykd.data.decode import decode, statistics
 from raykd.data.samples import Found
-from raykd.store import write_json
+from raykd.store import Store, write_json
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Images:
         return Images(self.pixels[rows], self.targets[rows], self.names)
 
 
-def opened(folder: Path, facts: dict[str, Any]) -> dict[str, Images]:
+def opened(store: Store, folder: Path, facts: dict[str, Any]) -> dict[str, Images]:
     """The splits of decoded images in a folder of the store."""
     splits = {}
     for split, checksum in facts["splits"].items():
-        columns = arrow.read(whole(folder / f"{split}.arrow", checksum))
+        columns = arrow.read(whole(store.pull(folder / f"{split}.arrow"), checksum))
         pixels = columns["pixels"].view(-1, *facts["size"], 3)
         splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))
     return splits

@@ -19,7 +19,7 @@ from raykd.data.augment import Augment
 from raykd.data.contents import MARKER
 from raykd.data.decoded import Images, decode_into, digest_of
 from raykd.data.encoded import Encoded
-from raykd.data.files import Files, is_url
+from raykd.data.files import Files
 from raykd.data.located import LOCATED
 from raykd.data.order import stratified
 from raykd.data.samples import Triple
@@ -27,6 +27,7 @@ from raykd.data.sources import SOURCES
 from raykd.data.stream import Stream
 from raykd.errors import ConfigError, DataError
 from raykd.record import Record
+from raykd.remote import is_url
 from raykd.store import Store, read_json
 
 Say = Callable[[str], None]
@@ -96,7 +97,8 @@ def read(
     are not touched. With `skip_bad`, streamed files that cannot be images are left out.
     """
     folder = _folder(store, data.digest)
-    facts = read_json(folder / MARKER) if data.digest and (folder / MARKER).is_file() else None
+    known = bool(data.digest) and store.whole(folder, MARKER)
+    facts = read_json(folder / MARKER) if known else None
     if data.stream is not None:
         root = None if path is None else Files.at(path).root
         if facts is None or (root is not None and facts["root"] != root):
@@ -111,9 +113,10 @@ def read(
             )
         found = SOURCES[data.name](None if path is None else Path(path))
         digest = digest_of(found, data.resize)
-        if not (_folder(store, digest) / MARKER).is_file():
-            _expect(data, digest)
+        _expect(data, digest)
+        if not store.whole(_folder(store, digest), MARKER):
             decode_into(_folder(store, digest), found, digest, data.resize)
+            store.share(_folder(store, digest), MARKER)
         facts = _facts(store, data, digest)
     for field in ("classes", "size"):
         given, real = getattr(data, field), facts[field]
@@ -140,7 +143,7 @@ def _streamed(store: Store, data: Data, root: str | None, say: Say, *, skip_bad:
         )
     found = find(root)
     digest = contents.known(store, found, skip_bad=skip_bad)
-    if digest is None or not (_folder(store, digest) / MARKER).is_file():
+    if digest is None or not store.whole(_folder(store, digest), MARKER):
         digest = contents.take_in(store, found, say, skip_bad=skip_bad)
     return digest
 
@@ -182,14 +185,14 @@ def open_split(store: Store, data: Data, split: Split) -> Pictures:
 def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | None]:
     """Training, test and validation images; None where no share is held out for those."""
     folder = _folder(store, data.digest)
-    if not data.digest or not (folder / MARKER).is_file():
+    if not data.digest or not store.whole(folder, MARKER):
         raise DataError(
             f"{folder}: the images of {data.name!r} are not in the store; "
             "`raykd run` puts them there where it can read the files"
         )
     facts = read_json(folder / MARKER)
     reader = decoded if data.stream is None else contents
-    splits: Mapping[str, Pictures] = reader.opened(folder, facts)
+    splits: Mapping[str, Pictures] = reader.opened(store, folder, facts)
     train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
         train, test = _apart(train, data.holdout, "holdout", data.seed, bits.HOLDOUT)

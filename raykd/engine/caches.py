@@ -15,7 +15,7 @@ from raykd.errors import NoRoom
 from raykd.experiment import Scale
 from raykd.models.staged import measure
 from raykd.recipes import LogitsRun
-from raykd.store import Store, write_json
+from raykd.store import Store
 from raykd.teachers.codec import bytes_per_row
 from raykd.teachers.manifest import (
     Manifest,
@@ -23,11 +23,11 @@ from raykd.teachers.manifest import (
     Shard,
     check_identity,
     gaps,
-    read_manifest,
+    manifest_of,
     split,
-    whole_shards,
     write_manifest,
 )
+from raykd.teachers.shelf import Shelf
 
 _ROOM = 1.05  # free bytes wanted per byte to be written
 
@@ -52,13 +52,13 @@ class CacheBuild:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = len(open_split(store, run.data, run.split))
         checksum = anchor_checksum(store, run)
-        known = read_manifest(self.folder)
+        known = manifest_of(store, run)
         if known is not None:
             check_identity(self.folder, known, run.plain(), checksum)
-        good, bad = whole_shards(self.folder)
-        for path in bad:
-            say(f"{path}: the shard was truncated or altered; it is removed and computed again")
-            path.unlink()
+        self._shelf = Shelf(store, self.folder)
+        good, bad = self._shelf.survey()
+        for text in bad:
+            say(f"{text}; it is removed and computed again")
         self.manifest = Manifest(run.plain(), checksum, rows, tuple(good))
         if known is None or set(known.shards) != set(good):
             self.commit()
@@ -75,16 +75,18 @@ class CacheBuild:
 
     def commit(self) -> None:
         """Write the manifest, with the shards of other builds that are in the folder's manifest."""
-        known = read_manifest(self.folder)
+        known = manifest_of(self.store, self.run)
         others = known.shards if known is not None else ()
-        present = [shard for shard in others if (self.folder / shard.name).is_file()]
+        names = self._shelf.names()
+        present = [shard for shard in others if shard.name in names]
         shards = tuple({*self.manifest.shards, *present})
-        write_manifest(self.folder, replace(self.manifest, shards=shards))
+        manifest = replace(self.manifest, shards=shards)
+        write_manifest(self.folder, manifest, self.store.write_json)
 
     def finish(self) -> None:
         """Write the manifest, and the marker by which the store lists the cache."""
         self.commit()
-        write_json(self.folder / "recipe.json", self.run.plain())
+        self.store.finish(self.run)
 
 
 def build_here(
@@ -115,8 +117,13 @@ def needed_bytes(run: LogitsRun, rows: int) -> int:
 
 
 def check_room(store: Store, needed: int) -> None:
-    """Raise `NoRoom` where the store's disk has not the free bytes for caches of this size."""
+    """Raise `NoRoom` where the store's disk has not the free bytes for caches of this size.
+
+    Of a remote store only a bounded part has to be on this one's.
+    """
     store.root.mkdir(parents=True, exist_ok=True)
+    if store.mirror is not None:
+        needed = min(needed, store.local_bytes or needed)
     free = shutil.disk_usage(store.root).free
     if needed * _ROOM > free:
         raise NoRoom(

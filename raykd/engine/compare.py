@@ -18,7 +18,7 @@ from raykd.recipes import LogitsRun
 from raykd.recipes.optim import Precision
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
-from raykd.teachers.manifest import read_manifest
+from raykd.teachers.manifest import manifest_of
 from raykd.teachers.topk import told
 
 SPOT_CHECK = 64  # rows that a build compares with the live teacher at its end
@@ -40,7 +40,7 @@ def compare(store: Store, run: LogitsRun, rows: int, device: torch.device) -> Co
 
     Raises `CacheMismatch` where the answers are further apart than the storage explains.
     """
-    manifest = read_manifest(store.path(run))
+    manifest = manifest_of(store, run)
     views = manifest.views() if manifest is not None else []
     cache = open_cache(store, run, views, device)
     maker = ShardMaker(store, run, device)

@@ -19,7 +19,7 @@ from raykd.experiment import Experiment, Scale
 from raykd.plan import Plan
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
 from raykd.store import Store
-from raykd.teachers.manifest import gaps, read_manifest
+from raykd.teachers.manifest import gaps, manifest_of
 
 TRAIN_GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
 RAY_SECONDS = 10.0  # to start Ray itself
@@ -71,7 +71,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
         if serving(store, job.run, job.views) != job.run:
             continue
         rows = len(open_split(store, job.run.data, job.run.split))
-        known = read_manifest(store.path(job.run))
+        known = manifest_of(store, job.run)
         shards = known.shards if known is not None else ()
         missing = sum(len(part) for view in job.views for part in gaps(shards, view, rows))
         if missing:

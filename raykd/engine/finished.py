@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raykd import models
 from raykd.data.images import Pictures, open_images
-from raykd.engine import prepare, weights
+from raykd.engine import start, weights
 from raykd.engine.journal import RESULT
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
@@ -50,7 +50,7 @@ def finished(store: Store, run: AnyTeacher) -> Finished:
     method, helpers = LabelOnly(), nn.ModuleDict()
     if isinstance(run, StudentRun):
         method = run.method
-        network, helpers = prepare.untrained(run, train.targets)
+        network, helpers = start.untrained(run, train.targets)
     else:
         network = models.build(run.model, len(test.names))
     path = weights.anchor_path(store, run, run.anchors()[-1])

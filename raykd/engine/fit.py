@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
-from raykd.engine import prepare, weights
+from raykd.engine import prepare, start, weights
 from raykd.engine.evaluate import BATCH, evaluate
 from raykd.engine.host import EVERY_EPOCH, Host, LocalHost
 from raykd.engine.journal import RESULT, Journal
@@ -28,6 +28,7 @@ from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Trainin
 from raykd.store import Store, write_json
 from raykd.teachers.manifest import Part, Shard
 from raykd.teachers.shard import compute_shard
+from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher
 
 
@@ -46,7 +47,7 @@ def local_host(
 
     `passed_on` is called with the metrics of every epoch.
     """
-    journal = Journal(store.path(run), scale.checkpoint_seconds)
+    journal = Journal(store.path(run), scale.checkpoint_seconds, store)
     return LocalHost(journal, default_device(), passed_on, scale)
 
 
@@ -72,12 +73,14 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
         if epoch in saved and host.rank == 0:
             if teacher.refresh_statistics:
                 network = refreshed(network, train, run.view_at(epoch - 1))
-            weights.save_weights(weights.anchor_path(store, teacher, epoch), network)
+            path = weights.anchor_path(store, teacher, epoch)
+            weights.save_weights(path, network)
+            store.push(path)
 
     run = training_of(teacher)
     train, test = prepare.views(store, run, host)
     validation = prepare.validation(store, run, host.device, host.scale)
-    learner = prepare.learner(store, run, host, train.images.targets)
+    learner = start.learner(store, run, host, train.images.targets)
     history = distil(
         run, learner, lambda epoch: None, train, test, None, host, validation, keep=keep
     )
@@ -91,7 +94,7 @@ def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run = prelude.training()
     train, _ = prepare.views(store, run, host)
-    learner = prepare.learner(store, run, host, train.images.targets)
+    learner = start.learner(store, run, host, train.images.targets)
     teacher_at = prepare.teachers(store, run, host.device)
     history = distil(run, learner, teacher_at, train, None, None, host)
     if host.rank == 0:
@@ -114,7 +117,9 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
     teacher_at = prepare.teachers(store, run, host.device)
     test_run = run.test_logits()
     test_teacher = prepare.open_cache(store, test_run, [0], host.device) if test_run else None
-    learner = prepare.learner(store, run, host, train.images.targets)
+    if test_teacher is not None:
+        test_teacher.prefetch(0)
+    learner = start.learner(store, run, host, train.images.targets)
     history = distil(
         run,
         learner,
@@ -132,7 +137,7 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
         kept = run.method.releases(learner.helpers) if run.method.needs() else nn.ModuleDict()
         if kept.state_dict():
             weights.save_state(folder / weights.HELPERS, kept)
-        if lasting := prepare.lasting(learner.helpers):
+        if lasting := start.lasting(learner.helpers):
             weights.save_tensors(folder / weights.STAGE, lasting)
         _finish(store, run, result_of(run, [network, kept], history, host))
 
@@ -151,14 +156,17 @@ class ShardMaker:
     def __init__(
         self, store: Store, run: LogitsRun, device: torch.device, scale: Scale = EVERY_EPOCH
     ) -> None:
-        self.folder = store.path(run)
+        self._shelf = Shelf(store, store.path(run))
+        self.folder = self._shelf.workshop
         self.views = prepare.shown(open_split(store, run.data, run.split), run.data, device, scale)
         self.teacher = prepare.live_teacher(store, run, device)
         self.codec = run.stored()
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
-        return compute_shard(self.folder, part, self.views, self.teacher, self.codec)
+        shard = compute_shard(self.folder, part, self.views, self.teacher, self.codec)
+        self._shelf.add(shard)
+        return shard
 
 
 def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
@@ -183,6 +191,7 @@ def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
 def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:
     """Write the result, with the checksums of the weights, and then the artefact's marker."""
     folder = store.path(run)
+    store.pull_all(folder, "weights")  # of epochs on other nodes
     write_json(folder / RESULT, result | {"weights": weights.checksums(folder)})
     store.finish(run)
-    Journal(folder).close()
+    Journal(folder, store=store).close()

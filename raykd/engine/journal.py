@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from raykd.errors import CacheCorrupt
-from raykd.store import write_atomic
+from raykd.store import Store, write_atomic
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
@@ -22,12 +22,14 @@ class Journal:
 
     A checkpoint is one file that is replaced atomically, at the end of an epoch, when
     `seconds` have passed since the last one. It holds the metrics of its epochs too, so that
-    a continued run goes on with exactly the lines that belong to it.
+    a continued run goes on with exactly the lines that belong to it. With the `store` that the
+    folder belongs to, other nodes get every checkpoint, and a run may go on on one of them.
     """
 
-    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
+    def __init__(self, folder: Path, seconds: float = 0.0, store: Store | None = None) -> None:
         self.folder = folder
         self.seconds = seconds
+        self._store = store
         self._saved = time.monotonic()
 
     def restore(self) -> dict[str, Any] | None:
@@ -37,6 +39,8 @@ class Journal:
         without running any code. Raises `CacheCorrupt` where it cannot be read.
         """
         path = self.folder / CHECKPOINT
+        if self._store is not None:
+            self._store.renew(path)
         if not path.is_file():
             return None
         try:
@@ -61,12 +65,19 @@ class Journal:
         if last or time.monotonic() - self._saved >= self.seconds:
             data = io.BytesIO()
             torch.save(state(), data)
-            write_atomic(self.folder / CHECKPOINT, data.getvalue())
+            if self._store is None:
+                write_atomic(self.folder / CHECKPOINT, data.getvalue())
+            else:
+                self._store.write(self.folder / CHECKPOINT, data.getvalue())
+                self._store.push(self.folder / METRICS)
             self._saved = time.monotonic()
 
     def close(self) -> None:
         """Remove the checkpoint of a finished run."""
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        if self._store is None:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        else:
+            self._store.remove(self.folder / CHECKPOINT)
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
@@ -74,10 +85,14 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The epochs' metrics of a run, in order; a line that is still being written is left out."""
+def read_metrics(folder: Path, store: Store | None = None) -> list[dict[str, Any]]:
+    """The epochs' metrics of a run, in order; a line that is still being written is left out.
+
+    With the `store` of a run in progress, which may be on another node, as far as they are known.
+    """
     path = folder / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")[:-1]
+    texts = [path.read_bytes() if path.is_file() else b""]
+    if store is not None:
+        texts.append(store.elsewhere(path) or b"")
+    lines = max((text.split(b"\n")[:-1] for text in texts), key=len)
     return [json.loads(line) for line in lines]

@@ -1,25 +1,23 @@
-"""What a run needs before its first step: images, teachers, the student and its helpers."""
+"""What a run reads: its images, and what its teacher says about them."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from raykd import bits, models
 from raykd.codecs import TopK
 from raykd.data.images import Data, Pictures, open_images, open_split
 from raykd.data.loader import Views
 from raykd.engine import weights
+from raykd.engine.ahead import CachesAhead
 from raykd.engine.host import EVERY_EPOCH, Host
-from raykd.engine.learner import Learner
 from raykd.experiment import Scale
-from raykd.methods.roles import Shared, forget
-from raykd.models.staged import Staged, measure
-from raykd.recipes import LogitsRun, PreludeRun, StudentRun
+from raykd.recipes import LogitsRun, StudentRun
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
-from raykd.teachers.manifest import read_manifest
+from raykd.teachers.manifest import manifest_of
+from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
 from raykd.types import Look, Signal
 
@@ -84,25 +82,26 @@ def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) 
 def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
     """The teacher of every epoch of a run; only the one in use is held.
 
-    None where there is none, or where the learner has it.
+    None where there is none, or where the learner has it. From a cache, the view of an epoch and
+    that of the next one are opened in the background.
     """
     held: dict[int, Source] = {}
     looks = run.method.looks().teacher
+
+    def opened(epoch: int) -> dict[Look, LogitsCache]:
+        seen = _views_of_anchor(run, epoch)
+        return {look: open_cache(store, run.logits_at(epoch, look), seen, device) for look in looks}
+
+    caches = CachesAhead(run, opened)
 
     def make(epoch: int) -> Source:
         sources: dict[Look, Source]
         if run.cached():
             tail = run.codec.tail if isinstance(run.codec, TopK) else "uniform"
-            seen = _views_of_anchor(run, epoch)
             classifier = _classifier(store, run, run.anchor_at(epoch), device)
             sources = {
-                look: CachedTeacher(
-                    open_cache(store, run.logits_at(epoch, look), seen, device),
-                    run.method.needs(),
-                    classifier,
-                    tail,
-                )
-                for look in looks
+                look: CachedTeacher(cache, run.method.needs(), classifier, tail)
+                for look, cache in caches.at(epoch).items()
             }
         else:
             live = live_teacher(store, run.logits_at(epoch), device, run.method.needs())
@@ -118,6 +117,8 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
         if anchor not in held:
             held.clear()
             held[anchor] = make(epoch)
+        if run.cached():
+            caches.look_ahead(epoch)
         return held[anchor]
 
     return at
@@ -168,7 +169,7 @@ def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
     wanted = set(views)
 
     def holds(candidate: LogitsRun) -> bool:
-        known = read_manifest(store.path(candidate))
+        known = manifest_of(store, candidate)
         return known is not None and wanted.issubset(known.views())
 
     return run.wider() if not holds(run) and holds(run.wider()) else run
@@ -177,84 +178,6 @@ def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
 def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
     """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
     run = serving(store, run, views)
-    checksum = weights.anchor_checksum(store, run)
-    return LogitsCache.open(store.path(run), run.plain(), checksum, views, device)
-
-
-def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
-    """A student from torch's global generator, and its method's helpers for it.
-
-    `targets` (int64 [N]) are the labels of the training rows.
-    """
-    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
-    student = models.build(run.model, run.data.classes)
-    if run.teacher is None or not run.method.needs():
-        return student, nn.ModuleDict()
-    # Only its sizes are wanted, so the teacher is made without memory or initialisation.
-    try:
-        with torch.device("meta"):
-            reference = models.build(run.teacher.model, run.data.classes)
-    except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-        reference = models.build(run.teacher.model, run.data.classes)
-    seen = run.as_teacher_sees(run.data).size
-    assert seen is not None
-    shapes = measure(student, run.data.size), measure(reference, seen)
-    return student, run.method.helpers(*shapes, targets)
-
-
-def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learner:
-    """Student and helpers as they are before the first step: a function of the seed.
-
-    `targets` (int64 [N]) are the labels of the training rows.
-    """
-    torch.manual_seed(bits.seed(run.seed))
-    student, helpers = untrained(run, targets)
-    teacher = None
-    if run.method.trains_teacher():
-        needs = run.method.needs()
-        teacher = live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
-    made = Learner(student, run.method, helpers, teacher, autocast=run.precision == "bfloat16")
-    before = run.prelude()
-    if before is not None:
-        _begin_from(store, before, made)
-    if run.after is not None:
-        _go_on_after(store, run.after, made, alike=_fits(run, run.after))
-    return made.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
-    """Set student and helpers to what the prelude made of them."""
-    folder = store.path(before)
-    if before.model is not None:
-        weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
-    if state := weights.kept(folder / weights.HELPERS):
-        learner.method.adopt(learner.helpers, state)
-
-
-def _fits(run: StudentRun, before: StudentRun) -> bool:
-    """Whether the helpers of the student before are the same kind of helpers."""
-    theirs = before.teacher.model if before.teacher else None
-    return run.teacher is not None and run.method == before.method and run.teacher.model == theirs
-
-
-def _go_on_after(store: Store, before: StudentRun, learner: Learner, *, alike: bool) -> None:
-    """Set the student, and helpers that are `alike`, to what a finished student's are.
-
-    What the teacher sets is left to the teacher of this stage, and a memory begins anew.
-    """
-    folder = store.path(before)
-    weights.load_weights(weights.checked(folder / weights.STUDENT), learner.student)
-    if alike and (state := weights.kept(folder / weights.STAGE)):
-        learner.helpers.load_state_dict(state, strict=False)  # without memories
-        forget(learner.helpers)
-
-
-def lasting(helpers: nn.ModuleDict) -> dict[str, Tensor]:
-    """The state of helpers that a next stage goes on with: all but memories of samples."""
-    memories = {
-        f"{where}.{name}"
-        for where, module in helpers.named_modules()
-        if isinstance(module, Shared)
-        for name, _ in module.named_buffers(recurse=False)
-    }
-    return {name: value for name, value in helpers.state_dict().items() if name not in memories}
+    folder, checksum = store.path(run), weights.anchor_checksum(store, run)
+    shelf = None if store.mirror is None else Shelf(store, folder)
+    return LogitsCache.open(folder, run.plain(), checksum, views, device, shelf)

@@ -12,7 +12,7 @@ from typing import Any
 from raykd.errors import CacheCorrupt
 from raykd.recipes import Asked, LogitsRun, Search, StudentRun
 from raykd.record import fingerprint
-from raykd.store import Store, read_json, write_json
+from raykd.store import Store, read_json
 
 DECISIONS = "decisions.json"
 
@@ -41,7 +41,7 @@ def is_complete(search: Search, decisions: list[Decision]) -> bool:
 
 def read_decisions(store: Store, search: Search) -> list[Decision]:
     """What a search has decided so far. Raises `CacheCorrupt` where that cannot be read."""
-    path = store.path(search) / DECISIONS
+    path = store.renew(store.path(search) / DECISIONS)
     if not path.is_file():
         return []
     try:
@@ -74,7 +74,7 @@ def write_decisions(store: Store, search: Search, decisions: list[Decision]) -> 
         "anchors": anchors_of(search, decisions),
         "decisions": [_plain(decision) for decision in decisions],
     }
-    write_json(store.path(search) / DECISIONS, value)
+    store.write_json(store.path(search) / DECISIONS, value)
 
 
 def next_stage(store: Store, search: Search) -> StudentRun | None:

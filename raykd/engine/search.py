@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raykd.data.images import open_images
 from raykd.data.loader import Views
-from raykd.engine import prepare
+from raykd.engine import prepare, start
 from raykd.engine.evaluate import BATCH
 from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal
@@ -83,7 +83,7 @@ def _trained(store: Store, run: StudentRun, device: torch.device) -> Learner:
     following = run.model_copy(update={"after": run})  # which begins with what it ended with
     host = LocalHost(Journal(store.path(run)), device)
     targets = open_images(store, run.data)[0].targets
-    learner = prepare.learner(store, following, host, targets)
+    learner = start.learner(store, following, host, targets)
     return learner.eval()
 
 

@@ -21,7 +21,7 @@ from raykd.engine.routes import route_found
 from raykd.experiment import Experiment, basis
 from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.record import fingerprint
-from raykd.store import Store, read_json, write_atomic, write_json
+from raykd.store import Store, read_json
 
 SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # of an epoch
 State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
@@ -76,7 +76,7 @@ def folder_of(store: Store, name: str) -> Path:
 
 def forget(store: Store, name: str, sheet: Sheet) -> None:
     """Drop the sheet of a trial that there will not be; what it made stays."""
-    _path(store, name, sheet.trial).unlink(missing_ok=True)
+    store.remove(_path(store, name, sheet.trial))
 
 
 def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
@@ -87,18 +87,18 @@ def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
         value["student"] = asked.plain()
     elif isinstance(asked, Sought):
         value["search"], value["stages"] = asked.search.plain(), asked.stages
-    write_json(_path(store, name, sheet.trial), value)
+    store.write_json(_path(store, name, sheet.trial), value)
 
 
 def read_sheet(store: Store, name: str, trial: str) -> Sheet | None:
     """One trial of a sweep; None where it never began."""
-    path = _path(store, name, trial)
+    path = store.renew(_path(store, name, trial))
     return _sheet(read_json(path)) if path.is_file() else None
 
 
 def read_sheets(store: Store, name: str) -> list[Sheet]:
     """The trials of a sweep that began, in their order."""
-    paths = sorted((folder_of(store, name) / "trials").glob("*.json"))
+    paths = sorted(store.renew_all(folder_of(store, name) / "trials").glob("*.json"))
     return [_sheet(read_json(path)) for path in paths]
 
 
@@ -113,7 +113,7 @@ def write_results(store: Store, name: str) -> Path:
     for suffix, write in (("csv", pyarrow.csv.write_csv), ("arrow", _write_arrow)):
         sink = pa.BufferOutputStream()
         write(table, sink)
-        write_atomic(folder / f"results.{suffix}", sink.getvalue().to_pybytes())
+        store.write(folder / f"results.{suffix}", sink.getvalue().to_pybytes())
     return folder / "results.csv"
 
 

@@ -18,7 +18,7 @@ from raykd import arrow, models
 from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt, ConfigError
 from raykd.models.staged import Staged
-from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun
+from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun, Training
 from raykd.store import Store, read_json, write_atomic
 
 STUDENT = "weights.safetensors"
@@ -84,6 +84,12 @@ def checked(path: Path) -> Path:
     return path
 
 
+def finished(store: Store, run: Training, name: str) -> Path:
+    """A file of a finished artefact, brought here where it has one, with its result."""
+    store.has(run)
+    return store.pull(store.path(run) / name)
+
+
 def kept(path: Path) -> dict[str, Tensor]:
     """The state in a file of a finished artefact, once checked; nothing where it has no such file.
 
@@ -103,13 +109,16 @@ def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
 
 def anchor_checksum(store: Store, run: LogitsRun) -> str:
     """What names the teacher's weights in a cache's manifest."""
-    return arrow.file_checksum(anchor_path(store, run.teacher, run.anchor))
+    path = anchor_path(store, run.teacher, run.anchor)
+    if store.mirror is not None and store.has(run.teacher):  # they need not be here
+        return read_json(path.with_name(RESULT))["weights"][path.name]
+    return arrow.file_checksum(path)
 
 
 def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.device) -> Staged:
     """The teacher as it was after `anchor` epochs, on `device`."""
     assert teacher.data.classes is not None, "the recipe's data was never read"
-    path = checked(anchor_path(store, teacher, anchor))
+    path = checked(finished(store, teacher, anchor_path(store, teacher, anchor).name))
     network = models.build(teacher.model, teacher.data.classes)
     load_weights(path, network)
     return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -121,5 +130,7 @@ def given_weights(store: Store, teacher: TeacherRun) -> Staged:
     if not teacher.weights.startswith("sha256:"):
         return models.build(teacher.model, teacher.data.classes, teacher.weights)
     network = models.build(teacher.model, teacher.data.classes)
-    load_weights(store.root / "weights" / teacher.weights.removeprefix("sha256:"), network)
+    load_weights(
+        store.pull(store.root / "weights" / teacher.weights.removeprefix("sha256:")), network
+    )
     return network

@@ -25,7 +25,7 @@ from raykd.progress import Teller, clock
 from raykd.recipes import Search, TeacherRun, Training
 from raykd.record import fingerprint
 from raykd.store import Store
-from raykd.teachers.manifest import Part, read_manifest
+from raykd.teachers.manifest import Part, manifest_of
 
 if TYPE_CHECKING:
     from raykd.launch.pool import Pool
@@ -92,7 +92,7 @@ class Crew:
 
     def _precompute_shared(self, job: CacheJob) -> bool:
         """Fill one cache that others may need at this moment; whether it lacked views."""
-        known = read_manifest(self._store.path(job.run))
+        known = manifest_of(self._store, job.run)
         if known is not None and set(job.views) <= set(known.views()):
             return False  # who made them has looked at every byte
         with self._company.claiming(job.run):
@@ -204,7 +204,9 @@ class Crew:
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""
-        return self._teller.watching(describe(run), self._store.path(run), run.optim.epochs)
+        return self._teller.watching(
+            describe(run), self._store.path(run), run.optim.epochs, self._store
+        )
 
     def _stay(self) -> None:
         """Set this process up as a worker is, with `scale.cpus` threads."""

@@ -18,7 +18,7 @@ from raykd.errors import ConfigError
 from raykd.launch.trial import Brief, TrialCompany, last_report, make, sheet_of
 from raykd.recipes import StudentRun
 from raykd.space import Domain, Space
-from raykd.store import Store, read_json, write_json
+from raykd.store import read_json, write_json
 
 _RECIPE = "recipe.json"  # what a checkpoint of Tune's holds: the last student, by its recipe
 
@@ -26,7 +26,7 @@ _RECIPE = "recipe.json"  # what a checkpoint of Tune's holds: the last student, 
 def run_generations(config: dict[str, Any], brief: Brief) -> None:
     """What Tune runs: one student after the other, reported as generations."""
     with sheet_of(config, brief) as sheet:
-        store = Store(brief.root)
+        store = brief.store()
         before, done = _taken_over()
         sheet.update(asked=before)  # who takes over after the last generation trains no more
         asked = brief.asked(config, store)

@@ -29,10 +29,10 @@ from raykd.teachers.manifest import Part, Shard
 class Worker:
     """One process that does units of work, one at a time."""
 
-    def __init__(self, root: str, scale: Scale) -> None:
+    def __init__(self, place: str, scale: Scale) -> None:
         torch.set_num_threads(max(1, int(scale.cpus)))
         keep_freed_memory()
-        self._store = Store(root)
+        self._store = Store(place, scale.local_gb)
         self._scale = scale
         self._maker: tuple[LogitsRun, ShardMaker] | None = None
 
@@ -131,7 +131,7 @@ class Pool:
         if self._idle:
             return self._idle.pop()
         actor = ray.remote(num_cpus=self._scale.cpus, num_gpus=gpus_per_worker(self._scale))(Worker)
-        return actor.remote(str(self._store.root), self._scale)
+        return actor.remote(self._store.url, self._scale)
 
 
 def _raise(failed: list[tuple[Unit, BaseException]]) -> None:

@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from raykd.engine.sweeps import (
 )
 from raykd.errors import ConfigError, WorkFailed
 from raykd.experiment import Experiment
-from raykd.launch import claims
+from raykd.launch import claims, notes
 from raykd.launch.cluster import connected
 from raykd.launch.generations import run_generations
 from raykd.launch.reporter import Reporter, said, short
@@ -103,28 +102,29 @@ def sweep(
     logs = store.root / "tune" / name
     if fresh:
         for folder in (logs, folder_of(store, name)):
-            shutil.rmtree(folder, ignore_errors=True)
+            store.remove(folder)
     session = secrets.token_hex(4)
     with connected(experiment.scale, teller.say):
         _make_shared(experiment, store, teller)
         brief = Brief(
             name=name,
             session=session,
-            root=str(store.root),
+            place=store.url,
             space=space,
             scale=experiment.scale,
             where=experiment.where,
             digests=digests,
         )
-        if _can_restore(logs):
-            teller.say(f"going on with a sweep of {total} trials; tensorboard --logdir {logs}")
+        curves = f"tensorboard --logdir {store.where(logs)}"
+        if _can_restore(store, logs):
+            teller.say(f"going on with a sweep of {total} trials; {curves}")
         else:
             count = concurrent(experiment, space.sweep.concurrent)
-            teller.say(f"{total} trials, {count} at a time; tensorboard --logdir {logs}")
+            teller.say(f"{total} trials, {count} at a time; {curves}")
         claims_actor = claims.start(name)
         try:
             with Reporter.speaking(name, teller, claims_actor, store, total), _quiet():
-                _tuner(experiment, brief, logs).fit()
+                _tuner(experiment, brief, store, logs).fit()
         finally:
             ray.kill(claims_actor)
     for sheet in read_sheets(store, name):
@@ -169,12 +169,17 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
         teller.say(f"going on without what failed: {error}")
 
 
-def _can_restore(logs: Path) -> bool:
+def _can_restore(store: Store, logs: Path) -> bool:
     """Whether Tune has noted which trials there are."""
-    return tune.Tuner.can_restore(str(logs)) and any(logs.glob("experiment_state*"))
+    if store.mirror is None:
+        noted = any(logs.glob("experiment_state*"))
+    else:
+        names = (entry.name for entry in store.mirror.remote.entries(store.mirror.name(logs)))
+        noted = any(Path(name).name.startswith("experiment_state") for name in names)
+    return noted and tune.Tuner.can_restore(**notes.place(store, logs))
 
 
-def _tuner(experiment: Experiment, brief: Brief, logs: Path) -> tune.Tuner:
+def _tuner(experiment: Experiment, brief: Brief, store: Store, logs: Path) -> tune.Tuner:
     """Tune's driver, new or where it was."""
     space, settings = brief.space, brief.space.sweep
     generations = settings.scheduler == "pbt"
@@ -183,8 +188,13 @@ def _tuner(experiment: Experiment, brief: Brief, logs: Path) -> tune.Tuner:
         tune.with_parameters(kind, brief=brief), lambda config: resources(brief, config)
     )
     axes = parameters(space)
-    if _can_restore(logs):
-        return tune.Tuner.restore(str(logs), trainable, resume_errored=True, param_space=axes)
+    if _can_restore(store, logs):
+        return tune.Tuner.restore(
+            **notes.place(store, logs),
+            trainable=trainable,
+            resume_errored=True,
+            param_space=axes,
+        )
     metric = settings.metric or metric_of(experiment)
     return tune.Tuner(
         trainable,
@@ -199,7 +209,7 @@ def _tuner(experiment: Experiment, brief: Brief, logs: Path) -> tune.Tuner:
         ),
         run_config=tune.RunConfig(
             name=logs.name,
-            storage_path=str(logs.parent),
+            **notes.storage(store, logs.parent),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=experiment.scale.max_failures),
             callbacks=[Reporter(brief.name)],

@@ -1,7 +1,6 @@
 """One teacher or student on several workers, with Ray Train."""
 
 import contextlib
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from raykd.engine.journal import Journal, numbers
 from raykd.engine.memory import keep_freed_memory
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
+from raykd.launch import notes
 from raykd.launch.cluster import check_fit, gpus_per_worker
 from raykd.recipes import Training
 from raykd.record import fingerprint
@@ -52,7 +52,7 @@ def fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "root": str(store.root),
+            "store": store.url,
             "recipe": run,
             "scale": scale,
         },
@@ -61,7 +61,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=fingerprint(run),
-            storage_path=str(ours),
+            **notes.storage(store, ours),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[*callbacks],
@@ -72,7 +72,7 @@ def fit(
             trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error, run) from error
-    shutil.rmtree(ours / fingerprint(run), ignore_errors=True)
+    store.remove(ours / fingerprint(run))
 
 
 @contextlib.contextmanager
@@ -96,8 +96,8 @@ def _worker(config: dict[str, Any]) -> None:
     scale: Scale = config["scale"]
     torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
-    store, run = Store(config["root"]), config["recipe"]
-    journal = Journal(store.path(run), scale.checkpoint_seconds)
+    store, run = Store(config["store"], scale.local_gb), config["recipe"]
+    journal = Journal(store.path(run), scale.checkpoint_seconds, store)
     device = ray.train.torch.get_device()
     host = GroupHost(journal, device, _pass_on, scale)
     train(store, run, host)

@@ -41,11 +41,15 @@ class Brief:
 
     name: str
     session: str  # of the driver
-    root: str  # of the store
+    place: str  # of the store, a folder or a URL
     space: Space
     scale: Scale
     where: Where
     digests: Digests  # of the images that the driver has read
+
+    def store(self) -> Store:
+        """The store that all trials share."""
+        return Store(self.place, self.scale.local_gb)
 
     def asked(self, config: Mapping[str, Any], store: Store) -> Asked:
         """The resolved student of a trial. Raises `ConfigError`."""
@@ -61,7 +65,7 @@ class Brief:
 def run_trial(config: dict[str, Any], brief: Brief) -> None:
     """What Tune runs: make a student, and report its epochs."""
     with sheet_of(config, brief) as sheet:
-        store = Store(brief.root)
+        store = brief.store()
         asked = brief.asked(config, store)
         sheet.update(asked=asked)
         make(asked, brief, store, TrialCompany(brief, asked))
@@ -96,7 +100,7 @@ class TrialCompany(Company):
     def __init__(self, brief: Brief, asked: Asked, *, reporting: bool = True) -> None:
         """`reporting`: whether Tune hears of epochs, too."""
         self._who = tune.get_context().get_trial_id()
-        self._store = Store(brief.root)
+        self._store = brief.store()
         self._claims = claims.of(brief.name)
         self._reporting = reporting
         # Of a search that only finds the anchors of one stage, no epoch is the student's.
@@ -184,7 +188,7 @@ def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
     Tune starts a failed trial again, since its node may have been lost. Our own errors would come
     again, so the trial fails at once where this driver has seen it fail before.
     """
-    trial, store = tune.get_context().get_trial_id(), Store(brief.root)
+    trial, store = tune.get_context().get_trial_id(), brief.store()
     known = read_sheet(store, brief.name, trial)
     if known is not None and known.state == "failed" and known.session == brief.session:
         raise WorkFailed(known.error or "")

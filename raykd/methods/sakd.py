@@ -4,7 +4,7 @@ Shapes: B batch, C classes, R decisions.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -241,13 +241,9 @@ class SAKD(Method):
 
 def _of_base(helpers: nn.ModuleDict) -> nn.ModuleDict:
     """The base's own helpers."""
-    base = helpers["base"]
-    assert isinstance(base, nn.ModuleDict)
-    return base
+    return cast(nn.ModuleDict, helpers["base"])
 
 
 def _router(helpers: nn.ModuleDict) -> Router:
     """The routing network's own modules among the helpers."""
-    router = helpers["routing"]
-    assert isinstance(router, Router)
-    return router
+    return cast(Router, helpers["routing"])

@@ -12,7 +12,7 @@ from raykd.plan import Plan, plan
 from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun
 from raykd.report.types import Cost, Run, Shared
 from raykd.store import Store
-from raykd.teachers.manifest import read_manifest
+from raykd.teachers.manifest import manifest_of
 
 
 def cost_of(
@@ -74,7 +74,7 @@ class _Held:
         self._rows: dict[tuple[Data, Split], int] = {}
         self.forwards = self.bytes = 0
         for cache in caches:
-            manifest = read_manifest(store.path(cache))
+            manifest = manifest_of(store, cache)
             if manifest is not None:
                 self._rows[_images(cache.data, cache.split)] = manifest.rows
                 self.forwards += sum(len(shard.part) for shard in manifest.shards)

@@ -27,7 +27,7 @@ def write_page(report: Report, path: Path) -> None:
 def publish(report: Report, store: Store) -> Path:
     """Write the report to its place in the store; returns where that is."""
     path = store.root / "reports" / f"{report.name}.html"
-    write_page(report, path)
+    store.write(path, page(report).encode())
     return path
 
 

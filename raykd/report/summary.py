@@ -153,7 +153,7 @@ def _run(store: Store, recipe: Training) -> Run:
                 "remove the folder to train it again"
             ) from error
     seconds = None if result is None else training_seconds(store, recipe)
-    metrics = tuple(read_metrics(folder))
+    metrics = tuple(read_metrics(folder, store if result is None else None))
     return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
 
 

@@ -7,6 +7,7 @@ Shapes: B batch.
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,31 @@ import torch
 from torch import Tensor
 
 from raykd import arrow
+from raykd.background import begun
 from raykd.codecs import Tail
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.teachers.codec import decode
 from raykd.teachers.manifest import Manifest, Shard, check_identity, read_manifest
+from raykd.teachers.shelf import Shelf
 from raykd.types import CACHEABLE, Outputs, Signal
 
+_Columns = list[dict[str, Tensor]]  # of the shards of a view, or of all of them together
 JOINED_BYTES = 1 << 28  # a view of several shards up to this size is copied into one block
-_OPEN_VIEWS = 2  # kept mapped: the one being read, and the one before; file handles are few
+_OPEN_VIEWS = 2  # kept: the one being read, and the one before or after; file handles are few
+_TRIES = 3  # to map copies that other processes may remove at any moment
 
 
 class LogitsCache:
     """A complete cache, open for reading."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, device: torch.device | str = "cpu"
+        self,
+        folder: Path,
+        manifest: Manifest,
+        device: torch.device | str = "cpu",
+        shelf: Shelf | None = None,
     ) -> None:
+        """`shelf` brings shards to this node; without one they are in the folder."""
         self.folder = folder
         self.manifest = manifest
         self.device = torch.device(device)
@@ -37,7 +47,11 @@ class LogitsCache:
         self._shards: dict[int, list[Shard]] = {}
         for shard in sorted(manifest.shards):
             self._shards.setdefault(shard.part.view, []).append(shard)
-        self._open: OrderedDict[int, list[dict[str, Tensor]]] = OrderedDict()
+        self._shelf = shelf
+        self._open: OrderedDict[int, _Columns] = OrderedDict()
+        self._coming: dict[int, Future[_Columns]] = {}
+        self._latest: Future[_Columns] | None = None  # of those that are under way
+        self._stream: torch.cuda.Stream | None = None  # for copies to a GPU
         self._verified: set[Shard] = set()
 
     @classmethod
@@ -48,6 +62,7 @@ class LogitsCache:
         weights: str,
         views: Iterable[int],
         device: torch.device | str = "cpu",
+        shelf: Shelf | None = None,
     ) -> "LogitsCache":
         """The cache in `folder`, once it is seen to be of this recipe and to have these views.
 
@@ -64,7 +79,7 @@ class LogitsCache:
                 f"{folder}: {len(missing)} of the views are not complete, the first is "
                 f"{missing[0]}; `raykd precompute` fills what is missing"
             )
-        return cls(folder, manifest, device)
+        return cls(folder, manifest, device, shelf)
 
     def take(
         self, ids: Tensor, view: int, wanted: Signal = CACHEABLE, tail: Tail = "uniform"
@@ -90,34 +105,93 @@ class LogitsCache:
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
         return decode(joined, back, self.classes, tail)
 
+    def prefetch(self, view: int) -> None:
+        """Begin to open a view in the background, so that the first `take` of it need not wait.
+
+        One at a time, as they are asked for in order. What goes wrong is raised by `take`.
+        """
+        if view in self._open or view in self._coming:
+            return
+        while len(self._open) >= _OPEN_VIEWS:  # its room
+            self._open.popitem(last=False)
+        before = self._latest
+
+        def load() -> _Columns:
+            if before is not None:
+                wait([before])
+            return self._load(view, ahead=True)
+
+        self._coming[view] = self._latest = begun(load)
+
     def check(self, view: int) -> None:
         """Raise `CacheCorrupt` for the first shard of a view whose bytes are not as written."""
+        self._bring(view)
         for shard in self._shards[view]:
-            path = self.folder / shard.name
-            if not path.is_file():
-                raise CacheCorrupt(f"{path}: the shard is missing; `raykd precompute` rebuilds it")
-            if arrow.file_checksum(path) != shard.checksum:
-                raise CacheCorrupt(
-                    f"{path}: the shard was truncated or altered, its checksum does not match; "
-                    "`raykd precompute` rebuilds it"
-                )
-            self._verified.add(shard)
+            self._check(shard)
 
-    def _view(self, view: int) -> list[dict[str, Tensor]]:
+    def _check(self, shard: Shard) -> None:
+        path = self.folder / shard.name
+        if not path.is_file():
+            raise CacheCorrupt(f"{path}: the shard is missing; `raykd precompute` rebuilds it")
+        if arrow.file_checksum(path) != shard.checksum and not (
+            self._shelf is not None and self._shelf.replace(shard)
+        ):
+            raise CacheCorrupt(
+                f"{path}: the shard was truncated or altered, its checksum does not match; "
+                "`raykd precompute` rebuilds it"
+            )
+        self._verified.add(shard)
+
+    def _bring(self, view: int) -> None:
+        """Have the shards of a view on this node."""
+        if self._shelf is not None:
+            self._verified.update(self._shelf.bring(self._shards[view]))
+
+    def _view(self, view: int) -> _Columns:
         """The columns of a view's shards, in row order."""
         if view in self._open:
             self._open.move_to_end(view)
             return self._open[view]
-        if not self._verified.issuperset(self._shards[view]):
-            self.check(view)
-        columns = [arrow.read(self.folder / shard.name) for shard in self._shards[view]]
+        coming = self._coming.pop(view, None)
+        self._open[view] = columns = self._load(view) if coming is None else coming.result()
+        for part in columns:
+            for column in part.values():
+                if column.is_cuda:  # it was allocated for another stream
+                    column.record_stream(torch.cuda.current_stream(column.device))
+        while len(self._open) > _OPEN_VIEWS:
+            self._open.popitem(last=False)
+        return columns
+
+    def _load(self, view: int, *, ahead: bool = False) -> _Columns:
+        """Open a view; `ahead` of its use, so that what is read now is not read then."""
+        columns = self._mapped(view, ahead)
         size = sum(shard.bytes for shard in self._shards[view])
         if len(columns) > 1 and size <= JOINED_BYTES:
             # Looking in one place is ten times faster than in four.
             columns = [{k: torch.cat([part[k] for part in columns]) for k in columns[0]}]
-        if self.device.type != "cpu":
+        if self.device.type == "cpu":
+            return columns
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):  # not behind the steps that are under way
             columns = [{k: v.to(self.device) for k, v in part.items()} for part in columns]
-        self._open[view] = columns
-        while len(self._open) > _OPEN_VIEWS:
-            self._open.popitem(last=False)
+        self._stream.synchronize()
         return columns
+
+    def _mapped(self, view: int, ahead: bool) -> _Columns:
+        """The memory maps of a view's shards, once their bytes were checked by this process."""
+        shards = self._shards[view]
+        for left in reversed(range(_TRIES)):
+            self._bring(view)
+            try:
+                for shard in shards:
+                    if shard not in self._verified:
+                        self._check(shard)
+                    elif ahead:
+                        arrow.page_in(self.folder / shard.name)
+                return [arrow.read(self.folder / shard.name) for shard in shards]
+            except (CacheCorrupt, FileNotFoundError):
+                gone = not all((self.folder / shard.name).is_file() for shard in shards)
+                if self._shelf is None or not (left and gone):
+                    raise  # else another process has made room with a copy
+        raise AssertionError("unreachable")

@@ -7,7 +7,7 @@ either a whole shard, which the next build adopts, or nothing.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from raykd import arrow
 from raykd.errors import CacheCorrupt, CacheMismatch
-from raykd.record import difference
-from raykd.store import read_json, write_atomic, write_json
+from raykd.record import Record, difference
+from raykd.store import Store, read_json, write_atomic, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the folder; another number is refused
@@ -102,19 +102,28 @@ def whole_shards(folder: Path) -> tuple[list[Shard], list[Path]]:
     """The shards in a folder whose bytes match their checksum, and the files that do not."""
     good, bad = [], []
     for path in sorted(folder.glob("view-*.arrow")):
-        match = _NAME.fullmatch(path.name)
-        if match is None:
+        shard = named(path.name, path.stat().st_size)
+        if shard is None:
             continue
-        view, start, stop, checksum = match.groups()
-        part = Part(int(view), int(start), int(stop))
-        if arrow.file_checksum(path) == checksum:
-            good.append(Shard(part, path.stat().st_size, checksum))
+        if arrow.file_checksum(path) == shard.checksum:
+            good.append(shard)
         else:
             bad.append(path)
     return good, bad
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def named(name: str, size: int) -> Shard | None:
+    """The shard of `size` bytes that a file's name speaks of; None where it is no shard's."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    view, start, stop, checksum = match.groups()
+    return Shard(Part(int(view), int(start), int(stop)), size, checksum)
+
+
+def write_manifest(
+    folder: Path, manifest: Manifest, write: Callable[[Path, object], None] = write_json
+) -> None:
     """Commit the shards of a build. Shards that overlap others are left out."""
     chosen: list[Shard] = []
     for shard in sorted(manifest.shards):
@@ -122,7 +131,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         if last is None or shard.part.start >= last.stop:
             chosen.append(shard)
     value = asdict(manifest) | {"format": FORMAT, "shards": [asdict(shard) for shard in chosen]}
-    write_json(folder / MANIFEST, value)
+    write(folder / MANIFEST, value)
+
+
+def manifest_of(store: Store, run: Record) -> Manifest | None:
+    """The manifest of a cache as it is for all nodes; None where there is none yet."""
+    return read_manifest(store.renew(store.path(run) / MANIFEST).parent)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -8,7 +8,7 @@ from torch import nn
 from raykd.data.augment import Augment
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
-from raykd.engine import fit, prepare, weights
+from raykd.engine import fit, prepare, start, weights
 from raykd.engine.caches import CacheBuild, build_here
 from raykd.engine.evaluate import evaluate
 from raykd.engine.fit import local_host, train_student, train_teacher
@@ -112,7 +112,7 @@ def by_hand(store: Store, stage: StudentRun, kept: tuple[str, ...], folder):
     alone = stage.model_copy(update={"after": None})
     host = LocalHost(Journal(folder), CPU)
     train, _ = prepare.views(store, alone, host)
-    learner = prepare.learner(store, alone, host, train.images.targets)
+    learner = start.learner(store, alone, host, train.images.targets)
     learner.student.network.load_state_dict(state(store, stage.after))
     helpers = learner.helpers.state_dict()
     before = state(store, stage.after, weights.STAGE)
@@ -131,7 +131,7 @@ def equal(one, other) -> bool:
 def at_its_beginning(store: Store, run: StudentRun):
     """Student and helpers of a run before its first step."""
     targets = open_images(store, run.data)[0].targets
-    return prepare.learner(store, run, local_host(store, run), targets)
+    return start.learner(store, run, local_host(store, run), targets)
 
 
 @METHOD
@@ -336,7 +336,7 @@ def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(ready, tmp_pa
     run = along(trained_of(store, method=CONTRAST), (1, 4), "multi_stage")
     last = watched(store, run.after)[-1]
     targets = open_images(store, run.data)[0].targets
-    begun = prepare.learner(store, run, local_host(store, run), targets).helpers.state_dict()
+    begun = start.learner(store, run, local_host(store, run), targets).helpers.state_dict()
     for name in ("memory.student", "memory.teacher"):
         assert not torch.equal(begun[name], last[name])
     assert begun["memory.z_student"] == begun["memory.z_teacher"] == 0

@@ -1,0 +1,250 @@
+"""A folder on another machine, by its URL, through pyarrow's file systems.
+
+    s3://bucket/prefix?region=us-east-1      S3; credentials as AWS's own tools find them
+    s3://bucket/prefix?endpoint_override=http://host:9000    whatever speaks S3
+    gs://bucket/prefix                       Google Cloud Storage; its default credentials
+    file:///mnt/share/prefix                 a mounted folder
+
+Names are relative to the URL, with slashes. A file appears whole or not at all.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from raykd.errors import ConfigError, Damaged, NoRoom, Unreachable
+
+ATTEMPTS = 3
+_PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
+_BLOCK, _OPEN = 1 << 23, 32  # bytes that are copied at a time; files that `read_at` keeps open
+_GS_SECONDS = 60  # for which Google's client tries again by itself; 15 minutes if it is not told
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Parts of errors' texts.
+_REFUSED = ("access_denied", "invalid_access_key", "signature", "credential", "access token")
+_NO_BUCKET = ("no_such_bucket",)
+_NO_NETWORK = ("network_connection", "could not connect", "resolve host", "curl error", "timeout")
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that lies there."""
+
+    name: str
+    bytes: int
+    mtime: float  # seconds since 1970
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, and no path."""
+    return "://" in text
+
+
+class Remote:
+    """The files below a URL. Connects when it is first asked; may be pickled and forked."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        self.url = url
+        # For messages: without a query, and without credentials, which a URL may carry.
+        self.shown = f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+        self._scheme = parts.scheme
+        self._lock = threading.Lock()
+        self._reached: tuple[Any, str] | None = None
+        self._files: OrderedDict[str, Any] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["Remote"], tuple[str]]:
+        return Remote, (self.url,)
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """The files in a folder and in those below it, by name; none where it is not there."""
+        from pyarrow import fs
+
+        files, path = self.at(folder)
+        chosen = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        start = len(self.at("")[1]) + 1
+        found = [
+            Entry(info.path[start:], info.size, info.mtime_ns / 1e9)
+            for info in self._asked(folder, lambda: files.get_file_info(chosen))
+            if info.is_file and not info.base_name.startswith(".")
+        ]
+        return sorted(found, key=lambda entry: entry.name)
+
+    def entry(self, name: str) -> Entry | None:
+        """One file; None where it is not there."""
+        files, path = self.at(name)
+        info = self._asked(name, lambda: files.get_file_info(path))
+        return Entry(name, info.size, info.mtime_ns / 1e9) if info.is_file else None
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises `FileNotFoundError`."""
+        files, path = self.at(name)
+
+        def read() -> bytes:
+            with files.open_input_stream(path) as stream:
+                return stream.read()
+
+        return self._asked(name, read)
+
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        """Some bytes of a file, fewer where it ends. Raises `FileNotFoundError`.
+
+        Files that were read last stay open, so they are taken not to change.
+        """
+        return self._asked(name, lambda: self._opened(name).read_at(length, offset))
+
+    def fetch(self, name: str, path: Path, checksum: str = "") -> None:
+        """Copy a file to a local path, atomically.
+
+        With a `checksum`, the first digits of its SHA-256, `Damaged` is raised where the bytes are
+        others, twice. Raises `FileNotFoundError`, and `NoRoom` where the local disk is full.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._asked(name, lambda: self._copy(name, path, checksum))
+        except Damaged:  # perhaps on the way
+            self._asked(name, lambda: self._copy(name, path, checksum))
+
+    def push(self, path: Path, name: str) -> None:
+        """Copy a local file there."""
+        from pyarrow import fs
+
+        files, target = self.at(name)
+        place, size = PurePosixPath(target), path.stat().st_size
+        aside = str(place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp"))
+        mounted = self._scheme == "file"  # others count an upload when it is complete
+        first = aside if mounted else target
+
+        def put() -> None:
+            if mounted:
+                files.create_dir(str(place.parent), recursive=True)
+            try:
+                # No interrupt comes between the first byte and the last: pyarrow ends a stream
+                # that is left early with what it has.
+                fs.copy_files(str(path), first, fs.LocalFileSystem(), files, chunk_size=_BLOCK)
+                found = files.get_file_info(first).size
+                if found != size:
+                    raise OSError(f"{found} bytes arrived of {size}")
+                if mounted:
+                    files.move(aside, target)
+            finally:
+                if mounted:
+                    Path(aside).unlink(missing_ok=True)
+
+        self._asked(name, put)
+
+    def delete(self, name: str) -> None:
+        """Remove a file, where it is there."""
+        files, path = self.at(name)
+        with contextlib.suppress(FileNotFoundError):
+            self._asked(name, lambda: files.delete_file(path))
+
+    def _copy(self, name: str, path: Path, checksum: str) -> None:
+        """One attempt of `fetch`."""
+        files, source = self.at(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        digest, done = hashlib.sha256(), 0
+        try:
+            with files.open_input_file(source) as stream, temporary.open("wb") as file:
+                size = stream.size()
+                while block := stream.read(_BLOCK):
+                    if checksum:
+                        digest.update(block)
+                    file.write(block)
+                    done += len(block)
+                file.flush()
+                os.fsync(file.fileno())
+            if done != size:
+                raise OSError(f"{done} bytes came of {size}")
+            if checksum and not digest.hexdigest().startswith(checksum):
+                raise Damaged(f"{self.shown}/{name}: its checksum is not {checksum}")
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _opened(self, name: str) -> Any:
+        files, path = self.at(name)
+        with self._lock:
+            file = self._files.pop(name, None)
+        file = file or files.open_input_file(path)
+        with self._lock:
+            self._files[name] = file  # the last that goes
+            while len(self._files) > _OPEN:
+                self._files.popitem(last=False)
+        return file
+
+    def at(self, name: str) -> tuple[Any, str]:
+        """The file system of pyarrow's, and the path of a name on it."""
+        with self._lock:
+            if self._reached is None:
+                self._reached = self._connect()
+        files, root = self._reached
+        return files, f"{root}/{name}".rstrip("/")
+
+    def _connect(self) -> tuple[Any, str]:
+        """The file system and the root's path. Raises `Unreachable` where there is no bucket."""
+        import pyarrow as pa
+        from pyarrow import fs
+
+        url = self.url
+        if self._scheme in ("gs", "gcs") and "retry_limit_seconds" not in url:
+            url += f"{'&' if '?' in url else '?'}retry_limit_seconds={_GS_SECONDS}"
+        try:
+            files, root = fs.FileSystem.from_uri(url)
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{self.shown}: not a place that can be used ({error})") from error
+        root = root.rstrip("/")
+        if self._scheme != "file":
+            bucket = root.partition("/")[0]
+            info = self._asked("", lambda: files.get_file_info(bucket), attempts=1)
+            if info.type == fs.FileType.NotFound:
+                raise Unreachable(f"{self.shown}: there is no bucket {bucket!r}; make it first")
+        return files, root
+
+    def _asked(self, name: str, call: Callable[[], _Answer], attempts: int = ATTEMPTS) -> _Answer:
+        """The answer, asked for again where that may help. Raises `Unreachable`, `NoRoom`."""
+        for attempt in range(1, attempts + 1):
+            try:
+                return call()
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{self.shown}/{name}: there is no such file") from None
+            except OSError as error:
+                what = f"{self.shown}/{name}".rstrip("/")
+                if error.errno in _FULL:
+                    raise NoRoom(f"{what}: the disk is full ({error})") from error
+                if attempt == attempts or _is_in(error, _REFUSED + _NO_BUCKET):
+                    raise Unreachable(f"{what}: {_said(error)} ({error})") from error
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        raise AssertionError("unreachable")
+
+
+def _is_in(error: OSError, words: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in words)
+
+
+def _said(error: OSError) -> str:
+    """What an error means, and what to do."""
+    if _is_in(error, _NO_BUCKET):
+        return "there is no such bucket; make it first, or correct the URL"
+    if _is_in(error, _REFUSED):
+        return (
+            "the credentials were refused; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE (Google: GOOGLE_APPLICATION_CREDENTIALS) on every node"
+        )
+    if _is_in(error, _NO_NETWORK):
+        return "nobody answers; check the network and the URL's endpoint_override and region"
+    return "it cannot be reached"

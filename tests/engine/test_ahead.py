@@ -1,0 +1,109 @@
+"""What an epoch reads is open before the epoch begins."""
+
+import shutil
+import time
+
+import pytest
+import torch
+
+from raykd.engine.ahead import CachesAhead
+from raykd.engine.prepare import open_cache
+from raykd.errors import CacheCorrupt
+from raykd.recipes import Optim
+from raykd.store import Store
+from raykd.teachers.route import Route
+from tests.small import CPU, prepare, student_run, teacher_run
+
+VIEWS = 3
+EPOCHS = 6
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "node"))
+    remote = request.param == "remote"
+    return Store(f"file://{tmp_path}/mounted" if remote else tmp_path / "store")
+
+
+@pytest.fixture
+def run(store):
+    """A student of two anchors."""
+    teacher = teacher_run(store, optim=Optim(epochs=2, batch=32))
+    route, optim = Route(anchors=(1, 2), starts=(0, 3)), Optim(epochs=EPOCHS, batch=32)
+    found = student_run(store, teacher=teacher, route=route, views=VIEWS, optim=optim)
+    prepare(store, found)
+    return found
+
+
+def caches_of(store, run):
+    def opened(epoch):
+        return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
+
+    return CachesAhead(run, opened)
+
+
+def settle(ahead):
+    """Wait for what goes on in the background."""
+    for future in list(ahead._caches.values()):
+        for cache in future.result(timeout=60).values():
+            for coming in list(cache._coming.values()):
+                coming.exception(timeout=60)
+
+
+def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
+    ahead = caches_of(store, run)
+    ids = torch.arange(96)
+    whole = {
+        anchor: open_cache(store, run.logits_at(start), range(VIEWS), CPU)
+        for anchor, start in ((1, 0), (2, 3))
+    }
+    wanted = {
+        epoch: whole[run.anchor_at(epoch)].take(ids, run.view_at(epoch)).logits
+        for epoch in range(EPOCHS)
+    }
+    places = [store.root, tmp_path / "mounted"] if store.mirror else [store.root]
+    for epoch in range(EPOCHS):
+        ahead.look_ahead(epoch)
+        settle(ahead)
+        for place in places:
+            (place / "caches").rename(place / "hidden")
+        for now in (epoch, epoch + 1):
+            if now < EPOCHS:
+                found = ahead.at(now)["given"].take(ids, run.view_at(now)).logits
+                assert torch.equal(found, wanted[now])
+        for place in places:
+            shutil.rmtree(place / "caches", ignore_errors=True)
+            (place / "hidden").rename(place / "caches")
+
+
+def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(store, run):
+    for shard in store.path(run.logits_at(0)).glob("view-000001-*"):
+        shard.write_bytes(b"rubbish")
+        if store.mirror is not None:
+            store.mirror.remote.delete(store.mirror.name(shard))
+    ahead = caches_of(store, run)
+    ahead.look_ahead(0)
+    settle(ahead)
+    assert len(ahead.at(0)["given"].take(torch.arange(4), 0).logits) == 4
+    with pytest.raises(CacheCorrupt):
+        ahead.at(1)["given"].take(torch.arange(4), 1)
+
+
+def test_only_the_anchor_in_use_and_the_next_are_held(store, run):
+    ahead = caches_of(store, run)
+    held = []
+    for epoch in range(EPOCHS):
+        ahead.look_ahead(epoch)
+        held.append(sorted(ahead._caches))
+    assert held == [[1], [1], [1, 2], [2], [2], [2]]
+
+
+def test_looking_ahead_does_not_wait(store, run):
+    ahead = caches_of(store, run)
+    ahead.at(0)
+    before = ahead._open
+    ahead._open = lambda epoch: (time.sleep(2), before(epoch))[1]
+    started = time.monotonic()
+    ahead.look_ahead(2)  # before another anchor
+    assert time.monotonic() - started < 1
+    assert ahead.at(3)["given"].manifest.recipe == run.logits_at(3).plain()
