@@ -91,6 +91,8 @@ def parts(
             torch.where(good, wide.long(), width),
         )
         fits |= good
+        if fits.device.type == "cpu" and bool(fits.all()):  # a GPU would have to be waited for
+            break
     row = _below(seed, ids, view, streams[2], heights - height + 1)
     column = _below(seed, ids, view, streams[3], widths - width + 1)
     return torch.stack([row, column, height, width], dim=1), fits
@@ -105,9 +107,11 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     """An image uint8 [H, W, 3] at another size, bilinear with antialiasing: the same layout."""
     if image.shape[:2] == (height, width):
         return image
-    planes = image.permute(2, 0, 1)[None]
+    # With the batch's axis put in front of [H, W, 3], torch sees that channels come last, and what
+    # it returns needs not be turned over.
+    planes = image[None].permute(0, 3, 1, 2)
     scaled = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    return scaled[0].permute(1, 2, 0)
+    return scaled.permute(0, 2, 3, 1)[0]
 
 
 def part_of(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

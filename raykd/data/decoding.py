@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from raykd.data.crop import part_of, resized
+from raykd.data.crop import resized
 from raykd.data.encoded import Encoded
 from raykd.data.frames import Frames, Key, Wanted, Who
 from raykd.data.images import Data
@@ -118,8 +118,9 @@ class Decoder:
         for place in range(len(rows)):
             while True:
                 try:
+                    rows_wanted = max(framer.rows(place, pictures[place]) for framer in framers)
                     for framer in framers:
-                        framer.frame(place, pictures[place])
+                        framer.frame(place, pictures[place], rows_wanted)
                     break
                 except DataError as error:
                     data = self._next(rows, place, int(ids[place]), error)
@@ -149,7 +150,7 @@ class Decoder:
         return self.images.ranges.read(rows[place])
 
 
-_GONE = Picture(0, 0, lambda least: np.empty((0, 0, 3), dtype=np.uint8))
+_GONE = Picture(0, 0, lambda least, rows: np.empty((0, 0, 3), dtype=np.uint8))
 
 
 class _Framer:
@@ -161,6 +162,7 @@ class _Framer:
         self._stream, self._crop = data.stream, data.augment.crop
         side = self._stream.size
         self.out = torch.empty(len(pictures), side, side, 3, dtype=torch.uint8)
+        self._places = self.out.unbind()
         self._boxes: list[list[int]] = []
         self._flips = [False] * len(pictures)
         if self._crop is not None:
@@ -172,14 +174,21 @@ class _Framer:
         if self._crop is not None:
             self._boxes[place] = self._boxed(self._ids[place : place + 1], [picture])[0]
 
-    def frame(self, place: int, picture: Picture) -> None:
-        """Decode one picture and put its part into the batch."""
+    def rows(self, place: int, picture: Picture) -> int:
+        """How many of a picture's rows, from the first one on, are shown."""
+        if self._crop is None:
+            return picture.height
+        row, _, height, _ = self._boxes[place]
+        return row + height
+
+    def frame(self, place: int, picture: Picture, rows: int) -> None:
+        """Decode at least the first `rows` rows of a picture, and put its part into the batch."""
         side, draft = self._stream.size, self._stream.draft
         if self._crop is None:
             frame = _centre(picture, self._stream.resize, side, draft=draft)
         else:
-            frame = _part(picture, self._boxes[place], side, draft=draft)
-        self.out[place] = frame.flip(1) if self._flips[place] else frame
+            frame = _part(picture, self._boxes[place], side, rows, draft=draft)
+        self._places[place].copy_(frame.flip(1) if self._flips[place] else frame)
 
     def _boxed(self, ids: Tensor, pictures: list[Picture]) -> list[list[int]]:
         assert self._crop is not None
@@ -188,21 +197,26 @@ class _Framer:
         return self._crop.boxes(self._data.seed, ids, self._view, heights, widths).tolist()
 
 
-def _part(picture: Picture, box: list[int], side: int, *, draft: bool) -> Tensor:
-    """A part of an image (row, column, height, width in its own pixels) at the size of a frame."""
+def _part(picture: Picture, box: list[int], side: int, rows: int, *, draft: bool) -> Tensor:
+    """A part of an image (row, column, height, width in its own pixels) at the size of a frame.
+
+    Where nothing below the first `rows` rows is wanted, what is below may not be decoded.
+    """
     row, column, height, width = box
-    least = None
     if draft:
         # The whole image may shrink as long as this part keeps a frame's size.
         factor = min(1.0, max(side / height, side / width))
         least = (math.ceil(picture.height * factor), math.ceil(picture.width * factor))
-    image = torch.from_numpy(picture.pixels(least))
-    if image.shape[0] != picture.height:
-        rows, columns = image.shape[0] / picture.height, image.shape[1] / picture.width
-        height, width = max(1, round(height * rows)), max(1, round(width * columns))
-        row = min(round(row * rows), image.shape[0] - height)
-        column = min(round(column * columns), image.shape[1] - width)
-    return part_of(image, (row, column, height, width), (side, side))
+        pixels = picture.pixels(least)
+        down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+        height, width = max(1, round(height * down)), max(1, round(width * across))
+        row = min(round(row * down), pixels.shape[0] - height)
+        column = min(round(column * across), pixels.shape[1] - width)
+    else:
+        pixels = picture.pixels(rows=rows)
+    # Cut with numpy, which is done before torch has begun.
+    part = pixels[row : row + height, column : column + width]
+    return resized(torch.from_numpy(part), side, side)
 
 
 def _centre(picture: Picture, resize: int, side: int, *, draft: bool) -> Tensor:

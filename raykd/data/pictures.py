@@ -7,11 +7,13 @@ Shapes: H, W pixels.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
 from raykd.data.decode import decoded
+from raykd.data.trimmed import trimmed
 from raykd.errors import DataError
 
 try:
@@ -22,6 +24,7 @@ except ImportError:  # no wheel for this platform
 _JPEG = b"\xff\xd8\xff"
 _EXIF = b"Exif\x00\x00"  # whose orientation Pillow knows how to follow
 _EXIF_WITHIN = 256  # bytes from the start
+_LEFT_OVER = "extraneous bytes before marker"  # of which libjpeg complains after its last row
 _SMALLEST_STEP = 2  # by which a JPEG file is scaled down while it is decoded
 
 
@@ -31,23 +34,31 @@ class Picture:
     __slots__ = ("_decode", "_decoded", "height", "width")
 
     def __init__(
-        self, height: int, width: int, decode: Callable[[tuple[int, int] | None], np.ndarray]
+        self,
+        height: int,
+        width: int,
+        decode: Callable[[tuple[int, int] | None, int | None], np.ndarray],
     ) -> None:
         self.height = height
         self.width = width
         self._decode = decode
-        self._decoded: tuple[tuple[int, int] | None, np.ndarray] | None = None
+        self._decoded: tuple[tuple[int, int] | None, int | None, np.ndarray] | None = None
 
-    def pixels(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    def pixels(
+        self, at_least: tuple[int, int] | None = None, rows: int | None = None
+    ) -> np.ndarray:
         """The image as uint8 [H, W, 3].
 
         With `at_least` (H, W), a JPEG file is scaled down by 2 to 8 as it is decoded, as far as
-        both sides stay that long: faster, and not quite the pixels of a later resize. The last
-        answer is remembered. Raises `DataError` where the image is damaged.
+        both sides stay that long: faster, and not quite the pixels of a later resize. Otherwise,
+        where only the first `rows` rows are wanted, those below may be missing. The last answer is
+        remembered. Raises `DataError` where the image is damaged.
         """
-        if self._decoded is None or self._decoded[0] != at_least:
-            self._decoded = (at_least, self._decode(at_least))
-        return self._decoded[1]
+        if rows is not None and rows >= self.height:
+            rows = None
+        if self._decoded is None or self._decoded[:2] != (at_least, rows):
+            self._decoded = (at_least, rows, self._decode(at_least, rows))
+        return self._decoded[2]
 
 
 def look_at(data: bytes, origin: str) -> Picture:
@@ -59,20 +70,41 @@ def look_at(data: bytes, origin: str) -> Picture:
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in ("YCbCr", "RGB", "Gray"):
-                return Picture(int(height), int(width), lambda least: _jpeg(data, origin, least))
+                decode = functools.partial(_jpeg, data, origin, int(width))
+                return Picture(int(height), int(width), decode)
     pixels = decoded(data, origin)
-    return Picture(pixels.shape[0], pixels.shape[1], lambda least: pixels)
+    return Picture(pixels.shape[0], pixels.shape[1], lambda least, rows: pixels)
 
 
-def _jpeg(data: bytes, origin: str, at_least: tuple[int, int] | None) -> np.ndarray:
+def _jpeg(
+    data: bytes, origin: str, width: int, at_least: tuple[int, int] | None, rows: int | None
+) -> np.ndarray:
     """The pixels of a JPEG file; Pillow has the last word about one that is damaged."""
-    height, width = at_least or (0, 0)
+    if at_least is None and rows is not None:
+        first = _first_rows(data, width, rows)
+        if first is not None:
+            return first
+    least = at_least or (0, 0)
     try:
         return simplejpeg.decode_jpeg(  # pyright: ignore[reportOptionalMemberAccess]
-            data, "RGB", min_height=height, min_width=width, min_factor=_SMALLEST_STEP
+            data, "RGB", min_height=least[0], min_width=least[1], min_factor=_SMALLEST_STEP
         )
     except ValueError:
         return decoded(data, origin)
+
+
+def _first_rows(data: bytes, width: int, rows: int) -> np.ndarray | None:
+    """The first rows of a JPEG file and a few more; None where it has to be decoded whole."""
+    short = trimmed(data, rows)
+    if short is None:
+        return None
+    pixels = np.empty((short[1], width, 3), dtype=np.uint8)
+    try:
+        simplejpeg.decode_jpeg(short[0], "RGB", buffer=pixels)  # pyright: ignore[reportOptionalMemberAccess]
+    except ValueError as error:
+        if _LEFT_OVER not in str(error):  # anything worse is for the whole file to show
+            return None
+    return pixels
 
 
 def check(data: bytes, origin: str) -> None:

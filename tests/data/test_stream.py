@@ -353,3 +353,13 @@ def test_in_memory_images_can_be_cropped_too(digits):
     assert found.shape == pixels.shape and not torch.equal(found, pixels)
     assert torch.equal(found[7:9], crop.apply(pixels[7:9], ids[7:9], 1, 0))
     assert bits.CROP_AREA > bits.VALIDATION
+
+
+def test_looks_that_show_different_rows_are_as_each_alone(store, tmp_path):
+    root = photos(tmp_path / "tall", side=90)
+    data = streamed(store, root, augment=Augment(crop=Crop(scale=(0.05, 0.2)), flip=True))
+    whole = data.model_copy(update={"augment": Augment()})
+    ids = torch.arange(24)
+    both = shown(store, data, looks={"clean": whole}).batch(ids, 1)
+    assert torch.equal(both.pixels, shown(store, data).batch(ids, 1).pixels)
+    assert torch.equal(both.looks["clean"].pixels, shown(store, whole).batch(ids, 1).pixels)
