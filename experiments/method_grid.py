@@ -8,7 +8,6 @@ A column is a pair of teacher and student, a line a method: top-1 after the last
 sample standard deviation over the seeds. Each pair is a sweep of Ray Tune over one teacher.
 """
 
-
 import click
 import yaml
 

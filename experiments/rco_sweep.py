@@ -10,7 +10,6 @@ lies in the store, the page with the searches' decisions too, and the same comma
 was.
 """
 
-
 import click
 
 from raykd import report
