@@ -1,0 +1,34 @@
+"""Work in a store by URL, whose driver and workers have copies of their own; a process of its own.
+
+Called as: far_store.py FILE URL FOLDER
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    import ray
+
+    from raykd.experiment import load
+    from raykd.launch.sweep import sweep
+    from raykd.launch.work import carry_out
+    from raykd.progress import Teller
+    from raykd.resolve import resolve
+    from raykd.store import Store
+
+    file, url, folder = sys.argv[1:]
+    os.environ["RAYKD_LOCAL"] = f"{folder}/driver"
+    ray.init(
+        "local",
+        num_cpus=2,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"RAYKD_LOCAL": f"{folder}/workers"}},
+    )
+    from pathlib import Path
+
+    teller, store = Teller(), Store(url)
+    outcome = carry_out(resolve(load(Path(file)), store), store, teller)
+    print("made", *outcome.made.values())
+    for _ in range(2):  # the second time from Tune's own notes
+        swept = sweep(load(Path(file), ["run.seed=1", "scale.rules=[]"]), store, teller)
+        print("trials", swept.count("finished"), len(swept.sheets))
