@@ -21,7 +21,7 @@ tags: [image-classification, knowledge-distillation]
 
 ## Use
 
-The programs run in this folder. Each begins with an image, of which it takes the centre:
+The programs run in this folder. Each begins with the centre of an image:
 
 ```python
 import json
@@ -31,9 +31,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 config = json.loads(Path("{config}").read_text())
-image = Image.open("image.png").convert("RGB")
-border = (1 - config["pretrained_cfg"]["crop_pct"]) / 2
-image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR, bleed=border)
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")
+{cropped}
 pixels = np.array(image).transpose(2, 0, 1)[None]  # uint8 [1, 3, {height}, {width}]
 ```
 
@@ -44,6 +43,12 @@ probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).su
 print(config["label_names"][probabilities.argmax()], probabilities.max())
 ```
 """
+_FITTED = "image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR)"
+_CENTRE = """\
+sides = [{shorter} * side // min(image.size) for side in image.size]
+left, top = (round((side - {width}) / 2) for side in sides)
+image = image.resize(sides, Image.Resampling.BILINEAR)
+image = image.crop((left, top, left + {width}, top + {height}))"""
 _ONNX = """\
 ### `model.onnx`
 
@@ -113,6 +118,9 @@ def card(config: dict[str, Any], files: Sequence[str]) -> str:
     """The text of the README of a folder with these files."""
     facts, (_, height, width) = config["raykd"], config["pretrained_cfg"]["input_size"]
     places = {"height": height, "width": width, "config": CONFIG}
+    shorter = config["graphs"]["input"]["shorter_side"]
+    cropped = _FITTED if shorter == min(height, width) else _CENTRE
+    places["cropped"] = cropped.format(height=height, width=width, shorter=shorter)
     places |= {"library": config["library"], "table": _table(config)}
     parts = [_HEAD.format(sentence=_sentence(facts), **places, **facts)]
     calibration = config["calibration"]
@@ -164,6 +172,7 @@ def _table(config: dict[str, Any]) -> str:
     """The main facts, as a table in Markdown."""
     facts, constants = config["raykd"], config["pretrained_cfg"]
     images = "{2} x {1} pixels, red, green, blue".format(*constants["input_size"])
+    shorter = config["graphs"]["input"]["shorter_side"]
     rows = {"test accuracy": f"{_percent(facts['top1'])} of {facts['test_images']:,} images"}
     if facts["agreement"] is not None:
         rows["same answer as the teacher"] = _percent(facts["agreement"])
@@ -172,7 +181,7 @@ def _table(config: dict[str, Any]) -> str:
         rows["trained for"] = f"{epochs} epochs, seed {facts['seed']}; the best one had {best}"
     rows |= {
         "classes": f"{config['num_classes']}, `label_names` of `{CONFIG}`",
-        "images": f"{images}; {_framing(constants)} (bilinear), the centre cropped",
+        "images": f"{images}; the shorter side brought to {shorter} (bilinear), the centre cropped",
         "mean and std": f"{constants['mean']} and {constants['std']}, of pixels in 0 to 1",
         "parameters": f"{facts['parameters']:,}",
     }
@@ -180,12 +189,6 @@ def _table(config: dict[str, Any]) -> str:
         rows["operations"] = f"{flops / 1e6:,.1f} million for an image (a multiply-add is two)"
     lines = [f"| {name} | {text} |" for name, text in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _framing(constants: dict[str, Any]) -> str:
-    """What is done to an image before its centre is cropped."""
-    side, share = min(constants["input_size"][1:]), constants["crop_pct"]
-    return f"the shorter side brought to {round(side / share)} pixels"
 
 
 def _percent(value: float | None) -> str:

@@ -3,6 +3,7 @@
 In the layout of the Hugging Face Hub as timm writes it, for networks of every library.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,19 +41,31 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
 def preprocessing(finished: Finished) -> dict[str, Any]:
     """How an image file becomes what the network sees, in timm's words.
 
-    The shorter side is brought to the size (of streamed images, to a larger one) and the centre is
-    cropped; then come mean and std.
+    The shorter side is brought to size / crop_pct pixels and the centre is cropped; then come mean
+    and std.
     """
     data = finished.run.data
     assert data.size is not None and data.mean is not None and data.std is not None
+    shorter, crop_pct = shorter_side(finished), 1.0
+    if shorter != min(data.size):
+        crop_pct = min(data.size) / shorter
+        while math.floor(min(data.size) / crop_pct) < shorter:  # as timm computes it again
+            crop_pct = math.nextafter(crop_pct, 0)
     return {
         "input_size": [3, *data.size],
         "interpolation": "bilinear",
-        "crop_pct": 1.0 if data.stream is None else data.stream.size / data.stream.resize,
+        "crop_pct": crop_pct,
         "crop_mode": "center",
         "mean": [*data.mean],
         "std": [*data.std],
     }
+
+
+def shorter_side(finished: Finished) -> int:
+    """What the shorter side of an image is brought to before its centre is cropped, in pixels."""
+    data = finished.run.data
+    assert data.size is not None, "the recipe's data was never read"
+    return min(data.size) if data.stream is None else data.stream.resize
 
 
 def graphs(finished: Finished) -> dict[str, Any]:
@@ -65,6 +78,7 @@ def graphs(finished: Finished) -> dict[str, Any]:
             "dtype": "uint8",
             "shape": ["batch", 3, *size],
             "channels": "red, green, blue; 0 to 255, not normalised",
+            "shorter_side": shorter_side(finished),
         },
         "output": {
             "name": LOGITS,

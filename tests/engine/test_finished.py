@@ -27,7 +27,7 @@ def test_it_answers_as_it_did_at_the_end_of_its_training(store, method):
     trained(store, run)
     made = finished(store, run)
     test = Views(made.test, run.data.test())
-    host = local_host(store, run, 0)
+    host = local_host(store, run)
     metrics = evaluate(made.network, made.method, made.helpers, test, None, host)
     last = read_json(store.path(run) / RESULT)["last"]
     assert metrics["top1"] == last["top1"]

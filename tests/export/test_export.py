@@ -10,13 +10,19 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from raykd.data.loader import Views
+from raykd.data.stream import Stream
 from raykd.engine.finished import finished
 from raykd.errors import ConfigError, ExportFailed
 from raykd.export import FORMATS, export, folder
 from raykd.models import build
+from raykd.recipes import Optim, StudentRun
 from raykd.record import fingerprint
+from raykd.store import Store
+from tests.data.photos import photos, streamed
 from tests.export.conftest import TIMM, TORCHVISION
 from tests.export.reading import check_program, fresh, here, programs, said
+from tests.small import trained
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -192,6 +198,35 @@ def test_the_readme_of_a_library_s_network_runs(place, student, of_timm, tmp_pat
     check_program(place, run, exported.folder, "model.safetensors", runs=here)
     plain = torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=10)
     assert load_file(exported.folder / "model.safetensors").keys() == plain.state_dict().keys()
+
+
+def test_streamed_photographs_are_made_ready_as_in_training(tmp_path):
+    store, root = Store(tmp_path / "store"), photos(tmp_path / "photos", side=60)
+    data = streamed(store, root, 64, stream=Stream(size=64, resize=73))
+    run = StudentRun(model=TIMM, data=data, optim=Optim(epochs=2, batch=8), views=1)
+    trained(store, run)
+    exported = export(store, run, tmp_path / "out", ["safetensors"])
+    assert config_of(exported)["label_names"] == ["class0", "class1", "class2"]
+    made = finished(store, run)
+    normalised = Views(made.test, data.test()).batch(torch.arange(6), 0).pixels
+    with torch.no_grad():
+        expected = made.scores(normalised)
+    network = timm.create_model(f"local-dir:{exported.folder}", pretrained=True).eval()
+    as_timm = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    config = config_of(exported)["pretrained_cfg"]
+    mean, std = (np.array(config[key])[:, None, None] for key in ("mean", "std"))
+    begin, _, by_file = programs(exported.folder)
+    keep = "np.save('out.npy', logits)\nnp.save('pixels.npy', pixels)\n"
+    for row, path in enumerate(sorted((root / "test").rglob("*.jpg"))):
+        (exported.folder / "image.png").write_bytes(path.read_bytes())
+        here(begin + by_file["model.safetensors"] + keep, exported.folder)
+        pixels = np.load(exported.folder / "pixels.npy")
+        seen = (normalised[row].numpy() * std + mean) * 255
+        assert np.abs(pixels[0] - seen).max() < 1.5  # Pillow's and torch's resizing, in grey levels
+        theirs = as_timm(Image.open(path)).numpy()
+        assert np.abs((theirs * std + mean) * 255 - seen).max() < 1.5
+        found = np.load(exported.folder / "out.npy")
+        np.testing.assert_allclose(found[0], expected[row], atol=0.05)
 
 
 @pytest.mark.slow
