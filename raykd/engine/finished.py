@@ -53,9 +53,10 @@ def finished(store: Store, run: AnyTeacher) -> Finished:
         network, helpers = start.untrained(run, train.targets)
     else:
         network = models.build(run.model, len(test.names))
-    path = weights.anchor_path(store, run, run.anchors()[-1])
+    name = weights.anchor_path(store, run, run.anchors()[-1]).name
+    path = weights.finished(store, run, name)
     weights.load_weights(weights.checked(path), network)
     result = read_json(path.with_name(RESULT))
     made = Finished(run, network.eval(), method, helpers.eval(), result, test)
-    made.released.load_state_dict(weights.kept(path.with_name(weights.HELPERS)))
+    made.released.load_state_dict(weights.kept(weights.finished(store, run, weights.HELPERS)))
     return made

@@ -22,18 +22,19 @@ def by_fingerprint(store: Store, name: str) -> AnyTeacher:
 
     Raises `ConfigError` where there is none, or more than one.
     """
-    folders = [folder for kind in _KINDS for folder in (store.root / kind).glob(f"{name}*")]
-    done = [folder for folder in folders if (folder / MARKER).is_file()]
+    folders = [folder for kind in _KINDS for folder in store.finished(kind)]
+    done = [folder for folder in folders if folder.name.startswith(name)]
     if len(done) > 1:
         there = ", ".join(sorted(folder.name for folder in done))
         raise ConfigError(f"{name}: {len(done)} fingerprints begin so: {there}; give more digits")
-    if not done and folders:
+    begun = [folder for kind in _KINDS for folder in (store.root / kind).glob(f"{name}*")]
+    if not done and begun:
         raise ConfigError(
-            f"{folders[0]}: its training is not finished; the `raykd run` that began it goes on"
+            f"{begun[0]}: its training is not finished; the `raykd run` that began it goes on"
         )
     if not done:
         raise ConfigError(
-            f"{name}: no finished student or teacher in {store.root} has a fingerprint that "
+            f"{name}: no finished student or teacher in {store.shown} has a fingerprint that "
             "begins so; `raykd show students` and `raykd show teachers` list them"
         )
     kind = _KINDS[done[0].parent.name]

@@ -10,6 +10,7 @@ from raykd.errors import ConfigError
 from raykd.export import FORMATS, by_fingerprint, folder_name, is_fingerprint
 from raykd.record import fingerprint
 from raykd.store import Store
+from tests.small import prepare, student_run, trained
 
 EXPERIMENT = """
 run:
@@ -125,3 +126,16 @@ def test_the_command_knows_every_format():
     from raykd.cli.export import _FORMATS
 
     assert tuple(FORMATS) == _FORMATS
+
+
+def test_a_network_that_another_machine_trained_is_fetched(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "one"))
+    there = Store(bucket)
+    run = student_run(there, "skd")
+    prepare(there, run)
+    trained(there, run)
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "two"))
+    call(fingerprint(run)[:9], "--store", bucket, "--output", tmp_path / "out", "--format", "torch")
+    assert (tmp_path / "out" / "model.pt2").is_file()
+    missed = call("abcdef", "--store", bucket, "--output", tmp_path / "none", code=2)
+    assert f"no finished student or teacher in {bucket.partition('?')[0]} has" in missed.stderr
