@@ -92,7 +92,7 @@ def told(logits: Tensor, kept: Tensor) -> Tensor:
 
     Those of the classes `kept` (int64 [B, k]), the logsumexp of the others, mean and deviation.
     """
-    shifted = logits - logits.amax(dim=1, keepdim=True)
+    shifted = (logits - logits.amax(dim=1, keepdim=True)).clamp_min(_LOWEST)
     deviation, mean = torch.std_mean(shifted, dim=1, correction=0)
     beside = torch.stack([rest(shifted, kept), mean, deviation], dim=1)
     return torch.cat([shifted.gather(1, kept), beside], dim=1)

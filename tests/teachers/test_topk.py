@@ -12,7 +12,7 @@ from raykd.codecs import TAILS, TopK
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.skd import SKD, by_moments, normalise
 from raykd.teachers.codec import bytes_per_row, decode, encode
-from raykd.teachers.topk import bits_for, largest, merged, packed, unpacked
+from raykd.teachers.topk import bits_for, largest, merged, packed, told, unpacked
 from raykd.types import Batch, Outputs, Signal
 
 HALF = 2.0**-11  # the relative error of a float16
@@ -91,6 +91,15 @@ def test_a_renormalised_row_gives_all_probability_to_the_classes_that_are_kept()
     torch.testing.assert_close(found.gather(1, kept).sum(1), torch.ones(20))
     expected = logits.gather(1, kept).softmax(1)
     torch.testing.assert_close(found.gather(1, kept), expected, rtol=1e-2, atol=1e-6)  # float16
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1e6, -1e30])
+def test_the_live_logits_say_what_is_stored_of_them(lowest):
+    logits = logits_of(6, 12)
+    logits[:, 3] += lowest  # beyond what float16 can hold
+    found = through(logits, 4, "ghost")
+    stored = torch.cat([found.logits, found.moments], dim=1)
+    torch.testing.assert_close(told(logits, found.kept), stored, rtol=HALF, atol=1e-5)
 
 
 @pytest.mark.parametrize("tail", TAILS)
