@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raykd import models
 from raykd.data.images import Pictures, open_images
 from raykd.engine import start, weights
 from raykd.engine.journal import RESULT
@@ -52,7 +51,7 @@ def finished(store: Store, run: AnyTeacher) -> Finished:
         method = run.method
         network, helpers = start.untrained(run, train.targets)
     else:
-        network = models.build(run.model, len(test.names))
+        network = weights.unloaded(run)
     name = weights.anchor_path(store, run, run.anchors()[-1]).name
     path = weights.finished(store, run, name)
     weights.load_weights(weights.checked(path), network)

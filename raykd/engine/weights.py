@@ -119,9 +119,20 @@ def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.d
     """The teacher as it was after `anchor` epochs, on `device`."""
     assert teacher.data.classes is not None, "the recipe's data was never read"
     path = checked(finished(store, teacher, anchor_path(store, teacher, anchor).name))
-    network = models.build(teacher.model, teacher.data.classes)
+    network = unloaded(teacher)
     load_weights(path, network)
     return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def unloaded(teacher: AnyTeacher) -> Staged:
+    """The network of a teacher or student, as it is made to have its weights loaded."""
+    assert teacher.data.classes is not None, "the recipe's data was never read"
+    network = models.build(teacher.model, teacher.data.classes)
+    given = teacher.weights if isinstance(teacher, TeacherRun) else None
+    if given and not given.startswith("sha256:") and hasattr(network.network, "transform_input"):
+        # torchvision's googlenet and inception_v3 with published weights want other pixels.
+        setattr(network.network, "transform_input", True)  # noqa: B010 - modules are not typed
+    return network
 
 
 def given_weights(store: Store, teacher: TeacherRun) -> Staged:
