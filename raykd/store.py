@@ -42,7 +42,7 @@ class Recipe(Protocol):
     def kind(self) -> str: ...
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
 
     Raises `NoRoom` where the disk is full.

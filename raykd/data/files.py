@@ -1,14 +1,18 @@
-"""Files below a root, on this machine or at a URL: listed, and read by ranges of bytes."""
+"""Files below a root, on this machine or at a URL: listed, written, and read by ranges of bytes."""
 
 import os
+import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+import pyarrow as pa
 
 from raykd.errors import DataError
 from raykd.remote import Remote, is_url
+from raykd.store import write_atomic
 
 _OPEN_FILES = 16  # that each thread keeps open
 
@@ -63,8 +67,8 @@ class Files:
                     return self.remote.read(name)[offset:]
                 return self.remote.read_at(name, offset, length)
             file = self._opened(name)
-            size = os.fstat(file).st_size - offset if length is None else length
-            return os.pread(file, max(0, size), offset)
+            size = os.fstat(file.number).st_size - offset if length is None else length
+            return os.pread(file.number, max(0, size), offset)
         except OSError as error:
             raise self._unreadable(name, error) from error
 
@@ -78,21 +82,64 @@ class Files:
         except OSError as error:
             raise self._unreadable(name, error) from error
 
+    def load(self, name: str) -> pa.Buffer:
+        """A whole file: mapped into memory where it lies on this machine."""
+        try:
+            if self.remote is not None:
+                return pa.py_buffer(self.remote.read(name))
+            with pa.memory_map(str(Path(self.root, name))) as file:
+                return file.read_buffer()
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(name, error) from error
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        """Write a file; a reader sees all of it or nothing.
+
+        Raises `NoRoom` where the disk is full, else `DataError` or `Unreachable`.
+        """
+        try:
+            if self.remote is None:
+                write_atomic(Path(self.root, name), data)
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "file")
+                write_atomic(path, data)
+                self.remote.push(path, name)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{self.describe(name)}: cannot be written ({reason})") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file, where it is there."""
+        if self.remote is None:
+            Path(self.root, name).unlink(missing_ok=True)
+        else:
+            self.remote.delete(name)
+
+    def find(self, name: str) -> Entry | None:
+        """A file as `walk` finds it; None where there is none."""
+        if self.remote is not None:
+            found = self.remote.entry(name)
+            return Entry(name, found.bytes, found.mtime) if found else None
+        path = Path(self.root, name)
+        if not path.is_file():
+            return None
+        stat = path.stat()
+        return Entry(name, stat.st_size, stat.st_mtime)
+
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        if self.remote is None:
-            return Path(self.root, name).is_file()
-        return self.remote.entry(name) is not None
+        return self.find(name) is not None
 
-    def _opened(self, name: str) -> int:
+    def _opened(self, name: str) -> "_Descriptor":
         """The file, kept open among those that this thread read last."""
         if not hasattr(self._threads, "files"):
             self._threads.files = OrderedDict()
-        files: OrderedDict[str, Any] = self._threads.files
+        files: OrderedDict[str, _Descriptor] = self._threads.files
         if name not in files:
             while len(files) >= _OPEN_FILES:
-                os.close(files.popitem(last=False)[1])
-            files[name] = os.open(Path(self.root, name), os.O_RDONLY)
+                files.popitem(last=False)
+            files[name] = _Descriptor(Path(self.root, name))
         files.move_to_end(name)
         return files[name]
 
@@ -115,3 +162,31 @@ class Files:
 def shown(name: str) -> bool:
     """Whether a file or folder counts: macOS leaves ._x.jpg and __MACOSX in archives."""
     return not name.startswith(".") and name != "__MACOSX"
+
+
+def parted(place: str) -> tuple[str, str]:
+    """The folder and the name of a file: of a URL, the folder keeps the options."""
+    path, mark, options = place.partition("?") if is_url(place) else (place, "", "")
+    folder, slash, name = path.rpartition("/")
+    return (folder or slash or ".") + mark + options, name
+
+
+def below(place: str, name: str) -> str:
+    """A folder in another one: of a URL, with the same options."""
+    path, mark, options = place.partition("?") if is_url(place) else (place, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
+class _Descriptor:
+    """An open file of this machine, which is closed once nothing refers to it.
+
+    So a thread that ends leaves no file open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
