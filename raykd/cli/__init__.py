@@ -10,7 +10,7 @@ What was finished is kept in every case, and the same command goes on from there
 import click
 
 from raykd import __version__
-from raykd.cli import export, look, work
+from raykd.cli import export, look, pack, work
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -25,5 +25,5 @@ def main() -> None:
 
 for _command in (work.run, work.sweep, work.plan, work.precompute, look.show, look.verify):
     main.add_command(_command)
-for _command in (look.report_command, look.schema, export.export):
+for _command in (look.report_command, look.schema, export.export, pack.pack):
     main.add_command(_command)

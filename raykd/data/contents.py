@@ -59,20 +59,32 @@ def known(store: Store, found: Located, *, skip_bad: bool) -> str | None:
     return read_json(path)["digest"] if found.stamp and path.is_file() else None
 
 
-def _stamp(store: Store, found: Located, *, skip_bad: bool) -> Path:
+def is_at(store: Store, folder: Path, found: Located) -> bool:
+    """Whether an index in the store is of these files, and not of others with the same images."""
+    return store.whole(folder, MARKER) and read_json(folder / MARKER)["root"] == _root(found)
+
+
+def _root(found: Located) -> str:
     ranges, _ = next(iter(found.splits.values()))
-    text = f"{ranges.files.root} {skip_bad} {found.stamp}"
+    return ranges.files.root
+
+
+def _stamp(store: Store, found: Located, *, skip_bad: bool) -> Path:
+    text = f"{_root(found)} {skip_bad} {found.stamp}"
     return store.root / "images" / "stamps" / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def take_in(store: Store, found: Located, say: Say, *, skip_bad: bool) -> str:
     """Read every image once and write where they lie; returns the digest.
 
-    Raises `DataError` for the first file that cannot be an image; with `skip_bad` such files are
-    left out, and `say` is told how many.
+    Where that is known, no image is read. Raises `DataError` for the first file that cannot be
+    an image; with `skip_bad` such files are left out, and `say` is told how many.
     """
     splits, contents, skipped = {}, {}, 0
     for split, (ranges, labels) in found.splits.items():
+        if found.digest:
+            splits[split] = (ranges, labels)
+            continue
         codes, good = _read_through(split, ranges, say, skip_bad=skip_bad)
         skipped += int((~good).sum())
         rows = torch.from_numpy(np.flatnonzero(good))
@@ -83,14 +95,13 @@ def take_in(store: Store, found: Located, say: Say, *, skip_bad: bool) -> str:
         raise DataError(f"class {found.names[empty[0]]!r} has no training image; remove it")
     if skipped:
         say(f"{skipped} files that cannot be images are left out")
-    digest = digest_of(found.names, contents)
+    digest = found.digest or digest_of(found.names, contents)
     folder = store.root / "images" / digest
-    root = next(iter(splits.values()))[0].files.root
     checksums = {
         split: write_index(folder, split, ranges, torch.from_numpy(labels))
         for split, (ranges, labels) in splits.items()
     }
-    write_facts(folder, digest, root, found.names, checksums)
+    write_facts(folder, digest, _root(found), found.names, checksums)
     store.share(folder, MARKER)
     if found.stamp:
         write_json(_stamp(store, found, skip_bad=skip_bad), {"digest": digest})

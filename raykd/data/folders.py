@@ -16,13 +16,13 @@ class ImageFiles:
     """Encoded images, each file read when its turn comes."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+        self.paths = paths
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __iter__(self) -> Iterator[bytes]:
-        for path in self._paths:
+        for path in self.paths:
             try:
                 yield path.read_bytes()
             except OSError as error:

@@ -20,7 +20,7 @@ from raykd.data.contents import MARKER
 from raykd.data.decoded import Images, decode_into, digest_of
 from raykd.data.encoded import Encoded
 from raykd.data.files import Files
-from raykd.data.located import LOCATED
+from raykd.data.kept import into_store
 from raykd.data.order import stratified
 from raykd.data.samples import Triple
 from raykd.data.sources import SOURCES
@@ -135,15 +135,9 @@ def read(
 
 def _streamed(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> str:
     """The digest of images that stay encoded, whose index is in the store then."""
-    find = LOCATED.get(data.name)
-    if find is None or root is None:
-        raise ConfigError(
-            f"run.data.stream: images of {data.name!r} cannot be streamed; there are "
-            f"{', '.join(LOCATED)}, with data.path=FOLDER or a URL"
-        )
-    found = find(root)
-    digest = contents.known(store, found, skip_bad=skip_bad)
-    if digest is None or not store.whole(_folder(store, digest), MARKER):
+    found = into_store(store, data.name, root, say, skip_bad=skip_bad)
+    digest = found.digest or contents.known(store, found, skip_bad=skip_bad)
+    if digest is None or not contents.is_at(store, _folder(store, digest), found):
         digest = contents.take_in(store, found, say, skip_bad=skip_bad)
     return digest
 

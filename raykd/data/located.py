@@ -1,18 +1,28 @@
 """Where the images of a dataset lie, found without reading them."""
 
+import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 
+from raykd.data import classes, shards
 from raykd.data.encoded import Names, Ranges
 from raykd.data.files import Entry, Files
 from raykd.data.folders import SUFFIXES
+from raykd.data.samples import Found, Samples
+from raykd.data.splits import by_split
+from raykd.data.tables import Rows, open_tables
+from raykd.data.tars import BLOCK, TarSamples, expanded, tar_samples
 from raykd.errors import DataError
+from raykd.remote import is_url
 
 TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first found is taken
+_REMOTE_BLOCK = 1 << 16  # bytes of a tar file that are read at a time over a network
+_OPENED = 16  # files at a time, each of which may wait for a network
 
 
 @dataclass(frozen=True)
@@ -22,11 +32,25 @@ class Located:
     splits: Mapping[str, tuple[Ranges, np.ndarray]]
     names: tuple[str, ...]
     stamp: str = ""  # what changes when files are changed, without reading them
+    digest: str = ""  # `contents.digest_of`, where it is known: nothing needs to be read
+
+    def found(self) -> Found:
+        """The same, to be read into memory. Raises `DataError` for labels that are no class's."""
+        splits = {
+            split: Samples(ranges, labels, ranges.origin)
+            for split, (ranges, labels) in self.splits.items()
+        }
+        return Found(splits, self.names)
 
 
 def folder(root: str) -> Located:
-    """Image files in one folder per class, at the top or in `train` and `test` (or `val`)."""
+    """Image files in one folder per class, at the top or in `train` and `test` (or `val`).
+
+    Or a pack, which was made of such a folder.
+    """
     files = Files.at(root)
+    if shards.is_pack(files):
+        return pack(root)
     entries = [e for e in files.walk() if PurePosixPath(e.name).suffix.lower() in SUFFIXES]
     if not entries:
         raise DataError(
@@ -78,4 +102,123 @@ def _whole(files: Files, entries: list[Entry]) -> Ranges:
     return Ranges(files, names, torch.arange(count), zeros, lengths)
 
 
-LOCATED: Mapping[str, Callable[[str], Located]] = {"folder": folder}
+def pack(root: str) -> Located:
+    """What `raykd pack` wrote, here or at a URL; its digest is known.
+
+    Raises `CacheCorrupt` where a shard is missing, has another size, or where the index was
+    altered.
+    """
+    files = Files.at(root)
+    facts = shards.read_json(files, shards.MARKER)
+    names = tuple(facts["classes"])
+    splits = shards.read_splits(files, facts["splits"], names)
+    return Located(splits, names, facts["digest"], facts["digest"])
+
+
+def table(root: str) -> Located | None:
+    """A pack, or Arrow files of this machine that are not compressed; None for other tables."""
+    if shards.is_pack(Files.at(root)):
+        return pack(root)
+    tables = open_tables(root)
+    splits = {}
+    for split, (rows, labels) in tables.splits.items():
+        ranges = _in_tables(rows)
+        if ranges is None:
+            return None
+        splits[split] = (ranges, labels)
+    return Located(splits, tables.names, tables.stamp)
+
+
+def _in_tables(rows: Rows) -> Ranges | None:
+    """Images that are values of tables; None where they are compressed there, or far away."""
+    files = rows.files[0].files
+    spans = [None if files.remote else file.spans() for file in rows.files]
+    found = [span for span in spans if span is not None]
+    if len(found) < len(spans):
+        return None
+    numbers = np.repeat(np.arange(len(found)), [len(file) for file in rows.files])
+    offset, length = np.concatenate([np.stack(span) for span in found], axis=1)
+    names = Names.of([file.name for file in rows.files])
+    return Ranges(files, names, *map(torch.from_numpy, (numbers, offset, length)))
+
+
+def webdataset(root: str) -> Located:
+    """Tar shards of images and labels: a folder of them, one, or a pattern with braces.
+
+    In a pattern {000..146} counts and {train,val} lists. Words of the names say train, test or
+    validation; one file alone is all data. Labels that are texts are classes in sorted order; the
+    names of those that are numbers may lie beside the shards, in classes.json or classes.txt.
+    """
+    files, entries, alone = _tar_files(root)
+    if not entries:
+        raise DataError(f"{root}: expected tar files of images and labels, found none")
+    chosen = by_split(root, entries, "tar files", alone=alone)
+    splits, names = {}, _names_beside(files)
+    with ThreadPoolExecutor(_OPENED) as pool:
+        for split, found in chosen.items():
+            parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
+            labels = [label for part in parts for label in part.labels]
+            numbers = np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])
+            offset = np.concatenate([part.offsets for part in parts])
+            length = np.concatenate([part.lengths for part in parts])
+            own = Names.of([entry.name for entry in found])
+            ranges = Ranges(files, own, *map(torch.from_numpy, (numbers, offset, length)))
+            names = names or classes.class_names(labels, ranges.origin)
+            splits[split] = (ranges, classes.numbers(labels, names, ranges.origin))
+    located = Located(splits, names, repr(entries))
+    located.found()
+    return located
+
+
+def _tar_files(root: str) -> tuple[Files, list[Entry], bool]:
+    """The tar files at a path, URL or pattern, and whether it is that of a single one."""
+    path, mark, options = root.partition("?") if is_url(root) else (root, "", "")
+    if not path.endswith(".tar"):
+        files = Files.at(root)
+        return files, [entry for entry in files.walk() if entry.name.endswith(".tar")], False
+    folder = path.partition("{")[0].rpartition("/")[0]
+    files = Files.at((folder or ".") + mark + options)
+    names = expanded(path[len(folder) :].lstrip("/"))
+    entries = []
+    for name in names:
+        entry = files.find(name)
+        if entry is None:
+            raise DataError(f"{files.describe(name)}: there is no such file")
+        entries.append(entry)
+    return files, entries, "{" not in path
+
+
+def _tar(files: Files, name: str) -> TarSamples:
+    """The samples of one tar file."""
+    block = _REMOTE_BLOCK if files.remote is not None else BLOCK
+    with files.open(name) as file:
+        return tar_samples(file, files.describe(name), block)
+
+
+def _names_beside(files: Files) -> tuple[str, ...]:
+    """Class names from classes.json or classes.txt in a folder; none where there is neither."""
+    if files.has("classes.txt"):
+        lines = files.load("classes.txt").to_pybytes().decode().splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if not files.has("classes.json"):
+        return ()
+    place = files.describe("classes.json")
+    try:
+        value = json.loads(files.load("classes.json").to_pybytes())
+    except ValueError as error:
+        raise DataError(f"{place}: cannot be read ({error})") from error
+    if isinstance(value, dict) and all(isinstance(number, int) for number in value.values()):
+        value = {str(number): name for name, number in value.items()}
+    if isinstance(value, dict):
+        value = [value.get(str(number)) for number in range(len(value))]
+    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+    if not names or len(names) < len(value):
+        raise DataError(f"{place}: expected a list of class names, or numbers and names")
+    return tuple(names)
+
+
+LOCATED: Mapping[str, Callable[[str], Located | None]] = {
+    "folder": folder,
+    "table": table,
+    "webdataset": webdataset,
+}

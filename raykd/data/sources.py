@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from raykd.data import located
 from raykd.data.archives import Archive, downloads, is_at, unpacked
 from raykd.data.cinic10 import CINIC10, read_cinic10
 from raykd.data.folders import class_folders, class_names
 from raykd.data.samples import Found, Samples, Triple
-from raykd.data.tables import read_tables, table_files
+from raykd.data.tables import open_tables, table_files
 from raykd.data.tiny_imagenet import TINY_IMAGENET, read_tiny_imagenet
 from raykd.errors import DataError
 from raykd.registry import Registry
@@ -54,8 +55,8 @@ def cifar100(path: Path | None) -> Found:
 
 def _cifar(kind: str, path: Path | None, mean: Triple, std: Triple) -> Found:
     """One of torchvision's CIFAR datasets, with the field's constants."""
-    if path is not None and table_files(_existing(path, kind.lower())):
-        return replace(read_tables(path), mean=mean, std=std)
+    if path is not None and table_files(_existing(path, kind.lower()))[1]:
+        return replace(open_tables(path).found(), mean=mean, std=std)
     from torchvision import datasets  # takes seconds to import
 
     root = path or downloads()
@@ -100,9 +101,9 @@ def _distributed(
     if (
         path is not None
         and not is_at(archive, path)
-        and table_files(_existing(path, archive.title))
+        and table_files(_existing(path, archive.title))[1]
     ):
-        found = read_tables(path)
+        found = open_tables(path).found()
     else:
         found = read(unpacked(archive, path))
     return replace(found, mean=mean, std=std)
@@ -127,7 +128,14 @@ def folder(path: Path | None) -> Found:
 
 def table(path: Path | None) -> Found:
     """Parquet, Arrow or Feather tables with a column of encoded images and one of labels."""
-    return read_tables(_existing(path, "table"))
+    return open_tables(_existing(path, "table")).found()
+
+
+def webdataset(path: Path | None) -> Found:
+    """Tar shards of images and labels: a folder, one, or a pattern such as train-{000..146}.tar."""
+    if path is None or "{" not in path.name:
+        path = _existing(path, "webdataset")
+    return located.webdataset(str(path)).found()
 
 
 def _existing(path: Path | None, name: str) -> Path:
@@ -138,6 +146,6 @@ def _existing(path: Path | None, name: str) -> Path:
     return path
 
 
-_ALL = (digits, cifar10, cifar100, tiny_imagenet, cinic10, cinic10_trainvalid, folder, table)
-for _source in _ALL:
+_DISTRIBUTED = (digits, cifar10, cifar100, tiny_imagenet, cinic10, cinic10_trainvalid)
+for _source in (*_DISTRIBUTED, folder, table, webdataset):
     SOURCES.add(_source.__name__, _source)

@@ -1,172 +1,144 @@
 """Image tables: Parquet, Arrow or Feather files with encoded images and labels."""
 
 import json
-import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather as feather
-import pyarrow.ipc as ipc
-import pyarrow.parquet as pq
 
-from raykd.data.folders import shown
+from raykd.data.batches import LABEL_COLUMNS, TableFile
+from raykd.data.classes import Label, class_names, numbers
+from raykd.data.files import Entry, Files, parted
 from raykd.data.samples import Found, Samples
+from raykd.data.shards import is_pack, numbered
+from raykd.data.splits import by_split
 from raykd.errors import DataError
+from raykd.remote import is_url
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
-IMAGE_COLUMNS = ("image", "img", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "cls")
+_OPENED = 16  # files at a time, each of which may wait for a network
 
 
-def table_files(path: Path) -> list[Path]:
-    """The table files at `path` (one file, or a folder of them), sorted; without hidden ones."""
-    if path.is_file():
-        return [path] if path.suffix in SUFFIXES else []
-    found = (file for file in path.rglob("*") if file.suffix in SUFFIXES)
-    return sorted(file for file in found if all(map(shown, file.relative_to(path).parts)))
+@dataclass(frozen=True)
+class Tables:
+    """The splits of a dataset of tables, their labels (int64 [N]), and its class names."""
+
+    splits: Mapping[str, tuple["Rows", np.ndarray]]
+    names: tuple[str, ...]
+    stamp: str  # what changes when files are changed, without reading them
+
+    def found(self) -> Found:
+        """The same, its images not read. Raises `DataError` for a label that is out of range."""
+        splits = {
+            split: Samples(rows, labels, rows.origin)
+            for split, (rows, labels) in self.splits.items()
+        }
+        return Found(splits, self.names)
 
 
-def read_tables(path: Path) -> Found:
+class Rows:
+    """The encoded images of one split, in the order of its files and their rows."""
+
+    def __init__(self, files: list[TableFile]) -> None:
+        self.files = files
+        self._starts = np.cumsum([0, *map(len, files)])  # the first row of each file
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __iter__(self) -> Iterator[bytes]:
+        for images in self.blocks(0, len(self)):
+            yield from images
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
+        """The images from `start` to `stop`, some at a time: those in memory are a few."""
+        for file, first in zip(self.files, self._starts.tolist(), strict=False):
+            low, high = max(start - first, 0), min(stop - first, len(file))
+            if low < high:
+                yield from file.images(low, high)
+
+    def lengths(self) -> np.ndarray:
+        """About how many bytes each image has, int64 [N]."""
+        return np.concatenate([file.lengths() for file in self.files])
+
+    def origin(self, row: int) -> str:
+        """`file, row i` for a row of the split."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return f"{self.files[number].place}, row {row - self._starts[number]}"
+
+    def labels(self) -> list[Label]:
+        """The label of every row, as it stands there."""
+        return [label for file in self.files for label in file.labels]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the first file, and what their metadata say."""
+        return self.files[0].schema
+
+
+def table_files(place: str | Path) -> tuple[Files, list[Entry]]:
+    """The table files at a path or URL (one file, or a folder of them), in order.
+
+    Those of a pack are its shards.
+    """
+    if _is_file(str(place)):
+        root, name = parted(str(place))
+        entry = Files.at(root).find(name)
+        return Files.at(root), [entry] if entry else []
+    files = Files.at(place)
+    entries = [entry for entry in files.walk() if entry.name.endswith(SUFFIXES)]
+    if is_pack(files):
+        entries = [entry for entry in entries if numbered(entry.name)]
+    return files, entries
+
+
+def _is_file(place: str) -> bool:
+    """Whether a path or URL is that of a table file."""
+    is_one = place.partition("?")[0].endswith(SUFFIXES)
+    return is_one and (is_url(place) or Path(place).is_file())
+
+
+def open_tables(place: str | Path) -> Tables:
     """The dataset in a table file, or in a folder whose files or folders name the split.
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
     validation; where there are both, validation files are left out. A single file is all data.
     Images are bytes, or structs with a field `bytes`. Labels are integers from 0, or strings,
     which become classes in sorted order. Class names come from the schema's metadata where it
-    has them (`classes`, or the features that Hugging Face's datasets writes).
+    has them (`classes`, or the features that Hugging Face's datasets writes). Labels are read
+    at once, images when their turn comes.
     """
-    files = table_files(path)
-    if not files:
-        raise DataError(f"{path}: expected {', '.join(SUFFIXES)} files, found none")
-    parts: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
-    for file in files:
-        parts["train" if path.is_file() else _split_of(file.relative_to(path))].append(file)
-    if not parts["train"]:
-        raise DataError(
-            f"{path}: none of its {len(files)} table files is a training split; "
-            "their names have the word 'train', 'test' or 'val'"
-        )
-    test = parts["test"] or parts["val"]
-    tables = {"train": _read_split(parts["train"])} | ({"test": _read_split(test)} if test else {})
-    names = _class_names(tables)
-    return Found({split: _samples(read, names) for split, read in tables.items()}, names)
+    files, entries = table_files(place)
+    if not entries:
+        raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
+    chosen = by_split(str(place), entries, "table files", alone=_is_file(str(place)))
+    with ThreadPoolExecutor(_OPENED) as pool:
+        rows = {
+            split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), found)])
+            for split, found in chosen.items()
+        }
+    train = rows["train"]
+    names = _declared_names(train.schema) or class_names(train.labels(), train.origin)
+    splits = {
+        split: (found, numbers(found.labels(), names, found.origin))
+        for split, found in rows.items()
+    }
+    tables = Tables(splits, names, repr(entries))
+    tables.found()
+    return tables
 
 
-def _split_of(file: Path) -> str:
-    """The split that a word of a file's name, or else of its folder's, names."""
-    for part in (file.stem, *reversed(file.parts[:-1])):
-        for word in re.findall("[a-z]+", part.lower()):
-            if word.startswith("train"):
-                return "train"
-            if word.startswith("test"):
-                return "test"
-            if word in ("val", "valid", "validation"):
-                return "val"
-    return "train"
-
-
-class _Split:
-    """The image and label columns of one split, and the file of every row."""
-
-    def __init__(self) -> None:
-        self.images: list[bytes] = []
-        self.labels: list[int | str] = []
-        self.files: list[tuple[int, Path]] = []  # first row of each file
-        self.schema: pa.Schema | None = None
-
-    def origin(self, row: int) -> str:
-        """`file, row i` for a row of the split."""
-        start, file = max(entry for entry in self.files if entry[0] <= row)
-        return f"{file}, row {row - start}"
-
-
-def _read_split(files: list[Path]) -> _Split:
-    split = _Split()
-    for file in files:
-        table = _read_file(file)
-        split.schema = split.schema or table.schema
-        image = _column(table, file, IMAGE_COLUMNS, "encoded images")
-        label = _column(table, file, LABEL_COLUMNS, "labels")
-        split.files.append((len(split.images), file))
-        if pa.types.is_struct(image.type):
-            if "bytes" not in {field.name for field in image.type}:
-                raise DataError(f"{file}: the image column is a struct without a field 'bytes'")
-            image = pa.chunked_array([chunk.field("bytes") for chunk in image.chunks])
-        if not (pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type)):
-            raise DataError(f"{file}: the image column holds {image.type}, expected encoded bytes")
-        for column, name in ((image, "image"), (label, "label")):
-            if column.null_count:
-                row = column.is_null().index(True).as_py()
-                raise DataError(f"{file}, row {row}: the {name} is missing")
-        split.images += image.to_pylist()
-        split.labels += label.to_pylist()
-    return split
-
-
-def _read_file(file: Path) -> pa.Table:
-    try:
-        if file.suffix == ".parquet":
-            return pq.read_table(file)
-        try:
-            return feather.read_table(file)
-        except pa.ArrowInvalid:
-            return ipc.open_stream(file.read_bytes()).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: cannot be read as a table ({error})") from error
-
-
-def _column(table: pa.Table, file: Path, names: tuple[str, ...], what: str) -> pa.ChunkedArray:
-    for name in names:
-        if name in table.column_names:
-            return table.column(name)
-    raise DataError(
-        f"{file}: expected a column of {what} called {' or '.join(names)}, "
-        f"found {', '.join(table.column_names) or 'no column'}"
-    )
-
-
-def _class_names(tables: dict[str, _Split]) -> tuple[str, ...]:
-    """From the metadata, else from string labels, else numbers up to the largest training label."""
-    train = tables["train"]
-    declared = _declared_names(train.schema)
-    if declared:
-        return declared
-    if any(isinstance(label, str) for label in train.labels):
-        return tuple(sorted({str(label) for label in train.labels}))
-    largest = max((label for label in train.labels if isinstance(label, int)), default=-1)
-    if largest >= len(train.labels):
-        row = train.labels.index(largest)
-        raise DataError(
-            f"{train.origin(row)}: label {largest} is out of range; {len(train.labels)} rows "
-            "cannot fill the classes from 0 to that"
-        )
-    return tuple(str(number) for number in range(largest + 1))
-
-
-def _declared_names(schema: pa.Schema | None) -> tuple[str, ...]:
-    metadata = (schema.metadata if schema is not None else None) or {}
-    if b"classes" in metadata:
-        return tuple(metadata[b"classes"].decode().split(","))
+def _declared_names(schema: pa.Schema) -> tuple[str, ...]:
+    metadata = schema.metadata or {}
+    classes = metadata.get(b"classes", b"").decode()
+    if classes:
+        return tuple(json.loads(classes) if classes.startswith("[") else classes.split(","))
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     for column in LABEL_COLUMNS:
         names = features.get(column, {}).get("names") if column in features else None
         if names:
             return tuple(names)
     return ()
-
-
-def _samples(split: _Split, names: tuple[str, ...]) -> Samples:
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = np.empty(len(split.labels), dtype=np.int64)
-    for row, label in enumerate(split.labels):
-        if isinstance(label, str) and label in numbers:
-            labels[row] = numbers[label]
-        elif isinstance(label, int):
-            labels[row] = label
-        else:
-            raise DataError(
-                f"{split.origin(row)}: label {label!r} is no class; "
-                + (f"there are {', '.join(names)}" if names else "expected integers or strings")
-            )
-    return Samples(split.images, labels, split.origin)

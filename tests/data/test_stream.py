@@ -301,7 +301,6 @@ def test_folders_without_a_test_split_are_divided(store, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"name": "digits"}, "images of 'digits' cannot be streamed"),
         ({"classes": 4}, "run.data.classes: expected 4, but the images have 3"),
         ({"digest": "0" * 20}, "they are not the images that this recipe was made with"),
     ],

@@ -1,0 +1,167 @@
+"""The command that packs: images of any source into Arrow shards."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raykd.cli.shared import JSON, print_json, speaking
+
+if TYPE_CHECKING:
+    from raykd.data.packing import Packed, Packing, Part
+    from raykd.progress import Teller
+
+
+@click.command()
+@click.argument("source")
+@click.argument("destination")
+@click.option("--name", help="Kind of dataset; else what SOURCE looks like: folder, table, tar.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Ray workers; 0: this process, without Ray.",
+)
+@click.option("--address", help="Of a Ray cluster; else a running one, else one of our own.")
+@click.option(
+    "--shard-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=256.0,
+    show_default=True,
+    help="Of a shard; each worker holds one in memory.",
+)
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do where a file is no image.",
+)
+@click.option("--decode", is_flag=True, help="Decode every image, to find damaged ones; slow.")
+@JSON
+@speaking
+def pack(
+    source: str,
+    destination: str,
+    name: str | None,
+    workers: int,
+    address: str | None,
+    shard_mb: float,
+    on_bad_image: str,
+    decode: bool,
+    as_json: bool,
+) -> None:
+    """Pack the images of SOURCE into Arrow shards in the folder DESTINATION.
+
+    Both are paths or URLs (s3://bucket/folder, gs://bucket/folder). SOURCE is a folder with one
+    folder per class, a table file or a folder of them, or tar shards; with --name, any dataset
+    of `raykd show datasets`, - where that has a downloader of its own. Images stay encoded as
+    they are. The same command goes on where one was stopped, and repairs what was damaged.
+    """
+    from raykd.data.files import Files
+    from raykd.data.located import Located
+    from raykd.data.packing import Packing
+    from raykd.data.stock import kind_of, of_located, stock_of
+    from raykd.progress import Teller
+
+    teller = Teller()
+    started = time.monotonic()
+    root = None if source == "-" else source
+    chosen = name or kind_of(source)
+    teller.say(f"looking for the images of {source} ({chosen})")
+    found = stock_of(chosen, root)
+    stock = of_located(found) if isinstance(found, Located) else found
+    packing = Packing(
+        stock,
+        chosen if root is None else Files.at(root).describe(""),
+        Files.at(destination),
+        shard_mb,
+        skip_bad=on_bad_image == "skip",
+        decode=decode,
+    )
+    there = packing.begin()
+    kept = sum(1 for names in there.values() if names)
+    teller.say(
+        f"{packing.images:,} images of {len(stock.names)} classes, "
+        f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
+        + (f", of which {kept} are there" if kept else "")
+    )
+    packed, seconds = _made(packing, there, teller, workers, address)
+    summary = _summary(packing, packing.finish(packed), packed, seconds)
+    if as_json:
+        print_json(summary | {"seconds": time.monotonic() - started})
+    else:
+        _say_done(teller, packing, summary)
+
+
+def _made(
+    packing: "Packing",
+    there: Mapping["Part", Sequence[str]],
+    teller: "Teller",
+    workers: int,
+    address: str | None,
+) -> tuple[list["Packed"], float]:
+    """Every shard, made here or by Ray workers, and how many seconds that took."""
+    if not workers:
+        return _followed(packing, packing.make_all(there), teller)
+    from raykd.experiment import Scale
+    from raykd.launch.cluster import connected
+    from raykd.launch.packing import make_on_ray
+
+    with connected(Scale(address=address), teller.say, workers):
+        return _followed(packing, make_on_ray(packing, there, workers), teller)
+
+
+def _followed(
+    packing: "Packing", made: Iterable["Packed"], teller: "Teller"
+) -> tuple[list["Packed"], float]:
+    """The same, saying how far it is."""
+    packed, done, volume, started = [], 0, 0, time.monotonic()
+    with teller.showing():
+        task = teller.task("packing", packing.images, "image")
+        for one in made:
+            packed.append(one)
+            done += len(one.part)
+            volume += one.shard.bytes
+            task.update(done, f"{volume / (time.monotonic() - started) / 1e6:.0f} MB/s")
+            for fault in one.bad:
+                teller.say(f"left out: {fault}")
+    return packed, time.monotonic() - started
+
+
+def _summary(
+    packing: "Packing", facts: dict[str, Any], packed: Sequence["Packed"], seconds: float
+) -> dict[str, Any]:
+    """What was packed, and how fast."""
+    made = [one for one in packed if not one.adopted]
+    return {
+        "pack": packing.files.describe(""),
+        "digest": facts["digest"],
+        "classes": len(facts["classes"]),
+        "images": {split: said["rows"] for split, said in facts["splits"].items()},
+        "skipped": facts["skipped"],
+        "bytes": sum(one.shard.bytes for one in packed),
+        "shards": len(packed),
+        "made": len(made),
+        "images_per_second": sum(len(one.part) for one in made) / seconds,
+        "bytes_per_second": sum(one.shard.bytes for one in made) / seconds,
+    }
+
+
+def _say_done(teller: "Teller", packing: "Packing", summary: dict[str, Any]) -> None:
+    counts = ", ".join(f"{rows:,} {split}" for split, rows in summary["images"].items())
+    speed = (
+        f"{summary['made']} made now: {summary['images_per_second']:,.0f} images/s, "
+        f"{summary['bytes_per_second'] / 1e6:,.0f} MB/s"
+    )
+    teller.say(
+        f"{counts} images, {summary['bytes'] / 1e6:,.1f} MB in {summary['shards']} shards, "
+        + (speed if summary["made"] else "which were all there, and are whole")
+    )
+    if summary["skipped"]:
+        teller.say(f"{summary['skipped']:,} files that are no images were left out")
+    click.echo(f"data: {{path: {json.dumps(packing.files.root)}}}")
+    click.echo("run: {data: {name: table, stream: {}}}")

@@ -1,0 +1,42 @@
+"""Which split a file is of, as its name says."""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from raykd.data.files import Entry
+from raykd.errors import DataError
+
+
+def by_split(
+    place: str, entries: Sequence[Entry], what: str, *, alone: bool
+) -> dict[str, list[Entry]]:
+    """The files of `train` and, if there are any, `test`; one that is `alone` is all data.
+
+    Where there are both, validation files are left out. Raises `DataError` where no file is of
+    the training split.
+    """
+    parts: dict[str, list[Entry]] = {"train": [], "test": [], "val": []}
+    for entry in entries:
+        parts["train" if alone else split_of(entry.name)].append(entry)
+    if not parts["train"]:
+        raise DataError(
+            f"{place}: none of its {len(entries)} {what} is a training split; "
+            "their names have the word 'train', 'test' or 'val'"
+        )
+    test = parts["test"] or parts["val"]
+    return {"train": parts["train"]} | ({"test": test} if test else {})
+
+
+def split_of(name: str) -> str:
+    """The split that a word of a file's name, or else of its folders', names: train, test, val."""
+    file = PurePosixPath(name)
+    for part in (file.stem, *reversed(file.parts[:-1])):
+        for word in re.findall("[a-z]+", part.lower()):
+            if word.startswith("train"):
+                return "train"
+            if word.startswith("test"):
+                return "test"
+            if word in ("val", "valid", "validation"):
+                return "val"
+    return "train"

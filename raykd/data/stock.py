@@ -1,0 +1,241 @@
+"""What can be packed: encoded images with labels, which can be read from any row on.
+
+Shapes: N images, H, W pixels.
+"""
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from raykd.data.encoded import Names, Ranges
+from raykd.data.files import Files, shown
+from raykd.data.folders import SUFFIXES as IMAGE_SUFFIXES
+from raykd.data.folders import ImageFiles
+from raykd.data.located import LOCATED, Located
+from raykd.data.samples import Found
+from raykd.data.sources import SOURCES
+from raykd.data.tables import SUFFIXES as TABLE_SUFFIXES
+from raykd.data.tables import Rows, Tables, open_tables
+from raykd.errors import DataError
+from raykd.remote import is_url
+
+_THREADS = 16  # that read files
+_BLOCK_BYTES = 1 << 24  # that are read ahead
+_STORED = 65535  # bytes of a block of DEFLATE, at most
+
+
+class Readable(Protocol):
+    """The encoded images of one split."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> np.ndarray:
+        """How many bytes each image has, or about how many, int64 [N]."""
+        ...
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
+        """The images from `start` to `stop`, some at a time."""
+        ...
+
+    def origin(self, row: int) -> str:
+        """Where an image lies, for people."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The splits of a dataset, labels int64 [N] with each, and its class names."""
+
+    splits: Mapping[str, tuple[Readable, np.ndarray]]
+    names: tuple[str, ...]
+    stamp: str  # what changes when files are changed
+
+
+class InFiles:
+    """Images that are ranges of files, read by many threads."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def lengths(self) -> np.ndarray:
+        """How many bytes each image has, int64 [N]."""
+        return self._ranges.length.numpy()
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
+        """The images from `start` to `stop`; those of the next block are read meanwhile."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ahead = None
+            for low, high in cuts(self.lengths()[start:stop], _BLOCK_BYTES):
+                after = pool.map(self._ranges.read, range(start + low, start + high))
+                if ahead is not None:
+                    yield list(ahead)
+                ahead = after
+            if ahead is not None:
+                yield list(ahead)
+
+    def origin(self, row: int) -> str:
+        """Where an image lies."""
+        return self._ranges.origin(row)
+
+
+class Pixels:
+    """Images that are uint8 pixels [N, H, W] or [N, H, W, 3], each as a PNG file."""
+
+    def __init__(self, pixels: np.ndarray, title: str) -> None:
+        self._pixels = pixels
+        self._title = title
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def lengths(self) -> np.ndarray:
+        """About how many bytes each image has, int64 [N]."""
+        return np.full(len(self), self._pixels[0].nbytes, dtype=np.int64)
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
+        """The images from `start` to `stop`, some at a time."""
+        for low, high in cuts(self.lengths()[start:stop], _BLOCK_BYTES):
+            yield [png(pixels) for pixels in self._pixels[start + low : start + high]]
+
+    def origin(self, row: int) -> str:
+        """The dataset and the row."""
+        return f"{self._title}, row {row}"
+
+
+def cuts(lengths: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """Ranges of rows of about `size` bytes each, at most one image more."""
+    if not len(lengths):
+        return []
+    number = (np.cumsum(lengths) - lengths) // size
+    edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(lengths)]
+    return [*pairwise(edges)]
+
+
+def stock_of(name: str, root: str | None) -> Stock | Located:
+    """A dataset of `raykd show datasets` at a path or URL; `Located` where it lies in files."""
+    if root is not None and name in LOCATED:
+        located = LOCATED[name](root)
+        if located is not None:
+            return located
+    if root is not None and name == "table":
+        return of_tables(open_tables(root))
+    if root is not None and is_url(root):
+        raise DataError(
+            f"{root}: {name!r} is read from files of this machine; at a URL there can be "
+            f"{', '.join(sorted(LOCATED))}"
+        )
+    return of_found(SOURCES[name](None if root is None else Path(root)), name)
+
+
+def kind_of(place: str) -> str:
+    """The name of the source that reads what lies at a path or URL, as its files look."""
+    path = place.partition("?")[0]
+    if path.endswith(".tar"):
+        return "webdataset"
+    if path.endswith(TABLE_SUFFIXES):
+        return "table"
+    for name in _names(place):
+        if name.endswith(".tar"):
+            return "webdataset"
+        if name.endswith(TABLE_SUFFIXES):
+            return "table"
+        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+            return "folder"
+    raise DataError(f"{place}: found no images, tables or tar shards; look at the path")
+
+
+def _names(place: str) -> Iterator[str]:
+    """The names of the files in a folder."""
+    if is_url(place):
+        yield from (entry.name for entry in Files.at(place).walk())
+    else:
+        for _, folders, names in os.walk(Path(place).expanduser()):
+            folders[:] = filter(shown, folders)
+            yield from filter(shown, names)
+
+
+def of_located(found: Located) -> Stock:
+    """The same images, to be packed."""
+    splits = {split: (InFiles(ranges), labels) for split, (ranges, labels) in found.splits.items()}
+    return Stock(splits, found.names, found.stamp)
+
+
+def of_tables(tables: Tables) -> Stock:
+    """The images of tables, to be packed."""
+    return Stock(tables.splits, tables.names, tables.stamp)
+
+
+def of_found(found: Found, title: str) -> Stock | Located:
+    """The images of any source; `Located` where they are whole files."""
+    if all(isinstance(samples.images, ImageFiles) for samples in found.splits.values()):
+        return _in_folders(found)
+    splits: dict[str, tuple[Readable, np.ndarray]] = {}
+    stamp = hashlib.sha256()
+    for split, samples in found.splits.items():
+        images = samples.images
+        if isinstance(images, np.ndarray):
+            stamp.update(np.ascontiguousarray(images).data)
+            images = Pixels(images, f"{title} {split}")
+        elif isinstance(images, Rows):
+            stamp.update(repr([file.files.find(file.name) for file in images.files]).encode())
+        else:
+            raise DataError(f"the images of {title!r} cannot be packed")
+        splits[split] = (images, samples.labels)
+    return Stock(splits, found.names, stamp.hexdigest())
+
+
+def _in_folders(found: Found) -> Located:
+    """A source whose images are files, as ranges below the folder that they have in common."""
+    paths = {split: _paths(samples.images) for split, samples in found.splits.items()}
+    root = Path(os.path.commonpath([path.parent for own in paths.values() for path in own]))
+    splits, stamp = {}, hashlib.sha256()
+    for split, own in paths.items():
+        stats = [path.stat() for path in own]
+        stamp.update(repr([(stat.st_size, stat.st_mtime_ns) for stat in stats]).encode())
+        names = Names.of([path.relative_to(root).as_posix() for path in own])
+        lengths = torch.tensor([stat.st_size for stat in stats], dtype=torch.int64)
+        zeros = torch.zeros(len(own), dtype=torch.int64)
+        ranges = Ranges(Files.at(root), names, torch.arange(len(own)), zeros, lengths)
+        splits[split] = (ranges, found.splits[split].labels)
+    return Located(splits, found.names, stamp.hexdigest())
+
+
+def _paths(images: object) -> Sequence[Path]:
+    assert isinstance(images, ImageFiles)
+    return images.paths
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels uint8 [H, W] or [H, W, 3] as a PNG file, not compressed.
+
+    So its bytes, by which images are told apart, depend on no library (RFC 1951, section 3.2.4).
+    """
+    height, width = pixels.shape[:2]
+    rows = np.ascontiguousarray(pixels).reshape(height, -1)
+    lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each after the number of its filter: none
+    data = b"\x78\x01"
+    for start in range(0, len(lines), _STORED):
+        part = lines[start : start + _STORED]
+        last = start + _STORED >= len(lines)
+        data += struct.pack("<BHH", last, len(part), len(part) ^ 0xFFFF) + part
+    data += struct.pack(">I", zlib.adler32(lines))
+    colours = 2 if pixels.ndim == 3 else 0
+    header = struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND")
+
+
+def _chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
