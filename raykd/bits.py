@@ -6,6 +6,8 @@ SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number gen
 the stream starts at a hash of (seed, view, stream) and the sample's id is the position in it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,19 @@ def draw(seed: int, ids: Tensor, view: int, stream: int) -> Tensor:
 
 def uniform(seed: int, ids: Tensor, view: int, stream: int) -> Tensor:
     """float32 [B] in [0, 1), multiples of 2**-24."""
-    return _shift(draw(seed, ids, view, stream), 40).to(torch.float32) * 2.0**-24
+    return _fraction(draw(seed, ids, view, stream))
+
+
+def uniforms(seed: int, ids: Tensor, view: int, streams: Sequence[int]) -> Tensor:
+    """`uniform` of several streams at once: float32 [S, B]."""
+    place = ids * _signed(_GOLDEN)
+    starts = [_signed(_hash(seed, view, stream)) for stream in streams]
+    return _fraction(_mix(torch.stack([place + start for start in starts])))
+
+
+def _fraction(z: Tensor) -> Tensor:
+    """float32 in [0, 1), multiples of 2**-24, from random bits int64."""
+    return _shift(z, 40).to(torch.float32) * 2.0**-24
 
 
 def below(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:

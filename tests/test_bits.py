@@ -256,3 +256,9 @@ def test_a_gpu_draws_the_same_bits():
     ids = torch.arange(100_000)
     for draw in (bits.draw, bits.uniform):
         assert torch.equal(draw(3, ids.cuda(), 4, 1).cpu(), draw(3, ids, 4, 1))
+
+
+def test_several_streams_at_once_are_those_one_by_one():
+    ids, streams = torch.tensor([0, 1, 5, 2**40]), [3, 3 + (1 << 8), 17]
+    found = bits.uniforms(7, ids, 2, streams)
+    assert torch.equal(found, torch.stack([bits.uniform(7, ids, 2, s) for s in streams]))

@@ -75,24 +75,16 @@ def parts(
     (of the size `heights` x `widths`, int64 [B]), bool [B]. `streams` are those of area, ratio,
     row and column; `scale` bounds the share of the area, `ratio` width over height.
     """
-    area = heights.double() * widths.double()
     low, high = (math.log(value) for value in ratio)
-    height, width = torch.ones_like(heights), torch.ones_like(widths)
-    fits = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for turn in range(TRIES):
-        share = bits.uniform(seed, ids, view, streams[0] + (turn << 8)).double()
-        power = bits.uniform(seed, ids, view, streams[1] + (turn << 8)).double()
-        wanted = area * (scale[0] + (scale[1] - scale[0]) * share)
-        aspect = ((low + (high - low) * power).exp() * _STEPS).round() / _STEPS
-        wide, tall = (wanted * aspect).sqrt().round(), (wanted / aspect).sqrt().round()
-        good = (wide >= 1) & (tall >= 1) & (wide <= widths) & (tall <= heights) & ~fits
-        height, width = (
-            torch.where(good, tall.long(), height),
-            torch.where(good, wide.long(), width),
-        )
-        fits |= good
-        if fits.device.type == "cpu" and bool(fits.all()):  # a GPU would have to be waited for
-            break
+    turns = [stream + (turn << 8) for stream in streams[:2] for turn in range(TRIES)]
+    drawn = bits.uniforms(seed, ids, view, turns).double()  # all at once: it costs no more
+    share, power = drawn.view(2, TRIES, len(ids))
+    wanted = heights.double() * widths.double() * (scale[0] + (scale[1] - scale[0]) * share)
+    aspect = ((low + (high - low) * power).exp() * _STEPS).round() / _STEPS
+    wide, tall = (wanted * aspect).sqrt().round(), (wanted / aspect).sqrt().round()
+    good = (wide >= 1) & (tall >= 1) & (wide <= widths) & (tall <= heights)
+    fits, first = good.any(dim=0), good.int().argmax(dim=0, keepdim=True)
+    height, width = (torch.where(fits, side.gather(0, first)[0].long(), 1) for side in (tall, wide))
     row = _below(seed, ids, view, streams[2], heights - height + 1)
     column = _below(seed, ids, view, streams[3], widths - width + 1)
     return torch.stack([row, column, height, width], dim=1), fits

@@ -203,10 +203,10 @@ def _part(picture: Picture, box: list[int], side: int, rows: int, *, draft: bool
     Where nothing below the first `rows` rows is wanted, what is below may not be decoded.
     """
     row, column, height, width = box
-    if draft:
-        # The whole image may shrink as long as this part keeps a frame's size.
-        factor = min(1.0, max(side / height, side / width))
-        least = (math.ceil(picture.height * factor), math.ceil(picture.width * factor))
+    # A draft of the whole image may shrink as long as this part keeps a frame's size.
+    factor = min(1.0, max(side / height, side / width))
+    least = (math.ceil(picture.height * factor), math.ceil(picture.width * factor))
+    if draft and picture.shrinks(least):
         pixels = picture.pixels(least)
         down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
         height, width = max(1, round(height * down)), max(1, round(width * across))

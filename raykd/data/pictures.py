@@ -44,6 +44,13 @@ class Picture:
         self._decode = decode
         self._decoded: tuple[tuple[int, int] | None, int | None, np.ndarray] | None = None
 
+    def shrinks(self, at_least: tuple[int, int]) -> bool:
+        """Whether a JPEG file is scaled down where no more than `at_least` (H, W) is wanted."""
+        sides = (self.height, self.width)
+        return all(
+            _SMALLEST_STEP * least <= side + 1 for least, side in zip(at_least, sides, strict=True)
+        )
+
     def pixels(
         self, at_least: tuple[int, int] | None = None, rows: int | None = None
     ) -> np.ndarray:
