@@ -3,6 +3,7 @@
 Shapes: B batch, H, W pixels.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -77,9 +78,16 @@ class Views:
         mean, std = self.data.mean, self.data.std
         assert mean is not None and std is not None, "the recipe's data was never read"
         batch, height, width, _ = pixels.shape
-        # A whole row of pixels at a time: a broadcast over 3 channels alone is four times slower.
-        offset = torch.tensor(mean, device=pixels.device).mul_(255).repeat(width)
-        scale = torch.tensor(std, device=pixels.device).mul_(255).repeat(width)
+        offset, scale = (_levels(values, width, pixels.device) for values in (mean, std))
         rows = pixels.reshape(batch, height, width * 3).to(torch.float32)
         normalised = rows.sub_(offset).div_(scale)
         return normalised.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache
+def _levels(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    """Values of the channels, in grey levels, for a row of pixels; sent to a device once.
+
+    A whole row at a time: a broadcast over 3 channels alone is four times slower.
+    """
+    return torch.tensor(values, device=device).mul_(255).repeat(width)

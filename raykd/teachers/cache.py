@@ -114,7 +114,9 @@ class LogitsCache:
             # Looking in one place is ten times faster than in four.
             columns = [{k: torch.cat([part[k] for part in columns]) for k in columns[0]}]
         if self.device.type != "cpu":
-            columns = [{k: v.to(self.device) for k, v in part.items()} for part in columns]
+            # In one block whatever its size: a GPU would be waited for to see who is in which.
+            parts = [{k: v.to(self.device) for k, v in part.items()} for part in columns]
+            columns = [{k: torch.cat([part[k] for part in parts]) for k in parts[0]}]
         self._open[view] = columns
         while len(self._open) > _OPEN_VIEWS:
             self._open.popitem(last=False)
