@@ -1,6 +1,7 @@
 """What a run needs before its first step: images, teachers, the student and its helpers."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,8 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     if run.method.trains_teacher():
         needs = run.method.needs()
         teacher = live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
-    made = Learner(student, run.method, helpers, teacher, autocast=run.precision == "bfloat16")
+    how: dict[str, Any] = {"autocast": run.precision == "bfloat16", "compiled": host.scale.compile}
+    made = Learner(student, run.method, helpers, teacher, **how)
     before = run.prelude()
     if before is not None:
         _begin_from(store, before, made)
