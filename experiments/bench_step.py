@@ -11,11 +11,11 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -43,9 +43,10 @@ from raykd.data.images import open_images
 from raykd.data.loader import Views
 from raykd.data.order import epoch_order
 from raykd.engine.fit import local_host, train_student
-from raykd.engine.host import GroupHost, Host
+from raykd.engine.host import EVERY_EPOCH, GroupHost, Host
 from raykd.engine.journal import read_metrics
 from raykd.engine.memory import keep_freed_memory
+from raykd.engine.rehearsal import step_of
 from raykd.errors import RaykdError
 from raykd.experiment import Experiment, Scale
 from raykd.launch.work import carry_out
@@ -82,37 +83,22 @@ class Stopwatch:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.rank, self.world, self.device = host.rank, host.world, host.device
         self.seconds = 0.0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def __getattr__(self, name: str) -> Any:
+        """All else as the host does it."""
+        return getattr(self.host, name)
+
+    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """Start: the loop goes on with its first epoch."""
-        module = self.host.wrap(module)
+        wrapped = self.host.wrap(learner, average)
         self.seconds -= time.process_time()
-        return module
+        return wrapped
 
     def agree(self, module: nn.Module) -> None:
         """Stop: the epoch's last step is done."""
         self.host.agree(module)
         self.seconds += time.process_time()
-
-    def total(self, values: Tensor) -> Tensor:
-        """As the host does it."""
-        return self.host.total(values)
-
-    def restore(self) -> dict[str, Any] | None:
-        """As the host does it."""
-        return self.host.restore()
-
-    def restart(self, history: list[Mapping[str, float]]) -> None:
-        """As the host does it."""
-        self.host.restart(history)
-
-    def report(
-        self, metrics: Mapping[str, float], state: Callable[[], dict[str, Any]], *, last: bool
-    ) -> None:
-        """As the host does it."""
-        self.host.report(metrics, state, last=last)
 
 
 @click.command()
@@ -129,7 +115,7 @@ def main(target: Path | None, pairs: int, quick: bool, no_ray: bool) -> None:
         bench = Bench(Path(name), QUICK if quick else FULL, pairs)
         rows = [*_narrow(bench), *_wide(bench), _sweep(bench), *_loader(bench)]
         if not quick:
-            rows += _half(bench)
+            rows += [*_half(bench), *_ways(bench)]
         if not (quick or no_ray):
             try:
                 rows.append(_ray(bench))
@@ -159,14 +145,14 @@ class Bench:
         carry_out(Experiment("bench", (run,), Scale()), self.store, quiet, students=False)
         return run
 
-    def step(self, run: StudentRun, group: bool = False) -> Side:
+    def step(self, run: StudentRun, group: bool = False, scale: Scale = EVERY_EPOCH) -> Side:
         """CPU seconds of one step of a run, in a process group where `group` is set."""
 
         def once() -> float:
-            local = local_host(self.store, run)
+            local = local_host(self.store, run, scale)
             grouped = GroupHost(local.journal, local.device, self.reports.append) if group else None
             watch = Stopwatch(grouped or local)
-            train_student(self.store, run, watch)
+            train_student(self.store, run, cast(Host, watch))
             return watch.seconds / _steps(run)
 
         return once
@@ -266,6 +252,31 @@ def _half(bench: Bench) -> Iterator[Row]:
         yield compared(name, cached, live, None, "step")
         name = f"cached KD over label only, {student}, bfloat16"
         yield compared(name, cached, label, None, "step")
+
+
+def _ways(bench: Bench) -> Iterator[Row]:
+    """The same step in other ways: in four parts, and compiled."""
+    run = bench.prepared("resnet20", "resnet56", bench.size.steps)
+    bench.say("a step in parts, and compiled")
+    sides = {"whole": bench.step(run), "parts": bench.step(run, scale=Scale(accumulate=4))}
+    seconds = interleaved(sides, bench.pairs)
+    parts, whole = ("4 parts of 16", seconds["parts"]), ("64 at once", seconds["whole"])
+    yield compared("a step in 4 parts over a whole one, resnet20", parts, whole, None, "step")
+    for precision in ("float32", "bfloat16"):
+        changed = run.model_copy(update={"precision": precision})
+        targets = torch.arange(bench.size.images) % CLASSES
+        device = torch.device("cpu")
+        compiled, plain = (step_of(changed, targets, device, compiled=c) for c in (True, False))
+        sides = {
+            "compiled": lambda work=compiled: cpu_seconds(work),
+            "plain": lambda work=plain: cpu_seconds(work),
+        }
+        for side in sides.values():
+            side()  # compiles it
+        seconds = interleaved(sides, 4 * bench.pairs)
+        made, eager = ("torch.compile", seconds["compiled"]), ("eager", seconds["plain"])
+        name = f"a compiled forward and backward over a plain one, resnet20, {precision}"
+        yield compared(name, made, eager, None, "step", more="the update left out")
 
 
 def _sweep(bench: Bench) -> Row:

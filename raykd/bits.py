@@ -6,6 +6,7 @@ SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number gen
 the stream starts at a hash of (seed, view, stream) and the sample's id is the position in it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -84,26 +85,45 @@ def below(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
 
 
 def shuffled(
-    seed: int, ids: Tensor, view: int, stream: int, places: Tensor, counts: Tensor
+    seed: int,
+    ids: Tensor,
+    view: int,
+    stream: int,
+    places: Tensor,
+    counts: Tensor,
+    most: int | None = None,
 ) -> Tensor:
     """What stands at `places` of a shuffled range(counts), a shuffle for each sample: int64 [B, K].
 
-    `places` are int64 [K], smaller than each of `counts` (int64 [B], up to 2**31). The shuffle is
-    a Feistel network on a grid of about the square root of the count (Black and Rogaway 2002,
-    "Ciphers with arbitrary finite domains", section 6); the few cells of the grid that are no
-    places are walked past. Three rounds leave no bias that can be seen from 40 places on; the
-    orders of a handful of places are not all equally likely.
+    `places` are int64 [K], smaller than each of `counts` (int64 [B], up to 2**31). No count is
+    above `most`; where that is None, a GPU is waited for. The shuffle is a Feistel network on a
+    grid of about the square root of the count (Black and Rogaway 2002, "Ciphers with arbitrary
+    finite domains", section 6); the few cells of the grid that are no places are walked past.
+    Three rounds leave no bias that can be seen from 40 places on; the orders of a handful of
+    places are not all equally likely.
     """
     side = counts.double().sqrt().ceil().long().clamp_min(1)[:, None]
     other = (counts[:, None] + side - 1) // side
     keys = draw(seed, ids, view, stream)[:, None]
     value = _turned(places[None, :].expand(len(ids), -1), keys, side, other)
-    while True:
-        row, column = (value >= counts[:, None]).nonzero(as_tuple=True)
-        if not len(row):
-            return value
-        again = (tensor[row, 0] for tensor in (keys, side, other))
-        value[row, column] = _turned(value[row, column], *again)
+    if most is None:
+        most = int(counts.max()) if len(counts) else 0
+    spare = math.isqrt(max(0, most - 1))  # cells of a grid that are no places, at most
+    if not spare:
+        return value
+    # Where each of those leads, and then where that leads, twice as far each time: no cell has to
+    # be asked whether it is a place.
+    first = counts[:, None]
+    ends = _turned(first + torch.arange(spare, device=ids.device), keys, side, other)
+    for _ in range(spare.bit_length()):
+        ends = _past(ends, first, ends)
+    return _past(value, first, ends)
+
+
+def _past(value: Tensor, counts: Tensor, ends: Tensor) -> Tensor:
+    """Cells [B, K], and instead of those beyond the `counts` [B, 1] places, their `ends` [B, E]."""
+    beyond = value - counts
+    return torch.where(beyond >= 0, ends.gather(1, beyond.clamp(0, ends.shape[1] - 1)), value)
 
 
 def _turned(value: Tensor, keys: Tensor, side: Tensor, other: Tensor) -> Tensor:

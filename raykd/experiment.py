@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raykd.codecs import CODECS
 from raykd.errors import ConfigError
@@ -50,12 +50,26 @@ class Scale(Record):
     gpus: float | None = Field(default=None, ge=0)  # of each worker; None: 1 where there are GPUs
     decoders: int | None = Field(default=None, ge=0)  # processes that decode streamed images
     on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
+    shard: Literal["ddp", "fsdp"] = "ddp"  # workers together: each holds all weights, or a share
+    accumulate: int = Field(default=1, ge=1)  # parts of a worker's share of a batch, one by one
+    # The student's forward and backward; reduce-overhead: CUDA graphs.
+    compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
     checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, at epoch ends
     max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
     local_gb: float | None = Field(
         default=None, gt=0
     )  # copies of a remote store's shards on a node
     address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
+
+    @model_validator(mode="after")
+    def _check(self) -> "Scale":
+        # torch 2.15 keeps the first part's gradients in memory that the second part's overwrite.
+        if self.accumulate > 1 and self.compile == "reduce-overhead":
+            raise ValueError(
+                "compile: CUDA graphs lose the gradients of all parts but one; expected true "
+                "beside accumulate above 1, got 'reduce-overhead'"
+            )
+        return self
 
 
 class ExperimentFile(Record):

@@ -1,5 +1,7 @@
 """Keyed random numbers: what they are, and that they depend on nothing but their key."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -206,6 +208,39 @@ def test_a_shuffle_is_a_function_of_its_key_in_any_batch_and_beside_any_counts()
     before = torch.get_rng_state()
     shuffled(10, torch.arange(5))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def walked(seed: int, sample: int, view: int, stream: int, place: int, count: int) -> int:
+    """What stands at a place of a shuffle, by walking past every cell that is no place."""
+    side = math.isqrt(count - 1) + 1
+    other = -(-count // side)
+    key = expected(seed, [sample], view, stream)[0]
+    while True:
+        left, right = divmod(place, other)
+        for turn in range(3):
+            left = (left + halved(key, right, 2 * turn)) % side
+            right = (right + halved(key, left, 2 * turn + 1)) % other
+        place = left * other + right
+        if place < count:
+            return place
+
+
+def halved(key: int, half: int, number: int) -> int:
+    """The round function: 31 bits of SplitMix64 at a position of the stream that the key starts."""
+    return SplitMix64(key + (half + (number << 32) - 1) * GOLDEN).next() >> 33
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 26, 97, 101, 1000, 10_001])
+@pytest.mark.parametrize("most", [None, 0, 10**6])
+def test_a_shuffle_walks_past_the_cells_that_are_no_places(count, most):
+    ids = torch.tensor([0, 7, 123_456])
+    places = torch.arange(min(count, 60))
+    most = count if most == 0 else most
+    found = bits.shuffled(4, ids, 2, bits.NEGATIVES, places, torch.full((3,), count), most)
+    assert found.tolist() == [
+        [walked(4, sample, 2, bits.NEGATIVES, place, count) for place in places.tolist()]
+        for sample in ids.tolist()
+    ]
 
 
 @pytest.mark.parametrize("place", [0, 1, 100, 255])

@@ -412,6 +412,15 @@ MISTAKES = {
         PLAIN + "scale: {workers: -1}\n",
         "experiment.scale.workers: input should be greater than or equal to 0, got -1",
     ),
+    "a weight held in no way": (
+        PLAIN + "scale: {shard: zero}\n",
+        "experiment.scale.shard: input should be 'ddp' or 'fsdp', got 'zero'",
+    ),
+    "graphs of steps in parts": (
+        PLAIN + "scale: {compile: reduce-overhead, accumulate: 2}\n",
+        "experiment.scale: compile: CUDA graphs lose the gradients of all parts but one; expected "
+        "true beside accumulate above 1, got 'reduce-overhead'",
+    ),
     "a rule that is not whole": (
         PLAIN + "scale: {rules: [{match: {run.seed: 1}}]}\n",
         "experiment.scale.rules.0.workers: this key must be given",

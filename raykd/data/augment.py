@@ -3,6 +3,7 @@
 Shapes: B batch, H, W pixels. Pixels are uint8, channels last, until the loader normalises them.
 """
 
+import functools
 import math
 from typing import ClassVar, Literal
 
@@ -71,9 +72,8 @@ class Augment(Record):
         """
         count = self._geometries()
         cycle, turn = divmod(view, count)
-        coprime = [step for step in range(count) if math.gcd(step, count) == 1]
-        steps = torch.tensor(coprime, device=ids.device)
-        step = steps[bits.below(seed, ids, cycle, bits.CROP_STEP, len(coprime))]
+        steps = _coprime(count, ids.device)
+        step = steps[bits.below(seed, ids, cycle, bits.CROP_STEP, len(steps))]
         start = bits.below(seed, ids, cycle, bits.CROP_START, count)
         number = (step * turn + start) % count
         side = 2 * self.pad + 1
@@ -113,3 +113,10 @@ class Augment(Record):
         position = (image + y)[:, :, None] * (width + 2 * pad) + x[:, None, :]
         gathered = padded.view(-1, 3).index_select(0, position.view(-1))
         return gathered.view(batch, height, width, 3)
+
+
+@functools.lru_cache
+def _coprime(count: int, device: torch.device) -> Tensor:
+    """The numbers below `count` that share no factor with it, int64; sent to a device once."""
+    numbers = [step for step in range(count) if math.gcd(step, count) == 1]
+    return torch.tensor(numbers, device=device)

@@ -40,7 +40,7 @@ class Mix(Record):
 
     def blend(self, own: Tensor, partner: Tensor, ids: Tensor, view: int, seed: int) -> "Blend":
         """The mixed images of uint8 [B, H, W, 3] and uint8 [B, H, W, 3]."""
-        edges = _edges(self.alpha).to(ids.device)
+        edges = _edges(self.alpha, ids.device)
         level = torch.bucketize(bits.uniform(seed, ids, view, bits.WEIGHT), edges, right=True)
         if self.kind == "mixup":
             weight = level.to(torch.int32).view(-1, 1, 1, 1)
@@ -48,7 +48,7 @@ class Mix(Record):
             sums = own.to(torch.int32) * weight + partner.to(torch.int32) * (LEVELS - weight)
             return Blend(sums.to(torch.float32) / LEVELS, level.to(torch.float32) / LEVELS)
         size = own.shape[1], own.shape[2]
-        lengths = [_lengths(side).to(ids.device)[level] for side in size]
+        lengths = [_lengths(side, ids.device)[level] for side in size]
         inside = boxes(seed, ids, view, (bits.BOX_ROW, bits.BOX_COLUMN), lengths, size)
         pixels = torch.where(inside[..., None], partner, own)
         kept = (~inside).flatten(1).sum(1).to(torch.float32)
@@ -71,7 +71,7 @@ def mixed_targets(own: Tensor, partner: Tensor, weights: Tensor, classes: int) -
 
 
 @functools.lru_cache
-def _edges(alpha: float) -> Tensor:
+def _edges(alpha: float, device: torch.device) -> Tensor:
     """Where uniform numbers turn into the next weight: float32 [256], rising.
 
     P(weight = k / 256) is that of Beta(alpha, alpha) being rounded to k / 256. The edges are
@@ -87,11 +87,12 @@ def _edges(alpha: float) -> Tensor:
                 f"mixing with alpha {alpha:g} needs scipy; install it, or use alpha 1"
             ) from None
         middles = [float(betainc(alpha, alpha, middle)) for middle in middles]
-    return torch.tensor([round(middle * 2**24) / 2**24 for middle in middles])
+    rounded = [round(middle * 2**24) / 2**24 for middle in middles]
+    return torch.tensor(rounded, device=device)
 
 
 @functools.lru_cache
-def _lengths(side: int) -> Tensor:
+def _lengths(side: int, device: torch.device) -> Tensor:
     """The side of the box for each weight of the image around it, int64 [257]."""
     shares = [math.sqrt(1 - weight / LEVELS) for weight in range(LEVELS + 1)]
-    return torch.tensor([int(side * share) for share in shares])
+    return torch.tensor([int(side * share) for share in shares], device=device)

@@ -15,23 +15,29 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return torch.argsort(bits.draw(seed, torch.arange(size), epoch, bits.ORDER), stable=True)
 
 
-def steps(order: Tensor, batch: int, rank: int, world: int) -> Tensor:
-    """Row ids [steps, batch // world] for one worker; a last partial batch is dropped.
+def steps(order: Tensor, batch: int, rank: int, world: int, parts: int = 1) -> Tensor:
+    """Row ids [steps * parts, B] for one worker; a last partial batch is dropped.
 
-    `batch` is the global size. Step t covers the same samples for every `world` that divides
-    it. Raises `ConfigError` where it does not divide, or where there is not one whole batch.
+    `batch` is the global size, B = batch // world // parts, and the parts of a worker's share of
+    a batch follow each other. Step t covers the same samples for every `world` that divides it.
+    Raises `ConfigError` where it does not divide, or where there is not one whole batch.
     """
-    check_batch(len(order), batch, world)
+    check_batch(len(order), batch, world, parts)
     whole = order[: len(order) // batch * batch].view(-1, world, batch // world)
-    return whole[:, rank]
+    return whole[:, rank].reshape(-1, batch // world // parts)
 
 
-def check_batch(size: int, batch: int, world: int) -> None:
+def check_batch(size: int, batch: int, world: int, parts: int = 1) -> None:
     """Raise `ConfigError` where `size` samples cannot be trained on in such batches."""
     if batch % world:
         raise ConfigError(
             f"a global batch of {batch} does not divide among {world} workers; "
             "choose optim.batch or scale.workers so that it does"
+        )
+    if batch // world % parts:
+        raise ConfigError(
+            f"a worker's {batch // world} samples of each batch do not divide into {parts} parts; "
+            "choose optim.batch or scale.accumulate so that they do"
         )
     if size < batch:
         raise ConfigError(

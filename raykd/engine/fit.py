@@ -84,6 +84,7 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
     history = distil(
         run, learner, lambda epoch: None, train, test, None, host, validation, keep=keep
     )
+    learner = host.whole(learner)
     if host.rank == 0:
         _finish(store, teacher, result_of(run, [learner.student], history, host))
 
@@ -97,6 +98,7 @@ def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> None:
     learner = start.learner(store, run, host, train.images.targets)
     teacher_at = prepare.teachers(store, run, host.device)
     history = distil(run, learner, teacher_at, train, None, None, host)
+    learner = host.whole(learner)
     if host.rank == 0:
         parts: list[nn.Module] = [learner.helpers]
         if prelude.model is not None:
@@ -131,6 +133,7 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
         validation,
         keep=lambda epoch, network: released.append(network) if not released else None,
     )
+    learner = host.whole(learner)
     if host.rank == 0:
         network = released[0] if released else learner.student
         weights.save_weights(folder / weights.STUDENT, network)

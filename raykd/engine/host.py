@@ -3,13 +3,15 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raykd.engine import optim
 from raykd.engine.journal import Journal
 from raykd.errors import NoRoom
 from raykd.experiment import Scale
@@ -21,6 +23,9 @@ _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_b
 EVERY_EPOCH = Scale(checkpoint_seconds=0)  # here, with a checkpoint after every epoch
 PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+State = dict[str, Any]
+
 
 class Host(Protocol):
     """A place to train."""
@@ -30,8 +35,30 @@ class Host(Protocol):
     device: torch.device
     scale: Scale  # how the work is done: nothing of it changes what a run means
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, with its gradients averaged over the workers."""
+    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+        """The learner, with its gradients averaged over the workers; before its optimiser is made.
+
+        `average` is what follows its weights. Both are as every worker has them.
+        """
+        ...
+
+    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """A region for the forward and backward of a part of a step, in which gradients add up.
+
+        They are averaged over the workers in the `last` part.
+        """
+        ...
+
+    def whole(self, module: AnyModule) -> AnyModule:
+        """A learner or its average with all weights here, to be read; all workers call it."""
+        ...
+
+    def saved(self, optimiser: torch.optim.Optimizer) -> State:
+        """The optimiser's state as one process alone would have it; all workers call it."""
+        ...
+
+    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
+        """Set the optimiser to what was saved, by whichever host."""
         ...
 
     def total(self, values: Tensor) -> Tensor:
@@ -46,7 +73,7 @@ class Host(Protocol):
         """Average the module's floating-point buffers (batch-norm statistics) over the workers."""
         ...
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self) -> State | None:
         """The state of the last checkpoint; None to start from the beginning."""
         ...
 
@@ -54,14 +81,28 @@ class Host(Protocol):
         """Begin, or go on after the epochs of `history`."""
         ...
 
-    def report(
-        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
-    ) -> None:
+    def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Pass on an epoch's metrics, and keep a checkpoint where it is time to."""
         ...
 
 
-class LocalHost:
+class Complete:
+    """A host that holds all weights itself."""
+
+    def whole(self, module: AnyModule) -> AnyModule:
+        """The module itself."""
+        return module
+
+    def saved(self, optimiser: torch.optim.Optimizer) -> State:
+        """Its own state."""
+        return optimiser.state_dict()
+
+    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
+        """As it is."""
+        optim.load_state(optimiser, state)
+
+
+class LocalHost(Complete):
     """This process alone."""
 
     rank = 0
@@ -80,9 +121,13 @@ class LocalHost:
         self.scale = scale
         self._passed_on = passed_on
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module itself."""
-        return module
+    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+        """The learner itself."""
+        return learner
+
+    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """Nothing to average."""
+        return nullcontext()
 
     def total(self, values: Tensor) -> Tensor:
         """The tensor itself."""
@@ -95,7 +140,7 @@ class LocalHost:
     def agree(self, module: nn.Module) -> None:
         """Nothing to agree on."""
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self) -> State | None:
         """The state of the last checkpoint in the journal."""
         return self.journal.restore()
 
@@ -103,15 +148,13 @@ class LocalHost:
         """Set the journal to the epochs of `history`."""
         self.journal.restart(history)
 
-    def report(
-        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
-    ) -> None:
+    def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Write the journal, and pass the metrics on."""
         self.journal.record(metrics, state, last=last)
         self._passed_on(metrics)
 
 
-class GroupHost:
+class GroupHost(Complete):
     """One worker of a torch process group that is already up, under Ray Train or torchrun.
 
     Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes.
@@ -134,11 +177,17 @@ class GroupHost:
         self._passed_on = passed_on
         self._spoke = time.monotonic()
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged; buffers stay each worker's own in an epoch."""
+    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+        """The learner with its gradients averaged; buffers stay each worker's own in an epoch."""
         if self.world == 1:
-            return module  # averaging over one worker costs 7 % of a small network's step
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **_OWN_BUFFERS)
+            return learner  # averaging over one worker costs 7 % of a small network's step
+        return DistributedDataParallel(learner, gradient_as_bucket_view=True, **_OWN_BUFFERS)
+
+    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """One message for all parts of a step."""
+        if last or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        return wrapped.no_sync()
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the workers."""
@@ -169,7 +218,7 @@ class GroupHost:
         for buffer, part in zip(buffers, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self) -> State | None:
         """The last checkpoint. Raises `NoRoom` where the workers do not see the same folder."""
         state = self.journal.restore()
         epoch = torch.tensor([-1 if state is None else state["epoch"]], device=self.device)
@@ -189,7 +238,7 @@ class GroupHost:
             self.journal.restart(history)
 
     def report(
-        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
+        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
     ) -> None:
         """Write the journal on rank 0, and pass the metrics on where rank 0 finds it time."""
         if self.rank == 0:

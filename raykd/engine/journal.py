@@ -56,13 +56,20 @@ class Journal:
         lines = "".join(json.dumps(line) + "\n" for line in history)
         write_atomic(self.folder / METRICS, lines.encode())
 
+    def due(self, *, last: bool) -> bool:
+        """Whether it is time to replace the checkpoint."""
+        return last or time.monotonic() - self._saved >= self.seconds
+
     def record(
-        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]], *, last: bool
+        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]] | None, *, last: bool
     ) -> None:
-        """Append an epoch's metrics, and replace the checkpoint where it is time to."""
+        """Append an epoch's metrics, and replace the checkpoint where it is time to.
+
+        Where there is no `state`, the checkpoint stays.
+        """
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
-        if last or time.monotonic() - self._saved >= self.seconds:
+        if state is not None and self.due(last=last):
             data = io.BytesIO()
             torch.save(state(), data)
             if self._store is None:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raykd.engine.compiled import Mode, compiled_pass, refusal
 from raykd.methods.base import Method, full_precision, precise
-from raykd.models.staged import Staged
+from raykd.models.staged import Staged, Through
 from raykd.teachers.source import LiveTeacher, Source, looking
 from raykd.teachers.topk import merged
 from raykd.types import Batch, Look, Outputs, Signal
@@ -30,7 +31,9 @@ class Learner(nn.Module):
         teacher: LiveTeacher | None = None,
         *,
         autocast: bool = False,
+        compiled: Mode = False,
     ) -> None:
+        """`compiled`: how the student's pass is compiled, where the method lets it be."""
         super().__init__()
         self.student = student
         self.helpers = helpers
@@ -40,6 +43,9 @@ class Learner(nn.Module):
             self.teacher_network = teacher.network  # its weights are ours
             self.teacher = looking(teacher, method.looks().teacher)
         self.autocast = autocast
+        self._through: Through | None = None
+        if compiled and refusal(method) is None:
+            self._through = compiled_pass(student, compiled)
         if method.trains != "student":
             student.requires_grad_(False)
         if method.trains == "backbone":
@@ -54,6 +60,8 @@ class Learner(nn.Module):
         "label" is the labels' cross entropy of the method's scores; the others are the
         method's own, named by their spots.
         """
+        if self._through is not None:
+            torch.compiler.cudagraph_mark_step_begin()  # what it said before may be overwritten
         if self.teacher is not None:
             teacher = self.teacher(batch)
         student = self._student(batch, teacher)
@@ -87,4 +95,4 @@ class Learner(nn.Module):
         if Signal.PIXELS in needs:
             pixels = pixels.detach().requires_grad_()
         with torch.autocast(pixels.device.type, torch.bfloat16, self.autocast):
-            return self.student.outputs(pixels, needs)
+            return self.student.outputs(pixels, needs, self._through)

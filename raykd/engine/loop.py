@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raykd import bits
 from raykd.data.loader import Views
 from raykd.data.order import epoch_order, steps
+from raykd.engine.average import Average
 from raykd.engine.evaluate import evaluate
 from raykd.engine.host import Host
 from raykd.engine.learner import Learner
-from raykd.engine.optim import build_optimiser, learning_rate
+from raykd.engine.optim import build_optimiser, learning_rate, update
 from raykd.errors import WorkFailed
 from raykd.methods.roles import Shared, Tally, forget
 from raykd.models.staged import Staged
@@ -53,17 +53,20 @@ def distil(
     for module in learner.helpers.modules():
         if isinstance(module, Shared):
             module.gather = host.gather
-    optimiser = build_optimiser(run.optim, learner)
-    average = _average(run, learner.student)
-    history = _restored(learner, optimiser, average, host)
+    average = None if run.optim.ema is None else Average(learner.student, run.optim.ema)
+    state = host.restore()
+    history = _restored(learner, average, state)
     if not history:
         _calibrate(run, learner, learner.teacher or teacher_at(0), train, 0)
     host.restart([*history])
-    released = learner.student if average is None else average.module
-    assert isinstance(released, Staged)
+    wrapped = host.wrap(learner, average)
+    optimiser = build_optimiser(run.optim, learner)
+    if state is not None:
+        host.load(optimiser, state["optimiser"])
+        del state  # as large as all weights
     if len(history) == run.optim.epochs:  # it was stopped between its last epoch and its end
-        keep(len(history), released)
-    wrapped = host.wrap(learner)
+        keep(len(history), _released(host.whole(learner), average, host))
+    parts = host.scale.accumulate
     for epoch in range(len(history), run.optim.epochs):
         teacher = teacher_at(epoch)
         if epoch and run.anchor_at(epoch) != run.anchor_at(epoch - 1):
@@ -76,17 +79,23 @@ def distil(
         started = time.monotonic()
         learner.train()
         order = epoch_order(run.seed, moment, len(train.images))
-        rows = steps(order, run.optim.batch, host.rank, host.world)
+        rows = steps(order, run.optim.batch, host.rank, host.world, parts)
+        count = len(rows) // parts  # of updates
         sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(train.batches(rows, run.view_at(epoch), moment)):
-            rate = learning_rate(run.optim, epoch * len(rows) + step, len(rows))
+        for number, batch in enumerate(train.batches(rows, run.view_at(epoch), moment)):
+            step, part = divmod(number, parts)
+            last = part == parts - 1
+            rate = learning_rate(run.optim, epoch * count + step, count)
             outputs = teacher(batch) if teacher is not None else None
-            losses, _ = wrapped(batch, outputs, run.label_weight_at(moment))
-            _step(optimiser, torch.stack([*losses.values()]).sum(), rate, run.optim.clip)
-            if average is not None:
-                average.update_parameters(learner.student)
+            with host.averaging(wrapped, last=last):
+                losses, _ = wrapped(batch, outputs, run.label_weight_at(moment))
+                (torch.stack([*losses.values()]).sum() / parts).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
+            if last:
+                update(optimiser, rate, run.optim.clip)
+            if last and average is not None:
+                average.update_parameters(learner.student)
         told = _tallied(learner, host)
         host.agree(learner if average is None else torch.nn.ModuleList([learner, average]))
         metrics = _means(sums, len(rows), host)
@@ -97,37 +106,27 @@ def distil(
                 "run.optim.warmup_epochs"
             )
         seconds = time.monotonic() - started  # after the sums were read: the device is done
-        metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * len(rows), len(rows))}
-        metrics["images_per_second"] = len(rows) * run.optim.batch / seconds
+        metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * count, count)}
+        metrics["images_per_second"] = count * run.optim.batch / seconds
         metrics |= told
         if train.bad:
             metrics["bad_images"] = train.bad
+        whole = host.whole(learner)
+        released = _released(whole, average, host)
         if test is not None:
-            metrics |= _evaluated(learner, released, test, test_teacher, host)
+            metrics |= _evaluated(whole, released, test, test_teacher, host)
         if validation is not None:
-            found = _evaluated(learner, released, validation, None, host)
+            found = _evaluated(whole, released, validation, None, host)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in found.items()}
         metrics["seconds"] = time.monotonic() - started
         history.append(metrics)
         keep(epoch + 1, released)
         host.report(
             metrics,
-            lambda: _state(learner, optimiser, average, history),
+            lambda: _state(learner, optimiser, average, history, host),
             last=epoch + 1 == run.optim.epochs,
         )
     return history
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float | None) -> None:
-    """One update of the weights at a learning rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group.get("rate", 1.0)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip is not None:
-        for group in optimiser.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], clip)
-    optimiser.step()
 
 
 def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:
@@ -163,13 +162,11 @@ def _tallied(learner: Learner, host: Host) -> Metrics:
     return told
 
 
-def _average(run: StudentRun, student: Staged) -> AveragedModel | None:
-    """The exponential moving average of the student's weights, where the recipe asks for one."""
-    if run.optim.ema is None:
-        return None
-    return AveragedModel(
-        student, multi_avg_fn=get_ema_multi_avg_fn(run.optim.ema), use_buffers=True
-    )
+def _released(whole: Learner, average: Average | None, host: Host) -> Staged:
+    """The student that would be released now."""
+    student = whole.student if average is None else host.whole(average).module
+    assert isinstance(student, Staged)
+    return student
 
 
 def _calibrate(
@@ -190,28 +187,27 @@ def _calibrate(
 def _state(
     learner: Learner,
     optimiser: torch.optim.Optimizer,
-    average: AveragedModel | None,
+    average: Average | None,
     history: list[Metrics],
+    host: Host,
 ) -> dict[str, Any]:
-    """Everything that the next epoch depends on."""
+    """Everything that the next epoch depends on, the same from whichever host."""
     return {
         "epoch": len(history),
         "history": history,
-        "learner": learner.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "average": None if average is None else average.state_dict(),
+        "learner": host.whole(learner).state_dict(),
+        "optimiser": host.saved(optimiser),
+        "average": None if average is None else host.whole(average).state_dict(),
     }
 
 
 def _restored(
-    learner: Learner, optimiser: torch.optim.Optimizer, average: AveragedModel | None, host: Host
+    learner: Learner, average: Average | None, state: dict[str, Any] | None
 ) -> list[Metrics]:
-    """Load the last checkpoint, if there is one, and return the metrics of its epochs."""
-    state = host.restore()
+    """Load a checkpoint's weights, if there is one, and return the metrics of its epochs."""
     if state is None:
         return []
     learner.load_state_dict(state["learner"])
-    optimiser.load_state_dict(state["optimiser"])
     if average is not None:
         average.load_state_dict(state["average"])
     return state["history"]

@@ -22,15 +22,32 @@ def build_optimiser(optim: Optim, module: nn.Module) -> torch.optim.Optimizer:
     for part in paced:
         own = {"rate": part.rate, "weight_decay": part.weight_decay}
         trained.append({"params": [*part.parameters()], **own})
+    # On a GPU, one kernel updates all weights; on a CPU the plain update keeps its bits.
+    fused = True if rest and rest[0].is_cuda else None
+    how: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": fused}
     if optim.name == "adamw":
-        return torch.optim.AdamW(trained, lr=optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(
-        trained,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.weight_decay,
-    )
+        return torch.optim.AdamW(trained, **how)
+    return torch.optim.SGD(trained, momentum=optim.momentum, nesterov=optim.nesterov, **how)
+
+
+def update(optimiser: torch.optim.Optimizer, rate: float, clip: float | None) -> None:
+    """Change the weights by their gradients, which are used up; `clip` is their largest norm."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(group["params"], clip)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def load_state(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Set the optimiser to a state that may be of another device.
+
+    How it updates the weights follows from its own device.
+    """
+    pairs = zip(state["param_groups"], optimiser.param_groups, strict=True)
+    groups = [theirs | {"fused": ours["fused"]} for theirs, ours in pairs]
+    optimiser.load_state_dict(state | {"param_groups": groups})
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:

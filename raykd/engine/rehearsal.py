@@ -4,7 +4,7 @@ Shapes: B batch, C classes, N training rows.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raykd import models
 from raykd.data.images import Data
+from raykd.engine.compiled import Mode
 from raykd.engine.learner import Learner
 from raykd.models.staged import Staged, measure
 from raykd.recipes import AnyTeacher, StudentRun
@@ -22,7 +23,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 _LOOKS: tuple[Look, ...] = ("clean", "partner", "strong")
 
 
-def step_of(run: StudentRun, targets: Tensor, device: torch.device) -> Callable[[], None]:
+def step_of(
+    run: StudentRun, targets: Tensor, device: torch.device, compiled: Mode = False
+) -> Callable[[], None]:
     """A forward and backward of a student with all that its method does, to be called.
 
     What a cache would answer was asked before. Pixels and the networks' weights are random, and
@@ -40,7 +43,8 @@ def step_of(run: StudentRun, targets: Tensor, device: torch.device) -> Callable[
         teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
     own = teacher if method.trains_teacher() else None
     lower = run.precision == "bfloat16"
-    learner = _on(device, Learner(student, method, helpers, own, autocast=lower))
+    how: dict[str, Any] = {"autocast": lower, "compiled": compiled}
+    learner = _on(device, Learner(student, method, helpers, own, **how))
     mixed = run.data.augment.mix is not None or method.mixing() is not None
     batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
     source = None if teacher is None else looking(teacher, looks.teacher)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raykd.engine.compiled import compiled_as
 from raykd.engine.host import Host
 from raykd.engine.journal import RESULT
 from raykd.engine.loop import Metrics
@@ -46,6 +47,9 @@ def result_of(
         "images_per_second": speeds[len(speeds) // 2] if speeds else None,  # median of the epochs
         "seconds": sum(metrics["seconds"] for metrics in history),
         "workers": host.world,
+        "accumulate": host.scale.accumulate,
+        "compile": compiled_as(run.method, host.scale.compile),
+        "shard": host.scale.shard if host.world > 1 else None,
         "hardware": hardware(host.device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }

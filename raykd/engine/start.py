@@ -1,5 +1,7 @@
 """The student and its helpers as they are before the first step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,8 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     if run.method.trains_teacher():
         needs = run.method.needs()
         teacher = prepare.live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
-    made = Learner(student, run.method, helpers, teacher, autocast=run.precision == "bfloat16")
+    how: dict[str, Any] = {"autocast": run.precision == "bfloat16", "compiled": host.scale.compile}
+    made = Learner(student, run.method, helpers, teacher, **how)
     before = run.prelude()
     if before is not None:
         _begin_from(store, before, made)

@@ -20,9 +20,9 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from raykd.engine.fit import train
-from raykd.engine.host import GroupHost
 from raykd.engine.journal import Journal, numbers
 from raykd.engine.memory import keep_freed_memory
+from raykd.engine.sharded import group_host
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Scale
 from raykd.launch import notes
@@ -99,8 +99,7 @@ def _worker(config: dict[str, Any]) -> None:
     store, run = Store(config["store"], scale.local_gb), config["recipe"]
     journal = Journal(store.path(run), scale.checkpoint_seconds, store)
     device = ray.train.torch.get_device()
-    host = GroupHost(journal, device, _pass_on, scale)
-    train(store, run, host)
+    train(store, run, group_host(journal, device, _pass_on, scale))
 
 
 def _pass_on(metrics: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ class _Site:
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
         with self._keeping_errors():
             if missing:
-                _check_batches(self.store, missing)
+                _check_batches(self.store, missing, self.experiment.scale.accumulate)
                 self.crew.train(missing)
         self.made.update(run for run, _ in missing if self.store.has(run))
 
@@ -199,7 +199,7 @@ class _Site:
             self.errors.append(error)
 
 
-def _check_batches(store: Store, jobs: Sequence[tuple[Training, int]]) -> None:
+def _check_batches(store: Store, jobs: Sequence[tuple[Training, int]], parts: int) -> None:
     """Raise `ConfigError` where a run's batches do not suit its data or its workers."""
     sizes: dict[Data, int] = {}
     for run, workers in jobs:
@@ -207,4 +207,4 @@ def _check_batches(store: Store, jobs: Sequence[tuple[Training, int]]) -> None:
             continue
         if run.data not in sizes:
             sizes[run.data] = len(open_images(store, run.data)[0])
-        check_batch(sizes[run.data], run.optim.batch, max(1, workers))
+        check_batch(sizes[run.data], run.optim.batch, max(1, workers), parts)

@@ -49,6 +49,7 @@ class Memory(Shared):
         """`targets` (int64 [N]) are the labels of the rows."""
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
+        self.scaled = False  # whether both Z were seen to be set: a GPU is asked in few steps
         bound = 1 / math.sqrt(width / 3)
         for name in ("student", "teacher"):
             start = torch.empty(len(targets), width).uniform_(-bound, bound)
@@ -77,7 +78,8 @@ class Memory(Shared):
         pool = len(self.targets) - (stop - start)
         if self.smallest_pool >= negatives:
             places = torch.arange(negatives, device=ids.device)
-            place = bits.shuffled(self.seed, ids, batch.epoch, bits.NEGATIVES, places, pool)
+            key = self.seed, ids, batch.epoch, bits.NEGATIVES
+            place = bits.shuffled(*key, places, pool, most=len(self.targets))
         else:
             each = ids[:, None] * negatives + torch.arange(negatives, device=ids.device)
             share = bits.uniform(self.seed, each, batch.epoch, bits.NEGATIVES).double()
@@ -99,7 +101,7 @@ class Memory(Shared):
         # ten times as long for the 50,000 rows of CIFAR, and half a gigabyte for each network.
         # A copy: the memory moves on before the backward pass.
         scores = (own @ bank.clone().T).gather(1, rows).div(self.temperature).exp()
-        if not bool(z):
+        if not (self.scaled or bool(z)):
             means = self.gather(scores.detach().mean(1))
             if not len(means):
                 return scores  # there is no sample at all, and nothing to divide
@@ -113,6 +115,7 @@ class Memory(Shared):
             new = self.gather(vectors.detach()).to(bank.dtype)
             mixed = self.momentum * bank[ids] + (1 - self.momentum) * new
             bank.index_copy_(0, ids, F.normalize(mixed, dim=1))
+        self.scaled = self.scaled or (bool(self.z_student) and bool(self.z_teacher))
 
 
 def contrastive_loss(scores: Tensor, rows: int) -> Tensor:
@@ -138,9 +141,9 @@ class CRD(Method):
 
     The memory and the constants Z are buffers in the checkpoints. Negatives are drawn by key, so
     they depend on neither the batch nor the worker; all workers update all memories, in the order
-    of the workers, after each step. So the number of workers changes rounding only, batch norm
-    apart. Where the negatives are more than the rows of other classes, they are drawn with
-    repetition.
+    of the workers, after each step, or after each part of it where `scale.accumulate` divides it.
+    So the number of workers changes rounding only, batch norm apart. Where the negatives are more
+    than the rows of other classes, they are drawn with repetition.
     """
 
     title: ClassVar[str] = "Tian et al. 2020, arXiv 1910.10699"

@@ -7,7 +7,7 @@ Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raykd.types import Outputs, Shapes, Signal
 
+Through = Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]  # as Staged.through
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
 
 
@@ -79,27 +80,39 @@ class Staged(nn.Module):
         """Logits [B, C] for normalised pixels [B, 3, H, W]."""
         return self.outputs(pixels, Signal.LOGITS).logits
 
-    def outputs(self, pixels: Tensor, wanted: Signal) -> Outputs:
-        """The wanted signals for normalised pixels [B, 3, H, W]; logits are always there."""
-        features: dict[str, Tensor] = {}
-        x = pixels
-        for name, stage in self.stages.items():
-            if Signal.PREACTIVATIONS in wanted:
-                before, x = self._both(name, stage, x)
-                features[f"{name}.pre"] = before
-            else:
-                x = stage(x)
-            if Signal.FEATURES in wanted:
-                features[name] = x
-        embedding = self.pool(x)
+    def outputs(self, pixels: Tensor, wanted: Signal, through: Through | None = None) -> Outputs:
+        """The wanted signals for normalised pixels [B, 3, H, W]; logits are always there.
+
+        `through` stands for the method of that name: what was compiled of it.
+        """
+        run = self.through if through is None else through
+        logits, embedding, features = run(
+            pixels, before=Signal.PREACTIVATIONS in wanted, after=Signal.FEATURES in wanted
+        )
         return Outputs(
-            self.classifier(embedding),
+            logits,
             MappingProxyType(features),
             embedding if Signal.EMBEDDING in wanted else None,
             self if Signal.LIVE in wanted else None,
             pixels if Signal.PIXELS in wanted else None,
             classifier=self.classifier if Signal.CLASSIFIER in wanted else None,
         )
+
+    def through(
+        self, pixels: Tensor, *, before: bool, after: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU."""
+        features: dict[str, Tensor] = {}
+        x = pixels
+        for name, stage in self.stages.items():
+            if before:
+                features[f"{name}.pre"], x = self._both(name, stage, x)
+            else:
+                x = stage(x)
+            if after:
+                features[name] = x
+        embedding = self.pool(x)
+        return self.classifier(embedding), embedding, features
 
     def _both(self, name: str, stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """The pre-activation and the output of a stage."""

@@ -174,7 +174,9 @@ class LogitsCache:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._stream):  # not behind the steps that are under way
-            columns = [{k: v.to(self.device) for k, v in part.items()} for part in columns]
+            # In one block whatever its size: a GPU would be waited for to see who is in which.
+            parts = [{k: v.to(self.device) for k, v in part.items()} for part in columns]
+            columns = [{k: torch.cat([part[k] for part in parts]) for k in parts[0]}]
         self._stream.synchronize()
         return columns
 

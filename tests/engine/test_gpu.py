@@ -1,6 +1,10 @@
 """What holds on a CPU holds on a GPU."""
 
+import functools
+from contextlib import contextmanager
+
 import pytest
+import safetensors.torch
 import torch
 
 from raykd import bits
@@ -12,12 +16,18 @@ from raykd.data.mixing import Mix
 from raykd.data.strong import Strong
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
+from raykd.engine.learner import Learner
+from raykd.engine.optim import build_optimiser
 from raykd.engine.prepare import open_cache
+from raykd.experiment import Scale
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
+from raykd.recipes import Optim
 from raykd.store import Store
 from raykd.teachers.topk import largest
-from tests.small import digits, prepare, student_run, train_logits
+from tests.engine.test_waiting import EXCEPTIONS, OTHERS, called
+from tests.engine.watched import watched_losses
+from tests.small import digits, helpers_of, pair, prepare, student_run, train_logits, trained
 
 pytestmark = pytest.mark.gpu
 
@@ -115,3 +125,79 @@ def test_a_student_trains_on_the_gpu(tmp_path, precision):
     train_student(store, run, local_host(store, run))
     history = read_metrics(store.path(run))
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+@contextmanager
+def no_synchronising():
+    """A region in which whatever waits for the GPU raises `RuntimeError`."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", [*METHODS, *OTHERS], ids=called)
+def test_no_step_of_a_method_waits_for_the_gpu(tmp_path, method, precision):
+    # All methods but those that say why: kd, skd, dkd, at, crd, stkd with cutmix and the others.
+    store = Store(tmp_path)
+    optim = Optim(name="adamw", lr=1e-3, epochs=2, batch=32, ema=0.9, clip=1.0)
+    augment = Augment(pad=2, flip=True)
+    data = digits(store, limit=96, augment=augment)
+    run = student_run(store, method, optim=optim, precision=precision, data=data)
+    prepare(store, run)
+    if run.method.name in EXCEPTIONS:
+        with pytest.raises(RuntimeError, match="synchroni"):
+            watched_losses(store, run, no_synchronising)
+        return
+    assert len(watched_losses(store, run, no_synchronising)) == 2
+
+
+def test_one_kernel_updates_all_weights():
+    student, teacher = pair()
+    learner = Learner(student, KD(), helpers_of(KD(), student, teacher)).cuda()
+    for name in ("sgd", "adamw"):
+        optimiser = build_optimiser(Optim(name=name), learner)
+        assert all(group["fused"] for group in optimiser.param_groups)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_run_goes_on_on_the_other_device(tmp_path, name):
+    # The optimiser's state and how it updates the weights: fused on a GPU alone.
+    for start, end in (("cuda", "cpu"), ("cpu", "cuda")):
+        store = Store(tmp_path / start)
+        run = student_run(store, optim=Optim(name=name, epochs=2, batch=32, lr=1e-3, ema=0.9))
+        prepare(store, run)
+
+        def report(metrics, state, *, last, host):
+            type(host).report(host, metrics, state, last=last)
+            raise KeyboardInterrupt
+
+        for device, stops in ((start, True), (end, False)):
+            host = local_host(store, run)
+            host.device = torch.device(device)
+            if stops:
+                host.report = functools.partial(report, host=host)
+                with pytest.raises(KeyboardInterrupt):
+                    train_student(store, run, host)
+            else:
+                train_student(store, run, host)
+        assert len(read_metrics(store.path(run))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("mode", [True, "reduce-overhead", "max-autotune-no-cudagraphs"])
+@pytest.mark.parametrize("method", ["kd", "mlkd", "fitnet", "crd"])
+def test_a_compiled_student_learns_what_a_plain_one_does(tmp_path, method, mode):
+    store = Store(tmp_path)
+    run = student_run(store, method, optim=Optim(epochs=2, batch=32, lr=1e-3))
+    prepare(store, run)
+    expected = safetensors.torch.load(trained(store, run))
+    losses = [line["loss"] for line in read_metrics(store.path(run))]
+    store.discard(run)
+    train_student(store, run, local_host(store, run, Scale(compile=mode)))
+    assert safetensors.torch.load(trained(store, run)).keys() == expected.keys()
+    found = [line["loss"] for line in read_metrics(store.path(run))]
+    assert found == pytest.approx(losses, rel=1e-2)

@@ -70,3 +70,15 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
 def test_metrics_are_lines_of_json(tmp_path):
     Journal(tmp_path).record({"epoch": 0, "top1": 12.5}, state, last=False)
     assert json.loads((tmp_path / METRICS).read_text()) == {"epoch": 0, "top1": 12.5}
+
+
+def test_without_a_state_the_checkpoint_stays_and_is_due_until_it_is_written(tmp_path):
+    journal = Journal(tmp_path, seconds=0)
+    journal.record({"epoch": 0}, lambda: {"epoch": 1}, last=False)
+    journal.record({"epoch": 1}, None, last=False)
+    state = journal.restore()
+    assert state is not None and state["epoch"] == 1
+    assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1]
+    assert journal.due(last=False)
+    seldom = Journal(tmp_path, seconds=1000)
+    assert not seldom.due(last=False) and seldom.due(last=True)

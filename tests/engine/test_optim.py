@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from raykd.engine.optim import build_optimiser, learning_rate, milestones
+from raykd.engine.optim import build_optimiser, learning_rate, load_state, milestones, update
 from raykd.recipes import Optim
 
 
@@ -47,3 +48,35 @@ def test_the_optimiser_is_the_one_that_was_named(optim, kind):
     [group] = optimiser.param_groups
     assert group["params"] == [parameter]
     assert group["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_of_a_fused_update_is_gone_on_with_as_the_device_does_it(name):
+    optim = Optim(name=name, lr=0.1)
+    weights = [nn.Linear(3, 2) for _ in range(2)]
+    weights[1].load_state_dict(weights[0].state_dict())
+    plain, other = (build_optimiser(optim, weight) for weight in weights)
+    for optimiser, weight in zip((plain, other), weights, strict=True):
+        weight(torch.ones(1, 3)).sum().backward()
+        update(optimiser, 0.1, None)
+    state = other.state_dict()
+    state["param_groups"][0]["fused"] = True  # as on a GPU
+    load_state(other, state)
+    assert other.param_groups[0]["fused"] is None
+    for optimiser, weight in zip((plain, other), weights, strict=True):
+        weight(torch.ones(1, 3)).sum().backward()
+        update(optimiser, 0.1, None)
+    assert torch.equal(weights[0].weight, weights[1].weight)
+
+
+def test_an_update_clips_each_group_sets_its_rate_and_uses_gradients_up():
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+    groups = [{"params": [*first.parameters()]}, {"params": [*second.parameters()], "rate": 0.5}]
+    optimiser = torch.optim.SGD(groups, lr=1.0)
+    before = [part.weight.detach().clone() for part in (first, second)]
+    (100 * (first(torch.ones(1, 2)) + second(torch.ones(1, 2)))).sum().backward()
+    update(optimiser, 0.1, 3.0)
+    for part, start, rate in zip((first, second), before, (0.1, 0.05), strict=True):
+        moved = torch.full((1, 2), rate * 3.0 / 3**0.5)  # a gradient of three equal numbers
+        torch.testing.assert_close(start - part.weight.detach(), moved, rtol=1e-4, atol=1e-6)
+        assert all(value.grad is None for value in part.parameters())

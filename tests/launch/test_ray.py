@@ -184,9 +184,11 @@ def test_a_training_worker_killed_at_any_step_changes_no_bit_of_the_weights(clus
 def test_the_plan_sends_wide_students_to_ray_train_and_the_others_to_the_pool(cluster, store):
     runs = tuple(student_run(store, "kd", seed=seed) for seed in (0, 1))
     wide = Rule(match={"run.seed": 1}, workers=2)
-    scale = Scale(workers=1, teacher_workers=1, rules=(wide,))
+    scale = Scale(workers=1, teacher_workers=1, rules=(wide,), shard="fsdp", accumulate=2)
     carry_out(Experiment("small", runs, scale), store, QUIET)
     from raykd.store import read_json
 
-    counts = [read_json(store.path(run) / "result.json")["workers"] for run in runs]
-    assert counts == [1, 2]
+    results = [read_json(store.path(run) / "result.json") for run in runs]
+    assert [result["workers"] for result in results] == [1, 2]
+    assert [result["shard"] for result in results] == [None, "fsdp"]
+    assert [result["accumulate"] for result in results] == [2, 2]

@@ -1,0 +1,43 @@
+"""The running average of a student's weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from raykd.models.staged import Staged
+
+
+class Average(AveragedModel):
+    """The exponential moving average of a student's weights and buffers, from its first step on.
+
+    What it computes and keeps is the parent's, to the last bit. But a GPU is not asked for the
+    number of steps, and the weights may be one worker's shares.
+    """
+
+    def __init__(self, student: Staged, decay: float) -> None:
+        super().__init__(student, use_buffers=True)
+        self._move = get_ema_multi_avg_fn(decay)
+        self._begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards a student's weights."""
+        ours, theirs = _values(self.module), _values(model)
+        if not (self._begun or self.n_averaged):
+            for mine, other in zip(ours, theirs, strict=True):
+                mine.copy_(other)
+        else:
+            for kind in (True, False):  # the counts of batches are no floating-point numbers
+                places = [i for i, mine in enumerate(ours) if mine.is_floating_point() is kind]
+                if places:
+                    self._move(
+                        [ours[i] for i in places], [theirs[i] for i in places], self.n_averaged
+                    )
+        self._begun = True
+        self.n_averaged += 1
+
+
+def _values(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers; the shares of them that are here, where they are shared out."""
+    every = (*module.parameters(), *module.buffers())
+    return [getattr(value, "to_local", value.detach)() for value in every]
