@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raykd.engine import fit, prepare
+from raykd.engine import fit, prepare, start
 from raykd.engine.fit import train_student
 from raykd.engine.host import Host, LocalHost
 from raykd.engine.journal import Journal
@@ -68,7 +68,7 @@ def distil_plainly(
     What it learns in a step is a mean over the samples, however they are shared.
     """
     train, _ = prepare.views(store, run, host)
-    learner = prepare.learner(store, run, host, train.images.targets)
+    learner = start.learner(store, run, host, train.images.targets)
     for part in (*learner.modules(), *learner.student.stages.values()):
         for name, child in part.named_children():
             if isinstance(child, nn.BatchNorm2d):

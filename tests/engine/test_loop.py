@@ -9,8 +9,8 @@ from raykd.engine.fit import local_host, train_student, train_teacher
 from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal, read_metrics
 from raykd.engine.optim import build_optimiser
-from raykd.engine.prepare import learner as prepare_learner
 from raykd.engine.prepare import views as prepare_views
+from raykd.engine.start import learner as prepare_learner
 from raykd.methods import METHODS
 from raykd.methods.combine import Combine
 from raykd.methods.crd import CRD

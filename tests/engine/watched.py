@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raykd.data.loader import Views
-from raykd.engine import prepare
+from raykd.engine import prepare, start
 from raykd.engine.fit import local_host
 from raykd.engine.loop import Metrics, distil
 from raykd.recipes import StudentRun
@@ -91,6 +91,6 @@ def watched_losses(
     host = local_host(store, run)
     train, _ = prepare.views(store, run, host)
     views = WatchedViews(**{f.name: getattr(train, f.name) for f in fields(Views)}, guard=guard)
-    learner = prepare.learner(store, run, host, train.images.targets)
+    learner = start.learner(store, run, host, train.images.targets)
     teacher_at = prepare.teachers(store, run, host.device)
     return distil(run, learner, teacher_at, views, None, None, host)
