@@ -20,7 +20,7 @@ import csv
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,13 @@ from raykd import report
 from raykd.catalogue import markdown
 from raykd.cli.shared import STORE, print_rows, speaking
 from raykd.data.images import open_images
+from raykd.engine import prepare
 from raykd.engine.compare import SPOT_CHECK, compare
 from raykd.engine.fit import ShardMaker, default_device
-from raykd.engine.journal import RESULT, read_metrics
+from raykd.engine.host import LocalHost
+from raykd.engine.journal import CHECKPOINT, RESULT, Journal, read_metrics
+from raykd.engine.loop import distil
+from raykd.engine.memory import keep_freed_memory
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment, parse
 from raykd.launch.work import carry_out
@@ -53,8 +57,8 @@ from raykd.teachers.manifest import Part
 
 LABELS = "label_only"  # the reference without a teacher, with a new view in every epoch
 SWEEP = 10  # students that share a cache
-TIMED = 2048  # images of a timed pass of the teacher
-PASSES = 8  # of which the fastest counts
+TIMED = 2048  # images of a timed epoch, or so
+ROUNDS = 5  # of which the median counts
 Arms = Mapping[str, Experiment]  # what is compared, by its name
 
 
@@ -124,7 +128,10 @@ def main(
     **chosen: Any,
 ) -> None:
     """Train what is missing, print the table and write the reports."""
+    if tiny and full:
+        raise ConfigError("--tiny and --full: two recipes were asked for; give one of them")
     torch.set_num_threads(1)
+    keep_freed_memory()
     teller, place = Teller(), Store(store)
     preset = TINY if tiny else FULL if full else SHORT
     preset = replace(preset, **{key: value for key, value in chosen.items() if value is not None})
@@ -236,11 +243,74 @@ def formula(arm: str, run: StudentRun, students: int) -> str:
 
 @dataclass(frozen=True)
 class Seconds:
-    """What one epoch takes, at the fastest: other work on the machine only slows it."""
+    """What an epoch of all images takes: of this process's processors, or of the clock on a GPU."""
 
-    student: float  # its training steps from the cache
-    teacher: float  # drawing, forwards and encoding of one view of all images
-    live: float | None  # training steps with the teacher asked in each
+    student: float  # steps from the cache
+    live: float  # steps with the teacher asked in each
+    labels: float  # steps without a teacher
+    teacher: float  # drawing, forwards, encoding and writing of one view
+
+
+class Watch:
+    """Times an epoch of a student, and a pass of its teacher, on as many images as it takes."""
+
+    def __init__(self, store: Store, run: StudentRun, folder: Path) -> None:
+        self.store = store
+        self.run = run
+        self.device = default_device()
+        self.folder = folder
+        self.size = len(open_images(store, run.data)[0])
+        self.rows = min(self.size, TIMED)
+        # Of few images several epochs, or it would be the files' time; each shows another view.
+        self.epochs = min(-(-TIMED // self.rows), run.view_count())
+
+    def seconds(self, labels: StudentRun) -> Seconds:
+        """All of them in turns, so that what else the machine does favours none."""
+        live = self.run.model_copy(update={"source": "live"})
+        sides = {
+            "student": lambda: self._steps(self.run),
+            "live": lambda: self._steps(live),
+            "labels": lambda: self._steps(labels),
+            "teacher": self._views,
+        }
+        found: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(ROUNDS + 1):
+            for name in list(sides)[:: -1 if number % 2 else 1]:
+                found[name].append(sides[name]())
+        scale = self.size / self.rows / self.epochs
+        # The first round does not count.
+        return Seconds(
+            **{name: scale * statistics.median(times[1:]) for name, times in found.items()}
+        )
+
+    def _steps(self, run: StudentRun) -> float:
+        """Seconds of the loop itself, over the first images and without evaluation."""
+        plain = {"schedule": "constant", "milestones": None, "warmup_epochs": 0}
+        optim = run.optim.model_copy(update=plain | {"epochs": self.epochs})
+        run = run.model_copy(update={"optim": optim, "views": self.epochs})
+        host = LocalHost(Journal(self.folder, float("inf")), self.device)
+        train, _ = prepare.views(self.store, run, host)
+        train = replace(train, images=train.images.take(torch.arange(self.rows)))
+        learner = prepare.learner(self.store, run, host, train.images.targets)
+        teacher_at = prepare.teachers(self.store, run, self.device)
+        teacher_at(0)  # is loaded before
+        return self._timed(lambda: distil(run, learner, teacher_at, train, None, None, host))
+
+    def _views(self) -> float:
+        """Seconds of views of the first images, as a cache is made."""
+        maker = ShardMaker(self.store, self.run.logits_at(0), self.device)
+        maker.folder = self.folder
+        parts = [Part(view, 0, self.rows) for view in range(self.epochs)]
+        return self._timed(lambda: [maker.make(part) for part in parts])
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        """Seconds of one call. What a GPU does it has done when the call returns."""
+        clock = time.monotonic if self.device.type == "cuda" else time.process_time
+        started = clock()
+        work()
+        seconds = clock() - started
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        return seconds
 
 
 class Study:
@@ -255,12 +325,8 @@ class Study:
         self.most = self.cached[-1]
         self.sample = arms[self.most][0]
         self.rows = len(open_images(store, self.sample.data)[0])
-        live = arms.get("live")
-        self.seconds = Seconds(
-            student=self.epoch_seconds([run for arm in cached for run in arms[arm]]),
-            teacher=self._teacher_seconds(),
-            live=self.epoch_seconds(live) if live else None,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.seconds = Watch(store, self.sample, Path(folder)).seconds(arms[LABELS][0])
 
     def last(self, arm: str, key: str = "top1") -> list[float]:
         """A number after the last epoch, seed by seed."""
@@ -272,25 +338,20 @@ class Study:
         assert summary is not None, "an arm has a student for each seed"
         return summary
 
-    def epoch_seconds(self, runs: Sequence[StudentRun]) -> float:
-        """What the steps of an epoch take: the fastest of all epochs of some students."""
-        rates = [
-            metrics["images_per_second"]
-            for run in runs
-            for metrics in read_metrics(self.store.path(run))
-        ]
-        return self.rows / max(rates)
-
     def price(self, arm: str, students: int) -> float:
         """The seconds of some students and what they need of the teacher, over asking it live."""
-        one, epochs = self.seconds, self.sample.optim.epochs
-        live = one.student + one.teacher if one.live is None else one.live
-        if arm == "live":
-            return 1.0
-        if arm == LABELS:
-            return self.epoch_seconds(self.arms[arm]) / live
-        teacher = one.teacher * self.counts[arm]
-        return (students * one.student * epochs + teacher) / (students * live * epochs)
+        spent = students * self.students_seconds(arm) + self.teachers_seconds(arm)
+        return spent / (students * self.seconds.live * self.sample.optim.epochs)
+
+    def students_seconds(self, arm: str) -> float:
+        """The steps of one student; those with a live teacher hold what it takes."""
+        one = self.seconds
+        epoch = one.live if arm == "live" else one.labels if arm == LABELS else one.student
+        return epoch * self.sample.optim.epochs
+
+    def teachers_seconds(self, arm: str) -> float:
+        """The teacher's views in the cache, however many students read them."""
+        return self.seconds.teacher * self.counts[arm] if arm in self.cached else 0.0
 
     def row(self, arm: str) -> dict[str, str]:
         """One line of the table."""
@@ -308,33 +369,24 @@ class Study:
             "loss": f"{statistics.mean(self.last(arm, 'loss')):.3f}",
             "test loss": f"{statistics.mean(self.last(arm, 'test_loss')):.3f}",
             "agreement %": f"{statistics.mean(self.last(arm, 'agreement')):.2f}",
-            "student s": f"{self.epoch_seconds(runs) * runs[0].optim.epochs:.3g}",
-            "teacher s": f"{self.teacher_total(arm):.3g}" if arm != "live" else "in the student's",
+            "student s": f"{self.students_seconds(arm):.3g}",
+            "teacher s": f"{self.teachers_seconds(arm):.3g}",
             "cost of one": f"{self.price(arm, 1):.2f}",
             f"of {SWEEP}": f"{self.price(arm, SWEEP):.2f}",
             "hardware": ", ".join(sorted({result["hardware"] for result in results})),
             "fingerprints": " ".join(fingerprint(run) for run in runs),
         }
 
-    def teacher_total(self, arm: str) -> float:
-        """Seconds of the teacher's passes over the images for one student."""
-        return self.seconds.teacher * passes(arm, self.arms[arm][0])
-
     def said(self) -> str:
         """What the columns mean, and how a cache and a live teacher agree."""
-        one, run = self.seconds, self.sample
+        one, epochs = self.seconds, self.sample.optim.epochs
+        clock = "s" if torch.cuda.is_available() else "CPU s"
         words = [
-            f"{run.optim.epochs} epochs of {self.rows} images. An epoch's steps take a student "
-            f"{one.student:.3g} s, a view of them the teacher {one.teacher:.3g} s; costs are "
-            f"(student + teacher x V / {run.optim.epochs}) over those of asking it live, "
+            f"{epochs} epochs of {self.rows} images. An epoch's steps take a student "
+            f"{one.student:.3g} {clock}, {one.live:.3g} with a live teacher and {one.labels:.3g} "
+            f"without one; a view of all images takes the teacher {one.teacher:.3g}. Costs are "
+            f"(student + teacher x V / {epochs}) over that of asking it live, evaluation left out."
         ]
-        if one.live is None:
-            words.append("taken as student + teacher.")
-        else:
-            words.append(
-                f"{one.live:.3g} s an epoch (student + teacher: {one.student + one.teacher:.3g})."
-            )
-        words.append("Evaluation and files are not counted.")
         if "live" in self.arms and "all" in self.arms:
             words.append(self._agreement())
         return " ".join(words)
@@ -370,18 +422,6 @@ class Study:
         numbers = ", ".join(f"{arm} {point.mean:.2f}" for arm, point in points.items())
         svg = draw(paint, f"Top-1 in percent by the number of views: {numbers}.")
         return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-
-    def _teacher_seconds(self) -> float:
-        """Seconds of a view of all images, as a cache is made; the fastest of some passes."""
-        maker = ShardMaker(self.store, self.sample.logits_at(0), default_device())
-        count, times = min(self.rows, TIMED), []
-        with tempfile.TemporaryDirectory() as folder:
-            maker.folder = Path(folder)
-            for view in range(PASSES):
-                started = time.monotonic()
-                maker.make(Part(view, 0, count))
-                times.append(time.monotonic() - started)
-        return min(times) * self.rows / count
 
     def _agreement(self) -> str:
         """How far students of every fresh view from a cache are from those of a live teacher."""

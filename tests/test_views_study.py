@@ -55,6 +55,7 @@ def test_the_full_study_has_the_benchmarks_recipe():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--full"], "two recipes were asked for"),
         (["--views", "live"], "nothing comes from a cache"),
         (["--views", "1,some"], "'some' is none of a number, 'all' and 'live'"),
         (["--views", "1,99"], "48 epochs show 9 different views, which are `all`; leave 99 out"),
