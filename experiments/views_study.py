@@ -57,7 +57,7 @@ from raykd.teachers.manifest import Part
 
 LABELS = "label_only"  # the reference without a teacher, with a new view in every epoch
 SWEEP = 10  # students that share a cache
-TIMED = 2048  # images of a timed epoch, or so
+TIMED = 1024  # images of a timed epoch, or so
 ROUNDS = 5  # of which the median counts
 Arms = Mapping[str, Experiment]  # what is compared, by its name
 
