@@ -112,7 +112,7 @@ def test_a_store_that_cannot_be_reached_is_a_sentence(file, bucket, tmp_path, mo
     monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path))
     missing = bucket.replace("s3://b", "s3://no-")
     for words in (("run", file), ("show", "students")):
-        result = call(*words, "--store", missing, code=8)
+        result = call(*words, "--store", missing, code=9)
         assert "there is no bucket 'no-" in result.stderr
         assert "Traceback" not in result.output
     assert "not a place" in call("show", "students", "--store", "nosuch://a/b", code=2).stderr
