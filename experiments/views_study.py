@@ -35,7 +35,8 @@ from raykd import report
 from raykd.catalogue import markdown
 from raykd.cli.shared import STORE, print_rows, speaking
 from raykd.data.images import open_images
-from raykd.engine import prepare
+from raykd.data.loader import Views
+from raykd.engine import prepare, start
 from raykd.engine.compare import SPOT_CHECK, compare
 from raykd.engine.fit import ShardMaker, default_device
 from raykd.engine.host import LocalHost
@@ -290,8 +291,8 @@ class Watch:
         run = run.model_copy(update={"optim": optim, "views": self.epochs})
         host = LocalHost(Journal(self.folder, float("inf")), self.device)
         train, _ = prepare.views(self.store, run, host)
-        train = replace(train, images=train.images.take(torch.arange(self.rows)))
-        learner = prepare.learner(self.store, run, host, train.images.targets)
+        train = Views(train.images.take(torch.arange(self.rows)), train.data, train.looks)
+        learner = start.learner(self.store, run, host, train.images.targets)
         teacher_at = prepare.teachers(self.store, run, self.device)
         teacher_at(0)  # is loaded before
         return self._timed(lambda: distil(run, learner, teacher_at, train, None, None, host))
