@@ -37,7 +37,7 @@ class Mirror:
     def __init__(self, remote: Remote, root: Path) -> None:
         self.remote = remote
         self.root = root
-        self._sent: dict[str, tuple[int, int]] = {}  # local size and time of what was pushed
+        self._sent: dict[str, tuple[int, int]] = {}  # local size and time of what is there, too
         self._here: set[str] = set()  # folders whose marker and texts are here
         self._there: dict[str, list[Entry]] = {}  # the files of complete folders, once listed
         self._listed: set[str] = set()  # kinds of folders
@@ -135,6 +135,8 @@ class Mirror:
         with self.lock(self.name(path)), contextlib.suppress(FileNotFoundError):
             if not path.is_file():  # nobody brought it while we waited
                 self.remote.fetch(self.name(path), path)
+                stat = path.stat()
+                self._sent[self.name(path)] = (stat.st_size, stat.st_mtime_ns)
 
     def pull_all(self, folder: Path, beginning: str) -> None:
         """Bring the files of a folder whose names begin so, and which never change."""
