@@ -8,6 +8,7 @@ of large ones each is brought by one process while the others wait.
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from raykd.remote import Entry, Remote
 
 _TEXTS = (".json", ".jsonl")  # what is brought with an artefact; larger files come one by one
+_OWN_NAME = re.compile(r"-[0-9a-f]{24}\.arrow$")  # that changes with the file: it has the checksum
 _AT_ONCE = 8  # files that are brought at a time
 _SAME_SECONDS = 1e-3  # two times that are further apart are not equal
 
@@ -37,7 +39,7 @@ class Mirror:
     def __init__(self, remote: Remote, root: Path) -> None:
         self.remote = remote
         self.root = root
-        self._sent: dict[str, tuple[int, int]] = {}  # local size and time of what was pushed
+        self._sent: dict[str, tuple[int, int]] = {}  # local size and time of what is there, too
         self._here: set[str] = set()  # folders whose marker and texts are here
         self._there: dict[str, list[Entry]] = {}  # the files of complete folders, once listed
         self._listed: set[str] = set()  # kinds of folders
@@ -61,8 +63,7 @@ class Mirror:
         there = {entry.name: entry.bytes for entry in self.remote.entries(self.name(folder))}
         for path in sorted(folder.glob("[!.]*")):
             name, stat = self.name(path), path.stat()
-            # Arrow files are known by their checksums.
-            same = path.suffix == ".arrow" and there.get(name) == stat.st_size
+            same = _OWN_NAME.search(name) and there.get(name) == stat.st_size
             known = same or self._sent.get(name) == (stat.st_size, stat.st_mtime_ns)
             if path.is_file() and path.name != marker and not known:
                 self.push(path)
@@ -122,8 +123,7 @@ class Mirror:
             return
         texts = [name for name in entries if name.endswith(_TEXTS) and name != marker]
         for path in folder.glob("[!.]*"):
-            # Arrow files are known by their checksums.
-            if path.is_file() and path.suffix != ".arrow" and path.name not in texts:
+            if path.is_file() and path.name not in texts and not _OWN_NAME.search(path.name):
                 path.unlink(missing_ok=True)
         for name in (*texts, marker):
             self._fetch(entries[name])
@@ -135,6 +135,8 @@ class Mirror:
         with self.lock(self.name(path)), contextlib.suppress(FileNotFoundError):
             if not path.is_file():  # nobody brought it while we waited
                 self.remote.fetch(self.name(path), path)
+                stat = path.stat()
+                self._sent[self.name(path)] = (stat.st_size, stat.st_mtime_ns)
 
     def pull_all(self, folder: Path, beginning: str) -> None:
         """Bring the files of a folder whose names begin so, and which never change."""

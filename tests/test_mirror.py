@@ -118,6 +118,20 @@ def test_what_was_discarded_and_made_anew_is_not_mixed_with_what_was_before(node
     assert again.pull(again.path(Cake()) / "weights.bin").read_bytes() == b"rice!"
 
 
+def test_a_folder_that_is_made_anew_is_shared_and_brought_whole(nodes):
+    for content in (b"first", b"other"):  # of one size
+        here, there = (node.store() for node in nodes)
+        folder = here.root / "images" / "digest"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.arrow").write_bytes(content)
+        (folder / "images.json").write_bytes(b"[]")
+        here.share(folder, "images.json")
+        theirs = there.root / "images" / "digest"
+        assert there.whole(theirs, "images.json")
+        assert there.pull(theirs / "train.arrow").read_bytes() == content
+        time.sleep(1.1)  # the clock of an S3 server counts seconds
+
+
 def test_a_file_that_changes_is_renewed(nodes):
     here, there = (node.store() for node in nodes)
     mine, theirs = here.root / "a" / "notes.json", there.root / "a" / "notes.json"

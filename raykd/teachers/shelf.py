@@ -6,7 +6,9 @@ checked on the way. Copies are bounded by `Store.local_bytes`, of all caches tog
 that were used longest ago go first. A process that reads one goes on: its map outlives the file.
 """
 
+import contextlib
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +40,7 @@ class Shelf:
         with self._mirror.lock("shards"):
             self._make_room(shard.bytes, {path})
             os.replace(self.workshop / shard.name, path)
+            _used(path)
 
     def survey(self) -> tuple[list[Shard], list[str]]:
         """The whole shards, and what to say of the others, which are removed."""
@@ -73,18 +76,15 @@ class Shelf:
                 "scale.local_gb or $RAYKD_LOCAL_GB"
             )
         with self._mirror.lock("shards"):
-            lacking = []
-            for shard in shards:
-                try:
-                    os.utime(self.folder / shard.name)  # used now
-                except FileNotFoundError:
-                    lacking.append(shard)
+            lacking = [shard for shard in shards if not (self.folder / shard.name).is_file()]
             if lacking:
                 keep = {self.folder / shard.name for shard in shards}
                 self._make_room(sum(shard.bytes for shard in lacking), keep)
                 with ThreadPoolExecutor(_AT_ONCE) as pool:
                     for _ in pool.map(self._fetch, lacking):
                         pass
+            for shard in shards:
+                _used(self.folder / shard.name)
         return lacking
 
     def replace(self, shard: Shard) -> bool:
@@ -124,8 +124,9 @@ class Shelf:
             return
         found = []
         for path in self._mirror.root.glob("caches/*/view-*.arrow"):
-            stat = path.stat()
-            found.append((stat.st_mtime_ns, stat.st_size, path))
+            with contextlib.suppress(FileNotFoundError):  # another process has replaced it
+                stat = path.stat()
+                found.append((stat.st_mtime_ns, stat.st_size, path))
         size += sum(bytes_ for _, bytes_, _ in found)
         for _, bytes_, path in sorted(found):
             if size <= self._bound:
@@ -133,3 +134,9 @@ class Shelf:
             if path not in keep:
                 path.unlink(missing_ok=True)
                 size -= bytes_
+
+
+def _used(path: Path) -> None:
+    """Note the time of use, by a clock with finer ticks than a file system's own."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))

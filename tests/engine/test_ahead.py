@@ -18,21 +18,29 @@ VIEWS = 3
 EPOCHS = 6
 
 
-@pytest.fixture(params=["local", "remote"])
-def store(request, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "node"))
-    remote = request.param == "remote"
-    return Store(f"file://{tmp_path}/mounted" if remote else tmp_path / "store")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the caches of a student of two anchors, and the student."""
+    store = Store(tmp_path_factory.mktemp("made"))
+    teacher = teacher_run(store, optim=Optim(epochs=2, batch=32))
+    route, optim = Route(anchors=(1, 2), starts=(0, 3)), Optim(epochs=EPOCHS, batch=32)
+    run = student_run(store, teacher=teacher, route=route, views=VIEWS, optim=optim)
+    prepare(store, run)
+    return store.root, run
 
 
 @pytest.fixture
-def run(store):
-    """A student of two anchors."""
-    teacher = teacher_run(store, optim=Optim(epochs=2, batch=32))
-    route, optim = Route(anchors=(1, 2), starts=(0, 3)), Optim(epochs=EPOCHS, batch=32)
-    found = student_run(store, teacher=teacher, route=route, views=VIEWS, optim=optim)
-    prepare(store, found)
-    return found
+def run(made):
+    return made[1]
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request, made, tmp_path, monkeypatch):
+    """A copy of it, as a folder or by URL."""
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "node"))
+    shutil.copytree(made[0], tmp_path / "copied")
+    remote = request.param == "remote"
+    return Store(f"file://{tmp_path}/copied" if remote else tmp_path / "copied")
 
 
 def caches_of(store, run):
@@ -61,7 +69,7 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
         epoch: whole[run.anchor_at(epoch)].take(ids, run.view_at(epoch)).logits
         for epoch in range(EPOCHS)
     }
-    places = [store.root, tmp_path / "mounted"] if store.mirror else [store.root]
+    places = {store.root, tmp_path / "copied"}
     for epoch in range(EPOCHS):
         ahead.look_ahead(epoch)
         settle(ahead)
@@ -76,11 +84,10 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
             (place / "hidden").rename(place / "caches")
 
 
-def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(store, run):
-    for shard in store.path(run.logits_at(0)).glob("view-000001-*"):
+def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(store, run, tmp_path):
+    folder = tmp_path / "copied" / "caches" / store.path(run.logits_at(0)).name
+    for shard in folder.glob("view-000001-*"):
         shard.write_bytes(b"rubbish")
-        if store.mirror is not None:
-            store.mirror.remote.delete(store.mirror.name(shard))
     ahead = caches_of(store, run)
     ahead.look_ahead(0)
     settle(ahead)
