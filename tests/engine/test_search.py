@@ -31,6 +31,7 @@ from raykd.methods.kd import KD
 from raykd.methods.mimic import MimicEmbedding
 from raykd.methods.simkd import SimKD
 from raykd.models import build
+from raykd.models.staged import measure
 from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
@@ -228,7 +229,7 @@ def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(whole):
     stage = wanted.search.stage((1,))
     pixels, _ = held_out(store, stage)
     helpers = stage.method.helpers(
-        *(searching.prepare.measure(build(model, 10), (8, 8)) for model in ("resnet8", "resnet8x4"))
+        *(measure(build(model, 10), (8, 8)) for model in ("resnet8", "resnet8x4"))
     )
     helpers.load_state_dict(state(store, stage, "weights-helpers.safetensors"))
     with torch.no_grad():

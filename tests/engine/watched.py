@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -68,14 +67,15 @@ class NoWaiting(AbstractContextManager[None]):
             mode.__exit__(*details)
 
 
-@dataclass(frozen=True)
 class WatchedViews(Views):
     """Views whose first batch of an epoch is taken as ever, and whose others are under watch.
 
     So is what the caller does between them, up to the epoch's last update.
     """
 
-    guard: Callable[[], AbstractContextManager[None]] = NoWaiting
+    def __init__(self, views: Views, guard: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__(views.images, views.data, views.looks, device=views.device)
+        self.guard = guard
 
     def batches(self, rows, view, epoch):
         batches = super().batches(rows, view, epoch)
@@ -90,7 +90,7 @@ def watched_losses(
     """The metrics of a run whose steps are under watch; without an evaluation."""
     host = local_host(store, run)
     train, _ = prepare.views(store, run, host)
-    views = WatchedViews(**{f.name: getattr(train, f.name) for f in fields(Views)}, guard=guard)
+    views = WatchedViews(train, guard)
     learner = start.learner(store, run, host, train.images.targets)
     teacher_at = prepare.teachers(store, run, host.device)
     return distil(run, learner, teacher_at, views, None, None, host)
