@@ -144,7 +144,7 @@ def test_a_unit_that_keeps_dying_is_given_up_and_the_others_are_done(cluster, st
         done = []
         units = [
             Unit("shard", (None, None), "a unit that raises"),
-            Unit("train", (good, 0.0), "a student"),
+            Unit("train", (good,), "a student"),
         ]
         with pytest.raises(WorkFailed, match="1 units of work failed:\na unit that raises"):
             pool.run(units, lambda unit, value: done.append(unit.label))
