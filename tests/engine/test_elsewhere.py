@@ -24,6 +24,8 @@ from raykd.store import Store
 from raykd.teachers.route import Route
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 
+pytestmark = pytest.mark.slow
+
 QUIET = Teller(quiet=True)
 NOTHING = {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
 

@@ -25,7 +25,11 @@ from tests.engine.test_parts import close
 from tests.group import run_group
 from tests.small import CPU, prepare, student_run, trained
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*resource_tracker.*")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*resource_tracker.*"),
+]
 DDP, FSDP = Scale(shard="ddp"), Scale(shard="fsdp")
 SGD = Optim(epochs=2, batch=32, lr=0.01)
 ADAM = Optim(name="adamw", epochs=2, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0)

@@ -16,6 +16,8 @@ from raykd.teachers.cache import LogitsCache
 from raykd.teachers.manifest import Manifest, Part, Shard, write_shard
 from raykd.teachers.shelf import Shelf
 
+pytestmark = pytest.mark.slow
+
 ROWS, CLASSES, VIEWS = 512, 100, 4
 HALF = ROWS // 2
 
