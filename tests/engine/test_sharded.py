@@ -25,7 +25,6 @@ from tests.engine.test_parts import close
 from tests.group import run_group
 from tests.small import CPU, prepare, student_run, trained
 
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*resource_tracker.*"),
