@@ -5,6 +5,8 @@ Shapes: B batch, H, W pixels.
 
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +79,23 @@ class Decoding:
             persistent_workers=True,
             multiprocessing_context="forkserver",
             pin_memory=self._pin,
+            worker_init_fn=_end_with_parent,
         )
+
+
+def _end_with_parent(number: int) -> None:
+    """Let a process that decodes end when the one that it works for is killed.
+
+    torch watches its parent by the process id, and that one is the server that forked it.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)

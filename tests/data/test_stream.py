@@ -1,7 +1,12 @@
 """Images that are decoded while a run goes on: the same samples however they are loaded."""
 
 import math
+import os
 import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,3 +367,44 @@ def test_looks_that_show_different_rows_are_as_each_alone(store, tmp_path):
     both = shown(store, data, looks={"clean": whole}).batch(ids, 1)
     assert torch.equal(both.pixels, shown(store, data).batch(ids, 1).pixels)
     assert torch.equal(both.looks["clean"].pixels, shown(store, whole).batch(ids, 1).pixels)
+
+
+WORK = """
+import sys
+import torch
+from raykd.data.images import open_images
+from raykd.data.loader import Views
+from raykd.store import Store
+from tests.data.photos import streamed
+
+if __name__ == "__main__":
+    store = Store(sys.argv[1])
+    data = streamed(store, sys.argv[2])
+    views = Views(open_images(store, data)[0], data, decoders=1)
+    batches = views.batches(torch.arange(24).view(-1, 4), 0, 0)
+    next(batches)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def started_by(process: int) -> list[int]:
+    """The processes that one started, and those that they did."""
+    there = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [pid for child in there for pid in (int(child), *started_by(int(child)))]
+
+
+@pytest.mark.slow
+def test_processes_that_decode_end_with_the_one_that_is_killed(tmp_path, root):
+    script = put(tmp_path / "work.py", WORK)
+    words = [sys.executable, str(script), str(tmp_path / "store"), str(root)]
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(words, env=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+        others = started_by(run.pid)
+        assert len(others) >= 2  # one that decodes, and the server that forks it
+        run.kill()
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in others) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]
