@@ -126,7 +126,8 @@ class TableFile:
         self._check_image()
         self.labels = self._labels(self._column(LABEL_COLUMNS, "labels"))
         self._starts = np.cumsum([0, *self._file.rows])  # the first row of each part
-        self._cursor: tuple[int, Iterator[pa.Array]] | None = None  # a row, and images from there
+        # A row, images from there that were read already, and those after them.
+        self._cursor: tuple[int, pa.Array | None, Iterator[pa.Array]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cursor": None}  # another process opens the file itself
@@ -162,21 +163,21 @@ class TableFile:
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
         row = int(self._starts[part])
         if self._cursor is not None and row <= self._cursor[0] <= start:
-            row, batches = self._cursor
+            row, column, batches = self._cursor
         else:
-            batches = self._guarded(self._file.images(self._image, part))
+            column, batches = None, self._guarded(self._file.images(self._image, part))
         self._cursor = None
         while row < stop:
-            column = next(batches)
-            end = row + len(column)
+            if column is None or not len(column):
+                column = next(batches)
+            end = min(row + len(column), stop)
             if end > start:
-                first, last = max(row, start), min(end, stop)
-                wanted = column.slice(first - row, last - first)
+                first = max(row, start)
+                wanted = column.slice(first - row, end - first)
                 yield self._present(wanted, first).to_pylist()
-            if end > stop:
-                batches = _before(column.slice(stop - row), batches)
-            row = min(end, stop)
-        self._cursor = (row, batches)
+            column = column.slice(end - row)
+            row = end
+        self._cursor = (row, column, batches)
 
     def _present(self, column: pa.Array, row: int) -> pa.Array:
         """The bytes of an image column whose first row is `row`, once none is missing."""
@@ -239,9 +240,3 @@ def _bytes_of(column: pa.Array) -> pa.Array:
 def _opened(files: Files, name: str, open_here: Callable[[str], Any]) -> Any:
     """A file for pyarrow: opened by `open_here` where it lies on this machine."""
     return files.open(name) if files.remote is not None else open_here(str(Path(files.root, name)))
-
-
-def _before(first: pa.Array, rest: Iterator[pa.Array]) -> Iterator[pa.Array]:
-    """An array, and those after it."""
-    yield first
-    yield from rest

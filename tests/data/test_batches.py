@@ -57,6 +57,15 @@ def test_rows_in_order_are_read_once(tmp_path, name, monkeypatch):
     assert started == [0]
 
 
+def test_many_rows_of_a_batch_are_read_one_by_one(tmp_path):
+    rows = 3000
+    images, labels = [b"%d" % row for row in range(rows)], [row % 10 for row in range(rows)]
+    many = pa.table({"image": images, "label": labels})
+    pq.write_table(many, tmp_path / "many.parquet", row_group_size=1500)
+    file = opened(tmp_path / "many.parquet", 1500)
+    assert [read_rows(file, row, row + 1) for row in range(rows)] == [[i] for i in images]
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("struct", [False, True])
 def test_values_that_are_not_compressed_are_found_in_the_file(tmp_path, name, struct):
