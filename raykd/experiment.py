@@ -55,6 +55,7 @@ class Scale(Record):
     # The student's forward and backward; reduce-overhead: CUDA graphs.
     compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
     checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, at epoch ends
+    checkpoint_within_seconds: float = Field(default=300.0, ge=0)  # the same, within an epoch
     max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
     local_gb: float | None = Field(
         default=None, gt=0

@@ -15,9 +15,10 @@ from torch.optim.swa_utils import update_bn
 
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
+from raykd.ending import Notice
 from raykd.engine import prepare, start, weights
 from raykd.engine.evaluate import BATCH, evaluate
-from raykd.engine.host import EVERY_EPOCH, Host, LocalHost
+from raykd.engine.host import EVERY_EPOCH, NOBODY, Host, LocalHost
 from raykd.engine.journal import RESULT, Journal
 from raykd.engine.loop import distil
 from raykd.engine.result import result_of
@@ -42,13 +43,14 @@ def local_host(
     run: Training,
     scale: Scale = EVERY_EPOCH,
     passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+    notice: Notice = NOBODY,
 ) -> LocalHost:
     """A host that trains `run` in this process, as `scale` says it is to be done.
 
     `passed_on` is called with the metrics of every epoch.
     """
-    journal = Journal(store.path(run), scale.checkpoint_seconds, store)
-    return LocalHost(journal, default_device(), passed_on, scale)
+    journal = Journal.of(store, store.path(run), scale)
+    return LocalHost(journal, default_device(), passed_on, scale, notice)
 
 
 def train(store: Store, run: Training, host: Host) -> None:
