@@ -10,14 +10,16 @@
     root/images/<digest>/          decoded pixels and labels
     root/weights/<digest>.*        copies of weights files that experiments named
     root/reports/                  pages
+    root/locks/                    who makes what at the moment, so that nothing is made twice
 
 A folder is complete when its marker is there, and the marker is written last. What a killed
-run leaves is either complete or is continued or made anew; nothing needs a lock.
+run leaves is either complete or is continued or made anew.
 
 The root may be a URL. Then every node works on a copy of its own, the mirror: what is written is
 pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -27,12 +29,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from raykd.errors import ConfigError, NoRoom
+from raykd.errors import ConfigError, NoRoom, Unreachable
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
 from raykd.remote import Remote, is_url
 
 MARKER = "recipe.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Recipe(Protocol):
@@ -57,13 +60,41 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(
-                f"{path}: the disk is full; what was finished is kept, so make room and run the "
-                "same command again"
-            ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _full(path) from error
         raise
+
+
+@contextlib.contextmanager
+def lasting(path: Path) -> Iterator[None]:
+    """A region that writes `path` into a folder that was there before.
+
+    Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: a folder
+    of that name must not be made on whatever lies below.
+    """
+    if not path.parent.is_dir():
+        raise Unreachable(
+            f"{path.parent} was there and is gone; what was finished lies on the storage, so "
+            "bring it back and run the same command again"
+        )
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(path) from error
+        raise Unreachable(
+            f"{path}: cannot be written ({error.strerror or error}); what was finished is kept, "
+            "so mend the storage and run the same command again"
+        ) from error
+
+
+def _full(path: Path) -> NoRoom:
+    return NoRoom(
+        f"{path}: the disk is full; what was finished is kept, so make room and run the same "
+        "command again"
+    )
 
 
 def write_json(path: Path, value: object) -> None:

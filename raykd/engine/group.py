@@ -15,7 +15,7 @@ from raykd.ending import Notice
 from raykd.engine.host import EVERY_EPOCH, NOBODY, Complete, State
 from raykd.engine.journal import Journal
 from raykd.errors import NoRoom
-from raykd.experiment import Scale
+from raykd.scale import Scale
 
 # Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

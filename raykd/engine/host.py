@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from raykd.ending import Notice
 from raykd.engine import optim
 from raykd.engine.journal import Journal
-from raykd.experiment import Scale
+from raykd.scale import Scale
 
 EVERY_EPOCH = Scale(checkpoint_seconds=0)  # here, with a checkpoint after every epoch
 NOBODY = Notice()  # says anything

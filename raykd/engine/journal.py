@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from raykd.errors import CacheCorrupt
-from raykd.experiment import Scale
-from raykd.store import Store, write_atomic
+from raykd.scale import Scale
+from raykd.store import Store, lasting, write_atomic
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
@@ -91,7 +91,8 @@ class Journal:
 
         Where there is no `state`, the checkpoint stays.
         """
-        with (self.folder / METRICS).open("a") as file:
+        path = self.folder / METRICS
+        with lasting(path), path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
         if state is not None and self.due(last=last):
             self.keep(state())
@@ -100,11 +101,13 @@ class Journal:
         """Replace the checkpoint."""
         data = io.BytesIO()
         torch.save(state, data)
-        if self._store is None:
-            write_atomic(self.folder / CHECKPOINT, data.getvalue())
-        else:
-            self._store.write(self.folder / CHECKPOINT, data.getvalue())
-            self._store.push(self.folder / METRICS)
+        path = self.folder / CHECKPOINT
+        with lasting(path):
+            if self._store is None:
+                write_atomic(path, data.getvalue())
+            else:
+                self._store.write(path, data.getvalue())
+                self._store.push(self.folder / METRICS)
         self.kept()
 
     def kept(self) -> None:

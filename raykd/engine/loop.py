@@ -91,9 +91,10 @@ def distil(
         started = time.monotonic()
         learner.train()
         order = epoch_order(run.seed, moment, len(train.images))
-        rows = steps(order, run.optim.batch, host.rank, host.world, parts)
+        own = (host.rank, host.world, parts)
+        rows = steps(order, run.optim.batch, *own, uneven=host.scale.elastic)
         count = len(rows) // parts  # of updates
-        share = rows.shape[1] * parts * host.world / run.optim.batch  # 1: as many as all have
+        share = rows.shape[1] * parts * host.world / run.optim.batch  # 1: as much as every worker
         done, sums = 0, {}
         if within is not None:
             done, sums = midway.restore(within, modules, host, (run.seed, moment, host.rank))

@@ -20,7 +20,7 @@ from raykd.engine.host import EVERY_EPOCH, NOBODY, AnyModule, State
 from raykd.engine.journal import Journal
 from raykd.engine.learner import Learner
 from raykd.errors import ConfigError
-from raykd.experiment import Scale
+from raykd.scale import Scale
 from raykd.types import Signal
 
 # What reaches into a student's parts besides running its stages in order, once.

@@ -17,7 +17,7 @@ from torch import Tensor
 from raykd import arrow
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.record import Record, difference
-from raykd.store import Store, read_json, write_atomic, write_json
+from raykd.store import Store, lasting, read_json, write_atomic, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the folder; another number is refused
@@ -74,7 +74,8 @@ def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shar
     """Write one shard atomically; the row i of every column is the sample `part.start + i`."""
     data = arrow.pack(columns)
     shard = Shard(part, len(data), arrow.checksum(data))
-    write_atomic(folder / shard.name, data)
+    with lasting(folder / shard.name):
+        write_atomic(folder / shard.name, data)
     return shard
 
 

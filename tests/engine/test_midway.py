@@ -10,12 +10,12 @@ from raykd.ending import Notice, Terminated, noticed, terminable
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal, read_metrics
-from raykd.experiment import Scale
 from raykd.methods import METHODS
 from raykd.methods.crd import CRD
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.route import Route
 from tests.engine.test_loop import Stop, called, twin
