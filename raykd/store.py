@@ -20,7 +20,6 @@ pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -29,13 +28,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from raykd.errors import ConfigError, NoRoom, Unreachable
+from raykd.disk import FULL, full
+from raykd.errors import ConfigError
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
 from raykd.remote import Remote, is_url
 
 MARKER = "recipe.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Recipe(Protocol):
@@ -62,39 +61,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _full(path) from error
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise full(path) from error
         raise
-
-
-@contextlib.contextmanager
-def lasting(path: Path) -> Iterator[None]:
-    """A region that writes `path` into a folder that was there before.
-
-    Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: a folder
-    of that name must not be made on whatever lies below.
-    """
-    if not path.parent.is_dir():
-        raise Unreachable(
-            f"{path.parent} was there and is gone; what was finished lies on the storage, so "
-            "bring it back and run the same command again"
-        )
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _full(path) from error
-        raise Unreachable(
-            f"{path}: cannot be written ({error.strerror or error}); what was finished is kept, "
-            "so mend the storage and run the same command again"
-        ) from error
-
-
-def _full(path: Path) -> NoRoom:
-    return NoRoom(
-        f"{path}: the disk is full; what was finished is kept, so make room and run the same "
-        "command again"
-    )
 
 
 def write_json(path: Path, value: object) -> None:
@@ -142,6 +111,8 @@ class Store:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
         write_json(folder / MARKER, recipe.plain())
+        for path in folder.glob(".*.tmp"):  # of writers that were killed
+            path.unlink(missing_ok=True)
         self.share(folder, MARKER)
 
     def discard(self, recipe: Record) -> None:

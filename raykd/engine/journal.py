@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from raykd.disk import lasting
 from raykd.errors import CacheCorrupt
 from raykd.scale import Scale
-from raykd.store import Store, lasting, write_atomic
+from raykd.store import Store, write_atomic
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
