@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,7 +61,10 @@ class Site:
         self._disturbed = False
 
     def _started(self) -> Cluster:
-        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "include_dashboard": False}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "dashboard_port": port}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _CONFIG})
         for _ in range(self._count):
             cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)

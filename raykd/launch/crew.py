@@ -137,13 +137,15 @@ class Crew:
                 return
             self._dismiss()
             self._connect(most(workers))
-            from raykd.launch.room import await_room
+            needed = (self._scale, least(workers), describe(run), self._teller.say)
+            from raykd.launch.room import await_room, told_of_losses
             from raykd.launch.train import fit
 
-            await_room(self._scale, least(workers), describe(run), self._teller.say)
+            await_room(*needed)
             count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
             self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
-            fit(self._store, run, workers, self._scale, self._company.callbacks(run))
+            with told_of_losses(*needed):
+                fit(self._store, run, workers, self._scale, self._company.callbacks(run))
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""
