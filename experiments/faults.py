@@ -155,6 +155,23 @@ class Site:
         """Take a node away; another one comes."""
         self._replace(node)
 
+    def shrink(self) -> None:
+        """Take a node away."""
+        self._cluster.remove_node([*self._cluster.worker_nodes][-1], allow_graceful=False)
+
+    def grow(self) -> None:
+        """Add a node, as an autoscaler does."""
+        self._cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
+
+    def workers(self, title: str) -> set[int]:
+        """The nodes, by their raylets, that have a worker of a title at the moment."""
+        ours = {_raylet(node) for node in self._cluster.worker_nodes}
+        return {_parent(pid) for pid, name in _processes() if name.startswith(title)} & ours
+
+    def text(self) -> str:
+        """What the driver has said so far."""
+        return self._log().read_text(errors="replace")
+
     def _lose_driver(self, store: Path, rng: random.Random) -> bool:
         """The driver's process."""
         assert self._driver is not None
