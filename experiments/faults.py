@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,10 +264,10 @@ def _contents(store: Path) -> Iterator[tuple[str, str]]:
     """Every finished thing of a store, with a digest of what it says."""
     for path in sorted(store.glob("*/*/*")):
         kind, name = path.parent.parent.name, str(path.relative_to(store))
-        if kind in ("tune", "locks", "reports", "ray", "images") or not path.is_file():
+        if kind not in ("teachers", "caches", "preludes", "students") or not path.is_file():
             continue
-        if kind == "sweeps":
-            continue  # by trial, whose ids are drawn
+        if path.suffix == ".arrow":
+            continue  # by view: into how many shards one was cut depends on the nodes there were
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             told = [(line["epoch"], line["loss"], line.get("top1")) for line in lines]
@@ -275,6 +276,16 @@ def _contents(store: Path) -> Iterator[tuple[str, str]]:
             yield name, str(json.loads(path.read_text())["weights"])
         elif path.name != "manifest.json":  # in the order in which the shards came
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+    for folder in store.glob("caches/*"):
+        views: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob("view-*.arrow")):
+            views.setdefault(path.name[: len("view-000000")], []).append(path)
+        for view, paths in views.items():
+            rows = pa.concat_tables(pa.ipc.open_file(path).read_all() for path in paths)
+            told = hashlib.sha256()
+            for column in rows.columns:
+                told.update(str(column.to_pylist()).encode())
+            yield f"caches/{folder.name}/{view}, {len(rows)} rows", told.hexdigest()
     for folder in store.glob("sweeps/*"):
         sheets = [json.loads(path.read_text()) for path in folder.glob("trials/*.json")]
         told = sorted(json.dumps([s.get("config"), s.get("state")]) for s in sheets)
