@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from raykd.errors import NoRoom
 from raykd.experiment import Scale
@@ -47,6 +48,11 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
             raise NoRoom(
                 f"no Ray cluster answers at {address} ({error}); start it, or unset RAY_ADDRESS. "
                 "A cluster with a token wants RAY_AUTH_MODE=token here too"
+            ) from error
+        except AuthenticationError as error:
+            raise NoRoom(
+                f"the Ray cluster at {address} wants a token, and none was found here; write the "
+                "cluster's to ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to a file that holds it"
             ) from error
     else:
         # It listens on loopback only; a token would be written down and asked of later clients.
