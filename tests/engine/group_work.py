@@ -11,7 +11,7 @@ from torch.nn import ModuleDict
 
 from raykd.engine import fit
 from raykd.engine.fit import train_student
-from raykd.engine.host import GroupHost
+from raykd.engine.group import GroupHost
 from raykd.engine.journal import Journal
 from raykd.methods.crd import CRD
 from raykd.methods.pkt import PKT

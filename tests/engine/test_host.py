@@ -22,7 +22,7 @@ from tests.engine.group_work import (
 from tests.group import run_group
 from tests.small import prepare, student_run, trained
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*resource_tracker.*")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*resource_tracker.*")]
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from raykd.data.order import steps
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
 from raykd.errors import ConfigError
-from raykd.experiment import Scale
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
 from raykd.methods.sakd import SAKD
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
+from raykd.scale import Scale
 from raykd.store import Store, read_json
 from tests.engine.scale_work import plainly_alone, plainly_together
 from tests.group import run_group
