@@ -41,10 +41,11 @@ def stamps(store: Path) -> dict[Path, int]:
 
 
 def stop(head: Head, job: str, script: str) -> None:
-    """Stop a job, and see that nothing of it is left."""
+    """Stop a job, and see that it ended in order and that nothing of it is left."""
     assert head.processes(script)
     assert f"Job '{job}' was stopped" in head.ray("job", "stop", job)
     assert not head.processes(script)
+    assert "stopped; what was finished is kept" in head.ray("job", "logs", job)
 
 
 def test_a_job_without_the_cluster_s_token_is_told_what_is_missing(head, tmp_path):
