@@ -1,5 +1,6 @@
 """Ray jobs as the README has them, on a head that asks for a token."""
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from raykd.engine.journal import CHECKPOINT, read_metrics
 from raykd.store import MARKER
-from tests.launch.jobs import Head
+from tests.launch.jobs import BIN, ROOT, Head
 from tests.launch.marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
@@ -60,6 +61,17 @@ def test_a_job_without_the_cluster_s_token_is_told_what_is_missing(head, tmp_pat
     nowhere = head.ray(*words, code=1, HOME=str(tmp_path))
     assert "couldn't find an authentication token" in nowhere
     assert "~/.ray/auth_token" in nowhere
+
+
+def test_raykd_without_the_cluster_s_token_says_where_to_put_it(head, tmp_path):
+    address = (head.folder / "ray_current_cluster").read_text()
+    variables = {"HOME": str(tmp_path), "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+    words = [BIN / "raykd", "run", ROOT / "experiments/quickstart.yaml", "--store", tmp_path]
+    environment = {**head.environment, **variables}
+    done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 6, done.stderr
+    assert f"the Ray cluster at {address} wants a token, and none was found here" in done.stderr
+    assert "~/.ray/auth_token" in done.stderr
 
 
 def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(head, tmp_path):
