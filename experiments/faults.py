@@ -125,15 +125,31 @@ class Site:
 
     def _lose_writer(self, store: Path, rng: random.Random) -> bool:
         """The node of the process that writes a checkpoint."""
+        node = self.writer(store)
+        if node is not None:
+            self._replace(node)
+        return node is not None
+
+    def writer(self, store: Path) -> Any:
+        """The node of a process that writes a training, if there is one."""
         parents = {_raylet(node): node for node in self._cluster.worker_nodes}
         for lock in store.glob("locks/*.writer"):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 pid = int(lock.read_text().split()[1])
-                node = parents.get(_parent(pid))
-                if node is not None:
-                    self._replace(node)
-                    return True
-        return False
+                if _parent(pid) in parents:
+                    return parents[_parent(pid)]
+        return None
+
+    def warn(self, node: Any, seconds: int) -> None:
+        """Say that a node will be taken away, as a cloud does of a spot node."""
+        words = ["drain-node", "--address", self._cluster.address, "--node-id", node.node_id]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        words += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run([str(Path(sys.executable).with_name("ray")), *words], check=True)
+
+    def take(self, node: Any) -> None:
+        """Take a node away; another one comes."""
+        self._replace(node)
 
     def _lose_driver(self, store: Path, rng: random.Random) -> bool:
         """The driver's process."""

@@ -220,6 +220,7 @@ def _state(
         "learner": host.whole(learner).state_dict(),
         "optimiser": host.saved(optimiser),
         "average": None if average is None else host.whole(average).state_dict(),
+        "within": None,  # an epoch's end
     }
 
 
