@@ -90,6 +90,8 @@ def test_a_cluster_in_a_cloud_costs_a_head_and_is_closed(name):
         assert isinstance(config[f"{key}_commands"], list)
     starts = [" ".join(config[f"{kind}_start_ray_commands"]) for kind in ("head", "worker")]
     assert "--dashboard-host=127.0.0.1" in starts[0]
+    watch = f"~/raykd/cluster/spot_notice.py {config['provider']['type']} -- ray drain-node"
+    assert watch in starts[1] and "RAY_ADDRESS=$RAY_HEAD_IP:6379 setsid" in starts[1]
     assert not re.search(r"0\.0\.0\.0", (CLUSTER / name).read_text())
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
@@ -224,6 +226,7 @@ def test_the_image_is_made_of_what_there_is():
     sources = {word for word in copied if not word.startswith("--")}
     assert sources == {
         "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "raykd", "experiments",
+        "cluster/spot_notice.py",
     }  # fmt: skip
     assert all((ROOT / source).exists() for source in sources)
     kept = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
@@ -235,6 +238,7 @@ def test_the_image_is_made_of_what_there_is():
         "dev"
     }
     assert "USER ray" in lines and "ENV HOME=/home/ray" in text
+    assert "/opt/" not in text  # login shells, which `ray up` uses, forget PATH
     python = re.search(r"ARG PYTHON=3\.(\d+)", text)
     assert python and int(python[1]) >= 11
     assert project["project"]["requires-python"] == ">=3.11"
