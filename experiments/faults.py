@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,7 +61,10 @@ class Site:
         self._disturbed = False
 
     def _started(self) -> Cluster:
-        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "include_dashboard": False}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "dashboard_port": port}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _CONFIG})
         for _ in range(self._count):
             cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
@@ -150,6 +154,23 @@ class Site:
     def take(self, node: Any) -> None:
         """Take a node away; another one comes."""
         self._replace(node)
+
+    def shrink(self) -> None:
+        """Take a node away."""
+        self._cluster.remove_node([*self._cluster.worker_nodes][-1], allow_graceful=False)
+
+    def grow(self) -> None:
+        """Add a node, as an autoscaler does."""
+        self._cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
+
+    def workers(self, title: str) -> set[int]:
+        """The nodes, by their raylets, that have a worker of a title at the moment."""
+        ours = {_raylet(node) for node in self._cluster.worker_nodes}
+        return {_parent(pid) for pid, name in _processes() if name.startswith(title)} & ours
+
+    def text(self) -> str:
+        """What the driver has said so far."""
+        return self._log().read_text(errors="replace")
 
     def _lose_driver(self, store: Path, rng: random.Random) -> bool:
         """The driver's process."""

@@ -48,12 +48,12 @@ scale: {workers: 1, max_failures: 1000}
 """,
     "run": BASE
     + """  views: 2
-  optim: {epochs: 80, batch: 32}
+  optim: {epochs: 800, batch: 32}
 scale: {workers: 2, teacher_workers: 1, max_failures: 1000, checkpoint_seconds: 0}
 """,
     "sweep": BASE
     + """  views: 2
-  optim: {epochs: 30, batch: 32}
+  optim: {epochs: 150, batch: 32}
 grid: {run.seed: [0, 1, 2, 3]}
 scale: {workers: 1, max_failures: 1000, checkpoint_seconds: 0}
 """,
