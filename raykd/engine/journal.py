@@ -102,4 +102,7 @@ def read_metrics(folder: Path, store: Store | None = None) -> list[dict[str, Any
     if store is not None:
         texts.append(store.elsewhere(path) or b"")
     lines = max((text.split(b"\n")[:-1] for text in texts), key=len)
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise CacheCorrupt(f"{path}: not lines of JSON ({error}); remove the folder") from error

@@ -157,6 +157,9 @@ def read_manifest(folder: Path) -> Manifest | None:
             Shard(Part(**entry["part"]), int(entry["bytes"]), str(entry["checksum"]))
             for entry in value["shards"]
         )
+        for shard in shards:  # a checksum could lead elsewhere
+            if named(shard.name, shard.bytes) != shard:
+                raise ValueError(f"a shard is called {shard.name!r}")
         return Manifest(value["recipe"], value["weights"], int(value["rows"]), shards)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CacheMismatch):
