@@ -12,6 +12,7 @@ import ray
 
 from raykd.errors import NoRoom
 from raykd.experiment import Scale
+from raykd.launch.loopback import on_loopback
 
 # Read by Ray's own processes, so they must be set before any of them starts.
 _SETTINGS = {
@@ -38,33 +39,40 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    address = scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    address = standing(scale)
     if address:
         say(f"joining the Ray cluster at {address}")
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with on_loopback() if address == "local" else contextlib.nullcontext():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise NoRoom(
                 f"no Ray cluster answers at {address} ({error}); start it, or unset RAY_ADDRESS. "
                 "A cluster with a token wants RAY_AUTH_MODE=token here too"
             ) from error
     else:
-        # It listens on loopback only; a token would be written down and asked of later clients.
+        # It is made to listen on loopback only; a token would be asked of later clients, too.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         cores = max(os.cpu_count() or 1, processors)
         say(f"starting Ray on this machine with {cores} CPUs")
-        context = ray.init(
-            "local",
-            num_cpus=cores,
-            include_dashboard=True,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with on_loopback():
+            context = ray.init(
+                "local",
+                num_cpus=cores,
+                include_dashboard=True,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         say(f"dashboard: http://{context.dashboard_url}")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def standing(scale: Scale) -> str | None:
+    """The address of the cluster to join; None to start one."""
+    return scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
 
 
 def fitting(scale: Scale) -> int:
@@ -96,14 +104,19 @@ def check_fit(scale: Scale, workers: int, what: str) -> None:
         )
 
 
+def note_of_cluster() -> Path:
+    """Where `ray start` writes down the address of this machine's cluster."""
+    return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+
+
 def _running_here() -> str | None:
     """The address of a cluster that runs on this machine, once it is seen to answer.
 
     Ray leaves the file behind when a head is killed, and would wait for the dead one.
     """
-    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-    if not note.is_file():
-        return None
+    note = note_of_cluster()
+    if not note.is_file() or note.stat().st_uid not in (0, os.getuid()):
+        return None  # what another user wrote there may be a trap
     address = note.read_text().strip()
     host, _, port = address.rpartition(":")
     try:
