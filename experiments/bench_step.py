@@ -48,13 +48,14 @@ from raykd.engine.journal import read_metrics
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.rehearsal import step_of
 from raykd.errors import RaykdError
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.launch.work import carry_out
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.progress import Teller
 from raykd.recipes import StudentRun
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.source import CachedTeacher
 

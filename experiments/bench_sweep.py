@@ -27,12 +27,13 @@ import ray
 from benchmark import Row, show
 
 from raykd.engine.memory import keep_freed_memory
-from raykd.experiment import Experiment, Scale, parse
+from raykd.experiment import Experiment, parse
 from raykd.launch.cluster import connected
 from raykd.launch.sweep import sweep
 from raykd.launch.work import carry_out
 from raykd.progress import Teller
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.store import Store
 
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -31,13 +31,14 @@ from raykd.cli.shared import print_rows
 from raykd.engine.fit import local_host, train_prelude, train_student
 from raykd.engine.journal import RESULT
 from raykd.engine.memory import keep_freed_memory, peak_bytes
-from raykd.experiment import Experiment, Scale, parse
+from raykd.experiment import Experiment, parse
 from raykd.launch.work import carry_out
 from raykd.methods import METHODS
 from raykd.progress import Teller
 from raykd.recipes import StudentRun
 from raykd.record import fingerprint
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.store import Store, read_json, write_json
 
 _Row = TypeVar("_Row", bound=Hashable)

@@ -13,13 +13,14 @@ import yaml
 
 from raykd import report
 from raykd.cli.shared import STORE, speaking
-from raykd.experiment import Experiment, Scale, parse
+from raykd.experiment import Experiment, parse
 from raykd.launch.cluster import connected
 from raykd.launch.sweep import raise_failures, sweep
 from raykd.progress import Teller
 from raykd.report import Report
 from raykd.report.types import Group
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.store import Store
 
 DIGITS = {

@@ -32,7 +32,8 @@ from raykd.codecs import TopK
 from raykd.data.pictures import look_at
 from raykd.engine import scaling
 from raykd.engine.forecast import network_cost, read_cluster
-from raykd.engine.host import GroupHost, LocalHost
+from raykd.engine.group import GroupHost
+from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal
 from raykd.engine.learner import Learner
 from raykd.engine.scaling import Cluster, Work
@@ -222,8 +223,8 @@ def reports_here(folder: Path) -> float:
     """CPU seconds of Ray Tune's driver for one report of a trial."""
     from ray import tune
 
-    from raykd.experiment import Scale
     from raykd.launch.cluster import connected
+    from raykd.scale import Scale
 
     def trial(config: dict[str, Any]) -> None:
         for number in range(config["reports"]):

@@ -20,8 +20,8 @@ import torch
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import METRICS
 from raykd.engine.memory import keep_freed_memory
-from raykd.experiment import Scale
 from raykd.recipes import StudentRun
+from raykd.scale import Scale
 from raykd.store import Store
 
 NEVER = 1e6  # seconds between checkpoints

@@ -11,9 +11,9 @@ scale:    # how the work is spread; never hashed
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raykd.codecs import CODECS
 from raykd.errors import ConfigError
@@ -21,6 +21,7 @@ from raykd.methods import METHODS
 from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
 from raykd.record import Record
 from raykd.registry import nearest
+from raykd.scale import Scale, Workers, most
 from raykd.shorthand import read_student, record
 from raykd.space import Domain, Space, Sweep, read_space
 from raykd.tree import PARTS, laid_out, override, read_yaml, value_at
@@ -30,46 +31,6 @@ class Where(Record):
     """Where the images are. `path` is a file or folder; None: the dataset's own downloader."""
 
     path: str | None = None
-
-
-class Rule(Record):
-    """Students whose recipe has these values (dotted keys of `run`) get that many workers."""
-
-    match: dict[str, str | int | float | bool | None]
-    workers: int = Field(ge=1)
-
-
-class Scale(Record):
-    """How the work is spread over machines; none of it changes what a run means."""
-
-    workers: int = Field(default=0, ge=0)  # that train one student together; 0: here, without Ray
-    teacher_workers: int | None = Field(default=None, ge=0)  # of a teacher; None: as `workers`
-    rules: tuple[Rule, ...] = ()  # the first that matches a student overrides `workers`
-    parallel: int | None = Field(default=None, ge=1)  # one-worker students at a time; None: all fit
-    cpus: float = Field(default=1.0, gt=0)  # of each worker; threads of this process without Ray
-    gpus: float | None = Field(default=None, ge=0)  # of each worker; None: 1 where there are GPUs
-    decoders: int | None = Field(default=None, ge=0)  # processes that decode streamed images
-    on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
-    shard: Literal["ddp", "fsdp"] = "ddp"  # workers together: each holds all weights, or a share
-    accumulate: int = Field(default=1, ge=1)  # parts of a worker's share of a batch, one by one
-    # The student's forward and backward; reduce-overhead: CUDA graphs.
-    compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
-    checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, at epoch ends
-    max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
-    local_gb: float | None = Field(
-        default=None, gt=0
-    )  # copies of a remote store's shards on a node
-    address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
-
-    @model_validator(mode="after")
-    def _check(self) -> "Scale":
-        # torch 2.15 keeps the first part's gradients in memory that the second part's overwrite.
-        if self.accumulate > 1 and self.compile == "reduce-overhead":
-            raise ValueError(
-                "compile: CUDA graphs lose the gradients of all parts but one; expected true "
-                "beside accumulate above 1, got 'reduce-overhead'"
-            )
-        return self
 
 
 class ExperimentFile(Record):
@@ -102,18 +63,18 @@ class Experiment:
         found = (run.search for run in self.runs if isinstance(run, Sought))
         return tuple(dict.fromkeys(found))
 
-    def workers(self, run: StudentRun | PreludeRun) -> int:
+    def workers(self, run: StudentRun | PreludeRun) -> Workers:
         """How many workers train a student together, or what comes before it."""
         for rule in self.scale.rules:
             if _matches(run, rule.match):
                 return rule.workers
         return self.scale.workers
 
-    def teacher_workers(self, teacher: TeacherRun) -> int:
+    def teacher_workers(self, teacher: TeacherRun) -> Workers:
         """How many workers train a teacher together; given weights are work for one at most."""
         given = self.scale.teacher_workers
         workers = self.scale.workers if given is None else given
-        return workers if teacher.weights is None else min(workers, 1)
+        return workers if teacher.weights is None else min(most(workers), 1)
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:

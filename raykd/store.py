@@ -10,15 +10,16 @@
     root/images/<digest>/          decoded pixels and labels
     root/weights/<digest>.*        copies of weights files that experiments named
     root/reports/                  pages
+    root/locks/                    who makes what at the moment, so that nothing is made twice
 
 A folder is complete when its marker is there, and the marker is written last. What a killed
-run leaves is either complete or is continued or made anew; nothing needs a lock.
+run leaves is either complete or is continued or made anew.
 
 The root may be a URL. Then every node works on a copy of its own, the mirror: what is written is
 pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
-import errno
+import contextlib
 import json
 import os
 import secrets
@@ -27,7 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from raykd.errors import CacheCorrupt, ConfigError, NoRoom
+from raykd.disk import FULL, full
+from raykd.errors import CacheCorrupt, ConfigError
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
 from raykd.remote import Remote, is_url
@@ -59,12 +61,10 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(
-                f"{path}: the disk is full; what was finished is kept, so make room and run the "
-                "same command again"
-            ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise full(path) from error
         raise
 
 
@@ -132,6 +132,8 @@ class Store:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
         write_json(folder / MARKER, recipe.plain())
+        for path in folder.glob(".*.tmp"):  # of writers that were killed
+            path.unlink(missing_ok=True)
         self.share(folder, MARKER)
 
     def discard(self, recipe: Record) -> None:

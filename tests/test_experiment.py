@@ -13,7 +13,7 @@ from PIL import Image
 
 from raykd.data.images import Data
 from raykd.errors import ConfigError, DataError
-from raykd.experiment import Experiment, Scale, Where, load, parse
+from raykd.experiment import Experiment, Where, load, parse
 from raykd.experiment import schema as schema_of
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
@@ -21,6 +21,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.record import fingerprint
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.space import Space
 from raykd.store import Store
 

@@ -16,10 +16,11 @@ LINES = 250  # at most, of a file
 
 # A room, or a module beside them, imports from its own level and from those above it here.
 LEVELS = [
-    "types errors names record registry bits background remote mirror store arrow codecs",
+    "types errors names record registry bits background ending",
+    "disk remote mirror store locks arrow codecs",
     "models methods",
     "data teachers",
-    "recipes plan explain shorthand space tree experiment resolve",
+    "scale recipes plan explain shorthand space tree experiment resolve",
     "engine",
     "launch report progress catalogue export",
     "cli",

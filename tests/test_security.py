@@ -19,7 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raykd import arrow, names
+from raykd import arrow, locks, names
 from raykd.catalogue import catalogue
 from raykd.cli import main
 from raykd.data import located
@@ -30,7 +30,7 @@ from raykd.engine import sweeps, weights
 from raykd.engine.journal import Journal, read_metrics
 from raykd.engine.prepare import open_cache
 from raykd.engine.routes import read_decisions
-from raykd.errors import CacheCorrupt, ConfigError, DataError
+from raykd.errors import CacheCorrupt, ConfigError, DataError, Unreachable
 from raykd.experiment import load
 from raykd.export.folder import check_folder
 from raykd.export.found import by_fingerprint
@@ -472,3 +472,20 @@ def test_links_are_replaced_and_not_followed(tmp_path):
     store.remove(store.root / "folder")
     assert (outside / "folder" / "kept").exists()
     assert not (store.root / "folder").exists()
+
+
+def test_nothing_is_written_on_through_a_link(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("before")
+    folder.mkdir()
+    (folder / "metrics.jsonl").symlink_to(outside)
+    with pytest.raises(Unreachable, match="cannot be written"):
+        Journal(folder).record({"loss": 1.0}, None, last=False)
+    store = Store(tmp_path / "store")
+    recipe = teacher_run(store)
+    lock = store.root / "locks" / f"teachers-{store.path(recipe).name}.run"
+    lock.parent.mkdir(parents=True)
+    lock.symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic links"), locks.held(store, recipe, "run"):
+        pass
+    assert outside.read_text() == "before"

@@ -34,8 +34,8 @@ def doctor(
     """
     # Before Ray is imported: what it says of itself is in the findings.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from raykd.experiment import Scale
     from raykd.launch.doctor import examine
+    from raykd.scale import Scale
     from raykd.store import Store
 
     resolved, place = None, Store(store)

@@ -107,9 +107,9 @@ def _made(
     """Every shard, made here or by Ray workers, and how many seconds that took."""
     if not workers:
         return _followed(packing, packing.make_all(there), teller)
-    from raykd.experiment import Scale
     from raykd.launch.cluster import connected
     from raykd.launch.packing import make_on_ray
+    from raykd.scale import Scale
 
     with connected(Scale(address=address), teller.say, workers):
         return _followed(packing, make_on_ray(packing, there, workers), teller)

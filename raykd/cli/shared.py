@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from raykd.ending import Terminated, terminable
 from raykd.errors import ConfigError, RaykdError
 from raykd.remote import is_url
 
@@ -47,13 +48,14 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            with terminable():
+                command(*args, **options)
         except RaykdError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo("stopped; what was finished is kept, and the same command goes on", err=True)
-            sys.exit(130)
+            sys.exit(143 if isinstance(stop, Terminated) else 130)
 
     return run
 

@@ -15,16 +15,21 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return torch.argsort(bits.draw(seed, torch.arange(size), epoch, bits.ORDER), stable=True)
 
 
-def steps(order: Tensor, batch: int, rank: int, world: int, parts: int = 1) -> Tensor:
+def steps(
+    order: Tensor, batch: int, rank: int, world: int, parts: int = 1, *, uneven: bool = False
+) -> Tensor:
     """Row ids [steps * parts, B] for one worker; a last partial batch is dropped.
 
     `batch` is the global size, B = batch // world // parts, and the parts of a worker's share of
-    a batch follow each other. Step t covers the same samples for every `world` that divides it.
-    Raises `ConfigError` where it does not divide, or where there is not one whole batch.
+    a batch follow each other. Step t covers the same samples for every `world`. Raises
+    `ConfigError` where `world` does not divide the batch, unless shares may be `uneven`: then some
+    have one sample more. Raises it where there is not one whole batch, too.
     """
-    check_batch(len(order), batch, world, parts)
-    whole = order[: len(order) // batch * batch].view(-1, world, batch // world)
-    return whole[:, rank].reshape(-1, batch // world // parts)
+    check = check_uneven if uneven else check_batch
+    check(len(order), batch, world, parts)
+    batches = order[: len(order) // batch * batch].view(-1, batch)
+    first, end = batch * rank // world, batch * (rank + 1) // world
+    return batches[:, first:end].reshape(-1, (end - first) // parts)
 
 
 def check_batch(size: int, batch: int, world: int, parts: int = 1) -> None:
@@ -34,11 +39,22 @@ def check_batch(size: int, batch: int, world: int, parts: int = 1) -> None:
             f"a global batch of {batch} does not divide among {world} workers; "
             "choose optim.batch or scale.workers so that it does"
         )
-    if batch // world % parts:
+    check_uneven(size, batch, world, parts)
+
+
+def check_uneven(size: int, batch: int, world: int, parts: int = 1) -> None:
+    """The same where some workers may have one sample of a batch more than others."""
+    if batch < world:
         raise ConfigError(
-            f"a worker's {batch // world} samples of each batch do not divide into {parts} parts; "
-            "choose optim.batch or scale.accumulate so that they do"
+            f"a global batch of {batch} has no sample for each of {world} workers; "
+            "choose a larger optim.batch or a smaller scale.workers"
         )
+    for samples in {batch // world, -(-batch // world)}:
+        if samples % parts:
+            raise ConfigError(
+                f"a worker's {samples} samples of each batch do not divide into {parts} parts; "
+                "choose optim.batch or scale.accumulate so that they do"
+            )
     if size < batch:
         raise ConfigError(
             f"{size} training samples are fewer than one batch of {batch}; "

@@ -12,9 +12,9 @@ from raykd.engine.fit import ShardMaker
 from raykd.engine.host import EVERY_EPOCH
 from raykd.engine.weights import anchor_checksum
 from raykd.errors import NoRoom
-from raykd.experiment import Scale
 from raykd.models.staged import measure
 from raykd.recipes import LogitsRun
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.codec import bytes_per_row
 from raykd.teachers.manifest import (

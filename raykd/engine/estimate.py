@@ -15,9 +15,10 @@ from raykd.engine.caches import needed_bytes
 from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
 from raykd.engine.rehearsal import forward_of, step_of
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.plan import Plan
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
+from raykd.scale import Scale, most
 from raykd.store import Store
 from raykd.teachers.manifest import gaps, manifest_of
 
@@ -60,7 +61,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     items = []
     rates = Rates(store, experiment.scale)
     for teacher in work.teachers:
-        workers = experiment.teacher_workers(teacher)
+        workers = most(experiment.teacher_workers(teacher))
         seconds = 0.0
         if teacher.weights is None:
             seconds, _ = rates.cost(training_of(teacher))
@@ -85,11 +86,11 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
             items.append(Item("cache", label, 1, missing, size, missing / rate))
     for prelude in work.preludes:
         seconds, forwards = rates.cost(prelude.training())
-        seconds /= max(1, experiment.workers(prelude))
+        seconds /= max(1, most(experiment.workers(prelude)))
         items.append(Item("prelude", prelude.method.name, 1, forwards, 0, seconds))
     groups: dict[tuple[str, int], list[StudentRun]] = {}
     for run in work.students:
-        groups.setdefault((run.model, experiment.workers(run)), []).append(run)
+        groups.setdefault((run.model, most(experiment.workers(run))), []).append(run)
     for (model, workers), runs in groups.items():
         costs = [rates.cost(run) for run in runs]
         seconds = sum(cost for cost, _ in costs) / max(1, workers)

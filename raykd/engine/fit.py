@@ -4,6 +4,7 @@ Each function is one unit of work that any process can do, given the store. What
 be in the store already: `raykd.plan` says in which order.
 """
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping
@@ -13,23 +14,27 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from raykd import locks
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
+from raykd.ending import Notice
 from raykd.engine import prepare, start, weights
 from raykd.engine.evaluate import BATCH, evaluate
-from raykd.engine.host import EVERY_EPOCH, Host, LocalHost
+from raykd.engine.host import EVERY_EPOCH, NOBODY, Host, LocalHost
 from raykd.engine.journal import RESULT, Journal
 from raykd.engine.loop import distil
 from raykd.engine.result import result_of
-from raykd.experiment import Scale
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
+from raykd.scale import Scale
 from raykd.store import Store, write_json
 from raykd.teachers.manifest import Part, Shard
 from raykd.teachers.shard import compute_shard
 from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher
+
+_PATIENCE = 60.0  # seconds that a writer may take to notice that its driver is gone
 
 
 def default_device() -> torch.device:
@@ -42,23 +47,30 @@ def local_host(
     run: Training,
     scale: Scale = EVERY_EPOCH,
     passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+    notice: Notice = NOBODY,
 ) -> LocalHost:
     """A host that trains `run` in this process, as `scale` says it is to be done.
 
     `passed_on` is called with the metrics of every epoch.
     """
-    journal = Journal(store.path(run), scale.checkpoint_seconds, store)
-    return LocalHost(journal, default_device(), passed_on, scale)
+    journal = Journal.of(store, store.path(run), scale)
+    return LocalHost(journal, default_device(), passed_on, scale, notice)
 
 
 def train(store: Store, run: Training, host: Host) -> None:
-    """Train whatever the recipe describes, and finish its artefact."""
-    if isinstance(run, TeacherRun):
-        train_teacher(store, run, host)
-    elif isinstance(run, PreludeRun):
-        train_prelude(store, run, host)
-    else:
-        train_student(store, run, host)
+    """Train whatever the recipe describes, and finish its artefact.
+
+    A worker whose driver has died may still be writing: it is waited for, and `NoRoom` raised where
+    it goes on.
+    """
+    alone = locks.held(store, run, "writer", patience=_PATIENCE)
+    with alone if host.rank == 0 else contextlib.nullcontext():
+        if isinstance(run, TeacherRun):
+            train_teacher(store, run, host)
+        elif isinstance(run, PreludeRun):
+            train_prelude(store, run, host)
+        else:
+            train_student(store, run, host)
 
 
 def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
@@ -161,6 +173,7 @@ class ShardMaker:
     ) -> None:
         self._shelf = Shelf(store, store.path(run))
         self.folder = self._shelf.workshop
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.views = prepare.shown(open_split(store, run.data, run.split), run.data, device, scale)
         self.teacher = prepare.live_teacher(store, run, device)
         self.codec = run.stored()

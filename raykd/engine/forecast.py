@@ -21,12 +21,14 @@ from raykd.engine import scaling
 from raykd.engine.caches import needed_bytes
 from raykd.engine.estimate import Rates
 from raykd.engine.prepare import serving
+from raykd.engine.routes import so_far
 from raykd.engine.scaling import Cluster, Forecast, Work
 from raykd.errors import ConfigError, NoRoom
 from raykd.experiment import Experiment
 from raykd.models.staged import parameter_count
-from raykd.plan import CacheJob, Plan
+from raykd.plan import CacheJob, Plan, plan
 from raykd.recipes import LogitsRun, StudentRun, training_of
+from raykd.scale import Workers, least, most
 from raykd.store import Store
 from raykd.teachers.manifest import gaps, manifest_of
 from raykd.tree import read_yaml
@@ -93,9 +95,10 @@ class _Ahead:
         self._store, self._cluster = store, cluster
         self._rates = Rates(store, experiment.scale)
 
-    def training(self, kind: str, label: str, runs: list[StudentRun], workers: int) -> Line:
+    def training(self, kind: str, label: str, runs: list[StudentRun], asked: Workers) -> Line:
         """Of equal trainings, of which the first stands for all."""
-        workers = max(1, workers)
+        fewest, workers = max(1, least(asked)), max(1, most(asked))
+        workers = max(fewest, min(workers, self._cluster.workers()))
         if workers > self._cluster.workers():
             raise NoRoom(
                 f"{label}: {workers} workers, and the cluster has {self._cluster.workers()} GPUs; "
@@ -133,9 +136,7 @@ class _Ahead:
         if serving(self._store, run, job.views) != run:
             return None
         pictures = open_split(self._store, run.data, run.split)
-        known = manifest_of(self._store, run)
-        shards = known.shards if known is not None else ()
-        rows = sum(len(p) for view in job.views for p in gaps(shards, view, len(pictures)))
+        rows = _lacking(self._store, job, len(pictures))
         if not rows:
             return None
         written, read = needed_bytes(run, rows), 0
@@ -178,6 +179,23 @@ class _Ahead:
         if self._cluster.rate is not None:
             return self._cluster.image_seconds(self._rates.answer(run.teacher, run.data), 0.0)
         return self._cluster.image_seconds(0.0, _cost(run.teacher.model, run.data)[1])
+
+
+def missing_bytes(experiment: Experiment, store: Store) -> int:
+    """Bytes of the caches that an experiment's students read and that are not there yet."""
+    students, measured = so_far(store, experiment.runs)
+    total = 0
+    for job in plan(students, store.has, measured).caches:
+        rows = len(open_split(store, job.run.data, job.run.split))
+        total += needed_bytes(job.run, _lacking(store, job, rows))
+    return total
+
+
+def _lacking(store: Store, job: CacheJob, rows: int) -> int:
+    """The rows of a cache's views that are not there; a view has `rows`."""
+    known = manifest_of(store, job.run)
+    shards = known.shards if known is not None else ()
+    return sum(len(part) for view in job.views for part in gaps(shards, view, rows))
 
 
 def _cost(model: str, data: Data) -> tuple[int, int]:

@@ -1,27 +1,19 @@
 """Where a run trains: one process, or one worker of many. The loop cannot tell which."""
 
-import inspect
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from raykd.ending import Notice
 from raykd.engine import optim
 from raykd.engine.journal import Journal
-from raykd.errors import NoRoom
-from raykd.experiment import Scale
-
-# Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
-_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
+from raykd.scale import Scale
 
 EVERY_EPOCH = Scale(checkpoint_seconds=0)  # here, with a checkpoint after every epoch
-PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
+NOBODY = Notice()  # says anything
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 State = dict[str, Any]
@@ -81,6 +73,13 @@ class Host(Protocol):
         """Begin, or go on after the epochs of `history`."""
         ...
 
+    def between(self, state: Callable[[], State]) -> None:
+        """Keep a checkpoint between two steps of an epoch, where it is time to.
+
+        All workers call it after the same steps, and then `state` all or none.
+        """
+        ...
+
     def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Pass on an epoch's metrics, and keep a checkpoint where it is time to."""
         ...
@@ -114,12 +113,14 @@ class LocalHost(Complete):
         device: torch.device,
         passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
         scale: Scale = EVERY_EPOCH,
+        notice: Notice = NOBODY,
     ) -> None:
         """`passed_on` is called with the metrics of every epoch."""
         self.journal = journal
         self.device = device
         self.scale = scale
         self._passed_on = passed_on
+        self._notice = notice
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner itself."""
@@ -148,102 +149,18 @@ class LocalHost(Complete):
         """Set the journal to the epochs of `history`."""
         self.journal.restart(history)
 
+    def between(self, state: Callable[[], State]) -> None:
+        """Replace the journal's checkpoint, where it is time to."""
+        told = self._notice.given()
+        if self.journal.due_within(told=told):
+            self.journal.keep(state())
+        if told:
+            self._notice.heeded()
+
     def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Write the journal, and pass the metrics on."""
-        self.journal.record(metrics, state, last=last)
+        told = self._notice.given()
+        self.journal.record(metrics, state, last=last or told)
         self._passed_on(metrics)
-
-
-class GroupHost(Complete):
-    """One worker of a torch process group that is already up, under Ray Train or torchrun.
-
-    Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes.
-    `passed_on` is called with an epoch's metrics on every worker or on none: after the last
-    epoch, and after others that end `PASS_ON_SECONDS` or more after it was called before.
-    """
-
-    def __init__(
-        self,
-        journal: Journal,
-        device: torch.device,
-        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
-        scale: Scale = EVERY_EPOCH,
-    ) -> None:
-        self.rank = dist.get_rank()
-        self.world = dist.get_world_size()
-        self.device = device
-        self.scale = scale
-        self.journal = journal
-        self._passed_on = passed_on
-        self._spoke = time.monotonic()
-
-    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
-        """The learner with its gradients averaged; buffers stay each worker's own in an epoch."""
-        if self.world == 1:
-            return learner  # averaging over one worker costs 7 % of a small network's step
-        return DistributedDataParallel(learner, gradient_as_bucket_view=True, **_OWN_BUFFERS)
-
-    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-        """One message for all parts of a step."""
-        if last or not isinstance(wrapped, DistributedDataParallel):
-            return nullcontext()
-        return wrapped.no_sync()
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over the workers."""
-        summed = values.clone()
-        dist.all_reduce(summed)
-        return summed
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all workers, of which each may have another number."""
-        count = torch.tensor([len(rows)], device=rows.device)
-        counts = [torch.empty_like(count) for _ in range(self.world)]
-        dist.all_gather(counts, count)
-        most = max(int(value) for value in counts)
-        padded = rows.new_zeros(most, *rows.shape[1:])
-        padded[: len(rows)] = rows.detach()
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
-
-    def agree(self, module: nn.Module) -> None:
-        """Average the floating-point buffers, as one message."""
-        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-        if not buffers:
-            return
-        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        dist.all_reduce(flat)
-        parts = (flat / self.world).split([buffer.numel() for buffer in buffers])
-        for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(part.view_as(buffer))
-
-    def restore(self) -> State | None:
-        """The last checkpoint. Raises `NoRoom` where the workers do not see the same folder."""
-        state = self.journal.restore()
-        epoch = torch.tensor([-1 if state is None else state["epoch"]], device=self.device)
-        epochs = [torch.empty_like(epoch) for _ in range(self.world)]
-        dist.all_gather(epochs, epoch)
-        if len({int(value) for value in epochs}) > 1:
-            raise NoRoom(
-                f"{self.journal.folder}: the workers see different checkpoints there; "
-                "the store must be a folder that all nodes share"
-            )
-        return state
-
-    def restart(self, history: list[Mapping[str, Any]]) -> None:
-        """Set the journal, once all workers have read it."""
-        dist.barrier()
-        if self.rank == 0:
-            self.journal.restart(history)
-
-    def report(
-        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
-    ) -> None:
-        """Write the journal on rank 0, and pass the metrics on where rank 0 finds it time."""
-        if self.rank == 0:
-            self.journal.record(metrics, state, last=last)
-        mine = self.rank == 0 and (last or time.monotonic() - self._spoke >= PASS_ON_SECONDS)
-        if self.total(torch.tensor(int(mine), device=self.device)):
-            self._passed_on(metrics)
-            self._spoke = time.monotonic()
+        if told and not last:
+            self._notice.heeded()

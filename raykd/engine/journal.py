@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,28 +10,45 @@ from typing import Any
 
 import torch
 
+from raykd.disk import appending, lasting
 from raykd.errors import CacheCorrupt
+from raykd.scale import Scale
 from raykd.store import Store, write_atomic
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"  # of a finished run
+_TOLD_SECONDS = 5.0  # between checkpoints on a machine that is about to go
 
 
 class Journal:
     """The folder of one run in progress.
 
-    A checkpoint is one file that is replaced atomically, at the end of an epoch, when
-    `seconds` have passed since the last one. It holds the metrics of its epochs too, so that
-    a continued run goes on with exactly the lines that belong to it. With the `store` that the
-    folder belongs to, other nodes get every checkpoint, and a run may go on on one of them.
+    A checkpoint is one file that is replaced atomically: at the end of an epoch, when `seconds`
+    have passed since the last one, and between two steps of one, when `within` have. It holds the
+    metrics of its epochs too, so that a continued run goes on with exactly the lines that belong
+    to it. With the `store` that the folder belongs to, other nodes get every checkpoint, and a run
+    may go on on one of them.
     """
 
-    def __init__(self, folder: Path, seconds: float = 0.0, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float = 0.0,
+        store: Store | None = None,
+        within: float = math.inf,
+    ) -> None:
         self.folder = folder
         self.seconds = seconds
+        self.within = within
         self._store = store
         self._saved = time.monotonic()
+        self._told = False
+
+    @classmethod
+    def of(cls, store: Store, folder: Path, scale: Scale) -> "Journal":
+        """That of a folder in a store, with checkpoints as often as `scale` says."""
+        return cls(folder, scale.checkpoint_seconds, store, scale.checkpoint_within_seconds)
 
     def restore(self) -> dict[str, Any] | None:
         """The state of the last checkpoint, on the CPU; None where there is none.
@@ -60,6 +78,13 @@ class Journal:
         """Whether it is time to replace the checkpoint."""
         return last or time.monotonic() - self._saved >= self.seconds
 
+    def due_within(self, *, told: bool) -> bool:
+        """The same between two steps; `told`: that this machine is about to go."""
+        urgent = told and not self._told
+        self._told = told
+        passed = time.monotonic() - self._saved
+        return urgent or passed >= (_TOLD_SECONDS if told else self.within)
+
     def record(
         self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]] | None, *, last: bool
     ) -> None:
@@ -67,17 +92,28 @@ class Journal:
 
         Where there is no `state`, the checkpoint stays.
         """
-        with (self.folder / METRICS).open("a") as file:
+        path = self.folder / METRICS
+        with lasting(path), appending(path) as file:
             file.write(json.dumps(metrics) + "\n")
         if state is not None and self.due(last=last):
-            data = io.BytesIO()
-            torch.save(state(), data)
+            self.keep(state())
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        data = io.BytesIO()
+        torch.save(state, data)
+        path = self.folder / CHECKPOINT
+        with lasting(path):
             if self._store is None:
-                write_atomic(self.folder / CHECKPOINT, data.getvalue())
+                write_atomic(path, data.getvalue())
             else:
-                self._store.write(self.folder / CHECKPOINT, data.getvalue())
+                self._store.write(path, data.getvalue())
                 self._store.push(self.folder / METRICS)
-            self._saved = time.monotonic()
+        self.kept()
+
+    def kept(self) -> None:
+        """The checkpoint was replaced just now, by whichever worker."""
+        self._saved = time.monotonic()
 
     def close(self) -> None:
         """Remove the checkpoint of a finished run."""

@@ -2,9 +2,11 @@
 
 A run is a function of its recipe. What an epoch does follows from (seed, epoch, rank) and the
 state at its beginning, so a run that is stopped after any epoch and continued ends with the
-same weights, bit for bit on a CPU.
+same weights, bit for bit on a CPU; so does one that is stopped within an epoch and continued from a
+checkpoint of `midway`.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from torch import Tensor
 from raykd import bits
 from raykd.data.loader import Views
 from raykd.data.order import epoch_order, steps
+from raykd.engine import midway
 from raykd.engine.average import Average
 from raykd.engine.evaluate import evaluate
 from raykd.engine.host import Host
@@ -56,20 +59,29 @@ def distil(
     average = None if run.optim.ema is None else Average(learner.student, run.optim.ema)
     state = host.restore()
     history = _restored(learner, average, state)
-    if not history:
+    if state is None:
         _calibrate(run, learner, learner.teacher or teacher_at(0), train, 0)
     host.restart([*history])
     wrapped = host.wrap(learner, average)
     optimiser = build_optimiser(run.optim, learner)
+    modules = [learner] if average is None else [learner, average]
+    within = None
     if state is not None:
         host.load(optimiser, state["optimiser"])
+        within = state.get("within")
         del state  # as large as all weights
     if len(history) == run.optim.epochs:  # it was stopped between its last epoch and its end
         keep(len(history), _released(host.whole(learner), average, host))
+
+    def state_within(steps: int, sums: dict[str, Tensor]) -> dict[str, Any]:
+        """Everything that the rest of an epoch depends on."""
+        begun = midway.save(steps, sums, modules, host)
+        return _state(learner, optimiser, average, history, host) | {"within": begun}
+
     parts = host.scale.accumulate
     for epoch in range(len(history), run.optim.epochs):
         teacher = teacher_at(epoch)
-        if epoch and run.anchor_at(epoch) != run.anchor_at(epoch - 1):
+        if epoch and not within and run.anchor_at(epoch) != run.anchor_at(epoch - 1):
             forget(learner.helpers)
             _calibrate(run, learner, teacher, train, epoch)
         # Dropout and the methods' own noise follow from the epoch, not from what ran before: a
@@ -79,16 +91,24 @@ def distil(
         started = time.monotonic()
         learner.train()
         order = epoch_order(run.seed, moment, len(train.images))
-        rows = steps(order, run.optim.batch, host.rank, host.world, parts)
+        own = (host.rank, host.world, parts)
+        rows = steps(order, run.optim.batch, *own, uneven=host.scale.elastic)
         count = len(rows) // parts  # of updates
-        sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(train.batches(rows, run.view_at(epoch), moment)):
+        share = rows.shape[1] * parts * host.world / run.optim.batch  # 1: as much as every worker
+        done, sums = 0, {}
+        if within is not None:
+            done, sums = midway.restore(within, modules, host, (run.seed, moment, host.rank))
+            within = None
+        batches = train.batches(rows[done * parts :], run.view_at(epoch), moment)
+        for number, batch in enumerate(batches, done * parts):
             step, part = divmod(number, parts)
             last = part == parts - 1
             rate = learning_rate(run.optim, epoch * count + step, count)
             outputs = teacher(batch) if teacher is not None else None
             with host.averaging(wrapped, last=last):
                 losses, _ = wrapped(batch, outputs, run.label_weight_at(moment))
+                if share != 1:  # the mean over workers is to be the one over samples
+                    losses = {name: loss * share for name, loss in losses.items()}
                 (torch.stack([*losses.values()]).sum() / parts).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
@@ -96,8 +116,10 @@ def distil(
                 update(optimiser, rate, run.optim.clip)
             if last and average is not None:
                 average.update_parameters(learner.student)
+            if last and step + 1 < count:
+                host.between(functools.partial(state_within, step + 1, sums))
         told = _tallied(learner, host)
-        host.agree(learner if average is None else torch.nn.ModuleList([learner, average]))
+        host.agree(torch.nn.ModuleList(modules))
         metrics = _means(sums, len(rows), host)
         if not math.isfinite(metrics["loss"]):
             raise WorkFailed(
@@ -107,7 +129,7 @@ def distil(
             )
         seconds = time.monotonic() - started  # after the sums were read: the device is done
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * count, count)}
-        metrics["images_per_second"] = count * run.optim.batch / seconds
+        metrics["images_per_second"] = (count - done) * run.optim.batch / seconds
         metrics |= told
         if train.bad:
             metrics["bad_images"] = train.bad
@@ -198,6 +220,7 @@ def _state(
         "learner": host.whole(learner).state_dict(),
         "optimiser": host.saved(optimiser),
         "average": None if average is None else host.whole(average).state_dict(),
+        "within": None,  # an epoch's end
     }
 
 

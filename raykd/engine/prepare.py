@@ -12,8 +12,8 @@ from raykd.data.loader import Views
 from raykd.engine import weights
 from raykd.engine.ahead import CachesAhead
 from raykd.engine.host import EVERY_EPOCH, Host
-from raykd.experiment import Scale
 from raykd.recipes import LogitsRun, StudentRun
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
 from raykd.teachers.manifest import manifest_of

@@ -12,13 +12,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from raykd.ending import Notice
 from raykd.engine import optim
 from raykd.engine.average import Average
-from raykd.engine.host import EVERY_EPOCH, AnyModule, GroupHost, State
+from raykd.engine.group import GroupHost
+from raykd.engine.host import EVERY_EPOCH, NOBODY, AnyModule, State
 from raykd.engine.journal import Journal
 from raykd.engine.learner import Learner
 from raykd.errors import ConfigError
-from raykd.experiment import Scale
+from raykd.scale import Scale
 from raykd.types import Signal
 
 # What reaches into a student's parts besides running its stages in order, once.
@@ -39,9 +41,10 @@ class ShardedHost(GroupHost):
         device: torch.device,
         passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
         scale: Scale = EVERY_EPOCH,
+        notice: Notice = NOBODY,
     ) -> None:
         """As a `GroupHost`. Raises `ConfigError` where the group cannot do it."""
-        super().__init__(journal, device, passed_on, scale)
+        super().__init__(journal, device, passed_on, scale, notice)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self._check_group()
@@ -102,7 +105,7 @@ class ShardedHost(GroupHost):
         self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
     ) -> None:
         """The same, once all workers have given what a checkpoint needs, where it is time to."""
-        due = self.rank == 0 and self.journal.due(last=last)
+        due = self.rank == 0 and self.journal.due(last=last or self._notice.given())
         kept = None
         if state is not None and self.total(torch.tensor(int(due), device=self.device)):
             kept = state()
@@ -130,10 +133,11 @@ def group_host(
     device: torch.device,
     passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
     scale: Scale = EVERY_EPOCH,
+    notice: Notice = NOBODY,
 ) -> GroupHost:
     """One worker of a process group that is already up, as `scale` says it is to hold weights."""
     sharded = scale.shard == "fsdp" and dist.get_world_size() > 1
-    return (ShardedHost if sharded else GroupHost)(journal, device, passed_on, scale)
+    return (ShardedHost if sharded else GroupHost)(journal, device, passed_on, scale, notice)
 
 
 def _gathered(tree: Any) -> Any:

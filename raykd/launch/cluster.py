@@ -11,8 +11,8 @@ from pathlib import Path
 import ray
 
 from raykd.errors import NoRoom
-from raykd.experiment import Scale
 from raykd.launch.loopback import on_loopback
+from raykd.scale import Scale
 
 # Read by Ray's own processes, so they must be set before any of them starts.
 _SETTINGS = {
@@ -73,35 +73,6 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
 def standing(scale: Scale) -> str | None:
     """The address of the cluster to join; None to start one."""
     return scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
-
-
-def fitting(scale: Scale) -> int:
-    """How many one-worker students fit the cluster at a time; 0 where not even one does."""
-    resources = ray.cluster_resources()
-    fit = int(resources.get("CPU", 0) / scale.cpus + 1e-6)
-    gpus = gpus_per_worker(scale)
-    if gpus:
-        fit = min(fit, int(resources.get("GPU", 0) / gpus + 1e-6))
-    return fit
-
-
-def gpus_per_worker(scale: Scale) -> float:
-    """GPUs of each worker: as `scale.gpus` says, else one where the cluster has any."""
-    if scale.gpus is not None:
-        return scale.gpus
-    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-
-
-def check_fit(scale: Scale, workers: int, what: str) -> None:
-    """Raise `NoRoom` where `workers` workers do not fit the cluster as it is."""
-    fit = fitting(scale)
-    if workers > fit:
-        resources = ray.cluster_resources()
-        has = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-        raise NoRoom(
-            f"{what} wants {workers} workers with {scale.cpus:g} CPUs and "
-            f"{gpus_per_worker(scale):g} GPUs each, the cluster has {has}; lower scale.workers"
-        )
 
 
 def note_of_cluster() -> Path:

@@ -1,24 +1,34 @@
 """Who else works in the same store while a plan is carried out, and who listens."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from raykd import locks
 from raykd.recipes import Training
 from raykd.record import Record
+from raykd.store import Store
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
 
 class Company:
-    """Nobody."""
+    """Other drivers, perhaps, that know nothing of this one."""
 
-    shared = False  # whether others may be making the same artefacts at this moment
+    shared = False  # whether others need what this one makes, at this moment
 
-    def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[None]:
-        """A region in which no one else makes this artefact; it waits for who does already."""
-        return contextlib.nullcontext()
+    def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None) -> None:
+        self._store = store
+        self._say = say
+
+    def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[bool]:
+        """A region in which no one else makes this artefact; whether it waited for who did."""
+        return locks.held(self._store, recipe, "maker", self._say)
+
+    def trying(self, recipe: Record) -> contextlib.AbstractContextManager[bool]:
+        """The same region, where nobody is in it; False, at once, where somebody is."""
+        return locks.trying(self._store, recipe, "maker")
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
         """Hear of an epoch of a training in this process."""

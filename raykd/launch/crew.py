@@ -5,27 +5,25 @@ Ray is imported only where something is to run on it, so that `scale.workers: 0`
 
 import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
-from raykd.engine.compare import SPOT_CHECK, Comparison, compare
+from raykd.ending import noticed
 from raykd.engine.fit import default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
-from raykd.engine.prepare import serving
 from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
+from raykd.launch.caching import Caching
 from raykd.launch.company import Company
 from raykd.plan import CacheJob
-from raykd.progress import Teller, clock
+from raykd.progress import Teller
 from raykd.recipes import Search, TeacherRun, Training
 from raykd.record import fingerprint
+from raykd.scale import Workers, least, most
 from raykd.store import Store
-from raykd.teachers.manifest import Part, manifest_of
 
 if TYPE_CHECKING:
     from raykd.launch.pool import Pool
@@ -53,8 +51,9 @@ class Crew:
         self._company = company
         self._pool: Pool | None = None
         self._connected = False
+        self._caching = Caching(store, self._scale, teller, company, self._stay, self._workers)
 
-    def train(self, jobs: Sequence[tuple[Training, int]]) -> None:
+    def train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train teachers, preludes or students with the given numbers of workers each.
 
         A failed one does not stop the others; the first error is raised at the end.
@@ -62,12 +61,12 @@ class Crew:
         errors: list[RaykdError] = []
         # The pool's workers hold processors that Ray Train would wait for without end, so what
         # the pool does comes first, and the pool goes home before Ray Train starts.
-        packed = [run for run, workers in jobs if workers == 1]
+        packed = [run for run, workers in jobs if most(workers) == 1]
         if packed:
             with _collected(errors):
                 self._train_packed(packed)
         for run, workers in jobs:
-            if workers != 1:
+            if most(workers) != 1:
                 with _collected(errors):
                     self._train_one(run, workers)
         if len(errors) > 1:
@@ -78,31 +77,7 @@ class Crew:
 
     def precompute(self, jobs: Sequence[CacheJob]) -> list[CacheJob]:
         """Fill the caches that lack views; returns which did."""
-        self._store.root.mkdir(parents=True, exist_ok=True)
-        jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
-        if self._company.shared:
-            return [job for job in jobs if self._precompute_shared(job)]
-        builds = [(job, self._build(job)) for job in jobs]
-        lacking = [(job, build) for job, build in builds if build.missing]
-        rows = [(build.run, sum(map(len, build.missing))) for _, build in lacking]
-        check_room(self._store, sum(needed_bytes(run, count) for run, count in rows))
-        for _, build in lacking:
-            self._fill(build)
-        return [job for job, _ in lacking]
-
-    def _precompute_shared(self, job: CacheJob) -> bool:
-        """Fill one cache that others may need at this moment; whether it lacked views."""
-        known = manifest_of(self._store, job.run)
-        if known is not None and set(job.views) <= set(known.views()):
-            return False  # who made them has looked at every byte
-        with self._company.claiming(job.run):
-            build = self._build(job)
-            if build.missing:
-                self._fill(build)
-            return bool(build.missing)
-
-    def _build(self, job: CacheJob) -> CacheBuild:
-        return CacheBuild(self._store, job.run, job.views, self._teller.say)
+        return self._caching.fill(jobs)
 
     def decide(self, search: Search) -> None:
         """Choose the next anchor of a search, whose last stage is finished."""
@@ -116,58 +91,23 @@ class Crew:
             unit = Unit("decide", (search,), f"the next anchor of {describe(search.student)}")
             self._workers().run([unit])
 
-    def _fill(self, build: CacheBuild) -> None:
-        """Compute one cache's missing shards, and compare some rows with the live teacher."""
-        run, rows = build.run, sum(len(part) for part in build.missing)
-        label = f"cache of {run.teacher.model}'s {run.split} logits, epoch {run.anchor}"
-        task = self._teller.task(label, rows, "row")
-
-        def done(count: int) -> None:
-            task.update(task.done + count)
-
-        started = time.monotonic()
-        if self._scale.workers == 0:
-            self._stay()
-            build_here(build, default_device(), done, self._scale)
-            comparison = compare(self._store, run, SPOT_CHECK, default_device())
-        else:
-            comparison = self._fill_on_ray(build, done)
-        seconds = time.monotonic() - started
-        self._teller.say(
-            f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
-            f"{comparison.rows} of them asked again: largest difference {comparison.difference:.1g}"
-        )
-
-    def _fill_on_ray(self, build: CacheBuild, done: Callable[[int], None]) -> Comparison:
-        """The same with the pool's workers, a shard each at a time."""
-        from raykd.launch.pool import Unit
-
-        pool = self._workers()
-        units = [
-            Unit("shard", (build.run, part), f"view {part.view}, rows {part.start} to {part.stop}")
-            for part in build.parts(pool.size)
-        ]
-
-        def add(unit: Unit, value) -> None:
-            build.add(value)
-            part: Part = unit.arguments[1]
-            done(len(part))
-
-        try:
-            pool.run(units, add)
-        finally:
-            build.commit()
-        build.finish()
-        comparisons = []
-        check = Unit("compare", (build.run, SPOT_CHECK), "comparison with the live teacher")
-        pool.run([check], lambda _, value: comparisons.append(value))
-        return comparisons[0]
-
     def _train_packed(self, runs: Sequence[Training]) -> None:
         """One worker each, several at a time, in workers that are used again."""
+        pool = self._workers()
+        with contextlib.ExitStack() as claims:
+            # What another driver is training is waited for when the rest is done.
+            free = [run for run in runs if claims.enter_context(self._company.trying(run))]
+            self._pack(pool, free)
+        for run in [run for run in runs if run not in free]:
+            with self._company.claiming(run):
+                if not self._store.has(run):
+                    self._pack(pool, [run])
+
+    def _pack(self, pool: "Pool", runs: Sequence[Training]) -> None:
+        """Have a pool's workers train what nobody else does."""
         from raykd.launch.pool import Unit
 
-        units = [Unit("train", (run,), describe(run)) for run in runs]
+        units = [Unit("train", (run,), describe(run)) for run in runs if not self._store.has(run)]
         watched: dict[Unit, contextlib.ExitStack] = {}
 
         def begun(unit: Unit) -> None:
@@ -179,12 +119,12 @@ class Crew:
             watched.pop(unit).close()
 
         try:
-            self._workers().run(units, done, begun)
+            pool.run(units, done, begun)
         finally:
             for stack in watched.values():
                 stack.close()
 
-    def _train_one(self, run: Training, workers: int) -> None:
+    def _train_one(self, run: Training, workers: Workers) -> None:
         """Here, or on Ray Train."""
         with self._company.claiming(run), self._watch(run):
             if self._store.has(run):
@@ -192,14 +132,17 @@ class Crew:
             if workers == 0:
                 self._stay()
                 told = functools.partial(self._company.told, run)
-                host = local_host(self._store, run, self._scale, told)
-                train(self._store, run, host)
+                with noticed() as notice:
+                    train(self._store, run, local_host(self._store, run, self._scale, told, notice))
                 return
             self._dismiss()
-            self._connect(workers)
+            self._connect(most(workers))
+            from raykd.launch.room import await_room
             from raykd.launch.train import fit
 
-            self._teller.say(f"{describe(run)}: starting {workers} workers with Ray Train")
+            await_room(self._scale, least(workers), describe(run), self._teller.say)
+            count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
+            self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
             fit(self._store, run, workers, self._scale, self._company.callbacks(run))
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
@@ -226,7 +169,8 @@ class Crew:
             self._connect(1)
             from raykd.launch.pool import Pool
 
-            self._pool = self._stack.enter_context(Pool(self._store, self._scale))
+            pool = Pool(self._store, self._scale, say=self._teller.say)
+            self._pool = self._stack.enter_context(pool)
         return self._pool
 
     def _dismiss(self) -> None:

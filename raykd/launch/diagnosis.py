@@ -161,13 +161,18 @@ def gpus(seen: Mapping[str, int | None], offered: Mapping[str, float]) -> Findin
     return Finding("GPUs", "ok", said if any(offered.values()) else "none, and none offered")
 
 
-def fits(wide: Sequence[int], fit: int, scale: str, parallel: int | None = None) -> Finding:
+def fits(
+    wide: Sequence[int], fit: int, scale: str, parallel: int | None = None, *, grows: bool = False
+) -> Finding:
     """Whether groups of so many workers each, and `parallel` single ones, fit the cluster.
 
-    `fit` is how many workers of this `scale` do.
+    `fit` is how many workers of this `scale` do; `grows`: whether a run waits for nodes to come.
     """
     most = max(wide, default=1)
     said = f"{fit} workers with {scale} fit, at most {most} train one network"
+    if most > fit and grows:
+        todo = "the run will wait for more of them, up to scale.wait_minutes"
+        return Finding("fit", "warning", said, todo)
     if most > fit:
         return Finding("fit", "failed", said, "lower scale.workers, or add nodes")
     if parallel is not None and parallel > fit:

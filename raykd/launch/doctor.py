@@ -18,18 +18,16 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykd.data.images import open_split
-from raykd.engine.caches import needed_bytes
-from raykd.engine.routes import so_far
+from raykd.engine.forecast import missing_bytes
 from raykd.errors import RaykdError
-from raykd.experiment import Experiment, Scale, basis
+from raykd.experiment import Experiment, basis
 from raykd.launch import diagnosis, node
-from raykd.launch.cluster import connected, fitting, gpus_per_worker, note_of_cluster, standing
+from raykd.launch.cluster import connected, note_of_cluster, standing
 from raykd.launch.diagnosis import Finding
-from raykd.plan import plan
+from raykd.launch.room import fitting, gpus_per_worker
 from raykd.remote import Remote
+from raykd.scale import Scale, least
 from raykd.store import Store
-from raykd.teachers.manifest import gaps, manifest_of
 
 ANSWER_SECONDS = 120.0  # for a node to start a process
 _CALLS = 5  # of which the median is taken
@@ -73,21 +71,6 @@ def stale() -> Finding:
         said = f"{note} names {note.read_text().strip()}, where nobody answers"
         return Finding("last cluster", "warning", said, f"rm {note}: Ray waits for it otherwise")
     return Finding("last cluster", "ok", "no dead one is noted")
-
-
-def missing_bytes(experiment: Experiment, store: Store) -> int:
-    """Bytes of the caches that an experiment's students read and that are not there yet."""
-    students, measured = so_far(store, experiment.runs)
-    total = 0
-    for job in plan(students, store.has, measured).caches:
-        rows, known = (
-            len(open_split(store, job.run.data, job.run.split)),
-            manifest_of(store, job.run),
-        )
-        shards = known.shards if known is not None else ()
-        lacking = sum(len(part) for view in job.views for part in gaps(shards, view, rows))
-        total += needed_bytes(job.run, lacking)
-    return total
 
 
 def here(store: Store, needed: int) -> list[Finding]:
@@ -148,8 +131,8 @@ def _of_cluster(
     alive = [each for each in ray.nodes() if each["Alive"]]
     named = _named(alive)
     said = f"{len(alive)} nodes: {', '.join(named)}"
-    findings = [Finding("cluster", "ok", said)]
     dead = [each["NodeManagerAddress"] for each in ray.nodes() if not each["Alive"]]
+    findings = [Finding("cluster", "ok", said)]
     if dead:
         todo = "look at their logs; a run goes on without them"
         findings = [Finding("cluster", "warning", f"{said}; gone: {', '.join(dead)}", todo)]
@@ -165,9 +148,11 @@ def _of_cluster(
     offered = {name: each["Resources"].get("GPU", 0.0) for name, each in named.items()}
     findings.append(diagnosis.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
     runs = () if experiment is None else experiment.runs
-    wide = [1, scale.workers, *(experiment.workers(basis(run)) for run in runs if experiment)]
+    asked = [scale.workers, *(experiment.workers(basis(run)) for run in runs if experiment)]
+    wide = [1, *map(least, asked)]
     share = f"{scale.cpus:g} CPUs and {gpus_per_worker(scale):g} GPUs"
-    findings.append(diagnosis.fits(wide, fitting(scale), share, scale.parallel))
+    fit, grows = fitting(scale), scale.wait_minutes > 0
+    findings.append(diagnosis.fits(wide, fit, share, scale.parallel, grows=grows))
     findings.append(_dashboard(needed=max(wide) > 1))
     return findings
 
@@ -175,8 +160,7 @@ def _of_cluster(
 def _named(alive: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Nodes by names that tell them apart."""
     named: dict[str, dict[str, Any]] = {}
-    for each in alive:
-        name = each["NodeManagerHostname"]
+    for each, name in ((each, each["NodeManagerHostname"]) for each in alive):
         named[name if name not in named else f"{name} ({each['NodeID'][:6]})"] = each
     return named
 
@@ -211,8 +195,8 @@ def _asked(
         facts = {DRIVER: node.facts()}
     skews, times = {}, {}
     for name, probe in probes.items():
-        facts[name] = ray.get(probe.facts.remote())
-        taken = []
+        told: Any = ray.get(probe.facts.remote())
+        facts[name], taken = told, []
         for _ in range(_CALLS):
             before = time.time()
             there: Any = ray.get(probe.clock.remote())

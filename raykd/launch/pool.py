@@ -5,7 +5,7 @@ A worker that dies takes only its unit along, which is given to a new worker: a 
 from its checkpoint, and shards that were finished are there.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,14 @@ from raykd.engine.fit import ShardMaker, default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed
-from raykd.experiment import Scale
-from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
+from raykd.launch.notice import NodeNotice
+from raykd.launch.room import await_room, fitting, gpus_per_worker
 from raykd.recipes import LogitsRun, Search, Training
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.manifest import Part, Shard
+
+_LOOK_SECONDS = 2.0  # between two looks for room, while nothing happens
 
 
 class Worker:
@@ -34,7 +37,12 @@ class Worker:
         keep_freed_memory()
         self._store = Store(place, scale.local_gb)
         self._scale = scale
+        self._notice = NodeNotice()
         self._maker: tuple[LogitsRun, ShardMaker] | None = None
+
+    def node(self) -> str:
+        """The id of the node that it lives on."""
+        return ray.get_runtime_context().get_node_id()
 
     def shard(self, run: LogitsRun, part: Part) -> Shard:
         """Compute one shard; the teacher stays loaded for the next."""
@@ -53,7 +61,8 @@ class Worker:
     def train(self, run: Training) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
         self._maker = None
-        train(self._store, run, local_host(self._store, run, self._scale))
+        host = local_host(self._store, run, self._scale, notice=self._notice)
+        train(self._store, run, host)
 
 
 @dataclass(frozen=True)
@@ -66,23 +75,45 @@ class Unit:
 
 
 class Pool:
-    """A fixed number of workers."""
+    """Workers, as many as the cluster has room for: nodes may come and go."""
 
-    def __init__(self, store: Store, scale: Scale, size: int | None = None) -> None:
-        check_fit(scale, 1, "a worker")
+    def __init__(
+        self,
+        store: Store,
+        scale: Scale,
+        size: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """At most `size` workers. Raises `NoRoom` where there is room for none."""
         self._store = store
         self._scale = scale
-        fit = fitting(scale)
-        self.size = min(size or scale.parallel or fit, fit)
+        self._say = say
+        self._limit = size or scale.parallel
+        self._starting: dict[Any, Any] = {}  # what says that it is up -> worker
         self._idle: list[Any] = []
+        self._nodes: dict[Any, str] = {}  # worker -> where it lives
+        self._failed_starts = 0
+        await_room(scale, 1, "a worker", say)
+
+    @property
+    def size(self) -> int:
+        """How many workers there may be at the moment."""
+        fit = fitting(self._scale)
+        return fit if self._limit is None else min(self._limit, fit)
+
+    @property
+    def most(self) -> int:
+        """How many there may be once the cluster has grown."""
+        return self._limit or self.size if self._scale.wait_minutes else self.size
 
     def __enter__(self) -> "Pool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._idle:
+        for worker in [*self._idle, *self._starting.values()]:
             ray.kill(worker)
         self._idle.clear()
+        self._starting.clear()
 
     def run(
         self,
@@ -93,19 +124,29 @@ class Pool:
         """Carry out every unit, whatever becomes of the others, then raise what went wrong.
 
         `done` gets each unit's value as it comes. A unit whose worker died is tried again, up
-        to `scale.max_failures` times; one that raised is not. Raises the unit's own error if
-        it is a `RaykdError` and the only one, `WorkFailed` otherwise.
+        to `scale.max_failures` times, not counting those whose node went; one that raised is not.
+        Raises the unit's own error if it is a `RaykdError` and the only one, `WorkFailed`
+        otherwise.
         """
         waiting, running = deque(units), {}
-        deaths: dict[Unit, int] = {}
+        deaths: Counter[Unit] = Counter()
         failed: list[tuple[Unit, BaseException]] = []
         try:
             while waiting or running:
-                while waiting and len(running) < self.size:
-                    unit, worker = waiting.popleft(), self._worker()
+                while waiting and self._idle:
+                    unit, worker = waiting.popleft(), self._idle.pop()
                     begun(unit)
                     running[getattr(worker, unit.method).remote(*unit.arguments)] = (unit, worker)
-                [reference], _ = ray.wait([*running], num_returns=1)
+                if waiting:
+                    self._grow(len(running), len(waiting))
+                references = [*running, *self._starting]
+                ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_SECONDS)
+                if not ready:
+                    continue
+                [reference] = ready
+                if reference in self._starting:
+                    self._take_up(reference)
+                    continue
                 unit, worker = running.pop(reference)
                 try:
                     value = ray.get(reference)
@@ -113,7 +154,7 @@ class Pool:
                     self._idle.append(worker)
                     failed.append((unit, error.cause or error))
                 except RayActorError as error:
-                    deaths[unit] = deaths.get(unit, 0) + 1
+                    deaths[unit] += not self._went_with_its_node(worker)
                     if deaths[unit] > self._scale.max_failures:
                         failed.append((unit, error))
                     else:
@@ -126,12 +167,38 @@ class Pool:
                 ray.kill(worker)
         _raise(failed)
 
-    def _worker(self) -> Any:
-        """A worker that has nothing to do; a new one where all are busy or gone."""
-        if self._idle:
-            return self._idle.pop()
-        actor = ray.remote(num_cpus=self._scale.cpus, num_gpus=gpus_per_worker(self._scale))(Worker)
-        return actor.remote(self._store.url, self._scale)
+    def _grow(self, busy: int, waiting: int) -> None:
+        """Start workers for what waits, as many as there is room for."""
+        if not busy and not self._starting and not self.size:
+            await_room(self._scale, 1, "a worker", self._say)
+        wanted = min(self.size, busy + waiting)
+        for _ in range(wanted - busy - len(self._starting)):
+            kind = ray.remote(
+                num_cpus=self._scale.cpus,
+                num_gpus=gpus_per_worker(self._scale),
+                scheduling_strategy="SPREAD",
+            )(Worker)
+            worker = kind.remote(self._store.url, self._scale)
+            self._starting[worker.node.remote()] = worker
+
+    def _take_up(self, reference: Any) -> None:
+        """A worker is up, or could not be started."""
+        worker = self._starting.pop(reference)
+        try:
+            self._nodes[worker] = ray.get(reference)
+        except RayActorError as error:
+            self._failed_starts += 1
+            if self._failed_starts > self._scale.max_failures:
+                last = str(error).strip().splitlines()[-1]
+                raise WorkFailed(f"workers cannot be started, at last with: {last}") from error
+            return
+        self._failed_starts = 0
+        self._idle.append(worker)
+
+    def _went_with_its_node(self, worker: Any) -> bool:
+        """Whether a dead worker's node is gone, too."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return self._nodes.pop(worker, None) not in alive
 
 
 def _raise(failed: list[tuple[Unit, BaseException]]) -> None:

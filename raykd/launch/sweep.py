@@ -120,7 +120,7 @@ def sweep(
         if _can_restore(store, logs):
             teller.say(f"going on with a sweep of {total} trials; {curves}")
         else:
-            count = concurrent(experiment, space.sweep.concurrent)
+            count = concurrent(experiment, space.sweep.concurrent, teller.say)
             teller.say(f"{total} trials, {count} at a time; {curves}")
         claims_actor = claims.start(name)
         try:
@@ -157,8 +157,8 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
     if any(axis.startswith(_DECISIVE) for axis in experiment.space.search):
         teller.say("the search draws what teachers are made of, so trials make them, one each")
         return
-    workers = max(1, experiment.scale.workers)  # Ray is there in any case
-    scale = experiment.scale.model_copy(update={"workers": workers})
+    scale = experiment.scale
+    scale = scale.model_copy(update={"workers": scale.workers or 1})  # Ray is there in any case
     experiment = replace(experiment, scale=scale)
     teachers = (run.teacher for run in experiment.students())
     assistants = tuple(dict.fromkeys(t for t in teachers if isinstance(t, StudentRun)))

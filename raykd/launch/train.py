@@ -1,6 +1,7 @@
 """One teacher or student on several workers, with Ray Train."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,28 +25,37 @@ from raykd.engine.journal import Journal, numbers
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.sharded import group_host
 from raykd.errors import RaykdError, WorkFailed
-from raykd.experiment import Scale
 from raykd.launch import notes
-from raykd.launch.cluster import check_fit, gpus_per_worker
+from raykd.launch.notice import NodeNotice
+from raykd.launch.room import check_fit, gpus_per_worker
 from raykd.recipes import Training
 from raykd.record import fingerprint
+from raykd.scale import Scale, Workers, least, most
 from raykd.store import Store
+
+# A group that may shrink does so when it could not start for this many seconds.
+_SHRINKS_AFTER = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+_GROWS_AFTER = 30.0  # seconds between two looks for more room
 
 
 def fit(
     store: Store,
     run: Training,
-    workers: int,
+    workers: Workers,
     scale: Scale,
     callbacks: Sequence[UserCallback] = (),
 ) -> None:
     """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
 
     The workers' checkpoints are the run's own file in the store, the same that one process
-    writes: a worker that dies restarts the group from the last one, up to
-    `scale.max_failures` times, and a run whose driver died goes on when it is called again.
+    writes: a worker that dies restarts the group from the last one, up to `scale.max_failures`
+    times (a node that is taken away after a notice is no failure), and a run whose driver died
+    goes on when it is called again. Between two numbers of workers, the group has as many as the
+    cluster has room for, and starts again where that changes.
     """
-    check_fit(scale, workers, fingerprint(run))
+    check_fit(scale, least(workers), fingerprint(run))
+    if least(workers) < most(workers):
+        os.environ.setdefault(*_SHRINKS_AFTER)
     gpus = gpus_per_worker(scale)
     own = {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
     ours = store.root / "ray"  # Ray's own notes on the run; the results are not in there
@@ -57,7 +67,10 @@ def fit(
             "scale": scale,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(gpus), resources_per_worker=own
+            num_workers=workers,
+            use_gpu=bool(gpus),
+            resources_per_worker=own,
+            elastic_resize_monitor_interval_s=_GROWS_AFTER,
         ),
         run_config=RunConfig(
             name=fingerprint(run),
@@ -97,9 +110,10 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
     store, run = Store(config["store"], scale.local_gb), config["recipe"]
-    journal = Journal(store.path(run), scale.checkpoint_seconds, store)
+    journal = Journal.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
-    train(store, run, group_host(journal, device, _pass_on, scale))
+    with contextlib.closing(NodeNotice()) as notice:
+        train(store, run, group_host(journal, device, _pass_on, scale, notice))
 
 
 def _pass_on(metrics: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from raykd.engine.journal import RESULT, numbers
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
 from raykd.errors import RaykdError, WorkFailed
-from raykd.experiment import Experiment, Rule, Scale, Where, basis
+from raykd.experiment import Experiment, Where, basis
 from raykd.launch import claims
 from raykd.launch.company import Company
 from raykd.launch.work import carry_out
@@ -29,6 +29,7 @@ from raykd.progress import Teller
 from raykd.recipes import Asked, Sought, StudentRun, Training
 from raykd.record import Record
 from raykd.resolve import Digests, resolve
+from raykd.scale import Rule, Scale, Workers, most
 from raykd.space import Space
 from raykd.store import Store, read_json
 
@@ -56,10 +57,10 @@ class Brief:
         whole = Experiment(self.name, (self.space.asked(config),), self.scale, self.where)
         return resolve(whole, store, digests=self.digests).runs[0]
 
-    def workers(self, run: Asked) -> int:
+    def workers(self, run: Asked) -> Workers:
         """How many workers train it; 0 for this process, which is one, too."""
         workers = Experiment(self.name, (run,), self.scale).workers(basis(run))
-        return workers if workers > 1 else 0
+        return workers if most(workers) > 1 else 0
 
 
 def run_trial(config: dict[str, Any], brief: Brief) -> None:
@@ -99,8 +100,8 @@ class TrialCompany(Company):
 
     def __init__(self, brief: Brief, asked: Asked, *, reporting: bool = True) -> None:
         """`reporting`: whether Tune hears of epochs, too."""
+        super().__init__(brief.store())
         self._who = tune.get_context().get_trial_id()
-        self._store = brief.store()
         self._claims = claims.of(brief.name)
         self._reporting = reporting
         # Of a search that only finds the anchors of one stage, no epoch is the student's.
@@ -108,10 +109,13 @@ class TrialCompany(Company):
         teacher = basis(asked).teacher
         self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
 
-    def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[None]:
-        """A claim, by the name of the artefact."""
+    @contextlib.contextmanager
+    def claiming(self, recipe: Record) -> Iterator[bool]:
+        """A claim among the trials, by the name of the artefact, and then as anyone has."""
         folder = self._store.path(recipe)
-        return claims.claimed(self._claims, f"{folder.parent.name}/{folder.name}", self._who)
+        what = f"{folder.parent.name}/{folder.name}"
+        with claims.claimed(self._claims, what, self._who), super().claiming(recipe) as waited:
+            yield waited
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
         """Report an epoch of the student, or of a stage on its way.

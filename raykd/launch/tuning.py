@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -10,10 +11,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment, basis
-from raykd.launch.cluster import check_fit, fitting, gpus_per_worker
 from raykd.launch.generations import drawn, population
+from raykd.launch.room import await_room, fitting, gpus_per_worker
 from raykd.launch.trial import Brief
 from raykd.recipes import Asked, StudentRun
+from raykd.scale import least, most
 from raykd.space import Space
 
 
@@ -96,7 +98,7 @@ def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactor
     there is a mebibyte of logical memory in it, and no processor.
     """
     try:
-        wide = brief.workers(brief.space.asked(config)) > 1
+        wide = most(brief.workers(brief.space.asked(config))) > 1
     except ConfigError:
         wide = False  # the trial will say what is wrong
     if wide:
@@ -105,12 +107,20 @@ def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactor
     return tune.PlacementGroupFactory([{"CPU": brief.scale.cpus} | ({"GPU": gpus} if gpus else {})])
 
 
-def concurrent(experiment: Experiment, asked: int | None) -> int:
-    """How many trials run at a time: as many as have processors, wide ones counted whole."""
-    narrowest = min((max(1, experiment.workers(run)) for run in _known(experiment)), default=1)
-    check_fit(experiment.scale, narrowest, "a trial")
+def concurrent(
+    experiment: Experiment, asked: int | None, say: Callable[[str], None] = lambda text: None
+) -> int:
+    """How many trials run at a time: as many as have processors, wide ones counted whole.
+
+    Where nodes may come, as many as were asked for.
+    """
+    narrowest = min(
+        (max(1, least(experiment.workers(run))) for run in _known(experiment)), default=1
+    )
+    await_room(experiment.scale, narrowest, "a trial", say)
     fit = max(1, fitting(experiment.scale) // narrowest)
-    return min(asked or experiment.scale.parallel or fit, fit)
+    asked = asked or experiment.scale.parallel or fit
+    return asked if experiment.scale.wait_minutes else min(asked, fit)
 
 
 def _known(experiment: Experiment) -> list[StudentRun]:

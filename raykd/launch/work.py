@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykd.data.images import Data, open_images
-from raykd.data.order import check_batch
+from raykd.data.order import check_batch, check_uneven
 from raykd.engine.routes import (
     anchors_of,
     is_complete,
@@ -27,6 +27,7 @@ from raykd.launch.crew import Crew
 from raykd.plan import Plan, plan
 from raykd.progress import Teller
 from raykd.recipes import LogitsRun, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.scale import Workers
 from raykd.store import Store
 
 KINDS = ("teachers", "caches", "preludes", "students")
@@ -57,7 +58,7 @@ def carry_out(
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        crew = Crew(experiment, store, teller, stack, company or Company())
+        crew = Crew(experiment, store, teller, stack, company or Company(store, teller.say))
         site = _Site(experiment, store, teller, crew, students)
         _in_rounds(site, experiment)
     site.raise_errors()
@@ -161,7 +162,7 @@ class _Site:
             ready = [run for run in layer.students if self._is_ready(run)]
             self._train([(run, experiment.workers(run)) for run in ready])
 
-    def _train(self, jobs: Sequence[tuple[Training, int]]) -> None:
+    def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train what is not there yet."""
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
         with self._keeping_errors():
@@ -199,7 +200,7 @@ class _Site:
             self.errors.append(error)
 
 
-def _check_batches(store: Store, jobs: Sequence[tuple[Training, int]], parts: int) -> None:
+def _check_batches(store: Store, jobs: Sequence[tuple[Training, Workers]], parts: int) -> None:
     """Raise `ConfigError` where a run's batches do not suit its data or its workers."""
     sizes: dict[Data, int] = {}
     for run, workers in jobs:
@@ -207,4 +208,8 @@ def _check_batches(store: Store, jobs: Sequence[tuple[Training, int]], parts: in
             continue
         if run.data not in sizes:
             sizes[run.data] = len(open_images(store, run.data)[0])
-        check_batch(sizes[run.data], run.optim.batch, max(1, workers), parts)
+        if isinstance(workers, int):
+            check_batch(sizes[run.data], run.optim.batch, max(1, workers), parts)
+        else:
+            for world in range(workers[0], workers[1] + 1):
+                check_uneven(sizes[run.data], run.optim.batch, world, parts)

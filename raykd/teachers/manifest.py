@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from raykd import arrow
+from raykd.disk import lasting
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.record import Record, difference
 from raykd.store import Store, read_json, write_atomic, write_json
@@ -74,7 +75,8 @@ def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shar
     """Write one shard atomically; the row i of every column is the sample `part.start + i`."""
     data = arrow.pack(columns)
     shard = Shard(part, len(data), arrow.checksum(data))
-    write_atomic(folder / shard.name, data)
+    with lasting(folder / shard.name):
+        write_atomic(folder / shard.name, data)
     return shard
 
 

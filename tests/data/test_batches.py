@@ -62,7 +62,7 @@ def test_many_rows_of_a_batch_are_read_one_by_one(tmp_path):
     images, labels = [b"%d" % row for row in range(rows)], [row % 10 for row in range(rows)]
     many = pa.table({"image": images, "label": labels})
     pq.write_table(many, tmp_path / "many.parquet", row_group_size=1500)
-    file = opened(tmp_path / "many.parquet", 1500)
+    file = opened(tmp_path / "many.parquet")
     assert [read_rows(file, row, row + 1) for row in range(rows)] == [[i] for i in images]
 
 

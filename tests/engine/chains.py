@@ -4,11 +4,12 @@ import safetensors.torch
 
 from raykd.engine import weights
 from raykd.engine.fit import local_host, train_teacher
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.launch.work import Outcome, carry_out
 from raykd.methods.kd import KD
 from raykd.progress import Teller
 from raykd.recipes import Asked, Optim, StudentRun, TeacherRun
+from raykd.scale import Scale
 from raykd.store import Store
 from tests.small import digits
 

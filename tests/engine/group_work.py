@@ -9,14 +9,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import ModuleDict
 
+from raykd.ending import Notice
 from raykd.engine import fit
 from raykd.engine.fit import train_student
-from raykd.engine.host import GroupHost
+from raykd.engine.group import GroupHost
 from raykd.engine.journal import Journal
 from raykd.methods.crd import CRD
 from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.recipes import StudentRun, Training
+from raykd.scale import Scale
 from raykd.store import Store, write_json
 from raykd.types import Batch, Outputs, Shapes
 from tests.small import ALL, CPU, asked, batch, helpers_of, pair
@@ -51,6 +53,53 @@ def train(rank: int, root: str, run: StudentRun, stop: int) -> None:
         train_student(store, run, host)
     except Stop:
         return
+
+
+class LeavingHost(GroupHost):
+    """A worker that dies between two steps of an epoch, once a checkpoint is written."""
+
+    left = 1
+
+    def between(self, state):
+        self.left -= 1
+        if self.left == 0:
+            kept = state()
+            if self.rank == 0:
+                self.journal.keep(kept)
+            raise Stop
+
+
+def train_within(rank: int, root: str, run: StudentRun, steps: int) -> None:
+    """Train a student, by any number of workers, and leave after so many steps if not 0."""
+    store = Store(root)
+    host = LeavingHost(Journal(store.path(run)), CPU, scale=Scale(workers=(1, 4)))
+    host.left = steps
+    try:
+        train_student(store, run, host)
+    except Stop:
+        return
+
+
+class Told(Notice):
+    """A machine that is about to go."""
+
+    def given(self) -> bool:
+        return True
+
+
+def train_told(rank: int, root: str, folder: str, run: StudentRun) -> None:
+    """Train a student while the last worker's machine is about to go, and note the checkpoints."""
+    store, kept = Store(root), []
+
+    class Noting(Journal):
+        def keep(self, state):
+            kept.append((state["epoch"], (state["within"] or {}).get("steps")))
+            super().keep(state)
+
+    journal = Noting(store.path(run), 1e9, store)
+    notice = Told() if rank == dist.get_world_size() - 1 else Notice()
+    train_student(store, run, GroupHost(journal, CPU, notice=notice))
+    write_json(Path(folder) / f"kept-{rank}.json", kept)
 
 
 def train_each(rank: int, root: str, runs: list[Training]) -> None:

@@ -14,8 +14,8 @@ from raykd.engine.journal import Journal
 from raykd.engine.loop import Metrics, distil
 from raykd.engine.sharded import group_host
 from raykd.errors import ConfigError
-from raykd.experiment import Scale
 from raykd.recipes import StudentRun, Training
+from raykd.scale import Scale
 from raykd.store import Store
 from tests.small import CPU
 

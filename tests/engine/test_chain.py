@@ -17,7 +17,7 @@ from raykd.engine.journal import Journal, read_metrics
 from raykd.engine.loop import distil
 from raykd.engine.result import result_of
 from raykd.errors import CacheCorrupt, WorkFailed
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.launch.work import carry_out
 from raykd.methods import METHODS
 from raykd.methods.crd import CRD
@@ -31,6 +31,7 @@ from raykd.models import build
 from raykd.plan import plan
 from raykd.recipes import RCO, Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import along
+from raykd.scale import Scale
 from raykd.store import Store, read_json, write_json
 from raykd.teachers.route import Route
 from tests.engine.chains import (

@@ -8,12 +8,12 @@ from raykd.engine.compiled import compiled_as
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
 from raykd.engine.learner import Learner
-from raykd.experiment import Scale
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.recipes import Optim
+from raykd.scale import Scale
 from raykd.store import Store, read_json
 from tests.engine.scale_work import Stop, plainly_together
 from tests.engine.test_parts import close

@@ -13,13 +13,14 @@ from raykd.engine.host import LocalHost
 from raykd.engine.journal import CHECKPOINT, METRICS, Journal, read_metrics
 from raykd.engine.prepare import open_cache
 from raykd.errors import CacheCorrupt
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.launch.work import carry_out
 from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
 from raykd.progress import Teller
 from raykd.recipes import Optim
 from raykd.remote import Remote
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.route import Route
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained

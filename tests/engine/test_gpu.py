@@ -19,10 +19,10 @@ from raykd.engine.journal import read_metrics
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser
 from raykd.engine.prepare import open_cache
-from raykd.experiment import Scale
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
 from raykd.recipes import Optim
+from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.topk import largest
 from tests.engine.test_waiting import EXCEPTIONS, OTHERS, called

@@ -18,11 +18,13 @@ from tests.engine.group_work import (
     route,
     train,
     train_each,
+    train_told,
+    train_within,
 )
 from tests.group import run_group
 from tests.small import prepare, student_run, trained
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*resource_tracker.*")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*resource_tracker.*")]
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,45 @@ def test_one_process_goes_on_where_two_workers_stopped(ready, tmp_path):
     trained(ready, run)
     assert [line["epoch"] for line in read_metrics(ready.path(run))] == [0, 1, 2]
     assert torch.isfinite(torch.tensor(read_metrics(ready.path(run))[-1]["loss"]))
+
+
+@pytest.mark.parametrize(
+    "method", ["skd", SAKD(base=CRD(negatives=64), homogeneous=False)], ids=["skd", "sakd"]
+)
+def test_workers_that_stop_within_an_epoch_go_on_to_equal_weights(ready, tmp_path, method):
+    run = student_run(ready, method)
+    prepare(ready, run)
+    run_group(2, tmp_path, train, str(ready.root), run, 0)
+    whole = (ready.path(run) / "weights.safetensors").read_bytes()
+    losses = [line["loss"] for line in read_metrics(ready.path(run))]
+    ready.discard(run)
+    for steps in (1, 3, 0):
+        run_group(2, tmp_path, train_within, str(ready.root), run, steps)
+    assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
+    assert [line["loss"] for line in read_metrics(ready.path(run))] == losses
+    ready.discard(run)
+
+
+def test_more_and_fewer_workers_go_on_within_an_epoch(ready, tmp_path):
+    run = student_run(ready, "skd", seed=7)
+    prepare(ready, run)
+    expected = read_metrics(ready.path(run)) if trained(ready, run) else []
+    ready.discard(run)
+    for world, steps in ((2, 1), (3, 2), (1, 2), (2, 0)):
+        run_group(world, tmp_path, train_within, str(ready.root), run, steps)
+    lines = read_metrics(ready.path(run))
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    for line, other in zip(lines, expected, strict=True):
+        # They differ by what each worker's batch norms saw, and by sums of other shares.
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.15)
+    ready.discard(run)
+
+
+def test_a_notice_to_one_worker_has_the_first_one_keep_a_checkpoint(ready, tmp_path):
+    run = student_run(ready, optim=Optim(epochs=2, batch=4))
+    prepare(ready, run)
+    run_group(2, tmp_path, train_told, str(ready.root), str(tmp_path), run)
+    first, second = (read_json(tmp_path / f"kept-{rank}.json") for rank in range(2))
+    # Asked after 8 steps of 24, answered after 8 more; then every epoch's end.
+    assert first[0] == [0, 16] and first[-1] == [2, None] and second == []
+    ready.discard(run)

@@ -7,12 +7,12 @@ from raykd.data.order import steps
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
 from raykd.errors import ConfigError
-from raykd.experiment import Scale
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
 from raykd.methods.sakd import SAKD
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
+from raykd.scale import Scale
 from raykd.store import Store, read_json
 from tests.engine.scale_work import plainly_alone, plainly_together
 from tests.group import run_group
@@ -62,6 +62,7 @@ def test_gradients_are_clipped_and_weights_averaged_once_a_step(store, tmp_path)
     close(parts, whole)
 
 
+@pytest.mark.slow
 def test_workers_that_take_their_shares_in_parts_equal_one_that_does_not(store, tmp_path):
     runs = [student_run(store, name, optim=GENTLE) for name in ("kd", FitNet(weight=1.0))]
     prepare(store, *runs)
@@ -70,6 +71,16 @@ def test_workers_that_take_their_shares_in_parts_equal_one_that_does_not(store, 
     for number, run in enumerate(runs):
         found = torch.load(tmp_path / str(number) / "found.pt", weights_only=True)
         close(found, plainly_alone(store, run, tmp_path / run.method.name, Scale()))
+
+
+@pytest.mark.slow
+def test_workers_with_uneven_shares_equal_one(store, tmp_path):
+    run = student_run(store, "kd", optim=GENTLE)
+    prepare(store, run)
+    work = [(Scale(workers=(1, 3)), run)]
+    run_group(3, tmp_path, plainly_together, str(store.root), str(tmp_path), work)
+    found = torch.load(tmp_path / "0" / "found.pt", weights_only=True)
+    close(found, plainly_alone(store, run, tmp_path / "alone", Scale()))
 
 
 @pytest.mark.parametrize(

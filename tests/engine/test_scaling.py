@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from raykd.engine import host, scaling
+from raykd.engine import group, scaling
 from raykd.engine.scaling import Cluster, Forecast, Step, Work
 
 # 4 nodes of 2 GPUs. A network of 80 Gbit/s is 10 GB/s.
@@ -137,7 +137,7 @@ def test_the_head_node_hears_every_worker_of_every_training():
 
 
 def test_the_head_node_hears_as_often_as_workers_report():
-    assert scaling.REPORT_EVERY_SECONDS == host.PASS_ON_SECONDS
+    assert scaling.REPORT_EVERY_SECONDS == group.PASS_ON_SECONDS
 
 
 def test_a_cache_is_made_by_all_gpus():

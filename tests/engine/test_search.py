@@ -22,7 +22,7 @@ from raykd.engine.routes import (
     write_decisions,
 )
 from raykd.errors import CacheCorrupt, WorkFailed
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.launch import crew
 from raykd.launch.work import carry_out
 from raykd.methods import METHODS, Method
@@ -34,6 +34,7 @@ from raykd.models import build
 from raykd.models.staged import measure
 from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun
 from raykd.record import fingerprint
+from raykd.scale import Scale
 from raykd.store import Store, read_json
 from raykd.types import Signal
 from tests.engine.chains import (

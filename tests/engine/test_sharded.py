@@ -7,10 +7,10 @@ import torch
 from raykd.engine.fit import train_student
 from raykd.engine.host import LocalHost
 from raykd.engine.journal import Journal, read_metrics
-from raykd.experiment import Scale
 from raykd.methods.crd import CRD
 from raykd.models import build
 from raykd.recipes import Optim
+from raykd.scale import Scale
 from raykd.store import Store, read_json
 from tests.engine.scale_work import (
     Stop,

@@ -14,13 +14,14 @@ from raykd.data.stream import Stream
 from raykd.engine import prepare
 from raykd.engine.fit import local_host, train_student
 from raykd.engine.journal import read_metrics
-from raykd.experiment import Experiment, Scale
+from raykd.experiment import Experiment
 from raykd.launch.work import carry_out
 from raykd.methods.at import AT
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.progress import Teller
 from raykd.recipes import Optim, StudentRun, TeacherRun
+from raykd.scale import Scale
 from raykd.store import Store
 from tests.data.photos import photos, streamed
 from tests.small import CPU

@@ -14,12 +14,13 @@ from raykd.engine.sweeps import (
     write_results,
     write_sheet,
 )
-from raykd.experiment import Experiment, Scale, parse
+from raykd.experiment import Experiment, parse
 from raykd.launch.work import carry_out
 from raykd.progress import Teller
 from raykd.recipes import RCO, Sought
 from raykd.record import fingerprint
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.store import Store
 from tests.small import digits, student_run, teacher_run
 

@@ -14,8 +14,8 @@ def cluster():
     """Ray on this machine with two CPUs, as `raykd run` starts it."""
     import ray
 
-    from raykd.experiment import Scale
     from raykd.launch.cluster import connected
+    from raykd.scale import Scale
 
     with connected(Scale(address="local"), lambda text: None, 2):
         yield ray

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
+from raykd.engine.forecast import missing_bytes
 from raykd.experiment import parse
 from raykd.launch import cluster as joining
 from raykd.launch import diagnosis, doctor, node
@@ -119,6 +120,7 @@ def test_more_workers_than_fit_fail():
     assert diagnosis.fits([1, 4], 4, "1 CPU").status == "ok"
     assert diagnosis.fits([1, 5], 4, "1 CPU").status == "failed"
     assert diagnosis.fits([1], 4, "1 CPU", parallel=5).status == "warning"
+    assert diagnosis.fits([1, 5], 4, "1 CPU", grows=True).status == "warning"
 
 
 def marks(places: dict[str, Path]) -> dict[str, Any]:
@@ -214,7 +216,7 @@ run:
   optim: {epochs: 2, batch: 32}
 """
     store = Store(tmp_path / "store")
-    needed = doctor.missing_bytes(resolve(parse(text, "x"), store), store)
+    needed = missing_bytes(resolve(parse(text, "x"), store), store)
     # 96 rows in two views and 593 of the test images, each 10 float16 and a float32.
     assert needed == (2 * 96 + 593) * (10 * 2 + 4)
 

@@ -15,7 +15,7 @@ pytestmark = [*RAY, pytest.mark.timeout(300)]
 SCRIPT = """
 import os
 from pathlib import Path
-from raykd.experiment import Scale
+from raykd.scale import Scale
 from raykd.launch.cluster import connected
 
 def descendants(pid):

@@ -12,7 +12,7 @@ from raykd.engine.caches import CacheBuild
 from raykd.engine.journal import read_metrics
 from raykd.engine.prepare import open_cache
 from raykd.errors import NoRoom, WorkFailed
-from raykd.experiment import Experiment, Rule, Scale
+from raykd.experiment import Experiment
 from raykd.launch.pool import Pool, Unit
 from raykd.launch.train import fit
 from raykd.launch.work import carry_out
@@ -20,6 +20,7 @@ from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
 from raykd.progress import Teller
 from raykd.recipes import Optim
+from raykd.scale import Rule, Scale
 from raykd.store import Store
 from tests.launch.marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained

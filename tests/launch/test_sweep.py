@@ -16,13 +16,14 @@ import pytest
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import asked_by, folder_of
 from raykd.errors import WorkFailed
-from raykd.experiment import Experiment, Scale, parse
+from raykd.experiment import Experiment, parse
 from raykd.launch.sweep import raise_failures, sweep
 from raykd.launch.work import carry_out
 from raykd.plan import plan
 from raykd.progress import Teller
 from raykd.recipes import StudentRun
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.store import Store, read_json
 from tests.launch.marks import RAY
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from raykd.errors import NoRoom, WorkFailed
-from raykd.experiment import Experiment, Scale, load, parse
-from raykd.launch import crew
+from raykd.experiment import Experiment, load, parse
+from raykd.launch import caching
 from raykd.launch.work import carry_out
 from raykd.progress import Teller
 from raykd.resolve import resolve
+from raykd.scale import Scale
 from raykd.store import Store
 from tests.small import student_run
 
@@ -65,7 +66,7 @@ def test_a_student_that_fails_does_not_stop_the_others(store):
 
 def test_a_cache_that_does_not_fit_the_disk_is_refused_before_it_is_begun(store, monkeypatch):
     small = experiment(store, "kd")
-    monkeypatch.setattr(crew, "needed_bytes", lambda run, rows: 10**18)
+    monkeypatch.setattr(caching, "needed_bytes", lambda run, rows: 10**18)
     with pytest.raises(NoRoom, match=r"need .* GB, .* GB are free; lower run.views"):
         carry_out(small, store, QUIET)
 

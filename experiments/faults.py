@@ -1,0 +1,274 @@
+"""Faults on purpose: a Ray cluster of several nodes on this machine, a driver, and their losses.
+
+A driver is `raykd run`, `precompute` or `sweep` in a process of its own. Whatever is killed, the
+driver is started again until it is done, as a job that is submitted again. What it made must then
+be what an undisturbed driver makes, bit for bit, each thing once.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # of those whose head has gone
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
+# A lost node is noticed within seconds.
+_CONFIG = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+_PATIENCE = 600.0  # seconds that a driver may take after the last fault
+_MEMORY = 100 << 20  # bytes of a node's object store
+
+
+class Site:
+    """A cluster and the driver that works on it."""
+
+    def __init__(self, place: Path, nodes: int = 3, say: Callable[[str], None] = print) -> None:
+        """`place` is a folder for logs; `nodes` have a processor each, the head none."""
+        os.environ.update(ENVIRONMENT)
+        self._place = place
+        self._count = nodes
+        self._say = say
+        self._logs = 0
+        self._cluster = self._started()
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._words: list[str] = []
+        self._disturbed = False
+
+    def _started(self) -> Cluster:
+        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _CONFIG})
+        for _ in range(self._count):
+            cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
+        return cluster
+
+    def close(self) -> None:
+        """End the driver and the cluster."""
+        if self._driver is not None:
+            self._driver.kill()
+            self._driver.wait()
+        self._cluster.shutdown()
+
+    def begin(self, words: Sequence[str]) -> None:
+        """Start a driver: the words of a `raykd` command."""
+        self._words = [*words]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._logs += 1
+        self._disturbed = False
+        command = [sys.executable, "-c", "from raykd.cli import main; main()", *self._words]
+        address = f"scale.address={self._cluster.address}"
+        with self._log().open("wb") as log:
+            self._driver = subprocess.Popen(
+                [*command, address], stdout=log, stderr=log, cwd=ROOT, start_new_session=True
+            )
+
+    def _log(self) -> Path:
+        return self._place / f"driver-{self._logs}.log"
+
+    def done(self) -> bool:
+        """Whether the driver is done; one that was lost, or gave up for a fault, starts again."""
+        assert self._driver is not None
+        code = self._driver.poll()
+        if code is None:
+            return False
+        if code == 0:
+            return True
+        text = self._log().read_text(errors="replace")
+        if not self._disturbed:
+            raise RuntimeError(f"a driver that nothing befell ended with {code}:\n{text[-3000:]}")
+        self._begin()
+        return False
+
+    def inject(self, kind: str, store: Path, rng: random.Random) -> bool:
+        """Have a fault happen now; False where there is nothing that it could happen to."""
+        self._disturbed = True
+        return getattr(self, f"_lose_{kind}")(store, rng)
+
+    def _lose_worker(self, store: Path, rng: random.Random) -> bool:
+        """A process that trains, computes shards, or carries out a trial."""
+        titles = ("ray::Worker", "ray::RayTrainWorker", "ray::ImplicitFunc", "ray::run_trial")
+        ours = {_raylet(node) for node in self._cluster.worker_nodes}
+        named = [pid for pid, title in _processes() if title.startswith(titles)]
+        found = [pid for pid in named if _parent(pid) in ours]
+        return bool(found) and _killed(rng.choice(found))
+
+    def _lose_node(self, store: Path, rng: random.Random) -> bool:
+        """A node with all that runs on it; another one comes."""
+        self._replace(rng.choice([*self._cluster.worker_nodes]))
+        return True
+
+    def _lose_writer(self, store: Path, rng: random.Random) -> bool:
+        """The node of the process that writes a checkpoint."""
+        parents = {_raylet(node): node for node in self._cluster.worker_nodes}
+        for lock in store.glob("locks/*.writer"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                pid = int(lock.read_text().split()[1])
+                node = parents.get(_parent(pid))
+                if node is not None:
+                    self._replace(node)
+                    return True
+        return False
+
+    def _lose_driver(self, store: Path, rng: random.Random) -> bool:
+        """The driver's process."""
+        assert self._driver is not None
+        if self._driver.poll() is not None:
+            return False
+        self._driver.kill()
+        self._driver.wait()
+        return True
+
+    def _lose_head(self, store: Path, rng: random.Random) -> bool:
+        """The head, and so the cluster; a new one comes, and the job is submitted again."""
+        assert self._driver is not None
+        self._cluster.shutdown()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._driver.wait(timeout=30)
+        self._driver.kill()  # on a cluster it runs beside the head
+        self._driver.wait()
+        self._cluster = self._started()
+        return True
+
+    def _replace(self, node: Any) -> None:
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
+
+
+KINDS = ("worker", "node", "writer", "driver", "head")
+
+
+class Watch:
+    """Which epochs of a store's trainings were done twice, as far as their metrics tell."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._seen: Counter[Path] = Counter()
+        self.repeated = 0  # at most, at a time
+
+    def look(self) -> None:
+        """Look at every training."""
+        for path in self._store.glob("*/*/metrics.jsonl"):
+            with contextlib.suppress(OSError):
+                lines = path.read_bytes().count(b"\n")
+                self.repeated = max(self.repeated, self._seen[path] - lines)
+                self._seen[path] = lines
+
+
+def disturbed(
+    site: Site,
+    words: Sequence[str],
+    store: Path,
+    faults: Sequence[str],
+    rng: random.Random,
+    every: tuple[float, float] = (3.0, 8.0),
+) -> tuple[Counter[str], int]:
+    """Carry out a command while faults happen, until it is done.
+
+    How many of each kind there were, and how many epochs were repeated at most at a time. Faults
+    that are left when it is done do not happen.
+    """
+    happened: Counter[str] = Counter()
+    watch, waiting = Watch(store), [*faults]
+    site.begin([*words, "--store", str(store)])
+    due, until = time.monotonic() + rng.uniform(*every), time.monotonic() + _PATIENCE
+    while not site.done():
+        watch.look()
+        time.sleep(0.1)
+        now = time.monotonic()
+        if waiting and now > due:
+            if site.inject(waiting[0], store, rng):
+                happened[waiting.pop(0)] += 1
+                due, until = time.monotonic() + rng.uniform(*every), time.monotonic() + _PATIENCE
+            else:
+                due = now + 0.2
+        if now > until:
+            raise RuntimeError(f"{words}: nothing more happens after {dict(happened)}")
+    watch.look()
+    return happened, watch.repeated
+
+
+def differences(store: Path, reference: Path) -> list[str]:
+    """What a store lacks, has beside, or has otherwise than an undisturbed one; a line each."""
+    found, expected = dict(_contents(store)), dict(_contents(reference))
+    lines = [f"lost: {name}" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"twice, or of nobody: {name}" for name in sorted(found.keys() - expected.keys())]
+    both = sorted(expected.keys() & found.keys())
+    return lines + [f"not the same: {name}" for name in both if found[name] != expected[name]]
+
+
+def _contents(store: Path) -> Iterator[tuple[str, str]]:
+    """Every finished thing of a store, with a digest of what it says."""
+    for path in sorted(store.glob("*/*/*")):
+        kind, name = path.parent.parent.name, str(path.relative_to(store))
+        if kind in ("tune", "locks", "reports", "ray", "images") or not path.is_file():
+            continue
+        if kind == "sweeps":
+            continue  # by trial, whose ids are drawn
+        if path.name == "metrics.jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            told = [(line["epoch"], line["loss"], line.get("top1")) for line in lines]
+            yield name, json.dumps(told)
+        elif path.name == "result.json":
+            yield name, str(json.loads(path.read_text())["weights"])
+        elif path.name != "manifest.json":  # in the order in which the shards came
+            yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+    for folder in store.glob("sweeps/*"):
+        sheets = [json.loads(path.read_text()) for path in folder.glob("trials/*.json")]
+        told = sorted(json.dumps([s.get("config"), s.get("state")]) for s in sheets)
+        yield f"sweeps/{folder.name}", json.dumps(told)
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    """The processes of this machine, with their titles."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(folder.name), (folder / "cmdline").read_text(errors="replace")
+
+
+def _killed(pid: int) -> bool:
+    """Whether a process was there to be killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process; 0 where it has gone."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/stat").read_text()
+        return int(text.rpartition(")")[2].split()[1])
+    return 0
+
+
+def _raylet(node: Any) -> int:
+    """The process that a node's workers are children of."""
+    [info] = node.all_processes["raylet"]
+    return info.process.pid

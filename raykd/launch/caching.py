@@ -1,0 +1,116 @@
+"""Filling caches with the teacher's outputs: here, or by a pool of Ray workers."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
+from raykd.engine.compare import SPOT_CHECK, Comparison, compare
+from raykd.engine.fit import default_device
+from raykd.engine.prepare import serving
+from raykd.launch.company import Company
+from raykd.plan import CacheJob
+from raykd.progress import Teller, clock
+from raykd.scale import Scale
+from raykd.store import Store
+from raykd.teachers.manifest import Part, manifest_of
+
+if TYPE_CHECKING:
+    from raykd.launch.pool import Pool
+
+
+class Caching:
+    """Whoever fills caches. `stay` sets this process up for it, `workers` is the pool otherwise."""
+
+    def __init__(
+        self,
+        store: Store,
+        scale: Scale,
+        teller: Teller,
+        company: Company,
+        stay: Callable[[], None],
+        workers: "Callable[[], Pool]",
+    ) -> None:
+        self._store = store
+        self._scale = scale
+        self._teller = teller
+        self._company = company
+        self._stay = stay
+        self._workers = workers
+
+    def fill(self, jobs: Sequence[CacheJob]) -> list[CacheJob]:
+        """Fill the caches that lack views; returns which did."""
+        self._store.root.mkdir(parents=True, exist_ok=True)
+        jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
+        if self._company.shared:
+            return [job for job in jobs if self._fill_shared(job)]
+        builds = [(job, self._build(job)) for job in jobs]
+        lacking = [(job, build) for job, build in builds if build.missing]
+        rows = [(build.run, sum(map(len, build.missing))) for _, build in lacking]
+        check_room(self._store, sum(needed_bytes(run, count) for run, count in rows))
+        for job, build in lacking:
+            with self._company.claiming(job.run) as waited:
+                self._fill(self._build(job) if waited else build)
+        return [job for job, _ in lacking]
+
+    def _fill_shared(self, job: CacheJob) -> bool:
+        """Fill one cache that others may need at this moment; whether it lacked views."""
+        known = manifest_of(self._store, job.run)
+        if known is not None and set(job.views) <= set(known.views()):
+            return False  # who made them has looked at every byte
+        with self._company.claiming(job.run):
+            build = self._build(job)
+            self._fill(build)
+            return bool(build.missing)
+
+    def _build(self, job: CacheJob) -> CacheBuild:
+        return CacheBuild(self._store, job.run, job.views, self._teller.say)
+
+    def _fill(self, build: CacheBuild) -> None:
+        """Compute one cache's missing shards, and compare some rows with the live teacher."""
+        if not build.missing:
+            return
+        run, rows = build.run, sum(len(part) for part in build.missing)
+        label = f"cache of {run.teacher.model}'s {run.split} logits, epoch {run.anchor}"
+        task = self._teller.task(label, rows, "row")
+
+        def done(count: int) -> None:
+            task.update(task.done + count)
+
+        started = time.monotonic()
+        if self._scale.workers == 0:
+            self._stay()
+            build_here(build, default_device(), done, self._scale)
+            comparison = compare(self._store, run, SPOT_CHECK, default_device())
+        else:
+            comparison = self._fill_on_ray(build, done)
+        seconds = time.monotonic() - started
+        self._teller.say(
+            f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
+            f"{comparison.rows} of them asked again: largest difference {comparison.difference:.1g}"
+        )
+
+    def _fill_on_ray(self, build: CacheBuild, done: Callable[[int], None]) -> Comparison:
+        """The same with the pool's workers, a shard each at a time."""
+        from raykd.launch.pool import Unit
+
+        pool = self._workers()
+        units = [
+            Unit("shard", (build.run, part), f"view {part.view}, rows {part.start} to {part.stop}")
+            for part in build.parts(pool.most)
+        ]
+
+        def add(unit: Unit, value) -> None:
+            build.add(value)
+            part: Part = unit.arguments[1]
+            done(len(part))
+
+        try:
+            pool.run(units, add)
+        finally:
+            build.commit()
+        build.finish()
+        comparisons = []
+        check = Unit("compare", (build.run, SPOT_CHECK), "comparison with the live teacher")
+        pool.run([check], lambda _, value: comparisons.append(value))
+        return comparisons[0]

@@ -1,0 +1,85 @@
+"""What fits a Ray cluster, now or when it has grown."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import ray
+from ray.autoscaler import sdk
+
+from raykd.errors import NoRoom
+from raykd.scale import Scale
+
+_LOOK_SECONDS = 1.0
+_ROUNDING = 1e-6  # of shares such as a third of a GPU
+
+
+def fitting(scale: Scale) -> int:
+    """How many one-worker students fit the cluster at a time; 0 where not even one does."""
+    gpus = gpus_per_worker(scale)
+    return sum(
+        min(
+            int(node["Resources"].get("CPU", 0) / scale.cpus + _ROUNDING),
+            int(node["Resources"].get("GPU", 0) / gpus + _ROUNDING) if gpus else sys.maxsize,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def gpus_per_worker(scale: Scale) -> float:
+    """GPUs of each worker: as `scale.gpus` says, else one where the cluster has any."""
+    if scale.gpus is not None:
+        return scale.gpus
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def check_fit(scale: Scale, workers: int, what: str) -> None:
+    """Raise `NoRoom` where `workers` workers do not fit the cluster as it is."""
+    if workers > fitting(scale):
+        raise NoRoom(
+            f"{what} wants {workers} workers with {wanted(scale)} each, the cluster has "
+            f"{there()}; lower scale.workers, or let it wait for nodes with scale.wait_minutes"
+        )
+
+
+def await_room(
+    scale: Scale, workers: int, what: str, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Wait until `workers` workers fit the cluster, for nodes that an autoscaler has to add.
+
+    Raises `NoRoom` where they do not, `scale.wait_minutes` later.
+    """
+    until = time.monotonic() + 60 * scale.wait_minutes
+    if fitting(scale) < workers and scale.wait_minutes:
+        say(
+            f"{what} wants {workers} workers with {wanted(scale)} each; the cluster has {there()}. "
+            f"Waiting for nodes, up to {scale.wait_minutes:g} min"
+        )
+        with _asked_for(scale, workers):
+            while fitting(scale) < workers and time.monotonic() < until:
+                time.sleep(_LOOK_SECONDS)
+    check_fit(scale, workers, what)
+
+
+@contextlib.contextmanager
+def _asked_for(scale: Scale, workers: int) -> Iterator[None]:
+    """Have an autoscaler, where there is one, make room for some workers."""
+    own = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
+    sdk.request_resources(bundles=[own] * workers)
+    try:
+        yield
+    finally:
+        sdk.request_resources(bundles=[])
+
+
+def wanted(scale: Scale) -> str:
+    """What each worker needs, in words."""
+    return f"{scale.cpus:g} CPUs and {gpus_per_worker(scale):g} GPUs"
+
+
+def there() -> str:
+    """What the cluster has, in words."""
+    resources = ray.cluster_resources()
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
