@@ -211,7 +211,7 @@ def test_shards_and_manifests_of_caches(store, planted):
     manifest.write_bytes(planted)
     with pytest.raises(CacheCorrupt, match=r"manifest\.json: not a readable manifest"):
         open_cache(store, run, [0], CPU)
-    for name in ("../../x", "/etc/passwd", "x\0y", "a" * 23):
+    for name in ("../../x", "/etc/passwd", "x\0y", "a/b"):
         value = json.loads(text)
         value["shards"][0]["checksum"] = name
         manifest.write_text(json.dumps(value))
