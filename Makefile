@@ -24,7 +24,8 @@ define tests
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-slow test-all check bench constraints clean
+.PHONY: help setup demo test test-ray test-slow test-cluster test-all check bench soak constraints \
+	clean
 
 help: ## list these targets
 	@awk -F ' *:.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,10 +39,13 @@ test: $(READY) ## the tests that need neither Ray nor a GPU
 	$(call tests,,the default)
 
 test-ray: $(READY) ## the tests that start a local Ray cluster
-	$(call tests,-m "ray and not gpu",ray)
+	$(call tests,-m "ray and not cluster and not gpu",ray)
 
 test-slow: $(READY) ## the tests without Ray that take longer
-	$(call tests,-m "(slow or cluster) and not ray and not gpu",slow)
+	$(call tests,-m "slow and not ray and not cluster and not gpu",slow)
+
+test-cluster: $(READY) ## the tests that start and lose several Ray nodes
+	$(call tests,-m "cluster and not gpu",cluster)
 
 test-all: $(READY) ## every test that needs no GPU
 	$(call tests,-m "not gpu",not gpu)
@@ -55,6 +59,10 @@ check: $(READY) ## the four checks of a change: format, lint, types, tests
 bench: $(READY) ## measure what caching costs and saves, as ratios
 	@$(BIN)/python experiments/bench_cache.py
 	@$(BIN)/python experiments/bench_step.py
+
+MINUTES ?= 60
+soak: $(READY) ## lose, corrupt and restart things for MINUTES (60), and look for what was lost
+	@$(BIN)/python experiments/soak.py --minutes $(MINUTES)
 
 constraints: $(READY) ## pin the newest versions in constraints.txt
 	@grep '^#' constraints.txt > .venv/constraints.txt

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +62,10 @@ class Site:
         self._disturbed = False
 
     def _started(self) -> Cluster:
-        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "include_dashboard": False}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "dashboard_port": port}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _CONFIG})
         for _ in range(self._count):
             cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
@@ -125,15 +130,48 @@ class Site:
 
     def _lose_writer(self, store: Path, rng: random.Random) -> bool:
         """The node of the process that writes a checkpoint."""
+        node = self.writer(store)
+        if node is not None:
+            self._replace(node)
+        return node is not None
+
+    def writer(self, store: Path) -> Any:
+        """The node of a process that writes a training, if there is one."""
         parents = {_raylet(node): node for node in self._cluster.worker_nodes}
         for lock in store.glob("locks/*.writer"):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 pid = int(lock.read_text().split()[1])
-                node = parents.get(_parent(pid))
-                if node is not None:
-                    self._replace(node)
-                    return True
-        return False
+                if _parent(pid) in parents:
+                    return parents[_parent(pid)]
+        return None
+
+    def warn(self, node: Any, seconds: int) -> None:
+        """Say that a node will be taken away, as a cloud does of a spot node."""
+        words = ["drain-node", "--address", self._cluster.address, "--node-id", node.node_id]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        words += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run([str(Path(sys.executable).with_name("ray")), *words], check=True)
+
+    def take(self, node: Any) -> None:
+        """Take a node away; another one comes."""
+        self._replace(node)
+
+    def shrink(self) -> None:
+        """Take a node away."""
+        self._cluster.remove_node([*self._cluster.worker_nodes][-1], allow_graceful=False)
+
+    def grow(self) -> None:
+        """Add a node, as an autoscaler does."""
+        self._cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
+
+    def workers(self, title: str) -> set[int]:
+        """The nodes, by their raylets, that have a worker of a title at the moment."""
+        ours = {_raylet(node) for node in self._cluster.worker_nodes}
+        return {_parent(pid) for pid, name in _processes() if name.startswith(title)} & ours
+
+    def text(self) -> str:
+        """What the driver has said so far."""
+        return self._log().read_text(errors="replace")
 
     def _lose_driver(self, store: Path, rng: random.Random) -> bool:
         """The driver's process."""
@@ -226,10 +264,10 @@ def _contents(store: Path) -> Iterator[tuple[str, str]]:
     """Every finished thing of a store, with a digest of what it says."""
     for path in sorted(store.glob("*/*/*")):
         kind, name = path.parent.parent.name, str(path.relative_to(store))
-        if kind in ("tune", "locks", "reports", "ray", "images") or not path.is_file():
+        if kind not in ("teachers", "caches", "preludes", "students") or not path.is_file():
             continue
-        if kind == "sweeps":
-            continue  # by trial, whose ids are drawn
+        if path.suffix == ".arrow":
+            continue  # by view: into how many shards one was cut depends on the nodes there were
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             told = [(line["epoch"], line["loss"], line.get("top1")) for line in lines]
@@ -238,6 +276,16 @@ def _contents(store: Path) -> Iterator[tuple[str, str]]:
             yield name, str(json.loads(path.read_text())["weights"])
         elif path.name != "manifest.json":  # in the order in which the shards came
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+    for folder in store.glob("caches/*"):
+        views: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob("view-*.arrow")):
+            views.setdefault(path.name[: len("view-000000")], []).append(path)
+        for view, paths in views.items():
+            rows = pa.concat_tables(pa.ipc.open_file(path).read_all() for path in paths)
+            told = hashlib.sha256()
+            for column in rows.columns:
+                told.update(str(column.to_pylist()).encode())
+            yield f"caches/{folder.name}/{view}, {len(rows)} rows", told.hexdigest()
     for folder in store.glob("sweeps/*"):
         sheets = [json.loads(path.read_text()) for path in folder.glob("trials/*.json")]
         told = sorted(json.dumps([s.get("config"), s.get("state")]) for s in sheets)

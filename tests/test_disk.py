@@ -85,3 +85,27 @@ def test_storage_that_vanishes_is_not_made_anew_below_its_mount(ready, tmp_path,
 def _free(folder: Path) -> int:
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def test_a_clock_that_jumps_changes_nothing(ready, tmp_path):
+    store = Store(tmp_path / "jumping")
+    run = student_run(store, views=2)
+    prepare(store, run)
+    whole = trained(store, run)
+    store.discard(run)
+    host = local_host(store, run)
+    report = host.report
+
+    def stopping(metrics, state, *, last):
+        report(metrics, state, last=last)
+        if metrics["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    host.report = stopping
+    with pytest.raises(KeyboardInterrupt):
+        train_student(store, run, host)
+    for number, path in enumerate(sorted(store.root.rglob("*"))):
+        moment = (0, 4e9)[number % 2]  # 1970, and 2096
+        os.utime(path, (moment, moment))
+    prepare(store, run)
+    assert trained(store, run) == whole

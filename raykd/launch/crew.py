@@ -28,6 +28,8 @@ from raykd.store import Store
 if TYPE_CHECKING:
     from raykd.launch.pool import Pool
 
+_CLAIMS = 256  # students at a time, each of which holds a file open
+
 
 class Crew:
     """Whoever does the work: this process, a pool of Ray workers, or Ray Train.
@@ -93,12 +95,14 @@ class Crew:
 
     def _train_packed(self, runs: Sequence[Training]) -> None:
         """One worker each, several at a time, in workers that are used again."""
-        pool = self._workers()
-        with contextlib.ExitStack() as claims:
-            # What another driver is training is waited for when the rest is done.
-            free = [run for run in runs if claims.enter_context(self._company.trying(run))]
-            self._pack(pool, free)
-        for run in [run for run in runs if run not in free]:
+        pool, others = self._workers(), []
+        for start in range(0, len(runs), _CLAIMS):
+            with contextlib.ExitStack() as claims:
+                some = runs[start : start + _CLAIMS]
+                free = [run for run in some if claims.enter_context(self._company.trying(run))]
+                self._pack(pool, free)
+                others += [run for run in some if run not in free]
+        for run in others:  # what another driver was training is waited for when the rest is done
             with self._company.claiming(run):
                 if not self._store.has(run):
                     self._pack(pool, [run])
@@ -137,13 +141,15 @@ class Crew:
                 return
             self._dismiss()
             self._connect(most(workers))
-            from raykd.launch.room import await_room
+            needed = (self._scale, least(workers), describe(run), self._teller.say)
+            from raykd.launch.room import await_room, told_of_losses
             from raykd.launch.train import fit
 
-            await_room(self._scale, least(workers), describe(run), self._teller.say)
+            await_room(*needed)
             count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
             self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
-            fit(self._store, run, workers, self._scale, self._company.callbacks(run))
+            with told_of_losses(*needed):
+                fit(self._store, run, workers, self._scale, self._company.callbacks(run))
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,7 @@ from raykd.errors import NoRoom
 from raykd.scale import Scale
 
 _LOOK_SECONDS = 1.0
+_WATCH_SECONDS = 5.0
 _ROUNDING = 1e-6  # of shares such as a third of a GPU
 
 
@@ -61,6 +63,42 @@ def await_room(
             while fitting(scale) < workers and time.monotonic() < until:
                 time.sleep(_LOOK_SECONDS)
     check_fit(scale, workers, what)
+
+
+@contextlib.contextmanager
+def told_of_losses(
+    scale: Scale, workers: int, what: str, say: Callable[[str], None]
+) -> Iterator[None]:
+    """A region in which it is said when nodes were lost so that `workers` fit no longer.
+
+    Ray Train waits for them without end and says nothing.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        since: float | None = None
+        while not over.wait(_WATCH_SECONDS):
+            try:
+                lacking = fitting(scale) < workers
+            except Exception:  # the head does not answer: its own error is on its way
+                continue
+            if lacking and since is None:
+                since = time.monotonic()
+                say(
+                    f"{what}: nodes were lost; it wants {workers} workers with {wanted(scale)} "
+                    f"each, the cluster has {there()}. It goes on from its checkpoint when there "
+                    "is room again; Ctrl-C stops it, and the same command goes on later"
+                )
+            elif not lacking and since is not None:
+                say(f"{what}: there is room again, after {time.monotonic() - since:.0f} s")
+                since = None
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager

@@ -34,12 +34,12 @@ scale: {workers: 1, max_failures: 1000}
 """,
     "training": BASE
     + """  views: 2
-  optim: {epochs: 150, batch: 32}
+  optim: {epochs: 1200, batch: 32}
 scale: {workers: 2, teacher_workers: 1, max_failures: 1000, checkpoint_seconds: 0}
 """,
     "sweep": BASE
     + """  views: 2
-  optim: {epochs: 40, batch: 32}
+  optim: {epochs: 200, batch: 32}
 grid: {run.method.name: [kd, skd, at], run.seed: [0, 1]}
 scale: {workers: 1, max_failures: 1000, checkpoint_seconds: 0}
 """,
