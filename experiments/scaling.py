@@ -45,7 +45,7 @@ MACHINES = Path(__file__).parents[1] / "cluster" / "machines.yaml"
 WORLDS = (1, 2, 4)
 MODEL, CLASSES, SIDE = "resnet20", 100, 32
 BATCH = 256  # of all workers together
-WARM, STEPS, ROUNDS = 3, 10, 3
+WARM, STEPS = 2, 8
 MESSAGES = (1 << 10, 1 << 16, 1 << 20, 1 << 23, 46_758_048)  # bytes; the last: resnet18's gradients
 SHARD_BYTES = 256 << 20
 GPUS = (1, 8, 16, 32, 64, 128, 256, 512)
@@ -123,11 +123,13 @@ def _messages() -> list[float]:
     return found
 
 
-def scaling_here(folder: Path, wire: dict[str, float]) -> tuple[Table, Table, dict[str, float]]:
+def scaling_here(
+    folder: Path, wire: dict[str, float], rounds: int
+) -> tuple[Table, Table, dict[str, float]]:
     """Steps of one batch on several processes, steps alone, and what follows from those."""
     group: dict[int, list[tuple[float, float]]] = {world: [] for world in WORLDS}
     alone: dict[int, list[tuple[float, float]]] = {BATCH // world: [] for world in WORLDS}
-    for _ in range(ROUNDS):  # in turns, so that what else goes on here is no one's alone
+    for _ in range(rounds):  # in turns, so that what else goes on here is no one's alone
         for world in WORLDS:
             parts = in_group(world, folder, "steps")
             wall = max(wall for wall, _ in parts)
@@ -324,14 +326,14 @@ def arithmetic(decode: float, report: float) -> dict[str, str]:
     return found | {"sweep": markdown(head, students(cluster, 0.0))}
 
 
-def measured(ray: bool) -> tuple[dict[str, str], dict[str, float]]:
+def measured(ray: bool, rounds: int) -> tuple[dict[str, str], dict[str, float]]:
     """The page's measured tables, by name, and the constants."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "group").mkdir()
         messages, wire = messages_here(folder / "group")
-        group, alone, values = scaling_here(folder / "group", wire)
+        group, alone, values = scaling_here(folder / "group", wire, rounds)
         values |= wire | reads_here(folder) | {"journal": journal_here(folder)}
         if ray:
             values["report"] = reports_here(folder)
@@ -345,7 +347,8 @@ def measured(ray: bool) -> tuple[dict[str, str], dict[str, float]]:
         [name, f"{value * units[name]:.3f} ms" if name in units else f"{value / 1e9:.2f} GB/s"]
         for name, value in values.items()
     ]
-    when = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {load} at the end"
+    many = f"{rounds} rounds" if rounds > 1 else "one round"
+    when = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {load} at the end, {many}"
     return {
         "workers": f"{when}\n\n{markdown(head, group)}",
         "alone": markdown(("images", "step ms, best", "worst"), alone),
@@ -368,10 +371,11 @@ def put(page: Path, tables: dict[str, str]) -> None:
 @click.command()
 @click.option("--measure/--no-measure", default=True, help="Whether to time this machine.")
 @click.option("--ray/--no-ray", default=True, help="Whether to start Ray, to time its reports.")
+@click.option("--rounds", default=3, show_default=True, help="Of steps, in turns.")
 @click.option("--page", type=click.Path(path_type=Path), help="Where the tables belong.")
-def main(measure: bool, ray: bool, page: Path | None) -> None:
+def main(measure: bool, ray: bool, rounds: int, page: Path | None) -> None:
     """See the top of the file."""
-    tables, values = measured(ray) if measure else ({}, {})
+    tables, values = measured(ray, rounds) if measure else ({}, {})
     # Without a measurement: what it was when this page was written.
     tables |= arithmetic(values.get("decode", 0.0025), values.get("report", 0.002))
     for name, table in tables.items():
