@@ -25,6 +25,7 @@ from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate, update
 from raykd.errors import WorkFailed
+from raykd.meter import Timed
 from raykd.methods.roles import Shared, Tally, forget
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
@@ -99,7 +100,7 @@ def distil(
         if within is not None:
             done, sums = midway.restore(within, modules, host, (run.seed, moment, host.rank))
             within = None
-        batches = train.batches(rows[done * parts :], run.view_at(epoch), moment)
+        batches = Timed(train.batches(rows[done * parts :], run.view_at(epoch), moment))
         for number, batch in enumerate(batches, done * parts):
             step, part = divmod(number, parts)
             last = part == parts - 1
@@ -130,7 +131,7 @@ def distil(
         seconds = time.monotonic() - started  # after the sums were read: the device is done
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * count, count)}
         metrics["images_per_second"] = (count - done) * run.optim.batch / seconds
-        metrics |= told
+        metrics |= batches.metrics() | told
         if train.bad:
             metrics["bad_images"] = train.bad
         whole = host.whole(learner)

@@ -17,6 +17,7 @@ class Company:
     """Other drivers, perhaps, that know nothing of this one."""
 
     shared = False  # whether others need what this one makes, at this moment
+    trial: str | None = None  # whose work it is, in a sweep
 
     def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None) -> None:
         self._store = store

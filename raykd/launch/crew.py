@@ -148,8 +148,9 @@ class Crew:
             await_room(*needed)
             count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
             self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
+            names = (self._experiment.name, self._company.trial)
             with told_of_losses(*needed):
-                fit(self._store, run, workers, self._scale, self._company.callbacks(run))
+                fit(self._store, run, workers, self._scale, self._company.callbacks(run), names)
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""
@@ -175,7 +176,8 @@ class Crew:
             self._connect(1)
             from raykd.launch.pool import Pool
 
-            pool = Pool(self._store, self._scale, say=self._teller.say)
+            name = self._experiment.name
+            pool = Pool(self._store, self._scale, say=self._teller.say, experiment=name)
             self._pool = self._stack.enter_context(pool)
         return self._pool
 

@@ -19,6 +19,7 @@ from raykd.engine.fit import ShardMaker, default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed
+from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice
 from raykd.launch.room import await_room, fitting, gpus_per_worker
 from raykd.recipes import LogitsRun, Search, Training
@@ -32,7 +33,8 @@ _LOOK_SECONDS = 2.0  # between two looks for room, while nothing happens
 class Worker:
     """One process that does units of work, one at a time."""
 
-    def __init__(self, place: str, scale: Scale) -> None:
+    def __init__(self, place: str, scale: Scale, experiment: str = "") -> None:
+        BOARD.begin(experiment)
         torch.set_num_threads(max(1, int(scale.cpus)))
         keep_freed_memory()
         self._store = Store(place, scale.local_gb)
@@ -61,8 +63,9 @@ class Worker:
     def train(self, run: Training) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
         self._maker = None
-        host = local_host(self._store, run, self._scale, notice=self._notice)
-        train(self._store, run, host)
+        host = local_host(self._store, run, self._scale, BOARD.told, self._notice)
+        with BOARD.training(run):
+            train(self._store, run, host)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,13 @@ class Pool:
         scale: Scale,
         size: int | None = None,
         say: Callable[[str], None] = lambda text: None,
+        experiment: str = "",
     ) -> None:
-        """At most `size` workers. Raises `NoRoom` where there is room for none."""
+        """At most `size` workers. Raises `NoRoom` where there is room for none.
+
+        `experiment` is the name that their metrics go by.
+        """
+        self._experiment = experiment
         self._store = store
         self._scale = scale
         self._say = say
@@ -178,7 +186,7 @@ class Pool:
                 num_gpus=gpus_per_worker(self._scale),
                 scheduling_strategy="SPREAD",
             )(Worker)
-            worker = kind.remote(self._store.url, self._scale)
+            worker = kind.remote(self._store.url, self._scale, self._experiment)
             self._starting[worker.node.remote()] = worker
 
     def _take_up(self, reference: Any) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
-from ray.util.metrics import Gauge
 
 from raykd.engine.sweeps import SCORES, read_sheet, write_sheet
+from raykd.launch.board import BOARD
 from raykd.progress import Teller, clock
 from raykd.store import Store
 
@@ -45,9 +45,11 @@ class Reporter(tune.Callback):
     ) -> Iterator[None]:
         """Let `teller` speak of the trials of a sweep inside."""
         cls.desks[name] = _Desk(teller, claims, store, total)
+        BOARD.begin(name)
         try:
             yield
         finally:
+            BOARD.end()
             del cls.desks[name]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -55,6 +57,7 @@ class Reporter(tune.Callback):
         desk = self.desks[self.name]
         if desk.done == 0 and desk.failed == 0:
             desk.found = sum(other.is_finished() for other in trials)
+        self._show(desk)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler."""
@@ -97,10 +100,15 @@ class Reporter(tune.Callback):
         words = said(trial.evaluated_params)
         rest = f"; about {clock(rate * left)} left" if left > 0 and over > 2 else ""
         desk.teller.say(f"trial {over + desk.found} of {desk.total}: {words}{how}{rest}")
-        for state, count in (("finished", desk.done), ("failed", desk.failed), ("left", left)):
-            Gauge("raykd_trials", tag_keys=("sweep", "state")).set(
-                count, tags={"sweep": self.name, "state": state}
-            )
+        self._show(desk)
+
+    def _show(self, desk: _Desk) -> None:
+        """Set the gauge of the trials."""
+        done = desk.done + desk.found
+        states = {"finished": done, "failed": desk.failed, "left": desk.total - done - desk.failed}
+        for state, count in states.items():
+            tags = (("experiment", self.name), ("state", state))
+            BOARD.show({("raykd_trials", tags): count})
 
 
 def said(config: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from raykd.engine.memory import keep_freed_memory
 from raykd.engine.sharded import group_host
 from raykd.errors import RaykdError, WorkFailed
 from raykd.launch import notes
+from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice
 from raykd.launch.room import check_fit, gpus_per_worker
 from raykd.recipes import Training
@@ -44,6 +45,7 @@ def fit(
     workers: Workers,
     scale: Scale,
     callbacks: Sequence[UserCallback] = (),
+    names: tuple[str, str | None] = ("", None),
 ) -> None:
     """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
 
@@ -51,7 +53,8 @@ def fit(
     writes: a worker that dies restarts the group from the last one, up to `scale.max_failures`
     times (a node that is taken away after a notice is no failure), and a run whose driver died
     goes on when it is called again. Between two numbers of workers, the group has as many as the
-    cluster has room for, and starts again where that changes.
+    cluster has room for, and starts again where that changes. Its metrics go by the `names` of the
+    experiment and the trial.
     """
     check_fit(scale, least(workers), fingerprint(run))
     if least(workers) < most(workers):
@@ -65,6 +68,7 @@ def fit(
             "store": store.url,
             "recipe": run,
             "scale": scale,
+            "names": names,
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -112,12 +116,16 @@ def _worker(config: dict[str, Any]) -> None:
     store, run = Store(config["store"], scale.local_gb), config["recipe"]
     journal = Journal.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
-    with contextlib.closing(NodeNotice()) as notice:
+    experiment, trial = config["names"]
+    BOARD.begin(experiment)
+    training = BOARD.training(run, trial, ray.train.get_context().get_world_rank())
+    with training, contextlib.closing(NodeNotice()) as notice:
         train(store, run, group_host(journal, device, _pass_on, scale, notice))
 
 
 def _pass_on(metrics: Mapping[str, Any]) -> None:
     """Tell Ray Train the numbers among an epoch's metrics."""
+    BOARD.told(metrics)
     ray.train.report(numbers(metrics))
 
 

@@ -14,7 +14,6 @@ from typing import Any, TypeGuard
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util.metrics import Gauge
 
 from raykd.engine.journal import RESULT, numbers
 from raykd.engine.routes import route_found
@@ -22,6 +21,7 @@ from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment, Where, basis
 from raykd.launch import claims
+from raykd.launch.board import BOARD
 from raykd.launch.company import Company
 from raykd.launch.work import carry_out
 from raykd.plan import lineage
@@ -32,8 +32,6 @@ from raykd.resolve import Digests, resolve
 from raykd.scale import Rule, Scale, Workers, most
 from raykd.space import Space
 from raykd.store import Store, read_json
-
-_SHOWN = ("top1", "validation_top1", "loss", "images_per_second", "epochs_done")
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,8 @@ class TrialCompany(Company):
     def __init__(self, brief: Brief, asked: Asked, *, reporting: bool = True) -> None:
         """`reporting`: whether Tune hears of epochs, too."""
         super().__init__(brief.store())
-        self._who = tune.get_context().get_trial_id()
+        self.trial = tune.get_context().get_trial_id()
+        BOARD.begin(brief.name)
         self._claims = claims.of(brief.name)
         self._reporting = reporting
         # Of a search that only finds the anchors of one stage, no epoch is the student's.
@@ -113,8 +112,9 @@ class TrialCompany(Company):
     def claiming(self, recipe: Record) -> Iterator[bool]:
         """A claim among the trials, by the name of the artefact, and then as anyone has."""
         folder = self._store.path(recipe)
-        what = f"{folder.parent.name}/{folder.name}"
-        with claims.claimed(self._claims, what, self._who), super().claiming(recipe) as waited:
+        what, who = f"{folder.parent.name}/{folder.name}", str(self.trial)
+        claim, shown = claims.claimed(self._claims, what, who), BOARD.training(recipe, who)
+        with claim, super().claiming(recipe) as waited, shown:
             yield waited
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
@@ -123,15 +123,13 @@ class TrialCompany(Company):
         The last one is reported when the student is in the store: a scheduler may end the trial
         with any report.
         """
-        if not self._is_own(run) or metrics["epoch"] + 1 == run.optim.epochs:
-            return
-        report = _counted(run, metrics)
-        _show(report, self._who)
-        tune.report(report)
+        BOARD.told(metrics)
+        if self._is_own(run) and metrics["epoch"] + 1 < run.optim.epochs:
+            tune.report(_counted(run, metrics))
 
     def callbacks(self, run: Training) -> list[Any]:
         """Who reports the epochs that workers of Ray Train end."""
-        return [PassedOn(run, self._who)] if self._is_own(run) else []
+        return [PassedOn(run)] if self._is_own(run) else []
 
     def _is_own(self, run: Training) -> TypeGuard[StudentRun]:
         """Whether its epochs are the trial's, and not those of what it needs."""
@@ -143,25 +141,17 @@ class TrialCompany(Company):
 class PassedOn(TuneReportCallback):
     """Hands the metrics of Ray Train's workers to Tune; it lives in Train's controller."""
 
-    def __init__(self, run: StudentRun, trial: str) -> None:
+    def __init__(self, run: StudentRun) -> None:
         super().__init__()
-        self._run, self._trial = run, trial
+        self._run = run
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Pass rank 0's on, but for the last epoch's."""
         own = _counted(self._run, metrics[0])
-        _show(own, self._trial)
         if own["epoch"] + 1 < self._run.optim.epochs:
             super().after_report(run_context, [own], checkpoint)
-
-
-def _show(report: Mapping[str, Any], trial: str) -> None:
-    """Set the gauges that the Ray dashboard and Prometheus read."""
-    for name in _SHOWN:
-        if name in report:
-            Gauge(f"raykd_{name}", tag_keys=("trial",)).set(report[name], tags={"trial": trial})
 
 
 def _counted(run: StudentRun, metrics: Mapping[str, Any]) -> dict[str, Any]:

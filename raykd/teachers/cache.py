@@ -5,6 +5,7 @@ A look-up is arithmetic into memory maps, which every process on a node shares.
 Shapes: B batch.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
@@ -18,6 +19,7 @@ from raykd import arrow
 from raykd.background import begun
 from raykd.codecs import Tail
 from raykd.errors import CacheCorrupt, CacheMismatch
+from raykd.meter import METER
 from raykd.teachers.codec import decode
 from raykd.teachers.manifest import Manifest, Shard, check_identity, read_manifest
 from raykd.teachers.shelf import Shelf
@@ -47,6 +49,8 @@ class LogitsCache:
         self._shards: dict[int, list[Shard]] = {}
         for shard in sorted(manifest.shards):
             self._shards.setdefault(shard.part.view, []).append(shard)
+        rows = sum(len(shard.part) for shard in manifest.shards)
+        self._row_bytes = sum(shard.bytes for shard in manifest.shards) // max(1, rows)
         self._shelf = shelf
         self._open: OrderedDict[int, _Columns] = OrderedDict()
         self._coming: dict[int, Future[_Columns]] = {}
@@ -90,6 +94,7 @@ class LogitsCache:
         that a cache of the codec `topk` leaves out.
         """
         columns = self._view(view)
+        METER.cache_bytes += len(ids) * self._row_bytes
         if Signal.EMBEDDING not in wanted and "embedding" in columns[0]:
             columns = [{k: v for k, v in c.items() if k != "embedding"} for c in columns]
         if len(columns) == 1:
@@ -146,14 +151,21 @@ class LogitsCache:
         """Have the shards of a view on this node."""
         if self._shelf is not None:
             self._verified.update(self._shelf.bring(self._shards[view]))
+        else:
+            METER.shards_here += len(self._shards[view])
 
     def _view(self, view: int) -> _Columns:
         """The columns of a view's shards, in row order."""
         if view in self._open:
+            METER.cache_hits += 1
             self._open.move_to_end(view)
             return self._open[view]
-        coming = self._coming.pop(view, None)
+        coming, asked = self._coming.pop(view, None), time.monotonic()
+        ready = coming is not None and coming.done()
         self._open[view] = columns = self._load(view) if coming is None else coming.result()
+        METER.cache_seconds += time.monotonic() - asked
+        METER.cache_hits += ready
+        METER.cache_misses += not ready
         for part in columns:
             for column in part.values():
                 if column.is_cuda:  # it was allocated for another stream

@@ -7,6 +7,7 @@ import torch
 from raykd.codecs import Codec
 from raykd.data.loader import Views
 from raykd.errors import CacheMismatch
+from raykd.meter import METER
 from raykd.teachers.codec import encode
 from raykd.teachers.manifest import GRAIN, Part, Shard, write_shard
 from raykd.teachers.source import LiveTeacher
@@ -27,4 +28,7 @@ def compute_shard(
                 f"view {part.view}, samples from {first}: {error}; this teacher cannot be distilled"
             ) from error
     columns = {name: torch.cat([piece[name] for piece in encoded]) for name in encoded[0]}
-    return write_shard(folder, part, columns)
+    shard = write_shard(folder, part, columns)
+    METER.made_rows += len(part)
+    METER.made_bytes += shard.bytes
+    return shard

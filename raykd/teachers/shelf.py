@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from raykd.errors import CacheCorrupt, Damaged, NoRoom
+from raykd.meter import METER
 from raykd.store import Store
 from raykd.teachers.manifest import Shard, named, whole_shards
 
@@ -85,6 +86,9 @@ class Shelf:
                         pass
             for shard in shards:
                 _used(self.folder / shard.name)
+        METER.shards_here += len(shards) - len(lacking)
+        METER.shards_fetched += len(lacking)
+        METER.fetched_bytes += sum(shard.bytes for shard in lacking)
         return lacking
 
     def replace(self, shard: Shard) -> bool:

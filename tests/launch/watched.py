@@ -1,0 +1,41 @@
+"""A cluster, a run and a sweep in it, for whoever watches; a process of its own.
+
+Called as: watched.py RUN SWEEP STORE FOLDER. Says "over" when all is done, and then waits for a
+line before the cluster goes.
+"""
+
+import os
+import shutil
+import sys
+
+if __name__ == "__main__":
+    import ray
+
+    from raykd.experiment import load
+    from raykd.launch.sweep import sweep
+    from raykd.launch.work import carry_out
+    from raykd.progress import Teller
+    from raykd.resolve import resolve
+    from raykd.store import Store
+
+    run, swept, url, folder = sys.argv[1:]
+    os.environ["RAYKD_LOCAL"] = f"{folder}/local"
+    ray.init(
+        "local",
+        num_cpus=4,
+        object_store_memory=200_000_000,
+        include_dashboard=True,
+        log_to_driver=False,
+        _metrics_export_port=int(os.environ["METRICS_PORT"]),
+        _temp_dir=f"{folder}/ray",
+    )
+    from pathlib import Path
+
+    teller = Teller(quiet=True)
+    experiment = resolve(load(Path(run)), Store(url))
+    carry_out(experiment, Store(url), teller, students=False)
+    shutil.rmtree(f"{folder}/local")  # a node that has not been there yet
+    carry_out(experiment, Store(url), teller)
+    sweep(load(Path(swept)), Store(url), teller)
+    print("over", flush=True)
+    sys.stdin.readline()
