@@ -1,10 +1,12 @@
 """Tell Ray that the cloud is about to take this node away, so that raykd keeps a checkpoint.
 
-    python spot_notice.py aws -- ray drain-node --address $RAY_HEAD_IP:6379 \\
-        --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 110
+    RAY_ADDRESS=$RAY_HEAD_IP:6379 python spot_notice.py aws -- ray drain-node \\
+        --address=$RAY_HEAD_IP:6379 --reason=DRAIN_NODE_REASON_PREEMPTION \\
+        --reason-message=spot --deadline-remaining-seconds=110
 
 Started beside `ray start` on every spot node; it asks the cloud's metadata service every few
-seconds and runs the command once a notice is there. KubeRay needs none of it: Kubernetes ends a
+seconds and runs the command once a notice is there. Without RAY_ADDRESS `ray drain-node` may start
+a Ray of its own, and drain that (2.60). KubeRay needs none of it: Kubernetes ends a
 pod's processes in order, and Ray drains its node.
 """
 

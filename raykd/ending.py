@@ -39,12 +39,21 @@ class _OwnNotice(Notice):
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """A region that SIGTERM ends with `Terminated`."""
+    told = False
 
     def end(*_: Any) -> None:
+        nonlocal told
+        told = True
         raise Terminated
 
     with _handled(end):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            # What interrupts Ray's waiting comes out as a KeyboardInterrupt of its own (2.60).
+            if told and not isinstance(stop, Terminated):
+                raise Terminated from stop
+            raise
 
 
 @contextlib.contextmanager

@@ -3,12 +3,15 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from raykd.errors import NoRoom
 from raykd.launch.loopback import on_loopback
@@ -43,19 +46,25 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
     if address:
         say(f"joining the Ray cluster at {address}")
         try:
-            with on_loopback() if address == "local" else contextlib.nullcontext():
+            alone = on_loopback() if address == "local" else contextlib.nullcontext()
+            with alone, _own_end():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise NoRoom(
                 f"no Ray cluster answers at {address} ({error}); start it, or unset RAY_ADDRESS. "
                 "A cluster with a token wants RAY_AUTH_MODE=token here too"
             ) from error
+        except AuthenticationError as error:
+            raise NoRoom(
+                f"the Ray cluster at {address} wants a token, and none was found here; write the "
+                "cluster's to ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to a file that holds it"
+            ) from error
     else:
         # It is made to listen on loopback only; a token would be asked of later clients, too.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         cores = max(os.cpu_count() or 1, processors)
         say(f"starting Ray on this machine with {cores} CPUs")
-        with on_loopback():
+        with on_loopback(), _own_end():
             context = ray.init(
                 "local",
                 num_cpus=cores,
@@ -68,6 +77,17 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_end() -> Iterator[None]:
+    """Have SIGTERM mean afterwards what it meant before: Ray sets a handler of its own (2.60)."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def standing(scale: Scale) -> str | None:
