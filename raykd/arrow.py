@@ -92,6 +92,15 @@ def read(path: Path) -> dict[str, Tensor]:
         raise CacheCorrupt(f"{path}: not an Arrow file that raykd wrote ({error})") from error
 
 
+def extension_in(field: pa.Field) -> str:
+    """The name of an extension type in a column, known here or not; empty where there is none."""
+    if isinstance(field.type, pa.BaseExtensionType):
+        return field.type.extension_name
+    name = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")
+    inner = (field.type.field(index) for index in range(field.type.num_fields))
+    return name or next(filter(None, map(extension_in, inner)), "")
+
+
 def _tensor(column: pa.Array) -> Tensor:
     """One column as a tensor over the same memory."""
     if column.null_count:

@@ -17,7 +17,7 @@ from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.record import fingerprint
-from raykd.store import Store, read_json
+from raykd.store import Store, read_json, read_recipe
 from raykd.teachers.manifest import manifest_of
 from raykd.types import CACHEABLE
 
@@ -42,7 +42,7 @@ def catalogue(what: str, store: Store) -> list[Row]:
 def cached_runs(store: Store) -> list[LogitsRun]:
     """The recipes of the store's caches, oldest first."""
     folders = store.finished(LogitsRun.kind)
-    return [LogitsRun.model_validate_json((f / "recipe.json").read_text()) for f in folders]
+    return [read_recipe(LogitsRun, folder) for folder in folders]
 
 
 def verify_caches(
@@ -85,7 +85,7 @@ def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
 def _teachers(store: Store) -> list[Row]:
     rows = []
     for folder in store.finished(TeacherRun.kind):
-        run = TeacherRun.model_validate_json((folder / "recipe.json").read_text())
+        run = read_recipe(TeacherRun, folder)
         result = read_json(folder / RESULT)
         rows.append(
             {
@@ -125,7 +125,7 @@ def _caches(store: Store) -> list[Row]:
 def _preludes(store: Store) -> list[Row]:
     rows = []
     for folder in store.finished(PreludeRun.kind):
-        run = PreludeRun.model_validate_json((folder / "recipe.json").read_text())
+        run = read_recipe(PreludeRun, folder)
         rows.append(
             {
                 "fingerprint": folder.name,
@@ -144,7 +144,7 @@ def _preludes(store: Store) -> list[Row]:
 def _students(store: Store) -> list[Row]:
     rows = []
     for folder in store.finished(StudentRun.kind):
-        run = StudentRun.model_validate_json((folder / "recipe.json").read_text())
+        run = read_recipe(StudentRun, folder)
         result = read_json(folder / RESULT)
         rows.append(
             {
@@ -165,7 +165,7 @@ def _students(store: Store) -> list[Row]:
 def _searches(store: Store) -> list[Row]:
     rows = []
     for folder in store.finished(Search.kind):
-        run = Search.model_validate_json((folder / "recipe.json").read_text())
+        run = read_recipe(Search, folder)
         decisions = read_decisions(store, run)
         rows.append(
             {

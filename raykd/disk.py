@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from raykd.errors import NoRoom, Unreachable
 
@@ -39,3 +41,12 @@ def full(path: Path) -> NoRoom:
         f"{path}: the disk is full; what was finished is kept, so make room and run the same "
         "command again"
     )
+
+
+def appending(path: Path) -> IO[str]:
+    """A file to read and to write on at its end. Raises `OSError` where it is a link.
+
+    Whoever else can write into the folder could have it lead anywhere.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o666), "a+")

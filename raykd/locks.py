@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from raykd.disk import appending
 from raykd.errors import NoRoom
 from raykd.record import Record
 from raykd.store import Store
@@ -68,7 +69,7 @@ def _taken(path: Path) -> IO[str] | None:
     """The lock's file, which holds it until it is closed; None where somebody else does."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = appending(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

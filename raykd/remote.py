@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from raykd.errors import ConfigError, Damaged, NoRoom, Unreachable
+from raykd.names import check_below, is_below
 
 ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
@@ -56,10 +57,9 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
         self.url = url
         # For messages: without a query, and without credentials, which a URL may carry.
-        self.shown = f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
         self._scheme = parts.scheme
         self._lock = threading.Lock()
         self._reached: tuple[Any, str] | None = None
@@ -78,7 +78,7 @@ class Remote:
         found = [
             Entry(info.path[start:], info.size, info.mtime_ns / 1e9)
             for info in self._asked(folder, lambda: files.get_file_info(chosen))
-            if info.is_file and not info.base_name.startswith(".")
+            if info.is_file and info.base_name[0] != "." and is_below(info.path[start:])
         ]
         return sorted(found, key=lambda entry: entry.name)
 
@@ -187,7 +187,8 @@ class Remote:
         return file
 
     def at(self, name: str) -> tuple[Any, str]:
-        """The file system of pyarrow's, and the path of a name on it."""
+        """The file system of pyarrow's, and the path of a name on it. Raises `Damaged`."""
+        check_below(name, self.shown)
         with self._lock:
             if self._reached is None:
                 self._reached = self._connect()
@@ -206,13 +207,12 @@ class Remote:
             files, root = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{self.shown}: not a place that can be used ({error})") from error
-        root = root.rstrip("/")
         if self._scheme != "file":
             bucket = root.partition("/")[0]
             info = self._asked("", lambda: files.get_file_info(bucket), attempts=1)
             if info.type == fs.FileType.NotFound:
                 raise Unreachable(f"{self.shown}: there is no bucket {bucket!r}; make it first")
-        return files, root
+        return files, root.rstrip("/")
 
     def _asked(self, name: str, call: Callable[[], _Answer], attempts: int = ATTEMPTS) -> _Answer:
         """The answer, asked for again where that may help. Raises `Unreachable`, `NoRoom`."""

@@ -1,6 +1,7 @@
 """What an experiment's recipes cannot say until files are read: digests, sizes, weights."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from raykd.recipes.agreement import check_student
 from raykd.remote import is_url
 from raykd.store import Store
 
+_KEPT = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # a file in the store
 Digests = dict[tuple[str, int | None, bool], str]  # of images, by dataset, resize, stream
 
 
@@ -99,7 +101,14 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
 
 def _imported(store: Store, weights: str | None) -> str | None:
     """Weights as a recipe names them: a file is copied into the store and named by its digest."""
-    if weights is None or weights.startswith("sha256:"):
+    if weights is None:
+        return weights
+    if weights.startswith("sha256:"):
+        if _KEPT.fullmatch(weights) is None:
+            raise ConfigError(
+                f"experiment.run.teacher.weights: expected sha256:, 64 hex digits and .pt, .pth or "
+                f".safetensors, got {weights!r}"
+            )
         return weights
     if not weights.endswith((".safetensors", ".pt", ".pth")):
         return weights

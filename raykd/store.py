@@ -26,15 +26,17 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from raykd.disk import FULL, full
-from raykd.errors import ConfigError
+from raykd.errors import CacheCorrupt, ConfigError
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
 from raykd.remote import Remote, is_url
 
 MARKER = "recipe.json"
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Recipe(Protocol):
@@ -76,8 +78,27 @@ def _json(value: object) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text())
+    """The value of a JSON file. Raises `CacheCorrupt`, naming it, where it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_recipe(kind: type[AnyRecord], folder: Path) -> AnyRecord:
+    """The recipe of a finished artefact. Raises `CacheCorrupt`, naming the file."""
+    path = folder / MARKER
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CacheCorrupt:
+    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CacheCorrupt(
+        f"{path}: cannot be read ({what}); remove {path.parent} to have it made again"
+    )
 
 
 class Store:
@@ -197,7 +218,7 @@ class Store:
         """Remove a file or a folder, where it is there."""
         if self.mirror is not None:
             self.mirror.remove(path)
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ LINES = 250  # at most, of a file
 
 # A room, or a module beside them, imports from its own level and from those above it here.
 LEVELS = [
-    "types errors record registry bits background ending meter",
+    "types errors names record registry bits background ending meter",
     "disk remote mirror store locks arrow codecs",
     "models methods",
     "data teachers",

@@ -2,15 +2,16 @@
 
 Exit status: 0 done, 1 an unexpected failure, 2 the experiment or the command cannot be read,
 3 images cannot be used, 4 a cache is of another recipe, 5 a file is damaged or missing, 6 not
-enough disk or processors, 7 workers failed, 8 a network cannot be exported, 9 a URL cannot be
-reached, 130 stopped by Ctrl-C, 143 by SIGTERM: a training here keeps a checkpoint first.
+enough disk or processors, or a check of `raykd doctor` failed, 7 workers failed, 8 a network
+cannot be exported, 9 a URL cannot be reached, 130 stopped by Ctrl-C, 143 by SIGTERM: a training
+here keeps a checkpoint first.
 What was finished is kept in every case, and the same command goes on from there.
 """
 
 import click
 
 from raykd import __version__
-from raykd.cli import export, look, pack, work
+from raykd.cli import doctor, export, look, pack, work
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -25,5 +26,5 @@ def main() -> None:
 
 for _command in (work.run, work.sweep, work.plan, work.precompute, look.show, look.verify):
     main.add_command(_command)
-for _command in (look.report_command, look.schema, export.export, pack.pack):
+for _command in (look.report_command, look.schema, export.export, pack.pack, doctor.doctor):
     main.add_command(_command)

@@ -8,8 +8,11 @@ from rich.table import Table
 from raykd.cli.shared import print_json, wide_console
 from raykd.engine.caches import check_room
 from raykd.engine.estimate import Item, estimate
+from raykd.engine.forecast import forecast, totals
 from raykd.engine.routes import so_far
+from raykd.engine.scaling import Cluster
 from raykd.experiment import Experiment
+from raykd.plan import Plan
 from raykd.plan import plan as plan_of
 from raykd.progress import clock
 from raykd.store import Store
@@ -20,23 +23,18 @@ def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -
 
     Raises `NoRoom` where its caches do not fit on the disk.
     """
-    students, measured = so_far(place, experiment.runs)
-    missing = [student for student in students if not place.has(student)]
-    work = plan_of(students, place.has, measured)
-    todo = [teacher for teacher in work.teachers if not place.has(teacher)]
-    before = [prelude for prelude in work.preludes if not place.has(prelude)]
-    work = replace(work, teachers=tuple(todo), preludes=tuple(before))
+    work, missing, known = _missing(experiment, place)
     items = estimate(experiment, place, work)
     size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
     forwards = sum(item.forwards for item in items)
     if as_json:
         value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
-        print_json(value | {"forwards": forwards, "in_store": len(students) - len(missing)})
+        print_json(value | {"forwards": forwards, "in_store": known - missing})
     else:
         if items:
             wide_console().print(_table(items))
         click.echo(
-            f"{len(students) - len(missing)} of {len(students)} students are in the store; "
+            f"{known - missing} of {known} students are in the store; "
             f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
             f"{clock(seconds)} on workers like this machine"
         )
@@ -50,6 +48,48 @@ def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -
                 f"chooses, up to {len(search.candidates())}"
             )
     check_room(place, size)
+
+
+def print_forecast(
+    experiment: Experiment, place: Store, cluster: Cluster, *, as_json: bool = False
+) -> None:
+    """Print what an experiment has still to do, and how long that takes on a cluster."""
+    work, missing, known = _missing(experiment, place)
+    lines = forecast(experiment, place, work, cluster)
+    sums = totals(lines)
+    if as_json:
+        value = {"cluster": cluster.whole(), "items": [asdict(line) for line in lines]}
+        print_json(value | {**sums, "in_store": known - missing})
+        return
+    if lines:
+        table = Table(box=None)
+        right = ("number", "GPUs", "at once", "GB read", "GB written", "time", "cost")
+        for name in ("to do", "what", *right, "limit"):
+            table.add_column(name, justify="right" if name in right else "left")
+        for line in lines:
+            numbers = (line.count, line.workers, line.at_once)
+            sizes = (f"{size / 1e9:.2f}" if size else "" for size in (line.read, line.written))
+            ends = (clock(line.seconds), f"{line.cost:.2f}", line.limit)
+            table.add_row(line.kind, line.label, *map(str, numbers), *sizes, *ends)
+        wide_console().print(table)
+    speed = f"rate {cluster.rate:g} times this machine" if cluster.rate else ""
+    speed = speed or f"{cluster.utilisation:g} of {cluster.tflops:g} Tflop/s"
+    click.echo(
+        f"{known - missing} of {known} students are in the store; the rest takes about "
+        f"{clock(sums['seconds'])} and {sums['cost']:.2f} {cluster.currency} on {cluster.nodes} "
+        f"nodes with {cluster.gpus} GPUs, if a GPU reaches {speed}"
+    )
+
+
+def _missing(experiment: Experiment, place: Store) -> tuple[Plan, int, int]:
+    """What is to be done, how many students are not there, and how many are known."""
+    students, measured = so_far(place, experiment.runs)
+    missing = [student for student in students if not place.has(student)]
+    work = plan_of(students, place.has, measured)
+    todo = [teacher for teacher in work.teachers if not place.has(teacher)]
+    before = [prelude for prelude in work.preludes if not place.has(prelude)]
+    work = replace(work, teachers=tuple(todo), preludes=tuple(before))
+    return work, len(missing), len(students)
 
 
 def _table(items: list[Item]) -> Table:

@@ -92,14 +92,29 @@ def sweep(
 @EXPERIMENT
 @OVERRIDES
 @STORE
+@click.option(
+    "--cluster",
+    type=click.Path(path_type=Path),
+    help="A file that describes machines, as cluster/machines.yaml does: time and cost on those.",
+)
 @JSON
 @speaking
-def plan(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
-    """Say what a run would compute, write and take, before anything runs."""
-    from raykd.cli.planning import print_plan
+def plan(
+    experiment: Path, overrides: tuple[str, ...], store: str, cluster: Path | None, as_json: bool
+) -> None:
+    """Say what a run would compute, write and take, before anything runs.
 
+    On workers like this machine, or on a --cluster.
+    """
+    from raykd.cli.planning import print_forecast, print_plan
+    from raykd.engine.forecast import read_cluster
+
+    machines = None if cluster is None else read_cluster(cluster)
     resolved, place, _ = resolved_experiment(experiment, overrides, store)
-    print_plan(resolved, place, as_json=as_json)
+    if machines is None:
+        print_plan(resolved, place, as_json=as_json)
+    else:
+        print_forecast(resolved, place, machines, as_json=as_json)
 
 
 @click.command()

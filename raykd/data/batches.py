@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from raykd.arrow import extension_in
 from raykd.data.files import Files
 from raykd.data.shards import spans
 from raykd.errors import DataError
@@ -199,6 +200,9 @@ class TableFile:
     def _column(self, names: Sequence[str], what: str) -> str:
         for name in names:
             if name in self.schema.names:
+                extension = extension_in(self.schema.field(name))
+                if extension:  # of which a library may run code to read values
+                    raise DataError(f"{self.place}: {name!r} is a column of {extension} values")
                 return name
         raise DataError(
             f"{self.place}: expected a column of {what} called {' or '.join(names)}, "

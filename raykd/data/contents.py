@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from raykd import arrow
-from raykd.data.encoded import Encoded, Ranges, read_index, write_index
+from raykd.data.encoded import Encoded, Ranges, index_names, read_index, write_index
 from raykd.data.located import Located
 from raykd.data.pictures import check
 from raykd.errors import CacheCorrupt, DataError
+from raykd.names import is_below
 from raykd.store import Store, read_json, write_json
 
 MARKER = "images.json"
@@ -138,6 +139,11 @@ def opened(store: Store, folder: Path, facts: dict[str, Any]) -> dict[str, Encod
     """The splits of encoded images whose index lies in a folder of the store."""
     splits = {}
     for split, checksums in facts["splits"].items():
+        if not is_below(split) or not set(checksums) <= set(index_names(split)):
+            raise CacheCorrupt(
+                f"{folder / MARKER}: the index of {split!r} lies in {sorted(checksums)}; remove "
+                f"{folder} and run again"
+            )
         for name, checksum in checksums.items():
             whole(store.pull(folder / name), checksum)
         splits[split] = read_index(folder, split, facts["root"], tuple(facts["names"]))

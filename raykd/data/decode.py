@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 from raykd.data.samples import Samples, Triple
 from raykd.errors import DataError
 
+# Not all that Pillow knows: for EPS, it runs another program on what the file says.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+
 
 def decode(
     samples: Samples, resize: int | None = None, expected: tuple[int, int] | None = None
@@ -58,7 +61,9 @@ def _rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
     """One image, upright, with three channels of 8 bits."""
     try:
         opened = (
-            Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
+            Image.open(io.BytesIO(image), formats=FORMATS)
+            if isinstance(image, bytes)
+            else Image.fromarray(image)
         )
         if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
             raise ValueError(f"mode {opened.mode}, more than 8 bits a channel")  # RGB would clip it

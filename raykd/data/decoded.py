@@ -17,6 +17,8 @@ from raykd import arrow
 from raykd.data.contents import DIGEST_DIGITS, MARKER, whole
 from raykd.data.decode import decode, statistics
 from raykd.data.samples import Found
+from raykd.errors import CacheCorrupt
+from raykd.names import is_below
 from raykd.store import Store, write_json
 
 
@@ -44,6 +46,8 @@ def opened(store: Store, folder: Path, facts: dict[str, Any]) -> dict[str, Image
     """The splits of decoded images in a folder of the store."""
     splits = {}
     for split, checksum in facts["splits"].items():
+        if not is_below(split):
+            raise CacheCorrupt(f"{folder / MARKER}: a split is called {split!r}; remove {folder}")
         columns = arrow.read(whole(store.pull(folder / f"{split}.arrow"), checksum))
         pixels = columns["pixels"].view(-1, *facts["size"], 3)
         splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))

@@ -125,6 +125,11 @@ def write_index(folder: Path, split: str, ranges: Ranges, targets: Tensor) -> di
     return {name: arrow.write(folder / name, columns) for name, columns in names.items()}
 
 
+def index_names(split: str) -> list[str]:
+    """The names of the files that `write_index` writes of a split."""
+    return [f"{split}-{table}.arrow" for table in ("index", "text", "stops")]
+
+
 def read_index(folder: Path, split: str, root: str, names: tuple[str, ...]) -> Encoded:
     """The encoded images of a split whose index lies in `folder` and whose files below `root`."""
     columns: dict[str, Any] = arrow.read(folder / f"{split}-index.arrow")

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from raykd.errors import DataError
+from raykd.names import is_below
 from raykd.remote import Remote, is_url
 from raykd.store import write_atomic
 
@@ -76,7 +77,7 @@ class Files:
         """A file to seek and read in. Raises `DataError` that names it."""
         try:
             if self.remote is None:
-                return Path(self.root, name).open("rb")
+                return self._path(name).open("rb")
             system, path = self.remote.at(name)
             return system.open_input_file(path)
         except OSError as error:
@@ -87,7 +88,7 @@ class Files:
         try:
             if self.remote is not None:
                 return pa.py_buffer(self.remote.read(name))
-            with pa.memory_map(str(Path(self.root, name))) as file:
+            with pa.memory_map(str(self._path(name))) as file:
                 return file.read_buffer()
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(name, error) from error
@@ -99,7 +100,7 @@ class Files:
         """
         try:
             if self.remote is None:
-                write_atomic(Path(self.root, name), data)
+                write_atomic(self._path(name), data)
                 return
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "file")
@@ -112,7 +113,7 @@ class Files:
     def remove(self, name: str) -> None:
         """Remove a file, where it is there."""
         if self.remote is None:
-            Path(self.root, name).unlink(missing_ok=True)
+            self._path(name).unlink(missing_ok=True)
         else:
             self.remote.delete(name)
 
@@ -121,7 +122,7 @@ class Files:
         if self.remote is not None:
             found = self.remote.entry(name)
             return Entry(name, found.bytes, found.mtime) if found else None
-        path = Path(self.root, name)
+        path = self._path(name)
         if not path.is_file():
             return None
         stat = path.stat()
@@ -131,6 +132,12 @@ class Files:
         """Whether there is such a file."""
         return self.find(name) is not None
 
+    def _path(self, name: str) -> Path:
+        """The path of a file of this machine. Raises `DataError` where it is not below the root."""
+        if not is_below(name):
+            raise DataError(f"{self.root}: {name!r} is not a name of a file in there")
+        return Path(self.root, name)
+
     def _opened(self, name: str) -> "_Descriptor":
         """The file, kept open among those that this thread read last."""
         if not hasattr(self._threads, "files"):
@@ -139,7 +146,7 @@ class Files:
         if name not in files:
             while len(files) >= _OPEN_FILES:
                 files.popitem(last=False)
-            files[name] = _Descriptor(Path(self.root, name))
+            files[name] = _Descriptor(self._path(name))
         files.move_to_end(name)
         return files[name]
 

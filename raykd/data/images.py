@@ -6,6 +6,7 @@ Shapes: N dataset rows, H, W pixels.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from raykd import bits
 from raykd.data import contents, decoded
 from raykd.data.augment import Augment
-from raykd.data.contents import MARKER
+from raykd.data.contents import DIGEST_DIGITS, MARKER
 from raykd.data.decoded import Images, decode_into, digest_of
 from raykd.data.encoded import Encoded
 from raykd.data.files import Files
@@ -218,4 +219,7 @@ def _apart(
 
 
 def _folder(store: Store, digest: str) -> Path:
+    """Where images lie in the store. Raises `ConfigError` for what cannot be a digest."""
+    if re.fullmatch(r"[0-9a-f]*", digest) is None:
+        raise ConfigError(f"run.data.digest: expected {DIGEST_DIGITS} hex digits, got {digest!r}")
     return store.root / "images" / digest

@@ -26,12 +26,13 @@ import pyarrow as pa
 import torch
 
 from raykd import arrow
-from raykd.data.encoded import Names, Ranges, read_index, write_index
+from raykd.data.encoded import Names, Ranges, index_names, read_index, write_index
 from raykd.data.files import Files
 from raykd.errors import CacheCorrupt, DataError
 
 MARKER, PLAN = "pack.json", "plan.json"
 FORMAT = 1  # of the folder; another number is refused
+_SPLIT = re.compile(r"[a-z]+")
 _NAME = re.compile(r"([a-z]+)-(\d{5,})-([0-9a-f]{24})\.arrow")
 _BATCH_BYTES = 1 << 24  # of a record batch, at least
 
@@ -206,6 +207,9 @@ def read_splits(
     sizes = {entry.name: entry.size for entry in files.walk()}
     splits = {}
     for split, said in facts.items():
+        strange = [name for name in said["index"] if name not in index_names(split)]
+        if strange or _SPLIT.fullmatch(split) is None:
+            raise _damaged(files, MARKER, f"a part of the index is called {[*strange, split][0]!r}")
         for name, size in said["shards"].items():
             if sizes.get(name) != size:
                 raise _damaged(files, name, f"expected {size} bytes, found {sizes.get(name, 0)}")

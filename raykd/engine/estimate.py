@@ -59,7 +59,7 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     """See `estimate`."""
     items = []
-    rates = _Rates(store, experiment.scale)
+    rates = Rates(store, experiment.scale)
     for teacher in work.teachers:
         workers = most(experiment.teacher_workers(teacher))
         seconds = 0.0
@@ -101,13 +101,13 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     return items
 
 
-class _Rates:
-    """What steps and forwards take, each measured once."""
+class Rates:
+    """What steps, forwards and decoding take here, each measured once."""
 
     def __init__(self, store: Store, scale: Scale) -> None:
         self._store = store
         self._scale = scale
-        self._decoding: dict[Data, tuple[float, int]] = {}
+        self._decoding: dict[Data, float] = {}
         self._steps: dict[StudentRun, float] = {}
         self._forwards: dict[tuple[str, Data], float] = {}
 
@@ -120,36 +120,47 @@ class _Rates:
 
     def training(self, run: StudentRun) -> float:
         """Images per second of a step, a live teacher's forward included."""
+        return 1 / self._with_decoding(self.step(run), run.shown(), default_device())
+
+    def step(self, run: StudentRun) -> float:
+        """Seconds of an image in a step, once it is decoded; a live teacher's forward included."""
         # Equal but for what no step depends on.
         optim = Optim(batch=run.optim.batch)
         alike = run.model_copy(update={"seed": 0, "optim": optim, "route": None, "views": "all"})
         if alike not in self._steps:
             device = default_device()
             step = step_of(run, self._targets(run), device)
-            seconds = _seconds(step, device) / run.optim.batch
-            self._steps[alike] = 1 / self._with_decoding(seconds, run.shown(), device)
+            self._steps[alike] = _seconds(step, device) / run.optim.batch
         return self._steps[alike]
 
     def forward(self, teacher: AnyTeacher, data: Data) -> float:
         """Images per second of a teacher's forward."""
+        return 1 / self._with_decoding(self.answer(teacher, data), data, default_device())
+
+    def answer(self, teacher: AnyTeacher, data: Data) -> float:
+        """Seconds of an image in a teacher's forward, once it is decoded."""
         key = (teacher.model, data)
         if key not in self._forwards:
             device = default_device()
-            seconds = _seconds(forward_of(teacher, data, _FORWARD, device), device) / _FORWARD
-            self._forwards[key] = 1 / self._with_decoding(seconds, data, device)
+            forward = forward_of(teacher, data, _FORWARD, device)
+            self._forwards[key] = _seconds(forward, device) / _FORWARD
         return self._forwards[key]
 
-    def _with_decoding(self, seconds: float, data: Data, device: torch.device) -> float:
-        """Seconds of an image that takes as long on the network, once it is decoded, too."""
+    def decoding(self, data: Data) -> float:
+        """Seconds of an image that one processor decodes; 0 for those in memory."""
         if data.stream is None:
-            return seconds
+            return 0.0
         if data not in self._decoding:
             images = open_images(self._store, data)[0]
             views = prepare.shown(images, data, torch.device("cpu"), _HERE)
             rows = torch.arange(min(_DECODED, len(images)))
-            each = _seconds(lambda: _run(views, rows), views.device) / len(rows)
-            self._decoding[data] = (each, prepare.decoders(self._scale, device))
-        each, processes = self._decoding[data]
+            self._decoding[data] = _seconds(lambda: _run(views, rows), views.device) / len(rows)
+        return self._decoding[data]
+
+    def _with_decoding(self, seconds: float, data: Data, device: torch.device) -> float:
+        """Seconds of an image that takes as long on the network, once it is decoded, too."""
+        each = self.decoding(data)
+        processes = prepare.decoders(self._scale, device)
         return max(seconds, each / processes) if processes else seconds + each
 
     def _targets(self, run: StudentRun) -> Tensor:

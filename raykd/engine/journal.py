@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raykd.disk import lasting
+from raykd.disk import appending, lasting
 from raykd.errors import CacheCorrupt
 from raykd.scale import Scale
 from raykd.store import Store, write_atomic
@@ -93,7 +93,7 @@ class Journal:
         Where there is no `state`, the checkpoint stays.
         """
         path = self.folder / METRICS
-        with lasting(path), path.open("a") as file:
+        with lasting(path), appending(path) as file:
             file.write(json.dumps(metrics) + "\n")
         if state is not None and self.due(last=last):
             self.keep(state())
@@ -138,4 +138,7 @@ def read_metrics(folder: Path, store: Store | None = None) -> list[dict[str, Any
     if store is not None:
         texts.append(store.elsewhere(path) or b"")
     lines = max((text.split(b"\n")[:-1] for text in texts), key=len)
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise CacheCorrupt(f"{path}: not lines of JSON ({error}); remove the folder") from error

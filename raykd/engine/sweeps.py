@@ -7,6 +7,7 @@ root/tune/<name>/                        Ray Tune's own notes, TensorBoard's fil
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ import pyarrow.csv
 from raykd.engine.journal import RESULT
 from raykd.engine.result import training_seconds
 from raykd.engine.routes import route_found
+from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment, basis
 from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store, read_json
 
 SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # of an epoch
+_TRIAL = re.compile(r"[A-Za-z0-9_-]+")  # names of trials, which are names of files
 State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
 
 
@@ -93,13 +96,13 @@ def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
 def read_sheet(store: Store, name: str, trial: str) -> Sheet | None:
     """One trial of a sweep; None where it never began."""
     path = store.renew(_path(store, name, trial))
-    return _sheet(read_json(path)) if path.is_file() else None
+    return _read(path) if path.is_file() else None
 
 
 def read_sheets(store: Store, name: str) -> list[Sheet]:
     """The trials of a sweep that began, in their order."""
     paths = sorted(store.renew_all(folder_of(store, name) / "trials").glob("*.json"))
-    return [_sheet(read_json(path)) for path in paths]
+    return [_read(path) for path in paths]
 
 
 def write_results(store: Store, name: str) -> Path:
@@ -159,7 +162,22 @@ def _column(values: Sequence[Any]) -> pa.Array:
 
 
 def _path(store: Store, name: str, trial: str) -> Path:
+    """A trial's file. Raises `CacheCorrupt` for a name that Tune gives no trial."""
+    if _TRIAL.fullmatch(trial) is None:
+        raise CacheCorrupt(f"{folder_of(store, name)}: a sheet is of a trial called {trial!r}")
     return folder_of(store, name) / "trials" / f"{trial}.json"
+
+
+def _read(path: Path) -> Sheet:
+    """The sheet in a file. Raises `CacheCorrupt` where it is none."""
+    value = read_json(path)
+    try:
+        return _sheet(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CacheCorrupt(
+            f"{path}: not a sheet of a trial ({str(error).splitlines()[0]}); remove the file, or "
+            "begin anew with --fresh"
+        ) from error
 
 
 def _sheet(value: dict[str, Any]) -> Sheet:

@@ -6,6 +6,7 @@ to use it, and `weights-stage.safetensors` where there are helpers for a next st
 a prelude's folder holds the first two.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,9 +61,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        raise CacheCorrupt(f"{path}: the weights cannot be read ({error})") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CacheCorrupt(f"{path}: the weights cannot be read ({what})") from error
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+        raise CacheCorrupt(f"{path}: expected tensors by their names, as a state_dict has them")
+    return state
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -75,13 +80,25 @@ def checked(path: Path) -> Path:
 
     Raises `CacheCorrupt`.
     """
-    known = read_json(path.with_name(RESULT))["weights"]
+    known = _known(path)
     if path.is_file() and arrow.file_checksum(path) != known.get(path.name):
         raise CacheCorrupt(
             f"{path}: the weights were truncated or altered; remove {path.parent} to train them "
             "again"
         )
     return path
+
+
+def _known(path: Path) -> dict[str, str]:
+    """The checksums that an artefact's result has of its weights files. Raises `CacheCorrupt`."""
+    result = read_json(path.with_name(RESULT))
+    known = result.get("weights") if isinstance(result, dict) else None
+    if not isinstance(known, dict):
+        raise CacheCorrupt(
+            f"{path.with_name(RESULT)}: expected the checksums of weights files, found none; "
+            f"remove {path.parent} to train them again"
+        )
+    return known
 
 
 def finished(store: Store, run: Training, name: str) -> Path:
@@ -95,7 +112,7 @@ def kept(path: Path) -> dict[str, Tensor]:
 
     Raises `CacheCorrupt` where the artefact's result speaks of the file and it is not there.
     """
-    if path.name not in read_json(path.with_name(RESULT))["weights"]:
+    if path.name not in _known(path):
         return {}
     return load_state(checked(path))
 
@@ -111,7 +128,7 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
     """What names the teacher's weights in a cache's manifest."""
     path = anchor_path(store, run.teacher, run.anchor)
     if store.mirror is not None and store.has(run.teacher):  # they need not be here
-        return read_json(path.with_name(RESULT))["weights"][path.name]
+        return _known(path)[path.name]
     return arrow.file_checksum(path)
 
 
@@ -141,7 +158,12 @@ def given_weights(store: Store, teacher: TeacherRun) -> Staged:
     if not teacher.weights.startswith("sha256:"):
         return models.build(teacher.model, teacher.data.classes, teacher.weights)
     network = models.build(teacher.model, teacher.data.classes)
-    load_weights(
-        store.pull(store.root / "weights" / teacher.weights.removeprefix("sha256:")), network
-    )
+    name = teacher.weights.removeprefix("sha256:")
+    path = store.pull(store.root / "weights" / name)
+    if path.is_file() and not name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):
+        raise CacheCorrupt(
+            f"{path}: the weights were truncated or altered; remove the file, and name the one "
+            "that it is a copy of in run.teacher.weights"
+        )
+    load_weights(path, network)
     return network

@@ -7,7 +7,7 @@ from raykd.errors import ConfigError
 from raykd.experiment import Experiment
 from raykd.recipes import AnyTeacher, StudentRun, TeacherRun
 from raykd.record import DIGITS, fingerprint
-from raykd.store import MARKER, Store
+from raykd.store import Store, read_recipe
 
 _KINDS = {kind.kind: kind for kind in (StudentRun, TeacherRun)}
 
@@ -37,8 +37,7 @@ def by_fingerprint(store: Store, name: str) -> AnyTeacher:
             f"{name}: no finished student or teacher in {store.shown} has a fingerprint that "
             "begins so; `raykd show students` and `raykd show teachers` list them"
         )
-    kind = _KINDS[done[0].parent.name]
-    return kind.model_validate_json((done[0] / MARKER).read_text())
+    return read_recipe(_KINDS[done[0].parent.name], done[0])
 
 
 def by_experiment(store: Store, experiment: Experiment) -> tuple[list[StudentRun], int]:

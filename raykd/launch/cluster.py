@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from raykd.errors import NoRoom
+from raykd.launch.loopback import on_loopback
 from raykd.scale import Scale
 
 # Read by Ray's own processes, so they must be set before any of them starts.
@@ -41,11 +42,12 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    address = scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    address = standing(scale)
     if address:
         say(f"joining the Ray cluster at {address}")
         try:
-            with _own_end():
+            alone = on_loopback() if address == "local" else contextlib.nullcontext()
+            with alone, _own_end():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise NoRoom(
@@ -58,11 +60,11 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
                 "cluster's to ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to a file that holds it"
             ) from error
     else:
-        # It listens on loopback only; a token would be written down and asked of later clients.
+        # It is made to listen on loopback only; a token would be asked of later clients, too.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         cores = max(os.cpu_count() or 1, processors)
         say(f"starting Ray on this machine with {cores} CPUs")
-        with _own_end():
+        with on_loopback(), _own_end():
             context = ray.init(
                 "local",
                 num_cpus=cores,
@@ -88,14 +90,24 @@ def _own_end() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def standing(scale: Scale) -> str | None:
+    """The address of the cluster to join; None to start one."""
+    return scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
+
+
+def note_of_cluster() -> Path:
+    """Where `ray start` writes down the address of this machine's cluster."""
+    return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+
+
 def _running_here() -> str | None:
     """The address of a cluster that runs on this machine, once it is seen to answer.
 
     Ray leaves the file behind when a head is killed, and would wait for the dead one.
     """
-    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-    if not note.is_file():
-        return None
+    note = note_of_cluster()
+    if not note.is_file() or note.stat().st_uid not in (0, os.getuid()):
+        return None  # what another user wrote there may be a trap
     address = note.read_text().strip()
     host, _, port = address.rpartition(":")
     try:

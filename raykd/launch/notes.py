@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from raykd.launch import signed
 from raykd.store import Store
+
+
+def marked(store: Store, folder: Path) -> dict[str, Any]:
+    """A folder of the store for Tune, as `place`, where what it would unpickle bears a mark."""
+    found = place(store, folder)
+    return found | {"storage_filesystem": signed.sealed(found.get("storage_filesystem"))}
 
 
 def place(store: Store, folder: Path) -> dict[str, Any]:
@@ -14,7 +21,7 @@ def place(store: Store, folder: Path) -> dict[str, Any]:
     return {"path": path, "storage_filesystem": files}
 
 
-def storage(store: Store, folder: Path) -> dict[str, Any]:
-    """The same as settings of a run, which has a folder of its own in there."""
-    found = place(store, folder)
+def storage(found: dict[str, Any]) -> dict[str, Any]:
+    """Such a folder as settings of a run, which has one of its own in there."""
+    found = {**found}
     return {"storage_path": found.pop("path"), **found}

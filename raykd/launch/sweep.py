@@ -29,7 +29,7 @@ from raykd.engine.sweeps import (
 )
 from raykd.errors import ConfigError, WorkFailed
 from raykd.experiment import Experiment
-from raykd.launch import claims, notes
+from raykd.launch import claims, notes, signed
 from raykd.launch.cluster import connected
 from raykd.launch.generations import run_generations
 from raykd.launch.reporter import Reporter, said, short
@@ -104,6 +104,7 @@ def sweep(
         for folder in (logs, folder_of(store, name)):
             store.remove(folder)
     session = secrets.token_hex(4)
+    signed.key(make=True)
     with connected(experiment.scale, teller.say):
         _make_shared(experiment, store, teller)
         brief = Brief(
@@ -170,13 +171,20 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
 
 
 def _can_restore(store: Store, logs: Path) -> bool:
-    """Whether Tune has noted which trials there are."""
+    """Whether Tune has noted which trials there are.
+
+    Raises `CacheCorrupt` where others than this user may have written its notes.
+    """
     if store.mirror is None:
         noted = any(logs.glob("experiment_state*"))
     else:
         names = (entry.name for entry in store.mirror.remote.entries(store.mirror.name(logs)))
         noted = any(Path(name).name.startswith("experiment_state") for name in names)
-    return noted and tune.Tuner.can_restore(**notes.place(store, logs))
+    place = notes.marked(store, logs)
+    if not (noted and tune.Tuner.can_restore(**place)):
+        return False
+    signed.check(place["storage_filesystem"], place["path"])
+    return True
 
 
 def _tuner(experiment: Experiment, brief: Brief, store: Store, logs: Path) -> tune.Tuner:
@@ -190,7 +198,7 @@ def _tuner(experiment: Experiment, brief: Brief, store: Store, logs: Path) -> tu
     axes = parameters(space)
     if _can_restore(store, logs):
         return tune.Tuner.restore(
-            **notes.place(store, logs),
+            **notes.marked(store, logs),
             trainable=trainable,
             resume_errored=True,
             param_space=axes,
@@ -209,7 +217,7 @@ def _tuner(experiment: Experiment, brief: Brief, store: Store, logs: Path) -> tu
         ),
         run_config=tune.RunConfig(
             name=logs.name,
-            **notes.storage(store, logs.parent),
+            **notes.storage(notes.marked(store, logs.parent)),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=experiment.scale.max_failures),
             callbacks=[Reporter(brief.name)],

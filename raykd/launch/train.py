@@ -78,7 +78,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=fingerprint(run),
-            **notes.storage(store, ours),
+            **notes.storage(notes.place(store, ours)),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[*callbacks],

@@ -68,7 +68,7 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
         make = partial(_timm().create_model, published, pretrained=True)
     else:
         known = len(published.meta["categories"])
-        make = partial(torchvision.models.get_model, name, weights=published, progress=False)
+        make = partial(_downloaded, name, published)
     if known != classes:
         raise ConfigError(
             f"the weights {weights!r} of {library}/{name} know {known} classes, and {classes} "
@@ -89,6 +89,23 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
         # torchvision refuses aux_logits=False together with inception_v3's weights (0.29).
         network.aux_logits, network.AuxLogits = False, None
     return network
+
+
+def _downloaded(name: str, published: Any, num_classes: int) -> nn.Module:
+    """A network of torchvision's with its weights."""
+    # torchvision would unpickle whatever lies in torch's cache by that name (0.29).
+    try:
+        published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError):
+        raise
+    except Exception as error:  # an unpickler's own
+        raise ConfigError(
+            f"the file of {name}'s weights in torch's cache holds more than tensors "
+            f"({type(error).__name__}); remove it, so that it is downloaded again"
+        ) from error
+    return torchvision.models.get_model(
+        name, weights=published, progress=False, num_classes=num_classes
+    )
 
 
 def _published(library: str, name: str, weights: str) -> Any:

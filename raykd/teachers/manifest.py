@@ -26,6 +26,7 @@ SHARD_ROWS = 1 << 16  # at most, per shard
 # Shards begin at multiples of so many rows, which are one forward of the teacher: rounding
 # depends on what is in a batch, so no way of cutting a view changes a bit of the outputs.
 GRAIN = 256
+_HEX = re.compile("[0-9a-f]+")
 _NAME = re.compile(r"view-(\d{6})-rows-(\d{9})-(\d{9})-([0-9a-f]{24})\.arrow")
 
 
@@ -159,6 +160,9 @@ def read_manifest(folder: Path) -> Manifest | None:
             Shard(Part(**entry["part"]), int(entry["bytes"]), str(entry["checksum"]))
             for entry in value["shards"]
         )
+        for shard in shards:
+            if _HEX.fullmatch(shard.checksum) is None:  # it could lead elsewhere
+                raise ValueError(f"a shard is called {shard.name!r}")
         return Manifest(value["recipe"], value["weights"], int(value["rows"]), shards)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CacheMismatch):

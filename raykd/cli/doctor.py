@@ -1,0 +1,56 @@
+"""The command that looks for what would go wrong: doctor."""
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
+from raykd.errors import NoRoom
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path), required=False)
+@OVERRIDES
+@STORE
+@click.option(
+    "--address", help="Of a Ray cluster; else the experiment's, $RAY_ADDRESS, or one here."
+)
+@JSON
+@speaking
+def doctor(
+    experiment: Path | None,
+    overrides: tuple[str, ...],
+    store: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Check the cluster and the store before a run: a line per check.
+
+    With an EXPERIMENT, also whether its caches and its workers fit. Ends with status 6 where a
+    check failed. Without a cluster, this machine is checked.
+    """
+    # Before Ray is imported: what it says of itself is in the findings.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from raykd.launch.doctor import examine
+    from raykd.scale import Scale
+    from raykd.store import Store
+
+    resolved, place = None, Store(store)
+    if experiment is not None:
+        resolved, place, _ = resolved_experiment(experiment, overrides, store)
+    scale = Scale() if resolved is None else resolved.scale
+    if address is not None:
+        scale = scale.model_copy(update={"address": address})
+    findings = examine(place, scale, resolved)
+    failed = [finding for finding in findings if finding.status == "failed"]
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings], "ok": not failed})
+    else:
+        for finding in findings:
+            todo = f" -> {finding.todo}" if finding.todo else ""
+            click.echo(f"{finding.status:<8} {finding.check}: {finding.said}{todo}")
+    if failed:
+        sys.exit(NoRoom.code)
