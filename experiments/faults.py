@@ -42,6 +42,34 @@ _CONFIG = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
+BASE = """
+run:
+  model: resnet8
+  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  teacher:
+    model: resnet8
+    data: {name: digits, holdout: 0.33, limit: 320, augment: {pad: 1}}
+    optim: {epochs: 2, batch: 32}
+  method: skd
+"""
+WORK = {  # by the command that carries it out, for half a minute to a minute
+    "precompute": BASE
+    + """  views: 400
+  optim: {epochs: 400, batch: 32}
+scale: {workers: 1, max_failures: 1000}
+""",
+    "run": BASE
+    + """  views: 2
+  optim: {epochs: 1000, batch: 32}
+scale: {workers: 2, teacher_workers: 1, max_failures: 1000, checkpoint_seconds: 0}
+""",
+    "sweep": BASE
+    + """  views: 2
+  optim: {epochs: 150, batch: 32}
+grid: {run.seed: [0, 1, 2, 3]}
+scale: {workers: 1, max_failures: 1000, checkpoint_seconds: 0}
+""",
+}
 _PATIENCE = 600.0  # seconds that a driver may take after the last fault
 _MEMORY = 100 << 20  # bytes of a node's object store
 
@@ -258,6 +286,12 @@ def differences(store: Path, reference: Path) -> list[str]:
     lines += [f"twice, or of nobody: {name}" for name in sorted(found.keys() - expected.keys())]
     both = sorted(expected.keys() & found.keys())
     return lines + [f"not the same: {name}" for name in both if found[name] != expected[name]]
+
+
+def leftovers(store: Path) -> list[Path]:
+    """Temporary files, locks that nobody holds, and checkpoints of what is done."""
+    names = ("**/.*.tmp", "**/.*.new", "locks/*", "*/*/checkpoint.pt")
+    return [path for name in names for path in store.glob(name)]
 
 
 def _contents(store: Path) -> Iterator[tuple[str, str]]:

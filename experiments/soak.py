@@ -23,41 +23,13 @@ from pathlib import Path
 
 import click
 import safetensors.torch
-from faults import KINDS, ROOT, Site, differences, disturbed
+from faults import KINDS, ROOT, WORK, Site, differences, disturbed, leftovers
 
 from raykd import models
 from raykd.cli.shared import speaking
 from raykd.progress import clock
 from raykd.store import read_json
 
-BASE = """
-run:
-  model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
-  teacher:
-    model: resnet8
-    data: {name: digits, holdout: 0.33, limit: 320, augment: {pad: 1}}
-    optim: {epochs: 2, batch: 32}
-  method: METHOD
-"""
-WORK = {
-    "precompute": BASE
-    + """  views: 200
-  optim: {epochs: 200, batch: 32}
-scale: {workers: 1, max_failures: 1000}
-""",
-    "run": BASE
-    + """  views: 2
-  optim: {epochs: 800, batch: 32}
-scale: {workers: 2, teacher_workers: 1, max_failures: 1000, checkpoint_seconds: 0}
-""",
-    "sweep": BASE
-    + """  views: 2
-  optim: {epochs: 150, batch: 32}
-grid: {run.seed: [0, 1, 2, 3]}
-scale: {workers: 1, max_failures: 1000, checkpoint_seconds: 0}
-""",
-}
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
 TEST_IMAGES = 593  # of the digits, held out
 
@@ -79,7 +51,7 @@ def main(minutes: float, seed: int, faults: int) -> None:
             while time.monotonic() < until or not rounds:
                 work, method = rng.choice([*WORK]), rng.choice(METHODS)
                 file = place / f"{work}-{METHODS.index(method)}.yaml"
-                file.write_text(WORK[work].replace("METHOD", method))
+                file.write_text(WORK[work].replace("method: skd", f"method: {method}"))
                 words = [work, str(file)]
                 if file not in references:
                     references[file] = place / f"reference-{len(references)}"
@@ -129,8 +101,7 @@ def _round(
 def _laws(store: Path, reference: Path) -> list[str]:
     """Which laws do not hold in a store that is done."""
     broken = differences(store, reference)
-    names = ("**/.*.tmp", "**/.*.new", "locks/*", "*/*/checkpoint.pt")
-    broken += [f"left behind: {path}" for name in names for path in store.glob(name)]
+    broken += [f"left behind: {path}" for path in leftovers(store)]
     for folder in store.glob("students/*"):
         recipe, result = read_json(folder / "recipe.json"), read_json(folder / "result.json")
         state = safetensors.torch.load_file(folder / "weights.safetensors")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from experiments.faults import BASE
 from raykd.store import Store, read_json
-from tests.launch.test_faults import BASE
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from raykd.cli import main; main()", "run"]

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.faults import Site
+from experiments.faults import BASE, Site
 from raykd.store import read_json
 from tests.launch.marks import RAY
-from tests.launch.test_faults import BASE
 from tests.launch.test_notice import wait
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(1800)]

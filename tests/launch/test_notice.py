@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from experiments.faults import Site, differences, disturbed
+from experiments.faults import BASE, Site, differences, disturbed
 from tests.launch.marks import RAY
-from tests.launch.test_faults import BASE
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
