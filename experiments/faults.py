@@ -71,7 +71,17 @@ scale: {workers: 1, max_failures: 1000, checkpoint_seconds: 0}
 """,
 }
 _PATIENCE = 600.0  # seconds that a driver may take after the last fault
+_STARTS = 3  # of a cluster, until it is up
 _MEMORY = 100 << 20  # bytes of a node's object store
+
+
+def _head() -> dict[str, Any]:
+    """How a head is started: with no processor, and a dashboard where nobody else listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = {"object_store_memory": _MEMORY, "_system_config": _CONFIG}
+    return {"num_cpus": 0, "dashboard_port": port, **kept}
 
 
 class Site:
@@ -90,14 +100,18 @@ class Site:
         self._disturbed = False
 
     def _started(self) -> Cluster:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        head = {"num_cpus": 0, "object_store_memory": _MEMORY, "dashboard_port": port}
-        cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _CONFIG})
-        for _ in range(self._count):
-            cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
-        return cluster
+        for left in reversed(range(_STARTS)):
+            cluster = Cluster()
+            try:
+                cluster.add_node(**_head())
+                for _ in range(self._count):
+                    cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
+                return cluster
+            except Exception:  # Ray gives a node half a minute, which a busy machine may need
+                cluster.shutdown()
+                if not left:
+                    raise
+        raise AssertionError
 
     def close(self) -> None:
         """End the driver and the cluster."""

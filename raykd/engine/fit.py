@@ -34,7 +34,8 @@ from raykd.teachers.shard import compute_shard
 from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher
 
-_PATIENCE = 60.0  # seconds that a writer may take to notice that its driver is gone
+# Seconds that a writer may take to notice that its driver is gone, or NFS that a node is.
+_PATIENCE = 300.0
 
 
 def default_device() -> torch.device:

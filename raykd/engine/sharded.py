@@ -101,6 +101,17 @@ class ShardedHost(GroupHost):
         }
         optim.load_state(optimiser, state | {"state": shares})
 
+    def between(self, state: Callable[[], State]) -> None:
+        """The same; the copies with all weights wait on the CPU again."""
+
+        def gathered() -> State:
+            kept = state()
+            for copied in self._copies.values():
+                copied.cpu()
+            return kept
+
+        super().between(gathered)
+
     def report(
         self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
     ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raykd import locks
+from raykd.ending import Notice, noticed
 from raykd.recipes import Training
 from raykd.record import Record
 from raykd.store import Store
@@ -30,6 +31,10 @@ class Company:
     def trying(self, recipe: Record) -> contextlib.AbstractContextManager[bool]:
         """The same region, where nobody is in it; False, at once, where somebody is."""
         return locks.trying(self._store, recipe, "maker")
+
+    def noticing(self) -> contextlib.AbstractContextManager[Notice]:
+        """A region that hears when this process is about to go, while it trains."""
+        return noticed()
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
         """Hear of an epoch of a training in this process."""

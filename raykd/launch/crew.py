@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raykd.ending import noticed
 from raykd.engine.fit import default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
@@ -136,7 +135,7 @@ class Crew:
             if workers == 0:
                 self._stay()
                 told = functools.partial(self._company.told, run)
-                with noticed() as notice:
+                with self._company.noticing() as notice:
                     train(self._store, run, local_host(self._store, run, self._scale, told, notice))
                 return
             self._dismiss()

@@ -177,7 +177,7 @@ class Pool:
 
     def _grow(self, busy: int, waiting: int) -> None:
         """Start workers for what waits, as many as there is room for."""
-        if not busy and not self._starting and not self.size:
+        if not busy and not self.size:
             await_room(self._scale, 1, "a worker", self._say)
         wanted = min(self.size, busy + waiting)
         for _ in range(wanted - busy - len(self._starting)):

@@ -15,6 +15,7 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raykd.ending import Notice
 from raykd.engine.journal import RESULT, numbers
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
@@ -23,6 +24,7 @@ from raykd.experiment import Experiment, Where, basis
 from raykd.launch import claims
 from raykd.launch.board import BOARD
 from raykd.launch.company import Company
+from raykd.launch.notice import NodeNotice
 from raykd.launch.work import carry_out
 from raykd.plan import lineage
 from raykd.progress import Teller
@@ -116,6 +118,10 @@ class TrialCompany(Company):
         claim, shown = claims.claimed(self._claims, what, who), BOARD.training(recipe, who)
         with claim, super().claiming(recipe) as waited, shown:
             yield waited
+
+    def noticing(self) -> contextlib.AbstractContextManager[Notice]:
+        """The same of the trial's node."""
+        return contextlib.closing(NodeNotice())
 
     def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
         """Report an epoch of the student, or of a stage on its way.
