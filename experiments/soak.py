@@ -43,12 +43,13 @@ def main(minutes: float, seed: int, faults: int) -> None:
     """Kill, corrupt and restart for a while, and check that nothing is lost."""
     rng, until = random.Random(seed), time.monotonic() + 60 * minutes
     happened: Counter[str] = Counter()
-    lost, rounds, references = 0, 0, {}
+    lost, rounds, longest, references = 0, 0, 0.0, {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         site = Site(place, say=click.echo)
         try:
-            while time.monotonic() < until or not rounds:
+            while time.monotonic() + longest < until or not rounds:
+                begun = time.monotonic()
                 work, method = rng.choice([*WORK]), rng.choice(METHODS)
                 file = place / f"{work}-{METHODS.index(method)}.yaml"
                 file.write_text(WORK[work].replace("method: skd", f"method: {method}"))
@@ -62,6 +63,7 @@ def main(minutes: float, seed: int, faults: int) -> None:
                 happened += found[0]
                 lost += len(found[1])
                 rounds += 1
+                longest = max(longest, time.monotonic() - begun)
                 told = ", ".join(f"{count} {kind}" for kind, count in sorted(found[0].items()))
                 left = max(0.0, until - time.monotonic())
                 click.echo(f"round {rounds}, {work} of {method}: {told}; {clock(left)} left")
