@@ -63,6 +63,7 @@ def test_fingerprints_are_equal_on_every_machine_and_python_version():
     assert {name: fingerprint(recipe) for name, recipe in RECIPES.items()} == PINNED
 
 
+@pytest.mark.slow
 def test_fingerprints_do_not_depend_on_the_seed_of_python_s_hashes(tmp_path):
     script = tmp_path / "fingerprints.py"
     script.write_text(

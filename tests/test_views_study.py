@@ -69,6 +69,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_read(tmp_path, words
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_the_study_ends_with_a_table_and_goes_on_where_it_was(tmp_path):
     words = ["--tiny", "--store", str(tmp_path), *(word for pair in SMALL.items() for word in pair)]
     first = CliRunner().invoke(main, words, catch_exceptions=False)

@@ -62,6 +62,7 @@ def test_what_is_read_is_known_before_anything_is_decoded(store, root):
     assert not list(store.root.rglob("train.arrow"))
 
 
+@pytest.mark.slow
 def test_a_view_is_the_same_in_every_batch_and_process(store, root):
     data = streamed(store, root, augment=EVERYTHING)
     here = shown(store, data)

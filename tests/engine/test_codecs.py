@@ -149,6 +149,7 @@ def call(*words, code=0):
     return result
 
 
+@pytest.mark.slow
 def test_the_command_line_plans_runs_shows_and_verifies_caches_of_codecs(tmp_path):
     file, store = tmp_path / "codecs.yaml", tmp_path / "store"
     file.write_text(EXPERIMENT)

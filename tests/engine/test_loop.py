@@ -103,6 +103,7 @@ def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     assert not (store.path(run) / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd", SAKD(base=KD(), homogeneous=False), "at"], ids=called)
 def test_a_student_with_dropout_goes_on_to_equal_weights(tmp_path, method):
     ready = Store(tmp_path / "ready")
@@ -215,6 +216,7 @@ def test_a_student_taught_everywhere_equals_one_of_the_sum_of_both_methods(ready
     assert trained(twin(ready, tmp_path / "b"), student_run(ready, both)) == weights[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["resnet18", "regnet_y_400mf"])
 def test_networks_of_torchvision_teach_each_other_where_they_choose(tmp_path, teacher):
     store = Store(tmp_path)

@@ -82,6 +82,7 @@ def test_every_method_goes_on_within_an_epoch(ready, tmp_path, name):
     assert losses(cut, run) == losses(whole, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd", SAKD(base=KD(), homogeneous=False)], ids=called)
 def test_dropout_draws_on_where_it_was(tmp_path, method):
     ready = Store(tmp_path / "ready")

@@ -69,6 +69,7 @@ def test_every_format_is_written_and_close(skd):
     assert not [path for path in exported.folder.parent.iterdir() if path != exported.folder]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
 def test_a_graph_runs_by_the_readme_where_there_is_no_raykd(place, skd, file):
     run, exported = skd
@@ -160,6 +161,7 @@ def test_a_student_that_answers_with_its_teachers_classifier_is_graphs_alone(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_timm_loads_its_network_by_itself(place, of_timm):
     run, exported = of_timm
     expected, pixels = said(place, run, 3)

@@ -71,6 +71,7 @@ def test_a_cache_that_does_not_fit_the_disk_is_refused_before_it_is_begun(store,
         carry_out(small, store, QUIET)
 
 
+@pytest.mark.slow
 def test_a_run_without_workers_never_imports_ray(tmp_path):
     script = (
         "import sys; from raykd.cli import main\n"
