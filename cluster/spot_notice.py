@@ -11,10 +11,10 @@ pod's processes in order, and Ray drains its node.
 """
 
 import argparse
+import http.client
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 
 _AWS = "http://169.254.169.254"
@@ -49,7 +49,7 @@ def _asked(url: str, headers: dict[str, str], method: str = "GET") -> str | None
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             return answer.read().decode().strip()
-    except (urllib.error.URLError, TimeoutError):
+    except (OSError, http.client.HTTPException):
         return None
 
 

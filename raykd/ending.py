@@ -67,7 +67,12 @@ def noticed() -> Iterator[Notice]:
         notice.told = True
 
     with _handled(end):
-        yield notice
+        try:
+            yield notice
+        except Exception as error:  # nothing else is begun after it
+            if notice.told:
+                raise Terminated from error
+            raise
     notice.heeded()  # told after the last step
 
 

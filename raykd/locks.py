@@ -6,6 +6,7 @@ node's processes.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import IO
 
 from raykd.disk import appending
-from raykd.errors import NoRoom
+from raykd.errors import NoRoom, Unreachable
 from raykd.record import Record
 from raykd.store import Store
 
 _LOOK_SECONDS = 0.5
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
+_GONE = (errno.ENOENT, errno.ESTALE)
 
 
 @contextlib.contextmanager
@@ -66,27 +69,40 @@ def trying(store: Store, recipe: Record, role: str) -> Iterator[bool]:
 
 
 def _taken(path: Path) -> IO[str] | None:
-    """The lock's file, which holds it until it is closed; None where somebody else does."""
+    """The lock's file, which holds it until it is closed; None where somebody else does.
+
+    Raises `Unreachable` where there can be none.
+    """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = appending(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = appending(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
         except BlockingIOError:
             file.close()
             return None
-        except OSError:
-            return file  # a file system without locks: the writer is taken to be alone
-        try:
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                break
-        except FileNotFoundError:
-            pass
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return file  # the writer is taken to be alone
+            file.close()
+            if error.errno not in _GONE:
+                raise _unwritable(path, error) from error
         file.close()  # who held it before has removed it in between
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
+
+
+def _unwritable(path: Path, error: OSError) -> Unreachable:
+    return Unreachable(
+        f"{path}: cannot be written ({error.strerror or error}); what a driver makes is locked "
+        "there, so mend the storage, or its permissions, and run the same command again"
+    )
 
 
 def _owner(path: Path) -> str:
@@ -99,8 +115,10 @@ def _owner(path: Path) -> str:
 
 def _free(path: Path, file: IO[str]) -> None:
     """Let a lock go."""
-    path.unlink(missing_ok=True)  # while it is ours, so that nobody else's is removed
-    file.close()
+    with contextlib.suppress(OSError):  # an error of its own would hide what went wrong
+        path.unlink(missing_ok=True)  # while it is ours, so that nobody else's is removed
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _place(store: Store, recipe: Record, role: str) -> Path:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from raykd.record import Record
 
@@ -20,20 +20,30 @@ def most(workers: Workers) -> int:
     return workers if isinstance(workers, int) else workers[1]
 
 
+def _form(value: object) -> str:
+    """Which form a number of workers has, so that a mistake is explained as one of that form."""
+    return "between" if isinstance(value, list | tuple) else "number"
+
+
+_Between: TypeAlias = Annotated[Between, Tag("between")]
+_Some: TypeAlias = Annotated[int, Field(ge=1), Tag("number")]
+_Any: TypeAlias = Annotated[int, Field(ge=0), Tag("number")]
+
+
 class Rule(Record):
     """Students whose recipe has these values (dotted keys of `run`) get that many workers."""
 
     match: dict[str, str | int | float | bool | None]
-    workers: Annotated[int, Field(ge=1)] | Between
+    workers: Annotated[_Some | _Between, Discriminator(_form)]
 
 
 class Scale(Record):
     """How the work is spread over machines; none of it changes what a run means."""
 
     # That train one student together; 0: here, without Ray; [least, most]: as many as there are.
-    workers: Annotated[int, Field(ge=0)] | Between = 0
+    workers: Annotated[_Any | _Between, Discriminator(_form)] = 0
     # Of a teacher; None: as `workers`.
-    teacher_workers: Annotated[int, Field(ge=0)] | Between | None = None
+    teacher_workers: Annotated[_Any | _Between, Discriminator(_form)] | None = None
     rules: tuple[Rule, ...] = ()  # the first that matches a student overrides `workers`
     parallel: int | None = Field(default=None, ge=1)  # one-worker students at a time; None: all fit
     cpus: float = Field(default=1.0, gt=0)  # of each worker; threads of this process without Ray
@@ -64,7 +74,7 @@ class Scale(Record):
         for workers in self._given():
             if isinstance(workers, tuple) and not 1 <= workers[0] <= workers[1]:
                 raise ValueError(
-                    "workers: expected [least, most] with 1 <= least <= most, "
+                    "workers: expected a number, or [least, most] with 1 <= least <= most; "
                     f"got [{workers[0]}, {workers[1]}]"
                 )
         # torch 2.15 keeps the first part's gradients in memory that the second part's overwrite.

@@ -413,6 +413,11 @@ MISTAKES = {
         PLAIN + "scale: {workers: -1}\n",
         "experiment.scale.workers: input should be greater than or equal to 0, got -1",
     ),
+    "workers from more to fewer": (
+        PLAIN + "scale: {workers: [4, 2]}\n",
+        "experiment.scale: workers: expected a number, or [least, most] with 1 <= least <= most; "
+        "got [4, 2]",
+    ),
     "a weight held in no way": (
         PLAIN + "scale: {shard: zero}\n",
         "experiment.scale.shard: input should be 'ddp' or 'fsdp', got 'zero'",

@@ -81,10 +81,12 @@ def forecast(experiment: Experiment, store: Store, work: Plan, cluster: Cluster)
         lines.append(ahead.training("prelude", run.model, [run], experiment.workers(prelude)))
     groups: dict[Any, list[StudentRun]] = {}
     for run in work.students:
-        key = (run.model, experiment.workers(run), run.optim.epochs, run.optim.batch, run.cached())
-        groups.setdefault(key, []).append(run)
-    for (model, workers, *_), runs in groups.items():
-        lines.append(ahead.training("students", model, runs, workers))
+        data = run.data.model_copy(update={"seed": 0})
+        alike = run.model_copy(update={"seed": 0, "data": data})
+        groups.setdefault((alike, experiment.workers(run)), []).append(run)
+    for (alike, workers), runs in groups.items():
+        label = f"{alike.model}, {alike.method.label}"
+        lines.append(ahead.training("students", label, runs, workers))
     return lines
 
 

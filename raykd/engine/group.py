@@ -22,7 +22,9 @@ _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).para
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
-ASK_STEPS = 8  # after which the workers ask each other whether a checkpoint is due
+# The workers ask each other whether a checkpoint is due about this often, and first after 8 steps.
+_ASK_SECONDS = 2.0
+_ASK_STEPS = (8, 1, 64)  # first, at least, at most
 
 
 class GroupHost(Complete):
@@ -49,14 +51,21 @@ class GroupHost(Complete):
         self._passed_on = passed_on
         self._notice = notice
         self._spoke = time.monotonic()
-        self._steps = 0
-        self._asked: Callable[[], bool] | None = None  # whether a checkpoint was due, on any worker
+        self._every, self._steps, self._since = _ASK_STEPS[0], 0, time.monotonic()
+        self._asked: Callable[[], list[int]] | None = None  # what was asked the last time
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner with its gradients averaged; buffers stay each worker's own in an epoch."""
         if self.world == 1:
             return learner  # averaging over one worker costs 7 % of a small network's step
-        return DistributedDataParallel(learner, gradient_as_bucket_view=True, **_OWN_BUFFERS)
+        # After a first backward, torch cuts the gradients into messages anew, and gloo adds them up
+        # in an order that follows from the cut: of three workers and more, a run that goes on would
+        # begin with other sums than one that was not stopped. It does not where it looks for
+        # parameters without a gradient.
+        same = self.device.type == "cpu" and self.world > 2
+        return DistributedDataParallel(
+            learner, gradient_as_bucket_view=True, find_unused_parameters=same, **_OWN_BUFFERS
+        )
 
     def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
         """One message for all parts of a step."""
@@ -116,36 +125,40 @@ class GroupHost(Complete):
     def between(self, state: Callable[[], State]) -> None:
         """Have rank 0 replace its journal's checkpoint, where any worker finds it time to.
 
-        They ask each other every `ASK_STEPS` steps, and act on what they asked the last time, so
-        that no device is waited for.
+        They ask each other every few seconds, and act on what they asked the last time, so that no
+        device is waited for.
         """
         self._steps += 1
-        if self._steps % ASK_STEPS:
+        if self._steps < self._every:
             return
-        if self._asked is not None and self._asked():
+        due, self._every = (False, self._every) if self._asked is None else self._asked()
+        if due:
             kept = state()
             if self.rank == 0:
                 self.journal.keep(kept)
             self.journal.kept()
-        told = self._notice.given()
+        now, told = time.monotonic(), self._notice.given()
+        each, (_, fewest, most) = (now - self._since) / self._steps, _ASK_STEPS
+        steps = min(max(round(_ASK_SECONDS / max(each, 1e-6)), fewest), most)
         due = (told or self.rank == 0) and self.journal.due_within(told=told)
-        self._asked = self._ask(due)
+        self._asked = self._ask(int(due), steps if self.rank == 0 else 0)
+        self._steps, self._since = 0, now
         if told:
             self._notice.heeded()
 
-    def _ask(self, due: bool) -> Callable[[], bool]:
-        """Whether it is so on any worker, once somebody asks."""
-        answer = self.total(torch.tensor(int(due)).to(self.device, non_blocking=True))
+    def _ask(self, *mine: int) -> Callable[[], list[int]]:
+        """The sums of some numbers over the workers, once somebody asks."""
+        answer = self.total(torch.tensor(mine).to(self.device, non_blocking=True))
         if self.device.type != "cuda":
-            return lambda: bool(answer)
+            return answer.tolist
         here = torch.empty_like(answer, device="cpu", pin_memory=True)
         here.copy_(answer, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
 
-        def read() -> bool:
+        def read() -> list[int]:
             done.synchronize()
-            return bool(here)
+            return here.tolist()
 
         return read
 
@@ -153,10 +166,17 @@ class GroupHost(Complete):
         self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
     ) -> None:
         """Write the journal on rank 0, and pass the metrics on where rank 0 finds it time."""
-        self._asked = None  # the checkpoint of an epoch's end answers it
-        if self.rank == 0:
-            self.journal.record(metrics, state, last=last or self._notice.given())
+        asked, self._asked = self._asked is not None and bool(self._asked()[0]), None
+        told = torch.tensor(int(asked or self._notice.given()), device=self.device)
+        self._record(metrics, state, now=last or bool(self.total(told)))
         mine = self.rank == 0 and (last or time.monotonic() - self._spoke >= PASS_ON_SECONDS)
         if self.total(torch.tensor(int(mine), device=self.device)):
             self._passed_on(metrics)
             self._spoke = time.monotonic()
+
+    def _record(
+        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, now: bool
+    ) -> None:
+        """Write the journal on rank 0; `now`: with a checkpoint in any case."""
+        if self.rank == 0:
+            self.journal.record(metrics, state, last=now)

@@ -77,6 +77,7 @@ def distil(
     def state_within(steps: int, sums: dict[str, Tensor]) -> dict[str, Any]:
         """Everything that the rest of an epoch depends on."""
         begun = midway.save(steps, sums, modules, host)
+        begun["parts"] = parts  # of a step, each of which is a term of the sums
         return _state(learner, optimiser, average, history, host) | {"within": begun}
 
     parts = host.scale.accumulate
@@ -99,6 +100,7 @@ def distil(
         done, sums = 0, {}
         if within is not None:
             done, sums = midway.restore(within, modules, host, (run.seed, moment, host.rank))
+            sums = {name: value * (parts / within["parts"]) for name, value in sums.items()}
             within = None
         batches = Timed(train.batches(rows[done * parts :], run.view_at(epoch), moment))
         for number, batch in enumerate(batches, done * parts):

@@ -116,14 +116,19 @@ class ShardedHost(GroupHost):
         self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
     ) -> None:
         """The same, once all workers have given what a checkpoint needs, where it is time to."""
-        due = self.rank == 0 and self.journal.due(last=last or self._notice.given())
-        kept = None
-        if state is not None and self.total(torch.tensor(int(due), device=self.device)):
-            kept = state()
-        super().report(metrics, None if kept is None else lambda: kept, last=last)
+        super().report(metrics, state, last=last)
         if not last:
             for copied in self._copies.values():
                 copied.cpu()
+
+    def _record(
+        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, now: bool
+    ) -> None:
+        due = self.rank == 0 and self.journal.due(last=now)
+        kept = None
+        if state is not None and self.total(torch.tensor(int(due), device=self.device)):
+            kept = state()
+        super()._record(metrics, None if kept is None else lambda: kept, now=now)
 
     def _check_group(self) -> None:
         """Raise `ConfigError` where gradients would not be averaged: some versions of gloo sum."""

@@ -68,9 +68,9 @@ class Board:
         try:
             yield
         finally:
-            if self._training is shown:  # Tune may have begun another one in this process
-                self._training = None
             with self._lock:
+                if self._training is shown:  # Tune may have begun another one in this process
+                    self._training = None
                 gone = time.monotonic() + _LINGER_SECONDS
                 tag = ("trial", shown.trial)
                 self._until |= {key: gone for key in self._values if tag in key[1]}
@@ -83,19 +83,22 @@ class Board:
     def show(self, values: Mapping[Key, float]) -> None:
         """Show some gauges until what they belong to is over."""
         with self._lock:
-            self._values.update(values)
-            for key in values:
-                self._until.pop(key, None)
+            self._show(values)
+
+    def _show(self, values: Mapping[Key, float]) -> None:
+        self._values.update(values)
+        for key in values:
+            self._until.pop(key, None)
 
     def tell(self) -> None:
         """Tell Ray everything once."""
-        now, training = replace(self._meter), self._training
-        if training is not None and now.steps > self._measured.steps:
-            self.show(training.speeds(self._measured, now))
-            self._measured = now
+        now = replace(self._meter)
         with self._lock:
             if self._ended is None:
                 return
+            if self._training is not None and now.steps > self._measured.steps:
+                self._show(self._training.speeds(self._measured, now))
+                self._measured = now
             for key in [key for key, gone in self._until.items() if time.monotonic() > gone]:
                 del self._values[key], self._until[key]
             for (name, tags), value in self._values.items():

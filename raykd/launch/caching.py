@@ -1,5 +1,6 @@
 """Filling caches with the teacher's outputs: here, or by a pool of Ray workers."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -8,9 +9,9 @@ from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
 from raykd.engine.compare import SPOT_CHECK, Comparison, compare
 from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
-from raykd.launch.company import Company
 from raykd.plan import CacheJob
 from raykd.progress import Teller, clock
+from raykd.record import Record
 from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.manifest import Part, manifest_of
@@ -20,37 +21,47 @@ if TYPE_CHECKING:
 
 
 class Caching:
-    """Whoever fills caches. `stay` sets this process up for it, `workers` is the pool otherwise."""
+    """Whoever fills caches.
+
+    `claimed` is a region in which nobody else does, and says whether it waited; `stay` sets this
+    process up for it, `workers` is the pool otherwise.
+    """
 
     def __init__(
         self,
         store: Store,
         scale: Scale,
         teller: Teller,
-        company: Company,
+        claimed: Callable[[Record], contextlib.AbstractContextManager[bool]],
         stay: Callable[[], None],
         workers: "Callable[[], Pool]",
     ) -> None:
         self._store = store
         self._scale = scale
         self._teller = teller
-        self._company = company
+        self._claimed = claimed
         self._stay = stay
         self._workers = workers
 
-    def fill(self, jobs: Sequence[CacheJob]) -> list[CacheJob]:
-        """Fill the caches that lack views; returns which did."""
+    def fill(self, jobs: Sequence[CacheJob], *, shared: bool) -> list[CacheJob]:
+        """Fill the caches that lack views; returns which did.
+
+        `shared`: others may need the same ones at this moment.
+        """
         self._store.root.mkdir(parents=True, exist_ok=True)
         jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
-        if self._company.shared:
+        if shared:
             return [job for job in jobs if self._fill_shared(job)]
         builds = [(job, self._build(job)) for job in jobs]
         lacking = [(job, build) for job, build in builds if build.missing]
         rows = [(build.run, sum(map(len, build.missing))) for _, build in lacking]
         check_room(self._store, sum(needed_bytes(run, count) for run, count in rows))
         for job, build in lacking:
-            with self._company.claiming(job.run) as waited:
-                self._fill(self._build(job) if waited else build)
+            with self._claimed(job.run) as waited:
+                # Another driver may have filled it since it was looked at.
+                known = manifest_of(self._store, job.run)
+                same = known is not None and set(known.shards) == set(build.manifest.shards)
+                self._fill(build if same and not waited else self._build(job))
         return [job for job, _ in lacking]
 
     def _fill_shared(self, job: CacheJob) -> bool:
@@ -58,7 +69,7 @@ class Caching:
         known = manifest_of(self._store, job.run)
         if known is not None and set(job.views) <= set(known.views()):
             return False  # who made them has looked at every byte
-        with self._company.claiming(job.run):
+        with self._claimed(job.run):
             build = self._build(job)
             self._fill(build)
             return bool(build.missing)

@@ -20,7 +20,7 @@ from raykd.launch.company import Company
 from raykd.plan import CacheJob
 from raykd.progress import Teller
 from raykd.recipes import Search, TeacherRun, Training
-from raykd.record import fingerprint
+from raykd.record import Record, fingerprint
 from raykd.scale import Workers, least, most
 from raykd.store import Store
 
@@ -52,7 +52,9 @@ class Crew:
         self._company = company
         self._pool: Pool | None = None
         self._connected = False
-        self._caching = Caching(store, self._scale, teller, company, self._stay, self._workers)
+        self._caching = Caching(
+            store, self._scale, teller, self._claimed, self._stay, self._workers
+        )
 
     def train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train teachers, preludes or students with the given numbers of workers each.
@@ -64,8 +66,7 @@ class Crew:
         # the pool does comes first, and the pool goes home before Ray Train starts.
         packed = [run for run, workers in jobs if most(workers) == 1]
         if packed:
-            with _collected(errors):
-                self._train_packed(packed)
+            self._train_packed(packed, errors)
         for run, workers in jobs:
             if most(workers) != 1:
                 with _collected(errors):
@@ -78,11 +79,11 @@ class Crew:
 
     def precompute(self, jobs: Sequence[CacheJob]) -> list[CacheJob]:
         """Fill the caches that lack views; returns which did."""
-        return self._caching.fill(jobs)
+        return self._caching.fill(jobs, shared=self._company.shared)
 
     def decide(self, search: Search) -> None:
         """Choose the next anchor of a search, whose last stage is finished."""
-        with self._company.claiming(search):
+        with self._claimed(search):
             if self._scale.workers == 0:
                 self._stay()
                 decide(self._store, search, default_device())
@@ -92,19 +93,34 @@ class Crew:
             unit = Unit("decide", (search,), f"the next anchor of {describe(search.student)}")
             self._workers().run([unit])
 
-    def _train_packed(self, runs: Sequence[Training]) -> None:
+    @contextlib.contextmanager
+    def _claimed(self, recipe: Record) -> Iterator[bool]:
+        """A region in which no one else makes this artefact; whether it waited for who did.
+
+        Whoever does may need the processors that our pool holds, so it goes home meanwhile.
+        """
+        if not self._company.shared:
+            with self._company.trying(recipe) as mine:
+                if mine:
+                    yield False
+                    return
+            self._dismiss()
+        with self._company.claiming(recipe) as waited:
+            yield waited
+
+    def _train_packed(self, runs: Sequence[Training], errors: list[RaykdError]) -> None:
         """One worker each, several at a time, in workers that are used again."""
-        pool, others = self._workers(), []
+        others: list[Training] = []
         for start in range(0, len(runs), _CLAIMS):
-            with contextlib.ExitStack() as claims:
+            with contextlib.ExitStack() as claims, _collected(errors):
                 some = runs[start : start + _CLAIMS]
                 free = [run for run in some if claims.enter_context(self._company.trying(run))]
-                self._pack(pool, free)
                 others += [run for run in some if run not in free]
+                self._pack(self._workers(), free)
         for run in others:  # what another driver was training is waited for when the rest is done
-            with self._company.claiming(run):
+            with _collected(errors), self._claimed(run):
                 if not self._store.has(run):
-                    self._pack(pool, [run])
+                    self._pack(self._workers(), [run])
 
     def _pack(self, pool: "Pool", runs: Sequence[Training]) -> None:
         """Have a pool's workers train what nobody else does."""
@@ -129,7 +145,7 @@ class Crew:
 
     def _train_one(self, run: Training, workers: Workers) -> None:
         """Here, or on Ray Train."""
-        with self._company.claiming(run), self._watch(run):
+        with self._claimed(run), self._watch(run):
             if self._store.has(run):
                 return  # whoever had the claim before has made it
             if workers == 0:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.engine.forecast import missing_bytes
@@ -25,6 +26,7 @@ from raykd.launch import diagnosis, node
 from raykd.launch.cluster import connected, note_of_cluster, standing
 from raykd.launch.diagnosis import Finding
 from raykd.launch.room import fitting, gpus_per_worker
+from raykd.recipes import TeacherRun
 from raykd.remote import Remote
 from raykd.scale import Scale, least
 from raykd.store import Store
@@ -48,7 +50,7 @@ def examine(store: Store, scale: Scale, experiment: Experiment | None = None) ->
     try:
         with connected(scale, lambda text: None):
             return [*findings, *_of_cluster(store, scale, experiment, needed)]
-    except (RaykdError, RuntimeError) as error:  # Ray's own, where versions differ
+    except (RaykdError, RuntimeError, RayError) as error:  # Ray's own: versions, a node that goes
         said = str(error).strip().splitlines()[0]
         todo = f"{DRIVER} alone was looked at; start the cluster, or correct --address"
         return [*findings, Finding("cluster", "failed", said, todo), *here(store, needed)]
@@ -119,9 +121,10 @@ def _marks(store: Store) -> Iterator[tuple[str, str]]:
                 for path in made:
                     path.rmdir()
         else:
-            remote = Remote(store.url)
-            for entry in remote.entries(folder):
-                remote.delete(entry.name)
+            with contextlib.suppress(RaykdError):  # it was said already
+                remote = Remote(store.url)
+                for entry in remote.entries(folder):
+                    remote.delete(entry.name)
 
 
 def _of_cluster(
@@ -149,6 +152,9 @@ def _of_cluster(
     findings.append(diagnosis.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
     runs = () if experiment is None else experiment.runs
     asked = [scale.workers, *(experiment.workers(basis(run)) for run in runs if experiment)]
+    teachers = (basis(run).teacher for run in runs)
+    trained = [teacher for teacher in teachers if isinstance(teacher, TeacherRun)]
+    asked += [experiment.teacher_workers(teacher) for teacher in trained if experiment]
     wide = [1, *map(least, asked)]
     share = f"{scale.cpus:g} CPUs and {gpus_per_worker(scale):g} GPUs"
     fit, grows = fitting(scale), scale.wait_minutes > 0

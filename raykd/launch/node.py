@@ -61,7 +61,7 @@ def _gpus() -> int | None:
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides them from what asks for none
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):  # the second: a library of CUDA's that is missing
         return None
     return torch.cuda.device_count()
 

@@ -1,7 +1,6 @@
 """Word that the node of a Ray worker is about to be taken away."""
 
 import threading
-import time
 
 import ray
 from ray._private.state import state
@@ -9,6 +8,15 @@ from ray._private.state import state
 from raykd.ending import Notice
 
 _ASK_SECONDS = 2.0
+
+
+def draining() -> set[str]:
+    """The ids of the nodes that are about to go; none where the head does not answer."""
+    try:
+        # What Ray Train's own watcher asks (Ray 2.60); there is no public call.
+        return {*state.get_draining_nodes()}
+    except Exception:
+        return set()
 
 
 class NodeNotice(Notice):
@@ -32,8 +40,4 @@ class NodeNotice(Notice):
 
     def _watch(self) -> None:
         while not self._over.wait(_ASK_SECONDS):
-            try:
-                # What Ray Train's own watcher asks (Ray 2.60); there is no public call.
-                self._draining = self._node in state.get_draining_nodes()
-            except Exception:  # the head does not answer: the training goes on
-                time.sleep(_ASK_SECONDS)
+            self._draining = self._node in draining()

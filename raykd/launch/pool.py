@@ -20,7 +20,7 @@ from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed
 from raykd.launch.board import BOARD
-from raykd.launch.notice import NodeNotice
+from raykd.launch.notice import NodeNotice, draining
 from raykd.launch.room import await_room, fitting, gpus_per_worker
 from raykd.recipes import LogitsRun, Search, Training
 from raykd.scale import Scale
@@ -141,8 +141,8 @@ class Pool:
         failed: list[tuple[Unit, BaseException]] = []
         try:
             while waiting or running:
-                while waiting and self._idle:
-                    unit, worker = waiting.popleft(), self._idle.pop()
+                while waiting and (worker := self._ready()) is not None:
+                    unit = waiting.popleft()
                     begun(unit)
                     running[getattr(worker, unit.method).remote(*unit.arguments)] = (unit, worker)
                 if waiting:
@@ -162,6 +162,7 @@ class Pool:
                     self._idle.append(worker)
                     failed.append((unit, error.cause or error))
                 except RayActorError as error:
+                    ray.kill(worker)  # it may only be out of reach, and go on
                     deaths[unit] += not self._went_with_its_node(worker)
                     if deaths[unit] > self._scale.max_failures:
                         failed.append((unit, error))
@@ -174,6 +175,16 @@ class Pool:
             for _, worker in running.values():
                 ray.kill(worker)
         _raise(failed)
+
+    def _ready(self) -> Any:
+        """A worker that has nothing to do and whose node stays; None where there is none."""
+        going = draining() if self._idle else set()
+        while self._idle:
+            worker = self._idle.pop()
+            if self._nodes.get(worker) not in going:
+                return worker
+            ray.kill(worker)
+        return None
 
     def _grow(self, busy: int, waiting: int) -> None:
         """Start workers for what waits, as many as there is room for."""

@@ -10,6 +10,7 @@ import ray
 from ray.autoscaler import sdk
 
 from raykd.errors import NoRoom
+from raykd.launch.notice import draining
 from raykd.scale import Scale
 
 _LOOK_SECONDS = 1.0
@@ -19,14 +20,14 @@ _ROUNDING = 1e-6  # of shares such as a third of a GPU
 
 def fitting(scale: Scale) -> int:
     """How many one-worker students fit the cluster at a time; 0 where not even one does."""
-    gpus = gpus_per_worker(scale)
+    gpus, going = gpus_per_worker(scale), draining()
     return sum(
         min(
             int(node["Resources"].get("CPU", 0) / scale.cpus + _ROUNDING),
             int(node["Resources"].get("GPU", 0) / gpus + _ROUNDING) if gpus else sys.maxsize,
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in going
     )
 
 
@@ -104,7 +105,8 @@ def told_of_losses(
 @contextlib.contextmanager
 def _asked_for(scale: Scale, workers: int) -> Iterator[None]:
     """Have an autoscaler, where there is one, make room for some workers."""
-    own = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
+    gpus = gpus_per_worker(scale)
+    own = {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
     sdk.request_resources(bundles=[own] * workers)
     try:
         yield

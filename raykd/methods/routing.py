@@ -67,7 +67,8 @@ def route_loss(
     above, below, all_taught, all_samples = workers.sum(0)
     factor = gamma ** torch.sign(above - below)
     active = all_taught < all_samples / 2
-    return factor * route + len(workers) * active * (size / 2 - taught)
+    # A mean over workers, who count by their samples, of what is to be a sum over all.
+    return factor * route + all_samples / size * active * (size / 2 - taught)
 
 
 def segments(network: Staged, spots: Sequence[str]) -> list[list[nn.Module]]:

@@ -127,9 +127,9 @@ def named(name: str, size: int) -> Shard | None:
 def write_manifest(
     folder: Path, manifest: Manifest, write: Callable[[Path, object], None] = write_json
 ) -> None:
-    """Commit the shards of a build. Shards that overlap others are left out."""
+    """Commit the shards of a build. Shards that overlap others are left out, shorter ones first."""
     chosen: list[Shard] = []
-    for shard in sorted(manifest.shards):
+    for shard in sorted(manifest.shards, key=lambda s: (s.part.view, s.part.start, -s.part.stop)):
         last = chosen[-1].part if chosen and chosen[-1].part.view == shard.part.view else None
         if last is None or shard.part.start >= last.stop:
             chosen.append(shard)

@@ -158,6 +158,19 @@ def test_workers_that_stop_within_an_epoch_go_on_to_equal_weights(ready, tmp_pat
     ready.discard(run)
 
 
+def test_three_workers_go_on_to_equal_weights(ready, tmp_path):
+    # Sums of three depend on their order.
+    run = student_run(ready, "kd", seed=9, optim=Optim(epochs=2, batch=24))
+    prepare(ready, run)
+    run_group(3, tmp_path, train_within, str(ready.root), run, 0)
+    whole = (ready.path(run) / "weights.safetensors").read_bytes()
+    ready.discard(run)
+    for steps in (2, 0):
+        run_group(3, tmp_path, train_within, str(ready.root), run, steps)
+    assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
+    ready.discard(run)
+
+
 def test_more_and_fewer_workers_go_on_within_an_epoch(ready, tmp_path):
     run = student_run(ready, "skd", seed=7)
     prepare(ready, run)

@@ -598,3 +598,21 @@ def test_no_sample_at_all_is_a_share_of_0():
     selection = Selection(["logits"], 2)
     told = selection.metrics(selection.counts)
     assert told == {"selected_logits": 0.0, "selected_by_class": {"logits": [None, None]}}
+
+
+def test_every_gate_is_pulled_alike_however_uneven_the_workers_shares_are():
+    sizes, gamma = (4, 3, 3), 1.0
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for size in sizes:
+        routed, student = (torch.randn(size, 5, generator=generator) for _ in range(2))
+        targets = torch.randint(0, 5, (size,), generator=generator)
+        shares.append((routed, student, targets, torch.full((size,), 0.1, requires_grad=True)))
+    rows = []
+    for routed, student, targets, gates in shares:  # what each worker would send
+        route_loss(routed, student, targets, gates, gamma, lambda mine: rows.append(mine) or mine)
+    for (routed, student, targets, gates), size in zip(shares, sizes, strict=True):
+        loss = route_loss(routed, student, targets, gates, gamma, lambda mine: torch.cat(rows))
+        # The loop weighs a worker by its samples, and the mean over workers is taken.
+        (loss * (size * len(sizes) / sum(sizes)) / len(sizes)).backward()
+        torch.testing.assert_close(gates.grad, -torch.ones(size))
