@@ -84,7 +84,8 @@ def _round(
 ) -> tuple[Counter[str], list[str]]:
     """One experiment with faults, then damage; what happened, and which laws did not hold."""
     kinds = [rng.choice(KINDS) for _ in range(rng.randint(1, faults))]
-    happened, repeated = disturbed(site, words, store, kinds, rng)
+    every = (3.0, 30.0 if words[0] == "run" else 10.0)  # a group of workers takes long to come up
+    happened, repeated = disturbed(site, words, store, kinds, rng, every)
     broken = _laws(store, reference)
     if repeated > 1:
         broken.append(f"{repeated} epochs were repeated at a time")
