@@ -31,6 +31,8 @@ class Shelf:
         self._bound = store.local_bytes
         # What is not uploaded yet is out of sight of those who make room.
         self.workshop = folder if store.mirror is None else folder / ".making"
+        if store.mirror is not None:
+            self.workshop.mkdir(parents=True, exist_ok=True)
 
     def add(self, shard: Shard) -> None:
         """Take in a shard that was written into the workshop."""

@@ -20,9 +20,9 @@ def install() -> None:
 
     shard, distil = fit.compute_shard, fit.distil
 
-    def counted_shard(folder, part, views, teacher):
+    def counted_shard(folder, part, *others):
         note(f"shard {folder.name} {part.view} {part.start} {part.stop}")
-        return shard(folder, part, views, teacher)
+        return shard(folder, part, *others)
 
     def counted_distil(run, *args, **options):
         note(f"training {fingerprint(run)}")
