@@ -50,8 +50,8 @@ def test_a_cache_is_filled_by_nodes_that_come_later(site, tmp_path):
     file, store = tmp_path / "cache.yaml", tmp_path / "store"
     file.write_text(
         BASE
-        + """  views: 4000
-  optim: {epochs: 4000, batch: 32}
+        + """  views: 1500
+  optim: {epochs: 1500, batch: 32}
 scale: {workers: 1, wait_minutes: 5}
 """
     )
@@ -65,4 +65,4 @@ scale: {workers: 1, wait_minutes: 5}
     assert wait(site.done, 600)
     manifests = [read_json(path) for path in store.glob("caches/*/manifest.json")]
     views = [{shard["part"]["view"] for shard in each["shards"]} for each in manifests]
-    assert sorted(map(len, views)) == [1, 4000]  # of the test images, and of the others
+    assert sorted(map(len, views)) == [1, 1500]  # of the test images, and of the others
