@@ -303,8 +303,11 @@ def differences(store: Path, reference: Path) -> list[str]:
 
 
 def leftovers(store: Path) -> list[Path]:
-    """Temporary files, locks that nobody holds, and checkpoints of what is done."""
-    names = ("**/.*.tmp", "**/.*.new", "locks/*", "*/*/checkpoint.pt")
+    """Temporary files, and checkpoints of what is done.
+
+    The lock's file of a driver that was killed may stay: it locks nothing.
+    """
+    names = ("**/.*.tmp", "**/.*.new", "*/*/checkpoint.pt")
     return [path for name in names for path in store.glob(name)]
 
 
