@@ -42,37 +42,39 @@ _CONFIG = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
-BASE = """
-run:
-  model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
-  teacher:
-    model: resnet8
-    data: {name: digits, holdout: 0.33, limit: 320, augment: {pad: 1}}
-    optim: {epochs: 2, batch: 32}
-  method: skd
-"""
-WORK = {  # by the command that carries it out, for half a minute to a minute
-    "precompute": BASE
-    + """  views: 400
-  optim: {epochs: 400, batch: 32}
-scale: {workers: 1, max_failures: 1000}
-""",
-    "run": BASE
-    + """  views: 2
-  optim: {epochs: 1000, batch: 32}
-scale: {workers: 2, teacher_workers: 1, max_failures: 1000, checkpoint_seconds: 0}
-""",
-    "sweep": BASE
-    + """  views: 2
-  optim: {epochs: 150, batch: 32}
-grid: {run.seed: [0, 1, 2, 3]}
-scale: {workers: 1, max_failures: 1000, checkpoint_seconds: 0}
-""",
+_SCALE = "max_failures: 1000, checkpoint_seconds: 0"
+_OWN = {  # lines that a command's experiment has of its own
+    "precompute": ["scale: {workers: 1, max_failures: 1000}"],
+    "run": [f"scale: {{workers: 2, teacher_workers: 1, {_SCALE}}}"],
+    "sweep": ["grid: {run.seed: [0, 1, 2, 3]}", f"scale: {{workers: 1, {_SCALE}}}"],
 }
+EPOCHS = {"precompute": 400, "run": 1000, "sweep": 150}  # for half a minute to a minute
 _PATIENCE = 600.0  # seconds that a driver may take after the last fault
 _STARTS = 3  # of a cluster, until it is up
 _MEMORY = 100 << 20  # bytes of a node's object store
+
+
+def experiment(views: int, epochs: int, *more: str, method: str = "skd") -> str:
+    """The file of a small experiment; `more` are its lines beside `run`."""
+    run = f"""
+run:
+  model: resnet8
+  data: {{name: digits, holdout: 0.33, limit: 96, augment: {{pad: 1}}}}
+  teacher:
+    model: resnet8
+    data: {{name: digits, holdout: 0.33, limit: 320, augment: {{pad: 1}}}}
+    optim: {{epochs: 2, batch: 32}}
+  method: {method}
+  views: {views}
+  optim: {{epochs: {epochs}, batch: 32}}"""
+    return "\n".join([run, *more, ""])
+
+
+def work(command: str, epochs: int | None = None, method: str = "skd") -> str:
+    """The file of an experiment for `raykd precompute`, `run` or `sweep`, of `EPOCHS` or others."""
+    epochs = epochs or EPOCHS[command]
+    views = epochs if command == "precompute" else 2
+    return experiment(views, epochs, *_OWN[command], method=method)
 
 
 def _head() -> dict[str, Any]:
@@ -167,14 +169,14 @@ class Site:
 
     def _lose_node(self, store: Path, rng: random.Random) -> bool:
         """A node with all that runs on it; another one comes."""
-        self._replace(rng.choice([*self._cluster.worker_nodes]))
+        self.take(rng.choice([*self._cluster.worker_nodes]))
         return True
 
     def _lose_writer(self, store: Path, rng: random.Random) -> bool:
         """The node of the process that writes a checkpoint."""
         node = self.writer(store)
         if node is not None:
-            self._replace(node)
+            self.take(node)
         return node is not None
 
     def writer(self, store: Path) -> Any:
@@ -196,7 +198,8 @@ class Site:
 
     def take(self, node: Any) -> None:
         """Take a node away; another one comes."""
-        self._replace(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+        self.grow()
 
     def shrink(self) -> None:
         """Take a node away."""
@@ -234,10 +237,6 @@ class Site:
         self._driver.wait()
         self._cluster = self._started()
         return True
-
-    def _replace(self, node: Any) -> None:
-        self._cluster.remove_node(node, allow_graceful=False)
-        self._cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
 
 
 KINDS = ("worker", "node", "writer", "driver", "head")

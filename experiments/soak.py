@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 import safetensors.torch
-from faults import KINDS, ROOT, WORK, Site, differences, disturbed, leftovers
+from faults import KINDS, ROOT, Site, differences, disturbed, leftovers, work
 
 from raykd import models
 from raykd.cli.shared import speaking
@@ -31,7 +31,7 @@ from raykd.progress import clock
 from raykd.store import read_json
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
-SHORTER = {"epochs: 150,": "epochs: 60,", "epochs: 1000": "epochs: 150", "400": "150"}
+EPOCHS = {"precompute": 150, "run": 150, "sweep": 60}  # of a round's command
 TEST_IMAGES = 593  # of the digits, held out
 
 
@@ -51,13 +51,10 @@ def main(minutes: float, seed: int, faults: int) -> None:
         try:
             while time.monotonic() + longest < until or not rounds:
                 begun = time.monotonic()
-                work, method = rng.choice([*WORK]), rng.choice(METHODS)
-                file = place / f"{work}-{METHODS.index(method)}.yaml"
-                text = WORK[work].replace("method: skd", f"method: {method}")
-                for long, short in SHORTER.items():
-                    text = text.replace(long, short)
-                file.write_text(text)
-                words = [work, str(file)]
+                command, method = rng.choice([*EPOCHS]), rng.choice(METHODS)
+                file = place / f"{command}-{METHODS.index(method)}.yaml"
+                file.write_text(work(command, EPOCHS[command], method))
+                words = [command, str(file)]
                 if file not in references:
                     references[file] = place / f"reference-{len(references)}"
                     disturbed(site, words, references[file], (), rng)
@@ -70,7 +67,7 @@ def main(minutes: float, seed: int, faults: int) -> None:
                 longest = max(longest, time.monotonic() - begun)
                 told = ", ".join(f"{count} {kind}" for kind, count in sorted(found[0].items()))
                 left = max(0.0, until - time.monotonic())
-                click.echo(f"round {rounds}, {work} of {method}: {told}; {clock(left)} left")
+                click.echo(f"round {rounds}, {command} of {method}: {told}; {clock(left)} left")
                 for line in found[1]:
                     click.echo(f"  {line}")
         finally:

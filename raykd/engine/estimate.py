@@ -16,7 +16,7 @@ from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
 from raykd.engine.rehearsal import forward_of, step_of
 from raykd.experiment import Experiment
-from raykd.plan import Plan
+from raykd.plan import CacheJob, Plan
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
 from raykd.scale import Scale, most
 from raykd.store import Store
@@ -72,9 +72,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
         if serving(store, job.run, job.views) != job.run:
             continue
         rows = len(open_split(store, job.run.data, job.run.split))
-        known = manifest_of(store, job.run)
-        shards = known.shards if known is not None else ()
-        missing = sum(len(part) for view in job.views for part in gaps(shards, view, rows))
+        missing = missing_rows(store, job, rows)
         if missing:
             rate = rates.forward(job.run.teacher, job.run.data)
             augment = job.run.data.augment
@@ -99,6 +97,13 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
             seconds /= min(len(runs), experiment.scale.parallel or os.cpu_count() or 1)
         items.append(Item("students", model, len(runs), sum(n for _, n in costs), 0, seconds))
     return items
+
+
+def missing_rows(store: Store, job: CacheJob, rows: int) -> int:
+    """The rows of a cache's views that are not there; a view has `rows`."""
+    known = manifest_of(store, job.run)
+    shards = known.shards if known is not None else ()
+    return sum(len(part) for view in job.views for part in gaps(shards, view, rows))
 
 
 class Rates:

@@ -19,7 +19,7 @@ from raykd.data.encoded import Encoded
 from raykd.data.images import Data, open_images, open_split
 from raykd.engine import scaling
 from raykd.engine.caches import needed_bytes
-from raykd.engine.estimate import Rates
+from raykd.engine.estimate import Rates, missing_rows
 from raykd.engine.prepare import serving
 from raykd.engine.routes import so_far
 from raykd.engine.scaling import Cluster, Forecast, Work
@@ -30,7 +30,6 @@ from raykd.plan import CacheJob, Plan, plan
 from raykd.recipes import LogitsRun, StudentRun, training_of
 from raykd.scale import Workers, least, most
 from raykd.store import Store
-from raykd.teachers.manifest import gaps, manifest_of
 from raykd.tree import read_yaml
 
 _BACKWARD = 2  # forwards that a backward is worth: by its inputs, and by its weights
@@ -138,7 +137,7 @@ class _Ahead:
         if serving(self._store, run, job.views) != run:
             return None
         pictures = open_split(self._store, run.data, run.split)
-        rows = _lacking(self._store, job, len(pictures))
+        rows = missing_rows(self._store, job, len(pictures))
         if not rows:
             return None
         written, read = needed_bytes(run, rows), 0
@@ -189,15 +188,8 @@ def missing_bytes(experiment: Experiment, store: Store) -> int:
     total = 0
     for job in plan(students, store.has, measured).caches:
         rows = len(open_split(store, job.run.data, job.run.split))
-        total += needed_bytes(job.run, _lacking(store, job, rows))
+        total += needed_bytes(job.run, missing_rows(store, job, rows))
     return total
-
-
-def _lacking(store: Store, job: CacheJob, rows: int) -> int:
-    """The rows of a cache's views that are not there; a view has `rows`."""
-    known = manifest_of(store, job.run)
-    shards = known.shards if known is not None else ()
-    return sum(len(part) for view in job.views for part in gaps(shards, view, rows))
 
 
 def _cost(model: str, data: Data) -> tuple[int, int]:

@@ -11,11 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raykd.ending import Notice
-from raykd.engine.host import EVERY_EPOCH, NOBODY, Complete, State
-from raykd.engine.journal import Journal
+from raykd.engine.host import Complete, State
 from raykd.errors import NoRoom
-from raykd.scale import Scale
 
 # Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -24,7 +21,8 @@ _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_b
 PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
 # The workers ask each other whether a checkpoint is due about this often, and first after 8 steps.
 _ASK_SECONDS = 2.0
-_ASK_STEPS = (8, 1, 64)  # first, at least, at most
+_FIRST_STEPS = 8
+_MOST_STEPS = 64
 
 
 class GroupHost(Complete):
@@ -35,23 +33,11 @@ class GroupHost(Complete):
     epoch, and after others that end `PASS_ON_SECONDS` or more after it was called before.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        device: torch.device,
-        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
-        scale: Scale = EVERY_EPOCH,
-        notice: Notice = NOBODY,
-    ) -> None:
+    def _begin(self) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
-        self.device = device
-        self.scale = scale
-        self.journal = journal
-        self._passed_on = passed_on
-        self._notice = notice
         self._spoke = time.monotonic()
-        self._every, self._steps, self._since = _ASK_STEPS[0], 0, time.monotonic()
+        self._every, self._steps, self._since = _FIRST_STEPS, 0, time.monotonic()
         self._asked: Callable[[], list[int]] | None = None  # what was asked the last time
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
@@ -138,8 +124,8 @@ class GroupHost(Complete):
                 self.journal.keep(kept)
             self.journal.kept()
         now, told = time.monotonic(), self._notice.given()
-        each, (_, fewest, most) = (now - self._since) / self._steps, _ASK_STEPS
-        steps = min(max(round(_ASK_SECONDS / max(each, 1e-6)), fewest), most)
+        pace = self._steps / max(now - self._since, 1e-6)  # steps per second
+        steps = min(max(round(_ASK_SECONDS * pace), 1), _MOST_STEPS)
         due = (told or self.rank == 0) and self.journal.due_within(told=told)
         self._asked = self._ask(int(due), steps if self.rank == 0 else 0)
         self._steps, self._since = 0, now

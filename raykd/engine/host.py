@@ -88,6 +88,25 @@ class Host(Protocol):
 class Complete:
     """A host that holds all weights itself."""
 
+    def __init__(
+        self,
+        journal: Journal,
+        device: torch.device,
+        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+        scale: Scale = EVERY_EPOCH,
+        notice: Notice = NOBODY,
+    ) -> None:
+        """`passed_on` is called with the metrics of epochs: of which, a host says."""
+        self.journal = journal
+        self.device = device
+        self.scale = scale
+        self._passed_on = passed_on
+        self._notice = notice
+        self._begin()
+
+    def _begin(self) -> None:
+        """What a host does at last to be made."""
+
     def whole(self, module: AnyModule) -> AnyModule:
         """The module itself."""
         return module
@@ -102,25 +121,10 @@ class Complete:
 
 
 class LocalHost(Complete):
-    """This process alone."""
+    """This process alone. Passes the metrics of every epoch on."""
 
     rank = 0
     world = 1
-
-    def __init__(
-        self,
-        journal: Journal,
-        device: torch.device,
-        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
-        scale: Scale = EVERY_EPOCH,
-        notice: Notice = NOBODY,
-    ) -> None:
-        """`passed_on` is called with the metrics of every epoch."""
-        self.journal = journal
-        self.device = device
-        self.scale = scale
-        self._passed_on = passed_on
-        self._notice = notice
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner itself."""

@@ -35,20 +35,13 @@ class ShardedHost(GroupHost):
     evaluated, saved and released; it waits on the CPU meanwhile.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        device: torch.device,
-        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
-        scale: Scale = EVERY_EPOCH,
-        notice: Notice = NOBODY,
-    ) -> None:
-        """As a `GroupHost`. Raises `ConfigError` where the group cannot do it."""
-        super().__init__(journal, device, passed_on, scale, notice)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+    def _begin(self) -> None:
+        """Raises `ConfigError` where the group cannot do it."""
+        super()._begin()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self._check_group()
-        self._mesh = init_device_mesh(device.type, (self.world,))
+        self._mesh = init_device_mesh(self.device.type, (self.world,))
         self._copies: dict[nn.Module, nn.Module] = {}
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:

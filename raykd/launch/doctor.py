@@ -25,7 +25,7 @@ from raykd.experiment import Experiment, basis
 from raykd.launch import diagnosis, node
 from raykd.launch.cluster import connected, note_of_cluster, standing
 from raykd.launch.diagnosis import Finding
-from raykd.launch.room import fitting, gpus_per_worker
+from raykd.launch.room import fitting, wanted
 from raykd.recipes import TeacherRun
 from raykd.remote import Remote
 from raykd.scale import Scale, least
@@ -131,14 +131,9 @@ def _of_cluster(
     store: Store, scale: Scale, experiment: Experiment | None, needed: int
 ) -> list[Finding]:
     """The checks of a cluster that was joined."""
-    alive = [each for each in ray.nodes() if each["Alive"]]
-    named = _named(alive)
-    said = f"{len(alive)} nodes: {', '.join(named)}"
-    dead = [each["NodeManagerAddress"] for each in ray.nodes() if not each["Alive"]]
-    findings = [Finding("cluster", "ok", said)]
-    if dead:
-        todo = "look at their logs; a run goes on without them"
-        findings = [Finding("cluster", "warning", f"{said}; gone: {', '.join(dead)}", todo)]
+    nodes = ray.nodes()
+    named = _named([each for each in nodes if each["Alive"]])
+    findings = [_nodes(named, [each for each in nodes if not each["Alive"]])]
     probes, silent = _probes(named)
     if silent:
         said = "; ".join(f"{name}: {why}" for name, why in silent.items())
@@ -150,17 +145,32 @@ def _of_cluster(
     findings += [diagnosis.shared(store.shown, DRIVER, views), _room(store, needed)]
     offered = {name: each["Resources"].get("GPU", 0.0) for name, each in named.items()}
     findings.append(diagnosis.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
-    runs = () if experiment is None else experiment.runs
-    asked = [scale.workers, *(experiment.workers(basis(run)) for run in runs if experiment)]
-    teachers = (basis(run).teacher for run in runs)
-    trained = [teacher for teacher in teachers if isinstance(teacher, TeacherRun)]
-    asked += [experiment.teacher_workers(teacher) for teacher in trained if experiment]
-    wide = [1, *map(least, asked)]
-    share = f"{scale.cpus:g} CPUs and {gpus_per_worker(scale):g} GPUs"
+    groups = _groups(scale, experiment)
     fit, grows = fitting(scale), scale.wait_minutes > 0
-    findings.append(diagnosis.fits(wide, fit, share, scale.parallel, grows=grows))
-    findings.append(_dashboard(needed=max(wide) > 1))
+    findings.append(diagnosis.fits(groups, fit, wanted(scale), scale.parallel, grows=grows))
+    findings.append(_dashboard(needed=max(groups) > 1))
     return findings
+
+
+def _groups(scale: Scale, experiment: Experiment | None) -> list[int]:
+    """The least workers of whatever trains or computes."""
+    asked = [1, scale.workers]
+    for run in map(basis, () if experiment is None else experiment.runs):
+        assert experiment is not None
+        asked.append(experiment.workers(run))
+        if isinstance(run.teacher, TeacherRun):
+            asked.append(experiment.teacher_workers(run.teacher))
+    return [least(workers) for workers in asked]
+
+
+def _nodes(named: Mapping[str, Any], dead: list[dict[str, Any]]) -> Finding:
+    """Which nodes there are, and which there were."""
+    said = f"{len(named)} nodes: {', '.join(named)}"
+    if not dead:
+        return Finding("cluster", "ok", said)
+    gone = ", ".join(each["NodeManagerAddress"] for each in dead)
+    todo = "look at their logs; a run goes on without them"
+    return Finding("cluster", "warning", f"{said}; gone: {gone}", todo)
 
 
 def _named(alive: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,8 @@ A worker that dies takes only its unit along, which is given to a new worker: a 
 from its checkpoint, and shards that were finished are there.
 """
 
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.manifest import Part, Shard
 
-_LOOK_SECONDS = 2.0  # between two looks for room, while nothing happens
+_LOOK_SECONDS = 2.0  # between two looks for room, and for nodes that are about to go
 
 
 class Worker:
@@ -101,6 +103,8 @@ class Pool:
         self._idle: list[Any] = []
         self._nodes: dict[Any, str] = {}  # worker -> where it lives
         self._failed_starts = 0
+        self._going: set[str] = set()  # nodes that are about to go
+        self._asked = self._grown = -math.inf  # when the cluster was asked
         await_room(scale, 1, "a worker", say)
 
     @property
@@ -145,7 +149,7 @@ class Pool:
                     unit = waiting.popleft()
                     begun(unit)
                     running[getattr(worker, unit.method).remote(*unit.arguments)] = (unit, worker)
-                if waiting:
+                if waiting and (self._grow_due() or not (running or self._starting)):
                     self._grow(len(running), len(waiting))
                 references = [*running, *self._starting]
                 ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_SECONDS)
@@ -178,18 +182,24 @@ class Pool:
 
     def _ready(self) -> Any:
         """A worker that has nothing to do and whose node stays; None where there is none."""
-        going = draining() if self._idle else set()
+        if self._idle and time.monotonic() - self._asked >= _LOOK_SECONDS:
+            self._going, self._asked = draining(), time.monotonic()
         while self._idle:
             worker = self._idle.pop()
-            if self._nodes.get(worker) not in going:
+            if self._nodes.get(worker) not in self._going:
                 return worker
             ray.kill(worker)
         return None
+
+    def _grow_due(self) -> bool:
+        """Whether it is time to look for room again."""
+        return time.monotonic() - self._grown >= _LOOK_SECONDS
 
     def _grow(self, busy: int, waiting: int) -> None:
         """Start workers for what waits, as many as there is room for."""
         if not busy and not self.size:
             await_room(self._scale, 1, "a worker", self._say)
+        self._grown = time.monotonic()
         wanted = min(self.size, busy + waiting)
         for _ in range(wanted - busy - len(self._starting)):
             kind = ray.remote(

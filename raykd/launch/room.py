@@ -38,6 +38,12 @@ def gpus_per_worker(scale: Scale) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
+def share(scale: Scale) -> dict[str, float]:
+    """What each worker holds, as Ray counts it."""
+    gpus = gpus_per_worker(scale)
+    return {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
+
+
 def check_fit(scale: Scale, workers: int, what: str) -> None:
     """Raise `NoRoom` where `workers` workers do not fit the cluster as it is."""
     if workers > fitting(scale):
@@ -105,9 +111,7 @@ def told_of_losses(
 @contextlib.contextmanager
 def _asked_for(scale: Scale, workers: int) -> Iterator[None]:
     """Have an autoscaler, where there is one, make room for some workers."""
-    gpus = gpus_per_worker(scale)
-    own = {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
-    sdk.request_resources(bundles=[own] * workers)
+    sdk.request_resources(bundles=[share(scale)] * workers)
     try:
         yield
     finally:

@@ -152,8 +152,8 @@ class _Notes(fs.FileSystemHandler):
         self.files.delete_dir_contents(path, missing_dir_ok=missing_dir_ok)
 
     def delete_root_dir_contents(self) -> None:
-        """Nobody asks for this."""
-        raise NotImplementedError
+        """Refused: Tune's notes lie in a folder of the store."""
+        raise PermissionError("a store's file system is not emptied")
 
     def delete_file(self, path: str) -> None:
         """Remove a file."""

@@ -28,7 +28,7 @@ from raykd.errors import RaykdError, WorkFailed
 from raykd.launch import notes
 from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice
-from raykd.launch.room import check_fit, gpus_per_worker
+from raykd.launch.room import check_fit, share
 from raykd.recipes import Training
 from raykd.record import fingerprint
 from raykd.scale import Scale, Workers, least, most
@@ -59,8 +59,7 @@ def fit(
     check_fit(scale, least(workers), fingerprint(run))
     if least(workers) < most(workers):
         os.environ.setdefault(*_SHRINKS_AFTER)
-    gpus = gpus_per_worker(scale)
-    own = {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
+    own = share(scale)
     ours = store.root / "ray"  # Ray's own notes on the run; the results are not in there
     trainer = TorchTrainer(
         _worker,
@@ -72,7 +71,7 @@ def fit(
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=bool(gpus),
+            use_gpu="GPU" in own,
             resources_per_worker=own,
             elastic_resize_monitor_interval_s=_GROWS_AFTER,
         ),

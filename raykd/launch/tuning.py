@@ -12,7 +12,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment, basis
 from raykd.launch.generations import drawn, population
-from raykd.launch.room import await_room, fitting, gpus_per_worker
+from raykd.launch.room import await_room, fitting, share
 from raykd.launch.trial import Brief
 from raykd.recipes import Asked, StudentRun
 from raykd.scale import least, most
@@ -103,8 +103,7 @@ def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactor
         wide = False  # the trial will say what is wrong
     if wide:
         return tune.PlacementGroupFactory([{"memory": 1 << 20}])
-    gpus = gpus_per_worker(brief.scale)
-    return tune.PlacementGroupFactory([{"CPU": brief.scale.cpus} | ({"GPU": gpus} if gpus else {})])
+    return tune.PlacementGroupFactory([share(brief.scale)])
 
 
 def concurrent(

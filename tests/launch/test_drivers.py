@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments.faults import BASE
+from experiments.faults import experiment
 from raykd.store import Store, read_json
 
 pytestmark = pytest.mark.slow
@@ -14,9 +14,7 @@ COMMAND = [sys.executable, "-c", "from raykd.cli import main; main()", "run"]
 
 def test_what_one_makes_the_other_waits_for(tmp_path):
     file, store = tmp_path / "two.yaml", tmp_path / "store"
-    file.write_text(
-        BASE + "  views: 2\n  optim: {epochs: 20, batch: 32}\ngrid: {run.seed: [0, 1, 2]}\n"
-    )
+    file.write_text(experiment(2, 20, "grid: {run.seed: [0, 1, 2]}"))
     drivers = [
         subprocess.Popen(
             [*COMMAND, str(file), "--store", str(store)],

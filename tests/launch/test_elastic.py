@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.faults import BASE, Site
+from experiments.faults import Site, experiment
 from raykd.store import read_json
 from tests.launch.marks import RAY
 from tests.launch.test_notice import wait
@@ -27,11 +27,11 @@ def epochs(store: Path) -> int:
 def test_a_training_goes_on_with_fewer_workers_and_with_more_again(site, tmp_path):
     file, store = tmp_path / "elastic.yaml", tmp_path / "store"
     file.write_text(
-        BASE
-        + """  views: 2
-  optim: {epochs: 20000, batch: 32}
-scale: {workers: [1, 2], teacher_workers: 1, checkpoint_seconds: 1, wait_minutes: 5}
-"""
+        experiment(
+            2,
+            20000,
+            "scale: {workers: [1, 2], teacher_workers: 1, checkpoint_seconds: 1, wait_minutes: 5}",
+        )
     )
     site.grow()
     site.begin(["run", str(file), "--store", str(store)])
@@ -48,13 +48,7 @@ scale: {workers: [1, 2], teacher_workers: 1, checkpoint_seconds: 1, wait_minutes
 
 def test_a_cache_is_filled_by_nodes_that_come_later(site, tmp_path):
     file, store = tmp_path / "cache.yaml", tmp_path / "store"
-    file.write_text(
-        BASE
-        + """  views: 1500
-  optim: {epochs: 1500, batch: 32}
-scale: {workers: 1, wait_minutes: 5}
-"""
-    )
+    file.write_text(experiment(1500, 1500, "scale: {workers: 1, wait_minutes: 5}"))
     site.shrink()  # none is left: the driver waits for the first
     site.begin(["precompute", str(file), "--store", str(store)])
     assert wait(lambda: "Waiting for nodes, up to 5 min" in site.text(), 60)

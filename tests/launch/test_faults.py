@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from experiments.faults import KINDS, WORK, Site, differences, disturbed, leftovers
+from experiments.faults import EPOCHS, KINDS, Site, differences, disturbed, leftovers, work
 from tests.launch.marks import RAY
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]
@@ -25,24 +25,24 @@ def site(tmp_path_factory):
     site.close()
 
 
-@pytest.mark.parametrize("work", WORK)
-def test_what_is_made_among_faults_is_what_is_made_without(site, tmp_path, work):
-    file = tmp_path / f"{work}.yaml"
-    file.write_text(WORK[work])
-    words = [work, str(file)]
+@pytest.mark.parametrize("command", EPOCHS)
+def test_what_is_made_among_faults_is_what_is_made_without(site, tmp_path, command):
+    file = tmp_path / f"{command}.yaml"
+    file.write_text(work(command))
+    words = [command, str(file)]
     reference = tmp_path / "reference"
     disturbed(site, words, reference, (), random.Random(0))
-    rng = random.Random(work)
+    rng = random.Random(command)
     faults = [kind for kind in KINDS for _ in range(EACH)]
     rng.shuffle(faults)
     number = 0
     while faults:
         store = tmp_path / f"store-{number}"
-        happened, repeated = disturbed(site, words, store, faults[:ROUND], rng, EVERY[work])
+        happened, repeated = disturbed(site, words, store, faults[:ROUND], rng, EVERY[command])
         for kind, count in happened.items():
             for _ in range(count):
                 faults.remove(kind)
-        print(work, dict(happened), "epochs repeated at a time, at most:", repeated)
+        print(command, dict(happened), "epochs repeated at a time, at most:", repeated)
         assert happened, "the work was done before anything could happen to it"
         assert differences(store, reference) == []
         assert repeated <= 1

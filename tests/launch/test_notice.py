@@ -6,19 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from experiments.faults import BASE, Site, differences, disturbed
+from experiments.faults import Site, differences, disturbed, experiment
 from tests.launch.marks import RAY
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(1800)]
-
-# No checkpoint is due before the end.
-RUN = (
-    BASE
-    + """  views: 2
-  optim: {epochs: EPOCHS, batch: 32}
-scale: {workers: WORKERS, teacher_workers: 1, checkpoint_seconds: 100000}
-"""
-)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +30,9 @@ def wait(condition: Callable[[], object], seconds: float) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_student_goes_on_from_where_its_spot_node_was_taken_away(site, tmp_path, workers):
     file = tmp_path / "spot.yaml"
-    file.write_text(RUN.replace("WORKERS", str(workers)).replace("EPOCHS", "300"))
+    # No checkpoint is due before the end.
+    scale = f"workers: {workers}, teacher_workers: 1, checkpoint_seconds: 100000"
+    file.write_text(experiment(2, 300, f"scale: {{{scale}}}"))
     disturbed(site, ["run", str(file)], tmp_path / "reference", (), random.Random(0))
     store = tmp_path / "store"
     site.begin(["run", str(file), "--store", str(store)])
