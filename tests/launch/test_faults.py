@@ -13,7 +13,7 @@ from tests.launch.marks import RAY
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]
 EACH = int(os.environ.get("RAYKD_FAULTS", "1"))
-ROUND = 5  # faults in one life of a store
+ROUND = 20  # faults in one life of a store, at most
 # Seconds between two faults, so that some find a group of workers on its way up, and some at work.
 EVERY = {"precompute": (3.0, 8.0), "run": (5.0, 40.0), "sweep": (3.0, 20.0)}
 
