@@ -1,29 +1,30 @@
 """An hour of faults: small experiments on a small cluster, all of which is lost now and then.
 
     python experiments/soak.py                    # an hour
-    python experiments/soak.py --minutes 5        # as in CI
+    python experiments/soak.py --minutes 5        # as in CI, with shorter experiments
 
 Round after round, an experiment is carried out (a cache, a student of two workers, a sweep) while
 workers, nodes, checkpoint writers, drivers and heads are killed at random moments. Then shards are
 damaged, removed and truncated, and the same command mends them. After each round, the laws are
 checked: everything is what an undisturbed driver makes, bit for bit, each thing once; at most one
 epoch was repeated at a time; caches answer as the live teacher does; students load into the plain
-network; every test image was counted once; and nothing is left lying about. The last line says how
-many faults there were, how many were survived, and how many things were lost.
+network; every test image was counted once; and nothing is left lying about. The last lines say how
+many faults there were of each kind, how many were survived, and how many things were lost.
 """
 
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import safetensors.torch
-from faults import KINDS, ROOT, Site, differences, disturbed, leftovers, work
+from faults import EPOCHS, KINDS, ROOT, Site, differences, disturbed, leftovers, work
 
 from raykd import models
 from raykd.cli.shared import speaking
@@ -31,75 +32,107 @@ from raykd.progress import clock
 from raykd.store import read_json
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
-EPOCHS = {"precompute": 150, "run": 150, "sweep": 60}  # of a round's command
+# Seconds between two faults: a group of workers takes long to come up.
+EVERY = {"precompute": (3.0, 8.0), "run": (3.0, 30.0), "sweep": (3.0, 12.0)}
+WHOLE = 20  # minutes from which on experiments are as long as `EPOCHS` says
 TEST_IMAGES = 593  # of the digits, held out
 
 
 @click.command()
 @click.option("--minutes", default=60.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of what befalls whom, and when.")
-@click.option("--faults", default=4, show_default=True, help="In one round, at most.")
+@click.option("--faults", default=8, show_default=True, help="In one round, at most.")
 @speaking
 def main(minutes: float, seed: int, faults: int) -> None:
     """Kill, corrupt and restart for a while, and check that nothing is lost."""
-    rng, until = random.Random(seed), time.monotonic() + 60 * minutes
-    happened: Counter[str] = Counter()
-    lost, rounds, longest, references = 0, 0, 0.0, {}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        site = Site(place, say=click.echo)
-        try:
-            while time.monotonic() + longest < until or not rounds:
-                begun = time.monotonic()
-                command, method = rng.choice([*EPOCHS]), rng.choice(METHODS)
-                file = place / f"{command}-{METHODS.index(method)}.yaml"
-                file.write_text(work(command, EPOCHS[command], method))
-                words = [command, str(file)]
-                if file not in references:
-                    references[file] = place / f"reference-{len(references)}"
-                    disturbed(site, words, references[file], (), rng)
-                found = _round(
-                    site, words, place / f"store-{rounds}", references[file], faults, rng
-                )
-                happened += found[0]
-                lost += len(found[1])
-                rounds += 1
-                longest = max(longest, time.monotonic() - begun)
-                told = ", ".join(f"{count} {kind}" for kind, count in sorted(found[0].items()))
-                left = max(0.0, until - time.monotonic())
-                click.echo(f"round {rounds}, {command} of {method}: {told}; {clock(left)} left")
-                for line in found[1]:
-                    click.echo(f"  {line}")
-        finally:
-            site.close()
-    total = sum(happened.values())
-    click.echo(
-        f"{rounds} rounds, {total} faults ({', '.join(f'{n} {k}' for k, n in happened.items())}), "
-        f"{total if not lost else 'not all'} survived, {lost} things lost"
-    )
+    until, longest, lost, rounds = time.monotonic() + 60 * minutes, 0.0, 0, 0
+    place = Path(tempfile.mkdtemp())
+    soak = Soak(place, min(1.0, minutes / WHOLE), random.Random(seed))
+    try:
+        while time.monotonic() + longest < until or not rounds:
+            begun = time.monotonic()
+            said, broken = soak.round(faults)
+            lost += len(broken)
+            rounds += 1
+            longest = max(longest, time.monotonic() - begun)
+            left = max(0.0, until - time.monotonic())
+            click.echo(f"round {rounds}, {said}; {clock(left)} left")
+            for line in broken:
+                click.echo(f"  {line}")
+    finally:
+        soak.site.close()
+    if lost:
+        click.echo(f"what is left of it lies in {place}")
+    else:
+        shutil.rmtree(place)
+    for command, counts in soak.happened.items():
+        click.echo(f"{command}: {_told(counts)}")
+    total = sum(counts.total() for counts in soak.happened.values())
+    survived = "not all" if lost else total
+    click.echo(f"{rounds} rounds, {total} faults, {survived} survived, {lost} things lost")
     sys.exit(1 if lost else 0)
 
 
-def _round(
-    site: Site, words: Sequence[str], store: Path, reference: Path, faults: int, rng: random.Random
-) -> tuple[Counter[str], list[str]]:
-    """One experiment with faults, then damage; what happened, and which laws did not hold."""
-    kinds = [rng.choice(KINDS) for _ in range(rng.randint(1, faults))]
-    every = (3.0, 30.0 if words[0] == "run" else 10.0)  # a group of workers takes long to come up
-    happened, repeated = disturbed(site, words, store, kinds, rng, every)
-    broken = _laws(store, reference)
-    if repeated > 1:
-        broken.append(f"{repeated} epochs were repeated at a time")
-    for damage in (_flip, _truncate, _remove):
-        shards = sorted(store.glob("caches/*/view-*.arrow"))
-        victim = rng.choice(shards)
-        damage(victim, rng)
-        happened[damage.__name__.strip("_")] += 1
-    code, text = _raykd("verify", "--store", str(store))
-    if code != 5:
-        broken.append(f"damaged shards were not found ({code}): {text[-300:]}")
-    disturbed(site, ["precompute", words[1]], store, (), rng)
-    return happened, broken + _laws(store, reference)
+class Soak:
+    """Experiments on one cluster, round after round."""
+
+    def __init__(self, place: Path, share: float, rng: random.Random) -> None:
+        """`share` is how much of `EPOCHS` an experiment has."""
+        self.site = Site(place, say=click.echo)
+        self.happened: dict[str, Counter[str]] = {command: Counter() for command in EPOCHS}
+        self._place, self._share, self._rng = place, share, rng
+        self._waiting: dict[str, list[str]] = {command: [] for command in EPOCHS}
+        self._references: dict[Path, Path] = {}
+        self._stores = 0
+
+    def round(self, faults: int) -> tuple[str, list[str]]:
+        """One experiment with faults, then damage; what happened, and which laws did not hold."""
+        fewest = min(counts.total() for counts in self.happened.values())
+        rarest = [each for each, counts in self.happened.items() if counts.total() == fewest]
+        command, method = self._rng.choice(rarest), self._rng.choice(METHODS)
+        file = self._place / f"{command}-{METHODS.index(method)}.yaml"
+        file.write_text(work(command, round(self._share * EPOCHS[command]), method))
+        words, reference = [command, str(file)], self._reference(command, file)
+        kinds = self._next(command, self._rng.randint(1, faults))
+        store = self._place / f"store-{self._stores}"
+        self._stores += 1
+        happened, repeated = disturbed(self.site, words, store, kinds, self._rng, EVERY[command])
+        del self._waiting[command][: happened.total()]
+        broken = _laws(store, reference)
+        if repeated > 1:
+            broken.append(f"{repeated} epochs were repeated at a time")
+        for damage in (_flip, _truncate, _remove):
+            shards = sorted(store.glob("caches/*/view-*.arrow"))
+            damage(self._rng.choice(shards), self._rng)
+            happened[damage.__name__.strip("_")] += 1
+        code, text = _raykd("verify", "--store", str(store))
+        if code != 5:
+            broken.append(f"damaged shards were not found ({code}): {text[-300:]}")
+        disturbed(self.site, ["precompute", str(file)], store, (), self._rng)
+        self.happened[command] += happened
+        broken += _laws(store, reference)
+        if not broken:
+            shutil.rmtree(store, ignore_errors=True)  # its last workers may still be ending
+        return f"{command} of {method}: {_told(happened)}", broken
+
+    def _reference(self, command: str, file: Path) -> Path:
+        """The store of the same experiment, which nothing befell."""
+        if file not in self._references:
+            self._references[file] = self._place / f"reference-{len(self._references)}"
+            disturbed(self.site, [command, str(file)], self._references[file], (), self._rng)
+        return self._references[file]
+
+    def _next(self, command: str, count: int) -> list[str]:
+        """The faults to come, so that all kinds come equally often."""
+        waiting = self._waiting[command]
+        while len(waiting) < count:
+            waiting += self._rng.sample(KINDS, len(KINDS))
+        return waiting[:count]
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    """How many of each kind, in words."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 
 def _laws(store: Path, reference: Path) -> list[str]:
