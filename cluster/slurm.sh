@@ -48,16 +48,29 @@ export RAYKD_PORT RAYKD_IP RAYKD_TMP
 # shellcheck disable=SC2016
 node='
 own="--num-cpus=$SLURM_CPUS_PER_TASK --disable-usage-stats --block"
+# Not exec: Ray keeps its files in the same folder on every node, and each node removes its own.
+start() {
+  trap "kill \"\$!\" 2> /dev/null" TERM
+  ray start "$@" &
+  local status=0
+  wait "$!" || status=$?
+  wait "$!" || status=$?  # the first one ends with the signal
+  rm -rf "$RAYKD_TMP"
+  exit "$status"
+}
 if [ "$SLURM_PROCID" -eq 0 ]; then
-  exec ray start --head --node-ip-address="$RAYKD_IP" --port="$RAYKD_PORT" \
+  start --head --node-ip-address="$RAYKD_IP" --port="$RAYKD_PORT" \
     --dashboard-host=127.0.0.1 --dashboard-port=$((RAYKD_PORT + 1)) \
     --ray-client-server-port=$((RAYKD_PORT + 2)) --temp-dir="$RAYKD_TMP" $own
 fi
-until ray health-check --address "$RAYKD_IP:$RAYKD_PORT" > /dev/null 2>&1; do sleep 2; done
-exec ray start --address="$RAYKD_IP:$RAYKD_PORT" $own
+until ray health-check --address "$RAYKD_IP:$RAYKD_PORT" > /dev/null 2>&1; do
+  [ "$SECONDS" -lt 300 ] || { echo "slurm.sh: no head at $RAYKD_IP:$RAYKD_PORT" >&2; exit 1; }
+  sleep 2
+done
+start --address="$RAYKD_IP:$RAYKD_PORT" $own
 '
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --no-kill \
-  --kill-on-bad-exit=0 bash -c "$node" &
+  --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 bash -c "$node" &
 cluster=$!
 
 work=
@@ -77,7 +90,10 @@ trap stop TERM
 # All nodes, or those that came within five minutes.
 export RAY_ADDRESS="$RAYKD_IP:$RAYKD_PORT"
 until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
-  kill -0 "$cluster"  # ends the script where Ray did not start
+  if [ "$SECONDS" -gt 300 ] || ! kill -0 "$cluster" 2> /dev/null; then
+    echo "slurm.sh: Ray's head did not start on this node; what it said is above" >&2
+    exit 1
+  fi
   sleep 2
 done
 python - "$SLURM_NNODES" << 'END'

@@ -20,6 +20,7 @@ import urllib.request
 _AWS = "http://169.254.169.254"
 _GCP = "http://metadata.google.internal"
 _TIMEOUT = 5.0
+_PATIENCE = 20.0
 
 
 def noticed(cloud: str, address: str) -> bool:
@@ -64,7 +65,17 @@ def main() -> int:
     while not noticed(given.cloud, address):
         time.sleep(given.every)
     print("this node will be taken away:", *given.command, flush=True)
-    return subprocess.run(given.command, check=False).returncode
+    while not _done(given.command):  # the head may be busy; after the node nobody asks any more
+        time.sleep(given.every)
+    return 0
+
+
+def _done(command: list[str]) -> bool:
+    """Whether a command ends as it should, and in time."""
+    try:
+        return subprocess.run(command, check=False, timeout=_PATIENCE).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 if __name__ == "__main__":

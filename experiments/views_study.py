@@ -36,6 +36,7 @@ from raykd.catalogue import markdown
 from raykd.cli.shared import STORE, print_rows, speaking
 from raykd.data.images import open_images
 from raykd.data.loader import Views
+from raykd.disk import write_atomic
 from raykd.engine import prepare, start
 from raykd.engine.compare import SPOT_CHECK, compare
 from raykd.engine.fit import ShardMaker, default_device
@@ -53,7 +54,7 @@ from raykd.report.summary import summarise
 from raykd.report.svg import draw, look
 from raykd.report.types import Summary
 from raykd.resolve import resolve
-from raykd.store import Store, read_json, write_atomic
+from raykd.store import Store, read_json
 from raykd.teachers.manifest import Part
 
 LABELS = "label_only"  # the reference without a teacher, with a new view in every epoch

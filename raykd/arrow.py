@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raykd.disk import write_atomic
 from raykd.errors import CacheCorrupt
-from raykd.store import write_atomic
 
 CHECKSUM_DIGITS = 24
 _BLOCK = 1 << 24

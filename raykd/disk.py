@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,20 +20,30 @@ def lasting(path: Path) -> Iterator[None]:
     Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: a folder
     of that name must not be made on whatever lies below.
     """
-    if not path.parent.is_dir():
-        raise Unreachable(
-            f"{path.parent} was there and is gone; what was finished lies on the storage, so "
-            "bring it back and run the same command again"
-        )
+    if not os.path.isdir(path.parent):  # noqa: PTH112 - pathlib's raises where a mount is broken
+        raise gone(path.parent)
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
             raise full(path) from error
-        raise Unreachable(
-            f"{path}: cannot be written ({error.strerror or error}); what was finished is kept, "
-            "so mend the storage and run the same command again"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def gone(folder: Path) -> Unreachable:
+    """What to say where a folder was."""
+    return Unreachable(
+        f"{folder} was there and is gone; what was finished lies on the storage, so bring it back "
+        "and run the same command again"
+    )
+
+
+def unwritable(path: Path, error: OSError) -> Unreachable:
+    """What to say where a file or a folder cannot be made."""
+    return Unreachable(
+        f"{path}: cannot be written ({error.strerror or error}); what was finished is kept, so "
+        "mend the storage, or its permissions, and run the same command again"
+    )
 
 
 def full(path: Path) -> NoRoom:
@@ -41,6 +52,28 @@ def full(path: Path) -> NoRoom:
         f"{path}: the disk is full; what was finished is kept, so make room and run the same "
         "command again"
     )
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises `NoRoom` where the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, not the process id: workers on several nodes may share the folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise full(path) from error
+        raise
 
 
 def appending(path: Path) -> IO[str]:

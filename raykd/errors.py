@@ -55,7 +55,7 @@ class ExportFailed(RaykdError):
 
 
 class Unreachable(RaykdError):
-    """A place by URL that does not answer, or refuses: network, credentials, bucket."""
+    """A place that does not answer, or refuses: network, credentials, bucket; a mount that went."""
 
     code = 9
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from raykd.disk import appending
-from raykd.errors import NoRoom, Unreachable
+from raykd.disk import appending, unwritable
+from raykd.errors import NoRoom
 from raykd.record import Record
-from raykd.store import Store
+from raykd.store import LOCKS, Store
 
 _LOOK_SECONDS = 0.5
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
@@ -78,7 +78,7 @@ def _taken(path: Path) -> IO[str] | None:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = appending(path)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
@@ -94,15 +94,8 @@ def _taken(path: Path) -> IO[str] | None:
                 return file  # the writer is taken to be alone
             file.close()
             if error.errno not in _GONE:
-                raise _unwritable(path, error) from error
+                raise unwritable(path, error) from error
         file.close()  # who held it before has removed it in between
-
-
-def _unwritable(path: Path, error: OSError) -> Unreachable:
-    return Unreachable(
-        f"{path}: cannot be written ({error.strerror or error}); what a driver makes is locked "
-        "there, so mend the storage, or its permissions, and run the same command again"
-    )
 
 
 def _owner(path: Path) -> str:
@@ -123,4 +116,5 @@ def _free(path: Path, file: IO[str]) -> None:
 
 def _place(store: Store, recipe: Record, role: str) -> Path:
     folder = store.path(recipe)
-    return store.root / "locks" / f"{folder.parent.name}-{folder.name}.{role}"
+    store.stand()
+    return store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"

@@ -9,7 +9,6 @@ Names are relative to the URL, with slashes. A file appears whole or not at all.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from raykd.disk import FULL, lasting
 from raykd.errors import ConfigError, Damaged, NoRoom, Unreachable
 from raykd.names import check_below, is_below
 
@@ -29,7 +29,6 @@ ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
 _BLOCK, _OPEN = 1 << 23, 32  # bytes that are copied at a time; files that `read_at` keeps open
 _GS_SECONDS = 60  # for which Google's client tries again by itself; 15 minutes if it is not told
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Parts of errors' texts.
 _REFUSED = ("access_denied", "invalid_access_key", "signature", "credential", "access token")
 _NO_BUCKET = ("no_such_bucket",)
@@ -157,12 +156,15 @@ class Remote:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         digest, done = hashlib.sha256(), 0
         try:
+            with lasting(path):  # what goes wrong here is not the remote place's fault
+                temporary.touch()
             with files.open_input_file(source) as stream, temporary.open("wb") as file:
                 size = stream.size()
                 while block := stream.read(_BLOCK):
                     if checksum:
                         digest.update(block)
-                    file.write(block)
+                    with lasting(path):
+                        file.write(block)
                     done += len(block)
                 file.flush()
                 os.fsync(file.fileno())
@@ -192,8 +194,7 @@ class Remote:
         with self._lock:
             if self._reached is None:
                 self._reached = self._connect()
-        files, root = self._reached
-        return files, f"{root}/{name}".rstrip("/")
+        return self._reached[0], f"{self._reached[1]}/{name}".rstrip("/")
 
     def _connect(self) -> tuple[Any, str]:
         """The file system and the root's path. Raises `Unreachable` where there is no bucket."""
@@ -223,7 +224,7 @@ class Remote:
                 raise FileNotFoundError(f"{self.shown}/{name}: there is no such file") from None
             except OSError as error:
                 what = f"{self.shown}/{name}".rstrip("/")
-                if error.errno in _FULL:
+                if error.errno in FULL:
                     raise NoRoom(f"{what}: the disk is full ({error})") from error
                 if attempt == attempts or _is_in(error, _REFUSED + _NO_BUCKET):
                     raise Unreachable(f"{what}: {_said(error)} ({error})") from error
@@ -232,8 +233,7 @@ class Remote:
 
 
 def _is_in(error: OSError, words: tuple[str, ...]) -> bool:
-    text = str(error).lower()
-    return any(word in text for word in words)
+    return any(word in str(error).lower() for word in words)
 
 
 def _said(error: OSError) -> str:

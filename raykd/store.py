@@ -19,7 +19,6 @@ The root may be a URL. Then every node works on a copy of its own, the mirror: w
 pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
-import contextlib
 import json
 import os
 import secrets
@@ -28,13 +27,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from raykd.disk import FULL, full
+from raykd.disk import gone, unwritable, write_atomic
 from raykd.errors import CacheCorrupt, ConfigError
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
 from raykd.remote import Remote, is_url
 
 MARKER = "recipe.json"
+LOCKS = "locks"
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -44,28 +44,6 @@ class Recipe(Protocol):
 
     @property
     def kind(self) -> str: ...
-
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
-
-    Raises `NoRoom` where the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, not the process id: workers on several nodes may share the folder.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise full(path) from error
-        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -119,6 +97,27 @@ class Store:
             self.root = Path(place).expanduser().resolve()
             self.url = self.shown = str(self.root)
         self.local_bytes = _bound(local_gb)
+        self._stands = False
+
+    def stand(self, *, made: bool = False) -> None:
+        """Make the root, when work begins in it; after that, or if it was `made`, look for it.
+
+        Raises `Unreachable` where it has gone: what is left of a mount is an empty folder, in which
+        nothing is to be made anew.
+        """
+        if self.mirror is not None:
+            return  # the remote side says so itself, and copies may be anywhere
+        mark = self.root / LOCKS
+        if os.path.isdir(mark):  # noqa: PTH112 - pathlib's raises where a mount is broken
+            self._stands = True
+        elif made or self._stands:
+            raise gone(self.root)
+        else:
+            try:
+                mark.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(mark, error) from error
+            self._stands = True
 
     def path(self, recipe: Record) -> Path:
         """The folder of a recipe's artefact, whether or not it exists."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from raykd.engine.fit import local_host, train_student
+from raykd.engine.fit import local_host, train_student, train_teacher
 from raykd.engine.journal import Journal
 from raykd.errors import NoRoom, Unreachable
 from raykd.store import Store
 from tests.engine.test_loop import twin
-from tests.small import prepare, student_run, trained
+from tests.small import prepare, student_run, teacher_run, trained
 
 
 @pytest.fixture
@@ -78,6 +78,27 @@ def test_storage_that_vanishes_is_not_made_anew_below_its_mount(ready, tmp_path,
     host.report = vanishing
     with pytest.raises(Unreachable, match="was there and is gone; what was finished lies on the"):
         train_student(store, run, host)
+    assert [*small_disk.iterdir()] == []
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)
+
+
+def test_a_teacher_saves_no_weights_where_its_storage_was(tmp_path, small_disk):
+    store = Store(small_disk)
+    teacher = teacher_run(store)
+    host = local_host(store, teacher)
+    report = host.report
+
+    def vanishing(metrics, state, *, last):
+        report(metrics, state, last=last)
+        subprocess.run(["umount", "--lazy", str(small_disk)], check=True)
+
+    host.report = vanishing
+    with pytest.raises(Unreachable, match="was there and is gone"):
+        train_teacher(store, teacher, host)
+    assert [*small_disk.iterdir()] == []
+    for again in (store, Store(small_disk)):  # of this process, and of a worker that is started
+        with pytest.raises(Unreachable, match="was there and is gone"):
+            again.stand(made=True)
     assert [*small_disk.iterdir()] == []
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)
 

@@ -26,6 +26,7 @@ from raykd.data import located
 from raykd.data.decode import decoded
 from raykd.data.files import Files
 from raykd.data.images import Data, open_images, read
+from raykd.disk import write_atomic
 from raykd.engine import sweeps, weights
 from raykd.engine.journal import Journal, read_metrics
 from raykd.engine.prepare import open_cache
@@ -37,7 +38,7 @@ from raykd.export.found import by_fingerprint
 from raykd.recipes import Search, TeacherRun
 from raykd.remote import Remote
 from raykd.resolve import resolve
-from raykd.store import Store, write_atomic
+from raykd.store import Store
 from raykd.teachers.manifest import read_manifest
 from tests.data.files import encoded, picture
 from tests.data.packs import packed

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import pytest
 
+from raykd.disk import write_atomic
 from raykd.record import Record, fingerprint
-from raykd.store import MARKER, Store, read_json, write_atomic, write_json
+from raykd.store import MARKER, Store, read_json, write_json
 
 
 class Cake(Record):
@@ -27,7 +28,7 @@ class Cake(Record):
 KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
-from raykd.store import write_atomic
+from raykd.disk import write_atomic
 path, size = Path(sys.argv[1]), 1 << 21
 contents = [letter * size for letter in (b"a", b"b", b"c")]
 write_atomic(path, contents[0])

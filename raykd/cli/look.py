@@ -135,8 +135,8 @@ def report_command(
 @speaking
 def schema(output: Path | None) -> None:
     """Write the JSON schema by which editors complete and check experiment files."""
+    from raykd.disk import write_atomic
     from raykd.experiment import schema as schema_of
-    from raykd.store import write_atomic
 
     text = json.dumps(schema_of(), indent=2) + "\n"
     if output is None:

@@ -80,6 +80,7 @@ class Decoding:
             multiprocessing_context="forkserver",
             pin_memory=self._pin,
             worker_init_fn=_end_with_parent,
+            generator=torch.Generator(),  # otherwise it draws from the one of dropout
         )
 
 

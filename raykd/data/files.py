@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from raykd.disk import write_atomic
 from raykd.errors import DataError
 from raykd.names import is_below
 from raykd.remote import Remote, is_url
-from raykd.store import write_atomic
 
 _OPEN_FILES = 16  # that each thread keeps open
 

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 from raykd import locks
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
+from raykd.disk import lasting
 from raykd.ending import Notice
 from raykd.engine import prepare, start, weights
 from raykd.engine.evaluate import BATCH, evaluate
@@ -153,8 +154,8 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
         kept = run.method.releases(learner.helpers) if run.method.needs() else nn.ModuleDict()
         if kept.state_dict():
             weights.save_state(folder / weights.HELPERS, kept)
-        if lasting := start.lasting(learner.helpers):
-            weights.save_tensors(folder / weights.STAGE, lasting)
+        if last := start.lasting(learner.helpers):
+            weights.save_tensors(folder / weights.STAGE, last)
         _finish(store, run, result_of(run, [network, kept], history, host))
 
 
@@ -209,6 +210,7 @@ def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:
     """Write the result, with the checksums of the weights, and then the artefact's marker."""
     folder = store.path(run)
     store.pull_all(folder, "weights")  # of epochs on other nodes
-    write_json(folder / RESULT, result | {"weights": weights.checksums(folder)})
-    store.finish(run)
+    with lasting(folder / RESULT):
+        write_json(folder / RESULT, result | {"weights": weights.checksums(folder)})
+        store.finish(run)
     Journal(folder, store=store).close()

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from raykd.disk import appending, lasting
+from raykd.disk import appending, lasting, write_atomic
 from raykd.errors import CacheCorrupt
 from raykd.scale import Scale
-from raykd.store import Store, write_atomic
+from raykd.store import Store
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"

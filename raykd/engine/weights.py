@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from raykd import arrow, models
+from raykd.disk import lasting, write_atomic
 from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt, ConfigError
 from raykd.models.staged import Staged
 from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun, Training
-from raykd.store import Store, read_json, write_atomic
+from raykd.store import Store, read_json
 
 STUDENT = "weights.safetensors"
 HELPERS = "weights-helpers.safetensors"  # of a prelude, or what a student cannot be used without
@@ -38,9 +39,10 @@ def save_state(path: Path, module: nn.Module) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by their names, atomically."""
+    """Write tensors by their names, atomically, into a folder that is there."""
     state = {name: value.detach().cpu() for name, value in tensors.items()}
-    write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
+    with lasting(path):
+        write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
 
 
 def load_weights(path: Path, network: Staged) -> None:

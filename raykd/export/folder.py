@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raykd.data.loader import Views
+from raykd.disk import write_atomic
 from raykd.engine import weights
 from raykd.engine.finished import Finished, finished
 from raykd.errors import ConfigError, ExportFailed
@@ -26,7 +27,7 @@ from raykd.export.graph import CONFIG
 from raykd.export.libraries import WEIGHTS, rebuilt
 from raykd.recipes import AnyTeacher
 from raykd.record import fingerprint
-from raykd.store import Store, write_atomic, write_json
+from raykd.store import Store, write_json
 from raykd.types import Outputs
 
 FORMATS = {"safetensors": WEIGHTS, "torch": "model.pt2", "onnx": "model.onnx"}

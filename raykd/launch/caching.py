@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from raykd.engine.caches import CacheBuild, build_here, check_room, needed_bytes
 from raykd.engine.compare import SPOT_CHECK, Comparison, compare
 from raykd.engine.fit import default_device
 from raykd.engine.prepare import serving
+from raykd.errors import NoRoom, RaykdError, Unreachable
 from raykd.plan import CacheJob
 from raykd.progress import Teller, clock
 from raykd.record import Record
@@ -43,26 +44,37 @@ class Caching:
         self._stay = stay
         self._workers = workers
 
-    def fill(self, jobs: Sequence[CacheJob], *, shared: bool) -> list[CacheJob]:
-        """Fill the caches that lack views; returns which did.
+    def fill(
+        self, jobs: Sequence[CacheJob], failed: dict[CacheJob, RaykdError], *, shared: bool
+    ) -> list[CacheJob]:
+        """Fill the caches that lack views; returns which are filled now.
 
-        `shared`: others may need the same ones at this moment.
+        One that cannot be filled is put into `failed` and stops no other, unless all would fail
+        (`NoRoom`, `Unreachable`). `shared`: others may need the same ones at this moment.
         """
-        self._store.root.mkdir(parents=True, exist_ok=True)
+        self._store.stand()
         jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
+        filled = []
         if shared:
-            return [job for job in jobs if self._fill_shared(job)]
-        builds = [(job, self._build(job)) for job in jobs]
-        lacking = [(job, build) for job, build in builds if build.missing]
+            for job in jobs:
+                with _noting(job, failed):
+                    filled += [job] if self._fill_shared(job) else []
+            return filled
+        builds: dict[CacheJob, CacheBuild] = {}
+        for job in jobs:
+            with _noting(job, failed):
+                builds[job] = self._build(job)
+        lacking = [(job, build) for job, build in builds.items() if build.missing]
         rows = [(build.run, sum(map(len, build.missing))) for _, build in lacking]
         check_room(self._store, sum(needed_bytes(run, count) for run, count in rows))
         for job, build in lacking:
-            with self._claimed(job.run) as waited:
+            with _noting(job, failed), self._claimed(job.run) as waited:
                 # Another driver may have filled it since it was looked at.
                 known = manifest_of(self._store, job.run)
                 same = known is not None and set(known.shards) == set(build.manifest.shards)
                 self._fill(build if same and not waited else self._build(job))
-        return [job for job, _ in lacking]
+                filled.append(job)
+        return filled
 
     def _fill_shared(self, job: CacheJob) -> bool:
         """Fill one cache that others may need at this moment; whether it lacked views."""
@@ -125,3 +137,14 @@ class Caching:
         check = Unit("compare", (build.run, SPOT_CHECK), "comparison with the live teacher")
         pool.run([check], lambda _, value: comparisons.append(value))
         return comparisons[0]
+
+
+@contextlib.contextmanager
+def _noting(job: CacheJob, failed: dict[CacheJob, RaykdError]) -> Iterator[None]:
+    """Keep an error of ours for later, so that other caches are filled."""
+    try:
+        yield
+    except (NoRoom, Unreachable):
+        raise
+    except RaykdError as error:
+        failed[job] = error

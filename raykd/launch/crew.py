@@ -77,9 +77,11 @@ class Crew:
         if errors:
             raise errors[0]
 
-    def precompute(self, jobs: Sequence[CacheJob]) -> list[CacheJob]:
-        """Fill the caches that lack views; returns which did."""
-        return self._caching.fill(jobs, shared=self._company.shared)
+    def precompute(
+        self, jobs: Sequence[CacheJob], failed: dict[CacheJob, RaykdError]
+    ) -> list[CacheJob]:
+        """Fill the caches that lack views; returns which are filled now. See `Caching.fill`."""
+        return self._caching.fill(jobs, failed, shared=self._company.shared)
 
     def decide(self, search: Search) -> None:
         """Choose the next anchor of a search, whose last stage is finished."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from raykd.data.packing import Packed, Packing, Part
 from raykd.errors import WorkFailed
+from raykd.launch.pool import DIED
 
 _RETRIES = 3  # of a shard whose worker died
 
@@ -50,7 +51,7 @@ def make_on_ray(
                 packed = ray.get(reference)
             except RayTaskError as error:
                 raise error.cause or error from None
-            except RayActorError as error:
+            except DIED as error:
                 deaths[part] += 1
                 if deaths[part] > _RETRIES:
                     raise WorkFailed(

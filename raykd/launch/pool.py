@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raykd.engine.compare import Comparison, compare
 from raykd.engine.fit import ShardMaker, default_device, local_host, train
@@ -29,6 +29,7 @@ from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.manifest import Part, Shard
 
+DIED = (RayActorError, OutOfMemoryError)  # the second: Ray's memory monitor has killed it
 _LOOK_SECONDS = 2.0  # between two looks for room, and for nodes that are about to go
 
 
@@ -50,6 +51,7 @@ class Worker:
 
     def shard(self, run: LogitsRun, part: Part) -> Shard:
         """Compute one shard; the teacher stays loaded for the next."""
+        self._store.stand(made=True)
         if self._maker is None or self._maker[0] != run:
             self._maker = (run, ShardMaker(self._store, run, default_device(), self._scale))
         return self._maker[1].make(part)
@@ -64,6 +66,7 @@ class Worker:
 
     def train(self, run: Training) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
+        self._store.stand(made=True)
         self._maker = None
         host = local_host(self._store, run, self._scale, BOARD.told, self._notice)
         with BOARD.training(run):
@@ -103,6 +106,7 @@ class Pool:
         self._idle: list[Any] = []
         self._nodes: dict[Any, str] = {}  # worker -> where it lives
         self._failed_starts = 0
+        store.stand()
         self._going: set[str] = set()  # nodes that are about to go
         self._asked = self._grown = -math.inf  # when the cluster was asked
         await_room(scale, 1, "a worker", say)
@@ -165,7 +169,7 @@ class Pool:
                 except RayTaskError as error:
                     self._idle.append(worker)
                     failed.append((unit, error.cause or error))
-                except RayActorError as error:
+                except DIED as error:
                     ray.kill(worker)  # it may only be out of reach, and go on
                     deaths[unit] += not self._went_with_its_node(worker)
                     if deaths[unit] > self._scale.max_failures:
@@ -215,11 +219,11 @@ class Pool:
         worker = self._starting.pop(reference)
         try:
             self._nodes[worker] = ray.get(reference)
-        except RayActorError as error:
+        except DIED as error:
             self._failed_starts += 1
             if self._failed_starts > self._scale.max_failures:
-                last = str(error).strip().splitlines()[-1]
-                raise WorkFailed(f"workers cannot be started, at last with: {last}") from error
+                said = f"workers cannot be started, at last with: {_last_line(error)}"
+                raise WorkFailed(said) from error
             return
         self._failed_starts = 0
         self._idle.append(worker)
@@ -236,5 +240,9 @@ def _raise(failed: list[tuple[Unit, BaseException]]) -> None:
         return
     if len(failed) == 1 and isinstance(failed[0][1], RaykdError):
         raise failed[0][1]
-    lines = [f"{unit.label}: {str(error).strip().splitlines()[-1]}" for unit, error in failed]
+    lines = [f"{unit.label}: {_last_line(error)}" for unit, error in failed]
     raise WorkFailed("\n".join([f"{len(failed)} units of work failed:", *lines])) from failed[0][1]
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from raykd.engine.sweeps import SCORES, read_sheet, write_sheet
+from raykd.engine.sweeps import SCORES, Sheet, read_sheet, write_sheet
 from raykd.launch.board import BOARD
 from raykd.progress import Teller, clock
 from raykd.store import Store
@@ -23,6 +23,7 @@ class _Desk:
     teller: Teller
     claims: Any
     store: Store
+    session: str
     total: int
     done: int = 0  # in this process
     failed: int = 0
@@ -41,10 +42,10 @@ class Reporter(tune.Callback):
     @classmethod
     @contextlib.contextmanager
     def speaking(
-        cls, name: str, teller: Teller, claims: Any, store: Store, total: int
+        cls, name: str, teller: Teller, claims: Any, store: Store, session: str, total: int
     ) -> Iterator[None]:
         """Let `teller` speak of the trials of a sweep inside."""
-        cls.desks[name] = _Desk(teller, claims, store, total)
+        cls.desks[name] = _Desk(teller, claims, store, session, total)
         BOARD.begin(name)
         try:
             yield
@@ -81,12 +82,14 @@ class Reporter(tune.Callback):
         desk = self.desks[self.name]
         desk.failed += 1
         sheet = read_sheet(desk.store, self.name, trial.trial_id)
-        if sheet is not None and sheet.state != "failed":
+        if sheet is None:  # its worker died while it was being started
+            sheet = Sheet(trial.trial_id, dict(trial.config), desk.session)
+        if sheet.state != "failed":
             error = sheet.error or "its worker died too often"
             where = f"more in {trial.path}/error.txt; the same command goes on"
             sheet = replace(sheet, state="failed", error=f"{error}; {where}")
             write_sheet(desk.store, self.name, sheet)
-        self._say(trial, f": failed: {sheet.error if sheet is not None else 'it never began'}")
+        self._say(trial, f": failed: {sheet.error}")
 
     def _say(self, trial: Any, how: str) -> None:
         """A line about a trial, and how long the others will take."""

@@ -66,9 +66,13 @@ def await_room(
             f"{what} wants {workers} workers with {wanted(scale)} each; the cluster has {there()}. "
             f"Waiting for nodes, up to {scale.wait_minutes:g} min"
         )
-        with _asked_for(scale, workers):
+        try:
             while fitting(scale) < workers and time.monotonic() < until:
+                # Again and again: there is one request of the cluster, which others overwrite.
+                sdk.request_resources(bundles=[share(scale)] * workers)
                 time.sleep(_LOOK_SECONDS)
+        finally:
+            sdk.request_resources(bundles=[])
     check_fit(scale, workers, what)
 
 
@@ -106,16 +110,6 @@ def told_of_losses(
         yield
     finally:
         over.set()
-
-
-@contextlib.contextmanager
-def _asked_for(scale: Scale, workers: int) -> Iterator[None]:
-    """Have an autoscaler, where there is one, make room for some workers."""
-    sdk.request_resources(bundles=[share(scale)] * workers)
-    try:
-        yield
-    finally:
-        sdk.request_resources(bundles=[])
 
 
 def wanted(scale: Scale) -> str:

@@ -27,7 +27,7 @@ from raykd.engine.sweeps import (
     sweep_name,
     write_results,
 )
-from raykd.errors import ConfigError, WorkFailed
+from raykd.errors import ConfigError, NoRoom, RaykdError, Unreachable, WorkFailed
 from raykd.experiment import Experiment
 from raykd.launch import claims, notes, signed
 from raykd.launch.cluster import connected
@@ -103,6 +103,7 @@ def sweep(
     if fresh:
         for folder in (logs, folder_of(store, name)):
             store.remove(folder)
+    store.stand()
     session = secrets.token_hex(4)
     signed.key(make=True)
     with connected(experiment.scale, teller.say):
@@ -124,7 +125,7 @@ def sweep(
             teller.say(f"{total} trials, {count} at a time; {curves}")
         claims_actor = claims.start(name)
         try:
-            with Reporter.speaking(name, teller, claims_actor, store, total), _quiet():
+            with Reporter.speaking(name, teller, claims_actor, store, session, total), _quiet():
                 _tuner(experiment, brief, store, logs).fit()
         finally:
             ray.kill(claims_actor)
@@ -166,7 +167,9 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
         if assistants:
             carry_out(replace(experiment, runs=assistants), store, teller)
         carry_out(experiment, store, teller, students=False)
-    except WorkFailed as error:
+    except (NoRoom, Unreachable):
+        raise
+    except RaykdError as error:
         teller.say(f"going on without what failed: {error}")
 
 

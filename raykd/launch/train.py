@@ -56,6 +56,7 @@ def fit(
     cluster has room for, and starts again where that changes. Its metrics go by the `names` of the
     experiment and the trial.
     """
+    store.stand()
     check_fit(scale, least(workers), fingerprint(run))
     if least(workers) < most(workers):
         os.environ.setdefault(*_SHRINKS_AFTER)
@@ -113,6 +114,7 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
     store, run = Store(config["store"], scale.local_gb), config["recipe"]
+    store.stand(made=True)
     journal = Journal.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
     experiment, trial = config["names"]

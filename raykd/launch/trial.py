@@ -49,8 +49,10 @@ class Brief:
     digests: Digests  # of the images that the driver has read
 
     def store(self) -> Store:
-        """The store that all trials share."""
-        return Store(self.place, self.scale.local_gb)
+        """The store that all trials share, and that the driver has begun to use."""
+        store = Store(self.place, self.scale.local_gb)
+        store.stand(made=True)
+        return store
 
     def asked(self, config: Mapping[str, Any], store: Store) -> Asked:
         """The resolved student of a trial. Raises `ConfigError`."""

@@ -24,7 +24,7 @@ from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
 from raykd.launch.company import Company
 from raykd.launch.crew import Crew
-from raykd.plan import Plan, plan
+from raykd.plan import CacheJob, Plan, plan
 from raykd.progress import Teller
 from raykd.recipes import LogitsRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.scale import Workers
@@ -60,7 +60,8 @@ def carry_out(
     with contextlib.ExitStack() as stack:
         crew = Crew(experiment, store, teller, stack, company or Company(store, teller.say))
         site = _Site(experiment, store, teller, crew, students)
-        _in_rounds(site, experiment)
+        with site.keeping_errors():  # with those that were kept before
+            _in_rounds(site, experiment)
     site.raise_errors()
     return Outcome(site.counts(site.made), site.counts(site.reused), time.monotonic() - started)
 
@@ -110,7 +111,7 @@ class _Site:
 
     def next_stage(self, search: Search) -> StudentRun | None:
         """The stage that a search has to train next; None where it is over, or cannot go on."""
-        with self._keeping_errors():
+        with self.keeping_errors():
             return next_stage(self.store, search)
         return None
 
@@ -118,7 +119,7 @@ class _Site:
         """The students whose route a search has found."""
         students = []
         for run in experiment.runs:
-            with self._keeping_errors():
+            with self.keeping_errors():
                 students.append(route_found(self.store, run) if isinstance(run, Sought) else None)
         return [student for student in students if student is not None]
 
@@ -128,7 +129,7 @@ class _Site:
             return False
         if stage is not None and not self.store.has(stage):
             return False
-        with self._keeping_errors():
+        with self.keeping_errors():
             self.crew.decide(search)
             decisions = read_decisions(self.store, search)
             route = ", ".join(map(str, anchors_of(search, decisions)))
@@ -154,27 +155,35 @@ class _Site:
         experiment, has = self.experiment, self.store.has
         self._train([(run, experiment.teacher_workers(run)) for run in layer.teachers])
         caches = [job for job in layer.caches if has(job.run.teacher)]
-        filled = [job.run for job in self.crew.precompute(caches)]
+        failed: dict[CacheJob, RaykdError] = {}
+        filled = [job.run for job in self.crew.precompute(caches, failed)]
+        self.errors += failed.values()
         self.made.update(filled)
         self.reused.difference_update(filled)
         if self.students:
             self._train([(run, experiment.workers(run)) for run in layer.preludes])
-            ready = [run for run in layer.students if self._is_ready(run)]
+            empty = [job.run for job in failed]
+            ready = [run for run in layer.students if self._is_ready(run, empty)]
             self._train([(run, experiment.workers(run)) for run in ready])
 
     def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train what is not there yet."""
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
-        with self._keeping_errors():
+        with self.keeping_errors():
             if missing:
                 _check_batches(self.store, missing, self.experiment.scale.accumulate)
                 self.crew.train(missing)
         self.made.update(run for run, _ in missing if self.store.has(run))
 
-    def _is_ready(self, run: StudentRun) -> bool:
-        """Whether what a student begins with is there; it failed otherwise, and was said to."""
+    def _is_ready(self, run: StudentRun, empty: Sequence[LogitsRun]) -> bool:
+        """Whether what a student needs is there; it failed otherwise, and was said to.
+
+        `empty` are caches that could not be filled.
+        """
         needed = (run.teacher, run.after, run.prelude())
-        return all(self.store.has(one) for one in needed if one is not None)
+        if not all(self.store.has(one) for one in needed if one is not None):
+            return False
+        return not any(job.run in empty or job.run.wider() in empty for job in plan([run]).caches)
 
     def _announce(self, work: Plan) -> None:
         """Say what there is to do."""
@@ -192,7 +201,7 @@ class _Site:
         self.teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
 
     @contextlib.contextmanager
-    def _keeping_errors(self) -> Iterator[None]:
+    def keeping_errors(self) -> Iterator[None]:
         """Keep an error of ours for later, so that other work goes on."""
         try:
             yield

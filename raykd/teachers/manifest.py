@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from raykd import arrow
-from raykd.disk import lasting
+from raykd.disk import lasting, write_atomic
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.record import Record, difference
-from raykd.store import Store, read_json, write_atomic, write_json
+from raykd.store import Store, read_json, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the folder; another number is refused

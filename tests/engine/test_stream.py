@@ -79,6 +79,15 @@ def test_a_run_is_the_same_with_and_without_other_processes(tmp_path, root):
     assert weights[0] == weights[1]
 
 
+def test_other_processes_draw_nothing_from_the_generator_of_dropout(store, root):
+    data = streamed(store, root)
+    views = prepare.shown(open_images(store, data)[0], data, CPU, Scale(decoders=1))
+    before = torch.get_rng_state()
+    for epoch in range(2):
+        assert len([*views.runs(torch.arange(24), 8, epoch)]) == 3
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_bad_images_are_counted_in_the_metrics(store, root):
     path = root / "train/class1/003.jpg"
     path.write_bytes(path.read_bytes()[:-60])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raykd.errors import NoRoom, WorkFailed
+from raykd.errors import CacheMismatch, NoRoom, WorkFailed
 from raykd.experiment import Experiment, load, parse
 from raykd.launch import caching
 from raykd.launch.work import carry_out
@@ -53,6 +53,22 @@ def test_precompute_stops_before_the_students(store):
     outcome = carry_out(small, store, QUIET, students=False)
     assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 0}
     assert not store.has(small.runs[0])
+
+
+def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
+    good, bad = student_run(store, "kd"), student_run(store, "kd", views=1)
+    label_only = student_run(store, "label_only")
+    other = bad.teacher.model_copy(update={"seed": 9})
+    bad = bad.model_copy(update={"teacher": other})
+    carry_out(Experiment("small", (bad,), Scale(workers=0)), store, QUIET, students=False)
+    manifest = store.path(bad.logits_at(0)) / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"anchor": 2', '"anchor": 1'))
+    assert manifest.read_text() != text
+    small = Experiment("small", (bad, good, label_only), Scale(workers=0))
+    with pytest.raises(CacheMismatch, match="anchor: expected 2, found 1"):
+        carry_out(small, store, QUIET)
+    assert [store.has(run) for run in small.runs] == [False, True, True]
 
 
 def test_a_student_that_fails_does_not_stop_the_others(store):
