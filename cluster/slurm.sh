@@ -41,7 +41,8 @@ export RAY_USAGE_STATS_ENABLED=0
 RAYKD_PORT=$((20000 + SLURM_JOB_ID % 4000 * 4))
 RAYKD_IP=${RAYKD_IP:-$(hostname -I | awk '{print $1}')}  # of the network between the nodes
 RAYKD_TMP=/tmp/raykd-$SLURM_JOB_ID
-export RAYKD_PORT RAYKD_IP RAYKD_TMP
+RAYKD_PATIENCE=${RAYKD_PATIENCE:-300}  # seconds for Ray's head to start
+export RAYKD_PORT RAYKD_IP RAYKD_TMP RAYKD_PATIENCE
 
 # One task on each node: Ray's head on the first, which is this one, workers on the others. A node
 # that is lost takes only its own task along.
@@ -64,7 +65,7 @@ if [ "$SLURM_PROCID" -eq 0 ]; then
     --ray-client-server-port=$((RAYKD_PORT + 2)) --temp-dir="$RAYKD_TMP" $own
 fi
 until ray health-check --address "$RAYKD_IP:$RAYKD_PORT" > /dev/null 2>&1; do
-  [ "$SECONDS" -lt 300 ] || { echo "slurm.sh: no head at $RAYKD_IP:$RAYKD_PORT" >&2; exit 1; }
+  [ "$SECONDS" -lt "$RAYKD_PATIENCE" ] || { echo "slurm.sh: no head at $RAYKD_IP:$RAYKD_PORT" >&2; exit 1; }
   sleep 2
 done
 start --address="$RAYKD_IP:$RAYKD_PORT" $own
@@ -90,7 +91,7 @@ trap stop TERM
 # All nodes, or those that came within five minutes.
 export RAY_ADDRESS="$RAYKD_IP:$RAYKD_PORT"
 until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
-  if [ "$SECONDS" -gt 300 ] || ! kill -0 "$cluster" 2> /dev/null; then
+  if [ "$SECONDS" -gt "$RAYKD_PATIENCE" ] || ! kill -0 "$cluster" 2> /dev/null; then
     echo "slurm.sh: Ray's head did not start on this node; what it said is above" >&2
     exit 1
   fi

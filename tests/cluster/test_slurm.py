@@ -95,3 +95,22 @@ def test_a_run_that_slurm_stops_is_put_back_into_the_queue_and_goes_on(environme
     history = read_metrics(student)
     assert len(history) == 60 and (student / MARKER).is_file()
     assert history[0] == before[0]  # with its seconds: it was not trained again
+
+
+def test_a_job_whose_head_does_not_start_ends(environment, tmp_path):
+    broken = tmp_path / "bin" / "ray"
+    broken.write_text("#!/usr/bin/env bash\necho no such port >&2\nexit 1\n")
+    broken.chmod(0o755)
+    words = ["bash", str(ROOT / "cluster/slurm.sh"), "raykd", "show", "methods"]
+    ended = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment | {"RAYKD_PATIENCE": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "no such port" in ended.stderr and "Ray's head did not start" in ended.stderr
+    assert not [*tmp_path.glob(".ray-token*")]

@@ -15,7 +15,7 @@ pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]
 EACH = int(os.environ.get("RAYKD_FAULTS", "1"))
 ROUND = 20  # faults in one life of a store, at most
 # Seconds between two faults, so that some find a group of workers on its way up, and some at work.
-EVERY = {"precompute": (3.0, 8.0), "run": (5.0, 40.0), "sweep": (3.0, 20.0)}
+EVERY = {"precompute": (3.0, 8.0), "run": (5.0, 25.0), "sweep": (3.0, 20.0)}
 
 
 @pytest.fixture(scope="module")
