@@ -36,7 +36,9 @@ def weighted_temperatures(student: Tensor, teacher: Tensor, low: float, high: fl
         mine, theirs = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
         alike = F.cosine_similarity(mine, theirs, dim=1)
         lowest, highest = alike.aminmax()
-        share = (highest - alike) / (highest - lowest).clamp_min(torch.finfo(alike.dtype).tiny)
+        spread = highest - lowest
+        same = spread <= 8 * torch.finfo(alike.dtype).eps  # up to rounding
+        share = ((highest - alike) / spread).masked_fill(same, 0.0)
         return (low + (high - low) * share)[:, None]
 
 

@@ -31,14 +31,19 @@ def edges(features: Tensor) -> Tensor:
 def transformation(earlier: Tensor, later: Tensor) -> Tensor:
     """How far each sample moves from one stage to the next [B], over the largest one.
 
-    The earlier map is pooled to the later one's size; where the channels differ, both are
-    averaged over them.
+    The earlier map is pooled to the later one's size; where one has more channels, neighbouring
+    ones of it are averaged.
     """
     pooled = F.adaptive_avg_pool2d(earlier, (later.shape[2], later.shape[3]))
-    if pooled.shape[1] != later.shape[1]:
-        pooled, later = pooled.mean(1, keepdim=True), later.mean(1, keepdim=True)
-    moved = (pooled - later).flatten(1).square().sum(1)
+    channels = min(pooled.shape[1], later.shape[1])
+    moved = (_narrowed(pooled, channels) - _narrowed(later, channels)).square().sum((1, 2))
     return moved / moved.max().clamp_min(_SMALLEST)
+
+
+def _narrowed(features: Tensor, channels: int) -> Tensor:
+    """Maps [B, K, H, W] with neighbouring channels averaged, flat: [B, H W, channels]."""
+    flat = features.flatten(2).mT
+    return flat if flat.shape[2] == channels else F.adaptive_avg_pool1d(flat, channels)
 
 
 class IRG(Method):
@@ -58,6 +63,7 @@ class IRG(Method):
     vertex: float = Field(default=0.1, ge=0)
     edge: float = Field(default=5.0, ge=0)
     transformation: float = Field(default=5.0, ge=0)
+    revision: Literal[2] = 2  # of what it computes; not for you to set
     weight: Schedule = 1.0  # of all three
 
     def needs(self) -> Signal:

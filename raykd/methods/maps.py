@@ -3,7 +3,7 @@
 Shapes: B batch, K channels, H, W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,12 +87,17 @@ def shape(shapes: Shapes, stage: str, method: str) -> Shape:
 
 def met(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps [B, K, H, W], the larger of them averaged down to the smaller one's H and W."""
-    mine, theirs = (student.shape[2], student.shape[3]), (teacher.shape[2], teacher.shape[3])
-    if mine[0] > theirs[0]:
-        return F.adaptive_avg_pool2d(student, theirs), teacher
-    if mine[0] < theirs[0]:
-        return student, F.adaptive_avg_pool2d(teacher, mine)
-    return student, teacher
+    size = smaller(student.shape, teacher.shape)
+    return _averaged(student, size), _averaged(teacher, size)
+
+
+def smaller(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
+    """The H and W that two maps are averaged down to, from shapes that end with theirs."""
+    return min(one[-2], other[-2]), min(one[-1], other[-1])
+
+
+def _averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
 
 
 class Regressor(nn.Sequential):
@@ -100,7 +105,8 @@ class Regressor(nn.Sequential):
 
     The ConvReg of the CRD benchmark (RepDistiller), for FitNet's hints and SAKD's adapters:
     3 x 3 with stride 2 to half the size, 4 x 4 transposed with stride 2 to twice the size,
-    otherwise the kernel of stride 1 (or of a transposed convolution) that meets the size.
+    otherwise the kernel of stride 1 (or of a transposed convolution) that meets the size. Where one
+    side grows and the other shrinks, the latter is averaged down before.
     """
 
     def __init__(self, shape_in: Shape, shape_out: Shape, *, relu: bool = True) -> None:
@@ -109,12 +115,15 @@ class Regressor(nn.Sequential):
             fit: nn.Module = nn.Conv2d(width_in, width, 3, 2, 1)
         elif [2 * side for side in size_in] == size:
             fit = nn.ConvTranspose2d(width_in, width, 4, 2, 1)
-        elif size_in[0] >= size[0]:
+        elif smaller(shape_in, shape_out) == tuple(size):
             fit = nn.Conv2d(width_in, width, _kernel(shape_in, shape_out))
         else:
-            stride = size[0] // size_in[0], size[1] // size_in[1]
-            kernel = _transposed_kernel(shape_in, shape_out, stride)
+            least = smaller(shape_in, shape_out)
+            stride = size[0] // least[0], size[1] // least[1]
+            kernel = _transposed_kernel((width_in, *least), shape_out, stride)
             fit = nn.ConvTranspose2d(width_in, width, kernel, stride)
+            if least != tuple(size_in):
+                fit = nn.Sequential(nn.AdaptiveAvgPool2d(least), fit)
         super().__init__(fit, nn.BatchNorm2d(width), *([nn.ReLU()] if relu else []))
 
 

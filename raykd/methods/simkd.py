@@ -23,8 +23,8 @@ class Projector(nn.Module):
 
     def __init__(self, shape_in: maps.Shape, shape_out: maps.Shape, middle: int) -> None:
         super().__init__()
-        (width_in, height_in, _), (width, height, _) = shape_in, shape_out
-        self.size = shape_out[1:] if height_in > height else shape_in[1:]
+        width_in, width = shape_in[0], shape_out[0]
+        self.size = maps.smaller(shape_in, shape_out)
         self.layers = nn.Sequential(
             nn.Conv2d(width_in, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
             nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),

@@ -41,6 +41,13 @@ def test_the_regressor_meets_every_size(sides):
     assert helpers["regressor"](torch.randn(2, *mine)).shape == (2, *theirs)
 
 
+@pytest.mark.parametrize("mine", [(1, 2), (1, 4), (4, 4), (4, 8), (3, 5), (1, 3)])
+@pytest.mark.parametrize("theirs", [(1, 4), (1, 2), (4, 6), (8, 4), (4, 4), (2, 2)])
+def test_the_regressor_meets_every_size_of_pictures_that_are_not_square(mine, theirs):
+    helpers = FitNet().helpers(shapes(stage2=(3, *mine)), shapes(stage2=(5, *theirs)))
+    assert helpers["regressor"](torch.randn(2, 3, *mine)).shape == (2, 5, *theirs)
+
+
 def test_another_stage_may_be_asked_for():
     method = FitNet(stage="stem")
     helpers = method.helpers(shapes(stem=(3, 4, 4)), shapes(stem=(5, 4, 4))).double()

@@ -33,6 +33,13 @@ def naive_edges(features):
     return [[value / largest for value in row] for row in squared]
 
 
+def narrowed(pixels, channels):
+    """The mean of each of as many equal parts of the channels, which may share a channel."""
+    count = len(pixels)
+    parts = [(n * count // channels, -((n + 1) * count // -channels)) for n in range(channels)]
+    return torch.stack([pixels[start:end].mean(0) for start, end in parts])
+
+
 def naive_transformation(earlier, later):
     """How far each sample moves, from maps whose sides are in a whole ratio."""
     step = earlier.shape[2] // later.shape[2]
@@ -40,9 +47,8 @@ def naive_transformation(earlier, later):
     for a, b in zip(earlier, later, strict=True):
         blocks = a.reshape(len(a), b.shape[1], step, b.shape[2], step)
         pooled = blocks.sum((2, 4)) / step**2
-        if len(a) != len(b):
-            pooled, b = pooled.mean(0), b.mean(0)
-        moves.append(((pooled - b) ** 2).sum().item())
+        channels = min(len(pooled), len(b))
+        moves.append(((narrowed(pooled, channels) - narrowed(b, channels)) ** 2).sum().item())
     return [move / max(moves) for move in moves]
 
 
@@ -66,6 +72,13 @@ def test_edges_are_squared_distances_over_the_largest(features):
 def test_transformations_are_pooled_moves_over_the_largest(earlier, later):
     expected = torch.tensor(naive_transformation(MAPS[earlier], MAPS[later]), dtype=torch.float64)
     torch.testing.assert_close(transformation(MAPS[earlier], MAPS[later]), expected)
+
+
+def test_twice_the_channels_are_averaged_in_pairs():
+    wide = torch.stack([MAPS["fs"][:, 0], MAPS["fs"][:, 0] + 2, *MAPS["fs5"].unbind(1)[:4]], dim=1)
+    paired = (wide[:, 0::2] + wide[:, 1::2]) / 2
+    expected = transformation(MAPS["a8"], paired)
+    torch.testing.assert_close(transformation(MAPS["a8"], wide), expected)
 
 
 def test_vertices_edges_and_transformation_stand_at_their_spots():
