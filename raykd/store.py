@@ -23,12 +23,13 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from raykd.disk import gone, unwritable, write_atomic
-from raykd.errors import CacheCorrupt, ConfigError
+from raykd.errors import CacheCorrupt, ConfigError, Unreachable
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
 from raykd.remote import Remote, is_url
@@ -110,7 +111,12 @@ class Store:
         mark = self.root / LOCKS
         if os.path.isdir(mark):  # noqa: PTH112 - pathlib's raises where a mount is broken
             self._stands = True
-        elif made or self._stands:
+        elif made:
+            raise Unreachable(
+                f"{self.root}: the driver's store is not there on {socket.gethostname()}; all "
+                "nodes must share that folder: mount it, and run the same command again"
+            )
+        elif self._stands:
             raise gone(self.root)
         else:
             try:

@@ -62,6 +62,7 @@ class Worker:
 
     def decide(self, search: Search) -> None:
         """Choose the next anchor of a search."""
+        self._store.stand(made=True)
         decide(self._store, search, default_device())
 
     def train(self, run: Training) -> None:
