@@ -183,7 +183,8 @@ class _Site:
         needed = (run.teacher, run.after, run.prelude())
         if not all(self.store.has(one) for one in needed if one is not None):
             return False
-        return not any(job.run in empty or job.run.wider() in empty for job in plan([run]).caches)
+        caches = plan([run]).caches if empty else ()
+        return not any(job.run in empty or job.run.wider() in empty for job in caches)
 
     def _announce(self, work: Plan) -> None:
         """Say what there is to do."""
