@@ -49,6 +49,8 @@ _OWN = {  # lines that a command's experiment has of its own
     "sweep": ["grid: {run.seed: [0, 1, 2, 3]}", f"scale: {{workers: 1, {_SCALE}}}"],
 }
 EPOCHS = {"precompute": 400, "run": 1000, "sweep": 150}  # for half a minute to a minute
+# Seconds between two faults, so that some find a group of workers on its way up, and some at work.
+_EVERY = {"precompute": (3.0, 8.0), "run": (5.0, 25.0), "sweep": (3.0, 20.0)}
 _PATIENCE = 600.0  # seconds that a driver may take after the last fault
 _STARTS = 3  # of a cluster, until it is up
 _MEMORY = 100 << 20  # bytes of a node's object store
@@ -265,7 +267,6 @@ def disturbed(
     store: Path,
     faults: Sequence[str],
     rng: random.Random,
-    every: tuple[float, float] = (3.0, 8.0),
 ) -> tuple[Counter[str], int]:
     """Carry out a command while faults happen, until it is done.
 
@@ -273,7 +274,7 @@ def disturbed(
     that are left when it is done do not happen.
     """
     happened: Counter[str] = Counter()
-    watch, waiting = Watch(store), [*faults]
+    watch, waiting, every = Watch(store), [*faults], _EVERY[words[0]]
     site.begin([*words, "--store", str(store)])
     due, until = time.monotonic() + rng.uniform(*every), time.monotonic() + _PATIENCE
     while not site.done():

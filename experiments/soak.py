@@ -32,8 +32,6 @@ from raykd.progress import clock
 from raykd.store import read_json
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
-# Seconds between two faults: a group of workers takes long to come up.
-EVERY = {"precompute": (3.0, 8.0), "run": (3.0, 30.0), "sweep": (3.0, 12.0)}
 WHOLE = 20  # minutes from which on experiments are as long as `EPOCHS` says
 TEST_IMAGES = 593  # of the digits, held out
 
@@ -96,7 +94,7 @@ class Soak:
         kinds = self._next(command, self._rng.randint(1, faults))
         store = self._place / f"store-{self._stores}"
         self._stores += 1
-        happened, repeated = disturbed(self.site, words, store, kinds, self._rng, EVERY[command])
+        happened, repeated = disturbed(self.site, words, store, kinds, self._rng)
         del self._waiting[command][: happened.total()]
         broken = _laws(store, reference)
         if repeated > 1:

@@ -1,4 +1,4 @@
-"""A disk that is full, and storage that has gone."""
+"""Atomic writes, a disk that is full, and storage that has gone."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ def lasting(path: Path) -> Iterator[None]:
     Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: a folder
     of that name must not be made on whatever lies below.
     """
-    if not os.path.isdir(path.parent):  # noqa: PTH112 - pathlib's raises where a mount is broken
+    if not is_there(path.parent):
         raise gone(path.parent)
     try:
         yield
@@ -28,6 +28,11 @@ def lasting(path: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise full(path) from error
         raise unwritable(path, error) from error
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder is there; of a mount that is broken, too, which pathlib raises for."""
+    return os.path.isdir(folder)  # noqa: PTH112
 
 
 def gone(folder: Path) -> Unreachable:

@@ -75,7 +75,6 @@ def _taken(path: Path) -> IO[str] | None:
     """
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             file = appending(path)
         except OSError as error:
             raise unwritable(path, error) from error

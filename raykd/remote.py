@@ -157,8 +157,8 @@ class Remote:
         digest, done = hashlib.sha256(), 0
         try:
             with lasting(path):  # what goes wrong here is not the remote place's fault
-                temporary.touch()
-            with files.open_input_file(source) as stream, temporary.open("wb") as file:
+                file = temporary.open("wb")
+            with file, files.open_input_file(source) as stream:
                 size = stream.size()
                 while block := stream.read(_BLOCK):
                     if checksum:

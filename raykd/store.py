@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from raykd.disk import gone, unwritable, write_atomic
+from raykd.disk import gone, is_there, unwritable, write_atomic
 from raykd.errors import CacheCorrupt, ConfigError, Unreachable
 from raykd.mirror import Mirror, place_of
 from raykd.record import Record, fingerprint
@@ -106,17 +106,15 @@ class Store:
         Raises `Unreachable` where it has gone: what is left of a mount is an empty folder, in which
         nothing is to be made anew.
         """
-        if self.mirror is not None:
-            return  # the remote side says so itself, and copies may be anywhere
-        mark = self.root / LOCKS
-        if os.path.isdir(mark):  # noqa: PTH112 - pathlib's raises where a mount is broken
+        mark, own = self.root / LOCKS, self.mirror is None  # copies may be removed at any time
+        if is_there(mark):
             self._stands = True
-        elif made:
+        elif made and own:
             raise Unreachable(
                 f"{self.root}: the driver's store is not there on {socket.gethostname()}; all "
                 "nodes must share that folder: mount it, and run the same command again"
             )
-        elif self._stands:
+        elif self._stands and own:
             raise gone(self.root)
         else:
             try:

@@ -69,7 +69,7 @@ class Crew:
             self._train_packed(packed, errors)
         for run, workers in jobs:
             if most(workers) != 1:
-                with _collected(errors):
+                with collected(errors):
                     self._train_one(run, workers)
         if len(errors) > 1:
             lines = dict.fromkeys(str(error) for error in errors)
@@ -114,13 +114,13 @@ class Crew:
         """One worker each, several at a time, in workers that are used again."""
         others: list[Training] = []
         for start in range(0, len(runs), _CLAIMS):
-            with contextlib.ExitStack() as claims, _collected(errors):
+            with contextlib.ExitStack() as claims, collected(errors):
                 some = runs[start : start + _CLAIMS]
                 free = [run for run in some if claims.enter_context(self._company.trying(run))]
                 others += [run for run in some if run not in free]
                 self._pack(self._workers(), free)
         for run in others:  # what another driver was training is waited for when the rest is done
-            with _collected(errors), self._claimed(run):
+            with collected(errors), self._claimed(run):
                 if not self._store.has(run):
                     self._pack(self._workers(), [run])
 
@@ -211,7 +211,7 @@ def describe(run: Training) -> str:
 
 
 @contextlib.contextmanager
-def _collected(errors: list[RaykdError]) -> Iterator[None]:
+def collected(errors: list[RaykdError]) -> Iterator[None]:
     """Keep an error of ours for later, so that other work goes on."""
     try:
         yield

@@ -6,7 +6,7 @@ route of a greedy search is found stage by stage, so work is done in rounds unti
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from raykd.engine.routes import (
 from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment
 from raykd.launch.company import Company
-from raykd.launch.crew import Crew
+from raykd.launch.crew import Crew, collected
 from raykd.plan import CacheJob, Plan, plan
 from raykd.progress import Teller
 from raykd.recipes import LogitsRun, Search, Sought, StudentRun, TeacherRun, Training
@@ -60,7 +60,7 @@ def carry_out(
     with contextlib.ExitStack() as stack:
         crew = Crew(experiment, store, teller, stack, company or Company(store, teller.say))
         site = _Site(experiment, store, teller, crew, students)
-        with site.keeping_errors():  # with those that were kept before
+        with collected(site.errors):  # with those that were kept before
             _in_rounds(site, experiment)
     site.raise_errors()
     return Outcome(site.counts(site.made), site.counts(site.reused), time.monotonic() - started)
@@ -111,7 +111,7 @@ class _Site:
 
     def next_stage(self, search: Search) -> StudentRun | None:
         """The stage that a search has to train next; None where it is over, or cannot go on."""
-        with self.keeping_errors():
+        with collected(self.errors):
             return next_stage(self.store, search)
         return None
 
@@ -119,7 +119,7 @@ class _Site:
         """The students whose route a search has found."""
         students = []
         for run in experiment.runs:
-            with self.keeping_errors():
+            with collected(self.errors):
                 students.append(route_found(self.store, run) if isinstance(run, Sought) else None)
         return [student for student in students if student is not None]
 
@@ -129,7 +129,7 @@ class _Site:
             return False
         if stage is not None and not self.store.has(stage):
             return False
-        with self.keeping_errors():
+        with collected(self.errors):
             self.crew.decide(search)
             decisions = read_decisions(self.store, search)
             route = ", ".join(map(str, anchors_of(search, decisions)))
@@ -169,7 +169,7 @@ class _Site:
     def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train what is not there yet."""
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
-        with self.keeping_errors():
+        with collected(self.errors):
             if missing:
                 _check_batches(self.store, missing, self.experiment.scale.accumulate)
                 self.crew.train(missing)
@@ -200,14 +200,6 @@ class _Site:
         }
         there = ", ".join(f"{count} {kind}" for kind, count in found.items())
         self.teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
-
-    @contextlib.contextmanager
-    def keeping_errors(self) -> Iterator[None]:
-        """Keep an error of ours for later, so that other work goes on."""
-        try:
-            yield
-        except RaykdError as error:
-            self.errors.append(error)
 
 
 def _check_batches(store: Store, jobs: Sequence[tuple[Training, Workers]], parts: int) -> None:

@@ -30,9 +30,9 @@ class RCO(Record):
     goes to the farthest checkpoint whose relative hardness is at most `threshold`, each time after
     a stage of training; it needs `run.data.validation`. The paper's threshold, its temperature
     and the direction of its divergence were not seen: those are decided here, as are the number
-    of anchors by default and the epochs of a stage (`run.optim`). Losses have
-    the method's weights: of `kd`, 0.9 against the labels' 0.1. Where the paper is read as a plain
-    sum, that is `{name: kd, weight: 1.0}` with `run.label_weight: 1.0`.
+    of anchors by default and the epochs of a stage (`run.optim`). Losses
+    have the method's weights: of `kd`, 0.9 against the labels' 0.1. Where the paper is read as a
+    plain sum, that is `{name: kd, weight: 1.0}` with `run.label_weight: 1.0`.
     """
 
     select: Literal["equal", "greedy"] = "equal"

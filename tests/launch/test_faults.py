@@ -14,8 +14,6 @@ from tests.launch.marks import RAY
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]
 EACH = int(os.environ.get("RAYKD_FAULTS", "1"))
 ROUND = 20  # faults in one life of a store, at most
-# Seconds between two faults, so that some find a group of workers on its way up, and some at work.
-EVERY = {"precompute": (3.0, 8.0), "run": (5.0, 25.0), "sweep": (3.0, 20.0)}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def test_what_is_made_among_faults_is_what_is_made_without(site, tmp_path, comma
     number = 0
     while faults:
         store = tmp_path / f"store-{number}"
-        happened, repeated = disturbed(site, words, store, faults[:ROUND], rng, EVERY[command])
+        happened, repeated = disturbed(site, words, store, faults[:ROUND], rng)
         for kind, count in happened.items():
             for _ in range(count):
                 faults.remove(kind)

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from tests.launch.dashboards import EXPORTED, filled, queries
-from tests.launch.jobs import FOREIGN
 from tests.launch.marks import RAY
 
 PROMETHEUS = os.environ.get("RAYKD_PROMETHEUS") or shutil.which("prometheus")
@@ -120,11 +119,8 @@ def working(folder: Path) -> Iterator[subprocess.Popen[str]]:
         (folder / f"{name}.yaml").write_text(text)
     metrics, *others = free_ports(5)
     names = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    environment |= {name: str(port) for name, port in zip(names, others, strict=False)}
+    environment = os.environ | {name: str(port) for name, port in zip(names, others, strict=False)}
     environment |= {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
         "METRICS_PORT": str(metrics),
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "RAY_metrics_report_interval_ms": "2000",
