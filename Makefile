@@ -23,6 +23,10 @@ define tests
 	  if [ $$status -eq 5 ]; then echo "ran no test of kind: $(2)" >&2; fi; exit $$status; }
 endef
 
+# Tests without Ray run in as many processes as there are cores, each of them with one thread.
+SPREAD := -n auto --maxprocesses 8 --dist worksteal
+test test-slow: export OMP_NUM_THREADS := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-ray test-slow test-cluster test-all check bench soak constraints \
 	clean
@@ -36,13 +40,13 @@ demo: $(READY) ## the quickstart: a teacher and its students, on small images
 	@$(BIN)/raykd run experiments/quickstart.yaml
 
 test: $(READY) ## the tests that need neither Ray nor a GPU
-	$(call tests,,the default)
+	$(call tests,$(SPREAD),the default)
 
 test-ray: $(READY) ## the tests that start a local Ray cluster
 	$(call tests,-m "ray and not cluster and not gpu",ray)
 
 test-slow: $(READY) ## the tests without Ray that take longer
-	$(call tests,-m "slow and not ray and not cluster and not gpu",slow)
+	$(call tests,$(SPREAD) -m "slow and not ray and not cluster and not gpu",slow)
 
 test-cluster: $(READY) ## the tests that start and lose several Ray nodes
 	$(call tests,-m "cluster and not gpu",cluster)
