@@ -188,6 +188,7 @@ class Method(Record):
     ) -> Mapping[str, Tensor]:
         """Weighted scalar losses, keyed by the spot that each compares.
 
+        The teacher's outputs come without a graph, unless the method trains the teacher, too.
         A spot is "logits", "embedding" or a stage's name. A loss is a mean over the rows of
         its spot and reads no other spot (unless `joint`), so that spot-adaptive distillation can
         hand it a subset of rows; with more than one spot it reads no rows of `batch`, either.
@@ -238,5 +239,10 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float | Te
 def divergence(student: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """The same from log-probabilities [B, C] that are at `temperature` already."""
     log_student = F.log_softmax(student / temperature, dim=1)
-    mean = F.kl_div(log_student, target, reduction="batchmean", log_target=True)
+    mean = F.kl_div(log_student, finite(target), reduction="batchmean", log_target=True)
     return mean * temperature**2
+
+
+def finite(log_probabilities: Tensor) -> Tensor:
+    """The same with a finite log 0: what a teacher leaves out (-inf) adds 0 * log 0 = 0, no NaN."""
+    return log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)

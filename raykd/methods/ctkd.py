@@ -34,8 +34,8 @@ class CTKD(Method):
     that is reversed, with a strength that grows as a cosine from 0 to 1 over the first epochs. T
     is trained by the student's optimiser, weight decay included, and T**2 has a gradient too.
     Defaults of the official code: 0.9 and a label weight of 0.1 for CIFAR, 10 epochs; ImageNet 1
-    and 1, 5 epochs. The code counts epochs from 1, so the first has a strength above 0 (from
-    memory). The variant that predicts a temperature for each sample is not here.
+    and 1, 5 epochs. The code counts epochs from 1, so the first has a strength above 0. The
+    variant that predicts a temperature for each sample is not here.
     """
 
     title: ClassVar[str] = "Li et al. 2023, arXiv 2211.16231"

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods.base import Looks, Method, Schedule, at, full_precision, precise, standardised
+from raykd.methods.base import (
+    Looks,
+    Method,
+    Schedule,
+    at,
+    finite,
+    full_precision,
+    precise,
+    standardised,
+)
 from raykd.types import Batch, Look, Outputs
 
 REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits for strong ones
@@ -30,7 +39,7 @@ def batch_gram(student: Tensor, teacher: Tensor) -> Tensor:
 def divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T**2 KL(teacher || student) of each sample [B]."""
     log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    log_teacher = finite(F.log_softmax(teacher / temperature, dim=1))
     each = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)
     return temperature**2 * each
 

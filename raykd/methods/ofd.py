@@ -68,7 +68,8 @@ class OFD(Method):
     E[x | x < 0] of the normal distribution that the teacher's batch norm makes, in closed form.
     The connector is a 1 x 1 convolution and a batch norm. Heo et al. 2019, arXiv 1904.01866.
     Weight 1e-3 is mdistiller's for CIFAR; use 1e-4 for ImageNet. That maps of unequal sizes are
-    averaged down to the smaller one is a decision of ours.
+    averaged down to the smaller one is a decision of ours, and so are stages paired from the first
+    on where one network has more, and the convolution's initial weights, which are PyTorch's.
     """
 
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1904.01866"

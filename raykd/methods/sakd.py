@@ -53,6 +53,7 @@ class SAKD(Method):
     Where the base reads embeddings or logits alone, the teacher may be a cache. In a file, a base
     `fitnet` gets the official weight 1 where none is given. The official code runs FitNet's
     regressor and FT's translator on all rows and picks then; here they see the chosen ones alone.
+    KD is added whatever the base: a base `kd` distils the chosen samples' logits twice.
     """
 
     title: ClassVar[str] = "Song et al. 2022, arXiv 2205.02399"

@@ -1,11 +1,14 @@
 """Schedules, and the one divergence that most methods are made of."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from raykd.methods.base import at, soft_cross_entropy
 from raykd.methods.kd import KD
+from raykd.methods.mlkd import divergences
 from tests.small import golden_logits
 
 
@@ -32,6 +35,16 @@ def test_a_class_that_nobody_expects_changes_nothing():
         torch.cat([student, silent], 1), torch.cat([teacher, silent], 1), 4.0
     )
     torch.testing.assert_close(wider, soft_cross_entropy(student, teacher, 4.0))
+
+
+def test_a_class_that_the_teacher_leaves_out_adds_nothing():
+    # Would fail for a logarithm of its probability that is multiplied by 0: NaN.
+    student, teacher, _ = golden_logits()
+    teacher[:, 2] = -math.inf
+    p, log_q = (teacher / 4).softmax(1), (student / 4).log_softmax(1)
+    each = torch.where(p > 0, p * (p.log() - log_q), 0.0).sum(1)
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, 4.0), 16 * each.mean())
+    torch.testing.assert_close(divergences(student, teacher, 4.0), 16 * each)
 
 
 def test_the_gradient_is_the_difference_of_the_probabilities():
