@@ -117,8 +117,10 @@ def test_a_sweep_that_was_stopped_goes_on_when_it_is_submitted_again(head, tmp_p
     words = ("python", script, "--tiny", "--store", str(tmp_path))
     # 4 trials instead of 16; one anchor is what the others are compared with.
     words += ("--set", "grid.run.rco.anchors=[1,2]", "--set", "grid.run.rco.stages=[multi_stage]")
+    # One after the other, so that others are left when the first is done.
+    words += ("--set", "scale.parallel=1")
     head.submit("rco", *words)
-    head.follow("rco", "4 trials, 4 at a time")
+    head.follow("rco", "4 trials, 1 at a time")
     wait(lambda: any(tmp_path.glob(f"students/*/{MARKER}")), head, "rco")
     stop(head, "rco", script)
     done = stamps(tmp_path)
