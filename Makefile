@@ -7,7 +7,7 @@ EXTRAS := ".[dev,export,optuna,timm]"
 # The first name that runs, is of a right version and can make a virtual environment. Looking
 # on PATH is not enough: version managers put names there for versions that are not selected.
 SUITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-PYTHON ?= $(shell for name in python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for name in python3.12 python3.11 python3.13 python3; do \
 	"$$name" -c "$(SUITS)" 2>/dev/null && { echo "$$name"; break; }; done)
 
 # uv does not read pip's configuration, so the index that pip was told of is handed on.

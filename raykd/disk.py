@@ -62,12 +62,12 @@ def full(path: Path) -> NoRoom:
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
 
-    Raises `NoRoom` where the disk is full.
+    Raises `NoRoom` where the disk is full, and `Unreachable` where nothing can be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Random, not the process id: workers on several nodes may share the folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -76,8 +76,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise full(path) from error
+        if isinstance(error, OSError):
+            raise (full(path) if error.errno in FULL else unwritable(path, error)) from error
         raise
 
 

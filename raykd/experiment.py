@@ -88,12 +88,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text, and so no experiment file") from error
-    return parse(text, path.stem, overrides)
+    return parse(text, path.stem, overrides, str(path))
 
 
-def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment in YAML text."""
-    tree = read_yaml(text)
+def parse(
+    text: str, name: str, overrides: Iterable[str] = (), place: str = "experiment"
+) -> Experiment:
+    """The experiment in YAML text, which messages call `place` where it is no YAML."""
+    tree = read_yaml(text, place)
     if not isinstance(tree, dict):
         raise ConfigError(f"experiment: expected the keys {', '.join(PARTS)}")
     for setting in overrides:

@@ -31,6 +31,10 @@ def _line(detail: Any, model: type[BaseModel], place: str) -> str:
         return f"{path}: this key must be given"
     if kind == "union_tag_not_found":
         return f"{path}.name: this key must be given; there are: {', '.join(_tags(found))}"
+    if kind in ("model_type", "dict_type") or (
+        kind == "union_tag_invalid" and not isinstance(detail["input"], dict)
+    ):
+        return f"{path}: expected keys and values ({{key: value}}), got {detail['input']!r}"
     if kind == "union_tag_invalid":
         tag, known = context["tag"], _tags(found)
         if tag in METHODS:

@@ -33,12 +33,16 @@ _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
-def read_yaml(text: str) -> Any:
-    """The value that YAML text describes. Raises `ConfigError`."""
+def read_yaml(text: str, place: str = "experiment") -> Any:
+    """The value that YAML text describes. Raises `ConfigError`; messages begin with `place`."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        why = ", ".join(filter(None, (error.problem, error.context)))
+        raise ConfigError(f"{place}{line}: not YAML ({why})") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"experiment: not YAML: {error}") from error
+        raise ConfigError(f"{place}: not YAML ({error})") from error
 
 
 def override(tree: dict[str, Any], text: str) -> None:
@@ -46,7 +50,7 @@ def override(tree: dict[str, Any], text: str) -> None:
     key, equals, written = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"{text!r}: expected key=value, such as run.seed=3")
-    value = read_yaml(written)
+    value = read_yaml(written, key)
     part, _, inner = key.partition(".")
     if part not in PARTS:
         raise ConfigError(f"{key}: no such key{nearest(part, PARTS) or '; begin with run.'}")
@@ -56,10 +60,11 @@ def override(tree: dict[str, Any], text: str) -> None:
         tree[part] = {**(tree.get(part) or {}), inner: value}
     elif part == "run":
         for varied in ("grid", "search"):
-            if any(within(inner, str(axis)) for axis in tree.get(varied) or {}):
+            for axis in filter(lambda axis: within(inner, str(axis)), tree.get(varied) or {}):
                 values = "[...]" if varied == "grid" else "{choice: [...]}"
-                what = f"override {varied}.{key}={values} instead"
-                raise ConfigError(f"{key}: the {varied} varies this key; {what}")
+                what = f"override {varied}.{axis}={values} instead"
+                whole = "this key" if axis == key else f"all of {axis}"
+                raise ConfigError(f"{key}: the {varied} varies {whole}; {what}")
         _put(tree, key, value)
     else:
         _put(tree, key, value)

@@ -118,6 +118,13 @@ def test_a_store_that_cannot_be_reached_is_a_sentence(file, bucket, tmp_path, mo
     assert "not a place" in call("show", "students", "--store", "nosuch://a/b", code=2).stderr
 
 
+def test_a_store_that_cannot_be_made_or_is_not_there_is_a_sentence(file, tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = call("run", file, "--store", tmp_path / "taken" / "store", code=9)
+    assert "cannot be written (Not a directory)" in result.stderr
+    assert "there is no store at" in call("verify", "--store", tmp_path / "none", code=2).stderr
+
+
 def test_show_lists_what_there_is(file, tmp_path):
     assert "no students" in call("show", "students", "--store", tmp_path).stdout
     call("run", file, "--store", tmp_path)

@@ -324,7 +324,11 @@ MISTAKES = {
     ),
     "a name for a mapping": (
         "run: {model: resnet8, data: digits}",
-        "experiment.run.data: input should be an object, got 'digits'",
+        "experiment.run.data: expected keys and values ({key: value}), got 'digits'",
+    ),
+    "a name for a teacher": (
+        PLAIN + "  teacher: resnet20\n",
+        "experiment.run.teacher: expected keys and values ({key: value}), got 'resnet20'",
     ),
     "two mistakes": (
         "run: {model: resnet8, data: {name: digits, limits: 4}, sed: 1}",
@@ -468,7 +472,7 @@ METHOD_MISTAKES = {
     "skdd": "experiment.run.method.name: no method is called 'skdd'; did you mean 'skd'?",
     "{temperature: 2.0}": "experiment.run.method.name: this key must be given; there are: ",
     "{name: 3}": "experiment.run.method.name: no method is called '3'; there are: ",
-    "3": "experiment.run.method: input should be an object, got 3",
+    "3": "experiment.run.method: expected keys and values ({key: value}), got 3",
 }
 
 
@@ -482,8 +486,7 @@ def test_a_mistake_in_a_method_is_told_with_the_methods_that_there_are(given):
 
 def test_text_that_is_no_yaml_is_refused_with_its_place():
     message = refusal("run: {model: resnet8")
-    assert message.startswith("experiment: not YAML: ")
-    assert "line 1" in message
+    assert message.startswith("experiment, line 1: not YAML (")
 
 
 OVERRIDES = {
@@ -495,7 +498,7 @@ OVERRIDES = {
     "run.seed=": "experiment.run.seed: input should be a valid integer, got None",
     "run.model.depth=8": "run.model.depth: 'model' is 'resnet8', which has no keys",
     "scale.workers=two": "experiment.scale.workers: input should be a valid integer, got 'two'",
-    "run.seed=[1": "experiment: not YAML: ",
+    "run.seed=[1": "run.seed, line 1: not YAML (",
 }
 
 
@@ -514,7 +517,8 @@ def test_a_mistake_in_an_override_is_named(override):
 )
 def test_an_override_of_what_the_grid_varies_is_refused(axis, key):
     message = refusal(PLAIN + f"grid: {{{axis}: [1]}}\n", f"{key}=1")
-    assert message == f"{key}: the grid varies this key; override grid.{key}=[...] instead"
+    what = "this key" if key == axis else f"all of {axis}"
+    assert message == f"{key}: the grid varies {what}; override grid.{axis}=[...] instead"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -162,7 +162,10 @@ ROUTE_MISTAKES = {
         ["run.rco={treshold: 2}"],
         "experiment.run.rco.treshold: no such key; did you mean 'threshold'?",
     ),
-    "a word": (["run.rco=greedy"], "experiment.run.rco: input should be an object, got 'greedy'"),
+    "a word": (
+        ["run.rco=greedy"],
+        "experiment.run.rco: expected keys and values ({key: value}), got 'greedy'",
+    ),
     "no anchors": (
         ["run.rco={anchors: 0}"],
         "experiment.run.rco.anchors: input should be greater than or equal to 1, got 0",

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from raykd.disk import write_atomic
+from raykd.errors import Unreachable
 from raykd.record import Record, fingerprint
 from raykd.store import MARKER, Store, read_json, write_json
 
@@ -58,7 +59,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_pa
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "taken"
     (target / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match="taken"):
+    with pytest.raises(Unreachable, match="taken: cannot be written"):
         write_atomic(target, b"data")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

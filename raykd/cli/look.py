@@ -17,6 +17,8 @@ from raykd.cli.shared import (
     speaking,
     wide_console,
 )
+from raykd.disk import is_there, write_atomic
+from raykd.errors import ConfigError
 
 SHOWN = ["teachers", "caches", "preludes", "students", "searches"]
 SHOWN += ["methods", "models", "datasets"]
@@ -48,7 +50,13 @@ def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
 @click.argument("experiment", type=click.Path(path_type=Path), required=False)
 @OVERRIDES
 @STORE
-@click.option("--rows", default=256, show_default=True, help="Random rows to ask of the teacher.")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="Random rows to ask of the teacher.",
+)
 @JSON
 @speaking
 def verify(
@@ -65,12 +73,15 @@ def verify(
     from raykd.store import Store
 
     chosen = None
+    found = Store(store)
+    if found.mirror is None and not is_there(found.root):
+        raise ConfigError(f"there is no store at {found.root}; name one with --store")
     if experiment is not None:
         resolved, place, _ = resolved_experiment(experiment, overrides, store)
         students, measured = so_far(place, resolved.runs)
         jobs = plan_of(students, caches=measured).caches
         chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in jobs))
-    results, errors = verify_caches(Store(store), chosen, rows)
+    results, errors = verify_caches(found, chosen, rows)
     if as_json:
         print_json({"caches": results, "errors": [str(error) for error in errors]})
     else:
@@ -84,7 +95,7 @@ def verify(
         for error in errors:
             click.echo(f"error: {error}", err=True)
         if not results and not errors:
-            click.echo(f"no caches in {Store(store).shown}")
+            click.echo(f"no caches in {found.shown}")
     if errors:
         sys.exit(errors[0].code)
 
@@ -135,7 +146,6 @@ def report_command(
 @speaking
 def schema(output: Path | None) -> None:
     """Write the JSON schema by which editors complete and check experiment files."""
-    from raykd.disk import write_atomic
     from raykd.experiment import schema as schema_of
 
     text = json.dumps(schema_of(), indent=2) + "\n"

@@ -6,7 +6,7 @@ Shapes: N images, H, W pixels.
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raykd.data.samples import Samples, Triple
 from raykd.errors import DataError
@@ -73,8 +73,9 @@ def _rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
         return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's PNG reader reports a broken chunk as SyntaxError.
+        why = "no known kind of image" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(
-            f"{origin}: cannot be decoded as an image ({error}); replace or remove it"
+            f"{origin}: cannot be decoded as an image ({why}); replace or remove it"
         ) from error
 
 

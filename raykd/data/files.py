@@ -96,7 +96,7 @@ class Files:
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write a file; a reader sees all of it or nothing.
 
-        Raises `NoRoom` where the disk is full, else `DataError` or `Unreachable`.
+        Raises `NoRoom` where the disk is full, else `Unreachable`, or `DataError` of a URL.
         """
         try:
             if self.remote is None:

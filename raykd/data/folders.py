@@ -76,13 +76,18 @@ def class_folders(roots: Sequence[Path], names: Sequence[str]) -> Samples:
         for label, name in enumerate(names):
             found = image_files(root / name)
             if not found and (root / name).is_dir():
-                raise DataError(
-                    f"{root / name}: the class folder holds no image "
-                    f"({', '.join(sorted(SUFFIXES))}); fill it or remove it"
-                )
+                raise empty(root / name)
             paths += found
             labels += [label] * len(found)
     return labelled(paths, labels)
+
+
+def empty(folder: Path) -> DataError:
+    """What to say of a class without images."""
+    return DataError(
+        f"{folder}: the class folder holds no image ({', '.join(sorted(SUFFIXES))}); fill it or "
+        "remove it"
+    )
 
 
 def shown(name: str) -> bool:

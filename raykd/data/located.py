@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from raykd.data import classes, shards
 from raykd.data.encoded import Names, Ranges
 from raykd.data.files import Entry, Files
-from raykd.data.folders import SUFFIXES
+from raykd.data.folders import SUFFIXES, empty, shown
 from raykd.data.samples import Found, Samples
 from raykd.data.splits import by_split
 from raykd.data.tables import Rows, open_tables
@@ -52,6 +52,8 @@ def folder(root: str) -> Located:
     if shards.is_pack(files):
         return pack(root)
     entries = [e for e in files.walk() if PurePosixPath(e.name).suffix.lower() in SUFFIXES]
+    if files.remote is None and not Path(files.root).exists():
+        raise DataError(f"{files.root}: there is no such folder")
     if not entries:
         raise DataError(
             f"{files.describe('')}: expected one folder of images per class, found no image "
@@ -62,6 +64,8 @@ def folder(root: str) -> Located:
     test = next((name for name in TESTS if name in tops), None)
     if "train" in tops and test is not None:
         parts["test"] = f"{test}/"
+    for start in parts.values():
+        _check_filled(files, start, entries)
     chosen = {
         split: [entry for entry in entries if entry.name.startswith(start)]
         for split, start in parts.items()
@@ -80,6 +84,17 @@ def folder(root: str) -> Located:
             labels.append(numbers[name])
         splits[split] = (_whole(files, found), np.asarray(labels, dtype=np.int64))
     return Located(splits, names, repr(entries))
+
+
+def _check_filled(files: Files, start: str, entries: list[Entry]) -> None:
+    """Raise `DataError` where a class folder below `start` is empty; below a URL none can be."""
+    if files.remote is not None:
+        return
+    below = [entry.name.removeprefix(start) for entry in entries if entry.name.startswith(start)]
+    filled = {name.partition("/")[0] for name in below}
+    for place in sorted(Path(files.root, start).iterdir()):
+        if place.is_dir() and shown(place.name) and place.name not in filled:
+            raise empty(place)
 
 
 def _class(entry: Entry, start: str, files: Files) -> str:

@@ -25,6 +25,7 @@ from raykd.engine.routes import so_far
 from raykd.engine.scaling import Cluster, Forecast, Work
 from raykd.errors import ConfigError, NoRoom
 from raykd.experiment import Experiment
+from raykd.explain import explain
 from raykd.models.staged import parameter_count
 from raykd.plan import CacheJob, Plan, plan
 from raykd.recipes import LogitsRun, StudentRun, training_of
@@ -55,14 +56,16 @@ class Line:
 def read_cluster(path: Path) -> Cluster:
     """The cluster that a YAML file describes. Raises `ConfigError`."""
     try:
-        value = read_yaml(path.read_text())
+        value = read_yaml(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--cluster {path}: cannot be read ({error})") from error
     try:
         return Cluster.read(value)  # pyright: ignore[reportReturnType]
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"--cluster {path}: " + "; ".join(lines)) from error
+        lines = explain(error, Cluster, "cluster")
+        raise ConfigError(
+            f"--cluster {path}: expected a file like cluster/machines.yaml\n{lines}"
+        ) from error
 
 
 def forecast(experiment: Experiment, store: Store, work: Plan, cluster: Cluster) -> list[Line]:

@@ -100,8 +100,8 @@ def check_installed(formats: Sequence[str]) -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing and (not formats or "onnx" in formats):
         raise ConfigError(
-            f"{', '.join(missing)}: not installed; run `pip install raykd[export]`, or leave ONNX "
-            "out: --format safetensors --format torch"
+            f"{', '.join(missing)}: not installed; `pip install '.[export]'` in raykd's folder, or "
+            "leave ONNX out: --format safetensors --format torch"
         )
 
 

@@ -46,8 +46,8 @@ def check_searcher(space: Space) -> None:
     """Raise `ConfigError` where who is to propose configurations is not installed."""
     if space.sweep.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(
-            "experiment.sweep.algorithm: optuna is not installed; pip install 'raykd[optuna]', or "
-            "use algorithm: random"
+            "experiment.sweep.algorithm: optuna is not installed; `pip install '.[optuna]'` in "
+            "raykd's folder, or use algorithm: random"
         )
 
 

@@ -2,7 +2,7 @@
 
 `build("resnet20", classes=10)` makes a network of this table, `build("torchvision/resnet18",
 classes=10)` any classifier of torchvision, and `build("timm/...", classes=10)` any of timm
-(`pip install raykd[timm]`).
+(the extra `timm`).
 
 The table holds the networks of the CRD benchmark (Tian et al. 2020, arXiv 1910.10699), with its
 own spellings of them as aliases. "MobileNetV2" means width 0.5 there, and width 1.0 in the

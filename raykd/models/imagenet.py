@@ -127,5 +127,7 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise ConfigError("timm is not installed; run `pip install raykd[timm]`") from None
+        raise ConfigError(
+            "timm is not installed; `pip install '.[timm]'` in raykd's folder"
+        ) from None
     return timm

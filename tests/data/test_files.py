@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykd.data.files import Files, below, parted
-from raykd.errors import DataError
+from raykd.errors import DataError, Unreachable
 from tests.data.files import put
 
 
@@ -37,7 +37,7 @@ def test_what_is_put_is_there_until_it_is_removed(files):
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     put(tmp_path / "file", "text")
-    with pytest.raises(DataError, match=r"file/inner: cannot be written \("):
+    with pytest.raises(Unreachable, match=r"file/inner: cannot be written \("):
         Files.at(tmp_path).put("file/inner", b"")
 
 

@@ -37,6 +37,17 @@ def names(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
 
 
+# What is not packed
+
+
+def test_a_class_without_images_is_refused_as_in_memory(root):
+    (root / "train" / "nothing").mkdir()
+    with pytest.raises(DataError, match="nothing: the class folder holds no image"):
+        located.folder(str(root))
+    with pytest.raises(DataError, match="elsewhere: there is no such folder"):
+        located.folder(str(root.parent / "elsewhere"))
+
+
 # What a pack is
 
 

@@ -107,7 +107,7 @@ def test_the_command_prints_a_line_a_piece_and_the_sum(tmp_path):
         ("nodes: 0", "nodes: "),
         ("[", "not YAML"),
         ("nodes: 1\nspeed: 3", "speed: "),
-        ("3", "file: "),
+        ("3", "expected keys and values"),
     ],
 )
 def test_a_file_that_describes_no_cluster_is_refused(tmp_path, text, answer):

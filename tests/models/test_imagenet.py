@@ -242,7 +242,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(name, answer):
 
 def test_without_timm_the_answer_is_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # what an import of a missing package finds
-    with pytest.raises(ConfigError, match=r"pip install raykd\[timm\]"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[timm\]'"):
         check_name("timm/resnet18")
 
 
