@@ -25,9 +25,7 @@ def lasting(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            raise full(path) from error
-        raise unwritable(path, error) from error
+        raise _failed(path, error) from error
 
 
 def is_there(folder: Path) -> bool:
@@ -51,8 +49,10 @@ def unwritable(path: Path, error: OSError) -> Unreachable:
     )
 
 
-def full(path: Path) -> NoRoom:
-    """What to say where a file did not fit."""
+def _failed(path: Path, error: OSError) -> NoRoom | Unreachable:
+    """What to say where a file was not written: for want of room, or otherwise."""
+    if error.errno not in FULL:
+        return unwritable(path, error)
     return NoRoom(
         f"{path}: the disk is full; what was finished is kept, so make room and run the same "
         "command again"
@@ -77,7 +77,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise (full(path) if error.errno in FULL else unwritable(path, error)) from error
+            raise _failed(path, error) from error
         raise
 
 

@@ -60,7 +60,9 @@ def override(tree: dict[str, Any], text: str) -> None:
         tree[part] = {**(tree.get(part) or {}), inner: value}
     elif part == "run":
         for varied in ("grid", "search"):
-            for axis in filter(lambda axis: within(inner, str(axis)), tree.get(varied) or {}):
+            axes = [axis for axis in tree.get(varied) or {} if within(inner, str(axis))]
+            if axes:
+                axis = axes[0]
                 values = "[...]" if varied == "grid" else "{choice: [...]}"
                 what = f"override {varied}.{axis}={values} instead"
                 whole = "this key" if axis == key else f"all of {axis}"

@@ -98,10 +98,10 @@ class Files:
 
         Raises `NoRoom` where the disk is full, else `Unreachable`, or `DataError` of a URL.
         """
+        if self.remote is None:
+            write_atomic(self._path(name), data)
+            return
         try:
-            if self.remote is None:
-                write_atomic(self._path(name), data)
-                return
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "file")
                 write_atomic(path, data)

@@ -46,21 +46,26 @@ def image_files(folder: Path) -> list[Path]:
 
 def class_names(root: Path) -> tuple[str, ...]:
     """The names of the class folders in `root`, sorted."""
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and shown(path.name))
+    names = folder_names(root)
     if not names:
         raise DataError(f"{root}: expected one folder of images per class, found no folder")
     return tuple(names)
+
+
+def folder_names(root: Path) -> list[str]:
+    """The names of the folders in `root` that count, sorted."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and shown(path.name))
 
 
 def check_classes(root: Path, names: Sequence[str], origin: str) -> None:
     """Raise `DataError` where the class folders in `root` are not those that `origin` names."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; {origin} names {len(names)} classes")
-    there = {path.name for path in root.iterdir() if path.is_dir() and shown(path.name)}
+    there = folder_names(root)
     for name in names:
         if name not in there:
             raise DataError(f"{root / name}: there is no such folder, but {origin} has this class")
-    strange = sorted(there - set(names))
+    strange = sorted({*there} - {*names})
     if strange:
         raise DataError(f"{root / strange[0]}: {origin} has no class of this name")
 

@@ -12,7 +12,7 @@ import torch
 from raykd.data import classes, shards
 from raykd.data.encoded import Names, Ranges
 from raykd.data.files import Entry, Files
-from raykd.data.folders import SUFFIXES, empty, shown
+from raykd.data.folders import SUFFIXES, empty, folder_names
 from raykd.data.samples import Found, Samples
 from raykd.data.splits import by_split
 from raykd.data.tables import Rows, open_tables
@@ -92,9 +92,9 @@ def _check_filled(files: Files, start: str, entries: list[Entry]) -> None:
         return
     below = [entry.name.removeprefix(start) for entry in entries if entry.name.startswith(start)]
     filled = {name.partition("/")[0] for name in below}
-    for place in sorted(Path(files.root, start).iterdir()):
-        if place.is_dir() and shown(place.name) and place.name not in filled:
-            raise empty(place)
+    for name in folder_names(Path(files.root, start)):
+        if name not in filled:
+            raise empty(Path(files.root, start, name))
 
 
 def _class(entry: Entry, start: str, files: Files) -> str:
