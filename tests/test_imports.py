@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "raykd").rglob("*.py"))
-LINES = 250  # at most, of a file
 
 # A room, or a module beside them, imports from its own level and from those above it here.
 LEVELS = [
@@ -126,12 +125,6 @@ def test_there_is_no_drawer_for_leftovers():
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_code_is_ascii(path):
     assert path.read_bytes().isascii()
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_fits_a_reader_s_head(path):
-    count = len(path.read_text().splitlines())
-    assert count <= LINES, f"{count} lines"
 
 
 def safe_loaders(path: Path) -> set[str]:
