@@ -1,7 +1,5 @@
 """What an experiment's recipes cannot say until files are read: digests, sizes, weights."""
 
-import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +9,12 @@ from raykd.data import images
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
-from raykd.recipes import AnyTeacher, Asked, StudentRun
+from raykd.models.given_weights import GivenWeights, copied, is_path, normalisation
+from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.agreement import check_student
 from raykd.remote import is_url
 from raykd.store import Store
 
-_KEPT = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # a file in the store
 Digests = dict[tuple[str, int | None, bool], str]  # of images, by dataset, resize, stream
 
 
@@ -34,6 +32,7 @@ def resolve(
     root = path if path is None or is_url(path) else str(Path(path).expanduser())
     skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
+    given = GivenWeights(store, say)
 
     def data(value: Data) -> Data:
         source = (value.name, value.resize, value.stream is not None)
@@ -49,8 +48,12 @@ def resolve(
     def teacher_of(teacher: AnyTeacher) -> AnyTeacher:
         if isinstance(teacher, StudentRun):
             return student(teacher)
-        weights = _imported(store, teacher.weights)
-        own = _normalised(teacher.model, weights, data(teacher.data), teacher.data)
+        own = data(teacher.data)
+        if teacher.weights is None:
+            return teacher.model_copy(update={"data": own})
+        assert own.classes is not None, "the data was read"
+        weights = given.name(teacher.weights, teacher.model, own.classes)
+        own = _normalised(teacher, weights, own)
         return teacher.model_copy(update={"data": own, "weights": weights})
 
     def student(run: StudentRun) -> StudentRun:
@@ -79,14 +82,15 @@ def resolve(
 
 
 def portable(experiment: Experiment, store: Store) -> Experiment:
-    """The experiment as another process can read it: weights in the store, paths whole."""
+    """A resolved experiment as another process can read it: weights in the store, paths whole."""
 
     def within(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {name: within(inner, str(name)) for name, inner in value.items()}
         if isinstance(value, list):
             return [within(inner, key) for inner in value]
-        return _imported(store, value) if key == "weights" and isinstance(value, str) else value
+        path = key == "weights" and isinstance(value, str) and is_path(value)
+        return copied(store, value) if path else value
 
     space, path = experiment.space, experiment.where.path
     if space is not None:
@@ -99,38 +103,18 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
     return replace(experiment, space=space, where=where)
 
 
-def _imported(store: Store, weights: str | None) -> str | None:
-    """Weights as a recipe names them: a file is copied into the store and named by its digest."""
-    if weights is None:
-        return weights
-    if weights.startswith("sha256:"):
-        if _KEPT.fullmatch(weights) is None:
-            raise ConfigError(
-                f"experiment.run.teacher.weights: expected sha256:, 64 hex digits and .pt, .pth or "
-                f".safetensors, got {weights!r}"
-            )
-        return weights
-    if not weights.endswith((".safetensors", ".pt", ".pth")):
-        return weights
-    try:
-        data = Path(weights).expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"experiment.run.teacher.weights: {weights}: cannot be read ({error.strerror})"
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    kept = store.root / "weights" / (digest + Path(weights).suffix)
-    if not store.pull(kept).is_file():
-        store.write(kept, data)
-    return f"sha256:{digest}{Path(weights).suffix}"
-
-
-def _normalised(model: str, weights: str | None, read: Data, given: Data) -> Data:
-    """A teacher's data with the normalisation that its published weights expect."""
-    library, slash, name = model.partition("/")
-    if not slash or weights is None or weights.startswith("sha256:"):
+def _normalised(teacher: TeacherRun, weights: str, read: Data) -> Data:
+    """A given teacher's data with the normalisation that its weights expect, where they say so."""
+    assert teacher.weights is not None
+    library, slash, name = teacher.model.partition("/")
+    if is_path(teacher.weights):
+        mean, std = normalisation(teacher.weights)
+    elif not slash or weights.startswith("sha256:"):
         return read
-    from raykd.models import imagenet  # torchvision takes seconds to import
+    else:
+        from raykd.models import imagenet  # torchvision takes seconds to import
 
-    mean, std = imagenet.preprocessing(library, name, weights)
-    return read.model_copy(update={"mean": given.mean or mean, "std": given.std or std})
+        mean, std = imagenet.preprocessing(library, name, weights)
+    given = teacher.data
+    update = {"mean": given.mean or mean or read.mean, "std": given.std or std or read.std}
+    return read.model_copy(update=update)

@@ -8,9 +8,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from PIL import Image
 
+from raykd import models
 from raykd.data.images import Data
 from raykd.errors import ConfigError, DataError
 from raykd.experiment import Experiment, Where, load, parse
@@ -661,7 +664,11 @@ def test_a_teacher_of_other_classes_is_refused(store, photos):
 def test_a_file_of_weights_is_copied_into_the_store_and_named_by_its_digest(
     store, tmp_path, suffix
 ):
-    content = bytes(range(256)) * 10
+    teacher = models.build("resnet8x4", 10).network.state_dict()
+    safetensors.torch.save_file(teacher, tmp_path / "x.safetensors")
+    torch.save(teacher, tmp_path / "x.pt")
+    saved = "x.safetensors" if suffix == ".safetensors" else "x.pt"
+    content = (tmp_path / saved).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     runs = []
     for name in ("one", "two"):

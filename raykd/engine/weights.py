@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,9 @@ from raykd import arrow, models
 from raykd.disk import lasting, write_atomic
 from raykd.engine.journal import RESULT
 from raykd.errors import CacheCorrupt, ConfigError
+from raykd.models import checkpoint_files
 from raykd.models.staged import Staged
+from raykd.models.state_matching import load_matched
 from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun, Training
 from raykd.store import Store, read_json
 
@@ -45,31 +46,37 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
 
 
-def load_weights(path: Path, network: Staged) -> None:
-    """Read a plain network's state. Raises `ConfigError` where it is another network's."""
-    state = load_state(path)
+def load_weights(path: Path, network: Staged) -> str:
+    """Set a network to the weights in a file or a Hub folder; a sentence on what was taken, or ''.
+
+    See `raykd.models.state_matching`. Raises `ConfigError` where they are another network's, and
+    `CacheCorrupt` where the file is missing or cannot be read.
+    """
+    _check_there(path)
     try:
-        network.network.load_state_dict(state)
-    except RuntimeError as error:
+        candidates = checkpoint_files.entries(checkpoint_files.file_of(path))
+    except ConfigError as error:
+        raise CacheCorrupt(str(error)) from error
+    try:
+        return load_matched(candidates, network)
+    except ConfigError as error:
         raise ConfigError(f"{path}: these are not weights of this network: {error}") from error
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """A state that was written. Raises `CacheCorrupt` where it is missing or cannot be read."""
-    if not path.is_file():
+    """A state that was written here. Raises `CacheCorrupt` where it is missing or unreadable."""
+    _check_there(path)
+    try:
+        return dict(checkpoint_files.entries(path)[0].tensors)
+    except ConfigError as error:
+        raise CacheCorrupt(str(error)) from error
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
         raise CacheCorrupt(
             f"{path}: the weights are missing; remove the folder to train them again"
         )
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CacheCorrupt(f"{path}: the weights cannot be read ({what})") from error
-    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
-        raise CacheCorrupt(f"{path}: expected tensors by their names, as a state_dict has them")
-    return state
 
 
 def checksums(folder: Path) -> dict[str, str]:
