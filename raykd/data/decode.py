@@ -3,16 +3,22 @@
 Shapes: N images, H, W pixels.
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from raykd.data.samples import Samples, Triple
-from raykd.errors import DataError
+from raykd.errors import DataError, WorkFailed
 
 # Not all that Pillow knows: for EPS, it runs another program on what the file says.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+if features.check("avif"):
+    FORMATS = (*FORMATS, "AVIF")
+# Where memory is too small for the images that are decoded at a time.
+ADVICE = "set fewer scale.decoders or a smaller batch, or give the run more memory"
 
 
 def decode(
@@ -46,34 +52,60 @@ def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.nd
     """One image as uint8 [H, W, 3]."""
     if isinstance(image, np.ndarray) and resize is None:
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-    rgb = _rgb(image, origin)
+    rgb = _rgb(image, origin) if isinstance(image, bytes) else Image.fromarray(image).convert("RGB")
     if resize is not None:
         rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
 
 
 def decoded(data: bytes, origin: str) -> np.ndarray:
-    """One encoded image as uint8 [H, W, 3], upright. Raises `DataError` that names its origin."""
+    """One encoded image as uint8 [H, W, 3], upright; the first frame of an animated one.
+
+    Raises `DataError`, naming the `origin`, where it cannot be decoded, and `WorkFailed` where its
+    pixels do not fit into memory.
+    """
     return np.asarray(_rgb(data, origin))
 
 
-def _rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
+def opened(data: bytes, origin: str) -> Image.Image:
+    """An image whose header was read, and no pixel yet.
+
+    Raises `DataError`, naming the `origin`, where the format is unknown, where there are more
+    pixels than Pillow's limit allows, and where a channel has more than 8 bits.
+    """
+    with refusing(origin):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raise ValueError(f"mode {image.mode}, more than 8 bits a channel")  # RGB would clip it
+        return image
+
+
+def _rgb(data: bytes, origin: str) -> Image.Image:
     """One image, upright, with three channels of 8 bits."""
-    try:
-        opened = (
-            Image.open(io.BytesIO(image), formats=FORMATS)
-            if isinstance(image, bytes)
-            else Image.fromarray(image)
-        )
-        if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
-            raise ValueError(f"mode {opened.mode}, more than 8 bits a channel")  # RGB would clip it
-        upright = ImageOps.exif_transpose(opened)
+    image = opened(data, origin)
+    with refusing(origin, image.size):
+        upright = ImageOps.exif_transpose(image)
         if isinstance(upright.info.get("transparency"), bytes):
             upright = upright.convert("RGBA")  # a palette with transparency warns on RGB
         return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow's PNG reader reports a broken chunk as SyntaxError.
-        why = "no known kind of image" if isinstance(error, UnidentifiedImageError) else error
+
+
+@contextlib.contextmanager
+def refusing(origin: str, size: tuple[int, int] | None = None) -> Iterator[None]:
+    """A region that decodes an image, of `size` (W, H), whose failures come out as sentences.
+
+    Whatever a decoder raises on bytes that others wrote is a `DataError`: Pillow's readers end in
+    OSError, ValueError and SyntaxError, and on odd EXIF blocks in errors of many more kinds. Too
+    little memory is not the image's fault, and so it is `WorkFailed`.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        pixels = f" its {size[0]} x {size[1]} pixels" if size else ""
+        raise WorkFailed(f"{origin}: not enough memory to decode{pixels}; {ADVICE}") from error
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no known kind of image" if unknown else str(error) or type(error).__name__
         raise DataError(
             f"{origin}: cannot be decoded as an image ({why}); replace or remove it"
         ) from error

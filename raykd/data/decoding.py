@@ -137,9 +137,8 @@ class Decoder:
         for place in range(len(rows)):
             while True:
                 try:
-                    rows_wanted = max(framer.rows(place, pictures[place]) for framer in framers)
                     for framer in framers:
-                        framer.frame(place, pictures[place], rows_wanted)
+                        framer.frame(place, pictures[place])
                     break
                 except DataError as error:
                     data = self._next(rows, place, int(ids[place]), error)
@@ -169,7 +168,7 @@ class Decoder:
         return self.images.ranges.read(rows[place])
 
 
-_GONE = Picture(0, 0, lambda least, rows: np.empty((0, 0, 3), dtype=np.uint8))
+_GONE = Picture(0, 0, lambda least: np.empty((0, 0, 3), dtype=np.uint8))
 
 
 class _Framer:
@@ -193,20 +192,13 @@ class _Framer:
         if self._crop is not None:
             self._boxes[place] = self._boxed(self._ids[place : place + 1], [picture])[0]
 
-    def rows(self, place: int, picture: Picture) -> int:
-        """How many of a picture's rows, from the first one on, are shown."""
-        if self._crop is None:
-            return picture.height
-        row, _, height, _ = self._boxes[place]
-        return row + height
-
-    def frame(self, place: int, picture: Picture, rows: int) -> None:
-        """Decode at least the first `rows` rows of a picture, and put its part into the batch."""
+    def frame(self, place: int, picture: Picture) -> None:
+        """Decode a picture, and put its part into the batch."""
         side, draft = self._stream.size, self._stream.draft
         if self._crop is None:
             frame = _centre(picture, self._stream.resize, side, draft=draft)
         else:
-            frame = _part(picture, self._boxes[place], side, rows, draft=draft)
+            frame = _part(picture, self._boxes[place], side, draft=draft)
         self._places[place].copy_(frame.flip(1) if self._flips[place] else frame)
 
     def _boxed(self, ids: Tensor, pictures: list[Picture]) -> list[list[int]]:
@@ -216,11 +208,8 @@ class _Framer:
         return self._crop.boxes(self._data.seed, ids, self._view, heights, widths).tolist()
 
 
-def _part(picture: Picture, box: list[int], side: int, rows: int, *, draft: bool) -> Tensor:
-    """A part of an image (row, column, height, width in its own pixels) at the size of a frame.
-
-    Where nothing below the first `rows` rows is wanted, what is below may not be decoded.
-    """
+def _part(picture: Picture, box: list[int], side: int, *, draft: bool) -> Tensor:
+    """A part of an image (row, column, height, width in its own pixels) at the size of a frame."""
     row, column, height, width = box
     # A draft of the whole image may shrink as long as this part keeps a frame's size.
     factor = min(1.0, max(side / height, side / width))
@@ -232,7 +221,7 @@ def _part(picture: Picture, box: list[int], side: int, rows: int, *, draft: bool
         row = min(round(row * down), pixels.shape[0] - height)
         column = min(round(column * across), pixels.shape[1] - width)
     else:
-        pixels = picture.pixels(rows=rows)
+        pixels = picture.pixels()
     # Cut with numpy, which is done before torch has begun.
     part = pixels[row : row + height, column : column + width]
     return resized(torch.from_numpy(part), side, side)

@@ -165,6 +165,19 @@ def test_every_other_image_is_decoded_by_pillow(kind):
     assert np.array_equal(found.pixels(), decoded(data, "it"))
 
 
+def test_a_test_shows_the_usual_part_of_an_image_at_any_size():
+    for size, resize in ((224, 256), (64, 73), (32, 37), (299, 342), (1, 1)):
+        short = Stream.model_validate_json(f'{{"size": {size}}}')
+        assert short == Stream(size=size) == Stream(size=size, resize=resize)
+        assert short.whole() == short.plain() == {"size": size, "resize": resize, "draft": False}
+        assert pickle.loads(pickle.dumps(short)) == short
+    assert Stream() == Stream(size=224, resize=256)
+    assert Stream(size=64, resize=64).resize == 64
+    with pytest.raises(ValueError, match=r"^1 validation error"):
+        Stream(size=0)
+    assert set(Stream.model_json_schema()["properties"]) == {"size", "resize", "draft"}
+
+
 def test_draft_mode_is_near_and_never_smaller_than_a_frame(store, tmp_path):
     root = tmp_path / "large"
     for name in ("train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"):
@@ -321,7 +334,7 @@ def test_what_does_not_suit_is_said(store, root, changes, says):
     [
         ({"stream": Stream(size=8, resize=8), "resize": 8}, "resize is of images in memory"),
         ({"augment": {"pad": 4, "crop": {}}}, "pad and crop both say"),
-        ({"stream": {"size": 300}}, "resize 256 leaves no centre of 300 pixels"),
+        ({"stream": {"size": 300, "resize": 256}}, "resize 256 leaves no centre of 300 pixels"),
         ({"augment": {"colour": {}}}, "it changes nothing"),
         ({"augment": {"crop": {"scale": [0.5, 0.1]}}}, "two rising shares"),
     ],
