@@ -1,10 +1,25 @@
-"""Word that this process, or the machine that it runs on, is about to go."""
+"""Word that this process, or the machine that it runs on, is about to go.
+
+SIGTERM ends a process within `SECONDS`, wherever it is. Python's own handlers run in the main
+thread, and only between two steps of Python: a call that waits in C code would never hear of it. So
+a thread counts the seconds, and ends what has not ended by itself.
+"""
 
 import contextlib
+import multiprocessing
+import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
+
+SECONDS = 9.5  # from SIGTERM to the end of the process, whatever it does
+ORDERLY_SECONDS = 1.5  # of these, the last, in which it lets go of what it has
+SAVING_SECONDS = 25.0  # to the end where a checkpoint is being written; Kubernetes waits for 30
+HURRIED_SECONDS = 1.0  # after a second SIGTERM
+STATUS = 128 + int(signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
@@ -12,7 +27,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Notice:
-    """Nobody says anything. A host asks between the steps of a training."""
+    """A notice that is never given. A host asks between the steps of a training."""
 
     def given(self) -> bool:
         """Whether a checkpoint should be kept now; costs nothing."""
@@ -27,8 +42,10 @@ class _OwnNotice(Notice):
 
     def __init__(self) -> None:
         self.told = False
+        self.seen = False  # by a host, which keeps a checkpoint since then
 
     def given(self) -> bool:
+        self.seen = self.told
         return self.told
 
     def heeded(self) -> None:
@@ -38,7 +55,10 @@ class _OwnNotice(Notice):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """A region that SIGTERM ends with `Terminated`."""
+    """A region that SIGTERM ends with `Terminated`.
+
+    The process ends `SECONDS` later where the region is still not over.
+    """
     told = False
 
     def end(*_: Any) -> None:
@@ -58,7 +78,10 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Notice]:
-    """A region in which a first SIGTERM waits until a checkpoint is kept, which then ends it."""
+    """A region in which a first SIGTERM waits until a checkpoint is kept, which then ends it.
+
+    Where no step ends in time, the region ends without one; a second SIGTERM ends it at once.
+    """
     notice = _OwnNotice()
 
     def end(*_: Any) -> None:
@@ -66,7 +89,7 @@ def noticed() -> Iterator[Notice]:
             raise Terminated
         notice.told = True
 
-    with _handled(end):
+    with _handled(end, notice):
         try:
             yield notice
         except Exception as error:  # nothing else is begun after it
@@ -76,14 +99,127 @@ def noticed() -> Iterator[Notice]:
     notice.heeded()  # told after the last step
 
 
+def leave() -> None:
+    """Let the process end in what is left of its seconds, though exit handlers and threads hang.
+
+    For the last line of a process that SIGTERM ended in order.
+    """
+    left = 0.0 if _Watch.since is None else _Watch.since + SECONDS - time.monotonic()
+    clock = threading.Timer(max(left, ORDERLY_SECONDS), _end)
+    clock.daemon = True
+    clock.start()
+
+
+def _end() -> None:
+    """End the process, and those that decode for it; from any thread."""
+    with contextlib.suppress(Exception):
+        for process in multiprocessing.active_children():
+            process.kill()
+        if select.select([], [2], [], 0)[1]:  # a full pipe would keep the process
+            text = "stopped, since SIGTERM came and it did not end by itself in time; what was "
+            os.write(2, f"\n{text}finished is kept, and the same command goes on\n".encode())
+    os._exit(STATUS)
+
+
+class _Watch:
+    """A thread that hears of each SIGTERM as it comes, wherever the main thread is.
+
+    C code writes the numbers of signals into a pipe (`signal.set_wakeup_fd`), and the thread reads
+    them. When time is nearly over, it sends the main thread another one, so that the handler
+    raises as soon as Python runs, and then it ends the process.
+    """
+
+    since: ClassVar[float | None] = None  # when SIGTERM came first (time.monotonic)
+
+    def __init__(self) -> None:
+        self.notice: _OwnNotice | None = None  # of a region where a checkpoint may be kept
+        self._over = False
+        self._lock = threading.Lock()
+        self._hears, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        self._before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        """Hear of no more; in the main thread."""
+        with self._lock:
+            self._over = True
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writes)  # which wakes the thread
+
+    def _run(self) -> None:
+        try:
+            self._count()
+        finally:
+            os.close(self._hears)
+
+    def _count(self) -> None:
+        """Wait for SIGTERM, and then for the end of its time or a second one."""
+        first = self._heard(None)
+        if first is None:
+            return
+        _Watch.since = first
+        raises, ends = first + SECONDS - ORDERLY_SECONDS, first + SECONDS
+        second = self._heard(raises)
+        if second is None and self.notice is not None and self.notice.seen:
+            raises, ends = first + SAVING_SECONDS, first + SAVING_SECONDS + ORDERLY_SECONDS
+            second = self._heard(raises)
+        if second is not None:
+            raises, ends = second + HURRIED_SECONDS / 2, second + HURRIED_SECONDS
+            self._heard(raises)
+        with self._lock:
+            if self._over:
+                return
+            # Every handler raises at the second signal, if not at the first.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        while not self._over and time.monotonic() < ends:
+            self._heard(ends)
+        with self._lock:
+            if not self._over:
+                _end()
+
+    def _heard(self, until: float | None) -> float | None:
+        """When SIGTERM comes (time.monotonic); None where it does not, and once all is over."""
+        while not self._over:
+            left = None if until is None else max(until - time.monotonic(), 0)
+            if not select.select([self._hears], [], [], left)[0]:
+                return None
+            numbers = os.read(self._hears, 4096)
+            if self._before >= 0 and numbers:  # for the listener before this one
+                with contextlib.suppress(OSError):
+                    os.write(self._before, numbers)
+            if signal.SIGTERM in numbers:
+                return time.monotonic()
+        return None
+
+
+_watch: _Watch | None = None  # that of the outermost region
+
+
 @contextlib.contextmanager
-def _handled(end: Any) -> Iterator[None]:
-    """SIGTERM handled by `end`; only the main thread may say so."""
+def _handled(end: Any, notice: _OwnNotice | None = None) -> Iterator[None]:
+    """SIGTERM handled by `end`, and its time counted; only the main thread may say so."""
+    global _watch
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    outer, watch = _watch, _watch or _Watch()
+    noticed_before, handled_before = watch.notice, signal.signal(signal.SIGTERM, end)
+    _watch, watch.notice = watch, notice
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _watch, watch.notice = outer, noticed_before
+        if outer is None:
+            watch.close()
+        signal.signal(signal.SIGTERM, handled_before)
+
+
+def _forget() -> None:
+    """A forked process has the pipe of the one that it is a copy of: let it not write there."""
+    if _watch is not None:
+        with contextlib.suppress(ValueError):  # not its main thread
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from raykd.ending import Terminated, terminable
+from raykd.ending import STATUS, Terminated, leave, terminable
 from raykd.errors import ConfigError, RaykdError
 from raykd.remote import is_url
 
@@ -55,7 +55,10 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(error.code)
         except KeyboardInterrupt as stop:
             click.echo("stopped; what was finished is kept, and the same command goes on", err=True)
-            sys.exit(143 if isinstance(stop, Terminated) else 130)
+            if not isinstance(stop, Terminated):
+                sys.exit(130)
+            leave()
+            sys.exit(STATUS)
 
     return run
 
