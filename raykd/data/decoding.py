@@ -6,9 +6,17 @@ Shapes: B batch, H, W pixels.
 import math
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Iterable, Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +24,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from raykd.background import begun
 from raykd.data.crop import resized
+from raykd.data.decode import ADVICE
 from raykd.data.encoded import Encoded
 from raykd.data.frames import Frames, Key, Wanted, Who
 from raykd.data.images import Data
 from raykd.data.pictures import Picture, look_at
-from raykd.errors import DataError
+from raykd.errors import DataError, NoRoom, RaykdError, WorkFailed
 
+SHARED = Path("/dev/shm")  # where Linux keeps the memory that processes share
+LOOK_SECONDS = 1.0  # between two looks at processes that are waited for
+PATIENCE_SECONDS = 600.0  # for a batch of processes that are there
 _AHEAD = 3  # batches that each process has ready
+_UNKNOWN = 255  # the status of a process whose server was killed
+_NO_MEMORY = "can't allocate memory"  # torch says so in a RuntimeError
+_MORE_SHARED = (
+    "start the container with more (--shm-size=8g), or set fewer scale.decoders or a smaller batch"
+)
+_SHARED_FULL = f"{SHARED} is full, where decoding processes put their batches; {_MORE_SHARED}"
+_GOES_ON = "the same command goes on"
 
 
 class Decoding:
@@ -42,46 +62,215 @@ class Decoding:
         self._decoders = decoders
         self._skip_bad = skip_bad
         self._pin = pin
-        self._keys: list[tuple[np.ndarray, int]] = []
-        self._loader: tuple[Wanted, Any] | None = None
+        self._processes: _Processes | None = None
 
     def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
-        """The frames of some batches, in order, in the memory of the CPU."""
+        """The frames of some batches, in order, in the memory of the CPU.
+
+        Raises `DataError`, naming an image that cannot be decoded, `NoRoom` where shared memory is
+        too small, and `WorkFailed` where a process that decodes is gone or gives no sign of life.
+        """
+        places = [(ids.cpu().numpy(), view) for ids, view in keys]
         if not self._decoders:
             decoder = Decoder(self.images, wanted, self._skip_bad)
-            for ids, view in keys:
-                yield self._counted(decoder[ids.cpu().numpy(), view])
+            for place in places:
+                yield self._counted(decoder[place])
             return
-        if self._loader is None or self._loader[0] != wanted:
-            self._loader = (wanted, self._started(wanted))
-        self._keys[:] = [(ids.cpu().numpy(), view) for ids, view in keys]
-        try:
-            for frames in self._loader[1]:
-                yield self._counted(frames)
-        except DataError as error:
-            # torch's loader puts the other process's traceback into the message.
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        ready = self._processes
+        if ready is None or ready.ended or ready.decoder.wanted != wanted:
+            decoder = Decoder(self.images, wanted, self._skip_bad)
+            ready = self._processes = _Processes(decoder, self._decoders, pin=self._pin)
+        for frames in ready.show(places):
+            yield self._counted(frames)
 
     def _counted(self, frames: Frames) -> Frames:
         self.bad.update(frames.bad)
         return frames
 
-    def _started(self, wanted: Wanted) -> DataLoader:
-        """The processes; they are started with the first batch, and stay."""
-        # Not forked: a process that has threads, as this one, may hang in a copy of itself.
-        multiprocessing.set_forkserver_preload([__name__])
-        return DataLoader(
-            Decoder(self.images, wanted, self._skip_bad),  # pyright: ignore[reportArgumentType]
+
+class _Context(ForkServerContext):
+    """A context that knows the processes that were started with it.
+
+    Not forked from this process: one that has threads may hang in a copy of itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[BaseProcess] = []
+
+    def Process(self, *args: Any, **options: Any) -> BaseProcess:  # noqa: N802
+        """A process of its own, remembered."""
+        self.started.append(super().Process(*args, **options))
+        return self.started[-1]
+
+
+class _Processes:
+    """Processes that decode batches ahead; they are started with the first one, and stay.
+
+    Every wait for them has an end: they are looked at while it lasts.
+    """
+
+    def __init__(self, decoder: "Decoder", count: int, *, pin: bool) -> None:
+        self.decoder = decoder
+        self.ended = False
+        self._count = count
+        self._needs = 0  # bytes of shared memory that were seen to be there
+        self._keys: list[_Place] = []
+        self._context = _Context()
+        self._context.set_forkserver_preload([__name__])
+        self._loader = DataLoader(
+            _Sharing(decoder),  # pyright: ignore[reportArgumentType]
             batch_size=None,
             sampler=self._keys,
-            num_workers=self._decoders,
+            num_workers=count,
             prefetch_factor=_AHEAD,
             persistent_workers=True,
-            multiprocessing_context="forkserver",
-            pin_memory=self._pin,
+            multiprocessing_context=self._context,
+            pin_memory=pin,
             worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # otherwise it draws from the one of dropout
         )
+        # Also when this process ends, which would wait for one that hangs.
+        weakref.finalize(self, _kill, self._context.started)
+
+    def show(self, keys: Sequence["_Place"]) -> Iterator[Frames]:
+        """The frames of some batches, in order."""
+        self._check_room(keys)
+        self._keys[:] = keys
+        batches = self._in_time(lambda: iter(self._loader))
+        for _ in keys:
+            frames = self._in_time(lambda: next(batches))
+            if isinstance(frames, RaykdError):
+                raise frames
+            yield frames
+
+    def _check_room(self, keys: Sequence["_Place"]) -> None:
+        """Raise `NoRoom` where shared memory does not hold the batches that will be ready."""
+        largest = max((len(ids) for ids, _ in keys), default=0)
+        frames = largest * self.decoder.wanted.pixel_bytes()
+        needs = (
+            frames * min(self._count * _AHEAD + 1, len(keys)) + self.decoder.images.index_bytes()
+        )
+        if needs > self._needs:
+            check_shared_memory(needs, self._count)
+            self._needs = needs
+
+    def _in_time(self, call: Callable[[], Any]) -> Any:
+        """The value of a call that waits for the processes; they end where it has none."""
+        value, until = begun(call), time.monotonic() + PATIENCE_SECONDS
+        try:
+            while not wait([value], LOOK_SECONDS).done:
+                if self._gone(0):
+                    raise self._why()
+                if time.monotonic() > until:
+                    raise WorkFailed(
+                        f"no batch came from {self._count} decoding processes for "
+                        f"{PATIENCE_SECONDS / 60:.0f} minutes, though they are there; see whether "
+                        f"{self.decoder.images.ranges.origin(0)} can be read; {_GOES_ON}"
+                    )
+            return value.result()
+        except RaykdError:
+            self._end()
+            raise
+        except Exception as error:
+            # What goes wrong between two processes comes out in many ways where one of them died.
+            raised = self._explained(error)
+            self._end()
+            if raised is None:
+                raise
+            raise raised from error
+        except BaseException:
+            self._end()
+            raise
+
+    def _gone(self, seconds: float) -> bool:
+        """Whether one of the processes has ended, at once or within some seconds."""
+        ends = [one.sentinel for one in self._context.started if one.pid is not None]
+        return bool(ends and connection.wait(ends, seconds))
+
+    def _explained(self, error: Exception) -> RaykdError | None:
+        """What happened, in a sentence; None for a mistake of ours."""
+        text = str(error)
+        if self._gone(LOOK_SECONDS):
+            return self._why()
+        if isinstance(error, MemoryError) or _NO_MEMORY in text:
+            return WorkFailed(f"not enough memory to decode a batch; {ADVICE}; {_GOES_ON}")
+        if "shared memory" in text:
+            return NoRoom(f"{_SHARED_FULL} ({text.splitlines()[0]})")
+        if isinstance(error, OSError | EOFError) or "open files" in text or "ancdata" in text:
+            return WorkFailed(
+                f"this process cannot speak to those that decode ({text or type(error).__name__}): "
+                "was one of them killed, is the limit of open files (ulimit -n) low, or TMPDIR "
+                f"longer than 60 characters? Else {_GOES_ON}"
+            )
+        return None
+
+    def _statuses(self) -> set[int]:
+        return {one.exitcode for one in self._context.started if one.exitcode is not None}
+
+    def _why(self) -> RaykdError:
+        """Why a process that decodes is gone, and what to do."""
+        ended = self._statuses() - {0}
+        if -signal.SIGBUS in ended:
+            return NoRoom(_SHARED_FULL)
+        if ended & {-signal.SIGKILL, _UNKNOWN} or not ended:
+            return WorkFailed(
+                "a decoding process was killed, most likely since memory ran out: each of "
+                f"{self._count} has {_AHEAD} batches ready; {ADVICE}; {_GOES_ON}"
+            )
+        status = min(ended)
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return WorkFailed(
+            f"a decoding process ended {how}; it may have said above why; set scale.decoders=0 to "
+            f"decode in the process that trains; {_GOES_ON}"
+        )
+
+    def _end(self) -> None:
+        self.ended = True
+        _kill(self._context.started)
+
+
+_Place = tuple[np.ndarray, int]  # ids int64 [B], view
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        if process.pid is not None:
+            process.kill()
+
+
+def check_shared_memory(needs: int, decoders: int) -> None:
+    """Raise `NoRoom` where /dev/shm has fewer bytes free than decoded batches need."""
+    if not SHARED.is_dir():
+        return
+    place = os.statvfs(SHARED)
+    free = place.f_bavail * place.f_frsize
+    if place.f_blocks and needs > free:
+        raise NoRoom(
+            f"{SHARED} has {free / 1e6:,.1f} MB free, and the batches that {decoders} decoding "
+            f"processes have ready need {needs / 1e6:,.1f} MB of it; {_MORE_SHARED}"
+        )
+
+
+@dataclass(frozen=True)
+class _Sharing:
+    """The dataset of torch's loader: frames in shared memory, or the error that is to be raised.
+
+    Left to torch, frames are shared in a thread of the queue, whose errors reach nobody.
+    """
+
+    decoder: "Decoder"
+
+    def __getitem__(self, key: _Place) -> Frames | RaykdError:
+        try:
+            frames = self.decoder[key]
+        except RaykdError as error:
+            return error
+        try:
+            frames.share_memory()
+        except (RuntimeError, OSError) as error:
+            return NoRoom(f"{_SHARED_FULL} ({str(error).splitlines()[0]})")
+        return frames
 
 
 def _end_with_parent(number: int) -> None:

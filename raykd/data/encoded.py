@@ -111,6 +111,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def index_bytes(self) -> int:
+        """Bytes of the index, which every process that decodes has in shared memory."""
+        ranges = self.ranges
+        columns = (ranges.file, ranges.offset, ranges.length, self.targets)
+        return sum(one.nbytes for one in (*columns, *ranges.names.columns().values()))
+
     def take(self, rows: Tensor) -> "Encoded":
         """The images at `rows` (int64 [n]), renumbered from 0."""
         return Encoded(self.ranges.take(rows), self.targets[rows], self.names)

@@ -37,6 +37,11 @@ class Frames:
 
         return Frames(moved(self.pixels), moved(self.rows), self.bad)
 
+    def share_memory(self) -> None:
+        """Move it to where other processes can read it. Raises RuntimeError where that is full."""
+        for tensor in (*self.pixels.values(), *self.rows.values()):
+            tensor.share_memory_()
+
     def pin_memory(self) -> "Frames":
         """The same in memory from which a GPU can copy by itself; called by torch's loader."""
         pixels = {k: v.pin_memory() for k, v in self.pixels.items()}
@@ -60,6 +65,11 @@ class Wanted:
             assert self.mix is not None, "samples that are not mixed have no partners"
             rows["partner"] = self.mix.partners(ids, view, self.partner[0].seed, self.size)
         return rows
+
+    def pixel_bytes(self) -> int:
+        """Bytes of all frames of one sample."""
+        streams = [data.stream for data in (*self.own, *self.partner)]
+        return sum(3 * stream.size**2 for stream in streams if stream is not None)
 
     def ways(self, who: Who) -> tuple[Data, ...]:
         """The ways in which those are shown."""
