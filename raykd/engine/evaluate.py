@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from raykd.data.loader import Views
 from raykd.data.order import share
 from raykd.engine.host import Host
-from raykd.methods.base import Method
+from raykd.methods.base import Method, finite, precise
 from raykd.models.staged import Staged
 from raykd.teachers.source import Source
 
@@ -43,7 +43,7 @@ def evaluate(
             with torch.autocast(batch.pixels.device.type, torch.bfloat16, autocast):
                 student = network.outputs(batch.pixels, method.needs())
             answer = teacher(batch) if teacher is not None else None
-            scores = method.scores(student, answer, helpers)
+            scores = precise(method.scores(student, answer, helpers))
             reference = answer.logits if answer is not None else None
             sums += _batch_sums(scores, batch.targets, reference)
     count, loss, top1, top5, agree, divergence = host.total(sums).tolist()
@@ -64,7 +64,7 @@ def _batch_sums(scores: Tensor, targets: Tensor, teacher: Tensor | None) -> Tens
         hits.sum(),
     ]
     if teacher is not None:
-        log_teacher, log_student = teacher.log_softmax(1), scores.log_softmax(1)
+        log_teacher, log_student = finite(teacher.log_softmax(1)), scores.log_softmax(1)
         sums.append((teacher.argmax(1) == best[:, 0]).sum())
         sums.append(F.kl_div(log_student, log_teacher, reduction="sum", log_target=True))
     sums += [scores.new_zeros(())] * (_SUMS - len(sums))

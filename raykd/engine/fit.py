@@ -6,6 +6,8 @@ be in the store already: `raykd.plan` says in which order.
 
 import contextlib
 import copy
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,10 +23,12 @@ from raykd.disk import lasting
 from raykd.ending import Notice
 from raykd.engine import prepare, start, weights
 from raykd.engine.evaluate import BATCH, evaluate
+from raykd.engine.finite import check_weights, listed, not_finite
 from raykd.engine.host import EVERY_EPOCH, NOBODY, Host, LocalHost
 from raykd.engine.journal import RESULT, Journal
 from raykd.engine.loop import distil
 from raykd.engine.result import result_of
+from raykd.errors import WorkFailed
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
 from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
@@ -87,6 +91,7 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
         if epoch in saved and host.rank == 0:
             if teacher.refresh_statistics:
                 network = refreshed(network, train, run.view_at(epoch - 1))
+                check_weights(run, epoch - 1, [network])
             path = weights.anchor_path(store, teacher, epoch)
             weights.save_weights(path, network)
             store.push(path)
@@ -163,8 +168,21 @@ def refreshed(network: Staged, train: Views, view: int) -> Staged:
     """A copy whose batch-norm statistics are those of one view of all training images."""
     copied = copy.deepcopy(network)
     rows = torch.arange(len(train.images))
-    update_bn((batch.pixels for batch in train.runs(rows, BATCH, view)), copied)
+    merged = len(rows) % BATCH == 1 and len(rows) > 1 and not _learns_from_one(network, train, view)
+    last = len(rows) - BATCH - 1 if merged else len(rows)  # where the last batch begins
+    batches = (train.runs(rows[:last], BATCH, view), train.runs(rows[last:], BATCH + 1, view))
+    update_bn((batch.pixels for batch in itertools.chain(*batches)), copied)
     return copied
+
+
+def _learns_from_one(network: Staged, train: Views, view: int) -> bool:
+    """Whether the network takes a training batch of one image: not where its maps are 1 x 1."""
+    [batch] = train.runs(torch.arange(1), 1, view)
+    try:
+        copy.deepcopy(network).train()(batch.pixels)
+    except ValueError:  # batch norm's: one value per channel has no variance
+        return False
+    return True
 
 
 class ShardMaker:
@@ -190,6 +208,9 @@ class ShardMaker:
 def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
     """Finish the artefact of a pretrained teacher: its weights, and how good it is."""
     network = weights.given_weights(store, teacher).to(host.device)
+    wrong = not_finite([network.network], masks=network.classifier)
+    if wrong:
+        raise WorkFailed(f"{_given(teacher)}: {listed(wrong)} not finite; give other weights")
     _, test = open_images(store, teacher.data)
     started = time.monotonic()
     metrics = evaluate(
@@ -200,10 +221,21 @@ def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
         None,
         host,
     )
+    if math.isnan(metrics["test_loss"]):
+        raise WorkFailed(
+            f"{_given(teacher)}: its answers to the test images are not finite; give other weights"
+        )
+    if math.isinf(metrics["test_loss"]):
+        del metrics["test_loss"]  # it leaves out a class that test images have
     metrics |= {"epoch": 0, "seconds": time.monotonic() - started}
     if host.rank == 0:
         weights.save_weights(weights.anchor_path(store, teacher, 0), network)
         _finish(store, teacher, result_of(training_of(teacher), [network], [metrics], host))
+
+
+def _given(teacher: TeacherRun) -> str:
+    """A teacher with given weights, as messages name it."""
+    return f"run.teacher.weights: the given teacher {teacher.model} ({teacher.weights})"
 
 
 def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:

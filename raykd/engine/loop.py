@@ -7,7 +7,6 @@ checkpoint of `midway`.
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,10 +20,10 @@ from raykd.data.order import epoch_order, steps
 from raykd.engine import midway
 from raykd.engine.average import Average
 from raykd.engine.evaluate import evaluate
+from raykd.engine.finite import check_metrics, check_weights
 from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate, update
-from raykd.errors import WorkFailed
 from raykd.meter import Timed
 from raykd.methods.roles import Shared, Tally, forget
 from raykd.models.staged import Staged
@@ -72,7 +71,11 @@ def distil(
         within = state.get("within")
         del state  # as large as all weights
     if len(history) == run.optim.epochs:  # it was stopped between its last epoch and its end
-        keep(len(history), _released(host.whole(learner), average, host))
+        whole = host.whole(learner)
+        released = _released(whole, average, host)
+        check_metrics(run, len(history) - 1, history[-1])
+        check_weights(run, len(history) - 1, (whole, released), host.total)
+        keep(len(history), released)
 
     def state_within(steps: int, sums: dict[str, Tensor]) -> dict[str, Any]:
         """Everything that the rest of an epoch depends on."""
@@ -124,12 +127,7 @@ def distil(
         told = _tallied(learner, host)
         host.agree(torch.nn.ModuleList(modules))
         metrics = _means(sums, len(rows), host)
-        if not math.isfinite(metrics["loss"]):
-            raise WorkFailed(
-                f"{run.method.name} {run.model} seed {run.seed}: the loss of epoch {epoch} is not "
-                "finite; lower run.optim.lr, set run.optim.clip, or warm up with "
-                "run.optim.warmup_epochs"
-            )
+        check_metrics(run, epoch, metrics)
         seconds = time.monotonic() - started  # after the sums were read: the device is done
         metrics |= {"epoch": epoch, "lr": learning_rate(run.optim, epoch * count, count)}
         metrics["images_per_second"] = (count - done) * run.optim.batch / seconds
@@ -138,11 +136,13 @@ def distil(
             metrics["bad_images"] = train.bad
         whole = host.whole(learner)
         released = _released(whole, average, host)
+        check_weights(run, epoch, (whole, released), host.total)
         if test is not None:
             metrics |= _evaluated(whole, released, test, test_teacher, host)
         if validation is not None:
             found = _evaluated(whole, released, validation, None, host)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in found.items()}
+        check_metrics(run, epoch, metrics)
         metrics["seconds"] = time.monotonic() - started
         history.append(metrics)
         keep(epoch + 1, released)

@@ -1,5 +1,6 @@
 """What a finished run is remembered by."""
 
+import math
 import platform
 import statistics
 import time
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.engine.compiled import compiled_as
+from raykd.engine.finite import is_finite
 from raykd.engine.host import Host
 from raykd.engine.journal import RESULT
 from raykd.engine.loop import Metrics
@@ -65,8 +67,11 @@ def training_seconds(store: Store, run: Training) -> float:
 def _worth(metrics: Metrics) -> float:
     """How good an epoch was: by validation images, where there are some.
 
-    What was not evaluated, as before a method's own training, has its loss alone.
+    What was not evaluated, as before a method's own training, has its loss alone. An epoch with a
+    number that is not finite is the worst.
     """
+    if not is_finite(metrics):
+        return -math.inf
     chosen = metrics.get("validation_top1", metrics.get("top1"))
     return -metrics.get("loss", 0.0) if chosen is None else chosen
 

@@ -3,6 +3,7 @@
 Shapes: V validation images, C classes.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -23,6 +24,8 @@ from raykd.engine.routes import (
     read_decisions,
     write_decisions,
 )
+from raykd.errors import WorkFailed
+from raykd.methods.base import finite
 from raykd.recipes import Search, StudentRun
 from raykd.record import fingerprint
 from raykd.store import Store
@@ -41,6 +44,13 @@ def decide(store: Store, search: Search, device: torch.device) -> None:
     if not store.has(stage):
         return  # somebody else has decided already, and the stage after that is still to be trained
     far = distances(store, search, anchors, device)
+    wrong = [anchor for anchor, value in far.items() if not math.isfinite(value)]
+    if wrong:
+        raise WorkFailed(
+            f"{search.student.method.name} {search.student.model} seed {search.student.seed}: the "
+            f"distance to the teacher's epoch {wrong[0]} is not finite ({far[wrong[0]]}); its "
+            "answers to the validation images, or the student's, are no numbers"
+        )
     ratios = {anchor: hardness(far[current], value) for anchor, value in far.items()}
     final_stage = search.at_most is not None and len(anchors) + 1 >= search.at_most
     chosen = candidates[-1] if final_stage else farthest(ratios, current, search.threshold)
@@ -101,4 +111,4 @@ def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> float:
     """The sum over images of KL(teacher || student) of logits [V, C], in float64."""
     wanted = (teacher.double() / temperature).log_softmax(1)
     found = (student.double() / temperature).log_softmax(1)
-    return float(F.kl_div(found, wanted, reduction="sum", log_target=True))
+    return float(F.kl_div(found, finite(wanted), reduction="sum", log_target=True))

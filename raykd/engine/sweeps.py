@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 
+from raykd.engine.finite import is_finite
 from raykd.engine.journal import RESULT
 from raykd.engine.result import training_seconds
 from raykd.engine.routes import route_found
@@ -134,8 +135,10 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
     row |= {key: (sheet.last or {}).get(key) for key in SCORES}
     if student is not None and store.has(student):
         result = read_json(store.path(student) / RESULT)
-        row |= {key: result["last"].get(key) for key in SCORES}
-        row["best_top1"] = result["best"].get("top1")
+        row |= dict.fromkeys(SCORES)
+        if is_finite(result["last"]):  # earlier versions finished trainings without numbers
+            row |= {key: result["last"].get(key) for key in SCORES}
+            row["best_top1"] = result["best"].get("top1")
         for key in ("parameters", "flops", "latency_ms"):
             row[key] = result.get(key)
         row["train_seconds"] = training_seconds(store, student)

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raykd.ending import Notice
+from raykd.engine.finite import check_metrics
 from raykd.engine.journal import RESULT, numbers
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
@@ -88,8 +89,12 @@ def make(asked: Asked, brief: Brief, store: Store, company: Company) -> None:
 
 
 def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
-    """What a finished student's trial says at its end, whoever trained it."""
+    """What a finished student's trial says at its end, whoever trained it.
+
+    Raises `WorkFailed` where an earlier version finished a student whose numbers are not finite.
+    """
     result = read_json(store.path(student) / RESULT)
+    check_metrics(student, student.optim.epochs - 1, result["last"])
     last, best = numbers(result["last"]), numbers(result["best"])
     last |= {f"best_{key}": value for key, value in best.items() if key.endswith("top1")}
     return last | {"epochs_done": student.all_epochs(), "parameters": result["parameters"]}

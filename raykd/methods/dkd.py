@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raykd.methods.base import (
     Method,
+    finite,
     full_precision,
     others,
     precise,
@@ -28,7 +29,8 @@ def target_divergence(
 ) -> Tensor:
     """TCKD: T**2 KL(teacher || student) of (target, not target), for logits [B, C]."""
     mine, theirs = _binary(student / temperature, labels), _binary(teacher / temperature, labels)
-    return temperature**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)
+    both = F.kl_div(mine, finite(theirs), reduction="batchmean", log_target=True)
+    return temperature**2 * both
 
 
 def other_divergence(

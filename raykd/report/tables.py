@@ -88,12 +88,12 @@ def cost_lines(report: Report) -> list[tuple[str, str]]:
 
 def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
     """The groups in the order of the table, with its cells by column."""
-    means = [group.top1.mean for group in report.students if group.top1 and group.is_complete()]
+    means = [group.top1.mean for group in report.students if group.top1 and group.is_ranked()]
     validated = any(group.validation for group in report.students)
     lines = []
     for group in report.groups():
         rank = ""
-        if group.top1 and group.is_complete() and group in report.students:
+        if group.top1 and group.is_ranked() and group in report.students:
             rank = str(1 + sum(mean > group.top1.mean for mean in means))
         line = {"rank": rank} | cells(group)
         if not validated:
@@ -175,7 +175,7 @@ def console_table(report: Report) -> Table:
     for group, row in rows(report):
         row["agreement %"] = row["agreement %"].partition(" ")[0]
         line = [row[name] for name in ("rank", "what", "network", *shown)]  # the rest has no room
-        table.add_row(*map(Text, line), style=None if group.is_complete() else "yellow")
+        table.add_row(*map(Text, line), style=None if group.is_ranked() else "yellow")
     return table
 
 

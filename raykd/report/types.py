@@ -1,9 +1,11 @@
 """The nouns of a report: plain values, of which `to_json` writes every field."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raykd.engine.finite import is_finite
 from raykd.engine.routes import Decision
 
 
@@ -33,11 +35,15 @@ class Run:
     def state(self) -> str:
         """How far it is."""
         if self.result is not None:
-            return "finished"
+            return "finished" if self.is_finite() else "not finite"
         if self.anchors is not None:
             return f"searching, at anchor {self.anchors[-1]}"
         done, asked = len(self.metrics), self.recipe["optim"]["epochs"]
         return f"epoch {done} of {asked}" if done else "not started"
+
+    def is_finite(self) -> bool:
+        """Whether the numbers of its result are: earlier versions finished trainings without."""
+        return self.result is None or is_finite(self.result["last"])
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ class Group:
     def is_complete(self) -> bool:
         """Whether every run has a result."""
         return len(self.finished()) == len(self.runs)
+
+    def is_ranked(self) -> bool:
+        """Whether it has a place among others: every run has a result, of finite numbers."""
+        return self.is_complete() and all(run.is_finite() for run in self.runs)
 
     def traced(self) -> list[Run]:
         """The runs that curves are of: the finished ones, or those in progress where none is."""
@@ -141,10 +151,11 @@ class Report:
         return (*self.teachers, *self.ranked())
 
     def ranked(self) -> tuple[Group, ...]:
-        """The students by mean top-1, best first; those that are not finished at the end."""
+        """The students by mean top-1, best first; at the end those that have no rank."""
 
         def place(group: Group) -> tuple[bool, float]:
-            return not group.is_complete(), -group.top1.mean if group.top1 else float("inf")
+            mean = group.top1.mean if group.top1 else math.nan
+            return not group.is_ranked(), math.inf if math.isnan(mean) else -mean
 
         return tuple(sorted(self.students, key=place))
 
