@@ -168,10 +168,13 @@ def refreshed(network: Staged, train: Views, view: int) -> Staged:
     """A copy whose batch-norm statistics are those of one view of all training images."""
     copied = copy.deepcopy(network)
     rows = torch.arange(len(train.images))
-    merged = len(rows) % BATCH == 1 and len(rows) > 1 and not _learns_from_one(network, train, view)
-    last = len(rows) - BATCH - 1 if merged else len(rows)  # where the last batch begins
-    batches = (train.runs(rows[:last], BATCH, view), train.runs(rows[last:], BATCH + 1, view))
-    update_bn((batch.pixels for batch in itertools.chain(*batches)), copied)
+    batches = train.runs(rows, BATCH, view)
+    if len(rows) > BATCH and len(rows) % BATCH == 1 and not _learns_from_one(network, train, view):
+        first, last = rows[: -BATCH - 1], rows[-BATCH - 1 :]
+        batches = train.runs(last, BATCH + 1, view)
+        if len(first):
+            batches = itertools.chain(train.runs(first, BATCH, view), batches)
+    update_bn((batch.pixels for batch in batches), copied)
     return copied
 
 

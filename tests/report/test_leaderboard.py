@@ -1,3 +1,4 @@
+import math
 import re
 
 from raykd.experiment import parse
@@ -60,3 +61,13 @@ def test_the_front_is_what_nothing_cheaper_surpasses():
     assert front([]) == []
     points = [(3.0, 90.0), (1.0, 80.0), (2.0, 80.0), (1.0, 70.0), (4.0, 85.0), (5.0, 95.0)]
     assert front(points) == [1, 0, 5]
+
+
+def test_a_student_without_finite_numbers_stands_at_the_end_without_a_rank(store, experiment):
+    for run in experiment.runs:
+        wrong = run.method.name == "kd" and run.seed == 1
+        put(store, run, 99.0 if wrong else 90.0, test_loss=math.nan if wrong else 1.0)
+    report = gather(store, experiment)
+    assert order(report)[-1] == ("", "kd")
+    [group] = [group for group in report.students if group.label == "kd"]
+    assert [run.state() for run in group.runs] == ["finished", "not finite", "finished"]
