@@ -5,6 +5,8 @@ message without a traceback and exits with `code`; anything else is a defect of 
 keeps its traceback.
 """
 
+from collections.abc import Iterable, Sequence
+
 
 class RaykdError(ValueError):
     """The root: something that the user can mend."""
@@ -62,3 +64,22 @@ class Unreachable(RaykdError):
 
 class Damaged(CacheCorrupt):
     """A file elsewhere whose bytes are not those that its checksum was made of."""
+
+
+def folded(errors: Sequence[RaykdError]) -> RaykdError:
+    """One error for several: each message once, and the status that all have.
+
+    The first error itself where all say the same, `WorkFailed` where their statuses differ.
+    """
+    lines = dict.fromkeys(map(str, errors))
+    if len(lines) == 1:
+        return errors[0]
+    return of_codes((error.code for error in errors), "\n".join(lines))
+
+
+def of_codes(codes: Iterable[int], message: str) -> RaykdError:
+    """An error of the status that all `codes` name, `WorkFailed` where they differ."""
+    kinds = {kind.code: kind for kind in (RaykdError, *RaykdError.__subclasses__())}
+    distinct = set(codes)
+    kind = kinds.get(distinct.pop(), WorkFailed) if len(distinct) == 1 else WorkFailed
+    return kind(message)

@@ -19,6 +19,7 @@ from rich.progress import (
 
 from raykd.engine.journal import read_metrics
 from raykd.errors import Unreachable
+from raykd.names import printable, printable_lines
 from raykd.store import Store
 
 LINE_SECONDS = 10.0  # at most one line per task and so many seconds, in a log
@@ -39,7 +40,7 @@ class Task:
         self._first: tuple[float, int] | None = None  # when it first moved, and how far it was
         self._bar: TaskID | None = None
         if teller.bars is not None:
-            self._bar = teller.bars.add_task(label, total=total, note="")
+            self._bar = teller.bars.add_task(printable(label), total=total, note="")
 
     def update(self, done: int, note: str = "") -> None:
         """Say how far it is; a line where it is time for one, or at the end."""
@@ -73,7 +74,7 @@ class Teller:
         """One line of text, with the seconds since the start in a log."""
         console = self.bars.console if self.bars is not None else self.console
         stamp = "" if self.console.is_terminal else f"[{time.monotonic() - self._started:6.1f} s] "
-        console.print(stamp + text, markup=False, highlight=False, soft_wrap=True)
+        console.print(stamp + printable_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
@@ -82,12 +83,12 @@ class Teller:
             yield
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console, transient=False) as self.bars:
             try:

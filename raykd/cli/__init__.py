@@ -5,16 +5,32 @@ Exit status: 0 done, 1 an unexpected failure, 2 the experiment or the command ca
 enough disk or processors, or a check of `raykd doctor` failed, 7 workers failed, 8 a network
 cannot be exported, 9 a URL cannot be reached, 130 stopped by Ctrl-C, 143 by SIGTERM: a training
 here keeps a checkpoint first.
-What was finished is kept in every case, and the same command goes on from there.
+What was finished is kept in every case, and the same command goes on from there. A reader of its
+output that goes away changes no status.
 """
+
+from typing import Any
 
 import click
 
 from raykd import __version__
 from raykd.cli import doctor, export, look, pack, work
+from raykd.cli.output import patient
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """The commands, whose work no write to a terminal or a pipe can stop."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Carry out a command line."""
+        with patient():
+            return super().main(*args, **extra)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="raykd")
 def main() -> None:
     """Distil image classifiers from a cache of the teacher's outputs, on Ray.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from raykd.cli.output import echo
 from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
 from raykd.errors import NoRoom
 
@@ -51,6 +52,6 @@ def doctor(
     else:
         for finding in findings:
             todo = f" -> {finding.todo}" if finding.todo else ""
-            click.echo(f"{finding.status:<8} {finding.check}: {finding.said}{todo}")
+            echo(f"{finding.status:<8} {finding.check}: {finding.said}{todo}")
     if failed:
         sys.exit(NoRoom.code)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raykd.cli.output import echo
 from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
-from raykd.errors import ConfigError, RaykdError
+from raykd.errors import ConfigError, RaykdError, folded
 
 if TYPE_CHECKING:
     from raykd.export import Exported
@@ -74,7 +75,7 @@ def export(
             done.append(room.export(place, run, folder, formats))
         except RaykdError as error:
             errors.append(error)
-            click.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
             continue
         if not as_json:
             _print(done[-1])
@@ -82,23 +83,23 @@ def export(
         told = {"errors": [str(error) for error in errors], "unfinished": left}
         print_json({"exports": [_plain(exported) for exported in done]} | told)
     elif left:
-        click.echo(f"{left} students of this experiment are not finished", err=True)
+        echo(f"{left} students of this experiment are not finished", err=True)
     if errors:
-        sys.exit(errors[0].code)
+        sys.exit(folded(errors).code)
 
 
 def _print(exported: "Exported") -> None:
     """Say what was written of one network."""
     name, method = exported.run.model, getattr(exported.run, "method", None)
     by = f", {method.label}" if method is not None else ""
-    click.echo(f"{name}{by}: {exported.folder}")
+    echo(f"{name}{by}: {exported.folder}")
     for file in exported.files:
-        click.echo(
+        echo(
             f"  {file.name}: {file.bytes / 1e6:.2f} MB; scores of {exported.images} test images "
             f"differ by {file.difference:.2g} at most"
         )
     if not exported.plain:
-        click.echo("  no model.safetensors: it does not answer with its own classifier")
+        echo("  no model.safetensors: it does not answer with its own classifier")
 
 
 def _plain(exported: "Exported") -> dict[str, Any]:

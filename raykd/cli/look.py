@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from raykd.cli.output import echo
 from raykd.cli.shared import (
     EXPERIMENT,
     JSON,
@@ -39,9 +40,9 @@ def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        click.echo(f"no {what} in {Store(store).shown}")
+        echo(f"no {what} in {Store(store).shown}")
     elif as_markdown:
-        click.echo(markdown(rows))
+        echo(markdown(rows))
     else:
         print_rows(rows)
 
@@ -86,16 +87,16 @@ def verify(
         print_json({"caches": results, "errors": [str(error) for error in errors]})
     else:
         for line in results:
-            click.echo(
+            echo(
                 f"{line['fingerprint']}  {line['teacher']}, {line['split']}: {line['views']} "
                 f"views, {line['shards']} shards whole; {line['rows']} rows asked again: largest "
                 f"difference {line['difference']:.2g}, mean KL {line['kl']:.2g} nats, same answer "
                 f"{100 * line['agreement']:.2f} %"
             )
         for error in errors:
-            click.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
         if not results and not errors:
-            click.echo(f"no caches in {found.shown}")
+            echo(f"no caches in {found.shown}")
     if errors:
         sys.exit(errors[0].code)
 
@@ -133,9 +134,9 @@ def report_command(
     if as_json:
         print_json(report.to_json(summary) | {"page": str(page)})
     elif as_csv:
-        click.echo(report.to_csv(summary), nl=False)
+        echo(report.to_csv(summary).removesuffix("\n"))
     elif markdown:
-        click.echo(report.to_markdown(summary))
+        echo(report.to_markdown(summary))
     else:
         wide_console().print(report.console_table(summary))
     teller.say(f"page: {page}")

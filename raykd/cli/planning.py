@@ -2,10 +2,10 @@
 
 from dataclasses import asdict, replace
 
-import click
 from rich.table import Table
 
-from raykd.cli.shared import print_json, wide_console
+from raykd.cli.output import echo
+from raykd.cli.shared import cell, print_json, wide_console
 from raykd.engine.caches import check_room
 from raykd.engine.estimate import Item, estimate
 from raykd.engine.forecast import forecast, totals
@@ -33,16 +33,16 @@ def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -
     else:
         if items:
             wide_console().print(_table(items))
-        click.echo(
+        echo(
             f"{known - missing} of {known} students are in the store; "
             f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
             f"{clock(seconds)} on workers like this machine"
         )
         if experiment.space is not None and experiment.space.search:
             draws = experiment.space.sweep.samples
-            click.echo(f"these are one of each; a sweep draws {draws}, with values that vary")
+            echo(f"these are one of each; a sweep draws {draws}, with values that vary")
         for search in experiment.searches():
-            click.echo(
+            echo(
                 f"beside these, a search for anchors of {search.student.method.label} "
                 f"{search.student.model}: a training like the first for each anchor that it "
                 f"chooses, up to {len(search.candidates())}"
@@ -70,11 +70,11 @@ def print_forecast(
             numbers = (line.count, line.workers, line.at_once)
             sizes = (f"{size / 1e9:.2f}" if size else "" for size in (line.read, line.written))
             ends = (clock(line.seconds), f"{line.cost:.2f}", line.limit)
-            table.add_row(line.kind, line.label, *map(str, numbers), *sizes, *ends)
+            table.add_row(*map(cell, (line.kind, line.label, *numbers, *sizes, *ends)))
         wide_console().print(table)
     speed = f"rate {cluster.rate:g} times this machine" if cluster.rate else ""
     speed = speed or f"{cluster.utilisation:g} of {cluster.tflops:g} Tflop/s"
-    click.echo(
+    echo(
         f"{known - missing} of {known} students are in the store; the rest takes about "
         f"{clock(sums['seconds'])} and {sums['cost']:.2f} {cluster.currency} on {cluster.nodes} "
         f"nodes with {cluster.gpus} GPUs, if a GPU reaches {speed}"
@@ -100,5 +100,5 @@ def _table(items: list[Item]) -> Table:
         megabytes = f"{item.bytes / 1e6:.1f}" if item.bytes else ""
         images = f"{item.forwards:,}" if item.forwards else ""
         row = (item.kind, item.label, str(item.count), images, megabytes, clock(item.seconds))
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     return table

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from raykd.cli.output import echo
 from raykd.ending import STATUS, Terminated, leave, terminable
 from raykd.errors import ConfigError, RaykdError
+from raykd.names import printable_lines
 from raykd.remote import is_url
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
@@ -51,10 +54,10 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
             with terminable():
                 command(*args, **options)
         except RaykdError as error:
-            click.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
             sys.exit(error.code)
         except KeyboardInterrupt as stop:
-            click.echo("stopped; what was finished is kept, and the same command goes on", err=True)
+            echo("stopped; what was finished is kept, and the same command goes on", err=True)
             if not isinstance(stop, Terminated):
                 sys.exit(130)
             leave()
@@ -88,13 +91,19 @@ def print_recipe(experiment: "Experiment", teller: "Teller") -> None:
         raise ConfigError("experiment.grid: no student is left")
     teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
     text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
-    teller.console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True, style="dim")
+    text = printable_lines(text.rstrip())
+    teller.console.print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
 
 
 def wide_console() -> Console:
     """Standard output, for tables: as wide as the terminal, and wide in a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
+
+
+def cell(value: Any) -> Text:
+    """A value as a cell of a table: as it is, not as rich's markup."""
+    return Text(printable_lines(str(value)))
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -104,7 +113,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         number = isinstance(value, int | float)
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(cell("" if value is None else value) for value in row.values()))
     wide_console().print(table)
 
 

@@ -43,6 +43,7 @@ class Sheet:
     error: str | None = None
     seconds: float = 0.0  # since it began, waiting included
     last: dict[str, float] | None = None  # of its last report: the numbers of an epoch
+    code: int | None = None  # the exit status of its error, where that is one of ours
 
 
 def sweep_name(experiment: Experiment) -> str:

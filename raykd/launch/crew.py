@@ -13,7 +13,7 @@ import torch
 from raykd.engine.fit import default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
-from raykd.errors import RaykdError, WorkFailed
+from raykd.errors import RaykdError, folded
 from raykd.experiment import Experiment
 from raykd.launch.caching import Caching
 from raykd.launch.company import Company
@@ -59,7 +59,7 @@ class Crew:
     def train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train teachers, preludes or students with the given numbers of workers each.
 
-        A failed one does not stop the others; the first error is raised at the end.
+        A failed one does not stop the others; their errors are raised at the end.
         """
         errors: list[RaykdError] = []
         # The pool's workers hold processors that Ray Train would wait for without end, so what
@@ -71,11 +71,8 @@ class Crew:
             if most(workers) != 1:
                 with collected(errors):
                     self._train_one(run, workers)
-        if len(errors) > 1:
-            lines = dict.fromkeys(str(error) for error in errors)
-            raise WorkFailed("\n".join(lines)) from errors[0]
         if errors:
-            raise errors[0]
+            raise folded(errors)
 
     def precompute(
         self, jobs: Sequence[CacheJob], failed: dict[CacheJob, RaykdError]

@@ -20,7 +20,7 @@ from raykd.engine.compare import Comparison, compare
 from raykd.engine.fit import ShardMaker, default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
-from raykd.errors import RaykdError, WorkFailed
+from raykd.errors import RaykdError, WorkFailed, of_codes
 from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice, draining
 from raykd.launch.room import await_room, fitting, gpus_per_worker
@@ -142,8 +142,8 @@ class Pool:
 
         `done` gets each unit's value as it comes. A unit whose worker died is tried again, up
         to `scale.max_failures` times, not counting those whose node went; one that raised is not.
-        Raises the unit's own error if it is a `RaykdError` and the only one, `WorkFailed`
-        otherwise.
+        Raises the unit's own error if it is a `RaykdError` and the only one; of several, one with
+        the status that all have, else `WorkFailed`.
         """
         waiting, running = deque(units), {}
         deaths: Counter[Unit] = Counter()
@@ -242,7 +242,11 @@ def _raise(failed: list[tuple[Unit, BaseException]]) -> None:
     if len(failed) == 1 and isinstance(failed[0][1], RaykdError):
         raise failed[0][1]
     lines = [f"{unit.label}: {_last_line(error)}" for unit, error in failed]
-    raise WorkFailed("\n".join([f"{len(failed)} units of work failed:", *lines])) from failed[0][1]
+    codes = (
+        error.code if isinstance(error, RaykdError) else WorkFailed.code for _, error in failed
+    )
+    message = "\n".join([f"{len(failed)} units of work failed:", *lines])
+    raise of_codes(codes, message) from failed[0][1]
 
 
 def _last_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from raykd.engine.sweeps import (
     sweep_name,
     write_results,
 )
-from raykd.errors import ConfigError, NoRoom, RaykdError, Unreachable, WorkFailed
+from raykd.errors import ConfigError, NoRoom, RaykdError, Unreachable, WorkFailed, of_codes
 from raykd.experiment import Experiment
 from raykd.launch import claims, notes, signed
 from raykd.launch.cluster import connected
@@ -140,12 +140,16 @@ def sweep(
 
 
 def raise_failures(swept: Swept) -> None:
-    """Raise `WorkFailed` where trials of a sweep failed, with a line for each."""
+    """Raise an error where trials of a sweep failed, with a line for each.
+
+    It has the status that the trials' errors have, else that of `WorkFailed`.
+    """
     failed = [sheet for sheet in swept.sheets if sheet.state == "failed"]
     if failed:
         lines = [f"{sheet.trial} ({said(sheet.config)}): {sheet.error}" for sheet in failed]
         head = f"{len(failed)} of {len(swept.sheets)} trials failed; the others are done:"
-        raise WorkFailed("\n".join([head, *lines]))
+        codes = (sheet.code or WorkFailed.code for sheet in failed)
+        raise of_codes(codes, "\n".join([head, *lines]))
 
 
 def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:

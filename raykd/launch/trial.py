@@ -20,7 +20,7 @@ from raykd.engine.finite import check_metrics
 from raykd.engine.journal import RESULT, numbers
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
-from raykd.errors import RaykdError, WorkFailed
+from raykd.errors import RaykdError, WorkFailed, of_codes
 from raykd.experiment import Experiment, Where, basis
 from raykd.launch import claims
 from raykd.launch.board import BOARD
@@ -198,13 +198,13 @@ def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
     trial, store = tune.get_context().get_trial_id(), brief.store()
     known = read_sheet(store, brief.name, trial)
     if known is not None and known.state == "failed" and known.session == brief.session:
-        raise WorkFailed(known.error or "")
+        raise of_codes([known.code or WorkFailed.code], known.error or "")
     ray.get(claims.of(brief.name).begin.remote(trial))
     sheet = _Open(store, brief.name, Sheet(trial, dict(config), brief.session))
     try:
         yield sheet
     except RaykdError as error:
-        sheet.update(state="failed", error=str(error))
+        sheet.update(state="failed", error=str(error), code=error.code)
         raise
     except Exception as error:
         text = (str(error).strip() or "no message").splitlines()[-1]

@@ -20,7 +20,7 @@ from raykd.engine.routes import (
     read_decisions,
     route_found,
 )
-from raykd.errors import RaykdError, WorkFailed
+from raykd.errors import RaykdError, folded
 from raykd.experiment import Experiment
 from raykd.launch.company import Company
 from raykd.launch.crew import Crew, collected
@@ -54,7 +54,7 @@ def carry_out(
 
     With `students` False it stops after the caches. What is finished stays finished: a call
     that was interrupted is continued by the same call. A failure does not stop what can do
-    without it; the first error is raised at the end.
+    without it; the errors are raised at the end, as one.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -144,11 +144,8 @@ class _Site:
 
     def raise_errors(self) -> None:
         """Raise what went wrong, if anything did."""
-        lines = dict.fromkeys(str(error) for error in self.errors)
-        if len(lines) > 1:
-            raise WorkFailed("\n".join(lines)) from self.errors[0]
         if self.errors:
-            raise self.errors[0]
+            raise folded(self.errors)
 
     def _make_layer(self, layer: Plan) -> None:
         """Make what needs nothing that is not there."""

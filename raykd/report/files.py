@@ -8,6 +8,7 @@ from typing import Any
 
 import pydantic_core
 
+from raykd.names import printable
 from raykd.report.tables import cost_lines, legend, listed, rows, run_cells, sentence, trial_rows
 from raykd.report.types import Group, Report, Run
 
@@ -22,7 +23,7 @@ def to_markdown(report: Report) -> str:
     """The table as Markdown, with what it says, what it took, and every fingerprint."""
     lines = [row | {"hardware": listed(group.hardware)} for group, row in rows(report)]
     parts = [
-        f"# {_quoted(report.name)}",
+        f"# {_quoted(printable(report.name))}",
         _quoted(sentence(report)),
         _table(lines),
         _quoted(legend(report)),

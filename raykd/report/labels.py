@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from raykd.names import printable
+
 # Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
 # what the stages of a chain had before the last one.
 _FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std", " by stage")
@@ -160,7 +162,7 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 def _words(key: str, value: Any) -> str:
     """A key and its value as a label says them: temperature=4.0, from resnet56."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = printable(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     if key in ("teacher.model", "via"):
         return f"{'via' if key == 'via' else 'from'} {text}"
     if key in ("rco", "stages") or (key == "anchors" and isinstance(value, str)):

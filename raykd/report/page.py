@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.disk import write_atomic
+from raykd.names import printable
 from raykd.report.elements import figures, table
 from raykd.report.style import STYLE
 from raykd.report.tables import cost_lines, legend, rows, run_cells, sentence, trial_rows
@@ -34,7 +35,7 @@ def publish(report: Report, store: Store) -> Path:
 
 def page(report: Report) -> str:
     """The report as an HTML document; the same report gives the same text."""
-    name, listed = escape(report.name), _Listed()
+    name, listed = escape(printable(report.name)), _Listed()
     sections = (
         ("Results", _results(report)),
         ("Pictures", _pictures(report)),

@@ -8,6 +8,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from raykd.names import printable, printable_lines
 from raykd.progress import clock
 from raykd.report.labels import called
 from raykd.report.types import Group, Report, Run, Summary, Trial
@@ -150,10 +151,10 @@ def trial_rows(trials: Iterable[Trial]) -> list[tuple[Trial, dict[str, str]]]:
             {
                 "trial": trial.name,
                 "state": trial.state,
-                "settings": " ".join(f"{key}={value}" for key, value in trial.config.items()),
+                "settings": printable(" ".join(f"{k}={v}" for k, v in trial.config.items())),
                 "time": "-" if trial.seconds is None else clock(trial.seconds),
                 "fingerprint": trial.fingerprint or "-",
-                "error": trial.error or "",
+                "error": printable_lines(trial.error or ""),
             },
         )
         for trial in sorted(trials, key=lambda trial: trial.error is None)
@@ -162,7 +163,7 @@ def trial_rows(trials: Iterable[Trial]) -> list[tuple[Trial, dict[str, str]]]:
 
 def console_table(report: Report) -> Table:
     """The table for a terminal of 100 columns."""
-    title = Text(report.name)  # not a str, whose brackets would be read as markup
+    title = Text(printable(report.name))  # not a str, whose brackets would be read as markup
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("", justify="right", no_wrap=True)
     # Words wrap, long names are cut in two; numbers stay whole.

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from raykd.engine.routes import route_found
-from raykd.engine.sweeps import asked_by, folder_of
-from raykd.errors import WorkFailed
+from raykd.engine.sweeps import Sheet, asked_by, folder_of
+from raykd.errors import RaykdError, WorkFailed
 from raykd.experiment import Experiment, parse
-from raykd.launch.sweep import raise_failures, sweep
+from raykd.launch.sweep import Swept, raise_failures, sweep
 from raykd.launch.work import carry_out
 from raykd.plan import plan
 from raykd.progress import Teller
@@ -111,6 +111,17 @@ scale: {workers: 1, max_failures: 0}
     assert sum(rows) == planned + tests + 3 * 241
 
 
+def test_trials_that_fail_alike_keep_the_status_of_their_errors(store):
+    def swept(*codes):
+        sheets = [Sheet(str(n), {}, "one", "failed", None, "said", code=c) for n, c in codes]
+        return Swept("small", tuple(sheets), store.root, store.root, 1.0)
+
+    for codes, status in (((6, 6), 6), ((9,), 9), ((6, 9), 7), ((6, None), 7)):
+        with pytest.raises(RaykdError, match=f"{len(codes)} of {len(codes)} trials") as failed:
+            raise_failures(swept(*enumerate(codes)))
+        assert failed.value.code == status
+
+
 def test_a_failed_trial_does_not_lose_the_others(cluster, store, tmp_path):
     more = """
 grid:
@@ -122,6 +133,7 @@ scale: {workers: 1, max_failures: 1}
     assert (swept.count("finished"), swept.count("failed")) == (2, 2)
     with pytest.raises(WorkFailed, match=r"(?s)2 of 4 trials failed.*lr=1e\+30.*not finite"):
         raise_failures(swept)
+    assert {sheet.code for sheet in swept.sheets if sheet.state == "failed"} == {7}
     good = [sheet for sheet in swept.sheets if sheet.state == "finished"]
     runs = tuple(sheet.asked for sheet in good)
     here = trained_here(tmp_path, runs)

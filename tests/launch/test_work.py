@@ -80,6 +80,21 @@ def test_a_student_that_fails_does_not_stop_the_others(store):
     assert not store.has(bad)
 
 
+def test_students_that_fail_alike_keep_the_status_of_their_errors(store):
+    teachers = [student_run(store).teacher.model_copy(update={"seed": seed}) for seed in (8, 9)]
+    runs = tuple(student_run(store, teacher=teacher) for teacher in teachers)
+    carry_out(Experiment("small", runs, Scale(workers=0)), store, QUIET, students=False)
+    for run in runs:
+        manifest = store.path(run.logits_at(0)) / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"anchor": 2', '"anchor": 1'))
+    with pytest.raises(CacheMismatch, match=r"(?s)anchor: expected 2.*\n.*anchor: expected 2"):
+        carry_out(Experiment("small", runs, Scale(workers=0)), store, QUIET)
+    worse = runs[0].optim.model_copy(update={"lr": 1e30})
+    bad = student_run(store, "label_only", optim=worse)
+    with pytest.raises(WorkFailed, match=r"(?s)anchor: expected 2.*not finite"):
+        carry_out(Experiment("small", (runs[0], bad), Scale(workers=0)), store, QUIET)
+
+
 def test_a_cache_that_does_not_fit_the_disk_is_refused_before_it_is_begun(store, monkeypatch):
     small = experiment(store, "kd")
     monkeypatch.setattr(caching, "needed_bytes", lambda run, rows: 10**18)
