@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raykd.data.images import open_split
 from raykd.engine.compiled import compiled_as
 from raykd.engine.finite import is_finite
 from raykd.engine.host import Host
 from raykd.engine.journal import RESULT
 from raykd.engine.loop import Metrics
 from raykd.models.staged import Staged, parameter_count
-from raykd.recipes import StudentRun, Training
+from raykd.recipes import StudentRun, TeacherRun, Training
 from raykd.store import Store, read_json
 
 _PASSES = 20  # of which the median is taken
@@ -55,6 +56,35 @@ def result_of(
         "hardware": hardware(host.device),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
+    """A finished teacher's top-1 on its test images as a sentence, and a warning near chance.
+
+    Chance p is the share of the most frequent class: what one answer for all n images reaches. Near
+    it is up to three standard deviations of guessing, sqrt(p (1 - p) / n), or a twentieth of what
+    is left to 100 %, whichever is more.
+    """
+    share = read_json(store.pull(store.path(teacher) / RESULT))["last"]["top1"] / 100
+    targets = open_split(store, teacher.data, "test").targets
+    count = len(targets)
+    chance = int(torch.bincount(targets).max()) / count
+    kind = "trained" if teacher.weights is None else "given"
+    sentence = (
+        f"the {kind} teacher {teacher.model} is right on {100 * share:.1f} % of {count:,} test "
+        f"images; chance is {100 * chance:.1f} %"
+    )
+    near = chance + max(3 * math.sqrt(chance * (1 - chance) / count), (1 - chance) / 20)
+    if share > near:
+        return sentence, None
+    causes = "its classes have another order than the images', or it wants another size or "
+    causes += "normalisation of images than run.teacher.data has"
+    if teacher.weights is None:
+        causes = "too few epochs, an unsuitable rate (run.teacher.optim), or wrong labels"
+    return sentence, (
+        f"warning: up to {100 * near:.1f} % is near chance, and students will learn little from "
+        f"the {kind} teacher {teacher.model}; likely causes: {causes}"
+    )
 
 
 def training_seconds(store: Store, run: Training) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from raykd.data.images import Data, open_images
 from raykd.data.order import check_batch, check_uneven
+from raykd.engine.result import teacher_said
 from raykd.engine.routes import (
     anchors_of,
     is_complete,
@@ -151,6 +152,7 @@ class _Site:
         """Make what needs nothing that is not there."""
         experiment, has = self.experiment, self.store.has
         self._train([(run, experiment.teacher_workers(run)) for run in layer.teachers])
+        self._say_how_good(layer.teachers)
         caches = [job for job in layer.caches if has(job.run.teacher)]
         failed: dict[CacheJob, RaykdError] = {}
         filled = [job.run for job in self.crew.precompute(caches, failed)]
@@ -162,6 +164,16 @@ class _Site:
             empty = [job.run for job in failed]
             ready = [run for run in layer.students if self._is_ready(run, empty)]
             self._train([(run, experiment.workers(run)) for run in ready])
+
+    def _say_how_good(self, teachers: Iterable[TeacherRun]) -> None:
+        """Say how often teachers are right, before students learn from them."""
+        if self.teller.console.quiet:
+            return
+        for teacher in teachers:
+            if self.store.has(teacher):
+                with collected(self.errors):
+                    for line in filter(None, teacher_said(self.store, teacher)):
+                        self.teller.say(line)
 
     def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train what is not there yet."""

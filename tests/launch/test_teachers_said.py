@@ -1,0 +1,54 @@
+"""How good a teacher is, said before students learn from it."""
+
+import io
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from raykd.data.images import open_split
+from raykd.engine.fit import local_host, train
+from raykd.engine.result import teacher_said
+from raykd.experiment import Experiment
+from raykd.launch.work import carry_out
+from raykd.progress import Teller
+from raykd.recipes import Optim
+from raykd.scale import Scale
+from raykd.store import Store, read_json, write_json
+from tests.engine.test_finite import given
+from tests.small import digits, student_run, teacher_run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def test_a_given_teacher_that_knows_nothing_is_said_to_before_students_are_trained(store):
+    teacher = given(store, lambda network: torch.nn.init.zeros_(network.classifier.weight))
+    run = student_run(store, teacher=teacher, optim=Optim(epochs=1, batch=32))
+    said = io.StringIO()
+    carry_out(Experiment("small", (run,), Scale(workers=0)), store, Teller(Console(file=said)))
+    text = " ".join(said.getvalue().split())
+    count = len(open_split(store, teacher.data, "test"))
+    line = rf"the given teacher resnet8 is right on \d+\.\d % of {count} test images; chance is 1"
+    assert re.search(line, text)
+    assert "near chance" in text
+    for word in ("order", "size", "normalisation"):
+        assert word in text
+    assert text.index("near chance") < text.index("kd resnet8 seed 0")
+
+
+@pytest.mark.parametrize(("top1", "warned"), [(10.0, True), (13.9, True), (20.0, False)])
+def test_a_trained_teacher_is_said_in_a_line_and_warned_of_near_chance(store, top1, warned):
+    teacher = teacher_run(store, data=digits(store, limit=96), optim=Optim(epochs=1, batch=32))
+    if not store.has(teacher):
+        train(store, teacher, local_host(store, teacher))
+    path = store.path(teacher) / "result.json"
+    result = read_json(path)
+    result["last"]["top1"] = top1
+    write_json(path, result)
+    sentence, warning = teacher_said(store, teacher)
+    assert sentence.startswith(f"the trained teacher resnet8 is right on {top1:.1f} % of 593 test")
+    assert (warning is not None) == warned
