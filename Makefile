@@ -28,8 +28,8 @@ SPREAD := -n auto --maxprocesses 8 --dist worksteal
 test test-slow: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-slow test-cluster test-all check bench soak constraints \
-	clean
+.PHONY: help setup demo test test-ray test-slow test-cluster test-all check bench scripts soak \
+	constraints clean
 
 help: ## list these targets
 	@awk -F ' *:.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ check: $(READY) ## the four checks of a change: format, lint, types, tests
 bench: $(READY) ## measure what caching costs and saves, as ratios
 	@$(BIN)/python experiments/bench_cache.py
 	@$(BIN)/python experiments/bench_step.py
+
+scripts: $(READY) ## a run of seconds of every script of experiments/
+	@$(BIN)/python experiments/quick.py
 
 MINUTES ?= 60
 soak: $(READY) ## lose, corrupt and restart things for MINUTES (60), and look for what was lost

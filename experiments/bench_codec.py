@@ -65,6 +65,7 @@ Row = dict[str, Any]
 @click.option("--pairs", default=7, show_default=True, help="Rounds of each measurement.")
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write them there.")
+@click.option("--quick", is_flag=True, help="Few images and epochs: the same code in seconds.")
 def main(
     data: str,
     path: Path | None,
@@ -77,8 +78,12 @@ def main(
     pairs: int,
     markdown: bool,
     target: Path | None,
+    quick: bool,
 ) -> None:
     """Print the tables."""
+    many_rows = 20_000
+    if quick:
+        epochs, limit, rows, pairs, many_rows = 2, 320, 1024, 1, 2000
     torch.set_num_threads(1)
     keep_freed_memory()
     counts = kept or (3, 5)
@@ -95,7 +100,7 @@ def main(
                 real.columns, real.logits, folder / "a", pairs
             ),
         }
-        logits = 5 * torch.randn(20_000, MANY, generator=torch.Generator().manual_seed(0))
+        logits = 5 * torch.randn(many_rows, MANY, generator=torch.Generator().manual_seed(0))
         many = {
             _called(codec): (codec, _columns(Outputs(logits), codec, Signal.LOGITS))
             for codec in codecs((10, 100))

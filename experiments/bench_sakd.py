@@ -53,17 +53,26 @@ class Cost:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--pair", "chosen", multiple=True, type=click.Choice(sorted(PAIRS)))
+@click.option("--quick", is_flag=True, help="The smallest pair, once, over two bases.")
 def main(
-    target: Path | None, count: int, device: str, markdown: bool, chosen: tuple[str, ...]
+    target: Path | None,
+    count: int,
+    device: str,
+    markdown: bool,
+    chosen: tuple[str, ...],
+    quick: bool,
 ) -> None:
     """Print the table."""
+    bases = PAPER
+    if quick:
+        chosen, count, bases = ("resnet20-resnet8",), 1, PAPER[:2]
     torch.set_num_threads(1)
     keep_freed_memory()  # as every process of ours that trains
     bench, say = Bench(torch.device(device), count, 0.03), Teller().say
     costs: list[Cost] = []
     for name in chosen or PAIRS:
         networks = Networks(PAIRS[name], bench.device)
-        for base in PAPER:
+        for base in bases:
             say(f"{networks.title}: {base}")
             costs.append(cost(bench, networks, base))
     table = rows(costs)

@@ -70,10 +70,19 @@ scale: {{workers: 1}}
 @click.option("--epochs", default=20, show_default=True)
 @click.option("--trials", default=64, show_default=True)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the ratios there.")
+@click.option("--quick", is_flag=True, help="Two small students and four trials.")
 def main(
-    part: str, students: int, network: str, epochs: int, trials: int, target: Path | None
+    part: str,
+    students: int,
+    network: str,
+    epochs: int,
+    trials: int,
+    target: Path | None,
+    quick: bool,
 ) -> None:
     """Measure, and print ratios of this one run."""
+    if quick:
+        students, network, epochs, trials = 2, "resnet8", 1, 4
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         if part in ("cost", "both"):

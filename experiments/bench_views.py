@@ -54,8 +54,11 @@ class Place:
 @click.option("--steps", default=400, show_default=True, help="Of an epoch.")
 @click.option("--busy", default=0.03, show_default=True, help="Seconds that a step computes.")
 @click.option("--device", default="cpu", show_default=True)
-def main(rows: int, far: int, steps: int, busy: float, device: str) -> None:
+@click.option("--quick", is_flag=True, help="Small views and few steps: the same code in seconds.")
+def main(rows: int, far: int, steps: int, busy: float, device: str, quick: bool) -> None:
     """Print the table."""
+    if quick:
+        rows, far, steps, busy = 2000, 1000, 5, 0.001
     torch.set_num_threads(1)
     keep_freed_memory()
     table = Table(title="the first step of an epoch")
@@ -93,6 +96,7 @@ def _cache(place: Place) -> tuple[Store, Shelf]:
 def _filled(place: Place) -> Manifest:
     """A cache of random numbers, every view in two shards or more."""
     _, shelf = _cache(place)
+    shelf.workshop.mkdir(parents=True, exist_ok=True)
     shards = []
     for view in range(EPOCHS):
         for part in split([Part(view, 0, place.rows)], -(-place.rows // 2)):

@@ -132,6 +132,7 @@ def put(table: Table) -> None:
 
 def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> LogitsCache:
     """A cache of random logits for one view, written and opened by the project's own code."""
+    folder.mkdir(parents=True)
     logits = 5 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
     written = tuple(
         write_shard(folder, part, encode(Outputs(logits[part.start : part.stop]), Signal.LOGITS))

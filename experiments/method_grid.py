@@ -59,6 +59,7 @@ WITH_KD = ("crd",)  # which the benchmark also adds KD to
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@click.option("--quick", is_flag=True, help="One pair of networks, two methods, few epochs.")
 @STORE
 @speaking
 def main(
@@ -68,9 +69,13 @@ def main(
     methods: str,
     seeds: int,
     overrides: tuple[str, ...],
+    quick: bool,
     store: str,
 ) -> None:
     """Sweep over methods for each pair, and print the field's table."""
+    if quick:
+        pairs, methods, seeds = pairs or PAIRS[data][0], "label_only,kd", 1
+        overrides = ("run.optim.epochs=2", "run.teacher.optim.epochs=2", *overrides)
     teller, place = Teller(), Store(store)
     chosen = pairs.split(",") if pairs else PAIRS[data]
     columns: dict[str, Report] = {}

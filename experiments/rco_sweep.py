@@ -50,6 +50,7 @@ TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--threshold", default=1.6, show_default=True, help="Of the relative hardness.")
 @click.option("--tiny", is_flag=True, help="One network, one seed, a few epochs.")
+@click.option("--quick", is_flag=True, help="The same with two routes, in seconds.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
 @STORE
 @speaking
@@ -60,11 +61,15 @@ def main(
     seeds: int,
     threshold: float,
     tiny: bool,
+    quick: bool,
     overrides: tuple[str, ...],
     store: str,
 ) -> None:
     """Sweep over routes, and write a page."""
     networks = students.split(",") if students else [*STUDENTS[data]]
+    if quick:
+        routes = ("grid.run.rco.anchors=[2]", "grid.run.rco.stages=[one_stage]")
+        tiny, overrides = True, (*routes, *overrides)
     if tiny:
         networks, seeds = networks[:1], 1
         overrides = (*(TINY if data == "digits" else ()), *overrides)

@@ -374,8 +374,11 @@ def put(page: Path, tables: dict[str, str]) -> None:
 @click.option("--ray/--no-ray", default=True, help="Whether to start Ray, to time its reports.")
 @click.option("--rounds", default=3, show_default=True, help="Of steps, in turns.")
 @click.option("--page", type=click.Path(path_type=Path), help="Where the tables belong.")
-def main(measure: bool, ray: bool, rounds: int, page: Path | None) -> None:
+@click.option("--quick", is_flag=True, help="One round, without Ray.")
+def main(measure: bool, ray: bool, rounds: int, page: Path | None, quick: bool) -> None:
     """See the top of the file."""
+    if quick:
+        ray, rounds = False, 1
     tables, values = measured(ray, rounds) if measure else ({}, {})
     tables |= arithmetic(values.get("decode", DECODE), values.get("report", REPORT))
     for name, table in tables.items():

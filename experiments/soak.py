@@ -40,14 +40,17 @@ TEST_IMAGES = 593  # of the digits, held out
 @click.option("--minutes", default=60.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of what befalls whom, and when.")
 @click.option("--faults", default=8, show_default=True, help="In one round, at most.")
+@click.option("--quick", is_flag=True, help="One round with one fault.")
 @speaking
-def main(minutes: float, seed: int, faults: int) -> None:
+def main(minutes: float, seed: int, faults: int, quick: bool) -> None:
     """Kill, corrupt and restart for a while, and check that nothing is lost."""
+    if quick:
+        minutes, faults = 1.0, 1
     until, longest, lost, rounds = time.monotonic() + 60 * minutes, 0.0, 0, 0
     place = Path(tempfile.mkdtemp())
     soak = Soak(place, min(1.0, minutes / WHOLE), random.Random(seed))
     try:
-        while time.monotonic() + longest < until or not rounds:
+        while not rounds or (not quick and time.monotonic() + longest < until):
             begun = time.monotonic()
             said, broken = soak.round(faults)
             lost += len(broken)

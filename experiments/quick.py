@@ -1,0 +1,71 @@
+"""A run of seconds of every script in this folder, one after the other: do they still work?
+
+    python experiments/quick.py [NAME ...]
+
+What they measure or train is far too little to say anything; each keeps what it makes in a
+temporary folder. Ends with status 1 where a script failed.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+HERE = Path(__file__).parent
+LIMIT = 600  # seconds of one script, many times what it takes on two quiet cores
+RUNS: dict[str, tuple[str, ...]] = {
+    "bench_cache": ("--quick", "--pairs", "1"),
+    "bench_codec": ("--quick",),
+    "bench_gpu": ("--quick", "--pairs", "1"),
+    "bench_methods": ("--quick", "--pairs", "1"),
+    "bench_sakd": ("--quick",),
+    "bench_step": ("--quick", "--pairs", "1"),
+    "bench_sweep": ("--quick",),
+    "bench_views": ("--quick",),
+    "cifar10_methods": ("--quick",),
+    "cifar10_sakd": ("--quick",),
+    "imagenet_skd": ("--tiny", "--workers", "0"),
+    "method_grid": ("--quick",),
+    "rco_sweep": ("--quick",),
+    "scaling": ("--quick",),
+    "soak": ("--quick",),
+    "views_study": ("--tiny",),
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(sorted(RUNS)))
+def main(names: tuple[str, ...]) -> None:
+    """Run them, or those that are named."""
+    failed = []
+    for name in names or RUNS:
+        started = time.monotonic()
+        why = _failure(name)
+        click.echo(f"{name}: {why or 'done'} after {time.monotonic() - started:.0f} s")
+        failed += [name] if why else []
+    sys.exit(1 if failed else 0)
+
+
+def _failure(name: str) -> str | None:
+    """Run one script; how it failed, if it did, with what it said last."""
+    command = [sys.executable, str(HERE / f"{name}.py"), *RUNS[name]]
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
+        try:
+            done = subprocess.run(
+                command, cwd=folder, stdout=said, stderr=said, check=False, timeout=LIMIT
+            )
+        except subprocess.TimeoutExpired:
+            why = f"stopped after {LIMIT} s"
+        else:
+            why = f"failed with status {done.returncode}" if done.returncode else None
+        if why is not None:
+            said.seek(0)
+            click.echo(said.read()[-4000:], err=True)
+    return why
+
+
+if __name__ == "__main__":
+    main()
