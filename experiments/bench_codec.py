@@ -349,6 +349,7 @@ def _columns(answer: Outputs, codec: Codec, signals: Signal) -> dict[str, Tensor
 
 
 def _cache(folder: Path, views: Sequence[dict[str, Tensor]], classes: int) -> LogitsCache:
+    folder.mkdir(parents=True)
     count = len(next(iter(views[0].values())))
     shards = (
         write_shard(folder, Part(view, 0, count), columns) for view, columns in enumerate(views)
