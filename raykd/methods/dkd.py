@@ -29,8 +29,8 @@ def target_divergence(
 ) -> Tensor:
     """TCKD: T**2 KL(teacher || student) of (target, not target), for logits [B, C]."""
     mine, theirs = _binary(student / temperature, labels), _binary(teacher / temperature, labels)
-    both = F.kl_div(mine, finite(theirs), reduction="batchmean", log_target=True)
-    return temperature**2 * both
+    mean = F.kl_div(mine, finite(theirs), reduction="batchmean", log_target=True)
+    return temperature**2 * mean
 
 
 def other_divergence(

@@ -119,3 +119,21 @@ def test_the_gradient_is_that_of_the_loss():
     student, teacher, labels = drawn(2, rows=3, classes=4)
     student.requires_grad_()
     assert torch.autograd.gradcheck(lambda z: loss_of(DKD(), z, teacher, labels), student)
+
+
+@pytest.mark.parametrize("masked", ["label", "others", "all but one"])
+def test_a_class_that_the_teacher_leaves_out_adds_nothing(masked):
+    student, teacher, labels = drawn()
+    student = student.requires_grad_()
+    left_out = F.one_hot(labels, teacher.shape[1]).bool()
+    left_out = {
+        "label": left_out,
+        "others": left_out.roll(1, 1) | left_out.roll(2, 1),
+        "all but one": ~left_out.roll(1, 1),
+    }[masked]
+    found = loss_of(DKD(temperature=2.0), student, teacher.masked_fill(left_out, -math.inf), labels)
+    # As where the class has next to no probability.
+    expected = loss_of(DKD(temperature=2.0), student, teacher.masked_fill(left_out, -1e4), labels)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    (gradient,) = torch.autograd.grad(found, student)
+    assert bool(gradient.isfinite().all())
