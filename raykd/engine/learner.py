@@ -32,6 +32,7 @@ class Learner(nn.Module):
         *,
         autocast: bool = False,
         compiled: Mode = False,
+        label_smoothing: float = 0.0,
     ) -> None:
         """`compiled`: how the student's pass is compiled, where the method lets it be."""
         super().__init__()
@@ -43,6 +44,7 @@ class Learner(nn.Module):
             self.teacher_network = teacher.network  # its weights are ours
             self.teacher = looking(teacher, method.looks().teacher)
         self.autocast = autocast
+        self.label_smoothing = label_smoothing
         self._through: Through | None = None
         if compiled and refusal(method) is None:
             self._through = compiled_pass(student, compiled)
@@ -69,12 +71,20 @@ class Learner(nn.Module):
         if label_weight or self.method.trains == "student":  # every parameter gets a gradient
             scores = self.method.scores(student, teacher, self.helpers)
             with full_precision(scores):
-                label = F.cross_entropy(precise(scores), batch.targets)
+                smoothing = self.label_smoothing
+                label = F.cross_entropy(precise(scores), batch.targets, label_smoothing=smoothing)
                 losses["label"] = label_weight * label
         if teacher is not None:
             alike = merged(student, teacher)
             losses |= self.method.losses(alike, teacher, batch, self.helpers)
         return losses, student.logits
+
+    def train(self, mode: bool = True) -> "Learner":
+        """Switch to training or evaluation, but for what the method leaves in evaluation."""
+        super().train(mode)
+        if self.method.settles():
+            self.student.pool.eval()
+        return self
 
     def _student(self, batch: Batch, teacher: Outputs | None) -> Outputs:
         """What the student says about every look that the method asks it about."""

@@ -65,9 +65,9 @@ def distances(
 ) -> dict[int, float]:
     """From the student of these stages to its last anchor, and to every later checkpoint.
 
-    `kl`: the mean over validation images of KL(teacher || student), of the scores that the student
-    answers with, at the search's temperature, in nats. `loss`: the method's own loss on them; what
-    a teacher sets in helpers stays as the stage's checkpoint set it.
+    `kl`: the mean over validation images of KL(teacher || student) of both networks' logits as the
+    method compares them (`Method.comparable`), at the search's temperature, in nats. `loss`: the
+    method's own loss on them. What a teacher sets in helpers stays as the stage left it.
     """
     run = search.stage(anchors)
     views = prepare.validation(store, run, device)
@@ -82,9 +82,9 @@ def distances(
     with torch.no_grad():
         for batch in views.runs(torch.arange(len(views.images)), BATCH):
             outputs = learner.student.outputs(batch.pixels, run.method.needs())
-            student = run.method.scores(outputs, None, learner.helpers)
             for anchor, teacher in teachers.items():
-                sums[anchor] += _divergence(teacher(batch).logits, student, search.temperature)
+                mine, theirs = run.method.comparable(outputs, teacher(batch), learner.helpers)
+                sums[anchor] += _divergence(mine, theirs, search.temperature)
     return {anchor: value / len(views.images) for anchor, value in sums.items()}
 
 
@@ -107,7 +107,7 @@ def _loss(learner: Learner, views: Views, teacher: Source, epoch: int) -> float:
     return total / len(views.images)
 
 
-def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> float:
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> float:
     """The sum over images of KL(teacher || student) of logits [V, C], in float64."""
     wanted = (teacher.double() / temperature).log_softmax(1)
     found = (student.double() / temperature).log_softmax(1)

@@ -126,6 +126,21 @@ class Method(Record):
         """Whether the teacher is trained beside the student, by the method's losses."""
         return False
 
+    def settles(self) -> bool:
+        """Whether what follows the student's stages stays in evaluation mode in training."""
+        return False
+
+    def remembers(self) -> bool:
+        """Whether helpers keep something of each training sample, by its id.
+
+        Such a method takes no mixed samples, which are of two ids.
+        """
+        return False
+
+    def weight_of_labels(self) -> Schedule:
+        """The weight of the labels' cross entropy, where a run names none."""
+        return self.label_weight
+
     def spots(
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
@@ -174,6 +189,17 @@ class Method(Record):
         `teacher` is None where a student is used without its teacher.
         """
         return precise(student.logits)
+
+    def comparable(
+        self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
+    ) -> tuple[Tensor, Tensor]:
+        """The logits [B, C] of student and teacher, by which the method compares the two.
+
+        The greedy search of a route measures distances between these. By default the student's
+        scores and the teacher's own logits; a method whose scores are normalised logits normalises
+        the teacher's, too.
+        """
+        return self.scores(student, None, helpers), precise(teacher.logits)
 
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
         """What a user of the plain network does to its logits to have `scores`: nothing by default.

@@ -80,6 +80,10 @@ class Combine(Method):
         """That of the part that has one."""
         return next((part.prelude() for part in self.combine if part.prelude()), None)
 
+    def remembers(self) -> bool:
+        """Whether any part does."""
+        return any(part.remembers() for part in self.combine)
+
     def spots(
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
@@ -121,6 +125,14 @@ class Combine(Method):
         for number in self._scoring():
             return self.combine[number].scores(student, teacher, _part(helpers, number))
         return super().scores(student, teacher, helpers)
+
+    def comparable(
+        self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
+    ) -> tuple[Tensor, Tensor]:
+        """As the part that changes the scores, or else the logits of both."""
+        for number in self._scoring():
+            return self.combine[number].comparable(student, teacher, _part(helpers, number))
+        return super().comparable(student, teacher, helpers)
 
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
         """That of the part that changes the scores."""

@@ -143,7 +143,8 @@ class CRD(Method):
     they depend on neither the batch nor the worker; all workers update all memories, in the order
     of the workers, after each step, or after each part of it where `scale.accumulate` divides it.
     So the number of workers changes rounding only, batch norm apart. Where the negatives are more
-    than the rows of other classes, they are drawn with repetition.
+    than the rows of other classes, they are drawn with repetition. Mixed samples are refused: what
+    the memory has of a sample would be a mixture with another, and the negatives suit one label.
     """
 
     title: ClassVar[str] = "Tian et al. 2020, arXiv 1910.10699"
@@ -160,6 +161,10 @@ class CRD(Method):
     def needs(self) -> Signal:
         """The embeddings."""
         return Signal.EMBEDDING
+
+    def remembers(self) -> bool:
+        """Yes: a vector of each training sample, for each network."""
+        return True
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raykd.codecs import Codec
 from raykd.methods.at import AT
 from raykd.methods.base import Looks, Method, Prelude, Schedule, canonical, precise
+from raykd.methods.cc import CC
 from raykd.methods.chosen import chosen_losses
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
@@ -48,6 +49,11 @@ class SAKD(Method):
       embedding have the same shapes, which gives what the official configurations say.
     - `adapter_relu` false leaves out the ReLU that ends the adapters of maps: a decision taken here
       for networks whose stages end in signed sums.
+    - `as_released` computes what the official scripts do in two places where they differ. In modes
+      "adaptive" and "reverse" over `cc`, they detach what the teacher's linear map says, so that it
+      stays as it was drawn; those for "always", "random" and "both" train it, and so does this
+      class in all modes otherwise. In mode "random", a base with several spots has no coin for the
+      logits, which follow the last spot's, and the labels' cross entropy has the weight `gamma`.
 
     A base whose losses read several spots at once (reviewkd, irg) has one decision for all of them.
     Where the base reads embeddings or logits alone, the teacher may be a cache. In a file, a base
@@ -58,6 +64,7 @@ class SAKD(Method):
 
     title: ClassVar[str] = "Song et al. 2022, arXiv 2205.02399"
     cost: ClassVar[str] = "its base's, and another pass of both networks"
+    added: ClassVar[tuple[str, ...]] = ("as_released",)
 
     name: Annotated[Literal["sakd", "spot_adaptive_kd"], canonical("sakd")] = "sakd"
     base: "AnyBase" = AT()
@@ -70,6 +77,7 @@ class SAKD(Method):
     adapter_relu: bool = True
     rate: float = Field(default=0.5, gt=0)  # of policy and adapters, times the run's
     weight_decay: float = Field(default=1e-3, ge=0)  # of policy and adapters
+    as_released: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "SAKD":
@@ -121,6 +129,21 @@ class SAKD(Method):
         """The base's."""
         return self.base.prelude()
 
+    def weight_of_labels(self) -> Schedule:
+        """1, or `gamma` in mode "random" as released."""
+        released = self.as_released and self.mode == "random"
+        return self._gamma() if released else super().weight_of_labels()
+
+    def comparable(
+        self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
+    ) -> tuple[Tensor, Tensor]:
+        """As the base."""
+        return self.base.comparable(student, teacher, _of_base(helpers))
+
+    def remembers(self) -> bool:
+        """As the base."""
+        return self.base.remembers()
+
     def trains_teacher(self) -> bool:
         """In mode "both"."""
         return self.mode == "both"
@@ -138,10 +161,14 @@ class SAKD(Method):
         helpers = nn.ModuleDict({"base": self.base.helpers(student, teacher, targets)})
         if self.mode == "always":
             return helpers
+        if self.as_released and self._routes() and not self.trains_teacher():
+            for part, own in self._parts_with(_of_base(helpers)):
+                if isinstance(part, CC) and "teacher" in own:
+                    own["teacher"].requires_grad_(False)
         spots = dict(self.spots(student.features, teacher.features))
         columns, joint = self._columns(spots), self._joint()
         names = [self.base.label, "logits"] if joint else [*spots]
-        helpers["selection"] = Selection(names, student.classes)
+        helpers["selection"] = Selection(names[: max(columns.values()) + 1], student.classes)
         if self._routes():
             del spots["logits"]
             alike = bool(student.features) and student == teacher
@@ -184,8 +211,7 @@ class SAKD(Method):
 
         Where the teacher is trained, "teacher" is its cross entropy with the labels.
         """
-        base, both = _of_base(helpers), (student, teacher, batch)
-        parts = self.base.parts(base) if isinstance(self.base, Combine) else [(self.base, base)]
+        parts, both = self._parts_with(_of_base(helpers)), (student, teacher, batch)
         kd, none = KD(temperature=self.temperature, weight=self.kd_weight), nn.ModuleDict()
         if self.mode == "always":
             return added(part.losses(*both, own) for part, own in (*parts, (kd, none)))
@@ -199,8 +225,7 @@ class SAKD(Method):
         losses = [chosen_losses(part, of_base, *both, own) for part, own in parts]
         losses = added((*losses, chosen_losses(kd, rows, *both, none)))
         if gates is not None:
-            gamma = GAMMA.get(self.base.name, 1.0) if self.gamma is None else self.gamma
-            losses["route"] = _router(helpers).loss(student, teacher, batch, gates, gamma)
+            losses["route"] = _router(helpers).loss(student, teacher, batch, gates, self._gamma())
         if self.trains_teacher():
             losses["teacher"] = F.cross_entropy(precise(teacher.logits), batch.targets)
         return losses
@@ -225,6 +250,16 @@ class SAKD(Method):
         """The methods whose losses are chosen."""
         return self.base.combine if isinstance(self.base, Combine) else (self.base,)
 
+    def _parts_with(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
+        """The methods whose losses are chosen, each with its own of the base's helpers."""
+        if isinstance(self.base, Combine):
+            return self.base.parts(helpers)
+        return [(self.base, helpers)]
+
+    def _gamma(self) -> float:
+        """The factor that switches the routing loss."""
+        return GAMMA.get(self.base.name, 1.0) if self.gamma is None else self.gamma
+
     def _joint(self) -> bool:
         """Whether one decision is for all of the base's spots."""
         return any(part.joint for part in self._parts())
@@ -237,7 +272,9 @@ class SAKD(Method):
         """The number of the decision that each spot follows."""
         between = (spot for spot in spots if spot != "logits")
         numbers = {spot: 0 if self._joint() else i for i, spot in enumerate(between)}
-        return numbers | {"logits": len(set(numbers.values()))}
+        count = len(set(numbers.values()))
+        follows = self.as_released and self.mode == "random" and count > 1
+        return numbers | {"logits": count - 1 if follows else count}
 
 
 def _of_base(helpers: nn.ModuleDict) -> nn.ModuleDict:

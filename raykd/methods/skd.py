@@ -149,6 +149,19 @@ class SKD(Method):
                 return precise(logits)
             return to_teacher_std(precise(logits), precise(teacher.logits), teacher.moments)
 
+    def comparable(
+        self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
+    ) -> tuple[Tensor, Tensor]:
+        """Both normalised; for `teacher_std` the student's by the teacher's, which stay."""
+        mine = self.scores(student, teacher, helpers)
+        with full_precision(mine):
+            theirs = precise(teacher.logits)
+            if self.variant == "layer_norm" and teacher.moments is not None:
+                theirs = by_moments(theirs, teacher.moments, _radius(helpers).value)
+            elif self.variant != "teacher_std":
+                theirs = self.scores(teacher, None, helpers)
+        return mine, theirs
+
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
         """The normalisation and its radius; nothing for `teacher_std`, where no teacher is."""
         if self.variant == "teacher_std":
@@ -160,13 +173,8 @@ class SKD(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """The softened divergence of the normalised logits, at the spot "logits"."""
-        mine = self.scores(student, teacher, helpers)
+        mine, theirs = self.comparable(student, teacher, helpers)
         with full_precision(mine):
-            theirs = precise(teacher.logits)
-            if self.variant == "layer_norm" and teacher.moments is not None:
-                theirs = by_moments(theirs, teacher.moments, _radius(helpers).value)
-            elif self.variant != "teacher_std":
-                theirs = self.scores(teacher, None, helpers)
             loss = soft_cross_entropy(mine, theirs, self.temperature)
             return {"logits": at(self.weight, batch.epoch) * loss}
 

@@ -122,7 +122,7 @@ class Staged(nn.Module):
         if not self.normalised_later or name not in self.norms:
             return x, x
         norm = self.norms[name]
-        if not self.training:
+        if not norm.training:
             return norm(x), x
         # Not the module itself: it updates its statistics when the network comes to it.
         return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps), x

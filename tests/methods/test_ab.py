@@ -7,7 +7,7 @@ from torch import nn
 from raykd.engine.learner import Learner
 from raykd.errors import ConfigError
 from raykd.methods.ab import AB, SCALE, ABInit, boundary_loss
-from raykd.models import measure
+from raykd.models import build, measure
 from raykd.types import Outputs, Shapes, Signal
 from tests.small import batch, golden_maps, pair
 
@@ -84,3 +84,43 @@ def test_networks_that_do_not_suit_are_refused(method):
         method.helpers(shapes((3, 8, 8), (3, 4, 4)), shapes((5, 4, 4)))
     with pytest.raises(ConfigError, match="none in common"):
         method.helpers(Shapes(10, 64, {}), shapes((5, 4, 4)))
+
+
+@pytest.mark.parametrize(("model", "moves"), [("wrn_16_1", True), ("resnet8", False)])
+def test_the_norm_behind_a_wide_network_s_last_stage_can_stay_in_evaluation(model, moves):
+    torch.manual_seed(0)
+    student, teacher = build(model, 10), build("wrn_16_2", 10).eval()
+    shape = measure(student, (16, 16)), measure(teacher, (16, 16))
+    known = teacher.outputs(batch().pixels, Signal.PREACTIVATIONS)
+    found = []
+    for settled in (False, True):
+        method = AB(settled_norm=settled).prelude().method
+        torch.manual_seed(1)
+        learner = Learner(student, method, method.helpers(*shape)).train()
+        before = {name: tensor.clone() for name, tensor in student.pool.state_dict().items()}
+        found.append(learner(batch(), known, 0.0)[0])
+        after = student.pool.state_dict()
+        changed = any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert changed == (moves and not settled)
+        student.pool.load_state_dict(before)
+        assert learner.train().student.stages["stage2"].training
+    for stage in ("stage1", "stage2"):
+        assert torch.equal(found[0][stage], found[1][stage])
+    assert torch.equal(found[0]["stage3"], found[1]["stage3"]) != moves
+    if moves:  # the norm as it was made: mean 0 and variance 1
+        student.train()
+        with torch.no_grad():
+            x = batch().pixels
+            for stage in student.stages.values():
+                x = stage(x)
+            norm = student.norms["stage3"]
+            plain = x / (1 + norm.eps) ** 0.5
+            torch.manual_seed(1)
+            connector = AB().prelude().method.helpers(*shape)["stage3"].train()
+            expected = 0.003 * boundary_loss(connector(plain), known.features["stage3.pre"])
+        torch.testing.assert_close(found[1]["stage3"], expected)
+
+
+def test_ab_as_it_was_keeps_its_fingerprint():
+    assert "settled_norm" not in AB().plain() and "settled_norm" not in ABInit().plain()
+    assert AB(settled_norm=True).plain()["settled_norm"] is True

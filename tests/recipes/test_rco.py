@@ -10,8 +10,11 @@ from pydantic import ValidationError
 from raykd.data.augment import Augment
 from raykd.data.images import Data
 from raykd.methods import METHODS
+from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
+from raykd.methods.pkt import PKT
+from raykd.methods.sakd import SAKD
 from raykd.recipes import RCO, Optim, Search, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.record import fingerprint
@@ -313,3 +316,41 @@ def test_a_route_through_an_assistant_is_refused(choice):
     run = with_(teacher=with_(model="resnet32"))
     with pytest.raises(ValueError, match="assistant"):
         RCO(**choice).students(run)
+
+
+# The relative hardness
+
+
+@pytest.mark.parametrize(
+    ("choice", "ratio"),
+    [
+        ({}, 1.6),
+        ({"threshold": 2.5}, 2.5),
+        ({"hardness": "ratio"}, 1.6),
+        ({"hardness": "relative_change"}, 1.8),
+        ({"hardness": "relative_change", "threshold": 0.25}, 1.25),
+    ],
+)
+def test_a_relative_change_is_a_ratio_less_one(choice, ratio):
+    found = RCO(select="greedy", **choice).students(STUDENT)
+    assert isinstance(found, Sought)
+    assert found.search.threshold == pytest.approx(ratio, rel=1e-12)
+
+
+def test_both_forms_of_one_threshold_are_one_search():
+    ratio = RCO(select="greedy", threshold=1.5).students(STUDENT)
+    change = RCO(select="greedy", hardness="relative_change", threshold=0.5).students(STUDENT)
+    assert ratio == change
+
+
+def test_only_searches_that_spherical_kd_measures_otherwise_have_a_new_name():
+    for name, method in METHODS.items():
+        if not method().needs() or method().trains != "student":
+            continue
+        found = RCO(select="greedy").students(with_(method=method()))
+        assert isinstance(found, Sought)
+        assert ("revision" in found.search.plain()) == (name == "spherical_kd")
+    skd = METHODS["spherical_kd"]()
+    for method in (Combine(combine=(skd, PKT())), SAKD(base=skd)):
+        found = RCO(select="greedy").students(with_(method=method))
+        assert isinstance(found, Sought) and found.search.revision == 1

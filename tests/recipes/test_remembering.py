@@ -1,0 +1,53 @@
+"""What remembers training samples takes no mixed ones."""
+
+import pytest
+
+from raykd.data.augment import Augment
+from raykd.data.images import Data
+from raykd.data.mixing import Mix
+from raykd.methods import METHODS
+from raykd.methods.at import AT
+from raykd.methods.combine import Combine
+from raykd.methods.crd import CRD
+from raykd.methods.kd import KD
+from raykd.methods.sakd import SAKD
+from raykd.methods.stkd import STKD
+from raykd.recipes import StudentRun, TeacherRun
+
+REMEMBERING = [
+    CRD(),
+    Combine(combine=(CRD(), KD(weight=1.0))),
+    SAKD(base=CRD()),
+    SAKD(base=Combine(combine=(AT(), CRD())), mode="always"),
+]
+
+
+def student(method, mix=None):
+    data = Data(name="cifar10", augment=Augment(pad=4, mix=mix))
+    return StudentRun(
+        model="resnet8",
+        data=data,
+        teacher=TeacherRun(model="resnet20", data=data),
+        method=method,
+    )
+
+
+@pytest.mark.parametrize("method", REMEMBERING, ids=lambda method: method.label)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_samples_are_refused(method, kind):
+    assert student(method).method == method
+    with pytest.raises(ValueError, match=r"remembers each training sample.*augment\.mix"):
+        student(method, Mix(kind=kind, alpha=1.0))
+
+
+def test_a_sum_of_one_that_mixes_and_one_that_remembers_is_refused():
+    with pytest.raises(ValueError, match=r"remembers each training sample"):
+        student(Combine(combine=(CRD(), STKD())))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("crd", "combine")])
+def test_what_remembers_nothing_is_mixed_as_before(name):
+    method = METHODS[name]()
+    assert not method.remembers()
+    if method.mixing() is None:
+        student(method, Mix(kind="mixup", alpha=1.0))
