@@ -308,7 +308,7 @@ class Decoder:
             for number, (data, frame) in enumerate(zip(ways, frames, strict=True)):
                 moved = data.augment.crop is not None  # flipped, too
                 finish = data.augment.changed if moved else data.augment.apply
-                pixels[who, number] = finish(frame, rows, view, data.seed)
+                pixels[who, number] = finish(frame, rows, view, data.seed_of_views())
         return Frames(pixels, shown, tuple(self.bad))
 
     def _decoded(
@@ -374,7 +374,7 @@ class _Framer:
         self._flips = [False] * len(pictures)
         if self._crop is not None:
             self._boxes = self._boxed(ids, pictures)
-            self._flips = data.augment.geometry(ids, view, data.seed)[2].tolist()
+            self._flips = data.augment.geometry(ids, view, data.seed_of_views())[2].tolist()
 
     def look_again(self, place: int, picture: Picture) -> None:
         """Take another picture at one place of the batch."""
@@ -394,7 +394,8 @@ class _Framer:
         assert self._crop is not None
         heights = torch.tensor([picture.height for picture in pictures])
         widths = torch.tensor([picture.width for picture in pictures])
-        return self._crop.boxes(self._data.seed, ids, self._view, heights, widths).tolist()
+        seed = self._data.seed_of_views()
+        return self._crop.boxes(seed, ids, self._view, heights, widths).tolist()
 
 
 def _part(picture: Picture, box: list[int], side: int, *, draft: bool) -> Tensor:

@@ -63,7 +63,8 @@ class Wanted:
         rows: dict[Who, Tensor] = {"own": ids} if self.own else {}
         if self.partner:
             assert self.mix is not None, "samples that are not mixed have no partners"
-            rows["partner"] = self.mix.partners(ids, view, self.partner[0].seed, self.size)
+            seed = self.partner[0].seed_of_views()
+            rows["partner"] = self.mix.partners(ids, view, seed, self.size)
         return rows
 
     def pixel_bytes(self) -> int:
@@ -104,4 +105,4 @@ class InMemory:
     def _shown(self, data: Data, rows: Tensor, view: int) -> Tensor:
         """The augmented pixels of samples, uint8 [B, H, W, 3]."""
         pixels = self.images.pixels.index_select(0, rows)
-        return data.augment.apply(pixels, rows, view, data.seed)
+        return data.augment.apply(pixels, rows, view, data.seed_of_views())

@@ -46,7 +46,7 @@ class Data(Record):
     value that is given is checked (digest, classes, size) or used (mean, std).
     """
 
-    added: ClassVar[tuple[str, ...]] = ("stream",)
+    added: ClassVar[tuple[str, ...]] = ("stream", "view_seed")
 
     name: str  # of `raykd show datasets`
     resize: int | None = Field(default=None, ge=1)  # shorter side, then a centre crop; None: as is
@@ -58,6 +58,7 @@ class Data(Record):
     limit: int | None = Field(default=None, ge=1)  # train on this many rows, classes in proportion
     augment: Augment = Augment()
     seed: int = Field(default=0, ge=0)  # of holdout, validation, limit, views; not of the order
+    view_seed: int | None = Field(default=None, ge=0)  # of views; None: as for the rest
     digest: str = ""  # of labels, encoded images, class names, resize, the field's mean and std
     classes: int | None = None
     size: tuple[int, int] | None = None  # (H, W) in pixels
@@ -82,7 +83,11 @@ class Data(Record):
 
     def held_out(self) -> "Data":
         """The recipe of the validation rows: as they are."""
-        return self.model_copy(update={"augment": Augment(), "limit": None})
+        return self.model_copy(update={"augment": Augment(), "limit": None, "view_seed": None})
+
+    def seed_of_views(self) -> int:
+        """The seed by which views are drawn."""
+        return self.seed if self.view_seed is None else self.view_seed
 
 
 Pictures = Images | Encoded  # decoded in memory, or not yet

@@ -139,13 +139,13 @@ class Views:
         """The samples as one look shows them."""
         data, mix, weights = way.data, way.data.augment.mix, None
         if way.own is None:
-            partners = self._mix().partners(ids, view, data.seed, len(self.images))
+            partners = self._mix().partners(ids, view, data.seed_of_views(), len(self.images))
             pixels, targets = self._shown("partner", way.partner, frames)
             return Batch(self._normalised(pixels), targets, partners, view, epoch)
         pixels, targets = self._shown("own", way.own, frames)
         if mix is not None:
             other, theirs = self._shown("partner", way.partner, frames)
-            blend = mix.blend(pixels, other, ids, view, data.seed)
+            blend = mix.blend(pixels, other, ids, view, data.seed_of_views())
             pixels, weights = blend.pixels, blend.weights
             targets = mixed_targets(targets, theirs, weights, len(self.images.names))
         return Batch(self._normalised(pixels), targets, ids, view, epoch, weights=weights)

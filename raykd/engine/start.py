@@ -47,7 +47,11 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     if run.method.trains_teacher():
         needs = run.method.needs()
         teacher = prepare.live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
-    how: dict[str, Any] = {"autocast": run.precision == "bfloat16", "compiled": host.scale.compile}
+    how: dict[str, Any] = {
+        "autocast": run.precision == "bfloat16",
+        "compiled": host.scale.compile,
+        "label_smoothing": run.label_smoothing,
+    }
     made = Learner(student, run.method, helpers, teacher, **how)
     before = run.prelude()
     if before is not None:

@@ -27,10 +27,18 @@ class StudentRun(Record):
     Its teacher may be a student itself: the assistant of a chain (TAKD, Mirzadeh et al. 2020, arXiv
     1902.03393). And it may go on `after` another one: the stage before in route constrained
     optimisation, whose weights it begins with.
+
+    `label_smoothing` e makes (1 - e) * target + e / C of a target over C classes, mixed ones
+    included. It is that of the labels' cross entropy in training: methods' own losses and all that
+    evaluation says have none.
+
+    Students that differ in their seed alone see the same views, which is what lets them share a
+    cache; a deviation over seeds then lacks what other augmentations would add. `views_by_seed`
+    draws them by the student's seed, and each seed wants a cache of its own.
     """
 
     kind: ClassVar[str] = "students"
-    added: ClassVar[tuple[str, ...]] = ("codec",)
+    added: ClassVar[tuple[str, ...]] = ("codec", "label_smoothing", "views_by_seed")
 
     model: Network
     data: Data
@@ -40,8 +48,10 @@ class StudentRun(Record):
     first_epoch: int = Field(default=0, ge=0)  # by which views, order and methods' schedules go on
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # of the labels' cross entropy; None: the method's own
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
     optim: Optim = Optim()
     views: int | Literal["all"] = "all"  # different augmentations that the epochs go through
+    views_by_seed: bool = False  # each seed has views, and caches of them, of its own
     source: Literal["auto", "cache", "live"] = (
         "auto"  # of the teacher's outputs; auto: cache if it can
     )
@@ -71,7 +81,8 @@ class StudentRun(Record):
         elif mixing is not None:
             kind, alpha = mixing
             augment = augment.model_copy(update={"mix": Mix(kind=kind, alpha=alpha)})
-        return self.data.model_copy(update={"augment": augment})
+        seed = self.seed if self.views_by_seed else self.data.view_seed
+        return self.data.model_copy(update={"augment": augment, "view_seed": seed})
 
     def looks(self) -> Mapping[Look, Data]:
         """The looks besides the given one that student or teacher are asked about."""
@@ -101,12 +112,13 @@ class StudentRun(Record):
             return None
         assert self.teacher is not None
         alone = before.method.trains == "helpers"  # the student has no part in it
+        shared = self.shown().model_copy(update={"view_seed": self.data.view_seed})
         plain = {"schedule": "constant", "milestones": None, "warmup_epochs": 0, "ema": None}
         rates = {"epochs": before.epochs, "lr": before.lr or self.optim.lr}
         return PreludeRun(
             model=None if alone else self.model,
             teacher=self.teacher,
-            data=self.shown(),
+            data=shared if alone else self.shown(),
             method=before.method,
             optim=self.optim.model_copy(update=plain | rates),
             views=self.views,
@@ -144,7 +156,8 @@ class StudentRun(Record):
 
     def label_weight_at(self, epoch: int) -> float:
         """The weight of the labels' cross entropy in an epoch (from 0)."""
-        weight = self.method.label_weight if self.label_weight is None else self.label_weight
+        own = self.label_weight
+        weight = self.method.weight_of_labels() if own is None else own
         return at(weight, epoch)
 
     def logits_at(self, epoch: int, look: Look = "given") -> LogitsRun:
@@ -240,6 +253,7 @@ def training_of(teacher: TeacherRun) -> StudentRun:
     return StudentRun(
         model=teacher.model,
         data=teacher.data,
+        label_smoothing=teacher.label_smoothing,
         optim=teacher.optim,
         precision=teacher.precision,
         seed=teacher.seed,

@@ -16,10 +16,12 @@ class TeacherRun(Record):
     """A teacher: trained here with the labels, or read from published or given weights."""
 
     kind: ClassVar[str] = "teachers"
+    added: ClassVar[tuple[str, ...]] = ("label_smoothing",)
 
     model: Network
     data: Data  # trained on; of a pretrained one, only the normalisation counts
     optim: Optim = Optim()
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
     precision: Precision = "float32"
     seed: int = Field(default=0, ge=0)
     save_every: int = Field(default=10, ge=1)  # epochs between saved anchors (the last one always)

@@ -1,0 +1,86 @@
+"""Views that are drawn by a student's seed: other pixels, and caches of their own."""
+
+import pytest
+import torch
+
+from raykd.data.augment import Augment
+from raykd.data.crop import Crop
+from raykd.data.images import open_split
+from raykd.data.loader import Views
+from raykd.data.mixing import Mix
+from raykd.engine import prepare
+from raykd.methods import METHODS
+from raykd.plan import plan
+from raykd.record import fingerprint
+from raykd.scale import Scale
+from raykd.store import Store
+from tests.small import CPU, digits, student_run
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def seeds(store, method="kd", *, apart, **changes):
+    return [student_run(store, method, seed=s, views_by_seed=apart, **changes) for s in SEEDS]
+
+
+def test_seeds_share_caches_unless_their_views_are_their_own(store):
+    shared, apart = (plan(seeds(store, apart=apart)) for apart in (False, True))
+    training = [
+        [job for job in work.caches if job.run.split == "train"] for work in (shared, apart)
+    ]
+    assert [len(jobs) for jobs in training] == [1, 3]  # the price, which a plan shows
+    assert len(shared.teachers) == len(apart.teachers) == 1
+    tests = [[job for job in work.caches if job.run.split == "test"] for work in (shared, apart)]
+    assert [len(jobs) for jobs in tests] == [1, 1]
+
+
+def pixels(store, run):
+    """The first view of some rows."""
+    images = open_split(store, run.data, "train")
+    views: Views = prepare.shown(images, run.shown(), CPU, Scale())
+    (batch,) = views.runs(torch.arange(len(images)), len(images), view=0)
+    return batch.pixels
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(pad=1),
+        Augment(crop=Crop(scale=(0.5, 1.0), ratio=(1.0, 1.0))),
+        Augment(mix=Mix(kind="mixup", alpha=1.0)),
+    ],
+    ids=["pad", "crop", "mixup"],
+)
+def test_each_seed_sees_other_pixels_and_the_same_images(store, augment):
+    data = digits(store, limit=96, augment=augment)
+    shared, apart = (
+        [pixels(store, run) for run in seeds(store, "label_only", apart=a, data=data, teacher=None)]
+        for a in (False, True)
+    )
+    assert torch.equal(shared[0], shared[1]) and torch.equal(shared[0], apart[0])
+    assert not torch.equal(apart[0], apart[1]) and not torch.equal(apart[1], apart[2])
+    for run in seeds(store, apart=True):
+        assert run.data == student_run(store).data  # whose seed says which rows there are
+
+
+@pytest.mark.parametrize("name", ["kd", "ft", "ab", "mlkd", "stkd"])
+def test_every_look_is_drawn_by_the_seed_and_tests_are_as_they_were(store, name):
+    plain, apart = (student_run(store, name, seed=3, views_by_seed=a) for a in (False, True))
+    assert apart.shown().view_seed == 3 and plain.shown().view_seed is None
+    assert all(data.view_seed == 3 for data in apart.looks().values())
+    assert apart.test_logits() == plain.test_logits()
+    before = apart.prelude()
+    if before is not None:  # what has no part of the student is shared by all seeds
+        assert before.data.view_seed == (None if before.model is None else 3)
+
+
+@pytest.mark.parametrize("name", ["kd", "label_only"])
+def test_shared_views_keep_the_fingerprints_of_before(store, name):
+    run = student_run(store, METHODS[name]())
+    assert "views_by_seed" not in run.plain() and "view_seed" not in run.plain()["data"]
+    assert fingerprint(run) != fingerprint(student_run(store, name, views_by_seed=True))
