@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import reference_values as reference
 import torch
 import yaml
 
@@ -74,6 +75,7 @@ run:
   optim: {epochs: 2, batch: 32}
 """
 MIXUP = {"mix": {"kind": "mixup", "alpha": 1.0}}
+COMBINED = {"kd": {"weight": 1.0}}  # the benchmark's "X + KD"
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # label -> method, augment
     "crd + kd": ({"combine": ["crd", "kd"]}, {}),
     "label_only + mixup": ({"name": "label_only"}, MIXUP),
@@ -120,16 +122,21 @@ def main(
 def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None) -> str:
     """The experiment file of one row."""
     method, augment = VARIANTS.get(label, ({"name": label}, {}))
-    if full is None and "combine" in method:
-        method = {"combine": [shortened(name) for name in method["combine"]]}
-    elif full is None and label in METHODS:
-        method = shortened(label)
-    return recipe(method, full, seeds, data, augment)
+    if "combine" in method:
+        parts = [{**valued(name, full), **COMBINED.get(name, {})} for name in method["combine"]]
+        return recipe({"combine": parts}, full, seeds, data, augment)
+    given = {**valued(method["name"], full), **method}
+    return recipe(given, full, seeds, data, augment)
 
 
-def shortened(name: str) -> dict[str, Any]:
-    """A method, with what counts in epochs made short."""
-    return {"name": name, **SHORTENED.get(name, {})}
+def valued(name: str, full: str | None) -> dict[str, Any]:
+    """A method with the sources' values for a pair; None: with what counts in epochs made short.
+
+    The short recipe has the values of no pair, since the sources have none for its networks.
+    """
+    if full is None:
+        return reference.method("cifar10", name) | SHORTENED.get(name, {})
+    return reference.method("cifar100", name, PAIRS[full])
 
 
 def recipe(

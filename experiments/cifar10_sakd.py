@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import reference_values as reference
 import torch
-from cifar10_methods import PAIRS, complete, peaks, put, recipe, shortened, spread
+from cifar10_methods import PAIRS, complete, peaks, put, recipe, spread, valued
 
 from raykd.engine.journal import RESULT
 from raykd.methods.sakd import PAPER
@@ -59,7 +60,7 @@ def main(
     torch.set_num_threads(1)
     place, teller = Store(store), Teller()
     chosen = bases or PAPER
-    arms = {base: _arms(base, short=full is None) for base in chosen}
+    arms = {base: _arms(base, full) for base in chosen}
     files = {
         (base, arm): recipe(method, full, range(seeds), data, {})
         for base, methods in arms.items()
@@ -74,10 +75,12 @@ def main(
     teller.say(f"the report is {page}")
 
 
-def _arms(base: str, *, short: bool) -> dict[str, dict[str, Any]]:
+def _arms(base: str, full: str | None) -> dict[str, dict[str, Any]]:
     """The methods that are compared over one base."""
-    method = shortened(base) if short else {"name": base}
-    arms = {arm: {"name": "sakd", "base": method, **fields} for arm, fields in ARMS.items()}
+    method = valued(base, full)
+    adapted = {**method, **reference.as_base(base)}
+    sakd = valued("sakd", full)
+    arms = {arm: {**sakd, "base": adapted, **fields} for arm, fields in ARMS.items()}
     return {"base": method, **arms}
 
 

@@ -1,4 +1,4 @@
-"""Spherical knowledge distillation on ImageNet: the paper's setting, resnet34 to resnet18.
+"""Spherical knowledge distillation on ImageNet, and other methods, resnet34 to resnet18.
 
     python experiments/imagenet_skd.py --tiny          # made pictures; 2 minutes on 2 cores
     python experiments/imagenet_skd.py --data /data/imagenet --dry-run
@@ -12,15 +12,23 @@ epoch 60 on 0.5, from 80 on 0.1. Areas of 0.1 to 1 and aspect ratios of 0.8 to 1
 Temperature 4 and the radius 2 are the README's; its rate is 0.1 in the script and 0.01 in the
 README, of which the first is taken here. The teacher's weights are torchvision's.
 
+Another --method has the field's values for ImageNet, which `reference_values.py` lists with their
+sources: kd at temperature 1 with weights of a half, dkd with beta 0.5, dist and nkd at temperature
+1, and so on; rates that fall at epochs 30, 60 and 90, areas of 0.08 to 1 and ratios of 3/4 to 4/3.
+A method without a source for ImageNet has the values of CIFAR-100, and the script says so.
+
 --data is a folder of class folders (`train` and `val` in it), a pack (`raykd pack`), or a folder of
 tar shards (--kind webdataset); a path or a URL. Everything that is made lies in the store, and the
 same command goes on where it was.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import reference_values as reference
 from PIL import Image
 
 from raykd import report
@@ -29,14 +37,12 @@ from raykd.cli.shared import STORE, print_recipe, speaking, wide_console
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment, parse
 from raykd.launch.work import carry_out
+from raykd.methods import METHODS
 from raykd.progress import Teller, clock
 from raykd.resolve import resolve
 from raykd.store import Store
 
-EPOCHS = 100
-# Fractions of the epochs at which the rate falls, and from which alpha is another one.
-MILESTONES = (0.3, 0.6, 0.8, 0.9)
-ALPHA = ((0.0, 0.9), (0.6, 0.5), (0.8, 0.1))
+EPOCHS = reference.IMAGENET_RECIPE["optim"]["epochs"]
 # Where no published weights can be had: a teacher that is trained with the labels, small pictures.
 TINY = (
     "run.data.stream={size: 48, resize: 56}",
@@ -90,6 +96,9 @@ def main(
         overrides = (*TINY, *overrides)
     if data is None:
         raise ConfigError("--data: say where the images are, or try --tiny")
+    method = choices["method"]
+    if method in METHODS and not reference.known("imagenet", method):
+        teller.say(f"{method}: no source has values for ImageNet; it has those of CIFAR-100")
     experiment = resolve(planned(data, overrides=overrides, **choices), place, teller.say)
     print_recipe(experiment, teller)
     if dry_run:
@@ -123,9 +132,17 @@ def planned(
 ) -> Experiment:
     """The experiment, as a file would have it: to be used from Python, too."""
     distilled = method not in ("label_only",)
-    alpha = [[round(start * epochs), value] for start, value in ALPHA]
-    labels = [[epoch, round(1 - value, 6)] for epoch, value in alpha]
-    chosen = method if method != "skd" else f"{{name: skd, radius: 2.0, weight: {alpha}}}"
+    chosen, labels, recipe = method, None, reference.IMAGENET_RECIPE
+    if method in METHODS:
+        pair = teacher.partition("/")[2], student.partition("/")[2]
+        source = "imagenet" if reference.known("imagenet", method) else "cifar100"
+        fields = reference.method(source, method, pair)
+        chosen = json.dumps({key: _shortened(value, epochs) for key, value in fields.items()})
+        labels = _shortened(reference.label_weight(source, method, pair), epochs)
+        own = reference.IMAGENET_BY_METHOD.get(METHODS.canonical(method), {})
+        recipe = recipe | own | {"optim": recipe["optim"] | own.get("optim", {})}
+    optim = recipe["optim"]
+    milestones = {round(epoch * epochs / EPOCHS) for epoch in optim["milestones"]}
     name, _, kept = codec.partition(":")
     text = f"""
 data: {{path: "{data}"}}
@@ -134,14 +151,14 @@ run:
   data:
     name: {kind}
     stream: {{size: 224, resize: 256}}
-    augment: {{crop: {{scale: [0.1, 1.0], ratio: [0.8, 1.25]}}, flip: true}}
+    augment: {{crop: {json.dumps(recipe["crop"])}, flip: true}}
   method: {chosen}
   optim:
     epochs: {epochs}
     batch: {batch}
-    lr: 0.1
-    weight_decay: 1.0e-4
-    milestones: {sorted({round(share * epochs) for share in MILESTONES} - {0, epochs})}
+    lr: {optim["lr"]}
+    weight_decay: {optim["weight_decay"]}
+    milestones: {sorted(milestones - {0, epochs})}
   views: {views}
   precision: {precision}
   teacher_precision: {precision}
@@ -152,10 +169,17 @@ scale: {{workers: {workers}, decoders: {"null" if decoders is None else decoders
     if distilled:
         changes.append(f"run.teacher={{model: {teacher}, weights: {weights}}}")
         changes.append(f"run.codec={{name: {name}{', k: ' + kept if kept else ''}}}")
-    if method == "skd":
+    if labels is not None:
         changes.append(f"run.label_weight={labels}")
     overrides = tuple(o for o in overrides if distilled or not o.startswith("run.teacher"))
     return parse(text, "imagenet_skd", (*changes, *overrides))
+
+
+def _shortened(value: Any, epochs: int) -> Any:
+    """A schedule over the recipe's epochs, as one over so many; other values as they are."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [[round(start * epochs / EPOCHS), number] for start, number in value]
+    return value
 
 
 def made_pictures(folder: Path, classes: int = 8, each: int = 32) -> Path:

@@ -5,10 +5,14 @@
     ray job submit --working-dir . -- python experiments/method_grid.py --store /shared/raykd
 
 A column is a pair of teacher and student, a line a method: top-1 after the last epoch, mean and
-sample standard deviation over the seeds. Each pair is a sweep of Ray Tune over one teacher.
+sample standard deviation over the seeds. Each pair is a sweep of Ray Tune over one teacher, whose
+methods have the values of `reference_values.py` for the pair; on the digits, their defaults.
 """
 
+from typing import Any
+
 import click
+import reference_values as reference
 import yaml
 
 from raykd import report
@@ -110,7 +114,10 @@ def planned(
     run["data"] = {"name": data, **basis["data"]}
     if data != "digits":
         run["teacher"]["optim"] = basis["optim"]
-    listed = [*methods, *({"combine": [name, "kd"]} for name in WITH_KD if name in methods)]
+    given = {name: _valued(data, name, (teacher, student)) for name in {*methods, "kd"}}
+    kd = {**given["kd"], "weight": 1.0}  # the benchmark's "X + KD"
+    with_kd = [{"combine": [given[name], kd]} for name in WITH_KD if name in methods]
+    listed = [*(given[name] for name in methods), *with_kd]
     tree = {
         "run": run,
         "grid": {"run.method": listed, "run.seed": list(range(seeds))},
@@ -118,6 +125,11 @@ def planned(
         "data": {"path": path},
     }
     return parse(yaml.safe_dump(tree), f"method_grid-{teacher}-{student}", overrides)
+
+
+def _valued(data: str, name: str, pair: tuple[str, str]) -> dict[str, Any]:
+    """A method with the sources' values; on the digits, with its defaults."""
+    return {"name": name} if data == "digits" else reference.method(data, name, pair)
 
 
 def table(columns: dict[str, Report]) -> str:
