@@ -47,12 +47,31 @@ def legend(report: Report) -> str:
         gains += "; the experiment has none, so add label_only, or name a line with --baseline"
     elif any(recipe.get("after") for recipe in recipes):
         gains += "; a student of several stages was trained that many times as long"
+    views = ""
+    if share_views(report):
+        views = (
+            " Seeds share their augmentation (and so a cache), so the deviation lacks its part: "
+            "run.views_by_seed: true varies it."
+        )
     return (
         "Students stand by their top-1 after the last epoch, those with unfinished runs at the "
-        f"end: mean +- sample standard deviation over n seeds. Best is the best epoch's, {chosen}. "
+        f"end: mean +- sample standard deviation over n seeds.{views} Best is the best epoch's, "
+        f"{chosen}. "
         f"{gains}. Agreement: test images answered as the teacher does. KL: of the student's from "
         "the teacher's probabilities, in nats. FLOPs and latency are of one image's forward."
     )
+
+
+def share_views(report: Report) -> bool:
+    """Whether a deviation over seeds is one over students with the same augmentation."""
+    for group in report.students:
+        seeds = {run.recipe["seed"] for run in group.runs}
+        for recipe in (run.recipe for run in group.runs):
+            ways = recipe["data"]["augment"] | {"revision": None}
+            augmented = any(ways.values())
+            if len(seeds) > 1 and augmented and not recipe.get("views_by_seed"):
+                return True
+    return False
 
 
 def versus(report: Report) -> str:
