@@ -19,6 +19,7 @@ _SHARED = (
     "data",
     "method",
     "label_weight",
+    "label_smoothing",
     "optim",
     "views",
     "source",

@@ -14,6 +14,7 @@ from raykd.data.mixing import Mix
 from raykd.engine.fit import local_host, train_student, train_teacher
 from raykd.engine.journal import read_metrics
 from raykd.engine.learner import Learner
+from raykd.experiment import parse
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.models import build
@@ -117,3 +118,19 @@ def test_a_teacher_learns_from_smoothed_labels(tmp_path):
         train_teacher(store, teacher, local_host(store, teacher))
         losses.append(read_metrics(store.path(teacher), store)[-1]["loss"])
     assert losses[0] < 2.2 < losses[1]  # the entropy of the smoothed targets is 2.27
+
+
+def test_an_assistant_has_its_student_s_smoothing():
+    text = """
+run:
+  model: resnet8
+  data: {name: digits, digest: 0123456789abcdef0123, classes: 10, size: [8, 8]}
+  teacher: {model: resnet8x4}
+  method: kd
+  label_smoothing: 0.1
+  assistants: [resnet14]
+"""
+    (run,) = parse(text, "chain").students()
+    assert isinstance(run.teacher, StudentRun)
+    assert run.label_smoothing == run.teacher.label_smoothing == 0.1
+    assert run.teacher.teacher.label_smoothing == 0.0

@@ -30,6 +30,7 @@ from raykd.methods.fitnet import FitNet
 from raykd.methods.kd import KD
 from raykd.methods.mimic import MimicEmbedding
 from raykd.methods.simkd import SimKD
+from raykd.methods.skd import SKD
 from raykd.models import build
 from raykd.models.staged import measure
 from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun
@@ -240,6 +241,29 @@ def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(whole):
         theirs = network("resnet8x4", safetensors.torch.load_file(file))(pixels)
     expected = divergence(mine.double().numpy(), theirs.double().numpy(), 1.0)
     assert decision.distances[1] == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("variant", ["layer_norm", "teacher_std"])
+def test_spherical_kd_is_measured_between_the_logits_that_it_compares(whole, variant):
+    store = whole
+    wanted = sought(basis(store, SKD(variant=variant)), threshold=1e30)
+    carried(store, wanted)
+    (decision,) = read_decisions(store, wanted.search)
+    stage = wanted.search.stage((1,))
+    pixels, _ = held_out(store, stage)
+    radius = float(state(store, stage, "weights-helpers.safetensors")["radius.value"])
+    with torch.no_grad():
+        mine = network("resnet8", state(store, stage))(pixels).double()
+    for anchor, found in decision.distances.items():
+        file = store.path(stage.teacher) / f"weights-{anchor:04d}.safetensors"
+        with torch.no_grad():
+            theirs = network("resnet8x4", safetensors.torch.load_file(file))(pixels).double()
+        if variant == "layer_norm":
+            pair = [radius * (z - z.mean(1, True)) / z.std(1, False, True) for z in (mine, theirs)]
+        else:
+            pair = [mine * theirs.std(1, True, True) / mine.std(1, True, True), theirs]
+        expected = divergence(*(z.numpy() for z in pair), 1.0)
+        assert found == pytest.approx(expected, rel=2e-3)  # float16 logits
 
 
 def test_a_loss_that_remembers_training_samples_is_no_measure(ready, tmp_path):
