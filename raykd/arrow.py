@@ -6,6 +6,7 @@ index column; row i of the file is row i of every tensor.
 """
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,11 +81,12 @@ def read(path: Path) -> dict[str, Tensor]:
     file, where it is not an Arrow file of this form.
     """
     try:
-        source = pa.memory_map(str(path))
+        source = pa.memory_map(os.fsencode(path))  # of a text, Arrow wants UTF-8
         reader = pa.ipc.open_file(source)
         if reader.num_record_batches != 1:
             raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches, not 1")
         batch = reader.get_batch(0)
+        batch.validate()  # no column is longer than its part of the file
         return {name: _tensor(batch.column(name)) for name in batch.schema.names}
     except FileNotFoundError:
         raise CacheCorrupt(f"{path}: the file is missing") from None

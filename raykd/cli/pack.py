@@ -127,7 +127,7 @@ def _followed(
             done += len(one.part)
             volume += one.shard.bytes
             task.update(done, f"{volume / (time.monotonic() - started) / 1e6:.0f} MB/s")
-            for fault in one.bad:
+            for fault in one.bad if packing.skip_bad else ():
                 teller.say(f"left out: {fault}")
     return packed, time.monotonic() - started
 

@@ -7,21 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from raykd.data.files import Files
-from raykd.data.shards import MARKER, PLAN, numbered, read_json
+from raykd.data.shards import MARKER, PLAN, numbered, read_json, sealed
 from raykd.errors import DataError, NoRoom
 
 
 def claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int], list[str]]:
     """Write the plan of a pack of about `size` bytes into its folder, which may be one of before.
 
-    Returns the names of shards that are there, by split and number. Raises `DataError` where the
-    folder holds something else, `NoRoom` where the disk cannot hold the shards.
+    Returns the names of shards that are there, by split and number. Those of a pack that was never
+    finished are removed where the files that it is made of have changed since. Raises `DataError`
+    where the folder holds something else, `NoRoom` where the disk cannot hold the shards.
     """
     sizes = {entry.name: entry.size for entry in files.walk()}
     said = next((name for name in (MARKER, PLAN) if name in sizes), None)
     if said is not None:
         facts = read_json(files, said)
-        _check(files, facts.get("plan", facts), plan)
+        if said == PLAN and _is_outdated(facts, plan):
+            for name in [*filter(numbered, sizes)]:
+                files.remove(name)
+                del sizes[name]
+            said = None
+        else:
+            _check(files, facts.get("plan", facts), plan)
     elif sizes:
         raise DataError(
             f"{files.describe('')}: the folder is not empty, and holds no pack; choose another one"
@@ -40,10 +47,16 @@ def claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int]
 
 def settle(files: Files, facts: dict[str, Any], kept: Collection[str]) -> None:
     """Write the marker, which makes a pack complete, and remove what is no part of it."""
-    files.put(MARKER, _json(facts))
+    files.put(MARKER, _json(sealed(facts)))
     for entry in files.walk():
         if entry.name == PLAN or (numbered(entry.name) and entry.name not in kept):
             files.remove(entry.name)
+
+
+def _is_outdated(said: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """True for the plan of a pack of the same place, made in the same way, of other files."""
+    other = [key for key, value in plan.items() if said.get(key) != value]
+    return bool(other) and {*other} <= {"files", "images"}
 
 
 def _check(files: Files, said: dict[str, Any], plan: dict[str, Any]) -> None:

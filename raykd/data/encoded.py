@@ -8,9 +8,9 @@ Shapes: N images, B batch.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Ranges:
     file: Tensor  # int64 [N], a place in `names`
     offset: Tensor  # int64 [N], in bytes
     length: Tensor  # int64 [N], in bytes
+    lacking: Mapping[int, DataError] = field(default_factory=dict)  # images that lie nowhere
 
     def __len__(self) -> int:
         return len(self.file)
@@ -78,6 +79,8 @@ class Ranges:
 
     def read(self, row: int) -> bytes:
         """The bytes of one image. Raises `DataError`, naming the file, where they are not there."""
+        if row in self.lacking:
+            raise self.lacking[row]
         name, length = self.names[int(self.file[row])], int(self.length[row])
         data = self.files.read(name, int(self.offset[row]), length)
         if len(data) != length:
@@ -86,6 +89,13 @@ class Ranges:
                 "changed since it was read first; restore it, or run again with the new one"
             )
         return data
+
+    def attempt(self, row: int) -> bytes | DataError:
+        """The bytes of one image, or why they are not there."""
+        try:
+            return self.read(row)
+        except DataError as error:
+            return error
 
     def read_all(self, rows: Sequence[int]) -> list[bytes]:
         """The bytes of some images; from a remote file system many at a time."""
@@ -97,7 +107,9 @@ class Ranges:
     def take(self, rows: Tensor) -> "Ranges":
         """The images at `rows` (int64 [n]), renumbered from 0."""
         columns = {name: getattr(self, name)[rows] for name in ("file", "offset", "length")}
-        return replace(self, **columns)
+        places = {int(row): place for place, row in enumerate(rows)} if self.lacking else {}
+        lacking = {places[row]: error for row, error in self.lacking.items() if row in places}
+        return replace(self, **columns, lacking=lacking)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Files:
         try:
             if self.remote is not None:
                 return pa.py_buffer(self.remote.read(name))
-            with pa.memory_map(str(self._path(name))) as file:
+            with pa.memory_map(os.fsencode(self._path(name))) as file:  # of a text, UTF-8 alone
                 return file.read_buffer()
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(name, error) from error

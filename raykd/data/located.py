@@ -1,22 +1,23 @@
 """Where the images of a dataset lie, found without reading them."""
 
-import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
-from raykd.data import classes, shards
+from raykd.data import foreign, shards
+from raykd.data.classes import declared_names, numbered
 from raykd.data.encoded import Names, Ranges
 from raykd.data.files import Entry, Files
 from raykd.data.folders import SUFFIXES, empty, folder_names
-from raykd.data.samples import Found, Samples
-from raykd.data.splits import by_split
+from raykd.data.samples import About, Found, Samples
+from raykd.data.splits import by_split, unread
 from raykd.data.tables import Rows, open_tables
-from raykd.data.tars import BLOCK, TarSamples, expanded, tar_samples
+from raykd.data.tars import BLOCK, TarSamples, expanded, is_packed_tar, is_tar, tar_samples
 from raykd.errors import DataError
 from raykd.remote import is_url
 
@@ -33,6 +34,7 @@ class Located:
     names: tuple[str, ...]
     stamp: str = ""  # what changes when files are changed, without reading them
     digest: str = ""  # `contents.digest_of`, where it is known: nothing needs to be read
+    about: About = field(default_factory=About)
 
     def found(self) -> Found:
         """The same, to be read into memory. Raises `DataError` for labels that are no class's."""
@@ -40,7 +42,7 @@ class Located:
             split: Samples(ranges, labels, ranges.origin)
             for split, (ranges, labels) in self.splits.items()
         }
-        return Found(splits, self.names)
+        return Found(splits, self.names, about=self.about)
 
 
 def folder(root: str) -> Located:
@@ -141,7 +143,7 @@ def table(root: str) -> Located | None:
         if ranges is None:
             return None
         splits[split] = (ranges, labels)
-    return Located(splits, tables.names, tables.stamp)
+    return Located(splits, tables.names, tables.stamp, about=tables.about)
 
 
 def _in_tables(rows: Rows) -> Ranges | None:
@@ -153,8 +155,18 @@ def _in_tables(rows: Rows) -> Ranges | None:
         return None
     numbers = np.repeat(np.arange(len(found)), [len(file) for file in rows.files])
     offset, length = np.concatenate([np.stack(span) for span in found], axis=1)
-    names = Names.of([file.name for file in rows.files])
-    return Ranges(files, names, *map(torch.from_numpy, (numbers, offset, length)))
+    names, lacking, first = [file.name for file in rows.files], {}, 0
+    for file in rows.files:
+        for row, place in file.elsewhere().items():
+            if isinstance(place, DataError):
+                lacking[first + row] = place
+            else:
+                numbers[first + row], offset[first + row] = len(names), 0
+                length[first + row] = place.size
+                names.append(place.name)
+        first += len(file)
+    file, offset, length = map(torch.from_numpy, (numbers, offset, length))
+    return Ranges(files, Names.of(names), file, offset, length, lacking)
 
 
 def webdataset(root: str) -> Located:
@@ -165,22 +177,40 @@ def webdataset(root: str) -> Located:
     names of those that are numbers may lie beside the shards, in classes.json or classes.txt.
     """
     files, entries, alone = _tar_files(root)
-    if not entries:
-        raise DataError(f"{root}: expected tar files of images and labels, found none")
-    chosen = by_split(root, entries, "tar files", alone=alone)
-    splits, names = {}, _names_beside(files)
+    archives = [entry for entry in entries if is_tar(entry.name)]
+    if not archives:
+        packed = next((entry.name for entry in entries if is_packed_tar(entry.name)), None)
+        if packed is not None:
+            raise DataError(
+                f"{files.describe(packed)}: is compressed, so that no single image can be taken "
+                "from it; unpack it to a plain .tar, which is hardly larger"
+            )
+        raise DataError(f"{root}: expected .tar files of images and labels, found none")
+    chosen = by_split(root, archives, "tar files", alone=alone)
+    splits, labels, passed = {}, {}, Counter(unread(entries, chosen))
     with ThreadPoolExecutor(_OPENED) as pool:
         for split, found in chosen.items():
             parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
-            labels = [label for part in parts for label in part.labels]
-            numbers = np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])
+            counts = [len(part.labels) for part in parts]
+            numbers = np.repeat(np.arange(len(parts)), counts)
             offset = np.concatenate([part.offsets for part in parts])
             length = np.concatenate([part.lengths for part in parts])
+            lacking = {
+                int(first) + row: error
+                for first, part in zip(np.cumsum([0, *counts]), parts, strict=False)
+                for row, error in part.lacking.items()
+            }
             own = Names.of([entry.name for entry in found])
-            ranges = Ranges(files, own, *map(torch.from_numpy, (numbers, offset, length)))
-            names = names or classes.class_names(labels, ranges.origin)
-            splits[split] = (ranges, classes.numbers(labels, names, ranges.origin))
-    located = Located(splits, names, repr(entries))
+            columns = map(torch.from_numpy, (numbers, offset, length))
+            ranges = splits[split] = Ranges(files, own, *columns, lacking=lacking)
+            labels[split] = ([label for part in parts for label in part.labels], ranges.origin)
+            for part in parts:
+                passed.update(part.unread)
+    declared = _names_beside(files)
+    names, classes = numbered(labels, declared)
+    splits = {split: (ranges, classes[split]) for split, ranges in splits.items()}
+    about = About(unread=passed, declared=bool(declared))
+    located = Located(splits, names, repr(archives), about=about)
     located.found()
     return located
 
@@ -188,11 +218,11 @@ def webdataset(root: str) -> Located:
 def _tar_files(root: str) -> tuple[Files, list[Entry], bool]:
     """The tar files at a path, URL or pattern, and whether it is that of a single one."""
     path, mark, options = root.partition("?") if is_url(root) else (root, "", "")
-    if not path.endswith(".tar"):
+    if not (is_tar(path) or is_packed_tar(path)) or Path(path).expanduser().is_dir():
         files = Files.at(root)
-        return files, [entry for entry in files.walk() if entry.name.endswith(".tar")], False
+        return files, files.walk(), False
     folder = path.partition("{")[0].rpartition("/")[0]
-    files = Files.at((folder or ".") + mark + options)
+    files = Files.at((folder or ("/" if path[:1] == "/" else ".")) + mark + options)
     names = expanded(path[len(folder) :].lstrip("/"))
     entries = []
     for name in names:
@@ -213,23 +243,14 @@ def _tar(files: Files, name: str) -> TarSamples:
 def _names_beside(files: Files) -> tuple[str, ...]:
     """Class names from classes.json or classes.txt in a folder; none where there is neither."""
     if files.has("classes.txt"):
-        lines = files.load("classes.txt").to_pybytes().decode().splitlines()
+        place = files.describe("classes.txt")
+        lines = foreign.text(files.load("classes.txt").to_pybytes(), place).splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if not files.has("classes.json"):
         return ()
     place = files.describe("classes.json")
-    try:
-        value = json.loads(files.load("classes.json").to_pybytes())
-    except ValueError as error:
-        raise DataError(f"{place}: cannot be read ({error})") from error
-    if isinstance(value, dict) and all(isinstance(number, int) for number in value.values()):
-        value = {str(number): name for name, number in value.items()}
-    if isinstance(value, dict):
-        value = [value.get(str(number)) for number in range(len(value))]
-    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
-    if not names or len(names) < len(value):
-        raise DataError(f"{place}: expected a list of class names, or numbers and names")
-    return tuple(names)
+    value = foreign.value(files.load("classes.json").to_pybytes(), place)
+    return declared_names(value, place)
 
 
 LOCATED: Mapping[str, Callable[[str], Located | None]] = {

@@ -23,13 +23,13 @@ from raykd.data.contents import CONTENT_BYTES, content, digest_of
 from raykd.data.destination import claim, settle
 from raykd.data.files import Files
 from raykd.data.pictures import check, look_at
+from raykd.data.samples import NAMED, check_filled, unusable
 from raykd.data.shards import Shard
 from raykd.data.stock import Stock, cuts
 from raykd.errors import DataError
 
 SHARD_MB = 256
 _THREADS = 16  # that look at images
-_NAMED = 20  # images that cannot be used, at most, that are named
 
 
 @dataclass(frozen=True, order=True)
@@ -101,7 +101,10 @@ class Packing:
         return {part: tuple(there.get((part.split, part.number), ())) for part in self.parts}
 
     def make(self, part: Part, there: Sequence[str] = ()) -> Packed:
-        """One shard: one of `there` if that is whole, else a new one."""
+        """One shard: one of `there` if that is whole, else a new one.
+
+        Images that cannot be used are not in it; `finish` says what becomes of that.
+        """
         for name in there:
             found = self._adopted(part, name)
             if found is not None:
@@ -109,7 +112,7 @@ class Packing:
         images, labels = self.stock.splits[part.split]
         writer, bad, row = shards.Writer(self.stock.names), [], part.start
 
-        def look(number: int, data: bytes) -> str | None:
+        def look(number: int, data: bytes | DataError) -> str | None:
             return self._fault(data, images.origin(number))
 
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -119,8 +122,9 @@ class Packing:
                     block, numbers, pool.map(look, numbers, block), strict=True
                 ):
                     if fault is None:
+                        assert isinstance(data, bytes)
                         writer.add(data, int(labels[number]))
-                    elif len(bad) < _NAMED:
+                    elif len(bad) < NAMED:
                         bad.append(fault)
                 row = numbers.stop
         data = writer.finish()
@@ -134,8 +138,15 @@ class Packing:
             yield self.make(part, there.get(part, ()))
 
     def finish(self, made: Iterable[Packed]) -> dict[str, Any]:
-        """Write the index and, last of all, the marker; what that says."""
+        """Write the index and, last of all, the marker, whose value comes back.
+
+        Raises `DataError` for images that cannot be used, unless such are left out: for all of them
+        at once. Their shards are kept for a command that leaves them out.
+        """
         made = sorted(made, key=lambda packed: packed.part)
+        skipped = sum(packed.skipped for packed in made)
+        if skipped and not self.skip_bad:
+            raise unusable([fault for packed in made for fault in packed.bad], skipped)
         columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for packed in made:
             columns.setdefault(packed.part.split, []).append((packed.shard.labels, packed.contents))
@@ -143,31 +154,28 @@ class Packing:
             split: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
             for split, parts in columns.items()
         }
-        absent = set(range(len(self.stock.names))) - set(contents["train"][0].tolist())
-        if absent:
-            name = self.stock.names[min(absent)]
-            raise DataError(f"class {name!r} has no training image that can be used; remove it")
+        check_filled(self.stock.names, contents["train"][0], self.stock.about)
         facts = {
             "format": shards.FORMAT,
             "plan": self._plan(),
             "digest": digest_of(self.stock.names, contents),
             "classes": list(self.stock.names),
-            "skipped": sum(packed.skipped for packed in made),
+            "skipped": skipped,
             "splits": shards.write_splits(self.files, [packed.shard for packed in made]),
         }
         settle(self.files, facts, {packed.shard.name for packed in made})
         return facts
 
-    def _fault(self, data: bytes, origin: str) -> str | None:
-        """Why an image cannot be used. Raises `DataError` instead, unless such are skipped."""
+    def _fault(self, data: bytes | DataError, origin: str) -> str | None:
+        """Why an image cannot be used; None where it can."""
+        if isinstance(data, DataError):
+            return str(data)
         try:
             check(data, origin)
             if self.decode:
                 look_at(data, origin).pixels()
         except DataError as error:
-            if self.skip_bad:
-                return str(error)
-            raise DataError(f"{error}, or leave out what cannot be used") from error
+            return str(error)
         return None
 
     def _adopted(self, part: Part, name: str) -> Packed | None:

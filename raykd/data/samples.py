@@ -1,7 +1,7 @@
 """One split of a dataset as it was found: labels, and images that are not decoded yet."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -9,14 +9,18 @@ import numpy as np
 from raykd.errors import DataError
 
 Triple = tuple[float, float, float]
+NAMED = 10  # images that cannot be used, at most, that a message names
 
 
 class Images(Protocol):
-    """Images by number, in order: each the bytes of an encoded file, or uint8 pixels."""
+    """Images by number, in order: each the bytes of an encoded file, or uint8 pixels.
+
+    An error stands in the place of one that is not there, and says why.
+    """
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[bytes | np.ndarray]: ...
+    def __iter__(self) -> Iterator[bytes | np.ndarray | DataError]: ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,15 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a user is told of a dataset besides its classes and counts."""
+
+    test: str = ""  # where the test images are from; nothing where the dataset says it itself
+    unread: Mapping[str, int] = field(default_factory=dict)  # files, by suffix or kind
+    declared: bool = False  # class names are not those of the images, so some may have none
+
+
+@dataclass(frozen=True)
 class Found:
     """A dataset's splits ("train", and "test" where it has one) and its class names."""
 
@@ -36,6 +49,7 @@ class Found:
     names: tuple[str, ...]
     mean: Triple | None = None  # the field's constants, where there are any
     std: Triple | None = None
+    about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:
         for split, samples in self.splits.items():
@@ -48,7 +62,43 @@ class Found:
                     f"{samples.origin(row)}: label {samples.labels[row]} is out of range; "
                     f"the {len(self.names)} classes are numbered from 0"
                 )
-        missing = sorted(set(range(len(self.names))) - set(self.splits["train"].labels.tolist()))
-        if missing:
-            first = self.names[missing[0]]
-            raise DataError(f"class {missing[0]} ({first!r}) has no training image; remove it")
+        check_filled(self.names, self.splits["train"].labels, self.about)
+
+
+def empty_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
+    """The classes that none of the labels (int64 [N]) is of."""
+    there = set(labels.tolist())
+    return [name for number, name in enumerate(names) if number not in there]
+
+
+def check_filled(names: Sequence[str], labels: np.ndarray, about: About) -> None:
+    """Raise `DataError` where a class has no training image, unless its name is declared.
+
+    Folders and labels name only classes that they fill; a declared list, as that of a teacher of
+    1,000 classes, may name more. `labels` are those of the training images, int64 [N].
+    """
+    empty = empty_classes(names, labels)
+    if empty and not about.declared:
+        raise DataError(
+            f"class {names.index(empty[0])} ({empty[0]!r}) has no training image that can be used; "
+            "give it some, or leave the class out of the folders or labels"
+        )
+    if not len(labels):
+        raise DataError("the train split of this dataset has no image that can be used")
+
+
+def unusable(faults: Sequence[str], count: int) -> DataError:
+    """The error of `count` images that cannot be used, some of which are named with the reason."""
+    if count == 1:
+        return DataError(f"{faults[0]}, or leave it out (on_bad_image: skip)")
+    return DataError(
+        f"{count:,} images cannot be used:\n{listed(faults, count)}\n"
+        "replace or remove them, or leave them out (on_bad_image: skip)"
+    )
+
+
+def listed(faults: Sequence[str], count: int) -> str:
+    """The first of `count` faults, one a line, and how many more there are."""
+    named = [f"  {fault.removesuffix('; replace or remove it')}" for fault in faults[:NAMED]]
+    more = count - len(named)
+    return "\n".join([*named, f"  and {more:,} more"] if more else named)

@@ -26,6 +26,7 @@ import pyarrow as pa
 import torch
 
 from raykd import arrow
+from raykd.data import foreign
 from raykd.data.encoded import Names, Ranges, index_names, read_index, write_index
 from raykd.data.files import Files
 from raykd.errors import CacheCorrupt, DataError
@@ -109,9 +110,13 @@ class Writer:
 
 
 def declared(names: Sequence[str]) -> str:
-    """Class names as the schema of a table has them: joined, or JSON where one has a comma."""
+    """Class names as the schema of a table has them: joined, or JSON where that is not enough.
+
+    JSON is for names with commas, and for names of folders that are not UTF-8.
+    """
     joined = ",".join(names)
-    return joined if joined.split(",") == list(names) and joined[:1] != "[" else json.dumps(names)
+    plain = joined.split(",") == list(names) and joined[:1] not in "[{" and joined != "null"
+    return joined if plain and joined.isprintable() else json.dumps(names)
 
 
 def look_into(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
@@ -136,7 +141,7 @@ def spans(values: pa.Array, file: pa.Buffer) -> tuple[np.ndarray, np.ndarray] | 
     None where the values are not among those bytes: they were compressed.
     """
     _, stops, data = values.buffers()
-    if not len(values) or data is None:
+    if not len(values) or data is None or not data.size:
         nothing = np.zeros(len(values), dtype=np.int64)
         return nothing, nothing
     kind = np.dtype(np.int64 if pa.types.is_large_binary(values.type) else np.int32)
@@ -164,7 +169,8 @@ def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
         columns = [np.repeat(np.arange(len(parts)), counts)]
         columns += [_joined([getattr(s, name) for s in parts]) for name in ("offset", "length")]
         names = Names.of([shard.name for shard in parts])
-        ranges = Ranges(files, names, *map(torch.from_numpy, columns))
+        file, offset, length = map(torch.from_numpy, columns)
+        ranges = Ranges(files, names, file, offset, length)
         labels = torch.from_numpy(_joined([shard.labels for shard in parts]))
         with TemporaryDirectory() as folder:
             index = write_index(Path(folder), split, ranges, labels)
@@ -179,21 +185,67 @@ def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
     return facts
 
 
-def read_json(files: Files, name: str) -> dict[str, Any]:
-    """What the marker or the plan of a pack says.
+def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts with a checksum of them, which `read_json` looks at."""
+    return facts | {"checksum": arrow.checksum(json.dumps(facts, sort_keys=True).encode())}
 
-    Raises `CacheCorrupt` where it cannot be read or is of another format.
+
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """The facts in the marker or the plan of a pack.
+
+    Raises `CacheCorrupt` where they cannot be read, were altered, or are of another format.
     """
+    data = files.load(name).to_pybytes()
     try:
-        facts = json.loads(files.load(name).to_pybytes())
-        if facts["format"] == FORMAT:
-            return facts
-        what = f"format {facts['format']}, this raykd reads {FORMAT}"
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        what = f"cannot be read ({error!r})"
-    raise _damaged(files, name, what)
+        facts = foreign.value(data, files.describe(name))
+    except DataError as error:
+        raise _damaged(files, name, "cannot be read") from error
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise _damaged(files, name, "cannot be read, since it says no format")
+    if facts["format"] != FORMAT:
+        what = f"format {foreign.shown(facts['format'])}, this raykd reads {FORMAT}"
+        raise _damaged(files, name, what)
+    seal = facts.pop("checksum", None)  # packs of earlier versions have none
+    if seal is not None and sealed(facts)["checksum"] != seal:
+        raise _damaged(files, name, "it was altered")
+    if name == MARKER and not _is_marker(facts):
+        raise _damaged(files, name, "it does not say which classes and shards there are")
+    return facts
+
+
+def _is_marker(facts: dict[str, Any]) -> bool:
+    """True for facts of a whole pack, as far as their types go."""
+    names, splits = facts.get("classes"), facts.get("splits")
+    return (
+        isinstance(facts.get("digest"), str)
+        and isinstance(facts.get("plan", {}), dict)
+        and isinstance(names, list)
+        and all(map(foreign.is_text, names))
+        and isinstance(splits, dict)
+        and "train" in splits
+        and all(
+            isinstance(said, dict)
+            and isinstance(said.get("shards"), dict)
+            and isinstance(said.get("index"), dict)
+            for said in splits.values()
+        )
+    )
+
+
+def check_shards(files: Files) -> None:
+    """Raise `CacheCorrupt`, naming the file, where a shard of a pack is missing or was altered."""
+    sizes = {entry.name: entry.size for entry in files.walk()}
+    for said in read_json(files, MARKER)["splits"].values():
+        for name, size in said["shards"].items():
+            _check_size(files, name, size, sizes)
+            parts = numbered(name)
+            if parts is None or checksum_of(files.load(name)) != parts[2]:
+                raise _damaged(files, name, "it was altered")
+
+
+def _check_size(files: Files, name: str, size: int, sizes: dict[str, int]) -> None:
+    if sizes.get(name) != size:
+        raise _damaged(files, name, f"expected {size} bytes, found {sizes.get(name, 0)}")
 
 
 def read_splits(
@@ -207,12 +259,11 @@ def read_splits(
     sizes = {entry.name: entry.size for entry in files.walk()}
     splits = {}
     for split, said in facts.items():
-        strange = [name for name in said["index"] if name not in index_names(split)]
-        if strange or _SPLIT.fullmatch(split) is None:
-            raise _damaged(files, MARKER, f"a part of the index is called {[*strange, split][0]!r}")
+        if _SPLIT.fullmatch(split) is None or sorted(said["index"]) != sorted(index_names(split)):
+            what = f"the index of {split!r} lies in {', '.join(map(repr, said['index']))}"
+            raise _damaged(files, MARKER, what)
         for name, size in said["shards"].items():
-            if sizes.get(name) != size:
-                raise _damaged(files, name, f"expected {size} bytes, found {sizes.get(name, 0)}")
+            _check_size(files, name, size, sizes)
         with TemporaryDirectory() as folder:  # its files stay mapped
             for name, checksum in said["index"].items():
                 data = files.load(name)
@@ -220,7 +271,10 @@ def read_splits(
                     raise _damaged(files, name, "it was altered")
                 Path(folder, name).write_bytes(data)
             found = read_index(Path(folder), split, files.root, names)
-        splits[split] = (found.ranges, found.targets.numpy())
+        labels = found.targets.numpy()
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise _damaged(files, MARKER, f"its labels are of other classes than the {len(names)}")
+        splits[split] = (found.ranges, labels)
     return splits
 
 

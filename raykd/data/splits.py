@@ -1,7 +1,8 @@
 """Which split a file is of, as its name says."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from raykd.data.files import Entry
@@ -26,6 +27,13 @@ def by_split(
         )
     test = parts["test"] or parts["val"]
     return {"train": parts["train"]} | ({"test": test} if test else {})
+
+
+def unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
+    """How many files are in no split, by the ending of their names."""
+    names = {entry.name for own in chosen.values() for entry in own}
+    passed = (PurePosixPath(entry.name) for entry in entries if entry.name not in names)
+    return dict(Counter(path.suffix.lower() or path.name for path in passed))
 
 
 def split_of(name: str) -> str:

@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -22,10 +22,10 @@ from raykd.data.files import Files, shown
 from raykd.data.folders import SUFFIXES as IMAGE_SUFFIXES
 from raykd.data.folders import ImageFiles
 from raykd.data.located import LOCATED, Located
-from raykd.data.samples import Found
+from raykd.data.samples import About, Found
 from raykd.data.sources import SOURCES
-from raykd.data.tables import SUFFIXES as TABLE_SUFFIXES
-from raykd.data.tables import Rows, Tables, open_tables
+from raykd.data.tables import Rows, Tables, is_table, open_tables
+from raykd.data.tars import is_packed_tar, is_tar
 from raykd.errors import DataError
 from raykd.remote import is_url
 
@@ -43,8 +43,8 @@ class Readable(Protocol):
         """How many bytes each image has, or about how many, int64 [N]."""
         ...
 
-    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """The images from `start` to `stop`, some at a time."""
+    def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
+        """The images from `start` to `stop`, some at a time; errors for those that lie nowhere."""
         ...
 
     def origin(self, row: int) -> str:
@@ -59,6 +59,7 @@ class Stock:
     splits: Mapping[str, tuple[Readable, np.ndarray]]
     names: tuple[str, ...]
     stamp: str  # what changes when files are changed
+    about: About = field(default_factory=About)
 
 
 class InFiles:
@@ -74,12 +75,13 @@ class InFiles:
         """How many bytes each image has, int64 [N]."""
         return self._ranges.length.numpy()
 
-    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
         """The images from `start` to `stop`; those of the next block are read meanwhile."""
+
         with ThreadPoolExecutor(_THREADS) as pool:
             ahead = None
             for low, high in cuts(self.lengths()[start:stop], _BLOCK_BYTES):
-                after = pool.map(self._ranges.read, range(start + low, start + high))
+                after = pool.map(self._ranges.attempt, range(start + low, start + high))
                 if ahead is not None:
                     yield list(ahead)
                 ahead = after
@@ -126,6 +128,8 @@ def cuts(lengths: np.ndarray, size: int) -> list[tuple[int, int]]:
 
 def stock_of(name: str, root: str | None) -> Stock | Located:
     """A dataset of `raykd show datasets` at a path or URL; `Located` where it lies in files."""
+    if root is not None:
+        check_there(root)
     if root is not None and name in LOCATED:
         located = LOCATED[name](root)
         if located is not None:
@@ -142,19 +146,25 @@ def stock_of(name: str, root: str | None) -> Stock | Located:
 
 def kind_of(place: str) -> str:
     """The name of the source that reads what lies at a path or URL, as its files look."""
-    path = place.partition("?")[0]
-    if path.endswith(".tar"):
-        return "webdataset"
-    if path.endswith(TABLE_SUFFIXES):
-        return "table"
-    for name in _names(place):
-        if name.endswith(".tar"):
+    check_there(place)
+    path = place.partition("?")[0] if is_url(place) else place
+    for name in (path, *_names(place)):
+        if is_tar(name) or is_packed_tar(name):
             return "webdataset"
-        if name.endswith(TABLE_SUFFIXES):
+        if is_table(name):
             return "table"
         if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
             return "folder"
     raise DataError(f"{place}: found no images, tables or tar shards; look at the path")
+
+
+def check_there(place: str) -> None:
+    """Raise `DataError` where nothing is at a path of this machine, as for any kind of source.
+
+    A pattern with braces stands for many paths, each of which is looked for by its reader.
+    """
+    if not (is_url(place) or "{" in place or Path(place).expanduser().exists()):
+        raise DataError(f"{place}: there is no such file or folder")
 
 
 def _names(place: str) -> Iterator[str]:
@@ -170,12 +180,12 @@ def _names(place: str) -> Iterator[str]:
 def of_located(found: Located) -> Stock:
     """The same images, to be packed."""
     splits = {split: (InFiles(ranges), labels) for split, (ranges, labels) in found.splits.items()}
-    return Stock(splits, found.names, found.stamp)
+    return Stock(splits, found.names, found.stamp, found.about)
 
 
 def of_tables(tables: Tables) -> Stock:
     """The images of tables, to be packed."""
-    return Stock(tables.splits, tables.names, tables.stamp)
+    return Stock(tables.splits, tables.names, tables.stamp, tables.about)
 
 
 def of_found(found: Found, title: str) -> Stock | Located:

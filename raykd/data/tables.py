@@ -1,24 +1,21 @@
 """Image tables: Parquet, Arrow or Feather files with encoded images and labels."""
 
-import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from raykd.data.batches import LABEL_COLUMNS, TableFile
-from raykd.data.classes import Label, class_names, numbers
+from raykd.data import foreign, shards
+from raykd.data.batches import SUFFIXES, TableFile
+from raykd.data.classes import Label, declared_names, numbered
 from raykd.data.files import Entry, Files, parted
-from raykd.data.samples import Found, Samples
-from raykd.data.shards import is_pack, numbered
-from raykd.data.splits import by_split
+from raykd.data.samples import About, Found, Samples
+from raykd.data.splits import by_split, unread
 from raykd.errors import DataError
 from raykd.remote import is_url
 
-SUFFIXES = (".parquet", ".arrow", ".feather")
 _OPENED = 16  # files at a time, each of which may wait for a network
 
 
@@ -29,6 +26,7 @@ class Tables:
     splits: Mapping[str, tuple["Rows", np.ndarray]]
     names: tuple[str, ...]
     stamp: str  # what changes when files are changed, without reading them
+    about: About = field(default_factory=About)
 
     def found(self) -> Found:
         """The same, its images not read. Raises `DataError` for a label that is out of range."""
@@ -36,7 +34,7 @@ class Tables:
             split: Samples(rows, labels, rows.origin)
             for split, (rows, labels) in self.splits.items()
         }
-        return Found(splits, self.names)
+        return Found(splits, self.names, about=self.about)
 
 
 class Rows:
@@ -49,12 +47,15 @@ class Rows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | DataError]:
         for images in self.blocks(0, len(self)):
             yield from images
 
-    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """The images from `start` to `stop`, some at a time: those in memory are a few."""
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
+        """The images from `start` to `stop`, some at a time: those in memory are a few.
+
+        An error stands in the place of one that is not there.
+        """
         for file, first in zip(self.files, self._starts.tolist(), strict=False):
             low, high = max(start - first, 0), min(stop - first, len(file))
             if low < high:
@@ -73,32 +74,39 @@ class Rows:
         """The label of every row, as it stands there."""
         return [label for file in self.files for label in file.labels]
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the first file, and what their metadata say."""
-        return self.files[0].schema
-
 
 def table_files(place: str | Path) -> tuple[Files, list[Entry]]:
     """The table files at a path or URL (one file, or a folder of them), in order.
 
     Those of a pack are its shards.
     """
-    if _is_file(str(place)):
-        root, name = parted(str(place))
-        entry = Files.at(root).find(name)
-        return Files.at(root), [entry] if entry else []
-    files = Files.at(place)
-    entries = [entry for entry in files.walk() if entry.name.endswith(SUFFIXES)]
-    if is_pack(files):
-        entries = [entry for entry in entries if numbered(entry.name)]
+    files, entries = _all_files(place)
+    entries = [entry for entry in entries if is_table(entry.name)]
+    if not _is_file(str(place)) and shards.is_pack(files):
+        entries = [entry for entry in entries if shards.numbered(entry.name)]
     return files, entries
 
 
+def is_table(name: str) -> bool:
+    """True for a file that is called as tables are."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def _all_files(place: str | Path) -> tuple[Files, list[Entry]]:
+    """Every file in a folder, or the one at a path or URL."""
+    if not _is_file(str(place)):
+        files = Files.at(place)
+        return files, files.walk()
+    root, name = parted(str(place))
+    entry = Files.at(root).find(name)
+    return Files.at(root), [entry] if entry else []
+
+
 def _is_file(place: str) -> bool:
-    """Whether a path or URL is that of a table file."""
-    is_one = place.partition("?")[0].endswith(SUFFIXES)
-    return is_one and (is_url(place) or Path(place).is_file())
+    """True for the path or URL of a table file."""
+    if is_url(place):
+        return is_table(place.partition("?")[0])
+    return is_table(place) and Path(place).expanduser().is_file()
 
 
 def open_tables(place: str | Path) -> Tables:
@@ -106,39 +114,72 @@ def open_tables(place: str | Path) -> Tables:
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
     validation; where there are both, validation files are left out. A single file is all data.
-    Images are bytes, or structs with a field `bytes`. Labels are integers from 0, or strings,
-    which become classes in sorted order. Class names come from the schema's metadata where it
-    has them (`classes`, or the features that Hugging Face's datasets writes). Labels are read
-    at once, images when their turn comes.
+    Images are bytes, or structs with a field `bytes`; a row without bytes has no image, unless
+    its field `path` names a file from the folder of the table. Labels are integers from 0, or
+    strings, which become classes in sorted order. Class names come from the schema's metadata
+    where it has them (`classes`, or the features that Hugging Face's datasets writes). Labels are
+    read at once, images when their turn comes. Raises `DataError`, and `CacheCorrupt` for a pack
+    whose shards are not as they were written.
     """
     files, entries = table_files(place)
     if not entries:
         raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
+    if shards.is_pack(files):
+        shards.check_shards(files)
     chosen = by_split(str(place), entries, "table files", alone=_is_file(str(place)))
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {
             split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), found)])
             for split, found in chosen.items()
         }
-    train = rows["train"]
-    names = _declared_names(train.schema) or class_names(train.labels(), train.origin)
-    splits = {
-        split: (found, numbers(found.labels(), names, found.origin))
-        for split, found in rows.items()
-    }
-    tables = Tables(splits, names, repr(entries))
+    opened = [file for part in rows.values() for file in part.files]
+    labels = {split: (part.labels(), part.origin) for split, part in rows.items()}
+    declared = _declared(opened)
+    names, numbers = numbered(labels, declared)
+    splits = {split: (part, numbers[split]) for split, part in rows.items()}
+    stamp = repr(entries) + "".join(repr(named) for file in opened if (named := file.named()))
+    about = About(unread=unread(_all_files(place)[1], chosen), declared=bool(declared))
+    tables = Tables(splits, names, stamp, about)
     tables.found()
     return tables
 
 
-def _declared_names(schema: pa.Schema) -> tuple[str, ...]:
-    metadata = schema.metadata or {}
-    classes = metadata.get(b"classes", b"").decode()
-    if classes:
-        return tuple(json.loads(classes) if classes.startswith("[") else classes.split(","))
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    for column in LABEL_COLUMNS:
-        names = features.get(column, {}).get("names") if column in features else None
-        if names:
-            return tuple(names)
-    return ()
+def _declared(files: list[TableFile]) -> tuple[str, ...]:
+    """The class names that tables declare, who must agree; none where no table does."""
+    first, names = "", ()
+    for file in files:
+        own = _declared_names(file)
+        if own and names and own != names:
+            raise DataError(
+                f"{file.place}: names {_few(own)} as classes, but {first} names {_few(names)}; "
+                "their labels do not mean the same"
+            )
+        if own and not names:
+            first, names = file.place, own
+    return names
+
+
+def _declared_names(file: TableFile) -> tuple[str, ...]:
+    """The class names in the metadata of a table, which other programs wrote."""
+    metadata = file.schema.metadata or {}
+    place = f"{file.place}, `classes` in its metadata"
+    classes = metadata.get(b"classes", b"")
+    if classes[:1] in (b"[", b"{"):
+        return declared_names(foreign.value(classes, place), place)
+    if classes and classes != b"null":
+        return tuple(foreign.text(classes, place).split(","))
+    place = f"{file.place}, `huggingface` in its metadata"
+    value = foreign.value(metadata.get(b"huggingface", b"null"), place)
+    for key in ("info", "features", file.label, "names"):
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{place}: expected an object with the key {key!r}, found {foreign.shown(value)}"
+            )
+        value = value.get(key)
+    return () if value is None else declared_names(value, f"{place}, names of {file.label!r}")
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return foreign.shown([*names])

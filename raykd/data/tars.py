@@ -9,20 +9,27 @@ Shapes: n samples of a shard.
 
 import io
 import itertools
-import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from raykd.data.folders import shown
-from raykd.errors import DataError
+from raykd.data import foreign
+from raykd.data.files import shown
+from raykd.data.folders import SUFFIXES
+from raykd.errors import DataError, RaykdError
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")  # what follows the first dot of an image's name
+# What follows the first dot of an image's name. Where a sample has one of the usual kinds, the
+# others beside it are no images of it: a mask, a map of depths.
+_USUAL = ("jpg", "jpeg", "png", "webp", "ppm")
+IMAGES = (*_USUAL, *sorted({suffix[1:] for suffix in SUFFIXES} - {*_USUAL}))
 LABELS = ("cls", "json", "txt")  # of a label's; the first that a sample has counts
+PACKED = (".tgz", ".tbz2", ".txz", *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4")))
+MOST_LABEL = 1 << 24  # bytes of a label's member
 BLOCK = 1 << 13  # bytes read at once: headers and labels of one sample lie close together
 MOST_NAMES = 1_000_000  # that one pattern may stand for
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -35,15 +42,32 @@ class TarSamples(NamedTuple):
     lengths: np.ndarray  # int64 [n]: bytes of the image
     labels: list[int | str]
     keys: list[str]
+    lacking: dict[int, DataError]  # samples with a label and no image
+    unread: dict[str, int]  # files that are of no sample, by their ending
 
 
 @dataclass
 class _Sample:
-    """What was found of one sample: members by the end of their names."""
+    """The members of one sample, by the end of their names."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)  # offset and length
     labels: dict[str, bytes] = field(default_factory=dict)  # contents
     others: list[str] = field(default_factory=list)
+
+    @property
+    def ends(self) -> list[str]:
+        """The ends of its members' names."""
+        return [*self.images, *self.labels, *self.others]
+
+
+def is_tar(name: str) -> bool:
+    """True for a file that is called like a tar archive that is not compressed."""
+    return name.lower().endswith(".tar")
+
+
+def is_packed_tar(name: str) -> bool:
+    """True for a file that is called like a tar archive that is compressed."""
+    return name.lower().endswith(PACKED)
 
 
 def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
@@ -51,23 +75,46 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
 
     Reads headers and labels, and of the images only what lies in the same `block` of bytes; where
     every read is a request over a network, a large one is faster. A label is the integer in `.cls`,
-    "label" in `.json`, or the text in `.txt`. `name` is for messages. The file stays open.
+    "label" in `.json`, or the text in `.txt`. Files that are neither image nor label of a sample
+    are counted. `name` is for messages. The file stays open.
 
     Raises `DataError`, naming shard and member, where the archive is compressed, cut short or
-    damaged, and where a sample has no image, no label, or two images.
+    damaged, and where a sample has no label or two images.
     """
     # tarfile asks for 512 bytes at a time, which must not be a request each.
     buffered = io.BufferedReader(file, block)  # pyright: ignore[reportArgumentType]
     try:
-        samples = _samples(buffered, name)
-    except (tarfile.TarError, OSError) as error:
+        samples, unread = _samples(buffered, name)
+    except RaykdError:
+        raise
+    # tarfile lets through what int() and the decoding of a header say of bytes that are no header.
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         raise DataError(f"{name}: cannot be read as a tar archive ({error})") from error
     finally:
         buffered.detach()
-    places = [_image(sample, f"{name}, sample {key!r}") for key, sample in samples.items()]
-    labels = [_label(sample, f"{name}, sample {key!r}") for key, sample in samples.items()]
+    places, labels, keys, lacking = [], [], [], {}
+    for key, sample in samples.items():
+        origin = f"{name}, sample {key!r}"
+        label = _label(sample, origin)
+        place = _image(sample, origin)
+        if label is None and place is None:
+            unread.update(f".{ending}" for ending in sample.ends)
+            continue
+        if label is None:
+            raise DataError(
+                f"{origin}: no label; expected a member .cls with a number, .json with a key "
+                '"label", or .txt with a class'
+            )
+        if place is None:
+            lacking[len(keys)] = DataError(
+                f"{origin}: expected an image ({', '.join(IMAGES)}), found none among "
+                f"{', '.join(sample.ends)}; replace or remove it"
+            )
+        places.append(place or (0, 0))
+        labels.append(label)
+        keys.append(key)
     offsets, lengths = np.array(places, dtype=np.int64).reshape(-1, 2).T.copy()
-    return TarSamples(offsets, lengths, labels, list(samples))
+    return TarSamples(offsets, lengths, labels, keys, lacking, dict(unread))
 
 
 def expanded(pattern: str) -> list[str]:
@@ -103,14 +150,18 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
-def _samples(file: io.BufferedReader, name: str) -> dict[str, _Sample]:
-    """What every sample of an archive has, by key."""
+def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Counter[str]]:
+    """The samples of an archive by key, and how many files are of none, by their ending."""
     size = file.seek(0, io.SEEK_END)
     samples: dict[str, _Sample] = {}
+    unread: Counter[str] = Counter()
     for member in _members(file, name, size):
         folder, slash, base = member.name.removeprefix("./").rpartition("/")
         stem, dot, ending = base.partition(".")
-        if not (dot and all(map(shown, (*folder.split("/"), base)))):
+        if not all(map(shown, (*folder.split("/"), base))):
+            continue
+        if not dot:
+            unread[base] += 1
             continue
         sample = samples.setdefault(folder + slash + stem, _Sample())
         ending, place = ending.lower(), (member.offset_data, member.size)
@@ -119,11 +170,16 @@ def _samples(file: io.BufferedReader, name: str) -> dict[str, _Sample]:
         if ending in IMAGES:
             sample.images[ending] = place
         elif ending in LABELS:
+            if member.size > MOST_LABEL:
+                raise DataError(
+                    f"{name}: {member.name!r} has {member.size:,} bytes, expected a label of "
+                    f"{MOST_LABEL:,} at most"
+                )
             file.seek(member.offset_data)
             sample.labels[ending] = file.read(member.size)
         else:
             sample.others.append(ending)
-    return samples
+    return samples, unread
 
 
 def _members(file: io.BufferedReader, name: str, size: int) -> Iterator[tarfile.TarInfo]:
@@ -169,50 +225,44 @@ def _check_end(file: io.BufferedReader, name: str, end: int, size: int) -> None:
         )
 
 
-def _image(sample: _Sample, origin: str) -> tuple[int, int]:
-    """Where the one image of a sample lies: offset and length in bytes."""
-    if len(sample.images) != 1:
-        ends = [*sample.images, *sample.labels, *sample.others]
+def _image(sample: _Sample, origin: str) -> tuple[int, int] | None:
+    """Where the one image of a sample lies, offset and length in bytes; None where it has none."""
+    usual = [place for end, place in sample.images.items() if end in _USUAL]
+    places = usual or [*sample.images.values()]
+    if len(places) > 1:
         raise DataError(
-            f"{origin}: expected one image ({', '.join(IMAGES)}), "
-            f"found {len(sample.images) or 'none'} among {', '.join(ends)}"
+            f"{origin}: expected one image ({', '.join(IMAGES)}), found {len(places)} among "
+            f"{', '.join(sample.ends)}"
         )
-    (place,) = sample.images.values()
-    return place
+    return places[0] if places else None
 
 
-def _label(sample: _Sample, origin: str) -> int | str:
-    """The label of a sample: a number, or the name of a class."""
+def _label(sample: _Sample, origin: str) -> int | str | None:
+    """The label of a sample, a number or the name of a class; None where it has none."""
     for ending, read in zip(LABELS, (_of_cls, _of_json, _of_txt), strict=True):
         if ending in sample.labels:
             label = read(sample.labels[ending], f"{origin}, .{ending}")
             if label is not None:
                 return label
-    raise DataError(
-        f'{origin}: no label; expected a member .cls with a number, .json with a key "label", or '
-        ".txt with a class"
-    )
+    return None
 
 
 def _of_cls(content: bytes, origin: str) -> int:
-    if not re.fullmatch(rb"\s*-?\d{1,18}\s*", content):
-        raise DataError(f"{origin}: expected the number of a class, found {content[:40]!r}")
-    return int(content)
+    written = foreign.text(content, origin).strip()
+    if not re.fullmatch(r"-?[0-9]{1,18}", written):
+        raise DataError(f"{origin}: expected the number of a class, found {foreign.shown(content)}")
+    return int(written)
 
 
 def _of_json(content: bytes, origin: str) -> int | str | None:
-    try:
-        value: Any = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{origin}: cannot be read as JSON ({error})") from error
+    value = foreign.value(content, origin)
     label = value.get("label") if isinstance(value, dict) else None
-    if label is not None and (isinstance(label, bool) or not isinstance(label, int | str)):
-        raise DataError(f'{origin}: expected a number or a word as "label", found {label!r}')
+    if isinstance(label, bool) or not (label is None or isinstance(label, int | str)):
+        raise DataError(
+            f'{origin}: expected a number or a word as "label", found {foreign.shown(label)}'
+        )
     return label
 
 
 def _of_txt(content: bytes, origin: str) -> str | None:
-    try:
-        return content.decode().strip() or None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{origin}: cannot be read as text ({error})") from error
+    return foreign.text(content, origin).strip() or None

@@ -76,7 +76,7 @@ def table(images=IMAGES, labels=LABELS, *, struct: bool = False) -> pa.Table:
 def put_table(path: Path, content: pa.Table, each: int = 5) -> Path:
     """A file of this table, in parts of so many rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() in (".parquet", ".pq"):
         pq.write_table(content, path, row_group_size=each)
     elif path.suffix == ".feather":
         feather.write_feather(content, str(path), chunksize=each)

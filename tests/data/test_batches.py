@@ -17,7 +17,6 @@ from raykd.data.images import Data, open_images, read
 from raykd.data.kept import into_store
 from raykd.data.shards import spans
 from raykd.data.stream import Stream
-from raykd.errors import DataError
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, digest, put_table, table
 
@@ -119,18 +118,6 @@ def test_arrow_files_are_streamed_from_where_they_lie(store, tmp_path):
     assert [*train.ranges] == IMAGES and [*test.ranges] == IMAGES[:4]
     assert train.ranges.files.root == str(path.parent)
     assert train.ranges.origin(0).startswith(f"{path}, byte ")
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_missing_image_is_named_when_its_turn_comes(tmp_path, name):
-    images = [*IMAGES[:9], None, *IMAGES[10:]]
-    file = opened(put_table(tmp_path / name, table(images)))
-    assert len(read_rows(file, 0, 9)) == 9
-    with pytest.raises(DataError, match=r", row 9: the image is missing"):
-        [*file.images(9, 12)]
-    if name in ("file.arrow", "stream.arrow"):
-        with pytest.raises(DataError, match=r", row 9: the image is missing"):
-            file.spans()
 
 
 MEASURED = """

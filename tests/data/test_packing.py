@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_class_names_may_have_commas(tmp_path):
     assert declared(["no", "yes"]) == "no,yes"
 
 
+def test_names_that_are_not_utf_8_are_packed_as_they_are(store, tmp_path):
+    odd = [os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe", b"a\x1b[1m")]
+    for number, name in enumerate(odd):
+        path = tmp_path / os.fsdecode(b"fotos \xe9") / name / os.fsdecode(b"\xe9.png")
+        put(path, encoded(picture(number)))
+    source, place = path.parents[1], tmp_path / os.fsdecode(b"pack \xe9")
+    call(source, place)
+    found = located.pack(str(place))
+    same(found, located.folder(str(source)))
+    assert found.digest == digest(store, located.folder(str(source)))
+    assert SOURCES["table"](place).names == found.names
+
+
 def test_cuts_cover_every_row_once_and_shards_are_as_large_as_asked():
     lengths = np.random.default_rng(0).integers(1, 1000, 500)
     parts = cuts(lengths, 10_000)
@@ -194,12 +208,46 @@ def test_an_altered_index_is_named(root, tmp_path):
     path.write_bytes(data[:-9] + b"x" + data[-8:])
     with pytest.raises(CacheCorrupt, match=r"train-index\.arrow: it was altered; run the"):
         located.pack(str(tmp_path / "pack"))
+    marker = tmp_path / "pack" / MARKER
+    text = marker.read_text()
+    place = text.index('"digest": "') + 12
+    marker.write_text(text[:place] + ("0" if text[place] != "0" else "1") + text[place + 1 :])
+    with pytest.raises(CacheCorrupt, match=r"pack\.json: it was altered; run the"):
+        located.pack(str(tmp_path / "pack"))
     (tmp_path / "pack" / MARKER).write_text("{")
     with pytest.raises(CacheCorrupt, match=r"pack\.json: cannot be read"):
         located.pack(str(tmp_path / "pack"))
     (tmp_path / "pack" / MARKER).write_text('{"format": 99}')
     with pytest.raises(CacheCorrupt, match="format 99, this raykd reads 1"):
         located.pack(str(tmp_path / "pack"))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [], None, "x", {}, {"format": 1}, {"format": None},
+        {"format": 1, "digest": "0", "classes": ["a"], "splits": []},
+        {"format": 1, "digest": "0", "classes": [1], "splits": {"train": {}}},
+        {"format": 1, "digest": "0", "classes": ["a"], "splits": {"train": None}},
+        {"format": 1, "digest": "0", "classes": ["a"], "splits": {"train": {"shards": {}}}},
+        {"format": 1, "digest": "0", "classes": ["a"], "splits": {"../x": {}, "train": {}}},
+    ],
+)  # fmt: skip
+def test_a_marker_of_another_shape_is_named(tmp_path, facts):
+    put(tmp_path / "pack" / MARKER, json.dumps(facts))
+    with pytest.raises(CacheCorrupt, match=r"pack\.json: .*; run the `raykd pack` again"):
+        located.pack(str(tmp_path / "pack"))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_pack_that_is_read_as_tables_is_checked_shard_by_shard(root, tmp_path, damage):
+    packed(root, tmp_path / "pack")
+    victim = sorted((tmp_path / "pack").glob("train-0*.arrow"))[1]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.unlink() if damage == "missing" else victim.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match=f"{victim.name}: (it was altered|expected .* bytes)"):
+        SOURCES["table"](tmp_path / "pack")
 
 
 # What is refused
@@ -234,12 +282,14 @@ def test_bad_images_are_named_or_left_out(store, root, tmp_path):
     put(root / "train/class1/9.jpg", "no image")
     put(root / "test/class2/9.jpg", b"")
     place = tmp_path / "pack"
-    with pytest.raises(DataError, match=r"test/class2/9\.jpg: the file is empty.* or leave out"):
+    with pytest.raises(DataError, match=r"^2 images cannot be used:") as caught:
         packed(root, place)
+    for line in ("test/class2/9.jpg: the file is empty", "class1/9.jpg: cannot be decoded as"):
+        assert line in str(caught.value)
+    assert "leave them out" in str(caught.value)
     made = packed(root, place, skip_bad=True)
-    assert sum(one.skipped for one in made) == 2 and not made[-1].adopted
-    (line,) = [line for one in made for line in one.bad if "class1" in line]
-    assert "class1/9.jpg: cannot be decoded as an image" in line
+    assert sum(one.skipped for one in made) == 2
+    assert all(one.adopted for one in made)  # what was made before is kept
     found = located.pack(str(place))
     assert found.digest == digest(store, located.folder(str(root)), skip_bad=True)
     assert len(found.splits["train"][1]) == 24
@@ -248,6 +298,17 @@ def test_bad_images_are_named_or_left_out(store, root, tmp_path):
     assert (
         "test/class2/9.jpg: the file is empty" in call(root, place, "--shard-mb", MB, code=3).stderr
     )
+
+
+def test_a_refused_pack_is_begun_anew_once_its_files_were_mended(root, tmp_path):
+    bad, place = put(root / "train/class1/9.jpg", "no image"), tmp_path / "pack"
+    with pytest.raises(DataError, match=r"class1/9\.jpg: cannot be decoded"):
+        packed(root, place)
+    assert (place / PLAN).exists() and len(names(place)) > 1
+    put(bad, encoded(picture(9), "JPEG"))
+    packed(root, place)
+    same(located.pack(str(place)), located.folder(str(root)))
+    assert len(names(place)) == len([*place.glob("*-*-*.arrow")]) + 7
 
 
 def test_a_truncated_image_is_found_by_decoding_it(root, tmp_path):
@@ -263,7 +324,7 @@ def test_a_truncated_image_is_found_by_decoding_it(root, tmp_path):
 
 def test_a_class_of_which_nothing_is_left_is_refused(root, tmp_path):
     put(root / "train/class9/1.jpg", "no image")
-    with pytest.raises(DataError, match="class 'class9' has no training image that can be used"):
+    with pytest.raises(DataError, match=r"\('class9'\) has no training image that can"):
         packed(root, tmp_path / "pack", skip_bad=True)
 
 
@@ -321,7 +382,9 @@ def test_the_command_says_what_it_does_and_what_to_write(store, root, tmp_path):
     assert value["digest"] == digest(store, located.folder(str(root)))
     bad = call(root, root / "train", code=3)
     assert "the folder is not empty" in bad.stderr
-    assert "found no images, tables or tar shards" in call(tmp_path / "x", place, code=3).stderr
+    assert "x: there is no such file or folder" in call(tmp_path / "x", place, code=3).stderr
+    (tmp_path / "y").mkdir()
+    assert "found no images, tables or tar shards" in call(tmp_path / "y", place, code=3).stderr
 
 
 def test_a_pack_can_be_packed_again_and_a_dataset_without_files_too(root, tmp_path):

@@ -421,7 +421,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name):
 
 def test_a_folder_without_training_tables_is_refused(tmp_path):
     assert refusal("table", tmp_path) == (
-        f"{tmp_path}: expected .parquet, .arrow, .feather files, found none"
+        f"{tmp_path}: expected .parquet, .pq, .arrow, .feather, .ipc files, found none"
     )
     put_table(tmp_path / "test.parquet", table())
     assert refusal("table", tmp_path) == (

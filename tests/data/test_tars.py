@@ -1,11 +1,13 @@
 """Tar shards in the WebDataset convention: what is found in them, and what is wrong with them."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
 import lzma
 import tarfile
+from random import Random
 
 import numpy as np
 import pyarrow.fs
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from raykd.data.tars import BLOCK, expanded, tar_samples
+from raykd.data.tars import BLOCK, MOST_LABEL, expanded, tar_samples
 from raykd.errors import DataError
 
 
@@ -126,8 +128,7 @@ def test_the_first_label_of_cls_json_and_txt_counts(labels, label):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ((("a.cls", b"1"),), r"'a': expected one image \(jpg, .*\), found none among cls"),
-        ((("a.bmp", b"x"), ("a.cls", b"1")), "found none among cls, bmp"),
+        ((("a.bmp", b"x"), ("a.tif", b"y"), ("a.cls", b"1")), "found 2 among bmp, tif, cls"),
         ((("a.png", b"x"), ("a.jpg", b"y"), ("a.cls", b"1")), "found 2 among png, jpg, cls"),
         ((("a.png", b"x"),), "sample 'a': no label; expected a member .cls"),
         ((("a.png", b"x"), ("a.txt", b" ")), "sample 'a': no label"),
@@ -205,6 +206,62 @@ class Counting(io.BytesIO):
         count = super().readinto(buffer)
         self.asked, self.calls = self.asked + count, self.calls + 1
         return count
+
+
+def test_json_that_cannot_be_read_names_its_sample():
+    for text in (b"[" * 100_000, b'{"label":' * 100_000, b'{"label": 1' + b"0" * 5000 + b"}"):
+        with pytest.raises(DataError, match=r"^shard-07\.tar, sample 'a', \.json: cannot be") as e:
+            read(tar(*PAIR, ("a.png", b"x"), ("a.json", text)))
+        assert len(str(e.value)) < 300
+
+
+@pytest.mark.parametrize("label", ["[1]", "{}", "1e3", "false"])
+def test_a_label_of_another_type_names_its_sample(label):
+    text = b'{"label": %s}' % label.encode()
+    with pytest.raises(DataError, match=r"sample 'a', \.json: expected a number or a word"):
+        read(tar(*PAIR, ("a.png", b"x"), ("a.json", text)))
+    assert read(tar(*PAIR, ("a.png", b"x"), ("a.json", b'{"label": null}'), ("a.cls", b"2"))).labels
+
+
+def test_a_sample_without_an_image_is_kept_for_its_reader_to_refuse_or_skip():
+    found = read(tar(("a.cls", b"1"), *PAIR, ("b.xyz", b"x"), ("b.txt", b"cat")))
+    assert found.keys == ["a", "0001", "b"] and found.labels == [1, 3, "cat"]
+    assert found.lengths.tolist()[::2] == [0, 0] and [*found.lacking] == [0, 2]
+    assert str(found.lacking[2]).startswith("shard-07.tar, sample 'b': expected an image (jpg, ")
+    assert "found none among txt, xyz" in str(found.lacking[2])
+
+
+def test_files_of_no_sample_are_counted():
+    data = tar(
+        ("README.md", b"text"), ("meta.json", b'{"rows": 5}'), *PAIR, ("LICENSE", b"text"),
+        ("0001.seg.png", b"mask"), ("dataset.json", b"{}"),
+    )  # fmt: skip
+    found = read(data)
+    assert found.keys == ["0001"] and not found.lacking
+    assert found.unread == {"LICENSE": 1, ".md": 1, ".json": 2}
+
+
+@pytest.mark.parametrize("ending", ["bmp", "TIFF", "pgm"])
+def test_images_of_other_kinds_are_taken_where_there_is_no_usual_one(ending):
+    data = tar((f"a.{ending}", b"four"), ("a.cls", b"0"), ("b.tif", b"depth"), ("b.cls", b"1"))
+    assert read(data).lengths.tolist() == [4, 5]
+    data = tar((f"a.{ending}", b"four"), ("a.jpg", b"photo"), ("a.cls", b"0"))
+    assert read(data).lengths.tolist() == [5]
+
+
+def test_a_label_of_many_megabytes_is_refused():
+    with pytest.raises(DataError, match=r"'a\.txt' has .* bytes, expected a label of"):
+        read(tar(("a.png", b"x"), ("a.txt", bytes(MOST_LABEL + 1))))
+
+
+def test_damage_anywhere_ends_in_a_sentence_or_nowhere():
+    data, rng = tar(*PAIR, ("b" * 120 + ".png", b"x"), ("b" * 120 + ".json", b"{}")), Random(3)
+    for _ in range(400):
+        altered = bytearray(data)
+        for _ in range(rng.choice([1, 2, 8])):
+            altered[rng.randrange(len(data))] = rng.choice([0, 32, 48, 55, 128, 255])
+        with contextlib.suppress(DataError):
+            read(bytes(altered))
 
 
 def test_images_are_not_read():

@@ -8,6 +8,7 @@ import pytest
 from raykd.data import located
 from raykd.data.images import Data, open_images, read
 from raykd.data.sources import SOURCES
+from raykd.data.stock import kind_of, stock_of
 from raykd.data.stream import Stream
 from raykd.errors import DataError
 from tests.data.files import picture, put
@@ -72,12 +73,12 @@ def test_folders_and_patterns_are_the_same_shards(tmp_path):
     [
         ("train-{000..002}.tar", r"train-002\.tar: there is no such file"),
         ("val-{000..000}.tar", "none of its 1 tar files is a training split"),
-        ("nothing", "expected tar files of images and labels, found none"),
+        ("nothing", "there is no such file or folder"),
     ],
 )
 def test_shards_that_are_not_there_are_said(tmp_path, pattern, says):
     with pytest.raises(DataError, match=says):
-        located.webdataset(f"{shards(tmp_path)}/{pattern}")
+        stock_of("webdataset", f"{shards(tmp_path)}/{pattern}")
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path):
@@ -108,3 +109,40 @@ def test_shards_are_streamed_or_read_into_memory(store, tmp_path):
     assert np.array_equal(decoded.pixels.numpy(), np.stack(expected))
     pattern = root / "train-{000..001}.tar"
     assert len(SOURCES["webdataset"](pattern).splits["train"].labels) == 9
+
+
+@pytest.mark.parametrize("name", ["train.tar.gz", "train.TGZ", "train.tar.zst"])
+def test_compressed_shards_are_refused_with_what_to_do(tmp_path, name):
+    path = put(tmp_path / "shards" / name, b"compressed")
+    for place in (path, path.parent):
+        assert kind_of(str(place)) == "webdataset"
+        with pytest.raises(DataError, match=rf"{name}: is compressed, .* unpack it to a plain"):
+            located.webdataset(str(place))
+
+
+def test_what_is_no_shard_is_counted(tmp_path):
+    shards(tmp_path).joinpath("train-001.tar").rename(tmp_path / "train-001.TAR")
+    for name in ("old.tar.gz", "README.md", "more/notes.txt", "index.idx"):
+        put(tmp_path / name, b"x")
+    put_tar(tmp_path / "test.tar", {**samples(range(3)), "about.yaml": "x"})
+    found = located.webdataset(str(tmp_path))
+    assert len(found.splits["train"][1]) == 9
+    assert found.about.unread == {
+        ".gz": 1, ".md": 1, ".txt": 1, ".idx": 1, ".tar": 1, ".yaml": 1,
+    }  # fmt: skip
+
+
+def test_samples_without_an_image_are_said_all_at_once_or_left_out(store, tmp_path):
+    members = {**samples(range(9)), **samples(range(9, 12)), "lost.cls": "1", "gone.cls": "2"}
+    for row in (2, 5):
+        del members[f"{row:04d}.png"]
+    path = put_tar(tmp_path / "train.tar", members)
+    data = Data(name="webdataset", stream=Stream(size=4, resize=5))
+    with pytest.raises(DataError, match=r"^4 images cannot be used") as caught:
+        read(store, data, path)
+    for key in ("0002", "0005", "lost", "gone"):
+        assert f"{path}, sample {key!r}: expected an image" in str(caught.value)
+    train, test = open_images(store, read(store, data, path, skip_bad=True))
+    assert len(train) + len(test) == 10
+    kept = sorted([*train.ranges, *test.ranges])
+    assert kept == sorted(IMAGES[row] for row in range(12) if row not in (2, 5))
