@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 from raykd.data.files import Entry
 from raykd.errors import DataError
 
+NO_SUFFIX = "no suffix"  # as files are counted whose names have none
+
 
 def by_split(
     place: str, entries: Sequence[Entry], what: str, *, alone: bool
@@ -33,7 +35,7 @@ def unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> d
     """How many files are in no split, by the ending of their names."""
     names = {entry.name for own in chosen.values() for entry in own}
     passed = (PurePosixPath(entry.name) for entry in entries if entry.name not in names)
-    return dict(Counter(path.suffix.lower() or path.name for path in passed))
+    return dict(Counter(path.suffix.lower() or NO_SUFFIX for path in passed))
 
 
 def split_of(name: str) -> str:

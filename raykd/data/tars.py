@@ -21,6 +21,7 @@ import numpy as np
 from raykd.data import foreign
 from raykd.data.files import shown
 from raykd.data.folders import SUFFIXES
+from raykd.data.splits import NO_SUFFIX
 from raykd.errors import DataError, RaykdError
 
 # What follows the first dot of an image's name. Where a sample has one of the usual kinds, the
@@ -161,7 +162,7 @@ def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Co
         if not all(map(shown, (*folder.split("/"), base))):
             continue
         if not dot:
-            unread[base] += 1
+            unread[NO_SUFFIX] += 1
             continue
         sample = samples.setdefault(folder + slash + stem, _Sample())
         ending, place = ending.lower(), (member.offset_data, member.size)

@@ -238,7 +238,7 @@ def test_files_of_no_sample_are_counted():
     )  # fmt: skip
     found = read(data)
     assert found.keys == ["0001"] and not found.lacking
-    assert found.unread == {"LICENSE": 1, ".md": 1, ".json": 2}
+    assert found.unread == {"no suffix": 1, ".md": 1, ".json": 2}
 
 
 @pytest.mark.parametrize("ending", ["bmp", "TIFF", "pgm"])
