@@ -5,20 +5,22 @@ from typing import Any
 
 import torch
 
+from raykd import locks
 from raykd.codecs import TAILS, Codec, Dense, Int8, TopK
 from raykd.data.sources import SOURCES
 from raykd.engine.compare import compare
 from raykd.engine.fit import default_device
-from raykd.engine.journal import RESULT
+from raykd.engine.integrity import progress_of
+from raykd.engine.journal import Tested, Untested, read_metrics, read_result
 from raykd.engine.prepare import open_cache
-from raykd.engine.routes import anchors_of, read_decisions
+from raykd.engine.routes import DECISIONS, anchors_of, is_complete, read_decisions
 from raykd.errors import CacheCorrupt, RaykdError
 from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.record import fingerprint
-from raykd.store import Store, read_json, read_recipe
-from raykd.teachers.manifest import manifest_of
+from raykd.store import Store, read_recipe
+from raykd.teachers.manifest import MANIFEST, manifest_of
 from raykd.types import CACHEABLE
 
 Row = dict[str, Any]
@@ -48,10 +50,20 @@ def cached_runs(store: Store) -> list[LogitsRun]:
 def verify_caches(
     store: Store, chosen: Sequence[LogitsRun] | None, rows: int
 ) -> tuple[list[Row], list[RaykdError]]:
-    """A row per cache that is whole and answers like its teacher, and an error per other one."""
+    """A row per cache that is whole and answers like its teacher, and an error per other one.
+
+    One that another process is building has a row, too, whose `building` says how far it is.
+    """
     results: list[Row] = []
     errors: list[RaykdError] = []
-    for run in cached_runs(store) if chosen is None else chosen:
+    if chosen is None:
+        chosen = []
+        for folder in store.finished(LogitsRun.kind):
+            try:
+                chosen.append(read_recipe(LogitsRun, folder))
+            except RaykdError as error:
+                errors.append(error)
+    for run in chosen:
         try:
             results.append(_verified(store, run, rows))
         except RaykdError as error:
@@ -60,33 +72,58 @@ def verify_caches(
 
 
 def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
-    manifest = manifest_of(store, run)
-    if manifest is None:
-        raise CacheCorrupt(f"{store.path(run)}: there is no manifest; `raykd precompute` makes it")
-    views = manifest.views()
+    """The row of a cache, once every byte was looked at."""
+    about = {
+        "fingerprint": fingerprint(run),
+        "teacher": f"{run.teacher.model} after {run.anchor} epochs",
+        "split": run.split,
+        "codec": codec_name(run.stored()),
+    }
+    manifest = manifest_of(store, run) if store.has(run.teacher) else None
+    views = [] if manifest is None else manifest.views()
+    if manifest is None or not views:
+        building = _building(store, run)
+        if building is None:
+            raise CacheCorrupt(
+                f"{store.path(run)}: there is no manifest; `raykd precompute` makes it"
+                if manifest is None
+                else f"{store.path(run)}: no view is complete; `raykd precompute` goes on"
+            )
+        empty = {"views": 0, "shards": 0, "rows": 0}
+        none = dict.fromkeys(("difference", "kl", "agreement"))
+        return about | empty | none | {"building": building}
     cache = open_cache(store, run, views, default_device())
     for view in views:
         cache.check(view)
     comparison = compare(store, run, rows, default_device())
-    return {
-        "fingerprint": fingerprint(run),
-        "teacher": f"{run.teacher.model} after {run.anchor} epochs",
-        "split": run.split,
-        "codec": _called(run.stored()),
+    return about | {
         "views": len(views),
         "shards": len(manifest.shards),
         "rows": comparison.rows,
         "difference": comparison.difference,
         "kl": comparison.kl,
         "agreement": comparison.agreement,
+        "building": None,
     }
+
+
+def _building(store: Store, run: LogitsRun) -> str | None:
+    """How far a cache is that is being built, or whose teacher is; None where neither is."""
+    owner = locks.owner(store, run, "maker")
+    if owner is not None:
+        return f"being built by {owner}, {progress_of(store, run)}"
+    owner = locks.owner(store, run.teacher, "maker") or locks.owner(store, run.teacher, "writer")
+    if owner is None:
+        return None
+    done = len(read_metrics(store.path(run.teacher)))
+    return f"waiting for its teacher, which {owner} trains; {done} epochs so far"
 
 
 def _teachers(store: Store) -> list[Row]:
     rows = []
     for folder in store.finished(TeacherRun.kind):
         run = read_recipe(TeacherRun, folder)
-        result = read_json(folder / RESULT)
+        result = read_result(folder, Tested)
         rows.append(
             {
                 "fingerprint": folder.name,
@@ -105,7 +142,11 @@ def _caches(store: Store) -> list[Row]:
     rows = []
     for run in cached_runs(store):
         manifest = manifest_of(store, run)
-        assert manifest is not None, "a cache is listed by the marker that follows its manifest"
+        if manifest is None:
+            raise CacheCorrupt(
+                f"{store.where(store.path(run) / MANIFEST)}: is missing, and the cache was "
+                "finished; `raykd precompute` makes it again from whole shards"
+            )
         rows.append(
             {
                 "fingerprint": fingerprint(run),
@@ -113,7 +154,7 @@ def _caches(store: Store) -> list[Row]:
                 "anchor": run.anchor,
                 "data": run.data.name,
                 "split": run.split,
-                "codec": _called(run.stored()),
+                "codec": codec_name(run.stored()),
                 "views": len(manifest.views()),
                 "rows": manifest.rows,
                 "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
@@ -135,7 +176,7 @@ def _preludes(store: Store) -> list[Row]:
                 "data": run.data.name,
                 "seed": run.seed,
                 "epochs": run.optim.epochs,
-                "loss": round(read_json(folder / RESULT)["last"]["loss"], 4),
+                "loss": round(read_result(folder, Untested)["last"]["loss"], 4),
             }
         )
     return rows
@@ -145,7 +186,7 @@ def _students(store: Store) -> list[Row]:
     rows = []
     for folder in store.finished(StudentRun.kind):
         run = read_recipe(StudentRun, folder)
-        result = read_json(folder / RESULT)
+        result = read_result(folder, Tested)
         rows.append(
             {
                 "fingerprint": folder.name,
@@ -167,6 +208,11 @@ def _searches(store: Store) -> list[Row]:
     for folder in store.finished(Search.kind):
         run = read_recipe(Search, folder)
         decisions = read_decisions(store, run)
+        if not is_complete(run, decisions):
+            raise CacheCorrupt(
+                f"{store.where(folder / DECISIONS)}: decisions of a finished search are missing; "
+                "`raykd run` of its experiment measures anew, and trains nothing"
+            )
         rows.append(
             {
                 "fingerprint": folder.name,
@@ -225,7 +271,7 @@ def _accepted(method: Method) -> str:
     return ", ".join(now) + "".join(f"; at T = 1 {name}" for name in cooler)
 
 
-def _called(codec: Codec) -> str:
+def codec_name(codec: Codec) -> str:
     """What a person calls a codec: "topk 10"."""
     return f"topk {codec.k}" if isinstance(codec, TopK) else codec.name
 

@@ -49,6 +49,17 @@ def unwritable(path: Path, error: OSError) -> Unreachable:
     )
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is not there.
+
+    Raises `NoRoom` where the disk is full, and `Unreachable` where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failed(folder, error) from error
+
+
 def _failed(path: Path, error: OSError) -> NoRoom | Unreachable:
     """What to say where a file was not written: for want of room, or otherwise."""
     if error.errno not in FULL:

@@ -68,6 +68,20 @@ def trying(store: Store, recipe: Record, role: str) -> Iterator[bool]:
             _free(path, file)
 
 
+def owner(store: Store, recipe: Record, role: str) -> str | None:
+    """Who is in the region of an artefact and a role, in words; None for nobody. Writes nothing."""
+    folder = store.path(recipe)
+    path = store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(path)
+    except OSError:
+        pass
+    return None
+
+
 def _taken(path: Path) -> IO[str] | None:
     """The lock's file, which holds it until it is closed; None where somebody else does.
 

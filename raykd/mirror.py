@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from raykd.disk import lasting, make_folder
 from raykd.remote import Entry, Remote
 
 _TEXTS = (".json", ".jsonl")  # what is brought with an artefact; larger files come one by one
@@ -187,8 +188,10 @@ class Mirror:
         import fcntl
 
         place = self.root / ".locks" / hashlib.sha256(what.encode()).hexdigest()[:20]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("w") as file:
+        make_folder(place.parent)
+        with lasting(place):
+            file = place.open("w")
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

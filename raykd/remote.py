@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from raykd.disk import FULL, lasting
+from raykd.disk import FULL, lasting, make_folder
 from raykd.errors import ConfigError, Damaged, NoRoom, Unreachable
 from raykd.names import check_below, is_below
 
@@ -29,6 +29,7 @@ ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
 _BLOCK, _OPEN = 1 << 23, 32  # bytes that are copied at a time; files that `read_at` keeps open
 _GS_SECONDS = 60  # for which Google's client tries again by itself; 15 minutes if it is not told
+_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")  # that pyarrow reads
 # Parts of errors' texts.
 _REFUSED = ("access_denied", "invalid_access_key", "signature", "credential", "access token")
 _NO_BUCKET = ("no_such_bucket",)
@@ -55,7 +56,8 @@ class Remote:
     """The files below a URL. Connects when it is first asked; may be pickled and forked."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        """Raises `ConfigError` where the URL names no place."""
+        parts = _parsed(url)
         self.url = url
         # For messages: without a query, and without credentials, which a URL may carry.
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
@@ -110,7 +112,7 @@ class Remote:
         With a `checksum`, the first digits of its SHA-256, `Damaged` is raised where the bytes are
         others, twice. Raises `FileNotFoundError`, and `NoRoom` where the local disk is full.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             self._asked(name, lambda: self._copy(name, path, checksum))
         except Damaged:  # perhaps on the way
@@ -230,6 +232,23 @@ class Remote:
                     raise Unreachable(f"{what}: {_said(error)} ({error})") from error
             time.sleep(_PAUSE * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
+
+
+def _parsed(url: str) -> SplitResult:
+    """The parts of a URL. Raises `ConfigError` where it names no place that could be reached."""
+    shown = repr(url.partition("?")[0].rpartition("@")[2][:80])
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{shown}: not a URL ({error})") from error
+    if parts.scheme not in _SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in ("s3", "gs", "file"))
+        raise ConfigError(f"{shown}: not a place that can be used; there are {known} and folders")
+    rooted = parts.scheme in ("file", "hdfs", "viewfs")
+    if "\0" in url or not (parts.path.strip("/") if rooted else parts.netloc):
+        example = "/folder" if rooted else "bucket/folder"
+        raise ConfigError(f"{shown}: names no place; expected such as {parts.scheme}://{example}")
+    return parts
 
 
 def _is_in(error: OSError, words: tuple[str, ...]) -> bool:

@@ -15,18 +15,29 @@
 A folder is complete when its marker is there, and the marker is written last. What a killed
 run leaves is either complete or is continued or made anew.
 
+JSON files are sealed: beside what they say they hold a checksum of it and of their place (kind,
+folder, name), so that neither a damaged file nor another artefact's is believed. A recipe needs no
+seal, since its hash is its folder's name. Files without a seal, which were written before there
+was one, are believed where they have the right shape.
+
 The root may be a URL. Then every node works on a copy of its own, the mirror: what is written is
 pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
+import errno
+import functools
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from raykd.disk import gone, is_there, unwritable, write_atomic
 from raykd.errors import CacheCorrupt, ConfigError, Unreachable
@@ -36,6 +47,10 @@ from raykd.remote import Remote, is_url
 
 MARKER = "recipe.json"
 LOCKS = "locks"
+SEAL = "seal"  # a key of every file that `write_json` writes
+_SEAL_DIGITS = 24
+_NAME_BYTES = 255  # of a folder's or a file's name, on every file system in use
+_NO_FOLDER = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -47,37 +62,101 @@ class Recipe(Protocol):
     def kind(self) -> str: ...
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, _json(value))
+def write_json(path: Path, value: object, *, sealed: bool = True) -> None:
+    """Write `value` as indented JSON, atomically; a dict is `sealed` as that of its place."""
+    write_atomic(path, _json(value, path if sealed else None))
 
 
-def _json(value: object) -> bytes:
+def _json(value: object, path: Path | None = None) -> bytes:
+    """The value as indented JSON; a dict that has a `path` with its seal."""
+    if path is not None and isinstance(value, dict):
+        value = {**value, SEAL: _seal(_place(path), json.loads(json.dumps(value)))}
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises `CacheCorrupt`, naming it, where it is none."""
+def _seal(place: str, value: object) -> str:
+    """A checksum of a JSON value and of its place, and the place itself."""
+    text = json.dumps([place, value], sort_keys=True, separators=(",", ":"))
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:_SEAL_DIGITS]} {place}"
+
+
+def _place(path: Path) -> str:
+    """The part of a file's path that stays where a store is moved: kind, folder, name."""
+    return "/".join(path.parts[-3:])
+
+
+def _unsealed(path: Path, value: Any, *, anywhere: bool) -> None:
+    """Take the seal off a value that may have one. Raises `ValueError` where it is broken."""
+    seal = value.pop(SEAL, None) if isinstance(value, dict) else None
+    if seal is None:
+        return
+    place = seal.partition(" ")[2] if isinstance(seal, str) else ""
+    if seal != _seal(place, value):
+        raise ValueError("it was altered: its seal does not match")
+    if place != _place(path) and not anywhere:
+        raise ValueError(f"it belongs to {place}")
+
+
+def read_json(
+    path: Path,
+    shape: Any = dict[str, Any],
+    *,
+    what: str = "cannot be read",
+    advice: str = "",
+    anywhere: bool = False,
+) -> Any:
+    """The value of a JSON file without its seal, once it is seen to be what was written there.
+
+    `shape` is the type that it is to have, a dict if not said. With `anywhere`, another artefact's
+    file is taken, too. Raises `CacheCorrupt` for whatever else is there, which says `what` is the
+    matter with the file and what to do, the `advice`.
+    """
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+        value = json.loads(path.read_bytes())
+        _unsealed(path, value, anywhere=anywhere)
+        _adapter(shape).validate_python(value, strict=True)
+    except (OSError, ValueError, RecursionError) as error:
+        advice = advice or f"remove {path.parent} to have it made again"
+        advice = "mend its permissions" if isinstance(error, PermissionError) else advice
+        raise CacheCorrupt(f"{path}: {what} ({first_line(error)}); {advice}") from error
+    return value
+
+
+@functools.cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
 
 
 def read_recipe(kind: type[AnyRecord], folder: Path) -> AnyRecord:
     """The recipe of a finished artefact. Raises `CacheCorrupt`, naming the file."""
     path = folder / MARKER
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        raise _unreadable(path, error) from error
+        recipe = kind.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _no_recipe(path, f"cannot be read ({first_line(error)})") from error
+    if fingerprint(recipe) != folder.name:
+        raise _no_recipe(path, "is of another artefact")
+    return recipe
 
 
-def _unreadable(path: Path, error: Exception) -> CacheCorrupt:
-    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _no_recipe(path: Path, what: str) -> CacheCorrupt:
     return CacheCorrupt(
-        f"{path}: cannot be read ({what}); remove {path.parent} to have it made again"
+        f"{path}: {what}; it is not the recipe that its folder is named by. Remove this file and "
+        "run the same command again, which writes it anew; what was computed stays"
     )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    if isinstance(error, FileNotFoundError):
+        return "it is missing"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))[:200]
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
 
 
 class Store:
@@ -89,13 +168,14 @@ class Store:
 
     def __init__(self, place: str | Path, local_gb: float | None = None) -> None:
         self.mirror: Mirror | None = None
+        self._believed: dict[Path, tuple[int, int]] = {}  # markers: when they changed, their sizes
         if is_url(str(place)):
             remote = Remote(str(place))
             self.root = place_of(remote)
             self.url, self.shown = remote.url, remote.shown
             self.mirror = Mirror(remote, self.root)
         else:
-            self.root = Path(place).expanduser().resolve()
+            self.root = _folder(str(place))
             self.url = self.shown = str(self.root)
         self.local_bytes = _bound(local_gb)
         self._stands = False
@@ -128,13 +208,31 @@ class Store:
         return self.root / _kind(recipe) / fingerprint(recipe)
 
     def has(self, recipe: Record) -> bool:
-        """Whether the artefact is complete. Its large files may still have to be pulled."""
-        return self.whole(self.path(recipe), MARKER)
+        """Whether the artefact is complete. Its large files may still have to be pulled.
+
+        Raises `CacheCorrupt` where its marker is not this recipe.
+        """
+        path = self.path(recipe) / MARKER
+        if not self.whole(path.parent, MARKER):
+            return False
+        try:
+            file = self.pull(path).stat()
+            state = (file.st_mtime_ns, file.st_size)
+            if self._believed.get(path) != state:
+                plain, data = recipe.plain(), path.read_bytes()
+                if data != _json(plain) and json.loads(data) != json.loads(json.dumps(plain)):
+                    raise _no_recipe(path, "was altered")
+                self._believed[path] = state
+        except CacheCorrupt:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
+            raise _no_recipe(path, f"cannot be read ({first_line(error)})") from error
+        return True
 
     def finish(self, recipe: Record) -> None:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
-        write_json(folder / MARKER, recipe.plain())
+        write_json(folder / MARKER, recipe.plain(), sealed=False)
         for path in folder.glob(".*.tmp"):  # of writers that were killed
             path.unlink(missing_ok=True)
         self.share(folder, MARKER)
@@ -214,8 +312,8 @@ class Store:
             aside.unlink(missing_ok=True)
 
     def write_json(self, path: Path, value: object) -> None:
-        """The same with a value as indented JSON."""
-        self.write(path, _json(value))
+        """The same with a value as indented JSON, which is sealed."""
+        self.write(path, _json(value, path))
 
     def remove(self, path: Path) -> None:
         """Remove a file or a folder, where it is there."""
@@ -227,14 +325,39 @@ class Store:
             path.unlink(missing_ok=True)
 
 
+def _folder(place: str) -> Path:
+    """The folder of a store, where it is no URL. Raises `ConfigError` for what can be none."""
+    if not place.strip():
+        raise ConfigError("--store: expected a folder or a URL, got ''; `.` is the current folder")
+    shown = f"--store: {place[:80]!r} can be no folder"
+    try:
+        root = Path(place).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, an unknown user, links in a ring
+        raise ConfigError(f"{shown} ({first_line(error)}); name another one") from error
+    longest = max(len(os.fsencode(part)) for part in root.parts)
+    if longest > _NAME_BYTES:
+        raise ConfigError(
+            f"{shown} (a name of {longest} bytes, and at most {_NAME_BYTES} can be); name another"
+        )
+    try:
+        if not stat.S_ISDIR(root.stat().st_mode):
+            raise ConfigError(f"--store: {root} is a file, not a folder; name another one")
+    except OSError as error:  # others are said when work begins in it
+        if error.errno in _NO_FOLDER:
+            raise ConfigError(f"{shown} ({error.strerror}); name another one") from error
+        if error.errno == errno.ENOTDIR:
+            raise unwritable(root, error) from error
+    return root
+
+
 def _bound(local_gb: float | None) -> int | None:
     """The bound on local copies in bytes; None for none. Raises `ConfigError`."""
     text = os.environ.get("RAYKD_LOCAL_GB")
     try:
         number = float(text) if text else local_gb
-    except ValueError:
+        return None if number is None else int(number * 1e9)
+    except (ValueError, OverflowError):
         raise ConfigError(f"$RAYKD_LOCAL_GB: expected a number, found {text!r}") from None
-    return None if number is None else int(number * 1e9)
 
 
 def _kind(recipe: Record) -> str:

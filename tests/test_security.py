@@ -6,6 +6,7 @@ Each test puts a pickle that would make a file in one of the places that raykd r
 import io
 import json
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -181,11 +182,9 @@ def test_recipes_and_results_of_artefacts(store, planted, what):
             by_fingerprint(store, folder.name)
         shown = CliRunner().invoke(main, ["show", what, "--store", str(store.root)])
         assert (shown.exit_code, "recipe.json: cannot be read" in shown.output) == (5, True)
-        shutil.copytree(folder, folder.with_name("0" * 20))  # a result beside a whole recipe
         recipe = student_run(store) if what == "students" else teacher_run(store)
-        for name in (folder, folder.with_name("0" * 20)):
-            (name / "recipe.json").write_text(recipe.model_dump_json())
-            (name / "result.json").write_bytes(planted)
+        (store.path(recipe) / "recipe.json").write_text(recipe.model_dump_json())
+        (store.path(recipe) / "result.json").write_bytes(planted)
         with pytest.raises(CacheCorrupt, match=r"result\.json: cannot be read"):
             catalogue(what, store)
 
@@ -214,6 +213,7 @@ def test_shards_and_manifests_of_caches(store, planted):
         open_cache(store, run, [0], CPU)
     for name in ("../../x", "/etc/passwd", "x\0y", "a/b"):
         value = json.loads(text)
+        del value["seal"]
         value["shards"][0]["checksum"] = name
         manifest.write_text(json.dumps(value))
         with pytest.raises(CacheCorrupt, match="a shard is called"):
@@ -247,9 +247,13 @@ def test_sheets_of_a_sweep(tmp_path, planted):
     victim = tmp_path / "victim.json"
     victim.write_text("{}")
     path.write_text(text.replace("a_1", "../../../../victim"))
-    (sheet,) = sweeps.read_sheets(store, "s")
+    with pytest.raises(CacheCorrupt, match="seal does not match"):
+        sweeps.read_sheets(store, "s")
+    path.write_text(re.sub(',\\s*"seal": "[^"]+"', "", path.read_text()))
+    with pytest.raises(CacheCorrupt, match="it is of trial"):
+        sweeps.read_sheets(store, "s")
     with pytest.raises(CacheCorrupt, match="a sheet is of a trial called"):
-        sweeps.forget(store, "s", sheet)
+        sweeps.forget(store, "s", sweeps.Sheet("../../../../victim", {}, "x"))
     assert victim.exists()
 
 
@@ -451,10 +455,12 @@ def test_copies_of_a_store_at_a_url(tmp_path, planted, monkeypatch, finished):
     path = far.path(run)
     for name in ("result.json", "recipe.json", "weights.safetensors", "checkpoint.pt"):
         (tmp_path / "far" / "students" / path.name / name).write_bytes(planted)
-    assert far.has(run)
+    with pytest.raises(CacheCorrupt, match=r"recipe\.json"):
+        far.has(run)
+    (path / "recipe.json").write_bytes((finished.path(run) / "recipe.json").read_bytes())
     with pytest.raises(CacheCorrupt, match=r"result\.json"):
         weights.checked(weights.finished(far, run, "weights.safetensors"))
-    with pytest.raises(CacheCorrupt, match=r"recipe\.json"):
+    with pytest.raises(CacheCorrupt, match=r"(recipe|result)\.json"):
         catalogue("students", far)
     with pytest.raises(CacheCorrupt, match="checkpoint cannot be read"):
         Journal(path, store=far).restore()

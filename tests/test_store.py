@@ -76,6 +76,8 @@ def test_json_comes_back_as_it_was(tmp_path):
     value = {"b": [1, 2.5, None, True], "a": {"z": "text"}}
     write_json(tmp_path / "value.json", value)
     assert read_json(tmp_path / "value.json") == value
+    write_json(tmp_path / "value.json", value, sealed=False)
+    assert read_json(tmp_path / "value.json") == value
     text = (tmp_path / "value.json").read_text()
     assert text == json.dumps(value, indent=2, sort_keys=True) + "\n"
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from raykd.cli.shared import (
     STORE,
     print_json,
     print_rows,
+    published,
     resolved_experiment,
     speaking,
     wide_console,
@@ -63,11 +65,13 @@ def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
 def verify(
     experiment: Path | None, overrides: tuple[str, ...], store: str, rows: int, as_json: bool
 ) -> None:
-    """Check every shard's checksum, and random rows against the live teacher.
+    """Check every checksum, and random rows of caches against the live teacher.
 
-    Looks at the caches of EXPERIMENT, or at every cache of the store.
+    Looks at every artefact of the store, or at those of EXPERIMENT: recipes, results, metrics,
+    weights, images, searches, caches.
     """
     from raykd.catalogue import verify_caches
+    from raykd.engine.integrity import audit, audit_of
     from raykd.engine.prepare import serving
     from raykd.engine.routes import so_far
     from raykd.plan import plan as plan_of
@@ -77,28 +81,46 @@ def verify(
     found = Store(store)
     if found.mirror is None and not is_there(found.root):
         raise ConfigError(f"there is no store at {found.root}; name one with --store")
-    if experiment is not None:
+    if experiment is None:
+        looked = audit(found)
+    else:
         resolved, place, _ = resolved_experiment(experiment, overrides, store)
         students, measured = so_far(place, resolved.runs)
-        jobs = plan_of(students, caches=measured).caches
-        chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in jobs))
+        work = plan_of(students, caches=measured)
+        trained = (*work.teachers, *work.preludes, *work.students, *resolved.searches())
+        looked = audit_of(place, trained)
+        chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in work.caches))
     results, errors = verify_caches(found, chosen, rows)
+    # A damaged teacher is a fault of its own, and again of each of its caches.
+    errors = list({str(error): error for error in (*looked.faults, *errors)}.values())
     if as_json:
-        print_json({"caches": results, "errors": [str(error) for error in errors]})
+        told = {"caches": results, "errors": [str(error) for error in errors]}
+        print_json(told | {"sound": looked.sound})
     else:
         for line in results:
-            echo(
-                f"{line['fingerprint']}  {line['teacher']}, {line['split']}: {line['views']} "
-                f"views, {line['shards']} shards whole; {line['rows']} rows asked again: largest "
-                f"difference {line['difference']:.2g}, mean KL {line['kl']:.2g} nats, same answer "
-                f"{100 * line['agreement']:.2f} %"
-            )
+            _print_cache(line)
+        sound = ", ".join(f"{count} {kind}" for kind, count in looked.sound.items() if count)
+        if sound:
+            echo(f"as they were written: {sound}")
         for error in errors:
             echo(f"error: {error}", err=True)
         if not results and not errors:
             echo(f"no caches in {found.shown}")
     if errors:
         sys.exit(errors[0].code)
+
+
+def _print_cache(line: dict[str, Any]) -> None:
+    """Say what was seen of a cache."""
+    head = f"{line['fingerprint']}  {line['teacher']}, {line['split']}: "
+    if line["building"] is not None:
+        echo(head + line["building"])
+        return
+    echo(
+        f"{head}{line['views']} views, {line['shards']} shards whole; {line['rows']} rows asked "
+        f"again: largest difference {line['difference']:.2g}, mean KL {line['kl']:.2g} nats, same "
+        f"answer {100 * line['agreement']:.2f} %"
+    )
 
 
 @click.command(name="report")
@@ -126,20 +148,19 @@ def report_command(
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
     summary = report.gather_sweep(place, resolved, baseline)
-    page = output
-    if page is None:
-        page = report.publish(summary, place)
-    else:
-        report.write_page(summary, page)
+    page = output if output is not None else published(summary, place, teller)
+    if output is not None:
+        report.write_page(summary, output)
     if as_json:
-        print_json(report.to_json(summary) | {"page": str(page)})
+        print_json(report.to_json(summary) | {"page": page and str(page)})
     elif as_csv:
         echo(report.to_csv(summary).removesuffix("\n"))
     elif markdown:
         echo(report.to_markdown(summary))
     else:
         wide_console().print(report.console_table(summary))
-    teller.say(f"page: {page}")
+    if page is not None:
+        teller.say(f"page: {page}")
 
 
 @click.command()
@@ -151,6 +172,6 @@ def schema(output: Path | None) -> None:
 
     text = json.dumps(schema_of(), indent=2) + "\n"
     if output is None:
-        click.echo(text, nl=False)
+        echo(text.removesuffix("\n"))
     else:
         write_atomic(output, text.encode())

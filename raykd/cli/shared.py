@@ -15,29 +15,31 @@ from rich.text import Text
 
 from raykd.cli.output import echo
 from raykd.ending import STATUS, Terminated, leave, terminable
-from raykd.errors import ConfigError, RaykdError
+from raykd.errors import ConfigError, NoRoom, RaykdError, Unreachable
 from raykd.names import printable_lines
-from raykd.remote import is_url
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
     from raykd.experiment import Experiment
     from raykd.progress import Teller
+    from raykd.report import Report
     from raykd.store import Store
 
 
-class Place(click.Path):
-    """A folder, or a URL as it was given."""
+class Place(click.ParamType):
+    """A folder or a URL, as it was given; `Store` says what it makes of it."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The value, once it is seen to be either."""
-        return value if is_url(str(value)) else super().convert(value, param, ctx)
+    name = "directory"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The text itself."""
+        return str(value)
 
 
 EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
 STORE = click.option(
     "--store",
-    type=Place(file_okay=False),
+    type=Place(),
     default=lambda: os.environ.get("RAYKD_STORE", "raykd-store"),
     show_default="$RAYKD_STORE or ./raykd-store",
     help="Folder of all artefacts, or its URL (s3://, gs://); every worker must reach it.",
@@ -78,6 +80,20 @@ def resolved_experiment(
     experiment = load(path, overrides)
     teller, place = Teller(), Store(store, experiment.scale.local_gb)
     return resolve(experiment, place, teller.say), place, teller
+
+
+def published(summary: "Report", place: "Store", teller: "Teller") -> Path | None:
+    """Where the page of a report was written in the store; None, and said why, where it was not.
+
+    A store that can only be read has its tables all the same.
+    """
+    from raykd.report import publish
+
+    try:
+        return publish(summary, place)
+    except (NoRoom, Unreachable) as error:
+        teller.say(f"no page is written: {error}")
+        return None
 
 
 def print_recipe(experiment: "Experiment", teller: "Teller") -> None:

@@ -11,6 +11,7 @@ from raykd.cli.shared import (
     STORE,
     print_json,
     print_recipe,
+    published,
     resolved_experiment,
     speaking,
     wide_console,
@@ -37,15 +38,16 @@ def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool)
     with teller.showing():
         outcome = carry_out(resolved, place, teller)
     summary = report.gather(place, resolved)
-    page = report.publish(summary, place)
+    page = published(summary, place, teller)
     reused = {kind: count for kind, count in outcome.reused.items() if count}
     if reused:
         counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
         teller.say(f"reused from {place.shown}: {counts}")
-    teller.say(f"done in {clock(outcome.seconds)}; page: {page}")
+    shown = "" if page is None else f"; page: {page}"
+    teller.say(f"done in {clock(outcome.seconds)}{shown}")
     if as_json:
         work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
-        print_json(report.to_json(summary) | {"work": work, "page": str(page)})
+        print_json(report.to_json(summary) | {"work": work, "page": page and str(page)})
     else:
         wide_console().print(report.console_table(summary))
 
@@ -73,13 +75,14 @@ def sweep(
     print_recipe(resolved, teller)
     swept = sweep_of(resolved, place, teller, fresh=fresh)
     summary = report.gather_sweep(place, resolved)
-    page = report.publish(summary, place)
+    page = published(summary, place, teller)
     states = ("finished", "stopped", "failed")
     counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
-    teller.say(f"page: {page}; table: {swept.results}")
+    shown = "" if page is None else f"page: {page}; "
+    teller.say(f"{shown}table: {swept.results}")
     if as_json:
-        files = {"page": str(page), "results": str(swept.results)}
+        files = {"page": page and str(page), "results": str(swept.results)}
         print_json(
             report.to_json(summary) | files | {"tensorboard": place.where(swept.tensorboard)}
         )

@@ -8,6 +8,7 @@ import torch
 
 from raykd import models
 from raykd.data.images import open_split
+from raykd.disk import make_folder
 from raykd.engine.fit import ShardMaker
 from raykd.engine.host import EVERY_EPOCH
 from raykd.engine.weights import anchor_checksum
@@ -49,7 +50,7 @@ class CacheBuild:
         self.store = store
         self.run = run
         self.folder = store.path(run)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         rows = len(open_split(store, run.data, run.split))
         checksum = anchor_checksum(store, run)
         known = manifest_of(store, run)
@@ -63,6 +64,8 @@ class CacheBuild:
         if known is None or set(known.shards) != set(good):
             self.commit()
         self.missing = [part for view in sorted(set(views)) for part in gaps(good, view, rows)]
+        if not self.missing and not store.has(run):
+            self.finish()  # its marker was lost, or it was stopped just before
 
     def parts(self, workers: int) -> list[Part]:
         """What is missing, in pieces that keep `workers` busy."""
@@ -121,7 +124,7 @@ def check_room(store: Store, needed: int) -> None:
 
     Of a remote store only a bounded part has to be on this one's.
     """
-    store.root.mkdir(parents=True, exist_ok=True)
+    make_folder(store.root)
     if store.mirror is not None:
         needed = min(needed, store.local_bytes or needed)
     free = shutil.disk_usage(store.root).free

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from raykd.data.images import Pictures, open_images
 from raykd.engine import start, weights
-from raykd.engine.journal import RESULT
+from raykd.engine.journal import Tested, read_result
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
 from raykd.recipes import AnyTeacher, StudentRun
-from raykd.store import Store, read_json
+from raykd.store import Store
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def finished(store: Store, run: AnyTeacher) -> Finished:
     name = weights.anchor_path(store, run, run.anchors()[-1]).name
     path = weights.finished(store, run, name)
     weights.load_weights(weights.checked(path), network)
-    result = read_json(path.with_name(RESULT))
+    result = read_result(path.parent, Tested)
     made = Finished(run, network.eval(), method, helpers.eval(), result, test)
     made.released.load_state_dict(weights.kept(weights.finished(store, run, weights.HELPERS)))
     return made

@@ -19,13 +19,13 @@ from torch.optim.swa_utils import update_bn
 from raykd import locks
 from raykd.data.images import open_images, open_split
 from raykd.data.loader import Views
-from raykd.disk import lasting
+from raykd.disk import lasting, make_folder
 from raykd.ending import Notice
 from raykd.engine import prepare, start, weights
 from raykd.engine.evaluate import BATCH, evaluate
 from raykd.engine.finite import check_weights, listed, not_finite
 from raykd.engine.host import EVERY_EPOCH, NOBODY, Host, LocalHost
-from raykd.engine.journal import RESULT, Journal
+from raykd.engine.journal import RESULT, Journal, metrics_checksum
 from raykd.engine.loop import distil
 from raykd.engine.result import result_of
 from raykd.errors import WorkFailed
@@ -81,7 +81,7 @@ def train(store: Store, run: Training, host: Host) -> None:
 
 def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
     """Train a teacher, or take its given weights, and finish its artefact."""
-    store.path(teacher).mkdir(parents=True, exist_ok=True)
+    make_folder(store.path(teacher))
     if teacher.weights is not None:
         _adopt_teacher(store, teacher, host)
         return
@@ -111,7 +111,7 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
 def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> None:
     """Train what comes before a method's own training, and finish its artefact."""
     folder = store.path(prelude)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run = prelude.training()
     train, _ = prepare.views(store, run, host)
     learner = start.learner(store, run, host, train.images.targets)
@@ -131,7 +131,7 @@ def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> None:
 def train_student(store: Store, run: StudentRun, host: Host) -> None:
     """Train a student and finish its artefact."""
     folder = store.path(run)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     released: list[Staged] = []
     train, test = prepare.views(store, run, host)
     validation = prepare.validation(store, run, host.device, host.scale)
@@ -196,7 +196,7 @@ class ShardMaker:
     ) -> None:
         self._shelf = Shelf(store, store.path(run))
         self.folder = self._shelf.workshop
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.views = prepare.shown(open_split(store, run.data, run.split), run.data, device, scale)
         self.teacher = prepare.live_teacher(store, run, device)
         self.codec = run.stored()
@@ -246,6 +246,7 @@ def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:
     folder = store.path(run)
     store.pull_all(folder, "weights")  # of epochs on other nodes
     with lasting(folder / RESULT):
-        write_json(folder / RESULT, result | {"weights": weights.checksums(folder)})
+        sums = {"weights": weights.checksums(folder), "metrics": metrics_checksum(folder)}
+        write_json(folder / RESULT, result | sums)
         store.finish(run)
     Journal(folder, store=store).close()

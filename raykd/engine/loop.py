@@ -22,6 +22,7 @@ from raykd.engine.average import Average
 from raykd.engine.evaluate import evaluate
 from raykd.engine.finite import check_metrics, check_weights
 from raykd.engine.host import Host
+from raykd.engine.journal import fitting
 from raykd.engine.learner import Learner
 from raykd.engine.optim import build_optimiser, learning_rate, update
 from raykd.meter import Timed
@@ -58,7 +59,9 @@ def distil(
             module.gather = host.gather
     average = None if run.optim.ema is None else Average(learner.student, run.optim.ema)
     state = host.restore()
-    history = _restored(learner, average, state)
+    file = getattr(state, "path", None)  # of a checkpoint in a journal
+    with fitting(file):
+        history = _restored(learner, average, state)
     if state is None:
         _calibrate(run, learner, learner.teacher or teacher_at(0), train, 0)
     host.restart([*history])
@@ -67,7 +70,8 @@ def distil(
     modules = [learner] if average is None else [learner, average]
     within = None
     if state is not None:
-        host.load(optimiser, state["optimiser"])
+        with fitting(file):
+            host.load(optimiser, state["optimiser"])
         within = state.get("within")
         del state  # as large as all weights
     if len(history) == run.optim.epochs:  # it was stopped between its last epoch and its end
@@ -102,7 +106,8 @@ def distil(
         share = rows.shape[1] * parts * host.world / run.optim.batch  # 1: as much as every worker
         done, sums = 0, {}
         if within is not None:
-            done, sums = midway.restore(within, modules, host, (run.seed, moment, host.rank))
+            with fitting(file):
+                done, sums = midway.restore(within, modules, host, (run.seed, moment, host.rank))
             sums = {name: value * (parts / within["parts"]) for name, value in sums.items()}
             within = None
         batches = Timed(train.batches(rows[done * parts :], run.view_at(epoch), moment))
@@ -227,9 +232,7 @@ def _state(
     }
 
 
-def _restored(
-    learner: Learner, average: Average | None, state: dict[str, Any] | None
-) -> list[Metrics]:
+def _restored(learner: Learner, average: Average | None, state: Checkpoint | None) -> list[Metrics]:
     """Load a checkpoint's weights, if there is one, and return the metrics of its epochs."""
     if state is None:
         return []

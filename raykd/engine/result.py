@@ -16,11 +16,11 @@ from raykd.data.images import open_split
 from raykd.engine.compiled import compiled_as
 from raykd.engine.finite import is_finite
 from raykd.engine.host import Host
-from raykd.engine.journal import RESULT
+from raykd.engine.journal import RESULT, Tested, read_result
 from raykd.engine.loop import Metrics
 from raykd.models.staged import Staged, parameter_count
 from raykd.recipes import StudentRun, TeacherRun, Training
-from raykd.store import Store, read_json
+from raykd.store import Store
 
 _PASSES = 20  # of which the median is taken
 _MEASURE_SECONDS = 0.2  # after which a slow network is passed no more
@@ -65,7 +65,8 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
     it is up to three standard deviations of guessing, sqrt(p (1 - p) / n), or a twentieth of what
     is left to 100 %, whichever is more.
     """
-    share = read_json(store.pull(store.path(teacher) / RESULT))["last"]["top1"] / 100
+    store.pull(store.path(teacher) / RESULT)
+    share = read_result(store.path(teacher), Tested)["last"]["top1"] / 100
     targets = open_split(store, teacher.data, "test").targets
     count = len(targets)
     chance = int(torch.bincount(targets).max()) / count
@@ -90,7 +91,7 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
 def training_seconds(store: Store, run: Training) -> float:
     """Seconds of a finished training, with those of the stages before it that are there."""
     stages = run.stages() if isinstance(run, StudentRun) else (run,)
-    results = (read_json(store.path(stage) / RESULT) for stage in stages if store.has(stage))
+    results = (read_result(store.path(stage)) for stage in stages if store.has(stage))
     return sum(result["seconds"] for result in results)
 
 

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from raykd.errors import CacheCorrupt
 from raykd.recipes import Asked, LogitsRun, Search, StudentRun
 from raykd.record import fingerprint
-from raykd.store import Store, read_json
+from raykd.store import Store, first_line, read_json
 
 DECISIONS = "decisions.json"
 
@@ -28,6 +30,24 @@ class Decision:
     next: int
 
 
+class _Decision(BaseModel):
+    """A decision as its file has it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    anchor: int
+    student: str
+    distances: dict[str, float]
+    ratios: dict[str, float | None]  # null: infinity
+    next: int
+
+
+class _Decisions(BaseModel):
+    """The file."""
+
+    decisions: list[_Decision]
+
+
 def anchors_of(search: Search, decisions: list[Decision]) -> tuple[int, ...]:
     """The anchors that are known: those of the stages, and the one to go to."""
     first = search.candidates()[0]
@@ -39,18 +59,25 @@ def is_complete(search: Search, decisions: list[Decision]) -> bool:
     return anchors_of(search, decisions)[-1] == search.candidates()[-1]
 
 
+def is_found(store: Store, search: Search) -> bool:
+    """Whether a search is over, and its decisions are there, too. Raises `CacheCorrupt`."""
+    return store.has(search) and is_complete(search, read_decisions(store, search))
+
+
 def read_decisions(store: Store, search: Search) -> list[Decision]:
     """What a search has decided so far. Raises `CacheCorrupt` where that cannot be read."""
     path = store.renew(store.path(search) / DECISIONS)
-    if not path.is_file():
+    if not path.exists():
         return []
+    what = "the decisions cannot be read"
+    advice = "remove the folder to measure again; the students that it trained stay"
+    value = read_json(path, _Decisions, what=what, advice=advice)
     try:
-        decisions = [_decision(entry) for entry in read_json(path)["decisions"]]
+        written = _Decisions.model_validate(value)
+        decisions = [_decision(entry) for entry in written.decisions]
         _check(search, decisions)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheCorrupt(
-            f"{path}: the decisions cannot be read ({error}); remove the folder to measure again"
-        ) from error
+    except (ValueError, OverflowError) as error:
+        raise CacheCorrupt(f"{path}: {what} ({first_line(error)}); {advice}") from error
     return decisions
 
 
@@ -126,7 +153,7 @@ def _plain(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _decision(value: dict[str, Any]) -> Decision:
-    ratios = {int(a): math.inf if r is None else r for a, r in value["ratios"].items()}
-    far = {int(anchor): distance for anchor, distance in value["distances"].items()}
-    return Decision(value["anchor"], value["student"], far, ratios, value["next"])
+def _decision(value: _Decision) -> Decision:
+    ratios = {int(a): math.inf if r is None else r for a, r in value.ratios.items()}
+    far = {int(anchor): distance for anchor, distance in value.distances.items()}
+    return Decision(value.anchor, value.student, far, ratios, value.next)

@@ -15,16 +15,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
+from pydantic import BaseModel, ConfigDict
 
 from raykd.engine.finite import is_finite
-from raykd.engine.journal import RESULT
+from raykd.engine.journal import Amount, Tested, read_result
 from raykd.engine.result import training_seconds
 from raykd.engine.routes import route_found
 from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment, basis
 from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.record import fingerprint
-from raykd.store import Store, read_json
+from raykd.store import Store, first_line, read_json
 
 SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # of an epoch
 _TRIAL = re.compile(r"[A-Za-z0-9_-]+")  # names of trials, which are names of files
@@ -135,7 +136,7 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
     row["fingerprint"] = None if student is None else fingerprint(student)
     row |= {key: (sheet.last or {}).get(key) for key in SCORES}
     if student is not None and store.has(student):
-        result = read_json(store.path(student) / RESULT)
+        result = read_result(store.path(student), Tested)
         row |= dict.fromkeys(SCORES)
         if is_finite(result["last"]):  # earlier versions finished trainings without numbers
             row |= {key: result["last"].get(key) for key in SCORES}
@@ -172,23 +173,46 @@ def _path(store: Store, name: str, trial: str) -> Path:
     return folder_of(store, name) / "trials" / f"{trial}.json"
 
 
+class _Written(BaseModel):
+    """A sheet as its file has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    trial: str
+    config: dict[str, str | int | float | bool | None]
+    session: str
+    state: State
+    error: str | None
+    seconds: Amount
+    last: dict[str, int | float] | None
+    student: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
+    stages: Literal["multi_stage", "one_stage"] | None = None
+
+
 def _read(path: Path) -> Sheet:
     """The sheet in a file. Raises `CacheCorrupt` where it is none."""
-    value = read_json(path)
+    advice = "remove the file, or begin anew with --fresh"
+    value = read_json(path, advice=advice)
     try:
-        return _sheet(value)
-    except (AttributeError, TypeError, ValueError) as error:
+        sheet = _sheet(_Written.model_validate(value))
+        if sheet.trial != path.stem:
+            raise ValueError(f"it is of trial {sheet.trial!r}")
+        return sheet
+    except ValueError as error:
         raise CacheCorrupt(
-            f"{path}: not a sheet of a trial ({str(error).splitlines()[0]}); remove the file, or "
-            "begin anew with --fresh"
+            f"{path}: not a sheet of a trial ({first_line(error)}); {advice}"
         ) from error
 
 
-def _sheet(value: dict[str, Any]) -> Sheet:
+def _sheet(written: _Written) -> Sheet:
     asked: Asked | None = None
-    student, search, stages = (value.pop(key, None) for key in ("student", "search", "stages"))
-    if student is not None:
-        asked = StudentRun.read(student)  # pyright: ignore[reportAssignmentType]
-    elif search is not None:
-        asked = Sought(Search.read(search), stages)  # pyright: ignore[reportArgumentType]
-    return Sheet(**value, asked=asked)
+    if written.student is not None:
+        asked = StudentRun.read(written.student)  # pyright: ignore[reportAssignmentType]
+    elif written.search is not None:
+        search = Search.read(written.search)
+        asked = Sought(search, written.stages or "multi_stage")  # pyright: ignore[reportArgumentType]
+    values = dict(written)
+    for key in ("student", "search", "stages"):
+        del values[key]
+    return Sheet(**values, asked=asked)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from raykd import arrow, models
 from raykd.disk import lasting, write_atomic
-from raykd.engine.journal import RESULT
+from raykd.engine.journal import RESULT, read_result
 from raykd.errors import CacheCorrupt, ConfigError
 from raykd.models import checkpoint_files
 from raykd.models.staged import Staged
 from raykd.models.state_matching import load_matched
 from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun, Training
-from raykd.store import Store, read_json
+from raykd.store import Store
 
 STUDENT = "weights.safetensors"
 HELPERS = "weights-helpers.safetensors"  # of a prelude, or what a student cannot be used without
@@ -89,23 +89,32 @@ def checked(path: Path) -> Path:
 
     Raises `CacheCorrupt`.
     """
-    known = _known(path)
-    if path.is_file() and arrow.file_checksum(path) != known.get(path.name):
-        raise CacheCorrupt(
-            f"{path}: the weights were truncated or altered; remove {path.parent} to train them "
-            "again"
-        )
+    known = known_checksums(path.parent)
+    if not path.is_file():
+        raise CacheCorrupt(f"{path}: the weights are missing; {_to_mend(path)}")
+    if arrow.file_checksum(path) != known.get(path.name):
+        raise CacheCorrupt(f"{path}: the weights were truncated or altered; {_to_mend(path)}")
     return path
 
 
-def _known(path: Path) -> dict[str, str]:
+def _to_mend(path: Path) -> str:
+    """What to do about an artefact's weights."""
+    what = f"remove {path.parent} to train them again, or bring the file back"
+    if path.parent.parent.name != TeacherRun.kind:
+        return what
+    return (
+        f"{what}. Its caches are not damaged: they go on serving where the training gives the "
+        "same bytes, as with the same versions on CPUs; where it does not, they are named then"
+    )
+
+
+def known_checksums(folder: Path) -> dict[str, str]:
     """The checksums that an artefact's result has of its weights files. Raises `CacheCorrupt`."""
-    result = read_json(path.with_name(RESULT))
-    known = result.get("weights") if isinstance(result, dict) else None
-    if not isinstance(known, dict):
+    known = read_result(folder).get("weights")
+    if known is None:
         raise CacheCorrupt(
-            f"{path.with_name(RESULT)}: expected the checksums of weights files, found none; "
-            f"remove {path.parent} to train them again"
+            f"{folder / RESULT}: expected the checksums of weights files, found none; "
+            f"remove {folder} to train them again"
         )
     return known
 
@@ -121,7 +130,7 @@ def kept(path: Path) -> dict[str, Tensor]:
 
     Raises `CacheCorrupt` where the artefact's result speaks of the file and it is not there.
     """
-    if path.name not in _known(path):
+    if path.name not in known_checksums(path.parent):
         return {}
     return load_state(checked(path))
 
@@ -134,11 +143,22 @@ def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
 
 
 def anchor_checksum(store: Store, run: LogitsRun) -> str:
-    """What names the teacher's weights in a cache's manifest."""
+    """What names the teacher's weights in a cache's manifest.
+
+    Raises `CacheCorrupt` where they are damaged; of a remote store they need not be here.
+    """
     path = anchor_path(store, run.teacher, run.anchor)
-    if store.mirror is not None and store.has(run.teacher):  # they need not be here
-        return _known(path)[path.name]
-    return arrow.file_checksum(path)
+    if store.mirror is None:
+        checked(path)
+    else:
+        store.has(run.teacher)
+    checksum = known_checksums(path.parent).get(path.name)
+    if checksum is None:
+        raise CacheCorrupt(
+            f"{path.parent / RESULT}: speaks of no {path.name}; remove {path.parent} to train it "
+            "again"
+        )
+    return checksum
 
 
 def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.device) -> Staged:

@@ -142,7 +142,7 @@ def _write(made: Finished, files: list[str], place: Path, pixels: Tensor) -> Non
             graph.write_onnx(place / FORMATS["onnx"], program, text, made)
     write_atomic(place / CONFIG, text.encode())
     write_atomic(place / CARD, card(config, files).encode())
-    write_json(place / RECIPE, made.run.plain())
+    write_json(place / RECIPE, made.run.plain(), sealed=False)
 
 
 def _checked(made: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:

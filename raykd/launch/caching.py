@@ -52,7 +52,8 @@ class Caching:
         One that cannot be filled is put into `failed` and stops no other, unless all would fail
         (`NoRoom`, `Unreachable`). `shared`: others may need the same ones at this moment.
         """
-        self._store.stand()
+        if jobs:
+            self._store.stand()
         jobs = [job for job in jobs if serving(self._store, job.run, job.views) == job.run]
         filled = []
         if shared:

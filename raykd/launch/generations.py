@@ -49,7 +49,7 @@ def run_generations(config: dict[str, Any], brief: Brief) -> None:
             sheet.update(asked=student)
             with tempfile.TemporaryDirectory() as folder:
                 kept = {"student": student.plain(), "generations": generation + 1}
-                write_json(Path(folder) / _RECIPE, kept)
+                write_json(Path(folder) / _RECIPE, kept, sealed=False)  # Tune moves it
                 report = last_report(store, student) | {"generation": generation + 1}
                 tune.report(report, checkpoint=Checkpoint.from_directory(folder))
             before = student

@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raykd.ending import Notice
 from raykd.engine.finite import check_metrics
-from raykd.engine.journal import RESULT, numbers
+from raykd.engine.journal import Tested, numbers, read_result
 from raykd.engine.routes import route_found
 from raykd.engine.sweeps import Sheet, read_sheet, write_sheet
 from raykd.errors import RaykdError, WorkFailed, of_codes
@@ -34,7 +34,7 @@ from raykd.record import Record
 from raykd.resolve import Digests, resolve
 from raykd.scale import Rule, Scale, Workers, most
 from raykd.space import Space
-from raykd.store import Store, read_json
+from raykd.store import Store
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
 
     Raises `WorkFailed` where an earlier version finished a student whose numbers are not finite.
     """
-    result = read_json(store.path(student) / RESULT)
+    result = read_result(store.path(student), Tested)
     check_metrics(student, student.optim.epochs - 1, result["last"])
     last, best = numbers(result["last"]), numbers(result["best"])
     last |= {f"best_{key}": value for key, value in best.items() if key.endswith("top1")}

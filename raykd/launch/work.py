@@ -12,10 +12,13 @@ from typing import Any
 
 from raykd.data.images import Data, open_images
 from raykd.data.order import check_batch, check_uneven
+from raykd.engine.integrity import finish_again
 from raykd.engine.result import teacher_said
 from raykd.engine.routes import (
+    DECISIONS,
     anchors_of,
     is_complete,
+    is_found,
     measures,
     next_stage,
     read_decisions,
@@ -126,11 +129,14 @@ class _Site:
 
     def decide(self, search: Search, stage: StudentRun | None) -> bool:
         """Choose a search's next anchor, where its stage is trained; whether it is to go on."""
-        if not self.students or self.store.has(search):
-            return False
-        if stage is not None and not self.store.has(stage):
+        if not self.students:
             return False
         with collected(self.errors):
+            if is_found(self.store, search) or (stage and not self.store.has(stage)):
+                return False
+            if self.store.has(search):
+                lost = self.store.where(self.store.path(search) / DECISIONS)
+                self.teller.say(f"{lost} of a finished search is missing; it measures anew")
             self.crew.decide(search)
             decisions = read_decisions(self.store, search)
             route = ", ".join(map(str, anchors_of(search, decisions)))
@@ -177,6 +183,14 @@ class _Site:
 
     def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
         """Train what is not there yet."""
+        for run, _ in jobs:
+            with collected(self.errors):
+                if not self.store.has(run) and finish_again(self.store, run):
+                    self.teller.say(
+                        f"{self.store.where(self.store.path(run))} is whole but for its marker, "
+                        "which is written again; nothing is trained"
+                    )
+                    self.reused.add(run)
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
         with collected(self.errors):
             if missing:

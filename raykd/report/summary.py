@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from raykd.engine.journal import RESULT, read_metrics
+from raykd.engine.journal import Tested, Untested, read_metrics, read_result
 from raykd.engine.result import training_seconds
 from raykd.engine.routes import anchors_of, is_complete, read_decisions, route_found, so_far
-from raykd.errors import CacheCorrupt
 from raykd.experiment import Experiment, basis
 from raykd.plan import plan
-from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.report import baseline as references
 from raykd.report.cost import cost_of
 from raykd.report.labels import labels
 from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
-from raykd.store import Store, read_json
+from raykd.store import Store
 
 
 def gather(
@@ -143,17 +142,11 @@ def _named(
 
 def _run(store: Store, recipe: Training) -> Run:
     """What the store has of a run."""
-    folder, result = store.path(recipe), None
+    folder, result, seconds = store.path(recipe), None, None
     if store.has(recipe):
-        try:
-            result = read_json(folder / RESULT)
-        except (OSError, ValueError) as error:
-            raise CacheCorrupt(
-                f"{folder / RESULT}: the result of a finished run cannot be read ({error}); "
-                "remove the folder to train it again"
-            ) from error
-    seconds = None if result is None else training_seconds(store, recipe)
-    metrics = tuple(read_metrics(folder, store if result is None else None))
+        result = read_result(folder, Untested if isinstance(recipe, PreludeRun) else Tested)
+        seconds = training_seconds(store, recipe)
+    metrics = tuple(read_metrics(folder, store if result is None else None, result))
     return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
 
 

@@ -10,15 +10,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from raykd import arrow
 from raykd.disk import lasting, write_atomic
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.record import Record, difference
-from raykd.store import Store, read_json, write_json
+from raykd.store import Store, first_line, read_json, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the folder; another number is refused
@@ -142,35 +143,62 @@ def manifest_of(store: Store, run: Record) -> Manifest | None:
     return read_manifest(store.renew(store.path(run) / MANIFEST).parent)
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    view: Annotated[int, Field(ge=0)]
+    start: Annotated[int, Field(ge=0)]
+    stop: int
+
+
+class _Shard(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    part: _Part
+    bytes: Annotated[int, Field(gt=0)]
+    checksum: str
+
+
+class _Written(BaseModel):
+    """A manifest as its file has it, in any format."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    recipe: dict[str, Any]
+    weights: str
+    rows: Annotated[int, Field(gt=0)]
+    shards: list[_Shard]
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where there is none yet.
 
     Raises `CacheCorrupt` where the file is not a manifest of this format.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return None
+    what, advice = "not a readable manifest", "remove it and run again, whole shards are kept"
+    # Another cache's is told by its recipe, difference by difference.
+    value = read_json(path, what=what, advice=advice, anywhere=True)
+    if "format" in value and value["format"] != FORMAT:
+        raise CacheMismatch(
+            f"{path}: format {value['format']}, this raykd reads {FORMAT}; remove the folder"
+        )
     try:
-        value = read_json(path)
-        if value["format"] != FORMAT:
-            raise CacheMismatch(
-                f"{path}: format {value['format']}, this raykd reads {FORMAT}; remove the folder"
-            )
+        written = _Written.model_validate(value)
         shards = tuple(
-            Shard(Part(**entry["part"]), int(entry["bytes"]), str(entry["checksum"]))
-            for entry in value["shards"]
+            Shard(Part(**dict(shard.part)), shard.bytes, shard.checksum) for shard in written.shards
         )
         for shard in shards:
             if _HEX.fullmatch(shard.checksum) is None:  # it could lead elsewhere
                 raise ValueError(f"a shard is called {shard.name!r}")
-        return Manifest(value["recipe"], value["weights"], int(value["rows"]), shards)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CacheMismatch):
-            raise
-        raise CacheCorrupt(
-            f"{path}: not a readable manifest ({error!r}); remove it and run again, "
-            "whole shards are kept"
-        ) from error
+            if not shard.part.start < shard.part.stop <= written.rows:
+                raise ValueError(f"shard {shard.name} is of rows that there are not")
+        return Manifest(written.recipe, written.weights, written.rows, shards)
+    except ValueError as error:
+        raise CacheCorrupt(f"{path}: {what} ({first_line(error)}); {advice}") from error
 
 
 def check_identity(folder: Path, manifest: Manifest, recipe: dict[str, Any], weights: str) -> None:

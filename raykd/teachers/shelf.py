@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from raykd.disk import make_folder
 from raykd.errors import CacheCorrupt, Damaged, NoRoom
 from raykd.meter import METER
 from raykd.store import Store
@@ -32,7 +33,7 @@ class Shelf:
         # What is not uploaded yet is out of sight of those who make room.
         self.workshop = folder if store.mirror is None else folder / ".making"
         if store.mirror is not None:
-            self.workshop.mkdir(parents=True, exist_ok=True)
+            make_folder(self.workshop)
 
     def add(self, shard: Shard) -> None:
         """Take in a shard that was written into the workshop."""

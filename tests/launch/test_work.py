@@ -13,7 +13,7 @@ from raykd.launch.work import carry_out
 from raykd.progress import Teller
 from raykd.resolve import resolve
 from raykd.scale import Scale
-from raykd.store import Store
+from raykd.store import Store, read_json, write_json
 from tests.small import student_run
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +62,8 @@ def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
     bad = bad.model_copy(update={"teacher": other})
     carry_out(Experiment("small", (bad,), Scale(workers=0)), store, QUIET, students=False)
     manifest = store.path(bad.logits_at(0)) / "manifest.json"
-    text = manifest.read_text()
-    manifest.write_text(text.replace('"anchor": 2', '"anchor": 1'))
-    assert manifest.read_text() != text
+    value = read_json(manifest)
+    write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
     small = Experiment("small", (bad, good, label_only), Scale(workers=0))
     with pytest.raises(CacheMismatch, match="anchor: expected 2, found 1"):
         carry_out(small, store, QUIET)

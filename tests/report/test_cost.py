@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from raykd.engine.journal import RESULT
@@ -9,6 +7,7 @@ from raykd.plan import plan
 from raykd.report import gather
 from raykd.report.tables import cost_lines
 from raykd.resolve import resolve
+from raykd.store import read_json, write_json
 from raykd.teachers.manifest import Manifest, Part, Shard, write_manifest
 from tests.report.stored import DATA, EPOCHS, ROUTES, TEXT, finished, put, routed
 
@@ -98,8 +97,8 @@ def test_assistants_are_teachers_that_are_trained(store):
 def test_hours_are_seconds_of_all_workers_by_hardware(store, experiment):
     finished(store, experiment)
     path = store.path(experiment.runs[0]) / RESULT
-    result = json.loads(path.read_text())
-    path.write_text(json.dumps(result | {"hardware": "NVIDIA H200", "workers": 4, "seconds": 1800}))
+    result = read_json(path)
+    write_json(path, result | {"hardware": "NVIDIA H200", "workers": 4, "seconds": 1800})
     report = gather(store, experiment)
     on_cpus = 8 + 4 * (8.0 + 9 + 10) - 8
     assert report.cost.hours == {

@@ -1,11 +1,11 @@
 import csv
 import io
-import json
 
 from raykd.engine.journal import RESULT
 from raykd.experiment import Experiment, parse
 from raykd.report import Trial, console_table, gather, to_csv, to_json, to_markdown
 from raykd.report.page import page
+from raykd.store import read_json, write_json
 from tests.report.stored import TEXT, finished, put
 
 COLUMNS = (
@@ -72,9 +72,9 @@ def test_the_best_epoch_is_said_to_flatter_without_validation(report):
 def test_results_from_before_forwards_were_measured_are_shown(store, experiment):
     finished(store, experiment)
     for path in store.root.glob(f"*/*/{RESULT}"):
-        result = json.loads(path.read_text())
+        result = read_json(path)
         del result["flops"], result["latency_ms"]
-        path.write_text(json.dumps(result))
+        write_json(path, result)
     report = gather(store, experiment)
     assert {group.flops for group in report.groups()} == {None}
     assert {row["flops"] for row in rows(report)} == {""}

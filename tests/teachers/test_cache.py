@@ -9,8 +9,10 @@ from raykd.data.images import open_images
 from raykd.data.loader import Views
 from raykd.engine.caches import CacheBuild, build_here
 from raykd.engine.compare import compare
-from raykd.engine.fit import ShardMaker
+from raykd.engine.fit import ShardMaker, local_host, train_teacher
+from raykd.engine.journal import RESULT
 from raykd.engine.prepare import live_teacher, open_cache
+from raykd.engine.weights import checksums
 from raykd.errors import CacheCorrupt, CacheMismatch
 from raykd.methods import METHODS
 from raykd.methods.base import Looks, Method
@@ -212,10 +214,31 @@ def test_a_cache_of_another_recipe_is_refused_with_every_difference(copied):
 
 def test_a_cache_of_other_teacher_weights_is_refused(copied):
     store, run = copied
-    weights = store.path(run.teacher) / "weights-0002.safetensors"
-    weights.write_bytes((store.path(run.teacher) / "weights-0001.safetensors").read_bytes())
+    folder = store.path(run.teacher)
+    weights = folder / "weights-0002.safetensors"
+    weights.write_bytes((folder / "weights-0001.safetensors").read_bytes())
+    write_json(folder / RESULT, read_json(folder / RESULT) | {"weights": checksums(folder)})
     with pytest.raises(CacheMismatch, match="teacher's weights"):
         open_cache(store, train_logits(run), VIEWS, CPU)
+
+
+@pytest.mark.parametrize("what", ["another checkpoint", "missing"])
+def test_a_damaged_teacher_is_named_and_not_its_good_cache(copied, what):
+    store, run = copied
+    folder = store.path(run.teacher)
+    path = folder / "weights-0002.safetensors"
+    kept = path.read_bytes()
+    if what == "missing":
+        path.unlink()
+    else:
+        path.write_bytes((folder / "weights-0001.safetensors").read_bytes())
+    with pytest.raises(CacheCorrupt, match=r"teachers/.*weights-0002.*caches are not damaged"):
+        open_cache(store, train_logits(run), VIEWS, CPU)
+    # What it says can be done: the training gives the same bytes, and the cache goes on serving.
+    store.discard(run.teacher)
+    train_teacher(store, run.teacher, local_host(store, run.teacher))
+    assert path.read_bytes() == kept
+    assert open_cache(store, train_logits(run), VIEWS, CPU).manifest.views() == VIEWS
 
 
 def test_a_cache_that_lacks_a_view_is_refused_before_training(made):
