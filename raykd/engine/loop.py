@@ -232,7 +232,9 @@ def _state(
     }
 
 
-def _restored(learner: Learner, average: Average | None, state: Checkpoint | None) -> list[Metrics]:
+def _restored(
+    learner: Learner, average: Average | None, state: dict[str, Any] | None
+) -> list[Metrics]:
     """Load a checkpoint's weights, if there is one, and return the metrics of its epochs."""
     if state is None:
         return []
