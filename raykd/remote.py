@@ -10,12 +10,14 @@ Names are relative to the URL, with slashes. A file appears whole or not at all.
 
 import contextlib
 import hashlib
+import logging
+import math
 import os
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -29,6 +31,9 @@ ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
 _BLOCK, _OPEN = 1 << 23, 32  # bytes that are copied at a time; files that `read_at` keeps open
 _GS_SECONDS = 60  # for which Google's client tries again by itself; 15 minutes if it is not told
+SAY_SECONDS = 5.0  # after which a request, or a copy, is said to be waited for
+_LOOK_SECONDS, _AGAIN_SECONDS = 1.0, 30.0  # between two looks at the clock; between two lines
+_LOG = logging.getLogger("raykd")  # which writes warnings to standard error
 _SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")  # that pyarrow reads
 # Parts of errors' texts.
 _REFUSED = ("access_denied", "invalid_access_key", "signature", "credential", "access token")
@@ -221,7 +226,8 @@ class Remote:
         """The answer, asked for again where that may help. Raises `Unreachable`, `NoRoom`."""
         for attempt in range(1, attempts + 1):
             try:
-                return call()
+                with _waits(f"{self.shown}/{name}".rstrip("/")):
+                    return call()
             except FileNotFoundError:
                 raise FileNotFoundError(f"{self.shown}/{name}: there is no such file") from None
             except OSError as error:
@@ -247,8 +253,61 @@ def _parsed(url: str) -> SplitResult:
     rooted = parts.scheme in ("file", "hdfs", "viewfs")
     if "\0" in url or not (parts.path.strip("/") if rooted else parts.netloc):
         example = "/folder" if rooted else "bucket/folder"
-        raise ConfigError(f"{shown}: names no place; expected such as {parts.scheme}://{example}")
+        raise ConfigError(
+            f"{shown}: not a place that can be used; expected such as {parts.scheme}://{example}"
+        )
     return parts
+
+
+class _Watch:
+    """Says, now and then, for what this process has been waiting."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._lock = threading.Lock()
+        self._since: dict[object, tuple[float, str]] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def over(self, what: str) -> Iterator[None]:
+        """A region in which `what` is waited for."""
+        key = object()
+        with self._lock:
+            self._since[key] = (time.monotonic(), what)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look, daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._since[key]
+
+    def _look(self) -> None:
+        """Look at what is waited for until it is nothing."""
+        said = -math.inf
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            with self._lock:
+                if not self._since:
+                    self._thread = None
+                    return
+                since, what = min(self._since.values())
+            now = time.monotonic()
+            if now - since >= SAY_SECONDS and now - said >= _AGAIN_SECONDS:
+                said = now
+                _LOG.warning("waiting for %s, %d s so far", what, now - since)
+
+
+_watch = _Watch()
+
+
+def _waits(what: str) -> contextlib.AbstractContextManager[None]:
+    """A region in which a place elsewhere is waited for, which is said after some seconds."""
+    global _watch  # noqa: PLW0603 - a forked process has no thread of its parent's
+    if _watch.process != os.getpid():
+        _watch = _Watch()
+    return _watch.over(what)
 
 
 def _is_in(error: OSError, words: tuple[str, ...]) -> bool:

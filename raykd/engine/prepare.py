@@ -16,7 +16,7 @@ from raykd.recipes import LogitsRun, StudentRun
 from raykd.scale import Scale
 from raykd.store import Store
 from raykd.teachers.cache import LogitsCache
-from raykd.teachers.manifest import manifest_of
+from raykd.teachers.manifest import Manifest, manifest_of
 from raykd.teachers.shelf import Shelf
 from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
 from raykd.types import Look, Signal
@@ -166,13 +166,17 @@ def live_teacher(
 
 def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
     """The cache that answers for a recipe: its own, unless only the wider one has these views."""
-    wanted = set(views)
+    return served(store, run, views)[0]
 
-    def holds(candidate: LogitsRun) -> bool:
-        known = manifest_of(store, candidate)
-        return known is not None and wanted.issubset(known.views())
 
-    return run.wider() if not holds(run) and holds(run.wider()) else run
+def served(store: Store, run: LogitsRun, views: Iterable[int]) -> tuple[LogitsRun, Manifest | None]:
+    """The same with its manifest, if there is one."""
+    wanted, own = set(views), manifest_of(store, run)
+    if run.wider() == run or (own is not None and wanted.issubset(own.views())):
+        return run, own
+    wide = manifest_of(store, run.wider())
+    holds = wide is not None and wanted.issubset(wide.views())
+    return (run.wider(), wide) if holds else (run, own)
 
 
 def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:

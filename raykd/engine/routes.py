@@ -66,7 +66,9 @@ def is_found(store: Store, search: Search) -> bool:
 
 def read_decisions(store: Store, search: Search) -> list[Decision]:
     """What a search has decided so far. Raises `CacheCorrupt` where that cannot be read."""
-    path = store.renew(store.path(search) / DECISIONS)
+    path = store.path(search) / DECISIONS
+    if not store.has(search):  # otherwise they are final, and came with it
+        store.renew(path)
     if not path.exists():
         return []
     what = "the decisions cannot be read"

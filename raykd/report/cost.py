@@ -1,18 +1,20 @@
 """What an experiment took, and what sharing teachers and caches spared it."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from raykd.data.augment import Augment
 from raykd.data.images import Data, Split, open_split
-from raykd.engine.prepare import serving
+from raykd.engine.prepare import served
 from raykd.engine.routes import measures
 from raykd.errors import DataError
 from raykd.plan import Plan, plan
 from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun
 from raykd.report.types import Cost, Run, Shared
 from raykd.store import Store
-from raykd.teachers.manifest import manifest_of
+
+_AT_ONCE = 8  # manifests that are read at a time
 
 
 def cost_of(
@@ -69,12 +71,12 @@ class _Held:
     """What the caches of some work hold, and how many rows the splits have."""
 
     def __init__(self, store: Store, work: Plan) -> None:
-        caches = dict.fromkeys(serving(store, job.run, job.views) for job in work.caches)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a store elsewhere, each is a request
+            caches = dict(pool.map(lambda job: served(store, job.run, job.views), work.caches))
         self._store = store
         self._rows: dict[tuple[Data, Split], int] = {}
         self.forwards = self.bytes = 0
-        for cache in caches:
-            manifest = manifest_of(store, cache)
+        for cache, manifest in caches.items():
             if manifest is not None:
                 self._rows[_images(cache.data, cache.split)] = manifest.rows
                 self.forwards += sum(len(shard.part) for shard in manifest.shards)
