@@ -134,10 +134,15 @@ def auth(nodes: Mapping[str, Facts]) -> Finding:
         return Finding("authentication", "failed", f"no token on {', '.join(lacking)}", todo)
     mode = next(iter(modes.values()))
     if mode == "token":
-        return Finding("authentication", "ok", "a token, on every machine")
+        said = "a token, on every machine: whoever has it can run code there"
+        return Finding("authentication", "ok", said)
     token = any(facts["token"] for facts in nodes.values())
     if len(nodes) == 1 and (mode == "disabled" or not token):
-        return Finding("authentication", "ok", "none, on this machine alone")
+        said = "a cluster that raykd starts here asks for a token that its user alone can read"
+        if mode == "disabled":
+            said = "RAY_AUTH_MODE=disabled: none, on this machine alone; whoever has an account on "
+            said += "it can run code in a cluster that raykd starts, as the user of this command"
+        return Finding("authentication", "ok", said)
     if mode == "disabled":
         todo = "RAY_AUTH_MODE=token, unless nobody else can reach the network of the nodes"
         return Finding("authentication", "warning", "none: whoever reaches a node runs code", todo)

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 
 from raykd.data.packing import Packed, Packing, Part
 from raykd.errors import WorkFailed
+from raykd.launch import watch
 from raykd.launch.pool import DIED
 
 _RETRIES = 3  # of a shard whose worker died
@@ -52,6 +53,7 @@ def make_on_ray(
             except RayTaskError as error:
                 raise error.cause or error from None
             except DIED as error:
+                watch.check()
                 deaths[part] += 1
                 if deaths[part] > _RETRIES:
                     raise WorkFailed(

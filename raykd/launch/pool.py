@@ -21,6 +21,7 @@ from raykd.engine.fit import ShardMaker, default_device, local_host, train
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.search import decide
 from raykd.errors import RaykdError, WorkFailed, of_codes
+from raykd.launch import watch
 from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice, draining
 from raykd.launch.room import await_room, fitting, gpus_per_worker
@@ -171,6 +172,7 @@ class Pool:
                     self._idle.append(worker)
                     failed.append((unit, error.cause or error))
                 except DIED as error:
+                    watch.check()
                     ray.kill(worker)  # it may only be out of reach, and go on
                     deaths[unit] += not self._went_with_its_node(worker)
                     if deaths[unit] > self._scale.max_failures:
@@ -221,6 +223,7 @@ class Pool:
         try:
             self._nodes[worker] = ray.get(reference)
         except DIED as error:
+            watch.check()
             self._failed_starts += 1
             if self._failed_starts > self._scale.max_failures:
                 said = f"workers cannot be started, at last with: {_last_line(error)}"

@@ -10,6 +10,7 @@ import ray
 from ray.autoscaler import sdk
 
 from raykd.errors import NoRoom
+from raykd.launch import watch
 from raykd.launch.notice import draining
 from raykd.scale import Scale
 
@@ -47,6 +48,7 @@ def share(scale: Scale) -> dict[str, float]:
 def check_fit(scale: Scale, workers: int, what: str) -> None:
     """Raise `NoRoom` where `workers` workers do not fit the cluster as it is."""
     if workers > fitting(scale):
+        watch.check()
         raise NoRoom(
             f"{what} wants {workers} workers with {wanted(scale)} each, the cluster has "
             f"{there()}; lower scale.workers, or let it wait for nodes with scale.wait_minutes"

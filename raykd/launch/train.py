@@ -1,16 +1,20 @@
 """One teacher or student on several workers, with Ray Train."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import (
+    ControllerError,
     FailureConfig,
     LoggingConfig,
     RunConfig,
@@ -25,7 +29,7 @@ from raykd.engine.journal import Journal, numbers
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.sharded import group_host
 from raykd.errors import RaykdError, WorkFailed
-from raykd.launch import notes
+from raykd.launch import notes, watch
 from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice
 from raykd.launch.room import check_fit, share
@@ -36,6 +40,7 @@ from raykd.store import Store
 
 # A group that may shrink does so when it could not start for this many seconds.
 _SHRINKS_AFTER = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+_PAUSE_SECONDS = 1.0  # before a run is begun again: its workers end with their controller
 _GROWS_AFTER = 30.0  # seconds between two looks for more room
 
 
@@ -51,10 +56,12 @@ def fit(
 
     The workers' checkpoints are the run's own file in the store, the same that one process
     writes: a worker that dies restarts the group from the last one, up to `scale.max_failures`
-    times (a node that is taken away after a notice is no failure), and a run whose driver died
-    goes on when it is called again. Between two numbers of workers, the group has as many as the
-    cluster has room for, and starts again where that changes. Its metrics go by the `names` of the
-    experiment and the trial.
+    times (a node that is taken away after a notice is no failure), and so does the loss of any
+    other process of Ray Train. A run whose driver died goes on when it is called again. Between two
+    numbers of workers, the group has as many as the cluster has room for, and starts again where
+    that changes. Its metrics go by the `names` of the experiment and the trial.
+
+    Raises what a worker raised where that is ours, `WorkFailed` where too much was lost.
     """
     store.stand()
     check_fit(scale, least(workers), fingerprint(run))
@@ -62,7 +69,8 @@ def fit(
         os.environ.setdefault(*_SHRINKS_AFTER)
     own = share(scale)
     ours = store.root / "ray"  # Ray's own notes on the run; the results are not in there
-    trainer = TorchTrainer(
+    trainer = functools.partial(
+        TorchTrainer,
         _worker,
         train_loop_config={
             "store": store.url,
@@ -84,12 +92,33 @@ def fit(
             callbacks=[*callbacks],
         ),
     )
-    try:
-        with _own_interrupts():
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error, run) from error
+    for left in reversed(range(scale.max_failures + 1)):
+        try:
+            with _own_interrupts():
+                trainer().fit()
+            break
+        except (TrainingFailedError, RayError) as error:
+            watch.check()
+            if not (left and _lost(error)):
+                raise _cause(error, run) from error
+        # What a controller that was killed wrote last may be half of a file.
+        store.remove(ours / fingerprint(run))
+        time.sleep(_PAUSE_SECONDS)
     store.remove(ours / fingerprint(run))
+
+
+def _lost(error: Exception) -> bool:
+    """Whether a process was lost where Ray Train gives up at once, and another try may do.
+
+    It counts and tries again what workers fail with in training, and when a group is set up. But
+    the death of a worker to which the training is being handed ends the run (its controller's call
+    of `run_train_fn`, Ray 2.60), and so do the controller's own and those of its helpers.
+    """
+    if isinstance(error, ControllerError):
+        error = error.controller_failure
+    if isinstance(error, RayTaskError):  # in a worker, which may miss another one
+        return not isinstance(error.cause, RaykdError)
+    return isinstance(error, RayError)
 
 
 @contextlib.contextmanager
@@ -130,16 +159,19 @@ def _pass_on(metrics: Mapping[str, Any]) -> None:
     ray.train.report(numbers(metrics))
 
 
-def _cause(error: TrainingFailedError, run: Training) -> RaykdError:
+def _cause(error: Exception, run: Training) -> RaykdError:
     """What the user should hear: the workers' own error where it is one of ours."""
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
         for reason in (failure, getattr(failure, "cause", None), failure.__cause__):
             if isinstance(reason, RaykdError):
                 return reason
-    first = next(iter(failures.values()), error)
-    text = (str(first).strip() or type(first).__name__).splitlines()[-1]
+    first = next(iter(failures.values()), getattr(error, "controller_failure", error))
+    if isinstance(first, RayTaskError) and isinstance(first.cause, RaykdError):
+        return first.cause
+    text = (str(first).strip() or "no message").splitlines()
+    said = f"{type(first).__name__}: {text[0] if isinstance(first, RayActorError) else text[-1]}"
     return WorkFailed(
-        f"{run.model} ({fingerprint(run)}): the workers failed too often, at last with: {text}; "
+        f"{run.model} ({fingerprint(run)}): the workers failed too often, at last with: {said}; "
         "run the same command again to go on from the last checkpoint"
     )

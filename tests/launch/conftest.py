@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-# Read when Ray's processes start, and by `raykd.launch.cluster` where it starts one.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Read when Ray's processes start.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 

@@ -7,6 +7,8 @@ import os
 import sys
 
 if __name__ == "__main__":
+    # Of a plain cluster, which would otherwise leave a token in the home folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
     from raykd.experiment import load
