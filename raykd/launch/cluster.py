@@ -37,7 +37,8 @@ _SETTINGS = {
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 _TRIES = 2  # of starting a cluster: a busy machine may be too slow for Ray's own limits
 _START_SECONDS = 300.0  # for a try
-_DASHBOARD_SECONDS = 150.0  # which Ray gives up on after 60 otherwise
+_DASHBOARD_SECONDS = 150.0  # for its dashboard; Ray gives up after 60 by itself
+_NODE_SECONDS = 150.0  # for its node; Ray gives up after 30 by itself, which a busy machine needs
 _JOIN_SECONDS = 45.0  # for joining one that answers; Ray looks for this machine's node for 60
 _LOOK_SECONDS = 5.0  # between two looks at a cluster that was joined
 _SILENT_SECONDS = 30.0  # for which it may not answer before it counts as lost
@@ -226,10 +227,32 @@ def _started(cores: int, own: Private, watch: Watch) -> Any:
         f"Ray did not start on this machine within {_START_SECONDS:g} s: is it very busy?"
     )
     ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = _DASHBOARD_SECONDS  # read at each start
-    with on_loopback(), _own_end(), watch.limited(_START_SECONDS, late):
+    with on_loopback(), _own_end(), _patient(), watch.limited(_START_SECONDS, late):
         return ray.init(
             "local", num_cpus=cores, include_dashboard=True, _temp_dir=str(own.session), **_QUIET
         )
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """A region in which a start waits for its node for longer than Ray does (a constant, 2.60)."""
+    get_node: Any = services.get_node
+
+    def await_node(*where: str) -> Any:
+        until = time.monotonic() + _NODE_SECONDS
+        while True:
+            try:
+                return get_node(*where)
+            except RuntimeError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
+
+    services.get_node = await_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 class _Own:

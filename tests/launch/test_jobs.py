@@ -69,7 +69,7 @@ def test_raykd_without_the_cluster_s_token_says_where_to_put_it(head, tmp_path):
     words = [BIN / "raykd", "run", ROOT / "experiments/quickstart.yaml", "--store", tmp_path]
     environment = {**head.environment, **variables}
     done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 6, done.stderr
+    assert done.returncode == 9, done.stderr
     assert f"the Ray cluster at {address} wants a token, and none was found here" in done.stderr
     assert "~/.ray/auth_token" in done.stderr
 
