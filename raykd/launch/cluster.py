@@ -70,10 +70,10 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
         stack.callback(watch.over, lambda urgent: None)
         try:
             yield
-        except RayError as error:
-            if isinstance(error, RayTaskError):
-                raise  # of our own code, with its traceback
+        except Exception as error:
             watch.check()
+            if not isinstance(error, RayError) or isinstance(error, RayTaskError):
+                raise  # the second: of our own code, with its traceback
             said = (str(error).strip() or "no message").splitlines()[0]
             raise WorkFailed(f"Ray failed: {type(error).__name__}: {said}; {_KEPT}") from error
 
@@ -102,16 +102,10 @@ def _answering(address: str) -> tuple[str, bool]:
     not there.
     """
     try:
-        place = (
-            services.canonicalize_bootstrap_address_or_die(address)
-            if address == "auto"
-            else address
-        )
-        own = (
-            None
-            if private.given_token() or private.mode() == "disabled"
-            else private.token_of(place)
-        )
+        place = address.replace("localhost:", "127.0.0.1:", 1)
+        if address == "auto":
+            place = services.canonicalize_bootstrap_address_or_die(address)
+        own = None if private.mode() == "disabled" else private.token_of(place)
         if own is not None:
             private.ask_for(own)
         answer, alone = probe.answer_of(place), own is not None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from raykd.errors import RaykdError
 
 LOOK_SECONDS = 0.5
-PATIENCE = 7.0  # seconds from a signal, or from the loss of a cluster, to the end of the process
+PATIENCE = 6.0  # seconds from a signal, or from the loss of a cluster, to the end of the process
 
 
 # Why a cluster is lost, None while it is there; asked with True where something has failed already.
