@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting one of our own on this machine."""
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_PSUTIL: Any = importlib.import_module("psutil")  # which `import ray` has put on the path
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 _TRIES = 2  # of starting a cluster: a busy machine may be too slow for Ray's own limits
 _START_SECONDS = 300.0  # for a try
@@ -221,15 +223,18 @@ def _started(cores: int, own: Private, watch: Watch) -> Any:
         f"Ray did not start on this machine within {_START_SECONDS:g} s: is it very busy?"
     )
     ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = _DASHBOARD_SECONDS  # read at each start
-    with on_loopback(), _own_end(), _patient(), watch.limited(_START_SECONDS, late):
+    with on_loopback(), _own_end(), _patient(own), watch.limited(_START_SECONDS, late):
         return ray.init(
             "local", num_cpus=cores, include_dashboard=True, _temp_dir=str(own.session), **_QUIET
         )
 
 
 @contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """A region in which a start waits for its node for longer than Ray does (a constant, 2.60)."""
+def _patient(own: Private) -> Iterator[None]:
+    """A region in which a start waits for its node for longer than Ray does (a constant, 2.60).
+
+    Not where the node's raylet has given up: it waits 15 s for its own agent, another constant.
+    """
     get_node: Any = services.get_node
 
     def await_node(*where: str) -> Any:
@@ -238,9 +243,10 @@ def _patient() -> Iterator[None]:
             try:
                 return get_node(*where)
             except RuntimeError:
-                if time.monotonic() > until:
+                raylets = [each for each in _processes(own) if "raylet_socket_name" in each[1]]
+                if time.monotonic() > until or not raylets:
                     raise
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     services.get_node = await_node
     try:
@@ -269,20 +275,22 @@ class _Own:
 
 def _remove(own: Private) -> None:
     """End what is left of a cluster's processes, and remove its folder."""
-    import psutil  # Ray brings it along, and has it found once it is imported
-
-    def command(process: Any) -> str:
-        with contextlib.suppress(psutil.Error):
-            return " ".join(process.cmdline())
-        return ""
-
-    roots = [each for each in psutil.Process().children() if str(own.session) in command(each)]
-    for root in roots:
-        with contextlib.suppress(psutil.Error):
+    for root, _ in _processes(own):
+        with contextlib.suppress(_PSUTIL.Error):
             for each in [*root.children(recursive=True), root]:
-                with contextlib.suppress(psutil.Error):
+                with contextlib.suppress(_PSUTIL.Error):
                     each.kill()
     own.remove()
+
+
+def _processes(own: Private) -> list[tuple[Any, str]]:
+    """The processes that this one has started for a cluster, with their commands."""
+    found = []
+    for each in _PSUTIL.Process().children():
+        with contextlib.suppress(_PSUTIL.Error):  # it has just ended
+            command = " ".join(each.cmdline())
+            found += [(each, command)] if str(own.session) in command else []
+    return found
 
 
 @contextlib.contextmanager
