@@ -70,7 +70,7 @@ with connected(Scale(), print):
 # Another user, who asks every port for a job over HTTP, and the head by Ray's own protocol. Ray
 # is imported before, so that it is not the files of this checkout that keep them out.
 STRANGER = """
-import json, os, urllib.error, urllib.request
+import http.client, json, os, urllib.error, urllib.request
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_service_pb2 as messages, gcs_service_pb2_grpc as calls
 import grpc, sys
@@ -86,7 +86,7 @@ for port in sorted({int(each.rpartition(":")[2], 16) for each in json.loads(os.e
                 print("http", port, path, got.status)
         except urllib.error.HTTPError as error:
             print("http", port, path, error.code)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             print("other", port, path, type(error).__name__)
 stub = calls.InternalKVGcsServiceStub(init_grpc_channel(sys.argv[1]))
 try:
