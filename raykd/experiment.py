@@ -18,13 +18,14 @@ from pydantic import Field
 from raykd.codecs import CODECS
 from raykd.errors import ConfigError
 from raykd.methods import METHODS
+from raykd.mistakes import Mistakes, Places
 from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
 from raykd.record import Record
 from raykd.registry import nearest
 from raykd.scale import Scale, Workers, most
 from raykd.shorthand import read_student, record
-from raykd.space import Domain, Space, Sweep, read_space
-from raykd.tree import PARTS, laid_out, override, read_yaml, value_at
+from raykd.space import Domain, Space, Sweep, check_generation, read_space
+from raykd.tree import PARTS, laid_out, override, read_lines, value_at
 
 
 class Where(Record):
@@ -53,6 +54,9 @@ class Experiment:
     scale: Scale
     where: Where = field(default_factory=Where)
     space: Space | None = None  # what the runs were laid out from, or are to be drawn from
+    places: Places = field(
+        default_factory=dict, compare=False, repr=False
+    )  # of its keys in the file
 
     def students(self) -> tuple[StudentRun, ...]:
         """Those whose route is known from the beginning."""
@@ -80,7 +84,7 @@ class Experiment:
 def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment in a YAML file, with `key=value` overrides such as `run.seed=3`.
 
-    Raises `ConfigError`, with every mistake on a line of its own.
+    Raises `ConfigError`, with every mistake on a line of its own and where it stands.
     """
     try:
         text = path.read_text()
@@ -88,18 +92,57 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text, and so no experiment file") from error
+    except ValueError as error:  # a name that no file can have
+        raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from error
     return parse(text, path.stem, overrides, str(path))
 
 
 def parse(
-    text: str, name: str, overrides: Iterable[str] = (), place: str = "experiment"
+    text: str, name: str, overrides: Iterable[str] = (), place: str | None = None
 ) -> Experiment:
-    """The experiment in YAML text, which messages call `place` where it is no YAML."""
-    tree = read_yaml(text, place)
+    """The experiment in YAML text; `place` is the file that mistakes are said to be in."""
+    tree, lines = read_lines(text, place or "experiment")
     if not isinstance(tree, dict):
-        raise ConfigError(f"experiment: expected the keys {', '.join(PARTS)}")
+        raise ConfigError(f"{place or 'experiment'}: expected the keys {', '.join(PARTS)}")
+    places = {key: f"{place}, line {line}" for key, line in lines.items()} if place else {}
     for setting in overrides:
         override(tree, setting)
+        key = setting.partition("=")[0]
+        for other in [other for other in places if f"{other}.".startswith(f"{key}.")]:
+            del places[other]
+        places |= {key: f"{key}=... on the command line"} if place else {}
+    mistakes = Mistakes(places)
+    with mistakes.collecting():
+        _check_parts(tree)
+    mistakes.raise_all()
+    grid = tree.get("grid") or {}
+    where, scale = Where(), Scale()
+    with mistakes.collecting():
+        where = record(Where, tree.get("data") or {}, "experiment.data")
+    with mistakes.collecting():
+        scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
+    runs: list[Asked] = []
+    with mistakes.collecting():
+        for run in laid_out(tree["run"], grid, scale.grid_limit):
+            with mistakes.collecting():
+                runs.append(read_student(run))
+    mistakes.raise_all()
+    space = None
+    with mistakes.collecting():
+        parts = (tree.get("search") or {}, tree.get("sweep") or {})
+        space = read_space(tree["run"], grid, *parts, scale.grid_limit)
+        for run in runs if space.sweep.scheduler == "pbt" else ():
+            check_generation(run)
+    for rule in scale.rules:
+        for key in rule.match:
+            if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
+                mistakes.add(f"experiment.scale.rules: {key}: no student has such a key")
+    mistakes.raise_all()
+    return Experiment(name, tuple(runs), scale, where, space, places)
+
+
+def _check_parts(tree: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the parts of a file are not there, or are no parts."""
     for key in tree:
         if key not in PARTS:
             raise ConfigError(
@@ -108,18 +151,8 @@ def parse(
             )
     if not isinstance(tree.get("run"), dict):
         raise ConfigError("experiment.run: this key must be given, with a model and its data")
-    where = record(Where, tree.get("data") or {}, "experiment.data")
-    scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
-    grid = tree.get("grid") or {}
-    if not isinstance(grid, dict):
+    if not isinstance(tree.get("grid") or {}, dict):
         raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
-    runs = tuple(read_student(run) for run in laid_out(tree["run"], grid))
-    space = read_space(tree["run"], grid, tree.get("search") or {}, tree.get("sweep") or {})
-    for rule in scale.rules:
-        for key in rule.match:
-            if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
-                raise ConfigError(f"experiment.scale.rules: {key}: no student has such a key")
-    return Experiment(name, runs, scale, where, space)
 
 
 def basis(run: Asked) -> StudentRun:

@@ -9,12 +9,18 @@ from raykd.data import images
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
+from raykd.mistakes import Mistakes
 from raykd.models.given_weights import GivenWeights, copied, is_path, normalisation
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.agreement import check_student
 from raykd.remote import is_url
 from raykd.store import Store
 
+# What can be done about a teacher of other classes.
+ALIKE = (
+    "teacher and student answer for the same classes, whatever the method reads: leave weights out "
+    "to train the teacher on the student's images, or give weights that were trained on them"
+)
 Digests = dict[tuple[str, int | None, bool], str]  # of images, by dataset, resize, stream
 
 
@@ -33,8 +39,15 @@ def resolve(
     skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
     given = GivenWeights(store, say)
+    known: dict[Data, Data] = {}
+    mistakes = Mistakes(experiment.places)
 
     def data(value: Data) -> Data:
+        if value not in known:
+            known[value] = read(value)
+        return known[value]
+
+    def read(value: Data) -> Data:
         source = (value.name, value.resize, value.stream is not None)
         if source not in digests and value.digest:
             digests[source] = value.digest
@@ -59,12 +72,12 @@ def resolve(
     def student(run: StudentRun) -> StudentRun:
         teacher = None if run.teacher is None else teacher_of(run.teacher)
         after = None if run.after is None else student(run.after)
-        read = {"data": data(run.data), "teacher": teacher, "after": after}
-        run = run.model_copy(update=read)
+        own = {"data": data(run.data), "teacher": teacher, "after": after}
+        run = run.model_copy(update=own)
         if teacher is not None and teacher.data.classes != run.data.classes:
             raise ConfigError(
                 f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
-                f"the student's data have {run.data.classes}"
+                f"the student's data have {run.data.classes}; {ALIKE}"
             )
         try:
             check_student(run)  # once more, with what was read
@@ -78,7 +91,12 @@ def resolve(
         searched = student(run.search.student)
         return replace(run, search=run.search.model_copy(update={"student": searched}))
 
-    return replace(experiment, runs=tuple(asked(run) for run in experiment.runs))
+    runs: list[Asked] = []
+    for run in experiment.runs:
+        with mistakes.collecting():
+            runs.append(asked(run))
+    mistakes.raise_all()
+    return replace(experiment, runs=tuple(runs))
 
 
 def portable(experiment: Experiment, store: Store) -> Experiment:

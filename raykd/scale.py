@@ -59,6 +59,7 @@ class Scale(Record):
     max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
     # For nodes that an autoscaler still has to add; 0: work that does not fit is refused.
     wait_minutes: float = Field(default=0.0, ge=0)
+    grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)  # students of a grid, or trials
     local_gb: float | None = Field(
         default=None, gt=0
     )  # copies of a remote store's shards on a node

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raykd.errors import ConfigError
-from raykd.recipes import Asked
+from raykd.recipes import Asked, StudentRun
 from raykd.record import Record
 from raykd.registry import nearest
 from raykd.shorthand import read_student, record
-from raykd.tree import laid_out, within
+from raykd.tree import check_count, laid_out, within
 
 Scalar = str | int | float | bool | None
 METRICS = {  # of an epoch, and which is better
@@ -124,8 +124,17 @@ class Space:
         return given if drawn else self.choices(axis)[given]
 
 
-def read_space(run: dict[str, Any], grid: Mapping[str, Any], search: Any, sweep: Any) -> Space:
-    """The space of an experiment file. Raises `ConfigError` where a part cannot be read."""
+def read_space(
+    run: dict[str, Any],
+    grid: Mapping[str, Any],
+    search: Any,
+    sweep: Any,
+    limit: int | None = None,
+) -> Space:
+    """The space of an experiment file.
+
+    Raises `ConfigError` where a part cannot be read, or has more than `limit` trials.
+    """
     if not isinstance(search, dict):
         raise ConfigError("experiment.search: expected keys of run, each with what to draw from")
     domains = {
@@ -144,6 +153,8 @@ def read_space(run: dict[str, Any], grid: Mapping[str, Any], search: Any, sweep:
                     "of one of them with choice"
                 )
     space = Space(run, grid, domains, record(Sweep, sweep, "experiment.sweep"))
+    times, axes = space.sweep.samples, {} if space.sweep.algorithm == "optuna" else grid
+    check_count("sweep", "draws", "trials", axes, limit, times)
     if space.sweep.scheduler == "pbt":
         _check_generations(space)
     _check_metric(space.sweep)
@@ -204,6 +215,20 @@ def _check_generations(space: Space) -> None:
         raise ConfigError(
             f"experiment.sweep.generation_epochs: {epochs} epochs are no whole number of "
             f"generations of {every}"
+        )
+
+
+def check_generation(asked: Asked) -> None:
+    """Raise `ConfigError` where a student cannot be one of a population."""
+    if not isinstance(asked, StudentRun) or asked.route is not None or asked.after is not None:
+        raise ConfigError(
+            "experiment.sweep.scheduler: population based training makes stages of its own; "
+            "leave run.rco, run.route and run.after out"
+        )
+    if asked.method.prelude() is not None:
+        raise ConfigError(
+            f"experiment.sweep.scheduler: method {asked.method.label!r} trains something "
+            "before each student, and population based training makes many; choose another one"
         )
 
 

@@ -9,6 +9,7 @@ from raykd.cli.shared import cell, print_json, wide_console
 from raykd.engine.caches import check_room
 from raykd.engine.estimate import Item, estimate
 from raykd.engine.forecast import forecast, totals
+from raykd.engine.preflight import preflight
 from raykd.engine.routes import so_far
 from raykd.engine.scaling import Cluster
 from raykd.experiment import Experiment
@@ -83,6 +84,7 @@ def print_forecast(
 
 def _missing(experiment: Experiment, place: Store) -> tuple[Plan, int, int]:
     """What is to be done, how many students are not there, and how many are known."""
+    preflight(experiment, place)
     students, measured = so_far(place, experiment.runs)
     missing = [student for student in students if not place.has(student)]
     work = plan_of(students, place.has, measured)

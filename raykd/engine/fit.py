@@ -6,7 +6,6 @@ be in the store already: `raykd.plan` says in which order.
 
 import contextlib
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -168,24 +167,10 @@ def refreshed(network: Staged, train: Views, view: int) -> Staged:
     """A copy whose batch-norm statistics are those of one view of all training images."""
     copied = copy.deepcopy(network)
     rows = torch.arange(len(train.images))
-    batches = train.runs(rows, BATCH, view)
-    if len(rows) > BATCH and len(rows) % BATCH == 1 and not _learns_from_one(network, train, view):
-        first, last = rows[: -BATCH - 1], rows[-BATCH - 1 :]
-        batches = train.runs(last, BATCH + 1, view)
-        if len(first):
-            batches = itertools.chain(train.runs(first, BATCH, view), batches)
-    update_bn((batch.pixels for batch in batches), copied)
+    # A batch norm has no statistics of a last batch that is one image.
+    size = next((size for size in range(BATCH, 1, -1) if len(rows) % size != 1), BATCH)
+    update_bn((batch.pixels for batch in train.runs(rows, size, view)), copied)
     return copied
-
-
-def _learns_from_one(network: Staged, train: Views, view: int) -> bool:
-    """Whether the network takes a training batch of one image: not where its maps are 1 x 1."""
-    [batch] = train.runs(torch.arange(1), 1, view)
-    try:
-        copy.deepcopy(network).train()(batch.pixels)
-    except ValueError:  # batch norm's: one value per channel has no variance
-        return False
-    return True
 
 
 class ShardMaker:

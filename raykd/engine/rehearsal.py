@@ -34,10 +34,11 @@ def step_of(
     torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
     student, helpers, teacher = _network(run.model, run.data), nn.ModuleDict(), None
+    seen = run.as_teacher_sees(run.data)
     if needs and run.teacher is not None:
-        assert run.data.size is not None
+        assert run.data.size is not None and seen.size is not None
         network = _network(run.teacher.model, run.data)
-        shapes = (measure(who, run.data.size) for who in (student, network))
+        shapes = measure(student, run.data.size), measure(network, seen.size)
         helpers = method.helpers(*shapes, targets)
         lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
         teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
@@ -47,14 +48,15 @@ def step_of(
     learner = _on(device, Learner(student, method, helpers, own, **how))
     mixed = run.data.augment.mix is not None or method.mixing() is not None
     batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
+    theirs = batch if seen == run.data else _noise(run.optim.batch, seen, device, rows=len(targets))
     source = None if teacher is None else looking(teacher, looks.teacher)
     if source is not None and method.calibrates(helpers):
-        method.calibrate(helpers, [source(batch)])
+        method.calibrate(helpers, [source(theirs)])
     asks = source if own is None and not run.cached() else None
-    known = source(batch) if source is not None and run.cached() else None
+    known = source(theirs) if source is not None and run.cached() else None
 
     def step() -> None:
-        losses, _ = learner(batch, known if asks is None else asks(batch), 1.0)
+        losses, _ = learner(batch, known if asks is None else asks(theirs), 1.0)
         torch.stack([*losses.values()]).sum().backward()
 
     return step

@@ -19,6 +19,7 @@ from raykd.engine.group import GroupHost
 from raykd.engine.host import EVERY_EPOCH, NOBODY, AnyModule, State
 from raykd.engine.journal import Journal
 from raykd.engine.learner import Learner
+from raykd.engine.probe import check_shares
 from raykd.errors import ConfigError
 from raykd.scale import Scale
 from raykd.types import Signal
@@ -47,12 +48,7 @@ class ShardedHost(GroupHost):
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner itself, which from here on has its share of the weights."""
         assert isinstance(learner, Learner) and (average is None or isinstance(average, Average))
-        scalars = [name for name, value in learner.named_parameters() if not value.dim()]
-        if scalars:
-            raise ConfigError(
-                f"scale.shard: {scalars[0]} of method {learner.method.name!r} is one number, which "
-                "cannot be shared out; choose ddp"
-            )
+        check_shares(learner, learner.method)
         for module in (learner, *([] if average is None else [average])):
             self._copies[module] = copy.deepcopy(module, {id(self): self}).cpu()
             for value in module.parameters():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd import bits, models
-from raykd.engine import prepare, weights
+from raykd.engine import prepare, probe, weights
 from raykd.engine.host import Host
 from raykd.engine.learner import Learner
 from raykd.methods.roles import Shared, forget
@@ -39,8 +39,13 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
 def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learner:
     """Student and helpers as they are before the first step: a function of the seed.
 
-    `targets` (int64 [N]) are the labels of the training rows.
+    `targets` (int64 [N]) are the labels of the training rows. Raises `ConfigError` where the
+    network cannot be trained on the samples of a step.
     """
+    share = run.optim.batch // host.world // host.scale.accumulate
+    if share == 1 and run.method.trains != "helpers":
+        assert run.data.classes is not None and run.data.size is not None
+        probe.check_training(run.model, run.data.classes, run.data.size, share)
     torch.manual_seed(bits.seed(run.seed))
     student, helpers = untrained(run, targets)
     teacher = None

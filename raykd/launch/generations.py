@@ -14,10 +14,9 @@ from ray import tune
 from ray.tune import Checkpoint
 from ray.tune.schedulers import PopulationBasedTraining
 
-from raykd.errors import ConfigError
 from raykd.launch.trial import Brief, TrialCompany, last_report, make, sheet_of
 from raykd.recipes import StudentRun
-from raykd.space import Domain, Space
+from raykd.space import Domain, Space, check_generation
 from raykd.store import read_json, write_json
 
 _RECIPE = "recipe.json"  # what a checkpoint of Tune's holds: the last student, by its recipe
@@ -30,16 +29,8 @@ def run_generations(config: dict[str, Any], brief: Brief) -> None:
         before, done = _taken_over()
         sheet.update(asked=before)  # who takes over after the last generation trains no more
         asked = brief.asked(config, store)
-        if not isinstance(asked, StudentRun) or asked.route is not None or asked.after is not None:
-            raise ConfigError(
-                "experiment.sweep.scheduler: population based training makes stages of its own; "
-                "leave run.rco, run.route and run.after out"
-            )
-        if asked.method.prelude() is not None:
-            raise ConfigError(
-                f"experiment.sweep.scheduler: method {asked.method.label!r} trains something "
-                "before each student, and population based training makes many; choose another one"
-            )
+        check_generation(asked)
+        assert isinstance(asked, StudentRun)
         every = brief.space.sweep.generation_epochs
         optim = asked.optim.model_copy(update={"epochs": every, "warmup_epochs": 0})
         for generation in range(done, asked.optim.epochs // every):

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from raykd.engine.preflight import preflight
 from raykd.engine.sweeps import (
     Sheet,
     folder_of,
@@ -94,6 +95,7 @@ def sweep(
         os.environ.setdefault(key, value)
     digests: Digests = {}
     experiment = resolve(experiment, store, teller.say, digests)
+    preflight(experiment, store)
     name = sweep_name(experiment)
     experiment = portable(experiment, store)
     space = experiment.space

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raykd.data.images import Data, open_images
-from raykd.data.order import check_batch, check_uneven
 from raykd.engine.integrity import finish_again
+from raykd.engine.preflight import check_disk, preflight
 from raykd.engine.result import teacher_said
 from raykd.engine.routes import (
     DECISIONS,
@@ -56,11 +55,15 @@ def carry_out(
 ) -> Outcome:
     """Make every artefact of a resolved experiment that the store lacks.
 
-    With `students` False it stops after the caches. What is finished stays finished: a call
+    With `students` False it stops after the caches. Nothing is begun where a part of it cannot be
+    done: see `preflight`. What is finished stays finished: a call
     that was interrupted is continued by the same call. A failure does not stop what can do
     without it; the errors are raised at the end, as one.
     """
     started = time.monotonic()
+    preflight(experiment, store)
+    if company is None or not company.shared:  # others may be filling the same caches
+        check_disk(experiment, store)
     with contextlib.ExitStack() as stack:
         crew = Crew(experiment, store, teller, stack, company or Company(store, teller.say))
         site = _Site(experiment, store, teller, crew, students)
@@ -166,7 +169,8 @@ class _Site:
         self.made.update(filled)
         self.reused.difference_update(filled)
         if self.students:
-            self._train([(run, experiment.workers(run)) for run in layer.preludes])
+            able = [run for run in layer.preludes if has(run.teacher)]
+            self._train([(run, experiment.workers(run)) for run in able])
             empty = [job.run for job in failed]
             ready = [run for run in layer.students if self._is_ready(run, empty)]
             self._train([(run, experiment.workers(run)) for run in ready])
@@ -194,7 +198,6 @@ class _Site:
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
         with collected(self.errors):
             if missing:
-                _check_batches(self.store, missing, self.experiment.scale.accumulate)
                 self.crew.train(missing)
         self.made.update(run for run, _ in missing if self.store.has(run))
 
@@ -223,18 +226,3 @@ class _Site:
         }
         there = ", ".join(f"{count} {kind}" for kind, count in found.items())
         self.teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
-
-
-def _check_batches(store: Store, jobs: Sequence[tuple[Training, Workers]], parts: int) -> None:
-    """Raise `ConfigError` where a run's batches do not suit its data or its workers."""
-    sizes: dict[Data, int] = {}
-    for run, workers in jobs:
-        if isinstance(run, TeacherRun) and run.weights is not None:
-            continue
-        if run.data not in sizes:
-            sizes[run.data] = len(open_images(store, run.data)[0])
-        if isinstance(workers, int):
-            check_batch(sizes[run.data], run.optim.batch, max(1, workers), parts)
-        else:
-            for world in range(workers[0], workers[1] + 1):
-                check_uneven(sizes[run.data], run.optim.batch, world, parts)

@@ -53,6 +53,15 @@ def preprocessing(library: str, name: str, weights: str) -> tuple[Colour, Colour
     return tuple(constants.mean), tuple(constants.std)
 
 
+def known_classes(library: str, name: str, weights: str) -> int:
+    """How many classes published weights know, as the library says without a download."""
+    check_name(library, name)
+    published = _published(library, name, weights)
+    if library == "timm":
+        return _timm().get_pretrained_cfg(published).num_classes
+    return len(published.meta["categories"])
+
+
 def _network(library: str, name: str, classes: int, weights: str | None) -> nn.Module:
     """The library's own network; see `build`."""
     if weights is None:
@@ -63,11 +72,10 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
         options = {"aux_logits": False, "init_weights": True} if auxiliary else {}
         return torchvision.models.get_model(name, num_classes=classes, **options)
     published = _published(library, name, weights)
+    known = known_classes(library, name, weights)
     if library == "timm":
-        known = _timm().get_pretrained_cfg(published).num_classes
         make = partial(_timm().create_model, published, pretrained=True)
     else:
-        known = len(published.meta["categories"])
         make = partial(_downloaded, name, published)
     if known != classes:
         raise ConfigError(

@@ -110,7 +110,10 @@ def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Sta
     heads = [name for name, value in network.network.named_parameters() if id(value) in last]
     if shaped and not missing and not unexpected and {*shaped} <= {*heads}:
         known, classes = found[shaped[0]].shape[0], expected[shaped[0]].shape[0]
-        return f"they know {known} classes, and the data have {classes}"
+        return (
+            f"they know {known} classes, and the data have {classes}; give weights that were "
+            "trained on those classes, or leave weights out to train the network on the images"
+        )
     parts = [
         f"{len(names)} {kind} ({_shown(names)})"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
