@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 Tail = Literal["uniform", "renormalise", "ghost"]
 TAILS: tuple[Tail, ...] = ("uniform", "renormalise", "ghost")
@@ -63,7 +63,7 @@ class TopK(_Codec):
     whole: ClassVar[bool] = False
 
     name: Literal["topk"] = "topk"
-    k: int = Field(default=10, ge=1)  # fewer than C
+    k: int = Field(default=10, ge=1, le=Limits.WIDTH)  # fewer than C
     tail: Tail = "uniform"
 
     def suits(self, temperature: float) -> bool:

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from raykd.codecs import CODECS
 from raykd.errors import ConfigError
+from raykd.explain import Mistakes, Places
 from raykd.methods import METHODS
-from raykd.mistakes import Mistakes, Places
 from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
 from raykd.record import Record
 from raykd.registry import nearest

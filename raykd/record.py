@@ -1,4 +1,4 @@
-"""Frozen, strict values that describe what determines a result, and their fingerprints."""
+"""Frozen, strict values that describe what determines a result: limits, and fingerprints."""
 
 import hashlib
 import json
@@ -8,6 +8,22 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 DIGITS = 20  # hex digits of a fingerprint: 80 bits, a clash among 10**9 recipes is a 1e-6 chance
+
+
+class Limits:
+    """The largest numbers that a recipe may have: more than any real run has, less than a typo."""
+
+    EPOCHS = 100_000
+    SEED = 2**63 - 1
+    ROWS = 2**31 - 1  # samples, and the bits that choose among them
+    PIXELS = 16_384  # of a side
+    PAD = 128  # pixels; their crops are counted one by one
+    WORKERS = 100_000
+    WIDTH = 1 << 20  # channels, classes, negatives
+    WEIGHT = 1e9  # of a loss, and of what is added up or multiplied with one
+    TEMPERATURE = 1e4
+    RATE = 1e30  # float32 holds its products with a gradient
+    SECONDS = 1e9  # thirty years
 
 
 class Record(BaseModel):

@@ -9,7 +9,7 @@ from raykd.data import images
 from raykd.data.images import Data
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment
-from raykd.mistakes import Mistakes
+from raykd.explain import Mistakes
 from raykd.models.given_weights import GivenWeights, copied, is_path, normalisation
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.agreement import check_student

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 Between: TypeAlias = tuple[int, int]  # workers that train together: at least, and at most
 Workers: TypeAlias = int | Between  # 0: this process, without Ray
@@ -25,9 +25,10 @@ def _form(value: object) -> str:
     return "between" if isinstance(value, list | tuple) else "number"
 
 
-_Between: TypeAlias = Annotated[Between, Tag("between")]
-_Some: TypeAlias = Annotated[int, Field(ge=1), Tag("number")]
-_Any: TypeAlias = Annotated[int, Field(ge=0), Tag("number")]
+_Count: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS)]
+_Between: TypeAlias = Annotated[tuple[_Count, _Count], Tag("between")]
+_Some: TypeAlias = Annotated[int, Field(ge=1, le=Limits.WORKERS), Tag("number")]
+_Any: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS), Tag("number")]
 
 
 class Rule(Record):
@@ -45,23 +46,39 @@ class Scale(Record):
     # Of a teacher; None: as `workers`.
     teacher_workers: Annotated[_Any | _Between, Discriminator(_form)] | None = None
     rules: tuple[Rule, ...] = ()  # the first that matches a student overrides `workers`
-    parallel: int | None = Field(default=None, ge=1)  # one-worker students at a time; None: all fit
-    cpus: float = Field(default=1.0, gt=0)  # of each worker; threads of this process without Ray
-    gpus: float | None = Field(default=None, ge=0)  # of each worker; None: 1 where there are GPUs
-    decoders: int | None = Field(default=None, ge=0)  # processes that decode streamed images
+    parallel: int | None = Field(
+        default=None, ge=1, le=Limits.WORKERS
+    )  # one-worker students at a time; None: all fit
+    cpus: float = Field(
+        default=1.0, gt=0, le=Limits.WORKERS
+    )  # of each worker; threads of this process without Ray
+    gpus: float | None = Field(
+        default=None, ge=0, le=Limits.WORKERS
+    )  # of each worker; None: 1 where there are GPUs
+    decoders: int | None = Field(
+        default=None, ge=0, le=1024
+    )  # processes that decode streamed images
     on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
     shard: Literal["ddp", "fsdp"] = "ddp"  # workers together: each holds all weights, or a share
-    accumulate: int = Field(default=1, ge=1)  # parts of a worker's share of a batch, one by one
+    accumulate: int = Field(
+        default=1, ge=1, le=Limits.ROWS
+    )  # parts of a worker's share of a batch, one by one
     # The student's forward and backward; reduce-overhead: CUDA graphs.
     compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
-    checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, at epoch ends
-    checkpoint_within_seconds: float = Field(default=300.0, ge=0)  # the same, within an epoch
-    max_failures: int = Field(default=3, ge=0)  # of one run's workers, before it is given up
+    checkpoint_seconds: float = Field(
+        default=30.0, ge=0, le=Limits.SECONDS
+    )  # between checkpoints, at epoch ends
+    checkpoint_within_seconds: float = Field(
+        default=300.0, ge=0, le=Limits.SECONDS
+    )  # the same, within an epoch
+    max_failures: int = Field(
+        default=3, ge=0, le=Limits.WORKERS
+    )  # of one run's workers, before it is given up
     # For nodes that an autoscaler still has to add; 0: work that does not fit is refused.
-    wait_minutes: float = Field(default=0.0, ge=0)
+    wait_minutes: float = Field(default=0.0, ge=0, le=Limits.SECONDS)
     grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)  # students of a grid, or trials
     local_gb: float | None = Field(
-        default=None, gt=0
+        default=None, gt=0, le=1e9
     )  # copies of a remote store's shards on a node
     address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
 

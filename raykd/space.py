@@ -9,17 +9,19 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from raykd.errors import ConfigError
 from raykd.recipes import Asked, StudentRun
-from raykd.record import Record
+from raykd.record import Limits, Record
 from raykd.registry import nearest
 from raykd.shorthand import read_student, record
 from raykd.tree import check_count, laid_out, within
 
+_Number = Annotated[float, Field(ge=-Limits.RATE, le=Limits.RATE)]
+_Whole = Annotated[int, Field(ge=-Limits.SEED, le=Limits.SEED)]
 Scalar = str | int | float | bool | None
 METRICS = {  # of an epoch, and which is better
     "top1": "max",
@@ -40,24 +42,32 @@ class Sweep(Record):
     """How a sweep goes through its trials. None of it changes what a student's recipe means."""
 
     algorithm: Literal["random", "optuna"] = "random"  # of what `search` varies
-    samples: int = Field(default=1, ge=1)  # draws of it; of each combination of the grid if random
-    seed: int = Field(default=0, ge=0)  # of the draws
+    samples: int = Field(
+        default=1, ge=1, le=1_000_000
+    )  # draws of it; of each combination of the grid if random
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # of the draws
     metric: str | None = None  # None: validation_top1 where images are held out, else top1
     mode: Literal["max", "min"] = "max"
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
-    grace_epochs: int = Field(default=1, ge=1)  # asha, median: no trial is stopped before
-    reduction: int = Field(default=3, ge=2)  # asha: 1 in so many goes on at each rung
-    generation_epochs: int = Field(default=1, ge=1)  # pbt: between two exchanges
+    grace_epochs: int = Field(
+        default=1, ge=1, le=Limits.ROWS
+    )  # asha, median: no trial is stopped before
+    reduction: int = Field(
+        default=3, ge=2, le=Limits.WORKERS
+    )  # asha: 1 in so many goes on at each rung
+    generation_epochs: int = Field(default=1, ge=1, le=Limits.EPOCHS)  # pbt: between two exchanges
     quantile: float = Field(default=0.25, gt=0, le=0.5)  # pbt: share that takes over from the best
-    concurrent: int | None = Field(default=None, ge=1)  # trials at a time; None: all that fit
+    concurrent: int | None = Field(
+        default=None, ge=1, le=Limits.WORKERS
+    )  # trials at a time; None: all that fit
 
 
 class Domain(Record):
     """Values to draw from: exactly one of these."""
 
-    uniform: tuple[float, float] | None = None  # [low, high)
-    loguniform: tuple[float, float] | None = None
-    randint: tuple[int, int] | None = None  # [low, high)
+    uniform: tuple[_Number, _Number] | None = None  # [low, high)
+    loguniform: tuple[_Number, _Number] | None = None
+    randint: tuple[_Whole, _Whole] | None = None  # [low, high)
     choice: tuple[Any, ...] | None = None
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "raykd").rglob("*.py"))
 
 # A room, or a module beside them, imports from its own level and from those above it here.
 LEVELS = [
-    "types errors names record registry bits background ending meter mistakes",
+    "types errors names record registry bits background ending meter",
     "disk remote mirror store locks arrow codecs",
     "models methods",
     "data teachers",

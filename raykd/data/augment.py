@@ -18,7 +18,7 @@ from raykd.data.crop import Crop, part_of
 from raykd.data.erase import Erase
 from raykd.data.mixing import Mix
 from raykd.data.strong import Strong
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 ENDLESS = 1 << 31  # views
 REVISION = 1  # raised whenever the same key would show other pixels; part of every fingerprint
@@ -33,7 +33,7 @@ class Augment(Record):
 
     added: ClassVar[tuple[str, ...]] = ("crop", "colour", "erase")
 
-    pad: int = Field(default=0, ge=0)  # pixels of black border on each side
+    pad: int = Field(default=0, ge=0, le=Limits.PAD)  # pixels of black border on each side
     flip: bool = False  # mirror half of the views
     crop: Crop | None = None  # a random part, resized to the full size; in place of pad
     colour: Colour | None = None  # brightness, contrast, saturation, hue

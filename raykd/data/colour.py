@@ -21,9 +21,9 @@ class Colour(Record):
     device changes a pixel.
     """
 
-    brightness: float = Field(default=0.0, ge=0)
-    contrast: float = Field(default=0.0, ge=0)
-    saturation: float = Field(default=0.0, ge=0)
+    brightness: float = Field(default=0.0, ge=0, le=100)
+    contrast: float = Field(default=0.0, ge=0, le=100)
+    saturation: float = Field(default=0.0, ge=0, le=100)
     hue: float = Field(default=0.0, ge=0, le=0.5)
 
     @model_validator(mode="after")

@@ -6,10 +6,11 @@ Shapes: B batch, H, W pixels of an image.
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raykd import bits
@@ -18,7 +19,8 @@ from raykd.record import Record
 TRIES = 10  # of an area and an aspect ratio that fit into the image
 _STEPS = 1 << 20  # ratios are multiples of 1 / this, so that a last digit of exp changes nothing
 
-Range = tuple[float, float]
+_Bound = Annotated[float, Field(gt=0, le=1000)]
+Range = tuple[_Bound, _Bound]
 
 
 class Crop(Record):

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -23,16 +23,18 @@ from raykd.data.encoded import Encoded
 from raykd.data.files import Files
 from raykd.data.kept import into_store
 from raykd.data.order import stratified
-from raykd.data.samples import Triple
 from raykd.data.sources import SOURCES
 from raykd.data.stream import Stream
 from raykd.errors import ConfigError, DataError
-from raykd.record import Record
+from raykd.record import Limits, Record
 from raykd.remote import is_url
 from raykd.store import Store, read_json
 
 Say = Callable[[str], None]
 Split = Literal["train", "test", "validation"]
+_Side = Annotated[int, Field(ge=1, le=Limits.ROWS)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Std = Annotated[float, Field(gt=0, le=10)]
 
 
 def _quiet(text: str) -> None:
@@ -49,21 +51,28 @@ class Data(Record):
     added: ClassVar[tuple[str, ...]] = ("stream", "view_seed")
 
     name: str  # of `raykd show datasets`
-    resize: int | None = Field(default=None, ge=1)  # shorter side, then a centre crop; None: as is
+    resize: int | None = Field(
+        default=None, ge=1, le=Limits.PIXELS
+    )  # shorter side, then a centre crop; None: as is
     stream: Stream | None = None  # decode while training; None: once, into memory
     holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
     validation: float | None = Field(
         default=None, gt=0, lt=1
     )  # share of the rest that no one trains on
-    limit: int | None = Field(default=None, ge=1)  # train on this many rows, classes in proportion
+    limit: int | None = Field(
+        default=None, ge=1, le=Limits.ROWS
+    )  # train on this many rows, classes in proportion
     augment: Augment = Augment()
-    seed: int = Field(default=0, ge=0)  # of holdout, validation, limit, views; not of the order
-    view_seed: int | None = Field(default=None, ge=0)  # of views; None: as for the rest
+    seed: int = Field(
+        default=0, ge=0, le=Limits.SEED
+    )  # of holdout, validation, limit, views; not of the order
+    # The seed of views alone; None: `seed`.
+    view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
     digest: str = ""  # of labels, encoded images, class names, resize, the field's mean and std
-    classes: int | None = None
-    size: tuple[int, int] | None = None  # (H, W) in pixels
-    mean: Triple | None = None  # per channel, of pixels in 0 to 1
-    std: Triple | None = None
+    classes: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
+    size: tuple[_Side, _Side] | None = None  # (H, W) in pixels
+    mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1
+    std: tuple[_Std, _Std, _Std] | None = None
 
     @field_validator("name")
     @classmethod

@@ -17,7 +17,7 @@ from torch import Tensor
 from raykd import bits
 from raykd.data.boxes import boxes
 from raykd.errors import ConfigError
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 LEVELS = 256  # weights are multiples of 1 / 256, so that blends of grey levels are exact
 
@@ -32,7 +32,9 @@ class Mix(Record):
     """
 
     kind: Literal["mixup", "cutmix"] = "mixup"
-    alpha: float = Field(default=1.0, gt=0)  # of Beta(alpha, alpha); 1 is uniform
+    alpha: float = Field(
+        default=1.0, gt=0, le=Limits.TEMPERATURE
+    )  # of Beta(alpha, alpha); 1 is uniform
 
     def partners(self, ids: Tensor, view: int, seed: int, size: int) -> Tensor:
         """The rows (int64 [B], 0 to size - 1) that samples are mixed with."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 
 class Stream(Record):
@@ -16,8 +16,10 @@ class Stream(Record):
     Without a `resize`, it is in the proportion that is usual, 256 to a `size` of 224.
     """
 
-    size: int = Field(default=224, ge=1)  # of the side of what a network sees
-    resize: int = Field(default=256, ge=1)  # of the shorter side before the centre is cut out
+    size: int = Field(default=224, ge=1, le=Limits.PIXELS)  # of the side of what a network sees
+    resize: int = Field(
+        default=256, ge=1, le=Limits.PIXELS
+    )  # of the shorter side before the centre is cut out
     # JPEG files are scaled down by 2 to 8 as they are decoded where at least the wanted size is
     # left: faster for large photographs, with other pixels than the exact way.
     draft: bool = False

@@ -27,7 +27,7 @@ class Strong(Record):
     changes a pixel.
     """
 
-    operations: int = Field(default=2, ge=0)  # on each image
+    operations: int = Field(default=2, ge=0, le=100)  # on each image
     magnitude: float = Field(default=1.0, gt=0, le=1)  # of the largest strength
     hole: float = Field(default=0.5, ge=0, le=1)  # its side, of the image's; cut off at the border
 

@@ -18,7 +18,7 @@ from raykd.engine.estimate import missing_rows
 from raykd.engine.prepare import serving
 from raykd.errors import ConfigError
 from raykd.experiment import Experiment, basis
-from raykd.mistakes import Mistakes
+from raykd.explain import Mistakes
 from raykd.plan import plan
 from raykd.recipes import PreludeRun, StudentRun, TeacherRun, Training, training_of
 from raykd.resolve import ALIKE

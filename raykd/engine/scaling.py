@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 
 from pydantic import Field, model_validator
 
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
 REPORT_EVERY_SECONDS = 5.0  # at least, between a training's reports: `group.PASS_ON_SECONDS`
@@ -38,22 +38,40 @@ class Cluster(Record):
     tried on such a GPU: they are the assumptions that the forecast stands on.
     """
 
-    nodes: int = Field(ge=1)
-    gpus: int = Field(ge=1)  # of a node; of one without, how many workers on CPUs
-    cpus: int = Field(default=8, ge=1)  # of a node, that decode images
-    network_gbit: float = Field(gt=0)  # Gbit/s of a node, in each direction
-    latency_us: float = Field(default=20.0, ge=0)  # of one message between two nodes
-    link_gb: float = Field(default=50.0, gt=0)  # GB/s between two GPUs of one node
-    storage_gb: float = Field(gt=0)  # GB/s that the storage gives all nodes together
-    node_price: float = Field(default=0.0, ge=0)  # of a node, for an hour
+    nodes: int = Field(ge=1, le=Limits.WORKERS)
+    gpus: int = Field(
+        ge=1, le=Limits.WORKERS
+    )  # of a node; of one without, how many workers on CPUs
+    cpus: int = Field(default=8, ge=1, le=Limits.WORKERS)  # of a node, that decode images
+    network_gbit: float = Field(gt=0, le=Limits.WEIGHT)  # Gbit/s of a node, in each direction
+    latency_us: float = Field(
+        default=20.0, ge=0, le=Limits.WEIGHT
+    )  # of one message between two nodes
+    link_gb: float = Field(
+        default=50.0, gt=0, le=Limits.WEIGHT
+    )  # GB/s between two GPUs of one node
+    storage_gb: float = Field(
+        gt=0, le=Limits.WEIGHT
+    )  # GB/s that the storage gives all nodes together
+    node_price: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)  # of a node, for an hour
     currency: str = "USD"
-    rate: float | None = Field(default=None, gt=0)  # a GPU's speed, in that of this machine
-    tflops: float | None = Field(default=None, gt=0)  # 10**12 operations a second, at its best
+    rate: float | None = Field(
+        default=None, gt=0, le=Limits.WEIGHT
+    )  # a GPU's speed, in that of this machine
+    tflops: float | None = Field(
+        default=None, gt=0, le=Limits.WEIGHT
+    )  # 10**12 operations a second, at its best
     utilisation: float = Field(default=0.3, gt=0, le=1)  # share of `tflops` that a step uses
-    fixed_ms: float = Field(default=5.0, ge=0)  # of a step, however small the batch is
+    fixed_ms: float = Field(
+        default=5.0, ge=0, le=Limits.WEIGHT
+    )  # of a step, however small the batch is
     overlap: float = Field(default=0.0, ge=0, le=1)  # share of compute that hides an allreduce
-    decode_ms: float | None = Field(default=None, gt=0)  # of an image on one CPU; None: as here
-    report_ms: float = Field(default=5.0, ge=0)  # of the head node, for one worker's report
+    decode_ms: float | None = Field(
+        default=None, gt=0, le=Limits.WEIGHT
+    )  # of an image on one CPU; None: as here
+    report_ms: float = Field(
+        default=5.0, ge=0, le=Limits.WEIGHT
+    )  # of the head node, for one worker's report
 
     @model_validator(mode="after")
     def _check(self) -> "Cluster":

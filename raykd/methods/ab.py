@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raykd.methods import maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.record import Limits
 from raykd.types import NOTHING, Batch, Outputs, Shapes, Signal
 
 SCALE = 3 / 1000  # of every stage's loss; the CRD benchmark's
@@ -64,7 +65,7 @@ class ABInit(Method):
 
     name: Literal["ab_init"] = "ab_init"
     weight: Schedule = 1.0  # by the prelude's own epochs
-    margin: float = Field(default=1.0, gt=0)  # in units of the pre-activations
+    margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
     settled_norm: bool = False  # the norm after the last stage stays in evaluation mode
 
     def settles(self) -> bool:
@@ -111,8 +112,10 @@ class AB(Method):
 
     name: Literal["ab"] = "ab"
     weight: Schedule = 1.0  # of the prelude's loss, by its own epochs
-    margin: float = Field(default=1.0, gt=0)  # of the prelude, in units of the pre-activations
-    init_epochs: int = Field(default=30, gt=0)  # of the prelude
+    margin: float = Field(
+        default=1.0, gt=0, le=Limits.WEIGHT
+    )  # of the prelude, in units of the pre-activations
+    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # of the prelude
     settled_norm: bool = False  # of the prelude: the norm after the last stage in evaluation mode
 
     def needs(self) -> Signal:

@@ -18,11 +18,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from raykd.codecs import Codec
-from raykd.record import Record
+from raykd.record import Limits, Record
 from raykd.types import Batch, Look, Outputs, Shapes, Signal
 
 NEVER = -1e9  # a logit without probability; finite, so that no difference of two is NaN
@@ -39,7 +39,9 @@ def _checked(schedule: "float | tuple[tuple[int, float], ...]"):
 
 
 # A number, or its value from given epochs on: [[0, 0.9], [60, 0.5], [80, 0.1]].
-Schedule = Annotated[float | tuple[tuple[int, float], ...], AfterValidator(_checked)]
+_Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
+_Weight = Annotated[float, Field(ge=-Limits.WEIGHT, le=Limits.WEIGHT)]
+Schedule = Annotated[_Weight | tuple[tuple[_Epoch, _Weight], ...], AfterValidator(_checked)]
 
 
 def at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 Form = Literal["product", "gaussian"]
@@ -53,9 +54,9 @@ class CC(Method):
 
     name: Literal["cc"] = "cc"
     form: Form = "product"
-    width: int = Field(default=128, ge=1)  # of the linear maps, form `product`
-    gamma: float = Field(default=0.4, gt=0)  # of the kernel, form `gaussian`
-    order: int = Field(default=2, ge=1)  # of its Taylor series
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # of the linear maps, form `product`
+    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # of the kernel, form `gaussian`
+    order: int = Field(default=2, ge=1, le=100)  # of its Taylor series
     weight: Schedule | None = None  # None: the form's own
 
     def needs(self) -> Signal:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs
 
 EPSILON = 1e-8
@@ -54,9 +55,9 @@ class CosineKD(Method):
     title: ClassVar[str] = "Ham et al. 2023, arXiv 2311.14307"
 
     name: Annotated[Literal["cosine_kd", "cswt"], canonical("cosine_kd")] = "cosine_kd"
-    temperature: float = Field(default=4.0, gt=0)
-    low: float = Field(default=2.0, gt=0)  # of the weighted temperature
-    high: float = Field(default=6.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)  # of the weighted temperature
+    high: float = Field(default=6.0, gt=0, le=Limits.TEMPERATURE)
     weighted: bool = True  # whether the second term is there
     weight: Schedule = 1.0
 

@@ -17,6 +17,7 @@ from raykd import bits
 from raykd.errors import ConfigError
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
 from raykd.methods.roles import Shared
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 EPSILON = 1e-7  # of the official code
@@ -151,9 +152,9 @@ class CRD(Method):
     cost: ClassVar[str] = "B N E, memory 2 N E"
 
     name: Literal["crd"] = "crd"
-    width: int = Field(default=128, ge=1)  # E
-    negatives: int = Field(default=16_384, ge=1)  # K, of each sample
-    temperature: float = Field(default=0.07, gt=0)
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # E
+    negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)  # K, of each sample
+    temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
     momentum: float = Field(default=0.5, ge=0, lt=1)  # of the memory
     positive: Literal["exact", "relaxed"] = "exact"  # the sample itself, or any of its class
     weight: Schedule = 0.8

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes
 
 START, SPAN = 1.0, 20.0  # the temperature lies between START and START + SPAN
@@ -43,7 +44,9 @@ class CTKD(Method):
 
     name: Literal["ctkd"] = "ctkd"
     weight: Schedule = 0.9
-    curriculum_epochs: int = Field(default=10, ge=0)  # until the reversal has its full strength
+    curriculum_epochs: int = Field(
+        default=10, ge=0, le=Limits.EPOCHS
+    )  # until the reversal has its full strength
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

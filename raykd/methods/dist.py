@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs
 
 EPSILON = 1e-8  # of the official code, added to the product of the norms
@@ -34,9 +35,9 @@ class DIST(Method):
     title: ClassVar[str] = "Huang et al. 2022, arXiv 2205.10536"
 
     name: Literal["dist"] = "dist"
-    temperature: float = Field(default=4.0, gt=0)
-    beta: float = Field(default=1.0, ge=0)  # between classes
-    gamma: float = Field(default=1.0, ge=0)  # within classes
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    beta: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # between classes
+    gamma: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # within classes
     weight: Schedule = 2.0
 
     def losses(

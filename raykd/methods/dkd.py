@@ -21,6 +21,7 @@ from raykd.methods.base import (
     soft_cross_entropy,
     standardised,
 )
+from raykd.record import Limits
 from raykd.types import Batch, Outputs
 
 
@@ -60,10 +61,10 @@ class DKD(Method):
     title: ClassVar[str] = "Zhao et al. 2022, arXiv 2203.08679"
 
     name: Literal["dkd"] = "dkd"
-    temperature: float = Field(default=4.0, gt=0)
-    alpha: float = Field(default=1.0, ge=0)  # of the target class
-    beta: float = Field(default=8.0, ge=0)  # of the others
-    warmup_epochs: int = Field(default=20, ge=0)  # both grow linearly
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    alpha: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # of the target class
+    beta: float = Field(default=8.0, ge=0, le=Limits.WEIGHT)  # of the others
+    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # both grow linearly
     standardise: bool = False
 
     def losses(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raykd.errors import ConfigError
 from raykd.methods import maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.record import Limits
 from raykd.types import NOTHING, Batch, Outputs, Shapes, Signal
 
 
@@ -85,7 +86,7 @@ class FSP(Method):
 
     name: Literal["fsp"] = "fsp"
     weight: Schedule = 50.0  # of the prelude's loss, by its own epochs
-    init_epochs: int = Field(default=30, gt=0)  # of the prelude
+    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # of the prelude
 
     def needs(self) -> Signal:
         """Nothing: all is done in the prelude."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raykd.methods import maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 SLOPE = 0.1  # of the leaky ReLUs; the CRD benchmark's
@@ -104,8 +105,8 @@ class FT(Method):
 
     name: Literal["ft"] = "ft"
     weight: Schedule = 200.0
-    paraphraser_epochs: int = Field(default=30, gt=0)  # of the prelude
-    paraphraser_lr: float = Field(default=0.01, gt=0)  # of the prelude, constant
+    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # of the prelude
+    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # of the prelude, constant
 
     def needs(self) -> Signal:
         """Stage outputs."""

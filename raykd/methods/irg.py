@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raykd.errors import ConfigError
 from raykd.methods import maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 _SMALLEST = 1e-12
@@ -60,9 +61,9 @@ class IRG(Method):
     joint: ClassVar[bool] = True
 
     name: Literal["irg"] = "irg"
-    vertex: float = Field(default=0.1, ge=0)
-    edge: float = Field(default=5.0, ge=0)
-    transformation: float = Field(default=5.0, ge=0)
+    vertex: float = Field(default=0.1, ge=0, le=Limits.WEIGHT)
+    edge: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
+    transformation: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
     revision: Literal[2] = 2  # of what it computes; not for you to set
     weight: Schedule = 1.0  # of all three
 

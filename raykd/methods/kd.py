@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from raykd.codecs import Codec
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
+from raykd.record import Limits
 from raykd.types import Batch, Outputs
 
 
@@ -24,7 +25,7 @@ class KD(Method):
     beside: ClassVar[Mapping[str, Any]] = {"weight": 1.0}  # the benchmark's "X + KD"
 
     name: Literal["kd"] = "kd"
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 0.9
 
     def accepts(self, codec: Codec) -> bool:

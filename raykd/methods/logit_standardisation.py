@@ -16,6 +16,7 @@ from raykd.methods.base import (
     soft_cross_entropy,
     standardised,
 )
+from raykd.record import Limits
 from raykd.types import Batch, Outputs
 
 SLUG = "logit_standardisation"
@@ -34,7 +35,7 @@ class LogitStandardisation(Method):
     label_weight: ClassVar[Schedule] = 0.1
 
     name: Annotated[Literal["logit_standardisation", "ls"], canonical(SLUG)] = SLUG
-    temperature: float = Field(default=2.0, gt=0)
+    temperature: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 9.0
 
     def losses(

@@ -4,7 +4,7 @@ Shapes: B batch, C classes.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from raykd.methods.base import (
     precise,
     standardised,
 )
+from raykd.record import Limits
 from raykd.types import Batch, Look, Outputs
 
 REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits for strong ones
@@ -65,7 +66,9 @@ class MLKD(Method):
     label_weight: ClassVar[Schedule] = 0.1
 
     name: Literal["mlkd"] = "mlkd"
-    temperatures: tuple[float, ...] = Field(default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1)
+    temperatures: tuple[Annotated[float, Field(gt=0, le=Limits.TEMPERATURE)], ...] = Field(
+        default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1
+    )
     weight: Schedule = 0.9  # of every term
     strong_view: bool = True
     strong_label_weight: Schedule = 0.1  # of the labels' cross entropy on the strong view

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, Schedule, at, full_precision, others, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs
 
 
@@ -40,8 +41,8 @@ class NKD(Method):
     title: ClassVar[str] = "Yang et al. 2023, arXiv 2303.13005"
 
     name: Literal["nkd"] = "nkd"
-    temperature: float = Field(default=1.0, gt=0)  # of the other classes
-    gamma: float = Field(default=1.5, ge=0)
+    temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # of the other classes
+    gamma: float = Field(default=1.5, ge=0, le=Limits.WEIGHT)
     weight: Schedule = 1.0
 
     def losses(

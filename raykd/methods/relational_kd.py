@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Signal
 
 _SMALLEST = 1e-12  # of a squared distance, and of a mean
@@ -89,8 +90,8 @@ class RelationalKD(Method):
     cost: ClassVar[str] = "B^2 D + B^3"
 
     name: Annotated[Literal["relational_kd", "rkd"], canonical("relational_kd")] = "relational_kd"
-    distance_weight: float = Field(default=25.0, ge=0)
-    angle_weight: float = Field(default=50.0, ge=0)
+    distance_weight: float = Field(default=25.0, ge=0, le=Limits.WEIGHT)
+    angle_weight: float = Field(default=50.0, ge=0, le=Limits.WEIGHT)
     weight: Schedule = 1.0
 
     def needs(self) -> Signal:

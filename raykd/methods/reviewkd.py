@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raykd.methods import maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, ramp
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 WIDEST = 512  # channels in which maps are fused, at most; the authors'
@@ -82,7 +83,7 @@ class ReviewKD(Method):
 
     name: Literal["reviewkd"] = "reviewkd"
     weight: Schedule = 1.0
-    warmup_epochs: int = Field(default=20, ge=0)  # the weight grows linearly
+    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # the weight grows linearly
 
     def needs(self) -> Signal:
         """The student's stage outputs, the teacher's before their ReLU, and both embeddings."""

@@ -19,6 +19,7 @@ from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.maps import added
 from raykd.methods.routing import Router, Selection
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 if TYPE_CHECKING:
@@ -69,14 +70,16 @@ class SAKD(Method):
     name: Annotated[Literal["sakd", "spot_adaptive_kd"], canonical("sakd")] = "sakd"
     base: "AnyBase" = AT()
     mode: Literal["adaptive", "always", "random", "reverse", "both"] = "adaptive"
-    temperature: float = Field(default=4.0, gt=0)  # of KD
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)  # of KD
     kd_weight: Schedule = 1.0
-    gamma: float | None = Field(default=None, gt=0)  # of the routing loss
-    gumbel_temperature: float = Field(default=5.0, gt=0)
+    gamma: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)  # of the routing loss
+    gumbel_temperature: float = Field(default=5.0, gt=0, le=Limits.TEMPERATURE)
     homogeneous: bool | None = None
     adapter_relu: bool = True
-    rate: float = Field(default=0.5, gt=0)  # of policy and adapters, times the run's
-    weight_decay: float = Field(default=1e-3, ge=0)  # of policy and adapters
+    rate: float = Field(
+        default=0.5, gt=0, le=Limits.WEIGHT
+    )  # of policy and adapters, times the run's
+    weight_decay: float = Field(default=1e-3, ge=0, le=1000)  # of policy and adapters
     as_released: bool = False
 
     @model_validator(mode="after")

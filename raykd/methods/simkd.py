@@ -15,6 +15,7 @@ from raykd.errors import ConfigError
 from raykd.methods import maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
 from raykd.methods.roles import Calibrated
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes, Signal
 
 
@@ -66,7 +67,9 @@ class SimKD(Method):
 
     name: Literal["simkd"] = "simkd"
     weight: Schedule = 1.0
-    factor: int = Field(default=2, ge=1)  # the teacher's channels by the projector's in the middle
+    factor: int = Field(
+        default=2, ge=1, le=Limits.WIDTH
+    )  # the teacher's channels by the projector's in the middle
 
     def needs(self) -> Signal:
         """Stage outputs, and the teacher's classifier."""

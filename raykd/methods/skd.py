@@ -22,6 +22,7 @@ from raykd.methods.base import (
     soft_cross_entropy,
 )
 from raykd.methods.roles import Calibrated
+from raykd.record import Limits
 from raykd.types import Batch, Outputs, Shapes
 
 EPSILON = 1e-7  # of the official training code
@@ -101,10 +102,12 @@ class SKD(Method):
     released: ClassVar[tuple[str, ...]] = ("radius",)
 
     name: Annotated[Literal["spherical_kd", "skd"], canonical("spherical_kd")] = "spherical_kd"
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 0.9
     variant: Variant = "layer_norm"
-    radius: float | None = Field(default=None, gt=0)  # None: from the teacher's logits
+    radius: float | None = Field(
+        default=None, gt=0, le=Limits.WEIGHT
+    )  # None: from the teacher's logits
 
     def accepts(self, codec: Codec) -> bool:
         """As KD, since a row's moments are kept beside few of its classes, if not its norm.

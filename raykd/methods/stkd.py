@@ -23,6 +23,7 @@ from raykd.methods.base import (
     precise,
     soft_cross_entropy,
 )
+from raykd.record import Limits
 from raykd.types import Batch, Look, Outputs
 
 
@@ -62,13 +63,13 @@ class STKD(Method):
     label_weight: ClassVar[Schedule] = 0.1
 
     name: Literal["stkd"] = "stkd"
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 0.9
     teacher: Literal["mixed_input", "mixed_output"] = "mixed_input"
     mix: Literal["mixup", "cutmix"] = "mixup"
-    alpha: float = Field(default=1.0, gt=0)  # of Beta(alpha, alpha)
-    incorrect_only: float = Field(default=0.0, ge=0)
-    clean_kd: float = Field(default=0.0, ge=0)
+    alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # of Beta(alpha, alpha)
+    incorrect_only: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
+    clean_kd: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
 
     def accepts(self, codec: Codec) -> bool:
         """As KD, of which its terms are; those among the incorrect classes read all of these.

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from raykd.codecs import Codec, Kind, codec_of
 from raykd.data.images import Data, Split
 from raykd.recipes.optim import Precision
-from raykd.record import Record
+from raykd.record import Limits, Record
 from raykd.types import Signal
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ class LogitsRun(Record):
     added: ClassVar[tuple[str, ...]] = ("k",)
 
     teacher: "AnyTeacher"
-    anchor: int  # the checkpoint's epoch
+    anchor: int = Field(ge=0, le=Limits.EPOCHS)  # the checkpoint's epoch
     data: Data
     split: Split = "train"
     codec: Kind = "dense"
-    k: int | None = Field(default=None, ge=1)  # logits that a row of `topk` keeps
+    k: int | None = Field(default=None, ge=1, le=Limits.WIDTH)  # logits that a row of `topk` keeps
     embedding: bool = False  # whether pooled features are stored beside the logits
     precision: Precision = "float32"  # of the teacher's forward
 

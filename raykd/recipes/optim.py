@@ -1,11 +1,12 @@
 """How a network is trained: optimiser and schedule."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raykd.record import Record
+from raykd.record import Limits, Record
 
+Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -18,18 +19,20 @@ class Optim(Record):
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
-    epochs: int = Field(default=240, ge=1)
-    batch: int = Field(default=64, ge=1)  # global: over all workers
-    lr: float = Field(default=0.05, gt=0)
+    epochs: int = Field(default=240, ge=1, le=Limits.EPOCHS)
+    batch: int = Field(default=64, ge=1, le=Limits.ROWS)  # global: over all workers
+    lr: float = Field(default=0.05, gt=0, le=Limits.RATE)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
     nesterov: bool = False  # of sgd
-    weight_decay: float = Field(default=5e-4, ge=0)  # of every parameter
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)  # of every parameter
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
-    milestones: tuple[int, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
-    gamma: float = Field(default=0.1, gt=0)  # the rate's factor at each milestone
-    warmup_epochs: int = Field(default=0, ge=0)  # the rate grows linearly, step by step
+    milestones: tuple[Epoch, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
+    gamma: float = Field(default=0.1, gt=0, le=1000)  # the rate's factor at each milestone
+    warmup_epochs: int = Field(
+        default=0, ge=0, le=Limits.EPOCHS
+    )  # the rate grows linearly, step by step
     clip: float | None = Field(
-        default=None, gt=0
+        default=None, gt=0, le=Limits.RATE
     )  # largest L2 norm of the gradients; a policy's apart
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
 

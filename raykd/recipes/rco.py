@@ -14,7 +14,7 @@ from raykd.methods.base import Looks, Method
 from raykd.recipes.agreement import check_student
 from raykd.recipes.student import StudentRun
 from raykd.recipes.teacher import TeacherRun
-from raykd.record import Record
+from raykd.record import Limits, Record
 from raykd.teachers.route import Route, equal_by_count, equal_by_interval
 
 Stages = Literal["multi_stage", "one_stage"]
@@ -45,12 +45,18 @@ class RCO(Record):
     """
 
     select: Literal["equal", "greedy"] = "equal"
-    anchors: int | None = Field(default=None, ge=1)  # equal: how many (4); greedy: at most
-    interval: int | None = Field(default=None, ge=1)  # of the teacher's epochs, in place of those
+    anchors: int | None = Field(
+        default=None, ge=1, le=Limits.EPOCHS
+    )  # equal: how many (4); greedy: at most
+    interval: int | None = Field(
+        default=None, ge=1, le=Limits.EPOCHS
+    )  # of the teacher's epochs, in place of those
     stages: Stages = "multi_stage"  # a schedule for each anchor, or one schedule for all
     hardness: Hardness = "ratio"  # the form of r
-    threshold: float | None = Field(default=None, gt=0)  # of r; None: 1.6, or 0.8 of a change
-    temperature: float = Field(default=1.0, gt=0)  # of the divergence that measures distances
+    # The largest r of the next anchor; None: 1.6, or 0.8 of a change.
+    threshold: float | None = Field(default=None, gt=0, le=Limits.RATE)
+    # That of the divergence that measures distances.
+    temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
     measure: Measure = "auto"  # of distances; auto: the loss for hint and mimic learning, else kl
 
     @model_validator(mode="after")
@@ -118,11 +124,12 @@ class Search(Record):
     added: ClassVar[tuple[str, ...]] = ("revision",)
 
     student: StudentRun  # without a route
-    threshold: float
-    temperature: float
+    threshold: float = Field(gt=0, le=Limits.RATE)
+    temperature: float = Field(gt=0, le=Limits.TEMPERATURE)
     measure: Literal["kl", "loss"]
-    at_most: int | None  # anchors
-    revision: int = 0  # of how distances are measured; 1: spherical_kd's between normalised logits
+    at_most: int | None = Field(ge=1, le=Limits.EPOCHS)  # anchors
+    # How distances are measured; 1: those of spherical_kd between normalised logits.
+    revision: int = Field(default=0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> "Search":

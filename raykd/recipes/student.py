@@ -16,9 +16,11 @@ from raykd.recipes.agreement import check_student
 from raykd.recipes.logits import LogitsRun
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun
-from raykd.record import Record
+from raykd.record import Limits, Record
 from raykd.teachers.route import Route
 from raykd.types import CACHEABLE, Look, Signal
+
+Views = Annotated[int, Field(le=Limits.ROWS)]  # different augmentations
 
 
 class StudentRun(Record):
@@ -45,12 +47,14 @@ class StudentRun(Record):
     teacher: "AnyTeacher | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
     after: "StudentRun | None" = None  # whose weights it begins with; None: random ones
-    first_epoch: int = Field(default=0, ge=0)  # by which views, order and methods' schedules go on
+    first_epoch: int = Field(
+        default=0, ge=0, le=Limits.ROWS
+    )  # by which views, order and methods' schedules go on
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # of the labels' cross entropy; None: the method's own
     label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
     optim: Optim = Optim()
-    views: int | Literal["all"] = "all"  # different augmentations that the epochs go through
+    views: Views | Literal["all"] = "all"  # different augmentations that the epochs go through
     views_by_seed: bool = False  # each seed has views, and caches of them, of its own
     source: Literal["auto", "cache", "live"] = (
         "auto"  # of the teacher's outputs; auto: cache if it can
@@ -59,7 +63,7 @@ class StudentRun(Record):
     strong: Strong = Strong()  # of the strongly augmented look, where the method takes one
     teacher_precision: Precision = "float32"  # of the teacher's forward
     precision: Precision = "float32"  # of the student's forward and backward
-    seed: int = Field(default=0, ge=0)  # of the initial weights and the order
+    seed: int = Field(default=0, ge=0, le=Limits.SEED)  # of the initial weights and the order
 
     @model_validator(mode="after")
     def _check(self) -> "StudentRun":
@@ -211,10 +215,10 @@ class PreludeRun(Record):
     data: Data
     method: AnyPrelude  # pyright: ignore[reportInvalidTypeForm]
     optim: Optim
-    views: int | Literal["all"]
+    views: Views | Literal["all"]
     teacher_precision: Precision
     precision: Precision
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=Limits.SEED)
 
     def training(self) -> StudentRun:
         """Its training, as a student's whose method is not one that a student can have."""

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from raykd import models
 from raykd.data.images import Data
 from raykd.recipes.optim import Optim, Precision
-from raykd.record import Record
+from raykd.record import Limits, Record
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
 
@@ -23,8 +23,10 @@ class TeacherRun(Record):
     optim: Optim = Optim()
     label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
     precision: Precision = "float32"
-    seed: int = Field(default=0, ge=0)
-    save_every: int = Field(default=10, ge=1)  # epochs between saved anchors (the last one always)
+    seed: int = Field(default=0, ge=0, le=Limits.SEED)
+    save_every: int = Field(
+        default=10, ge=1, le=Limits.EPOCHS
+    )  # epochs between saved anchors (the last one always)
     refresh_statistics: bool = False  # batch norm's, by a pass over the images before each saving
     weights: str | None = None  # a published name, or "sha256:..." of a file in the store
 

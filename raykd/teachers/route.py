@@ -7,11 +7,13 @@ choice was not at hand; what is not in its abstract is marked as decided here.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from raykd.record import Record
+from raykd.record import Limits, Record
 
+Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
 NEAR = 1e-8  # a distance below this is none
 
 
@@ -22,8 +24,8 @@ class Route(Record):
     route constrained optimisation (Jin et al. 2019, arXiv 1904.09149).
     """
 
-    anchors: tuple[int, ...]  # teacher epochs; 0 for a pretrained teacher
-    starts: tuple[int, ...] = (0,)  # student epochs
+    anchors: tuple[Epoch, ...]  # teacher epochs; 0 for a pretrained teacher
+    starts: tuple[Epoch, ...] = (0,)  # student epochs
 
     @model_validator(mode="after")
     def _check(self) -> "Route":
