@@ -101,7 +101,10 @@ def _read_number(node: Any, read: Callable[[Any], Any]) -> Any:
     """What `read` makes of a number that is not too long for it."""
     if len(node.value) > _LONGEST:
         raise _Refused(node.start_mark, f"a number has more than {_LONGEST} digits")
-    return read(node)
+    try:
+        return read(node)
+    except ValueError as error:
+        raise _Refused(node.start_mark, f"not YAML ({error})") from error
 
 
 for _kind, _reader in (
@@ -152,7 +155,8 @@ def read_lines(text: str, place: str = "experiment") -> tuple[Any, dict[str, int
             f"{place}, line {line}: the character {ord(text[error.position]):#06x} cannot stand in "
             "YAML; remove it"
         ) from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+        # The last three are PyYAML's own where a value is not of the kind that its tag says.
         raise ConfigError(f"{place}: not YAML ({error})") from error
 
 
