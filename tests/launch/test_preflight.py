@@ -9,7 +9,7 @@ from raykd.cli import main
 from raykd.engine import fit, probe
 from raykd.engine.fit import local_host, train_teacher
 from raykd.engine.preflight import preflight
-from raykd.errors import ConfigError, WorkFailed
+from raykd.errors import ConfigError, NoRoom, WorkFailed
 from raykd.experiment import Experiment, load, parse
 from raykd.launch.sweep import sweep
 from raykd.launch.work import carry_out
@@ -256,6 +256,16 @@ def test_what_is_finished_is_not_looked_at(store):
     preflight(odd, store)
     with pytest.raises(ConfigError, match="does not divide among 5 workers"):
         preflight(Experiment("small", (run.model_copy(update={"seed": 9}),), odd.scale), store)
+
+
+def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_trained(
+    store, monkeypatch
+):
+    monkeypatch.setattr("raykd.engine.preflight.needed_bytes", lambda run, rows: 10**18)
+    small = Experiment("small", (student_run(store),), Scale())
+    with pytest.raises(NoRoom, match=r"lower run\.views"):
+        carry_out(small, store, Teller(quiet=True))
+    assert list((store.root / "teachers").glob("*")) == []
 
 
 def test_a_failed_teacher_is_what_is_said_of_a_method_that_trains_something_before(store):
