@@ -130,7 +130,7 @@ GOOD = {
     "spheres": ["run.method=skd"],
     "pre-activations": ["run.method=ofd"],
     "several looks": ["run.method=mlkd"],
-    "one sample where maps are large": ["run.optim.batch=1", "run.data.limit=8"],
+    "one sample where maps are large": ["run.optim.batch=1", "run.data.limit=40"],
     "a route": ["run.teacher.optim.epochs=2", "run.teacher.save_every=1", "run.rco={anchors: 2}"],
     "a search": [
         "run.teacher.optim.epochs=2",
