@@ -295,12 +295,17 @@ def _processes(own: Private) -> list[tuple[Any, str]]:
 
 @contextlib.contextmanager
 def _own_end() -> Iterator[None]:
-    """Have SIGTERM mean afterwards what it meant before: Ray sets a handler of its own (2.60)."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Have SIGTERM mean what it meant before: Ray sets a handler that exits with 15 (2.60)."""
+    here = threading.current_thread() is threading.main_thread()
+    handler: Any = signal.getsignal(signal.SIGTERM) if here else None
     try:
         yield
+    except SystemExit:
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
-        if callable(handler) and threading.current_thread() is threading.main_thread():
+        if callable(handler):
             signal.signal(signal.SIGTERM, handler)
 
 
