@@ -115,7 +115,9 @@ def processes(home: Path, words: str = "") -> list[int]:
         if folder.name.isdigit():
             try:
                 variables = (folder / "environ").read_bytes().split(b"\0")
-                command = (folder / "cmdline").read_text().replace("\0", " ")
+                command = (
+                    (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                )
             except OSError:
                 continue
             if f"HOME={home}".encode() in variables and words in command:

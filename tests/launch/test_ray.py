@@ -41,7 +41,7 @@ def processes(title: str) -> list[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                words = (folder / "cmdline").read_text()
+                words = (folder / "cmdline").read_bytes().decode(errors="replace")
                 variables = (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
