@@ -7,13 +7,14 @@ import math
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, util
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,6 +38,7 @@ SHARED = Path("/dev/shm")  # where Linux keeps the memory that processes share
 LOOK_SECONDS = 1.0  # between two looks at processes that are waited for
 PATIENCE_SECONDS = 600.0  # for a batch of processes that are there
 _AHEAD = 3  # batches that each process has ready
+_LONGEST_FOLDER = 70  # bytes, below which sockets have a path of 37 more
 _UNKNOWN = 255  # the status of a process whose server was killed
 _NO_MEMORY = "can't allocate memory"  # torch says so in a RuntimeError
 _MORE_SHARED = (
@@ -116,8 +118,9 @@ class _Processes:
         self._count = count
         self._needs = 0  # bytes of shared memory that were seen to be there
         self._keys: list[_Place] = []
+        _shorten_sockets()
         self._context = _Context()
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload(["raykd.data.decoding_server"])
         self._loader = DataLoader(
             _Sharing(decoder),  # pyright: ignore[reportArgumentType]
             batch_size=None,
@@ -127,7 +130,7 @@ class _Processes:
             persistent_workers=True,
             multiprocessing_context=self._context,
             pin_memory=pin,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_live_with_parent,
             generator=torch.Generator(),  # otherwise it draws from the one of dropout
         )
         # Also when this process ends, which would wait for one that hangs.
@@ -200,8 +203,8 @@ class _Processes:
         if isinstance(error, OSError | EOFError) or "open files" in text or "ancdata" in text:
             return WorkFailed(
                 f"this process cannot speak to those that decode ({text or type(error).__name__}): "
-                "was one of them killed, is the limit of open files (ulimit -n) low, or TMPDIR "
-                f"longer than 60 characters? Else {_GOES_ON}"
+                "either one of them was killed, or the limit of open files (ulimit -n) is too low; "
+                f"{_GOES_ON}"
             )
         return None
 
@@ -228,6 +231,20 @@ class _Processes:
     def _end(self) -> None:
         self.ended = True
         _kill(self._context.started)
+
+
+def _shorten_sockets() -> None:
+    """Put the sockets of processes below /tmp where TMPDIR is too long for their paths.
+
+    A socket's path has 107 bytes at most. Python looks after it from 3.14 on.
+    """
+    before = tempfile.gettempdir()
+    if len(os.fsencode(before)) > _LONGEST_FOLDER and os.access("/tmp", os.W_OK):
+        tempfile.tempdir = "/tmp"
+        try:
+            util.get_temp_dir()  # which stays
+        finally:
+            tempfile.tempdir = before
 
 
 _Place = tuple[np.ndarray, int]  # ids int64 [B], view
@@ -273,11 +290,13 @@ class _Sharing:
         return frames
 
 
-def _end_with_parent(number: int) -> None:
-    """Let a process that decodes end when the one that it works for is killed.
+def _live_with_parent(number: int) -> None:
+    """Let a process that decodes end when the one that it works for does, and not before.
 
-    torch watches its parent by the process id, and that one is the server that forked it.
+    torch watches its parent by the process id, and that one is the server that forked it; and it
+    ends at a SIGTERM, which `decoding_server` is about.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

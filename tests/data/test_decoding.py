@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_too_little_memory_in_a_decoding_process_is_a_sentence(store, tmp_path):
 
 
 WORK = """
-import os, signal, sys
+import os, signal, sys, time
 import multiprocessing
 import torch
 from raykd import ending
@@ -160,34 +161,53 @@ def work():
     store = Store(sys.argv[1])
     data = streamed(store, sys.argv[2])
     views = Views(open_images(store, data)[0], data, decoders=2)
-    with ending.noticed():
+    with ending.noticed() as notice:
         batches = views.batches(torch.arange(24).repeat(20).view(-1, 4), 0, 0)
         next(batches)
         children = [child.pid for child in multiprocessing.active_children()]
-        for child in children:
-            os.kill(child, signal.SIGSTOP)
+        if sys.argv[3] == "stopped":
+            for child in children:
+                os.kill(child, signal.SIGSTOP)
         print(*children, flush=True)
-        list(batches)
+        while not notice.given():
+            next(batches)
+            time.sleep(0.1)
+        next(batches)
+        print("kept", flush=True)
+        notice.heeded()
 
 if __name__ == "__main__":
-    ending.SECONDS, ending.ORDERLY_SECONDS = 3.0, 1.0
+    ending.SECONDS, ending.ORDERLY_SECONDS = (3.0 if sys.argv[3] == "stopped" else 600.0), 1.0
     work([])
 """
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_run_whose_decoders_hang_and_the_decoders_with_it(tmp_path, root):
+@pytest.mark.parametrize("decoders", ["stopped", "alive"])
+def test_sigterm_to_all_of_a_run_s_processes_ends_them(tmp_path, root, decoders):
     script = put(tmp_path / "work.py", WORK)
     here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    words = [sys.executable, str(script), str(tmp_path / "store"), str(root)]
-    with subprocess.Popen(words, env=here, stdout=-1, stderr=-1, text=True) as run:
+    words = [sys.executable, str(script), str(tmp_path / "store"), str(root), decoders]
+    options = {"start_new_session": True, "text": True}
+    with subprocess.Popen(words, env=here, stdout=-1, stderr=-1, **options) as run:
         assert run.stdout is not None
         children = run.stdout.readline().split()
         assert len(children) == 2
-        run.terminate()
-        said = run.communicate(timeout=120)[1]
+        os.killpg(run.pid, signal.SIGTERM)
+        kept, said = run.communicate(timeout=120)
     assert run.returncode == 143, said
+    assert kept == ("kept\n" if decoders == "alive" else "")
     assert "finished is kept, and the same command goes on" in said and "Traceback" not in said
     for child in children:
-        status = Path(f"/proc/{child}/stat")
-        assert not status.exists() or ") Z " in status.read_text()
+        until = time.monotonic() + 60
+        while running(child) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not running(child)
+
+
+def running(pid: str) -> bool:
+    """Whether a process is there, and not only its status."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
