@@ -84,6 +84,10 @@ def pack(
     )
     there = packing.begin()
     kept = sum(1 for names in there.values() if names)
+    unread = sorted(stock.about.unread.items())
+    if unread:
+        kinds = ", ".join(f"{ascii(kind)[1:-1]} {count:,}" for kind, count in unread)
+        teller.say(f"files that are not read: {kinds}")
     teller.say(
         f"{packing.images:,} images of {len(stock.names)} classes, "
         f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"

@@ -81,10 +81,15 @@ def table_files(place: str | Path) -> tuple[Files, list[Entry]]:
     Those of a pack are its shards.
     """
     files, entries = _all_files(place)
-    entries = [entry for entry in entries if is_table(entry.name)]
-    if not _is_file(str(place)) and shards.is_pack(files):
-        entries = [entry for entry in entries if shards.numbered(entry.name)]
-    return files, entries
+    return files, _tables_of(files, entries, alone=_is_file(str(place)))
+
+
+def _tables_of(files: Files, entries: list[Entry], *, alone: bool) -> list[Entry]:
+    """The table files among all files of a folder, or the one that is `alone`."""
+    tables = [entry for entry in entries if is_table(entry.name)]
+    if not alone and shards.is_pack(files):
+        tables = [entry for entry in tables if shards.numbered(entry.name)]
+    return tables
 
 
 def is_table(name: str) -> bool:
@@ -121,12 +126,14 @@ def open_tables(place: str | Path) -> Tables:
     read at once, images when their turn comes. Raises `DataError`, and `CacheCorrupt` for a pack
     whose shards are not as they were written.
     """
-    files, entries = table_files(place)
+    alone = _is_file(str(place))
+    files, everything = _all_files(place)
+    entries = _tables_of(files, everything, alone=alone)
     if not entries:
         raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
-    if shards.is_pack(files):
+    if not alone and shards.is_pack(files):
         shards.check_shards(files)
-    chosen = by_split(str(place), entries, "table files", alone=_is_file(str(place)))
+    chosen = by_split(str(place), entries, "table files", alone=alone)
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {
             split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), found)])
@@ -138,7 +145,7 @@ def open_tables(place: str | Path) -> Tables:
     names, numbers = numbered(labels, declared)
     splits = {split: (part, numbers[split]) for split, part in rows.items()}
     stamp = repr(entries) + "".join(repr(named) for file in opened if (named := file.named()))
-    about = About(unread=unread(_all_files(place)[1], chosen), declared=bool(declared))
+    about = About(unread=unread(everything, chosen), declared=bool(declared))
     tables = Tables(splits, names, stamp, about)
     tables.found()
     return tables

@@ -19,7 +19,7 @@ from raykd.data.stock import kind_of, of_tables, stock_of
 from raykd.data.tables import open_tables
 from raykd.errors import DataError
 from tests.data.files import put
-from tests.data.packs import IMAGES, LABELS, ROWS, put_table, table
+from tests.data.packs import IMAGES, LABELS, ROWS, call, put_table, table
 
 
 def opened(path: Path) -> TableFile:
@@ -337,6 +337,18 @@ def test_endings_are_known_in_any_letters(tmp_path, name):
         assert [*open_tables(place).splits["train"][0]] == IMAGES
     unread = {".md": 1, ".txt": 1, "no suffix": 1}
     assert open_tables(tmp_path / "rows").about.unread == unread
+
+
+def test_one_shard_of_a_pack_is_a_table_of_its_own(tmp_path):
+    path = put_table(tmp_path / "rows/train.parquet", table())
+    result = call(path.parent, tmp_path / "pack", "--name", "table")
+    assert "files that are not read" not in result.stderr
+    put(path.parent / "notes.txt", "text")
+    result = call(path.parent, tmp_path / "other", "--name", "table")
+    assert "files that are not read: .txt 1" in result.stderr
+    (shard,) = (tmp_path / "pack").glob("train-0*.arrow")
+    (tmp_path / "pack/train-index.arrow").unlink()
+    assert [*open_tables(shard).splits["train"][0]] == IMAGES
 
 
 def test_validation_tables_beside_test_tables_are_counted(tmp_path):
