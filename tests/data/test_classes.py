@@ -39,6 +39,7 @@ def test_names_are_in_the_order_of_numbers_where_all_are_numbers():
     assert in_order([]) == ()
 
 
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=60), st.randoms(use_true_random=False))
 def test_integers_and_their_texts_are_one_class(labels, rng):
     mixed = [str(label) if rng.random() < 0.5 else label for label in labels]
@@ -47,6 +48,7 @@ def test_integers_and_their_texts_are_one_class(labels, rng):
     assert number(labels, [str(label) for label in labels])[1] == [labels, labels]
 
 
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.integers(-50, 10**17).map(str), min_size=1, max_size=30))
 def test_texts_of_integers_alone_are_names_in_the_order_of_numbers(labels):
     names, (found,) = number(labels)
@@ -114,7 +116,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(JSON)
 def test_any_json_declares_names_or_is_refused(value):
     names: tuple[str, ...] | None = None
@@ -123,6 +125,7 @@ def test_any_json_declares_names_or_is_refused(value):
     assert names is None or (names and all(isinstance(name, str) for name in names))
 
 
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=12, unique=True), st.randoms())
 def test_the_three_ways_to_declare_names_are_equal(names, rng):
     pairs = [*enumerate(names)]
