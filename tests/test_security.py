@@ -41,7 +41,7 @@ from raykd.remote import Remote
 from raykd.resolve import resolve
 from raykd.store import Store
 from raykd.teachers.manifest import read_manifest
-from tests.data.files import encoded, picture
+from tests.data.files import encoded, picture, put
 from tests.data.packs import packed
 from tests.planted import Planted
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
@@ -261,7 +261,7 @@ def test_sheets_of_a_sweep(tmp_path, planted):
 def test_images_of_the_store(tmp_path, planted, name):
     store = Store(tmp_path / "store")
     data = digits(store)
-    (store.root / "images" / data.digest / name).write_bytes(planted)
+    (store.root / "images" / f"{data.digest}-original" / name).write_bytes(planted)
     with pytest.raises(CacheCorrupt, match=name):
         open_images(store, data)
 
@@ -287,11 +287,11 @@ def test_weights_of_the_store_lead_nowhere_else(tmp_path, name):
 def test_arrays_of_numpy_are_no_images(tmp_path, planted, marker):
     for form in ("npy", "npz"):
         folder = tmp_path / form / "a"
-        folder.mkdir(parents=True)
         save = np.save if form == "npy" else np.savez
         data = io.BytesIO()
         save(data, np.array([Planted(marker)], dtype=object), allow_pickle=True)
-        (folder / "x.png").write_bytes(data.getvalue())
+        for other in (folder, folder.parent / "b"):
+            put(other / "x.png", data.getvalue())
         with pytest.raises(DataError, match="cannot be decoded as an image"):
             read(Store(tmp_path / "store"), Data(name="folder"), folder.parent)
 

@@ -7,7 +7,8 @@ https://github.com/BayesWatch/cinic-10.
 from pathlib import Path
 
 from raykd.data.archives import Archive
-from raykd.data.folders import check_classes, class_folders
+from raykd.data.files import Files
+from raykd.data.folders import Tree, check_classes
 from raykd.data.samples import Found
 from raykd.errors import DataError
 
@@ -40,9 +41,11 @@ def read_cinic10(root: Path, parts: tuple[str, ...] = ("train",)) -> Found:
                 f"{root / part}: there is no such folder; expected CINIC-10 as distributed, with "
                 "train, valid and test"
             )
-        check_classes(root / part, CLASSES, "CINIC-10")
+    tree = Tree.of(Files.at(root))
+    for part in (*parts, "test"):
+        check_classes(tree, f"{part}/", CLASSES, "CINIC-10")
     splits = {
-        "train": class_folders([root / part for part in parts], CLASSES),
-        "test": class_folders([root / "test"], CLASSES),
+        "train": tree.samples([f"{part}/" for part in parts], CLASSES),
+        "test": tree.samples(["test/"], CLASSES),
     }
-    return Found(splits, CLASSES)
+    return Found(splits, CLASSES, tree.stamp)

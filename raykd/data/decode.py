@@ -8,31 +8,38 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raykd.data.samples import Samples, Triple
+from raykd.data.formats import FORMATS
+from raykd.data.samples import Samples
 from raykd.errors import DataError, WorkFailed
 
-# Not all that Pillow knows: for EPS, it runs another program on what the file says.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-if features.check("avif"):
-    FORMATS = (*FORMATS, "AVIF")
 # Where memory is too small for the images that are decoded at a time.
 ADVICE = "set fewer scale.decoders or a smaller batch, or give the run more memory"
 
 
 def decode(
-    samples: Samples, resize: int | None = None, expected: tuple[int, int] | None = None
+    samples: Samples,
+    resize: int | None = None,
+    expected: tuple[int, int] | None = None,
+    faults: dict[int, str] | None = None,
 ) -> np.ndarray:
     """The images of a split as uint8 [N, H, W, 3]; grey ones get three equal channels.
 
     `resize` brings the shorter side to that many pixels and crops the centre; without it
     every image must have the size of the first one, or the `expected` (H, W). Raises
-    `DataError`, naming the file or the row of an image that cannot be decoded or fits not.
+    `DataError`, naming the file or the row of an image that cannot be decoded or fits not. With
+    `faults`, why one cannot be decoded is put there by its number, and its pixels are left open.
     """
     out: np.ndarray | None = None
     for index, image in enumerate(samples.images):
-        pixels = _pixels(image, samples.origin(index), resize)
+        try:
+            pixels = _pixels(image, samples.origin(index), resize)
+        except DataError as error:
+            if faults is None:
+                raise
+            faults[index] = str(error)
+            continue
         shape = pixels.shape[:2]
         if expected is None:
             expected = (shape[0], shape[1])
@@ -44,12 +51,13 @@ def decode(
         if out is None:
             out = np.empty((len(samples.images), *expected, 3), dtype=np.uint8)
         out[index] = pixels
-    assert out is not None, "a source never returns an empty split"
-    return out
+    return np.empty((len(samples.images), 0, 0, 3), np.uint8) if out is None else out
 
 
-def _pixels(image: bytes | np.ndarray, origin: str, resize: int | None) -> np.ndarray:
+def _pixels(image: bytes | np.ndarray | DataError, origin: str, resize: int | None) -> np.ndarray:
     """One image as uint8 [H, W, 3]."""
+    if isinstance(image, DataError):
+        raise image
     if isinstance(image, np.ndarray) and resize is None:
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
     rgb = _rgb(image, origin) if isinstance(image, bytes) else Image.fromarray(image).convert("RGB")
@@ -109,21 +117,3 @@ def refusing(origin: str, size: tuple[int, int] | None = None) -> Iterator[None]
         raise DataError(
             f"{origin}: cannot be decoded as an image ({why}); replace or remove it"
         ) from error
-
-
-def statistics(pixels: np.ndarray) -> tuple[Triple, Triple]:
-    """Mean and std per channel of pixels in 0 to 1, to 4 digits: the same on every machine."""
-    counts = [np.bincount(pixels[..., c].reshape(-1), minlength=256) for c in range(3)]
-    levels = np.arange(256) / 255
-    total = counts[0].sum()
-    mean = [float((count * levels).sum() / total) for count in counts]
-    square = [float((count * levels**2).sum() / total) for count in counts]
-    # A channel that never varies would divide by zero; one grey level is the smallest spread.
-    spread = [max(s - m * m, (1 / 255) ** 2) for s, m in zip(square, mean, strict=True)]
-    std = [value**0.5 for value in spread]
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(values: list[float]) -> Triple:
-    red, green, blue = (round(value, 4) for value in values)
-    return red, green, blue

@@ -1,25 +1,52 @@
 """Images that are decoded once, into one array of the store per split, which workers map.
 
+    root/images/<digest>-<side>/   uint8 pixels and labels, brought to that many pixels a side
+    root/images/<digest>-original/ the same at the size that the images have
+
 Shapes: N images, H, W pixels.
 """
 
-import hashlib
-import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from raykd import arrow
-from raykd.data.contents import DIGEST_DIGITS, MARKER, whole
-from raykd.data.decode import decode, statistics
-from raykd.data.samples import Found
-from raykd.errors import CacheCorrupt
-from raykd.names import is_below
+from raykd.data.contents import (
+    MARKER,
+    Reading,
+    Say,
+    check_labels,
+    check_place,
+    read_record,
+    whole,
+)
+from raykd.data.decode import decode
+from raykd.data.located import Located
+from raykd.data.samples import NAMED, Samples, check_any, check_filled, numbered, unusable
+from raykd.data.stock import Readable, Stock, of_located
+from raykd.errors import CacheCorrupt, DataError
+from raykd.record import Record
 from raykd.store import Store, write_json
+
+Side = Annotated[int, Field(ge=1)]
+
+
+class Facts(Record):
+    """What images.json says of decoded images."""
+
+    digest: str
+    names: tuple[str, ...]  # of the classes
+    size: tuple[Side, Side]  # (H, W)
+    splits: dict[str, str]  # the checksum of each split's file
+    counts: dict[str, int]  # of the images of each split
+    skipped: int = 0  # images that could not be decoded
+    bad: tuple[str, ...] = ()  # why, for some of them
 
 
 @dataclass(frozen=True)
@@ -42,54 +69,113 @@ class Images:
         return Images(self.pixels[rows], self.targets[rows], self.names)
 
 
-def opened(store: Store, folder: Path, facts: dict[str, Any]) -> dict[str, Images]:
-    """The splits of decoded images in a folder of the store."""
-    splits = {}
-    for split, checksum in facts["splits"].items():
-        if not is_below(split):
-            raise CacheCorrupt(f"{folder / MARKER}: a split is called {split!r}; remove {folder}")
+def folder_of(store: Store, digest: str, resize: int | None) -> Path:
+    """Where the store has images that were brought to a size."""
+    return store.root / "images" / f"{digest}-{resize or 'original'}"
+
+
+def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
+    """The splits of decoded images in a folder of the store, and their facts."""
+    facts, splits = read_record(Facts, folder / MARKER), {}
+    check_place(folder, facts.digest, facts.splits)
+    for split, checksum in facts.splits.items():
         columns = arrow.read(whole(store.pull(folder / f"{split}.arrow"), checksum))
-        pixels = columns["pixels"].view(-1, *facts["size"], 3)
-        splits[split] = Images(pixels, columns["targets"], tuple(facts["names"]))
-    return splits
+        pixels, targets = columns["pixels"], columns["targets"]
+        if pixels[:1].numel() != facts.size[0] * facts.size[1] * 3:
+            raise CacheCorrupt(
+                f"{folder / MARKER}: the images beside it are not of {facts.size[0]} x "
+                f"{facts.size[1]} pixels; remove {folder} and run again"
+            )
+        check_labels(folder, targets, facts.names)
+        splits[split] = Images(pixels.view(-1, *facts.size, 3), targets, facts.names)
+    return facts, splits
 
 
-def digest_of(found: Found, resize: int | None) -> str:
-    """20 hex digits of everything that determines the decoded images and their normalisation."""
-    constants = [found.names, resize, found.mean, found.std]
-    hasher = hashlib.sha256(json.dumps(constants).encode())
-    for split, samples in found.splits.items():
-        hasher.update(f"{split} {len(samples.labels)}".encode())
-        hasher.update(np.ascontiguousarray(samples.labels, dtype="<i8").tobytes())
-        for image in samples.images:
-            data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-            hasher.update(len(data).to_bytes(8, "little"))
-            hasher.update(data)
-    return hasher.hexdigest()[:DIGEST_DIGITS]
+class _Chosen:
+    """The images of a split at some rows, which rise."""
+
+    def __init__(self, images: Readable, rows: np.ndarray) -> None:
+        self._images = images
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[bytes | DataError]:
+        wanted, row = set(self._rows.tolist()), 0
+        for block in self._images.blocks(0, len(self._images)):
+            for image in block:
+                if row in wanted:
+                    yield image
+                row += 1
 
 
-def decode_into(folder: Path, found: Found, digest: str, resize: int | None) -> None:
-    """Decode every split into an Arrow file of the folder; the marker is written last."""
+def _samples(stock: Stock, split: str, rows: np.ndarray) -> Samples:
+    images, labels = stock.splits[split]
+    return Samples(_Chosen(images, rows), labels[rows], lambda row: images.origin(int(rows[row])))
+
+
+def undecodable(stock: Stock, rows: Mapping[str, np.ndarray]) -> list[str]:
+    """Why some images at the rows of each split cannot be decoded."""
+    faults: list[str] = []
+    for split, own in rows.items():
+        found: dict[int, str] = {}
+        decode(_samples(stock, split, own), 1, faults=found)
+        faults += found.values()
+    return faults
+
+
+def decode_into(
+    folder: Path,
+    found: Located | Stock,
+    reading: Reading,
+    resize: int | None,
+    say: Say,
+    *,
+    skip_bad: bool,
+) -> Facts:
+    """Decode every split into an Arrow file of the folder; the marker is written last.
+
+    Raises `DataError` that names all images that cannot be decoded; with `skip_bad` they are left
+    out.
+    """
+    stock = of_located(found) if isinstance(found, Located) else found
     size: tuple[int, int] | None = None
-    mean, std = found.mean, found.std
-    checksums: dict[str, str] = {}
-    for split, samples in found.splits.items():
-        pixels = decode(samples, resize, size)
-        size = (pixels.shape[1], pixels.shape[2])
-        if split == "train" and (mean is None or std is None):
-            mean, std = statistics(pixels)
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    faults: list[str] = []
+    for split, rows in reading.rows.items():
+        samples, bad = _samples(stock, split, rows), {}
+        pixels = decode(samples, resize, size, faults=bad)
+        size = size or ((pixels.shape[1], pixels.shape[2]) if pixels.size else None)
+        faults += bad.values()
+        arrays[split] = pixels, samples.labels
+        if bad:
+            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(samples.labels, [*bad])
+    if faults and not skip_bad:
+        raise unusable(faults, len(faults))
+    for split, (_, labels) in arrays.items():
+        check_any(split, len(labels))
+    check_filled(stock.names, arrays["train"][1], stock.about)
+    assert size is not None, "a dataset has a split"
+    volume = sum(pixels.nbytes for pixels, _ in arrays.values())
+    counts = {split: len(labels) for split, (_, labels) in arrays.items()}
+    images = numbered(sum(counts.values()), "decoded image")
+    say(f"writing {images}, {volume / 1e6:,.2f} MB, into {folder}")
+    checksums = {}
+    for split, (pixels, labels) in arrays.items():
         columns = {
             "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
-            "targets": torch.from_numpy(samples.labels),
+            "targets": torch.from_numpy(labels),
         }
         checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
-    facts = {
-        "digest": digest,
-        "splits": checksums,
-        "names": list(found.names),
-        "classes": len(found.names),
-        "size": size,
-        "mean": mean,
-        "std": std,
-    }
-    write_json(folder / MARKER, facts)
+    facts = Facts(
+        digest=reading.taken.digest,
+        names=stock.names,
+        size=size,
+        splits=checksums,
+        counts=counts,
+        skipped=len(faults),
+        bad=tuple(faults[:NAMED]),
+    )
+    write_json(folder / MARKER, facts.plain())
+    return facts

@@ -1,18 +1,22 @@
 """Files below a root, on this machine or at a URL: listed, written, and read by ranges of bytes."""
 
+import errno
 import os
+import stat
 import tempfile
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
 from raykd.disk import write_atomic
 from raykd.errors import DataError
-from raykd.names import is_below
+from raykd.names import is_below, printable
 from raykd.remote import Remote, is_url
 
 _OPEN_FILES = 16  # that each thread keeps open
@@ -20,11 +24,22 @@ _OPEN_FILES = 16  # that each thread keeps open
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that was found."""
+    """A regular file, or a link to one."""
 
     name: str  # below the root, with slashes
     size: int  # in bytes
     changed: float  # when it was modified last, in seconds since 1970
+
+
+@dataclass
+class Listing:
+    """What lies below a folder, in the order of folders and names; without what is hidden."""
+
+    entries: list[Entry] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # empty ones, too; none at a URL
+    # What can be neither read nor entered: links that lead nowhere or to a folder that they lie
+    # in, pipes, sockets, devices. None of them is ever opened.
+    others: list[str] = field(default_factory=list)
 
 
 class Files:
@@ -38,8 +53,11 @@ class Files:
 
     @classmethod
     def at(cls, root: str | Path) -> "Files":
-        """The files below a path or a URL."""
+        """The files below a path or a URL; those of file:// are files of this machine."""
         text = str(root)
+        parts = urlsplit(text)
+        if parts.scheme == "file" and is_url(text) and not parts.netloc:
+            text = unquote(parts.path, errors="surrogateescape")
         return cls(text if is_url(text) else str(Path(text).expanduser().resolve()))
 
     def __reduce__(self) -> tuple[type["Files"], tuple[str]]:
@@ -48,17 +66,33 @@ class Files:
     def describe(self, name: str) -> str:
         """The whole path of a file, for people."""
         root = self.root if self.remote is None else self.remote.shown
-        return f"{root}/{name}" if name else root
+        return printable(f"{root}/{name}" if name else root)
+
+    def listing(self, below: str = "") -> Listing:
+        """What lies below a folder; nothing where it is not there, or is no folder.
+
+        Links are followed, to files and to folders. Raises `DataError` for a folder that cannot be
+        listed.
+        """
+        listing = Listing()
+        for item in self._found(below):
+            if isinstance(item, Entry):
+                listing.entries.append(item)
+            else:
+                name, is_folder = item
+                (listing.folders if is_folder else listing.others).append(name)
+        listing.entries.sort(key=lambda entry: entry.name.split("/"))
+        for names in (listing.folders, listing.others):
+            names.sort(key=lambda name: name.split("/"))
+        return listing
+
+    def names(self) -> Iterator[str]:
+        """The names of all files, each as it is come across, in no order."""
+        yield from (item.name for item in self._found("") if isinstance(item, Entry))
 
     def walk(self, below: str = "") -> list[Entry]:
         """Every file below a folder, in the order of folders and names; without hidden ones."""
-        if self.remote is None:
-            entries = self._walk_here(below)
-        else:
-            found = self.remote.entries(below)
-            entries = [Entry(entry.name, entry.bytes, entry.mtime) for entry in found]
-        kept = (entry for entry in entries if all(map(shown, entry.name.split("/"))))
-        return sorted(kept, key=lambda entry: entry.name.split("/"))
+        return self.listing(below).entries
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of a file; fewer where it ends before. Raises `DataError` that names it."""
@@ -150,20 +184,52 @@ class Files:
         files.move_to_end(name)
         return files[name]
 
-    def _unreadable(self, name: str, error: Exception) -> DataError:
+    def _unreadable(self, name: str, error: Exception, what: str = "read") -> DataError:
         reason = getattr(error, "strerror", None) or error
-        return DataError(f"{self.describe(name)}: cannot be read ({reason})")
+        return DataError(f"{self.describe(name)}: cannot be {what} ({reason})")
 
-    def _walk_here(self, below: str) -> list[Entry]:
-        found = []
-        for place, folders, names in os.walk(Path(self.root, below)):
-            folders[:] = filter(shown, folders)  # os.walk goes into what is left
-            for name in filter(shown, names):
-                path = Path(place, name)
-                stat = path.stat()
-                inner = path.relative_to(self.root).as_posix()
-                found.append(Entry(inner, stat.st_size, stat.st_mtime))
-        return found
+    def _found(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
+        """Every file below a folder, and by name what is none, with whether it is a folder."""
+        if self.remote is None:
+            yield from self._found_here(below)
+            return
+        for entry in self.remote.entries(below):
+            if all(map(shown, entry.name.split("/"))):
+                yield Entry(entry.name, entry.bytes, entry.mtime)
+
+    def _found_here(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
+        todo: list[tuple[str, frozenset[tuple[int, int]]]] = [(below, frozenset())]
+        while todo:
+            folder, above = todo.pop()
+            try:
+                real = Path(self.root, folder).stat()
+                # The folders on the way here, by what they are and not by what they are called.
+                place = (real.st_dev, real.st_ino)
+                if place in above:
+                    yield folder, False
+                    continue
+                with os.scandir(Path(self.root, folder)) as found:
+                    inner = [entry for entry in found if shown(entry.name)]
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it has gone meanwhile
+            except OSError as error:
+                raise self._unreadable(folder, error, "listed") from error
+            if folder != below:
+                yield folder, True
+            for entry in inner:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    status = entry.stat()
+                    kind = stat.S_IFMT(status.st_mode)
+                except OSError:  # a link that leads nowhere, or in a circle
+                    yield name, False
+                    continue
+                if kind == stat.S_IFDIR and is_below(name):
+                    todo.append((name, above | {place}))
+                elif kind == stat.S_IFREG and is_below(name):
+                    yield Entry(name, status.st_size, status.st_mtime)
+                else:
+                    yield name, False
 
 
 def shown(name: str) -> bool:
@@ -192,7 +258,10 @@ class _Descriptor:
 
     def __init__(self, path: Path) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
+        # A pipe that has taken a file's place since it was listed would block.
+        self.number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self.number).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
 
     def __del__(self) -> None:
         if self.number >= 0:

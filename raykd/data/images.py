@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -17,18 +17,21 @@ from pydantic import Field, field_validator, model_validator
 from raykd import bits
 from raykd.data import contents, decoded
 from raykd.data.augment import Augment
-from raykd.data.contents import DIGEST_DIGITS, MARKER
-from raykd.data.decoded import Images, decode_into, digest_of
+from raykd.data.contents import DIGEST_DIGITS, MARKER, read_record
+from raykd.data.decoded import Images, decode_into, undecodable
 from raykd.data.encoded import Encoded
 from raykd.data.files import Files
 from raykd.data.kept import into_store
+from raykd.data.located import Located
 from raykd.data.order import stratified
-from raykd.data.sources import SOURCES
+from raykd.data.samples import listed, numbered, summary, unusable
+from raykd.data.sources import SOURCES, normalisation
+from raykd.data.stock import Stock, stock_of
 from raykd.data.stream import Stream
 from raykd.errors import ConfigError, DataError
 from raykd.record import Limits, Record
 from raykd.remote import is_url
-from raykd.store import Store, read_json
+from raykd.store import Store
 
 Say = Callable[[str], None]
 Split = Literal["train", "test", "validation"]
@@ -68,7 +71,7 @@ class Data(Record):
     )  # of holdout, validation, limit, views; not of the order
     # The seed of views alone; None: `seed`.
     view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
-    digest: str = ""  # of labels, encoded images, class names, resize, the field's mean and std
+    digest: str = ""  # of labels, encoded images, class names
     classes: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
     size: tuple[_Side, _Side] | None = None  # (H, W) in pixels
     mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1
@@ -100,6 +103,7 @@ class Data(Record):
 
 
 Pictures = Images | Encoded  # decoded in memory, or not yet
+Facts = decoded.Facts | contents.Facts
 
 
 def read(
@@ -109,67 +113,107 @@ def read(
 
     `path` is where the files lie, a URL where they are to be streamed; None: where the dataset's
     own downloader puts them. Where the digest is known and its images are in the store, the files
-    are not touched. With `skip_bad`, streamed files that cannot be images are left out.
+    are not touched. `say` is told what was read, and what of it was left out. Images that cannot
+    be used are a `DataError` that names them all; with `skip_bad`, they are left out.
     """
-    folder = _folder(store, data.digest)
-    known = bool(data.digest) and store.whole(folder, MARKER)
-    facts = read_json(folder / MARKER) if known else None
-    if data.stream is not None:
-        root = None if path is None else Files.at(path).root
-        if facts is None or (root is not None and facts["root"] != root):
-            digest = _streamed(store, data, root, say, skip_bad=skip_bad)
-            facts = _facts(store, data, digest)
-        facts = facts | {"size": [data.stream.size] * 2}
-    elif facts is None:
-        if path is not None and is_url(str(path)):
-            raise ConfigError(
-                f"data.path: {path} is a URL, whose images are decoded while a run goes on; add "
-                "run.data.stream, such as {size: 224}"
-            )
-        found = SOURCES[data.name](None if path is None else Path(path))
-        digest = digest_of(found, data.resize)
-        _expect(data, digest)
-        if not store.whole(_folder(store, digest), MARKER):
-            decode_into(_folder(store, digest), found, digest, data.resize)
-            store.share(_folder(store, digest), MARKER)
-        facts = _facts(store, data, digest)
-    for field in ("classes", "size"):
-        given, real = getattr(data, field), facts[field]
-        if given is not None and json.loads(json.dumps(given)) != real:
-            raise ConfigError(f"run.data.{field}: expected {given}, but the images have {real}")
+    root = None if path is None else Files.at(path).root
+    if data.stream is None and root is not None and is_url(root):
+        raise ConfigError(
+            f"data.path: {path} is a URL, whose images are decoded while a run goes on; add "
+            "run.data.stream, such as {size: 224}"
+        )
+    facts = _known(store, data, root) or _read(store, data, root, say, skip_bad=skip_bad)
+    if isinstance(facts, decoded.Facts):
+        if facts.skipped and not skip_bad:
+            raise unusable(facts.bad, facts.skipped)
+        size = facts.size
+    else:
+        assert data.stream is not None, "encoded images are those of a stream"
+        size = (data.stream.size, data.stream.size)
+    for field, real in (("classes", len(facts.names)), ("size", size)):
+        given = getattr(data, field)
+        if given is not None and given != real:
+            shown = json.dumps(real)
+            raise ConfigError(f"run.data.{field}: expected {given}, but the images have {shown}")
+    mean, std = normalisation(data.name)
     return data.model_copy(
         update={
-            "digest": facts["digest"],
-            "classes": facts["classes"],
-            "size": tuple(facts["size"]),
-            "mean": data.mean or tuple(facts["mean"]),
-            "std": data.std or tuple(facts["std"]),
+            "digest": facts.digest,
+            "classes": len(facts.names),
+            "size": size,
+            "mean": data.mean or mean,
+            "std": data.std or std,
         }
     )
 
 
-def _streamed(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> str:
-    """The digest of images that stay encoded, whose index is in the store then."""
-    found = into_store(store, data.name, root, say, skip_bad=skip_bad)
-    digest = found.digest or contents.known(store, found, skip_bad=skip_bad)
-    if digest is None or not contents.is_at(store, _folder(store, digest), found):
-        digest = contents.take_in(store, found, say, skip_bad=skip_bad)
-    return digest
+def _known(store: Store, data: Data, root: str | None) -> Facts | None:
+    """What the store says of the images of a recipe that names them; None where they are not there.
+
+    Nor where those of a stream lie elsewhere now.
+    """
+    folder = _folder(store, data, data.digest)
+    if not data.digest or not store.whole(folder, MARKER):
+        return None
+    if data.stream is None:
+        return read_record(decoded.Facts, folder / MARKER)
+    facts = read_record(contents.Facts, folder / MARKER)
+    return facts if root is None or facts.place == root else None
 
 
-def _facts(store: Store, data: Data, digest: str) -> dict[str, Any]:
-    """What the store says of some images. Raises `DataError` where other ones were expected."""
-    _expect(data, digest)
-    return read_json(_folder(store, digest) / MARKER)
+def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
+    """What is seen of a dataset in its files, which the store has then, decoded or by their place.
 
-
-def _expect(data: Data, digest: str) -> None:
-    """Raise `DataError` where a recipe was made with other images than those of `digest`."""
-    if data.digest and data.digest != digest:
+    Raises `DataError` where other images than these were expected.
+    """
+    if root is not None and not is_url(root) and "{" not in root and not Path(root).exists():
+        raise DataError(f"{root}: there is no such file or folder (data.path)")
+    if data.stream is None:
+        found = stock_of(data.name, root)
+    else:
+        found = into_store(store, data.name, root, say, skip_bad=skip_bad)
+    taken, reading = contents.known(store, data.name, found, skip_bad=skip_bad), None
+    if taken is None:
+        more = undecodable if data.stream is None else None
+        reading = contents.read_through(found, say, skip_bad=skip_bad, more=more)
+        taken = reading.taken
+    if data.digest and data.digest != taken.digest:
         raise DataError(
-            f"run.data.digest: expected {data.digest}, but the files have {digest}; "
+            f"run.data.digest: expected {data.digest}, but the files have {taken.digest}; "
             "they are not the images that this recipe was made with"
         )
+    folder = _folder(store, data, taken.digest)
+    if data.stream is not None:
+        assert isinstance(found, Located), "what is streamed lies in files"
+        whole = contents.is_at(store, folder, found)
+    else:
+        whole = store.whole(folder, MARKER)
+    if not whole and reading is None:
+        reading = contents.read_again(found, taken, say, skip_bad=skip_bad)
+    if not whole and reading is not None:
+        if isinstance(found, Located) and data.stream is not None:
+            contents.write(store, found, reading)
+        else:
+            decode_into(folder, found, reading, data.resize, say, skip_bad=skip_bad)
+        store.share(folder, MARKER)
+    contents.remember(store, data.name, found, taken, skip_bad=skip_bad)
+    kind = decoded.Facts if data.stream is None else contents.Facts
+    facts = read_record(kind, folder / MARKER)
+    _tell(say, data, found, taken, facts)
+    return facts
+
+
+def _tell(
+    say: Say, data: Data, found: Located | Stock, taken: contents.Taken, facts: Facts
+) -> None:
+    """Say what was read, and what was left out."""
+    counts, skipped, bad = taken.counts, taken.skipped, taken.bad
+    if isinstance(facts, decoded.Facts):
+        counts, skipped, bad = facts.counts, skipped + facts.skipped, bad + facts.bad
+    say(summary(found.names, counts, found.about, holdout=data.holdout, empty=taken.empty))
+    if skipped:
+        left = numbered(skipped, "image")
+        say(f"{left} that cannot be used, left out:\n{listed(bad, skipped)}")
 
 
 def open_images(store: Store, data: Data) -> tuple[Pictures, Pictures]:
@@ -193,15 +237,15 @@ def open_split(store: Store, data: Data, split: Split) -> Pictures:
 
 def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | None]:
     """Training, test and validation images; None where no share is held out for those."""
-    folder = _folder(store, data.digest)
+    folder = _folder(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
         raise DataError(
             f"{folder}: the images of {data.name!r} are not in the store; "
             "`raykd run` puts them there where it can read the files"
         )
-    facts = read_json(folder / MARKER)
     reader = decoded if data.stream is None else contents
-    splits: Mapping[str, Pictures] = reader.opened(store, folder, facts)
+    _, found = reader.opened(store, folder)
+    splits: Mapping[str, Pictures] = found
     train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
         train, test = _apart(train, data.holdout, "holdout", data.seed, bits.HOLDOUT)
@@ -232,8 +276,10 @@ def _apart(
     return images.take(keep.nonzero().squeeze(1)), images.take(held)
 
 
-def _folder(store: Store, digest: str) -> Path:
+def _folder(store: Store, data: Data, digest: str) -> Path:
     """Where images lie in the store. Raises `ConfigError` for what cannot be a digest."""
     if re.fullmatch(r"[0-9a-f]*", digest) is None:
         raise ConfigError(f"run.data.digest: expected {DIGEST_DIGITS} hex digits, got {digest!r}")
-    return store.root / "images" / digest
+    if data.stream is None:
+        return decoded.folder_of(store, digest, data.resize)
+    return contents.folder_of(store, digest)

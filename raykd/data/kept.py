@@ -7,11 +7,13 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from raykd.data.contents import Say
 from raykd.data.files import Files, below
 from raykd.data.located import Located, pack
 from raykd.data.packing import Packed, Packing
+from raykd.data.samples import listed, numbered
 from raykd.data.shards import is_pack
 from raykd.data.stock import stock_of
 from raykd.errors import DataError
@@ -40,7 +42,7 @@ def into_store(
     if not _is_whole(files):
         say(f"packing {packing.images:,} images of {name!r} into {files.describe('')}")
         packing.finish(_told(packing, say))
-    return pack(files.root)
+    return replace(pack(files.root), about=stock.about)
 
 
 def _is_whole(files: Files) -> bool:
@@ -56,6 +58,9 @@ def _told(packing: Packing, say: Say) -> Iterator[Packed]:
     done = 0
     for packed in packing.make_all(packing.begin()):
         done += len(packed.part)
+        if packed.skipped:
+            left = numbered(packed.skipped, "image")
+            say(f"{left} that cannot be used, left out:\n{listed(packed.bad, packed.skipped)}")
         now = time.monotonic()
         if now - spoken > _SAY_SECONDS:
             spoken, left = now, (now - started) / done * (packing.images - done) / 60

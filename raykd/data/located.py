@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from raykd.data import foreign, shards
 from raykd.data.classes import declared_names, numbered
 from raykd.data.encoded import Names, Ranges
 from raykd.data.files import Entry, Files
-from raykd.data.folders import SUFFIXES, empty, folder_names
+from raykd.data.folders import Tree, layout
 from raykd.data.samples import About, Found, Samples
 from raykd.data.splits import by_split, unread
 from raykd.data.tables import Rows, open_tables
@@ -21,7 +21,6 @@ from raykd.data.tars import BLOCK, TarSamples, expanded, is_packed_tar, is_tar, 
 from raykd.errors import DataError
 from raykd.remote import is_url
 
-TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first found is taken
 _REMOTE_BLOCK = 1 << 16  # bytes of a tar file that are read at a time over a network
 _OPENED = 16  # files at a time, each of which may wait for a network
 
@@ -42,7 +41,7 @@ class Located:
             split: Samples(ranges, labels, ranges.origin)
             for split, (ranges, labels) in self.splits.items()
         }
-        return Found(splits, self.names, about=self.about)
+        return Found(splits, self.names, self.stamp, self.about)
 
 
 def folder(root: str) -> Located:
@@ -53,70 +52,19 @@ def folder(root: str) -> Located:
     files = Files.at(root)
     if shards.is_pack(files):
         return pack(root)
-    entries = [e for e in files.walk() if PurePosixPath(e.name).suffix.lower() in SUFFIXES]
-    if files.remote is None and not Path(files.root).exists():
-        raise DataError(f"{files.root}: there is no such folder")
-    if not entries:
-        raise DataError(
-            f"{files.describe('')}: expected one folder of images per class, found no image "
-            f"({', '.join(sorted(SUFFIXES))})"
-        )
-    tops = {entry.name.partition("/")[0] for entry in entries if "/" in entry.name}
-    parts = {"train": "train/"} if "train" in tops else {"train": ""}
-    test = next((name for name in TESTS if name in tops), None)
-    if "train" in tops and test is not None:
-        parts["test"] = f"{test}/"
-    for start in parts.values():
-        _check_filled(files, start, entries)
-    chosen = {
-        split: [entry for entry in entries if entry.name.startswith(start)]
-        for split, start in parts.items()
-    }
-    names = tuple(sorted({_class(entry, parts["train"], files) for entry in chosen["train"]}))
-    numbers = {name: number for number, name in enumerate(names)}
+    tree = Tree.of(files)
+    found = layout(tree)
+    splits = {split: tree.samples([start], found.folders) for split, start in found.starts.items()}
+    return of_files(Found(splits, found.names, tree.stamp, found.about))
+
+
+def of_files(found: Found) -> Located:
+    """A dataset whose images are ranges of files."""
     splits = {}
-    for split, found in chosen.items():
-        labels = []
-        for entry in found:
-            name = _class(entry, parts[split], files)
-            if name not in numbers:
-                raise DataError(
-                    f"{files.describe(entry.name)}: no class {name!r} is among the training images"
-                )
-            labels.append(numbers[name])
-        splits[split] = (_whole(files, found), np.asarray(labels, dtype=np.int64))
-    return Located(splits, names, repr(entries))
-
-
-def _check_filled(files: Files, start: str, entries: list[Entry]) -> None:
-    """Raise `DataError` where a class folder below `start` is empty; below a URL none can be."""
-    if files.remote is not None:
-        return
-    below = [entry.name.removeprefix(start) for entry in entries if entry.name.startswith(start)]
-    filled = {name.partition("/")[0] for name in below}
-    for name in folder_names(Path(files.root, start)):
-        if name not in filled:
-            raise empty(Path(files.root, start, name))
-
-
-def _class(entry: Entry, start: str, files: Files) -> str:
-    """The class that the folder of an image file names."""
-    name, slash, _ = entry.name.removeprefix(start).partition("/")
-    if not slash:
-        raise DataError(
-            f"{files.describe(entry.name)}: the image lies in no class folder; expected "
-            f"{files.describe(start + 'CLASS/' + name)}"
-        )
-    return name
-
-
-def _whole(files: Files, entries: list[Entry]) -> Ranges:
-    """Images that are a file each."""
-    count = len(entries)
-    lengths = torch.tensor([entry.size for entry in entries], dtype=torch.int64)
-    names = Names.of([entry.name for entry in entries])
-    zeros = torch.zeros(count, dtype=torch.int64)
-    return Ranges(files, names, torch.arange(count), zeros, lengths)
+    for split, samples in found.splits.items():
+        assert isinstance(samples.images, Ranges), "images that are no files are not located"
+        splits[split] = (samples.images, samples.labels)
+    return Located(splits, found.names, found.stamp, about=found.about)
 
 
 def pack(root: str) -> Located:
@@ -129,7 +77,9 @@ def pack(root: str) -> Located:
     facts = shards.read_json(files, shards.MARKER)
     names = tuple(facts["classes"])
     splits = shards.read_splits(files, facts["splits"], names)
-    return Located(splits, names, facts["digest"], facts["digest"])
+    # A class without images has a declared name: it was seen when the pack was made.
+    about = About(declared=True)
+    return Located(splits, names, facts["digest"], facts["digest"], about)
 
 
 def table(root: str) -> Located | None:

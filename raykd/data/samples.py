@@ -1,4 +1,4 @@
-"""One split of a dataset as it was found: labels, and images that are not decoded yet."""
+"""One split of a dataset as a source has it: labels, and images that are not decoded yet."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from raykd.errors import DataError
+from raykd.names import printable
 
 Triple = tuple[float, float, float]
 NAMED = 10  # images that cannot be used, at most, that a message names
@@ -47,8 +48,7 @@ class Found:
 
     splits: Mapping[str, Samples]
     names: tuple[str, ...]
-    mean: Triple | None = None  # the field's constants, where there are any
-    std: Triple | None = None
+    stamp: str = ""  # what changes when files are changed, without reading them
     about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:
@@ -87,6 +87,12 @@ def check_filled(names: Sequence[str], labels: np.ndarray, about: About) -> None
         raise DataError("the train split of this dataset has no image that can be used")
 
 
+def check_any(split: str, count: int) -> None:
+    """Raise `DataError` where a split is left with no image."""
+    if not count:
+        raise DataError(f"the {split} split of this dataset has no image that can be used")
+
+
 def unusable(faults: Sequence[str], count: int) -> DataError:
     """The error of `count` images that cannot be used, some of which are named with the reason."""
     if count == 1:
@@ -102,3 +108,44 @@ def listed(faults: Sequence[str], count: int) -> str:
     named = [f"  {fault.removesuffix('; replace or remove it')}" for fault in faults[:NAMED]]
     more = count - len(named)
     return "\n".join([*named, f"  and {more:,} more"] if more else named)
+
+
+def summary(
+    names: Sequence[str],
+    counts: Mapping[str, int],
+    about: About,
+    *,
+    holdout: float,
+    empty: Sequence[str] = (),
+) -> str:
+    """One line that says what was read: classes, images by split, and what was left out.
+
+    `counts` has the images of each split, `empty` the classes without a training image.
+    """
+    parts = [f"{len(names)} classes: {_some(names)}"]
+    train, test = counts["train"], counts.get("test")
+    if test is None:
+        test = round(holdout * train)
+        share = f"{train - test:,} train, {test:,} test, which are {holdout:g} of all"
+        parts.append(f"{share}, held out (run.data.holdout)")
+    else:
+        origin = f" from {printable(about.test)}" if about.test else ""
+        parts.append(f"{train:,} train, {test:,} test{origin}")
+    if empty:
+        parts.append(f"no training image of {_some(empty)}")
+    if about.unread:
+        kinds = [f"{printable(kind)} {number:,}" for kind, number in sorted(about.unread.items())]
+        total = sum(about.unread.values())
+        parts.append(f"{numbered(total, 'file')} not read: {_some(kinds)}")
+    return "; ".join(parts)
+
+
+def numbered(count: int, what: str) -> str:
+    """A count of things that are called so."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for people: of a long list, the first and the last."""
+    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(printable, names)]
+    return ", ".join(shown if len(shown) <= NAMED else [*shown[: NAMED - 2], "...", shown[-1]])

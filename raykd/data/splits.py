@@ -9,6 +9,11 @@ from raykd.data.files import Entry
 from raykd.errors import DataError
 
 NO_SUFFIX = "no suffix"  # as files are counted whose names have none
+SPLITS = {  # words that name a split, in the order in which folders of them are looked for
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
 
 
 def by_split(
@@ -47,6 +52,6 @@ def split_of(name: str) -> str:
                 return "train"
             if word.startswith("test"):
                 return "test"
-            if word in ("val", "valid", "validation"):
+            if word in SPLITS["val"]:
                 return "val"
     return "train"

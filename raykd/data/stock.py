@@ -4,24 +4,21 @@ Shapes: N images, H, W pixels.
 """
 
 import hashlib
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from raykd.data.encoded import Names, Ranges
-from raykd.data.files import Files, shown
-from raykd.data.folders import SUFFIXES as IMAGE_SUFFIXES
-from raykd.data.folders import ImageFiles
-from raykd.data.located import LOCATED, Located
+from raykd.data.encoded import Ranges
+from raykd.data.files import Files
+from raykd.data.formats import is_image
+from raykd.data.located import LOCATED, Located, of_files
 from raykd.data.samples import About, Found
 from raykd.data.sources import SOURCES
 from raykd.data.tables import Rows, Tables, is_table, open_tables
@@ -44,7 +41,7 @@ class Readable(Protocol):
         ...
 
     def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
-        """The images from `start` to `stop`, some at a time; errors for those that lie nowhere."""
+        """The images from `start` to `stop`, some at a time; an error for one that is not there."""
         ...
 
     def origin(self, row: int) -> str:
@@ -75,9 +72,8 @@ class InFiles:
         """How many bytes each image has, int64 [N]."""
         return self._ranges.length.numpy()
 
-    def blocks(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
+    def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
         """The images from `start` to `stop`; those of the next block are read meanwhile."""
-
         with ThreadPoolExecutor(_THREADS) as pool:
             ahead = None
             for low, high in cuts(self.lengths()[start:stop], _BLOCK_BYTES):
@@ -107,7 +103,7 @@ class Pixels:
         """About how many bytes each image has, int64 [N]."""
         return np.full(len(self), self._pixels[0].nbytes, dtype=np.int64)
 
-    def blocks(self, start: int, stop: int) -> Iterator[list[bytes]]:
+    def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
         """The images from `start` to `stop`, some at a time."""
         for low, high in cuts(self.lengths()[start:stop], _BLOCK_BYTES):
             yield [png(pixels) for pixels in self._pixels[start + low : start + high]]
@@ -148,12 +144,12 @@ def kind_of(place: str) -> str:
     """The name of the source that reads what lies at a path or URL, as its files look."""
     check_there(place)
     path = place.partition("?")[0] if is_url(place) else place
-    for name in (path, *_names(place)):
+    for name in (path, *Files.at(place).names()):
         if is_tar(name) or is_packed_tar(name):
             return "webdataset"
         if is_table(name):
             return "table"
-        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+        if is_image(name):
             return "folder"
     raise DataError(f"{place}: found no images, tables or tar shards; look at the path")
 
@@ -165,16 +161,6 @@ def check_there(place: str) -> None:
     """
     if not (is_url(place) or "{" in place or Path(place).expanduser().exists()):
         raise DataError(f"{place}: there is no such file or folder")
-
-
-def _names(place: str) -> Iterator[str]:
-    """The names of the files in a folder."""
-    if is_url(place):
-        yield from (entry.name for entry in Files.at(place).walk())
-    else:
-        for _, folders, names in os.walk(Path(place).expanduser()):
-            folders[:] = filter(shown, folders)
-            yield from filter(shown, names)
 
 
 def of_located(found: Located) -> Stock:
@@ -190,8 +176,8 @@ def of_tables(tables: Tables) -> Stock:
 
 def of_found(found: Found, title: str) -> Stock | Located:
     """The images of any source; `Located` where they are whole files."""
-    if all(isinstance(samples.images, ImageFiles) for samples in found.splits.values()):
-        return _in_folders(found)
+    if all(isinstance(samples.images, Ranges) for samples in found.splits.values()):
+        return of_files(found)
     splits: dict[str, tuple[Readable, np.ndarray]] = {}
     stamp = hashlib.sha256()
     for split, samples in found.splits.items():
@@ -204,28 +190,7 @@ def of_found(found: Found, title: str) -> Stock | Located:
         else:
             raise DataError(f"the images of {title!r} cannot be packed")
         splits[split] = (images, samples.labels)
-    return Stock(splits, found.names, stamp.hexdigest())
-
-
-def _in_folders(found: Found) -> Located:
-    """A source whose images are files, as ranges below the folder that they have in common."""
-    paths = {split: _paths(samples.images) for split, samples in found.splits.items()}
-    root = Path(os.path.commonpath([path.parent for own in paths.values() for path in own]))
-    splits, stamp = {}, hashlib.sha256()
-    for split, own in paths.items():
-        stats = [path.stat() for path in own]
-        stamp.update(repr([(stat.st_size, stat.st_mtime_ns) for stat in stats]).encode())
-        names = Names.of([path.relative_to(root).as_posix() for path in own])
-        lengths = torch.tensor([stat.st_size for stat in stats], dtype=torch.int64)
-        zeros = torch.zeros(len(own), dtype=torch.int64)
-        ranges = Ranges(Files.at(root), names, torch.arange(len(own)), zeros, lengths)
-        splits[split] = (ranges, found.splits[split].labels)
-    return Located(splits, found.names, stamp.hexdigest())
-
-
-def _paths(images: object) -> Sequence[Path]:
-    assert isinstance(images, ImageFiles)
-    return images.paths
+    return Stock(splits, found.names, stamp.hexdigest(), found.about)
 
 
 def png(pixels: np.ndarray) -> bytes:

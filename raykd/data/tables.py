@@ -34,7 +34,7 @@ class Tables:
             split: Samples(rows, labels, rows.origin)
             for split, (rows, labels) in self.splits.items()
         }
-        return Found(splits, self.names, about=self.about)
+        return Found(splits, self.names, self.stamp, self.about)
 
 
 class Rows:

@@ -20,7 +20,7 @@ import numpy as np
 
 from raykd.data import foreign
 from raykd.data.files import shown
-from raykd.data.folders import SUFFIXES
+from raykd.data.formats import SUFFIXES
 from raykd.data.splits import NO_SUFFIX
 from raykd.errors import DataError, RaykdError
 

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 from raykd.data.archives import Archive
-from raykd.data.folders import check_classes, class_folders, image_files, labelled
+from raykd.data.files import Files
+from raykd.data.folders import Tree, check_classes, labelled
 from raykd.data.samples import Found, Samples
 from raykd.errors import DataError
 
@@ -29,9 +30,15 @@ def read_tiny_imagenet(root: Path) -> Found:
     Classes are numbered in the sorted order of their wnids, which is not that of `wnids.txt`.
     """
     wnids = _wnids(root / "wnids.txt")
-    check_classes(root / "train", wnids, "wnids.txt")
-    splits = {"train": class_folders([root / "train"], wnids), "test": _validation(root, wnids)}
-    return Found(splits, _names(root / "words.txt", wnids))
+    if not (root / "train").is_dir():
+        raise DataError(
+            f"{root / 'train'}: there is no such folder; wnids.txt names {len(wnids)} classes"
+        )
+    tree = Tree.of(Files.at(root))
+    check_classes(tree, "train/", wnids, "wnids.txt")
+    splits = {"train": tree.samples(["train/"], wnids), "test": _validation(tree, root, wnids)}
+    stamp = repr([tree.stamp, splits["test"].labels.tolist()])
+    return Found(splits, _names(root / "words.txt", wnids), stamp)
 
 
 def _wnids(file: Path) -> tuple[str, ...]:
@@ -48,11 +55,16 @@ def _wnids(file: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _validation(root: Path, wnids: tuple[str, ...]) -> Samples:
+def _validation(tree: Tree, root: Path, wnids: tuple[str, ...]) -> Samples:
     """The validation images, in the order of the lines that give their classes."""
     file, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
-    images = {path.name: path for path in image_files(folder)}
+    start = "val/images/"
+    images = {
+        entry.name.rpartition("/")[2]: entry
+        for entry in tree.images
+        if entry.name.startswith(start)
+    }
     labels: dict[str, int] = {}
     for number, line in enumerate(_lines(file), start=1):
         name, tab, rest = line.partition("\t")
@@ -69,10 +81,10 @@ def _validation(root: Path, wnids: tuple[str, ...]) -> Samples:
         if problem:
             raise DataError(f"{file}, line {number}: {problem}")
         labels[name] = numbers[wnid]
-    for name, path in images.items():
+    for name, entry in images.items():
         if name not in labels:
-            raise DataError(f"{path}: no line of {file} gives its class")
-    return labelled([images[name] for name in labels], list(labels.values()))
+            raise DataError(f"{tree.files.describe(entry.name)}: no line of {file} gives its class")
+    return labelled(tree.files, [images[name] for name in labels], list(labels.values()))
 
 
 def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:

@@ -54,8 +54,10 @@ def same(a: Located, b: Located) -> None:
         assert images(a, split) == images(b, split)
 
 
-def digest(store: Store, found: Located, **options) -> str:
-    return contents.take_in(store, found, lambda text: None, **({"skip_bad": False} | options))
+def digest(store: Store, found: Located, *, skip_bad: bool = False) -> str:
+    """The digest of the images of some files, which are in the store then."""
+    reading = contents.read_through(found, quiet, skip_bad=skip_bad)
+    return contents.write(store, found, reading)
 
 
 def call(*words, code: int = 0):

@@ -61,14 +61,15 @@ def test_its_constants_are_those_of_its_authors(store, whole):
         assert (data.mean, data.std, data.size, data.classes) == (MEAN, STD, (32, 32), 10)
 
 
-def test_its_tables_have_its_constants(tmp_path):
+def test_its_tables_have_its_constants(store, tmp_path):
     images = pa.array([encoded(picture(0))] * 10, pa.binary())
     content = pa.table({"image": images, "label": list(range(10))})
     for part in ("train", "validation", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         pq.write_table(content, tmp_path / f"data/{part}-00000-of-00001.parquet")
     found = SOURCES["cinic10"](tmp_path)
-    assert (found.mean, found.std) == (MEAN, STD)
+    data = read(store, Data(name="cinic10"), tmp_path)
+    assert (data.mean, data.std) == (MEAN, STD)
     assert [len(samples.labels) for samples in found.splits.values()] == [10, 10]
     assert refusal("cinic10_trainvalid", tmp_path).startswith(
         f"{tmp_path / 'train'}: there is no such folder; expected CINIC-10 as distributed"

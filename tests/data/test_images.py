@@ -42,10 +42,7 @@ def test_reading_fills_in_what_only_files_can_tell(store, photos):
     data = read(store, FOLDER, photos)
     assert (data.classes, data.size) == (3, (6, 8))
     assert len(data.digest) == 20
-    train = np.stack([picture(seed) for seed in range(12)]).astype(np.float64) / 255
-    # Kept to 4 digits.
-    assert data.mean == pytest.approx(train.mean(axis=(0, 1, 2)), abs=5.1e-5)
-    assert data.std == pytest.approx(train.std(axis=(0, 1, 2)), abs=5.1e-5)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert Data.read(data.plain()) == data
 
 
@@ -69,7 +66,7 @@ def test_images_are_decoded_once_and_their_files_are_not_needed_again(store, pho
 
 def test_reading_again_without_a_digest_does_not_decode_again(store, photos):
     data = read(store, FOLDER, photos)
-    files = sorted((store.root / "images" / data.digest).iterdir())
+    files = sorted((store.root / "images" / f"{data.digest}-original").iterdir())
     before = [path.stat().st_mtime_ns for path in files]
     assert read(store, FOLDER, photos) == data
     assert [path.stat().st_mtime_ns for path in files] == before
@@ -77,7 +74,7 @@ def test_reading_again_without_a_digest_does_not_decode_again(store, photos):
 
 def test_a_read_that_was_killed_before_its_end_is_done_again(store, photos):
     data = read(store, FOLDER, photos)
-    folder = store.root / "images" / data.digest
+    folder = store.root / "images" / f"{data.digest}-original"
     (folder / "images.json").unlink()
     (folder / "test.arrow").write_bytes(b"half")
     with pytest.raises(DataError, match="are not in the store"):
@@ -120,9 +117,11 @@ def test_the_digest_changes_with(change, store, photos):
     assert read(store, FOLDER, photos).digest != before
 
 
-def test_the_digest_changes_with_the_size_that_images_are_brought_to(store, photos):
-    digests = {read(store, Data(name="folder", resize=size), photos).digest for size in (4, 5)}
-    assert len(digests | {read(store, FOLDER, photos).digest}) == 3
+def test_images_that_are_brought_to_several_sizes_lie_beside_each_other(store, photos):
+    read_all = [read(store, Data(name="folder", resize=size), photos) for size in (4, 5, None)]
+    assert len({data.digest for data in read_all}) == 1
+    sizes = [open_images(store, data)[0].pixels.shape[1:3] for data in read_all]
+    assert sizes == [(4, 4), (5, 5), (6, 8)]
 
 
 def test_files_that_are_not_those_of_the_recipe_are_refused(store, photos, tmp_path):
@@ -155,15 +154,6 @@ def test_a_given_normalisation_is_kept(store, photos):
     data = read(store, given, photos)
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == read(store, FOLDER, photos).std
-
-
-def test_images_without_contrast_can_be_normalised(store, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / "flat" / name).mkdir(parents=True)
-        for number in range(5):
-            Image.new("RGB", (4, 4), (0, 9, 255)).save(tmp_path / "flat" / name / f"{number}.png")
-    data = read(store, FOLDER, tmp_path / "flat")
-    assert data.std == (0.0039, 0.0039, 0.0039)  # 1 / 255, one grey level
 
 
 def test_images_that_nobody_read_are_not_opened(store):
@@ -323,7 +313,7 @@ def test_images_to_validate_on_are_there_only_where_they_are_held_out(store, dig
 
 def test_a_damaged_file_of_the_store_is_named(store, photos):
     data = read(store, FOLDER, photos)
-    path = store.root / "images" / data.digest / "train.arrow"
+    path = store.root / "images" / f"{data.digest}-original" / "train.arrow"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(arrow.CacheCorrupt, match=str(path)):
         open_images(store, data)
@@ -331,7 +321,7 @@ def test_a_damaged_file_of_the_store_is_named(store, photos):
 
 def test_the_store_says_what_the_images_are(store, photos):
     data = read(store, FOLDER, photos)
-    facts = read_json(store.root / "images" / data.digest / "images.json")
+    facts = read_json(store.root / "images" / f"{data.digest}-original" / "images.json")
     assert facts["digest"] == data.digest
     assert facts["names"] == ["cat", "dog", "owl"]
     assert set(facts["splits"]) == {"train", "test"}
@@ -344,7 +334,7 @@ def test_a_name_that_is_no_dataset_suggests_one():
 
 def test_one_flipped_byte_in_the_decoded_images_is_found_and_named(store, photos):
     data = read(store, FOLDER, photos)
-    path = store.root / "images" / data.digest / "train.arrow"
+    path = store.root / "images" / f"{data.digest}-original" / "train.arrow"
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
     path.write_bytes(whole)

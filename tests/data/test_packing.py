@@ -270,6 +270,7 @@ def test_a_folder_of_something_else_is_refused(root, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path):
+    put(tmp_path / "photos" / "b" / "1.jpg")
     huge = put(tmp_path / "photos" / "a" / "1.jpg")
     with huge.open("r+b") as file:
         file.truncate(1 << 43)  # a hole, which takes no room

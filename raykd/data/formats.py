@@ -1,0 +1,37 @@
+"""Kinds of image files that are read, by the suffixes of their names.
+
+What Pillow knows beside these is left alone: for EPS, it runs another program on what the file
+says. A suffix says which files of a folder are images; what each of them is, its bytes say.
+"""
+
+from pathlib import PurePosixPath
+
+from PIL import features
+
+SUFFIXES = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",  # the first frame
+}
+if "avif" in features.modules and features.check("avif"):
+    SUFFIXES[".avif"] = "AVIF"
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))  # as Pillow calls them
+
+
+def suffix(name: str) -> str:
+    """The suffix of a file's name in small letters, with its dot."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is called like an image that can be read."""
+    return suffix(name) in SUFFIXES
