@@ -188,8 +188,9 @@ def test_sigterm_to_all_of_a_run_s_processes_ends_them(tmp_path, root, decoders)
     script = put(tmp_path / "work.py", WORK)
     here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     words = [sys.executable, str(script), str(tmp_path / "store"), str(root), decoders]
-    options = {"start_new_session": True, "text": True}
-    with subprocess.Popen(words, env=here, stdout=-1, stderr=-1, **options) as run:
+    with subprocess.Popen(
+        words, env=here, stdout=-1, stderr=-1, text=True, start_new_session=True
+    ) as run:
         assert run.stdout is not None
         children = run.stdout.readline().split()
         assert len(children) == 2
