@@ -47,7 +47,7 @@ def main(what, root):
         elif what == "room":
             await_room(Scale(cpus=64, wait_minutes=60), 1, "a worker", say)
         else:
-            ray.get(ray.remote(time.sleep).remote(3600))
+            ray.get(ray.remote(lambda: time.sleep(3600)).remote())
 
 main(*sys.argv[1:])
 """
