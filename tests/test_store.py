@@ -10,9 +10,9 @@ from typing import ClassVar
 import pytest
 
 from raykd.disk import write_atomic
-from raykd.errors import Unreachable
+from raykd.errors import CacheCorrupt, ConfigError, Unreachable
 from raykd.record import Record, fingerprint
-from raykd.store import MARKER, Store, read_json, write_json
+from raykd.store import MARKER, Store, read_json, read_recipe, write_json
 
 
 class Cake(Record):
@@ -139,3 +139,43 @@ def test_a_store_stays_where_it_is_when_the_process_moves(tmp_path, monkeypatch)
     monkeypatch.chdir("/")
     assert store.root == tmp_path.resolve() / "here"
     assert Store(Path("~/there")).root == tmp_path.resolve() / "home" / "there"
+
+
+@pytest.mark.parametrize("place", ["", " ", "x" * 300, "a/" + "y" * 300, "a\0b", "s3://", "gs://"])
+def test_what_can_be_no_place_of_a_store_is_refused(place):
+    with pytest.raises(ConfigError, match=r"--store|not a place that can be used"):
+        Store(place)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"3", b"\xe9", b"[" * 100_000, None])
+def test_no_content_of_a_json_file_is_a_traceback(tmp_path, data):
+    path = tmp_path / "cakes" / "a" / "value.json"
+    write_json(path, {"eggs": 3})
+    path.unlink() if data is None else path.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match=r"value\.json: cannot be read"):
+        read_json(path)
+
+
+def test_a_file_that_was_altered_or_is_anothers_is_not_believed(tmp_path):
+    path, other = tmp_path / "cakes" / "a" / "value.json", tmp_path / "cakes" / "b" / "value.json"
+    write_json(path, {"eggs": 3})
+    write_json(other, {"eggs": 4})
+    written = path.read_bytes()
+    path.write_bytes(written.replace(b"3", b"5", 1))
+    with pytest.raises(CacheCorrupt, match="altered"):
+        read_json(path)
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(CacheCorrupt, match=r"belongs to cakes/b/value\.json"):
+        read_json(path)
+    path.write_text('{"eggs": 3}')  # from before there were seals
+    assert read_json(path) == {"eggs": 3}
+
+
+def test_a_marker_that_is_another_recipe_is_not_believed(store):
+    store.finish(Cake(eggs=4))
+    store.finish(Cake(eggs=5))
+    marker = store.path(Cake(eggs=4)) / MARKER
+    marker.write_bytes((store.path(Cake(eggs=5)) / MARKER).read_bytes())
+    for look in (lambda: store.has(Cake(eggs=4)), lambda: read_recipe(Cake, marker.parent)):
+        with pytest.raises(CacheCorrupt, match=r"recipe\.json.*Remove this file"):
+            look()
