@@ -56,8 +56,10 @@ def patient() -> Iterator[None]:
             click.echo(f"error: standard output: {full.strerror}; all else is done", err=True)
             raise SystemExit(NoRoom.code) from full
         finally:
-            for stream in (out, err):
+            for number, stream in ((1, out), (2, err)):
                 stream.flush()
+                if _failure(stream) is not None:  # what Python writes as it ends is to fail neither
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _patient(stream: Any, number: int) -> Any:
@@ -79,6 +81,11 @@ def _patient(stream: Any, number: int) -> Any:
 def _full(stream: Any) -> OSError | None:
     """The failure of a stream whose disk is full."""
     stream.flush()
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    failure = raw.failure if isinstance(raw, _Patient) else None
+    failure = _failure(stream)
     return failure if failure is not None and failure.errno in _FULL else None
+
+
+def _failure(stream: Any) -> OSError | None:
+    """Why writes to a stream are dropped; None where they are not."""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw.failure if isinstance(raw, _Patient) else None
