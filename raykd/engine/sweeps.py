@@ -185,6 +185,7 @@ class _Written(BaseModel):
     error: str | None
     seconds: Amount
     last: dict[str, int | float] | None
+    code: int | None = None
     student: dict[str, Any] | None = None
     search: dict[str, Any] | None = None
     stages: Literal["multi_stage", "one_stage"] | None = None
