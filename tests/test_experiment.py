@@ -622,7 +622,10 @@ def test_resolving_fills_in_digest_classes_size_and_normalisation(store, photos)
             assert (data.classes, data.size) == (2, (8, 8))
             assert len(data.digest) == 20 and data.mean and data.std
     assert [run.seed for run in resolved.runs] == [0, 1]
-    assert told == [f"reading the images of 'folder' from {photos}"]
+    assert told[0] == f"reading the images of 'folder' from {photos}"
+    assert told[1].startswith("writing 20 decoded images, 0.00 MB, into ")
+    assert told[2].startswith("2 classes: ")
+    assert len(told) == 3
     assert resolve(resolved, store) == resolved
 
 

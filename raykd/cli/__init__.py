@@ -2,10 +2,10 @@
 
 Exit status: 0 done, 1 an unexpected failure, 2 the experiment or the command cannot be read,
 3 images cannot be used, 4 a cache is of another recipe, 5 a file is damaged or missing, 6 not
-enough disk, memory or processors, Ray does not start, or a check of `raykd doctor` failed, 7 workers
-or a process of Ray's failed, or numbers are not finite, 8 a network cannot be exported, 9 a URL, the
-store or a Ray cluster cannot be reached, 130 stopped by Ctrl-C, 143 by SIGTERM: a training here
-keeps a checkpoint first.
+enough disk, memory or processors, Ray does not start, or a check of `raykd doctor` failed,
+7 workers or a process of Ray's failed, or numbers are not finite, 8 a network cannot be exported,
+9 a URL, the store or a Ray cluster cannot be reached, 130 stopped by Ctrl-C, 143 by SIGTERM: a
+training here keeps a checkpoint first.
 What was finished is kept in every case, and the same command goes on from there. A reader of its
 output that goes away changes no status.
 """

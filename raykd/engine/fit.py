@@ -165,11 +165,19 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
 
 def refreshed(network: Staged, train: Views, view: int) -> Staged:
     """A copy whose batch-norm statistics are those of one view of all training images."""
+    try:
+        return _refreshed(network, train, view, BATCH)
+    except ValueError:  # a batch norm's: a last batch of one image whose maps are 1 x 1
+        count = len(train.images)
+        size = next((size for size in range(BATCH, 1, -1) if count % size != 1), BATCH)
+        return _refreshed(network, train, view, size)
+
+
+def _refreshed(network: Staged, train: Views, view: int, batch: int) -> Staged:
+    """The copy, from batches of `batch` images and the rest."""
     copied = copy.deepcopy(network)
-    rows = torch.arange(len(train.images))
-    # A batch norm has no statistics of a last batch that is one image.
-    size = next((size for size in range(BATCH, 1, -1) if len(rows) % size != 1), BATCH)
-    update_bn((batch.pixels for batch in train.runs(rows, size, view)), copied)
+    runs = train.runs(torch.arange(len(train.images)), batch, view)
+    update_bn((shown.pixels for shown in runs), copied)
     return copied
 
 

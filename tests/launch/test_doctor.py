@@ -186,8 +186,8 @@ def test_a_store_that_cannot_be_written_fails(tmp_path, alone):
     (tmp_path / "file").touch()
     words = ["doctor", "--store", str(tmp_path / "file" / "store")]
     done = CliRunner().invoke(main, words)
-    assert done.exit_code == 6, done.output
-    assert "failed   shared store:" in done.output
+    assert done.exit_code == 9, done.output
+    assert f"{tmp_path / 'file' / 'store'}: cannot be written (Not a directory)" in done.output
 
 
 def test_a_store_by_url_is_written_and_read(tmp_path, alone, monkeypatch):

@@ -104,11 +104,11 @@ BAD = {
     ),
     "a memory of mixed samples": (
         ["run.method=crd", "run.data.augment.mix={kind: mixup}"],
-        "remembers a vector of each training sample",
+        "remembers each training sample",
     ),
     "a memory within a sum that mixes": (
         ["run.method={combine: [crd, stkd]}"],
-        "remembers a vector of each training sample",
+        "remembers each training sample",
     ),
     "an anchor beyond the teacher": (["run.route={anchors: [9]}"], "anchor 9 lies beyond"),
     "more anchors than there are": (["run.rco={anchors: 3}"], "3 anchors are asked for"),
