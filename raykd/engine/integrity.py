@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raykd import arrow
-from raykd.data import contents
+from raykd.data import contents, decoded, shards
+from raykd.data.files import Files
 from raykd.engine import weights
 from raykd.engine.journal import RESULT, Tested, Untested, read_metrics, read_result
 from raykd.engine.routes import DECISIONS, is_complete, read_decisions
@@ -16,7 +17,7 @@ from raykd.engine.sweeps import read_sheets
 from raykd.errors import CacheCorrupt, RaykdError
 from raykd.names import is_below
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
-from raykd.store import Store, read_json, read_recipe
+from raykd.store import Store, read_recipe
 from raykd.teachers.manifest import MANIFEST
 
 _TRAININGS = (TeacherRun, PreludeRun, StudentRun)
@@ -81,8 +82,8 @@ def _look_at_files(store: Store, made: Audit) -> None:
     for path in sorted(images.glob(f"[0-9a-f]*/{contents.MARKER}")):
         made.look("images", lambda p=path: _of_images(store, p.parent))
     for path in sorted((images / "stamps").glob("[!.]*")):
-        made.look("stamps", lambda p=path: _of_json(p, "remove this file"))
-    for path in sorted((images / "packs").glob("*/pack.json")):
+        made.look("stamps", lambda p=path: _of_stamp(p))
+    for path in sorted((images / "packs").glob(f"*/{shards.MARKER}")):
         made.look("packs", lambda p=path: _of_pack(p.parent))
     for path in sorted((store.root / "weights").glob("[!.]*")):
         made.look("weights", lambda p=path: _of_weights(p))
@@ -104,9 +105,11 @@ def _of_sweep(store: Store, name: str) -> Iterator[RaykdError]:
 
 
 def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
-    """What is wrong with images: the files that their facts have checksums of."""
-    facts = read_json(folder / contents.MARKER)
-    for split, said in facts.get("splits", {}).items():
+    """What is wrong with images: their facts, and the files that those have checksums of."""
+    kind = decoded.Facts if "-" in folder.name else contents.Facts
+    facts = contents.read_record(kind, folder / contents.MARKER)
+    contents.check_place(folder, facts.digest, facts.splits)
+    for split, said in facts.splits.items():
         sums = said if isinstance(said, dict) else {f"{split}.arrow": said}
         for name, checksum in sums.items():
             yield from _of_file(store.pull(folder / name) if is_below(name) else folder, checksum)
@@ -114,10 +117,10 @@ def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
 
 def _of_pack(folder: Path) -> Iterator[RaykdError]:
     """What is wrong with a pack in the store: shards, whose names have checksums, and indices."""
-    facts = read_json(folder / "pack.json", advice="run the same command again, which mends it")
-    for said in facts.get("splits", {}).values():
-        shards = {name: found[1] for name in said["shards"] if (found := _SUM.search(name))}
-        for name, checksum in {**shards, **said["index"]}.items():
+    facts = shards.read_json(Files.at(folder), shards.MARKER)
+    for said in facts["splits"].values():
+        own = {name: found[1] for name in said["shards"] if (found := _SUM.search(name))}
+        for name, checksum in {**own, **said["index"]}.items():
             yield from _of_file(folder / name if is_below(name) else folder, checksum)
 
 
@@ -137,18 +140,18 @@ def _of_weights(path: Path) -> Iterator[RaykdError]:
         )
 
 
-def _of_json(path: Path, advice: str) -> Iterator[RaykdError]:
-    read_json(path, advice=advice)
+def _of_stamp(path: Path) -> Iterator[RaykdError]:
+    contents.read_record(contents.Taken, path)
     yield from ()
 
 
 def progress_of(store: Store, cache: LogitsRun) -> str:
     """How far a cache is that is being built, in words."""
-    shards = [*store.path(cache).glob("view-*.arrow")]
-    if not shards and not (store.path(cache) / MANIFEST).exists():
+    ready = [*store.path(cache).glob("view-*.arrow")]
+    if not ready and not (store.path(cache) / MANIFEST).exists():
         return "not begun"
-    rows = sum(int(stop) - int(start) for _, start, stop in map(_range, shards))
-    return f"{rows:,} rows in {len(shards)} shards so far"
+    rows = sum(int(stop) - int(start) for _, start, stop in map(_range, ready))
+    return f"{rows:,} rows in {len(ready)} shards so far"
 
 
 def _range(path: Path) -> tuple[str, str, str]:

@@ -182,7 +182,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     what, advice = "not a readable manifest", "remove it and run again, whole shards are kept"
     # Another cache's is told by its recipe, difference by difference.
     value = read_json(path, what=what, advice=advice, anywhere=True)
-    if "format" in value and value["format"] != FORMAT:
+    if isinstance(value.get("format"), int) and value["format"] != FORMAT:
         raise CacheMismatch(
             f"{path}: format {value['format']}, this raykd reads {FORMAT}; remove the folder"
         )
