@@ -134,7 +134,7 @@ class Real:
     ) -> None:
         assert run.teacher is not None
         if not store.has(run.teacher):
-            train_teacher(store, run.teacher, local_host(store, run.teacher, 30.0))
+            train_teacher(store, run.teacher, local_host(store, run.teacher))
         logits = run.logits_at(0).model_copy(update={"embedding": True})
         self.counts = counts
         maker = ShardMaker(store, logits, torch.device("cpu"))
@@ -212,7 +212,7 @@ class Real:
                     cell = ""
                     if way.accepts(codec):
                         error = self._errors(way, codec)
-                        cell = f"{statistics.fmean(error):.1e} +- {statistics.stdev(error):.0e}"
+                        cell = f"{statistics.fmean(error):.1e} +- {_deviation(error):.0e}"
                     row[_called(codec, with_tail=True)] = cell
                 table.append(row)
         return table
@@ -289,7 +289,12 @@ def costs(
 
 def _ratio(base: Sequence[float], ours: Sequence[float]) -> str:
     ratios = [b / a for a, b in zip(ours, base, strict=True)]
-    return f"{statistics.fmean(ratios):.2f} +- {statistics.stdev(ratios):.2f}"
+    return f"{statistics.fmean(ratios):.2f} +- {_deviation(ratios):.2f}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; NaN of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
 def _reading(cache: LogitsCache, batches: Tensor, tail: Any, repeats: int) -> Callable[[], float]:

@@ -377,7 +377,7 @@ def cost(bench: Bench, subject: Subject, networks: Networks) -> Cost:
     ratios = [a / b for a, b in zip(ours, base, strict=True)]
     helpers = subject.learner.helpers
     memory = None
-    if subject.needs and Signal.PIXELS not in subject.needs:
+    if subject.needs and not subject.needs & (Signal.PIXELS | Signal.LIVE):  # these run networks
         memory = bench.peak(subject.losses()) - bench.peak(networks.kd.losses())
     return Cost(
         networks.title,

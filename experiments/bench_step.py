@@ -43,7 +43,8 @@ from raykd.data.images import open_images
 from raykd.data.loader import Views
 from raykd.data.order import epoch_order
 from raykd.engine.fit import local_host, train_student
-from raykd.engine.host import EVERY_EPOCH, GroupHost, Host
+from raykd.engine.group import GroupHost
+from raykd.engine.host import EVERY_EPOCH, Host
 from raykd.engine.journal import read_metrics
 from raykd.engine.memory import keep_freed_memory
 from raykd.engine.rehearsal import step_of

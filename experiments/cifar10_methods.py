@@ -130,11 +130,11 @@ def _text(label: str, full: str | None, seeds: Sequence[int], data: Path | None)
 
 
 def valued(name: str, full: str | None) -> dict[str, Any]:
-    """A method with the sources' values for a pair; None: with what counts in epochs made short.
+    """A method with the sources' values for a pair; without one, what counts in epochs is short.
 
-    The short recipe has the values of no pair, since the sources have none for its networks.
+    The short recipes have the values of no pair, since the sources have none for their networks.
     """
-    if full is None:
+    if full in (None, "quick"):
         return reference.method("cifar10", name) | SHORTENED.get(name, {})
     return reference.method("cifar100", name, PAIRS[full])
 

@@ -76,7 +76,7 @@ def main(
     experiment = planned(data, path, networks, seeds, threshold, overrides)
     teller, place = Teller(), Store(store)
     swept = sweep(experiment, place, teller)
-    summary = report.gather_sweep(place, resolve(experiment, place), baseline="kd")
+    summary = report.gather_sweep(place, resolve(experiment, place))
     page = report.publish(summary, place)
     wide_console().print(report.console_table(summary))
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}; page: {page}")

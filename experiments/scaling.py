@@ -45,6 +45,7 @@ MACHINES = Path(__file__).parents[1] / "cluster" / "machines.yaml"
 WORLDS = (1, 2, 4)
 MODEL, CLASSES, SIDE = "resnet20", 100, 32
 BATCH = 256  # of all workers together
+QUICK_WORLDS = (1, 2)
 WARM, STEPS = 2, 8
 MESSAGES = (1 << 10, 1 << 16, 1 << 20, 1 << 23, 46_758_048)  # bytes; the last: resnet18's gradients
 SHARD_BYTES = 256 << 20
@@ -125,13 +126,13 @@ def _messages() -> list[float]:
 
 
 def scaling_here(
-    folder: Path, wire: dict[str, float], rounds: int
+    folder: Path, wire: dict[str, float], rounds: int, worlds: Sequence[int]
 ) -> tuple[Table, Table, dict[str, float]]:
     """Steps of one batch on several processes, steps alone, and what follows from those."""
-    group: dict[int, list[tuple[float, float]]] = {world: [] for world in WORLDS}
-    alone: dict[int, list[tuple[float, float]]] = {BATCH // world: [] for world in WORLDS}
+    group: dict[int, list[tuple[float, float]]] = {world: [] for world in worlds}
+    alone: dict[int, list[tuple[float, float]]] = {BATCH // world: [] for world in worlds}
     for _ in range(rounds):  # in turns, so that what else goes on here is no one's alone
-        for world in WORLDS:
+        for world in worlds:
             parts = in_group(world, folder, "steps")
             wall = max(wall for wall, _ in parts)
             group[world].append((wall, sum(cpu for _, cpu in parts)))
@@ -327,14 +328,16 @@ def arithmetic(decode: float, report: float) -> dict[str, str]:
     return found | {"sweep": markdown(head, students(cluster, 0.0))}
 
 
-def measured(ray: bool, rounds: int) -> tuple[dict[str, str], dict[str, float]]:
+def measured(
+    ray: bool, rounds: int, worlds: Sequence[int]
+) -> tuple[dict[str, str], dict[str, float]]:
     """The page's measured tables, by name, and the constants."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "group").mkdir()
         messages, wire = messages_here(folder / "group")
-        group, alone, values = scaling_here(folder / "group", wire, rounds)
+        group, alone, values = scaling_here(folder / "group", wire, rounds, worlds)
         values |= wire | reads_here(folder) | {"journal": journal_here(folder)}
         if ray:
             values["report"] = reports_here(folder)
@@ -374,12 +377,13 @@ def put(page: Path, tables: dict[str, str]) -> None:
 @click.option("--ray/--no-ray", default=True, help="Whether to start Ray, to time its reports.")
 @click.option("--rounds", default=3, show_default=True, help="Of steps, in turns.")
 @click.option("--page", type=click.Path(path_type=Path), help="Where the tables belong.")
-@click.option("--quick", is_flag=True, help="One round, without Ray.")
+@click.option("--quick", is_flag=True, help="One round of up to two workers, without Ray.")
 def main(measure: bool, ray: bool, rounds: int, page: Path | None, quick: bool) -> None:
     """See the top of the file."""
     if quick:
         ray, rounds = False, 1
-    tables, values = measured(ray, rounds) if measure else ({}, {})
+    worlds = QUICK_WORLDS if quick else WORLDS
+    tables, values = measured(ray, rounds, worlds) if measure else ({}, {})
     tables |= arithmetic(values.get("decode", DECODE), values.get("report", REPORT))
     for name, table in tables.items():
         click.echo(f"{name}\n{table}\n")
