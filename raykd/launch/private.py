@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import _raylet
+from ray.exceptions import AuthenticationError
 
 from raykd.errors import NoRoom
 
@@ -94,7 +95,10 @@ def mode() -> str:
 
 def has_token() -> bool:
     """Whether Ray finds a token: in the environment, or in ~/.ray/auth_token."""
-    return bool(_RAY.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    try:
+        return bool(_RAY.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError:  # its file cannot be read, or holds none
+        return False
 
 
 def given_token() -> bool:

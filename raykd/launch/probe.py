@@ -12,6 +12,7 @@ from typing import Any, Literal
 import grpc
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import AuthenticationError
 
 _MESSAGES: Any = gcs_service_pb2  # whose classes are made when it is imported
 _CLIENT = "ray://"  # Ray's client protocol; what answers there is a server of its own
@@ -56,6 +57,8 @@ def _asked(place: str, seconds: float, *, client: bool) -> Answer:
     with _nodes(place) as nodes:
         try:
             nodes.CheckAlive(_MESSAGES.CheckAliveRequest(), timeout=seconds)
+        except AuthenticationError:  # RAY_AUTH_MODE=token, and there is none to send (Ray 2.60)
+            return "token"
         except grpc.RpcError as error:
             call: Any = error
             code = call.code()

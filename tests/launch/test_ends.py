@@ -1,19 +1,24 @@
 """A driver whose cluster dies, or that is told to end, ends: with a sentence and its status."""
 
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray  # noqa: F401  # which puts psutil on the path
 
 from tests.launch.jobs import FOREIGN, end, processes
 from tests.launch.marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
+PSUTIL: Any = importlib.import_module("psutil")
 ENDS = 120.0  # seconds after which it does not end, whatever else goes on here
 
 SCRIPT = """
@@ -72,8 +77,16 @@ class Driver:
         self._wait(lambda: words in self.text.read_text())
 
     def await_process(self, words: str) -> int:
-        self._wait(lambda: processes(self.home, words))
-        return processes(self.home, words)[0]
+        self._wait(lambda: self._begun(words))
+        return self._begun(words)[0]
+
+    def _begun(self, words: str) -> list[int]:
+        # Not by their environment, over which processes of Ray write their titles.
+        found = []
+        for process in PSUTIL.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(PSUTIL.Error):
+                found += [process.pid] if words in " ".join(process.cmdline()) else []
+        return found
 
     def _wait(self, due) -> None:
         until = time.monotonic() + 300

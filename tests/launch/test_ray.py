@@ -193,10 +193,10 @@ def test_whatever_is_killed_of_a_training_changes_no_bit_of_the_weights(cluster,
         return lambda kills: len(read_metrics(folder)) >= count
 
     def in_turn() -> None:
-        # As its process appears; as it is handed the training; in the training, which writes a
+        # As its group is set up; as it is handed the training; in the training, which writes a
         # checkpoint with every epoch; and the controller of them all.
         worker = "ray::RayTrainWorker"
-        states = (f"{worker}.__init__", 0), (f"{worker}.run_train_fn", 0), (worker, 15)
+        states = (f"{worker}.init_train_context", 0), (f"{worker}.run_train_fn", 0), (worker, 15)
         for title, count in (*states, ("ray::TrainController", 30)):
             one = Killer(title, epochs(count))
             one.join()
