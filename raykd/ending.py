@@ -2,7 +2,8 @@
 
 SIGTERM ends a process within `SECONDS`, wherever it is. Python's own handlers run in the main
 thread, and only between two steps of Python: a call that waits in C code would never hear of it. So
-a thread counts the seconds, and ends what has not ended by itself.
+a thread counts the seconds, and ends what has not ended by itself. `stop` does the same for another
+reason, which has a status and a text of its own.
 """
 
 import contextlib
@@ -12,14 +13,19 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 SECONDS = 9.5  # from SIGTERM to the end of the process, whatever it does
 ORDERLY_SECONDS = 1.5  # of these, the last, in which it lets go of what it has
 SAVING_SECONDS = 25.0  # to the end where a checkpoint is being written; Kubernetes waits for 30
 HURRIED_SECONDS = 1.0  # after a second SIGTERM
+CLEANING_SECONDS = 1.0  # for what is done before a process is ended
 STATUS = 128 + int(signal.SIGTERM)
+TEXT = (
+    "stopped; what was finished is kept, and the same command goes on (it did not end by itself "
+    "in time)"
+)
 
 
 class Terminated(KeyboardInterrupt):
@@ -110,15 +116,44 @@ def leave() -> None:
     clock.start()
 
 
-def _end() -> None:
+@contextlib.contextmanager
+def cleaning(clean: Callable[[], object]) -> Iterator[None]:
+    """A region in which this is done before the process is ended from here."""
+    _cleanings.append(clean)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # of a forked process
+            _cleanings.remove(clean)
+
+
+def stop(status: int, text: str) -> None:
+    """Have the regions of the main thread end as SIGTERM does; from any thread.
+
+    Where they do not end in time, the process does, with this status and text.
+    """
+    if _watch is not None:
+        _watch.last = status, text
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def go_on() -> None:
+    """Let the process live after a `stop` that the main thread has heeded."""
+    if _watch is not None:
+        _watch.call_off()
+
+
+def _end(status: int = STATUS, text: str = TEXT) -> None:
     """End the process, and those that decode for it; from any thread."""
     with contextlib.suppress(Exception):
         for process in multiprocessing.active_children():
             process.kill()
         if select.select([], [2], [], 0)[1]:  # a full pipe would keep the process
-            text = "stopped, since SIGTERM came and it did not end by itself in time; what was "
-            os.write(2, f"\n{text}finished is kept, and the same command goes on\n".encode())
-    os._exit(STATUS)
+            os.write(2, f"\n{text}\n".encode(errors="replace"))
+    for clean in reversed(_cleanings):
+        with contextlib.suppress(Exception):
+            clean()
+    os._exit(status)
 
 
 class _Watch:
@@ -133,7 +168,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.notice: _OwnNotice | None = None  # of a region where a checkpoint may be kept
+        self.last = STATUS, TEXT  # with which the process is ended
         self._over = False
+        self._off = False  # whether what was counted is called off
         self._lock = threading.Lock()
         self._hears, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
@@ -147,9 +184,17 @@ class _Watch:
         signal.set_wakeup_fd(self._before)
         os.close(self._writes)  # which wakes the thread
 
+    def call_off(self) -> None:
+        """Count no further, and listen again."""
+        with self._lock:
+            self._off, self.last, _Watch.since = True, (STATUS, TEXT), None
+        os.write(self._writes, b"\0")  # which wakes the thread
+
     def _run(self) -> None:
         try:
-            self._count()
+            while not self._over:
+                self._count()
+                self._off = False
         finally:
             os.close(self._hears)
 
@@ -159,7 +204,8 @@ class _Watch:
         if first is None:
             return
         _Watch.since = first
-        raises, ends = first + SECONDS - ORDERLY_SECONDS, first + SECONDS
+        ends = first + SECONDS - (CLEANING_SECONDS if _cleanings else 0)
+        raises = ends - ORDERLY_SECONDS
         second = self._heard(raises)
         if second is None and self.notice is not None and self.notice.seen:
             raises, ends = first + SAVING_SECONDS, first + SAVING_SECONDS + ORDERLY_SECONDS
@@ -168,19 +214,19 @@ class _Watch:
             raises, ends = second + HURRIED_SECONDS / 2, second + HURRIED_SECONDS
             self._heard(raises)
         with self._lock:
-            if self._over:
+            if self._over or self._off:
                 return
             # Every handler raises at the second signal, if not at the first.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        while not self._over and time.monotonic() < ends:
+        while not (self._over or self._off) and time.monotonic() < ends:
             self._heard(ends)
         with self._lock:
-            if not self._over:
-                _end()
+            if not (self._over or self._off):
+                _end(*self.last)
 
     def _heard(self, until: float | None) -> float | None:
         """When SIGTERM comes (time.monotonic); None where it does not, and once all is over."""
-        while not self._over:
+        while not (self._over or self._off):
             left = None if until is None else max(until - time.monotonic(), 0)
             if not select.select([self._hears], [], [], left)[0]:
                 return None
@@ -194,6 +240,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None  # that of the outermost region
+_cleanings: list[Callable[[], object]] = []
 
 
 @contextlib.contextmanager
@@ -216,7 +263,11 @@ def _handled(end: Any, notice: _OwnNotice | None = None) -> Iterator[None]:
 
 
 def _forget() -> None:
-    """A forked process has the pipe of the one that it is a copy of: let it not write there."""
+    """A forked process has the pipe of the one that it is a copy of, and nothing to clean for it.
+
+    Let it not write there.
+    """
+    _cleanings.clear()
     if _watch is not None:
         with contextlib.suppress(ValueError):  # not its main thread
             signal.set_wakeup_fd(-1)

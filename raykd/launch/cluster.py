@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting one of our own on this machine."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -17,6 +18,7 @@ import ray
 from ray._private import ray_constants, services, worker
 from ray.exceptions import RayError, RayTaskError
 
+from raykd.ending import cleaning
 from raykd.errors import NoRoom, RaykdError, Unreachable, WorkFailed
 from raykd.launch import private, probe
 from raykd.launch.loopback import on_loopback
@@ -186,9 +188,9 @@ def _start(
     for left in reversed(range(_TRIES)):
         own = Private(say)
         with contextlib.ExitStack() as tried:
+            tried.enter_context(cleaning(functools.partial(_remove, own)))
             tried.callback(_remove, own)
             tried.callback(ray.shutdown)
-            watch.cleaning(lambda own=own: _remove(own))
             if asking:
                 private.ask_for(own.token)
             try:
