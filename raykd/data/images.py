@@ -152,7 +152,7 @@ def _known(store: Store, data: Data, root: str | None) -> Facts | None:
 
     Nor where those of a stream lie elsewhere now.
     """
-    folder = _folder(store, data, data.digest)
+    folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
         return None
     if data.stream is None:
@@ -182,7 +182,7 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
             f"run.data.digest: expected {data.digest}, but the files have {taken.digest}; "
             "they are not the images that this recipe was made with"
         )
-    folder = _folder(store, data, taken.digest)
+    folder = folder_of(store, data, taken.digest)
     if data.stream is not None:
         assert isinstance(found, Located), "what is streamed lies in files"
         whole = contents.is_at(store, folder, found)
@@ -237,7 +237,7 @@ def open_split(store: Store, data: Data, split: Split) -> Pictures:
 
 def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | None]:
     """Training, test and validation images; None where no share is held out for those."""
-    folder = _folder(store, data, data.digest)
+    folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
         raise DataError(
             f"{folder}: the images of {data.name!r} are not in the store; "
@@ -276,7 +276,7 @@ def _apart(
     return images.take(keep.nonzero().squeeze(1)), images.take(held)
 
 
-def _folder(store: Store, data: Data, digest: str) -> Path:
+def folder_of(store: Store, data: Data, digest: str) -> Path:
     """Where images lie in the store. Raises `ConfigError` for what cannot be a digest."""
     if re.fullmatch(r"[0-9a-f]*", digest) is None:
         raise ConfigError(f"run.data.digest: expected {DIGEST_DIGITS} hex digits, got {digest!r}")

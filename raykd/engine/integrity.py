@@ -10,6 +10,7 @@ from typing import Any
 from raykd import arrow
 from raykd.data import contents, decoded, shards
 from raykd.data.files import Files
+from raykd.data.images import folder_of
 from raykd.engine import weights
 from raykd.engine.journal import RESULT, Tested, Untested, read_metrics, read_result
 from raykd.engine.routes import DECISIONS, is_complete, read_decisions
@@ -56,7 +57,7 @@ def audit(store: Store) -> Audit:
 
 def audit_of(store: Store, runs: Iterable[Training | Search]) -> Audit:
     """The same of those among some recipes that are finished, and of their images."""
-    made, digests = Audit({}, []), dict[str, None]()
+    made, folders = Audit({}, []), dict[Path, None]()
     for run in dict.fromkeys(runs):
 
         def check(run: Training | Search = run) -> Iterator[RaykdError]:
@@ -66,13 +67,14 @@ def audit_of(store: Store, runs: Iterable[Training | Search]) -> Audit:
 
         made.look(run.kind, check)
         data = run.student.data if isinstance(run, Search) else run.data
-        digests[data.digest] = None
+        if data.digest:
+            folders[folder_of(store, data, data.digest)] = None
         given = run.weights if isinstance(run, TeacherRun) else None
         if given and given.startswith("sha256:"):
             path = store.root / "weights" / given.removeprefix("sha256:")
             made.look("weights", lambda p=path: _of_weights(p))
-    for digest in filter(None, digests):
-        made.look("images", lambda d=digest: _of_images(store, store.root / "images" / d))
+    for folder in folders:
+        made.look("images", lambda f=folder: _of_images(store, f))
     return made
 
 
