@@ -154,7 +154,7 @@ def test_a_report_of_an_unfinished_experiment_says_so(file, tmp_path):
     [
         ("run.metod=kd", 2, "experiment.run.metod: no such key; did you mean 'method'?"),
         ("run.model=resnet21", 2, "no network is called 'resnet21'; did you mean"),
-        ("data.path=/nowhere", 0, ""),
+        ("data.path=/nowhere", 3, "/nowhere: there is no such file or folder (data.path)"),
         ("run.data.name=folder", 3, "say where: data.path=PATH"),
         ("run.data.limit=100000", 2, "run.data.limit: 100000 is more than the 1204"),
         ("run.optim.batch=500", 2, "fewer than one batch of 500"),

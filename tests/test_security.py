@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from raykd import arrow, locks, names
 from raykd.catalogue import catalogue
 from raykd.cli import main
-from raykd.data import located
+from raykd.data import located, shards
 from raykd.data.decode import decoded
 from raykd.data.files import Files
 from raykd.data.images import Data, open_images, read
@@ -354,14 +354,16 @@ def test_names_in_packs_lead_nowhere_else(tmp_path, name):
     victim = tmp_path / "victim"
     victim.write_bytes(b"before")
     facts = json.loads((pack / "pack.json").read_text())
+    del facts["checksum"]
     index = facts["splits"]["train"]["index"]
     facts["splits"]["train"]["index"] = index | {name: arrow.checksum(b"before")}
-    (pack / "pack.json").write_text(json.dumps(facts))
-    with pytest.raises(CacheCorrupt, match="a part of the index is called"):
+    (pack / "pack.json").write_text(json.dumps(shards.sealed(facts)))
+    with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
         located.pack(str(pack))
-    facts["splits"] = {name: facts["splits"]["train"] | {"index": index}}
-    (pack / "pack.json").write_text(json.dumps(facts))
-    with pytest.raises(CacheCorrupt, match="a part of the index is called"):
+    train = facts["splits"]["train"] | {"index": index}
+    facts["splits"] = {"train": train, name: train}
+    (pack / "pack.json").write_text(json.dumps(shards.sealed(facts)))
+    with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
         located.pack(str(pack))
 
 

@@ -49,12 +49,12 @@ def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
     folder = store.path(run)
     folder.mkdir(parents=True)
     lines = [
-        {"epoch": epoch, "top1": 10.0 + epoch, "loss": 2.0 - epoch / 4, "seconds": 2.0}
+        {"epoch": epoch, "top1": min(10.0 + epoch, 99.0), "loss": 2.0 - epoch / 4, "seconds": 2.0}
         for epoch in range(epochs)
     ]
     lines[-1]["top1"] = top1
     if epochs > 1:
-        lines[-2]["top1"] = top1 + 0.5
+        lines[-2]["top1"] = min(top1 + 0.5, 100.0)
     for line in lines:
         line |= {key: it(line["epoch"]) if callable(it) else it for key, it in more.items()}
     (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -92,7 +92,7 @@ def decide(store, search, *anchors, ratio=1.25):
         later = [other for other in search.candidates() if other > anchor]
         ratios = {anchor: 1.0} | {other: ratio * (other / following) ** 4 for other in later}
         student = fingerprint(search.stage(anchors[:number]))
-        distances = {other: r / 8 for other, r in ratios.items()}
+        distances = {other: min(r, 8.0) / 8 for other, r in ratios.items()}
         decisions.append(Decision(anchor, student, distances, ratios, following))
     write_decisions(store, search, decisions)
     if is_complete(search, decisions):
