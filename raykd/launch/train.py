@@ -32,6 +32,7 @@ from raykd.errors import RaykdError, WorkFailed
 from raykd.launch import notes, watch
 from raykd.launch.board import BOARD
 from raykd.launch.notice import NodeNotice
+from raykd.launch.orphans import removing_orphans
 from raykd.launch.room import check_fit, share
 from raykd.recipes import Training
 from raykd.record import fingerprint
@@ -93,8 +94,9 @@ def fit(
         ),
     )
     for left in reversed(range(scale.max_failures + 1)):
+        again = left < scale.max_failures
         try:
-            with _own_interrupts():
+            with _own_interrupts(), removing_orphans() if again else contextlib.nullcontext():
                 trainer().fit()
             break
         except (TrainingFailedError, RayError) as error:
