@@ -6,14 +6,17 @@ a thread counts the seconds, and ends what has not ended by itself. `stop` does 
 reason, which has a status and a text of its own.
 """
 
+import _thread
 import contextlib
 import multiprocessing
 import os
+import re
 import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 SECONDS = 9.5  # from SIGTERM to the end of the process, whatever it does
@@ -134,13 +137,35 @@ def stop(status: int, text: str) -> None:
     """
     if _watch is not None:
         _watch.last = status, text
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        _nudge()
 
 
 def go_on() -> None:
     """Let the process live after a `stop` that the main thread has heeded."""
     if _watch is not None:
         _watch.call_off()
+
+
+def _nudge() -> None:
+    """Have the main thread handle a SIGTERM; from any thread.
+
+    The signal itself wakes it from a call that waits. But Ray's shutdown puts SIGTERM's default
+    back below Python (2.60), which would end the process at once: then the handler runs without.
+    """
+    if _is_caught(signal.SIGTERM):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        _thread.interrupt_main(signal.SIGTERM)
+
+
+def _is_caught(number: int) -> bool:
+    """Whether this process has a handler of a signal; True where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return True
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return found is None or bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def _end(status: int = STATUS, text: str = TEXT) -> None:
@@ -216,8 +241,7 @@ class _Watch:
         with self._lock:
             if self._over or self._off:
                 return
-            # Every handler raises at the second signal, if not at the first.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            _nudge()  # every handler raises at the second signal, if not at the first
         while not (self._over or self._off) and time.monotonic() < ends:
             self._heard(ends)
         with self._lock:
