@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from raykd.disk import lasting, make_folder
@@ -20,6 +21,7 @@ from raykd.remote import Entry, Remote
 _TEXTS = (".json", ".jsonl")  # what is brought with an artefact; larger files come one by one
 _OWN_NAME = re.compile(r"-[0-9a-f]{24}\.arrow$")  # that changes with the file: it has the checksum
 _AT_ONCE = 8  # files that are brought at a time
+_Thing = TypeVar("_Thing")
 _SAME_SECONDS = 1e-3  # two times that are further apart are not equal
 
 
@@ -53,29 +55,30 @@ class Mirror:
         """A path as messages name it: where it lies for all nodes."""
         return f"{self.remote.shown}/{self.name(path)}"
 
-    def push(self, path: Path, target: Path | None = None) -> None:
+    def push(self, path: Path, target: Path | None = None) -> Entry:
         """Put a local file there, under the name of another path if one is given."""
         name, stat = self.name(target or path), path.stat()
-        self.remote.push(path, name)
+        entry = self.remote.push(path, name)
         self._sent[name] = (stat.st_size, stat.st_mtime_ns)
+        return entry
 
     def share(self, folder: Path, marker: str) -> None:
         """Put a complete folder there, its marker last."""
         there = {entry.name: entry.bytes for entry in self.remote.entries(self.name(folder))}
+        missing = []
         for path in sorted(folder.glob("[!.]*")):
             name, stat = self.name(path), path.stat()
             same = _OWN_NAME.search(name) and there.get(name) == stat.st_size
             known = same or self._sent.get(name) == (stat.st_size, stat.st_mtime_ns)
             if path.is_file() and path.name != marker and not known:
-                self.push(path)
+                missing.append(path)
+        _side_by_side(self.push, missing)
         self.push_marker(folder / marker)
 
     def push_marker(self, path: Path) -> None:
         """Put a marker there, which then has the same time here, to be known by."""
-        self.push(path)
-        entry = self.remote.entry(self.name(path))
-        if entry is not None:
-            os.utime(path, (entry.mtime, entry.mtime))
+        entry = self.push(path)
+        os.utime(path, (entry.mtime, entry.mtime))
         self._here.add(self.name(path.parent))
 
     def whole(self, folder: Path, marker: str) -> bool:
@@ -108,9 +111,7 @@ class Mirror:
     def finished(self, kind: str, marker: str) -> list[Path]:
         """The complete folders of a kind, with their texts here."""
         folders = self.survey(kind, marker)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(lambda folder: self._bring(folder, marker), folders):
-                pass
+        _side_by_side(lambda folder: self._bring(folder, marker), folders)
         return folders
 
     def _bring(self, folder: Path, marker: str) -> None:
@@ -126,8 +127,8 @@ class Mirror:
         for path in folder.glob("[!.]*"):
             if path.is_file() and path.name not in texts and not _OWN_NAME.search(path.name):
                 path.unlink(missing_ok=True)
-        for name in (*texts, marker):
-            self._fetch(entries[name])
+        _side_by_side(self._fetch, [entries[name] for name in texts])
+        self._fetch(entries[marker])
 
     def pull(self, path: Path) -> None:
         """Bring a file that never changes, unless it is here or nowhere."""
@@ -141,10 +142,9 @@ class Mirror:
 
     def pull_all(self, folder: Path, beginning: str) -> None:
         """Bring the files of a folder whose names begin so, and which never change."""
-        for entry in self.remote.entries(self.name(folder)):
-            path = self.root / entry.name
-            if path.parent == folder and path.name.startswith(beginning):
-                self.pull(path)
+        paths = (self.root / entry.name for entry in self.remote.entries(self.name(folder)))
+        wanted = [p for p in paths if p.parent == folder and p.name.startswith(beginning)]
+        _side_by_side(self.pull, wanted)
 
     def renew(self, path: Path) -> None:
         """Have a file here as it is there: another node may have changed or removed it."""
@@ -162,9 +162,7 @@ class Mirror:
     def renew_all(self, folder: Path) -> None:
         """Have the texts of a folder here as they are there."""
         entries = self.remote.entries(self.name(folder))
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(self._fetch, entries):
-                pass
+        _side_by_side(self._fetch, entries)
         names = {entry.name for entry in entries}
         for path in folder.glob("[!.]*"):
             if path.is_file() and self.name(path) not in names:
@@ -179,8 +177,7 @@ class Mirror:
         if self.remote.entry(name) is not None:
             self.remote.delete(name)
             return
-        for entry in self.remote.entries(name):
-            self.remote.delete(entry.name)
+        _side_by_side(self.remote.delete, [entry.name for entry in self.remote.entries(name)])
 
     @contextlib.contextmanager
     def lock(self, what: str) -> Iterator[None]:
@@ -201,3 +198,14 @@ class Mirror:
         with contextlib.suppress(FileNotFoundError):
             self.remote.fetch(entry.name, path)
             os.utime(path, (entry.mtime, entry.mtime))
+
+
+def _side_by_side(call: Callable[[_Thing], object], things: Sequence[_Thing]) -> None:
+    """Make a call for each of some things, several at a time: each waits for the network."""
+    if len(things) < 2:
+        for thing in things:
+            call(thing)
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(call, things):
+            pass

@@ -123,8 +123,8 @@ class Remote:
         except Damaged:  # perhaps on the way
             self._asked(name, lambda: self._copy(name, path, checksum))
 
-    def push(self, path: Path, name: str) -> None:
-        """Copy a local file there."""
+    def push(self, path: Path, name: str) -> Entry:
+        """Copy a local file there; the entry that it has then."""
         from pyarrow import fs
 
         files, target = self.at(name)
@@ -133,23 +133,24 @@ class Remote:
         mounted = self._scheme == "file"  # others count an upload when it is complete
         first = aside if mounted else target
 
-        def put() -> None:
+        def put() -> Entry:
             if mounted:
                 files.create_dir(str(place.parent), recursive=True)
             try:
                 # No interrupt comes between the first byte and the last: pyarrow ends a stream
                 # that is left early with what it has.
                 fs.copy_files(str(path), first, fs.LocalFileSystem(), files, chunk_size=_BLOCK)
-                found = files.get_file_info(first).size
-                if found != size:
-                    raise OSError(f"{found} bytes arrived of {size}")
+                found = files.get_file_info(first)
+                if found.size != size:
+                    raise OSError(f"{found.size} bytes arrived of {size}")
                 if mounted:
                     files.move(aside, target)
+                return Entry(name, size, found.mtime_ns / 1e9)
             finally:
                 if mounted:
                     Path(aside).unlink(missing_ok=True)
 
-        self._asked(name, put)
+        return self._asked(name, put)
 
     def delete(self, name: str) -> None:
         """Remove a file, where it is there."""
@@ -211,6 +212,9 @@ class Remote:
         url = self.url
         if self._scheme in ("gs", "gcs") and "retry_limit_seconds" not in url:
             url += f"{'&' if '?' in url else '?'}retry_limit_seconds={_GS_SECONDS}"
+        if self._scheme == "s3" and "allow_delayed_open" not in url:
+            # A small file is one request then, and not an upload in parts of three.
+            url += f"{'&' if '?' in url else '?'}allow_delayed_open=true"
         try:
             files, root = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
