@@ -159,7 +159,7 @@ def _nudge() -> None:
 
 
 def _is_caught(number: int) -> bool:
-    """Whether this process has a handler of a signal; True where the system does not say."""
+    """True where this process has a handler of a signal, or the system does not say."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -69,7 +69,7 @@ def trying(store: Store, recipe: Record, role: str) -> Iterator[bool]:
 
 
 def owner(store: Store, recipe: Record, role: str) -> str | None:
-    """Who is in the region of an artefact and a role, in words; None for nobody. Writes nothing."""
+    """The holder of an artefact's lock for a role, in words; None without one. Writes nothing."""
     folder = store.path(recipe)
     path = store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"
     try:

@@ -148,7 +148,7 @@ def _no_recipe(path: Path, what: str) -> CacheCorrupt:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
+    """The first line of an error's text."""
     if isinstance(error, FileNotFoundError):
         return "it is missing"
     if isinstance(error, ValidationError):
@@ -209,7 +209,7 @@ class Store:
         return self.root / _kind(recipe) / fingerprint(recipe)
 
     def has(self, recipe: Record) -> bool:
-        """Whether the artefact is complete. Its large files may still have to be pulled.
+        """True where the artefact is complete. Its large files may still have to be pulled.
 
         Raises `CacheCorrupt` where its marker is not this recipe.
         """

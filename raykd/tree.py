@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Refused(Exception):
-    """What is wrong with YAML, at a place in it."""
+    """The error for a mistake in YAML, with its place."""
 
     def __init__(self, mark: Any, why: str) -> None:
         self.line, self.why = mark.line + 1, why
@@ -98,7 +98,7 @@ class _Twice(_Refused):
 
 
 def _read_number(node: Any, read: Callable[[Any], Any]) -> Any:
-    """What `read` makes of a number that is not too long for it."""
+    """The number that `read` makes of a text that is not too long for it."""
     if len(node.value) > _LONGEST:
         raise _Refused(node.start_mark, f"a number has more than {_LONGEST} digits")
     try:

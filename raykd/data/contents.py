@@ -48,7 +48,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Facts(Record):
-    """What images.json says of encoded images."""
+    """The content of images.json for encoded images."""
 
     model_config = ConfigDict(extra="ignore")  # as a raykd before this one wrote it
 
@@ -74,7 +74,7 @@ def _written(root: str) -> str:
 
 
 class Taken(Record):
-    """What was seen as images were read through."""
+    """A summary of one reading of all images."""
 
     digest: str
     counts: dict[str, int]  # of the images of each split that can be used
@@ -85,7 +85,7 @@ class Taken(Record):
 
 @dataclass(frozen=True)
 class Reading:
-    """What images are, and which of them can be used."""
+    """The contents of images, and which of them can be used."""
 
     taken: Taken
     rows: Mapping[str, np.ndarray]  # int64 [n] of each split, rising
@@ -120,7 +120,7 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
 
 
 def known(store: Store, name: str, found: Located | Stock, *, skip_bad: bool) -> Taken | None:
-    """What was seen of files that were read before and are as they were then; None otherwise."""
+    """The summary of an earlier reading of files that have not changed; None without one."""
     if isinstance(found, Located) and found.digest:
         counts = {split: len(labels) for split, (_, labels) in found.splits.items()}
         empty = empty_classes(found.names, found.splits["train"][1])

@@ -38,7 +38,7 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class Facts(Record):
-    """What images.json says of decoded images."""
+    """The content of images.json for decoded images."""
 
     digest: str
     names: tuple[str, ...]  # of the classes

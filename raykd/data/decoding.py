@@ -187,12 +187,12 @@ class _Processes:
             raise
 
     def _gone(self, seconds: float) -> bool:
-        """Whether one of the processes has ended, at once or within some seconds."""
+        """True where one of the processes has ended, at once or within some seconds."""
         ends = [one.sentinel for one in self._context.started if one.pid is not None]
         return bool(ends and connection.wait(ends, seconds))
 
     def _explained(self, error: Exception) -> RaykdError | None:
-        """What happened, in a sentence; None for a mistake of ours."""
+        """A sentence on the failure; None for a defect of raykd."""
         text = str(error)
         if self._gone(LOOK_SECONDS):
             return self._why()

@@ -33,7 +33,7 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What lies below a folder, in the order of folders and names; without what is hidden."""
+    """Everything below a folder, in the order of folders and names, but for hidden names."""
 
     entries: list[Entry] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)  # empty ones, too; none at a URL
@@ -69,7 +69,7 @@ class Files:
         return printable(f"{root}/{name}" if name else root)
 
     def listing(self, below: str = "") -> Listing:
-        """What lies below a folder; nothing where it is not there, or is no folder.
+        """Everything below a folder; empty where there is no such folder.
 
         Links are followed, to files and to folders. Raises `DataError` for a folder that cannot be
         listed.

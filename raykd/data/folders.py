@@ -61,7 +61,7 @@ class Tree:
 
     @property
     def stamp(self) -> str:
-        """What changes when image files are changed."""
+        """A text that changes when image files do."""
         return repr([*self.images])
 
     def inside(self, start: str) -> list[str]:

@@ -33,5 +33,5 @@ def suffix(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is called like an image that can be read."""
+    """True for the name of an image that can be read."""
     return suffix(name) in SUFFIXES

@@ -148,7 +148,7 @@ def read(
 
 
 def _known(store: Store, data: Data, root: str | None) -> Facts | None:
-    """What the store says of the images of a recipe that names them; None where they are not there.
+    """Facts that the store has about a recipe's images; None where it does not have them.
 
     Nor where those of a stream lie elsewhere now.
     """
@@ -162,7 +162,7 @@ def _known(store: Store, data: Data, root: str | None) -> Facts | None:
 
 
 def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
-    """What is seen of a dataset in its files, which the store has then, decoded or by their place.
+    """Facts about a dataset from its files, which are then in the store, decoded or by place.
 
     Raises `DataError` where other images than these were expected.
     """

@@ -72,7 +72,7 @@ def look_at(data: bytes, origin: str) -> Picture:
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    """Whether Pillow would show a JPEG file's own pixels: not turned, nor converted from CMYK."""
+    """True where Pillow would show a JPEG file's own pixels, not turned or converted from CMYK."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
     try:

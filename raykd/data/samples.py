@@ -35,7 +35,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class About:
-    """What a user is told of a dataset besides its classes and counts."""
+    """Facts about a dataset for its user, besides classes and counts."""
 
     test: str = ""  # where the test images are from; nothing where the dataset says it itself
     unread: Mapping[str, int] = field(default_factory=dict)  # files, by suffix or kind

@@ -29,7 +29,7 @@ def check_metrics(run: StudentRun, epoch: int, metrics: Mapping[str, Any]) -> No
 
 
 def is_finite(metrics: Mapping[str, Any]) -> bool:
-    """Whether every number of an epoch is finite."""
+    """True where every number of an epoch is finite."""
     return all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))
 
 

@@ -28,7 +28,7 @@ _Check = Callable[[], Iterator[RaykdError]]
 
 @dataclass
 class Audit:
-    """What was looked at, and what is wrong with it."""
+    """Artefacts that were checked, and their faults."""
 
     sound: dict[str, int]  # kind -> how many artefacts are as they were written
     faults: list[RaykdError]
@@ -107,7 +107,7 @@ def _of_sweep(store: Store, name: str) -> Iterator[RaykdError]:
 
 
 def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
-    """What is wrong with images: their facts, and the files that those have checksums of."""
+    """Faults of images: their facts, and the files that those have checksums of."""
     kind = decoded.Facts if "-" in folder.name else contents.Facts
     facts = contents.read_record(kind, folder / contents.MARKER)
     contents.check_place(folder, facts.digest, facts.splits)
@@ -118,7 +118,7 @@ def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
 
 
 def _of_pack(folder: Path) -> Iterator[RaykdError]:
-    """What is wrong with a pack in the store: shards, whose names have checksums, and indices."""
+    """Faults of a pack in the store: shards, whose names have checksums, and indices."""
     facts = shards.read_json(Files.at(folder), shards.MARKER)
     for said in facts["splits"].values():
         own = {name: found[1] for name in said["shards"] if (found := _SUM.search(name))}
@@ -134,7 +134,7 @@ def _of_file(path: Path, checksum: Any) -> Iterator[RaykdError]:
 
 
 def _of_weights(path: Path) -> Iterator[RaykdError]:
-    """What is wrong with weights that were given, whose name is their digest."""
+    """Faults of given weights, whose name is their digest."""
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != path.name[:64]:
         yield CacheCorrupt(
             f"{path}: the weights are missing or were altered; remove the file, and name the one "
@@ -163,7 +163,7 @@ def _range(path: Path) -> tuple[str, str, str]:
 
 
 def faults(store: Store, run: Training) -> Iterator[RaykdError]:
-    """What is wrong with the result, the metrics and the weights of a finished training."""
+    """Faults of the result, the metrics and the weights of a finished training."""
     folder = store.path(run)
     try:
         shape = Untested if isinstance(run, PreludeRun) else Tested

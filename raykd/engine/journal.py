@@ -1,4 +1,4 @@
-"""What a run writes down: a line of metrics per epoch, its last checkpoint, and its result.
+"""The files of a run: a line of metrics per epoch, its last checkpoint, and its result.
 
 A checkpoint ends with a checksum of its bytes and of the folder that it was written for, since
 torch reads damaged ones without a word. Those without, from before there was one, are believed
@@ -64,7 +64,7 @@ class _Loss(Epoch):
 
 
 class Result(_Shape):
-    """What a finished run is remembered by, as `result_of` makes it."""
+    """The content of a finished run's result.json, as `result_of` makes it."""
 
     parameters: Annotated[int, Field(ge=0)]
     flops: Annotated[int, Field(ge=0)] | None = None
@@ -94,7 +94,7 @@ class Untested(Result):
 
 
 class _Within(_Shape):
-    """What a checkpoint within an epoch holds beside; see `midway`."""
+    """The additional content of a checkpoint within an epoch; see `midway`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -209,7 +209,7 @@ class Journal:
         return Checkpoint(state, path)
 
     def _seal(self, data: bytes) -> bytes:
-        """What a checkpoint of these bytes ends with in this folder."""
+        """The checksum that ends a checkpoint of these bytes in this folder."""
         digest = hashlib.sha256(self.folder.name.encode())
         digest.update(data)
         return _SEAL + digest.hexdigest().encode()
@@ -322,7 +322,7 @@ def metrics_checksum(folder: Path) -> str | None:
 
 
 def _are_of(result: Mapping[str, Any], text: bytes, history: list[dict[str, Any]]) -> bool:
-    """Whether metrics are those of a result, by the checksum or, without one, by the last line."""
+    """True where metrics are those of a result, by checksum or, without one, by the last line."""
     known = result.get("metrics")
     if known is not None:
         return arrow.checksum(text) == known

@@ -70,7 +70,7 @@ def check_disk(experiment: Experiment, store: Store) -> None:
 
 
 def _pieces(run: StudentRun, experiment: Experiment) -> Iterator[tuple[str, str, Training]]:
-    """What is trained for a student and itself, each with its key in the file.
+    """A student and everything trained for it, each with its key in the file.
 
     The second key is of the part whose data it has: a teacher's may be the student's.
     """
@@ -115,7 +115,7 @@ class _Look:
         self._known: dict[Any, Any] = {}
 
     def at(self, piece: Training) -> Found:
-        """What is wrong with a training."""
+        """Mistakes of a training."""
         experiment = self._experiment
         if isinstance(piece, TeacherRun):
             if piece.weights is not None:
@@ -138,7 +138,7 @@ class _Look:
     def _trained(
         self, piece: Training, run: StudentRun, workers: Workers
     ) -> Iterator[tuple[str, str]]:
-        """What is wrong with a training that goes through images."""
+        """Mistakes of a training that goes through images."""
         targets, wrong = self._once(run.data, lambda: self._targets(run.data))
         if targets is None:
             yield from wrong
@@ -183,7 +183,7 @@ class _Look:
                 yield "optim.batch", str(error)
 
     def _trainable(self, run: StudentRun, share: int) -> Found:
-        """What is wrong with a network that is trained on `share` samples at a time."""
+        """Mistakes of a network that is trained on `share` samples at a time."""
         classes, size = run.data.classes, run.data.size
         assert classes is not None and size is not None
 
@@ -201,7 +201,7 @@ class _Look:
     def _shapes(
         self, model: str, data: Data, size: probe.Size | None, key: str = "model"
     ) -> tuple[Shapes | None, Found]:
-        """What a network answers to images of a size, or what is wrong with that."""
+        """The sizes of a network's answers to images of a size, or its mistake."""
         classes = data.classes
         assert classes is not None and size is not None, "the data was never read"
 
@@ -215,7 +215,7 @@ class _Look:
         return shapes, () if shapes is not None else ((key, why),)
 
     def _given(self, teacher: TeacherRun) -> Found:
-        """What is wrong with a teacher whose weights are given."""
+        """Mistakes of a teacher whose weights are given."""
         assert teacher.weights is not None
         library, slash, name = teacher.model.partition("/")
         if slash and not teacher.weights.startswith("sha256:"):

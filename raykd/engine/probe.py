@@ -128,7 +128,7 @@ def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
 
 
 def _on_meta(call: Callable[[], _Made], model: str, size: Size | None) -> _Made:
-    """What a call returns on the meta device, or really where it cannot be done there.
+    """The result of a call on the meta device, or on the CPU where that cannot be.
 
     An error of the network's becomes a `ConfigError`.
     """
@@ -148,7 +148,7 @@ def _on_meta(call: Callable[[], _Made], model: str, size: Size | None) -> _Made:
 
 
 def _refusal(error: Exception, model: str, size: Size | None) -> ConfigError:
-    """What a network's own error means."""
+    """A sentence for a network's own error."""
     if _ONE_VALUE in str(error):
         return OneValue()
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -60,7 +60,7 @@ def is_complete(search: Search, decisions: list[Decision]) -> bool:
 
 
 def is_found(store: Store, search: Search) -> bool:
-    """Whether a search is over, and its decisions are there, too. Raises `CacheCorrupt`."""
+    """True where a search is over and its decisions are there. Raises `CacheCorrupt`."""
     return store.has(search) and is_complete(search, read_decisions(store, search))
 
 

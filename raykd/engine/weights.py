@@ -98,7 +98,7 @@ def checked(path: Path) -> Path:
 
 
 def _to_mend(path: Path) -> str:
-    """What to do about an artefact's weights."""
+    """Advice about an artefact's damaged weights."""
     what = f"remove {path.parent} to train them again, or bring the file back"
     if path.parent.parent.name != TeacherRun.kind:
         return what
@@ -143,7 +143,7 @@ def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
 
 
 def anchor_checksum(store: Store, run: LogitsRun) -> str:
-    """What names the teacher's weights in a cache's manifest.
+    """The checksum that names the teacher's weights in a cache's manifest.
 
     Raises `CacheCorrupt` where they are damaged; of a remote store they need not be here.
     """

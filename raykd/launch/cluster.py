@@ -135,7 +135,7 @@ def _answering(address: str) -> tuple[str, bool]:
 
 
 def _listens(place: str | None) -> bool:
-    """Whether something accepts connections at HOST:PORT."""
+    """True where something accepts connections at HOST:PORT."""
     host, _, port = (place or "").rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=2.0):

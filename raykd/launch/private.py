@@ -94,7 +94,7 @@ def mode() -> str:
 
 
 def has_token() -> bool:
-    """Whether Ray finds a token: in the environment, or in ~/.ray/auth_token."""
+    """True where Ray finds a token, in the environment or in ~/.ray/auth_token."""
     try:
         return bool(_RAY.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
     except AuthenticationError:  # its file cannot be read, or holds none
@@ -102,7 +102,7 @@ def has_token() -> bool:
 
 
 def given_token() -> bool:
-    """Whether the environment names a token."""
+    """True where the environment names a token."""
     return any(os.environ.get(name) for name in (TOKEN, TOKEN_PATH))
 
 

@@ -27,7 +27,7 @@ Answer = Literal["ready", "token", ""]  # the second: it wants a token, or anoth
 
 
 def answer_of(address: str, tries: int = _TRIES, seconds: float = ANSWER_SECONDS) -> Answer:
-    """What answers at an address, `HOST:PORT` or `ray://HOST:PORT`.
+    """The kind of server at an address, `HOST:PORT` or `ray://HOST:PORT`.
 
     Raises `ConnectionError` with the reason where no cluster does.
     """
@@ -79,7 +79,7 @@ def _nodes(place: str) -> Iterator[Any]:
 
 
 def has_node(address: str, node: str, seconds: float = ANSWER_SECONDS) -> bool:
-    """Whether a cluster counts a node, by its hexadecimal id, among those that are alive.
+    """True where a cluster counts a node, by its hexadecimal id, among the living ones.
 
     Raises `ConnectionError` where the cluster does not answer.
     """

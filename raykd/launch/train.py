@@ -110,7 +110,7 @@ def fit(
 
 
 def _lost(error: Exception) -> bool:
-    """Whether a process was lost where Ray Train gives up at once, and another try may do.
+    """True for the loss of a process on which Ray Train gives up and another try may help.
 
     It counts and tries again what workers fail with in training, and when a group is set up. But
     the death of a worker to which the training is being handed ends the run (its controller's call

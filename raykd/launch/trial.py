@@ -89,7 +89,7 @@ def make(asked: Asked, brief: Brief, store: Store, company: Company) -> None:
 
 
 def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
-    """What a finished student's trial says at its end, whoever trained it.
+    """The last report of a finished student's trial, also of one that another process trained.
 
     Raises `WorkFailed` where an earlier version finished a student whose numbers are not finite.
     """

@@ -129,11 +129,11 @@ class Method(Record):
         return False
 
     def settles(self) -> bool:
-        """Whether what follows the student's stages stays in evaluation mode in training."""
+        """True where all after the student's stages stays in evaluation mode in training."""
         return False
 
     def remembers(self) -> bool:
-        """Whether helpers keep something of each training sample, by its id.
+        """True where helpers keep something of each training sample, by its id.
 
         Such a method takes no mixed samples, which are of two ids.
         """

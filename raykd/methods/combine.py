@@ -81,7 +81,7 @@ class Combine(Method):
         return next((part.prelude() for part in self.combine if part.prelude()), None)
 
     def remembers(self) -> bool:
-        """Whether any part does."""
+        """True where any part does."""
         return any(part.remembers() for part in self.combine)
 
     def spots(

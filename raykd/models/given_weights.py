@@ -125,7 +125,7 @@ def _colour(value: object) -> Colour | None:
 
 
 def is_path(weights: str) -> bool:
-    """Whether weights are a file or a folder rather than a published name."""
+    """True for weights that are a file or a folder rather than a published name."""
     if weights.startswith("sha256:"):
         return False
     path = Path(weights).expanduser()

@@ -63,7 +63,7 @@ def legend(report: Report) -> str:
 
 
 def share_views(report: Report) -> bool:
-    """Whether a deviation over seeds is one over students with the same augmentation."""
+    """True where a deviation over seeds is one over students with the same augmentation."""
     for group in report.students:
         seeds = {run.recipe["seed"] for run in group.runs}
         for recipe in (run.recipe for run in group.runs):

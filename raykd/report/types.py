@@ -42,7 +42,7 @@ class Run:
         return f"epoch {done} of {asked}" if done else "not started"
 
     def is_finite(self) -> bool:
-        """Whether the numbers of its result are: earlier versions finished trainings without."""
+        """True where the numbers of its result are; earlier versions finished others, too."""
         return self.result is None or is_finite(self.result["last"])
 
 
@@ -78,7 +78,7 @@ class Group:
         return len(self.finished()) == len(self.runs)
 
     def is_ranked(self) -> bool:
-        """Whether it has a place among others: every run has a result, of finite numbers."""
+        """True where it has a rank: every run has a result, of finite numbers."""
         return self.is_complete() and all(run.is_finite() for run in self.runs)
 
     def traced(self) -> list[Run]:
