@@ -79,15 +79,24 @@ def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
         "split": run.split,
         "codec": codec_name(run.stored()),
     }
-    manifest = manifest_of(store, run) if store.has(run.teacher) else None
+    taught = store.has(run.teacher)
+    manifest = manifest_of(store, run) if taught else None
     views = [] if manifest is None else manifest.views()
     if manifest is None or not views:
         building = _building(store, run)
         if building is None:
+            folder = store.where(store.path(run))
+            if not taught:
+                teacher = store.where(store.path(run.teacher))
+                raise CacheCorrupt(
+                    f"{folder}: its teacher {teacher} is missing or not finished; `raykd "
+                    "precompute` of its experiment makes it, and trains nothing where only its "
+                    "marker was lost"
+                )
             raise CacheCorrupt(
-                f"{store.path(run)}: there is no manifest; `raykd precompute` makes it"
+                f"{folder}: there is no manifest; `raykd precompute` makes it"
                 if manifest is None
-                else f"{store.path(run)}: no view is complete; `raykd precompute` goes on"
+                else f"{folder}: no view is complete; `raykd precompute` goes on"
             )
         empty = {"views": 0, "shards": 0, "rows": 0}
         none = dict.fromkeys(("difference", "kl", "agreement"))

@@ -104,12 +104,13 @@ class _Site:
 
     def make(self, runs: Sequence[StudentRun], caches: Iterable[LogitsRun] = ()) -> None:
         """Make some students and what they need; failures are kept for later."""
-        runs = tuple(dict.fromkeys(runs))
-        work = plan(runs, self.store.has if self.students else lambda run: False, caches)
+        runs, caches = tuple(dict.fromkeys(runs)), tuple(caches)
         # What is there already counts as reused, and so does what it was made from.
         everything = plan(runs, caches=caches)
         done = [*everything.teachers, *(everything.students if self.students else ())]
         done += everything.preludes if self.students else ()
+        self._mark_again(done)
+        work = plan(runs, self.store.has if self.students else lambda run: False, caches)
         self.reused.update(run for run in done if self.store.has(run) and run not in self.made)
         self.reused.update(job.run for job in everything.caches if job.run not in self.made)
         self._announce(work)
@@ -185,16 +186,18 @@ class _Site:
                     for line in filter(None, teacher_said(self.store, teacher)):
                         self.teller.say(line)
 
-    def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
-        """Train what is not there yet."""
-        for run, _ in jobs:
+    def _mark_again(self, runs: Iterable[Training]) -> None:
+        """Finish what is whole but for its marker, though all that needs it may be there."""
+        for run in runs:
             with collected(self.errors):
                 if not self.store.has(run) and finish_again(self.store, run):
                     self.teller.say(
                         f"{self.store.where(self.store.path(run))} is whole but for its marker, "
                         "which is written again; nothing is trained"
                     )
-                    self.reused.add(run)
+
+    def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
+        """Train what is not there yet."""
         missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
         with collected(self.errors):
             if missing:
