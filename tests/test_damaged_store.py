@@ -1,6 +1,7 @@
 """Stores that can only be read, that others write into, and whose checkpoints were altered."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from raykd import locks
@@ -98,3 +99,40 @@ def test_a_checkpoint_that_was_altered_is_not_believed(tmp_path):
     path.write_bytes((store.path(other) / "checkpoint.pt").read_bytes())
     with pytest.raises(CacheCorrupt, match=r"checkpoint\.pt: "):
         Journal(store.path(run)).restore()
+
+
+def test_a_run_never_goes_on_from_an_altered_checkpoint(tmp_path):
+    file, place = tmp_path / "small.yaml", tmp_path / "store"
+    file.write_text(
+        TEXT.replace("optim: {epochs: 1, batch: 32}\n", "optim: {epochs: 2, batch: 32}\n")
+    )
+    store = Store(place)
+    (run,) = resolve(load(file), store).students()
+    prepare(store, run)
+    journal = Journal(store.path(run))
+    with pytest.raises(Stop):
+        train(store, run, StoppingHost(journal, CPU))
+    path = store.path(run) / "checkpoint.pt"
+    data = path.read_bytes()
+    path.write_bytes(data[:9000] + bytes([data[9000] ^ 16]) + data[9001:])
+    done = call("run", file, "--store", place)
+    assert done.exit_code == 5, done.output
+    assert f"{path}: the checkpoint was altered" in done.stderr
+    assert not store.has(run)
+    path.unlink()
+    assert call("run", file, "--store", place).exit_code == 0
+    assert store.has(run)
+
+
+def test_a_bit_flipped_in_a_checkpoints_seal_changes_no_number(tmp_path):
+    journal = Journal(tmp_path)
+    journal.keep({"epoch": 1, "learner": {"w": torch.arange(5.0)}})
+    path = tmp_path / "checkpoint.pt"
+    data = path.read_bytes()
+    for place in range(len(data) - 76, len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            state = journal.restore()
+        except CacheCorrupt:
+            continue
+        assert state is not None and torch.equal(state["learner"]["w"], torch.arange(5.0))
