@@ -25,12 +25,12 @@ from benchmark import (
 )
 from torch import Tensor
 
-from raykd import arrow
-from raykd.data.order import epoch_order
-from raykd.engine.fit import ShardMaker, local_host, train_teacher
-from raykd.engine.memory import keep_freed_memory
-from raykd.store import Store
-from raykd.teachers.manifest import GRAIN, Part
+from raykd.data.loading.sampler import epoch_order
+from raykd.outputs.manifest import GRAIN, Part
+from raykd.storage import arrow
+from raykd.storage.store import Store
+from raykd.training.memory import keep_freed_memory
+from raykd.training.runs import ShardMaker, local_host, train_teacher
 
 TAKEN = 256  # rows of one look-up
 

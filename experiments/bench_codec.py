@@ -25,27 +25,27 @@ import torch
 from benchmark import cpu_seconds, interleaved
 from torch import Tensor
 
-from raykd.catalogue import markdown as as_markdown
 from raykd.cli.shared import print_rows
-from raykd.codecs import TAILS, Codec, Dense, Int8, TopK
-from raykd.data.loader import Views
-from raykd.data.order import epoch_order
-from raykd.engine.fit import ShardMaker, local_host, train_teacher
-from raykd.engine.memory import keep_freed_memory
-from raykd.engine.prepare import live_teacher
-from raykd.experiment import parse
+from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
+from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
+from raykd.data.loading.loader import Views
+from raykd.data.loading.sampler import epoch_order
 from raykd.methods import METHODS, Method
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.models.staged import Staged, measure
+from raykd.outputs.codecs import TAILS, Codec, Dense, Int8, TopK
+from raykd.outputs.encoding import encode
+from raykd.outputs.manifest import GRAIN, Manifest, Part, write_shard
+from raykd.outputs.reader import LogitsCache
+from raykd.outputs.topk import merged
 from raykd.recipes import LogitsRun, StudentRun
-from raykd.resolve import resolve
-from raykd.store import Store
-from raykd.teachers.cache import LogitsCache
-from raykd.teachers.codec import encode
-from raykd.teachers.manifest import GRAIN, Manifest, Part, write_shard
-from raykd.teachers.topk import merged
-from raykd.types import CACHEABLE, Batch, Look, Outputs, Signal
+from raykd.report.catalogue import markdown as as_markdown
+from raykd.storage.store import Store
+from raykd.training.inputs import live_teacher
+from raykd.training.memory import keep_freed_memory
+from raykd.training.runs import ShardMaker, local_host, train_teacher
 
 SIGNALS = Signal.LOGITS | Signal.EMBEDDING
 MANY = 1000  # classes of the synthetic logits

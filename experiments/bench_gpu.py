@@ -37,31 +37,31 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from raykd import models
-from raykd.data.augment import Augment
-from raykd.data.colour import Colour
-from raykd.data.crop import Crop
-from raykd.data.decoding import Decoder
-from raykd.data.encoded import Encoded
-from raykd.data.frames import Wanted
-from raykd.data.images import Data, Images, open_images, read
-from raykd.data.loader import Views
+from raykd.core.types import Batch, Signal
+from raykd.data.dataset import Data, Images, open_images, read
+from raykd.data.loading.decode_workers import Decoder
+from raykd.data.loading.loader import Views
+from raykd.data.loading.raw_batches import Wanted
+from raykd.data.sources.encoded import Encoded
 from raykd.data.stream import Stream
-from raykd.data.strong import Strong
-from raykd.engine.fit import default_device
-from raykd.engine.learner import Learner
-from raykd.engine.memory import keep_freed_memory
-from raykd.engine.optim import build_optimiser
-from raykd.engine.result import hardware
+from raykd.data.transforms.augment import Augment
+from raykd.data.transforms.colour import Colour
+from raykd.data.transforms.crop import Crop
+from raykd.data.transforms.strong import Strong
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.models import Staged
+from raykd.outputs.manifest import Manifest, Part, write_manifest
+from raykd.outputs.reader import LogitsCache
+from raykd.outputs.shard_writer import compute_shard
 from raykd.recipes import Optim
-from raykd.store import Store
-from raykd.teachers.cache import LogitsCache
-from raykd.teachers.manifest import Manifest, Part, write_manifest
-from raykd.teachers.shard import compute_shard
+from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source
-from raykd.types import Batch, Signal
+from raykd.training.learner import Learner
+from raykd.training.memory import keep_freed_memory
+from raykd.training.optim import build_optimiser
+from raykd.training.result import hardware
+from raykd.training.runs import default_device
 
 TRAINING = Augment(crop=Crop(), flip=True)  # ImageNet's
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

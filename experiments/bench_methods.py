@@ -42,19 +42,19 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from raykd.engine.learner import Learner
-from raykd.engine.memory import keep_freed_memory
-from raykd.engine.optim import build_optimiser
+from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS, PRELUDES
 from raykd.methods.base import Method, at
 from raykd.methods.crd import Memory
 from raykd.methods.nst import NST
 from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build, measure, parameter_count
-from raykd.progress import Teller
 from raykd.recipes import Optim
 from raykd.teachers.source import LiveTeacher, LookingTeacher, Source
-from raykd.types import CACHEABLE, Batch, Look, Outputs, Signal
+from raykd.tracking.console import Teller
+from raykd.training.learner import Learner
+from raykd.training.memory import keep_freed_memory
+from raykd.training.optim import build_optimiser
 
 BATCH = 64
 ROWS = 50_000  # of the training set, which CRD remembers

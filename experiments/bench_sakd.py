@@ -16,12 +16,12 @@ import click
 import torch
 from bench_methods import Bench, Networks, Subject
 
-from raykd.catalogue import markdown as as_markdown
 from raykd.cli.shared import print_rows
-from raykd.engine.memory import keep_freed_memory
 from raykd.methods import METHODS
 from raykd.methods.sakd import PAPER, SAKD
-from raykd.progress import Teller
+from raykd.report.catalogue import markdown as as_markdown
+from raykd.tracking.console import Teller
+from raykd.training.memory import keep_freed_memory
 
 PAIRS = {  # teacher and student
     "resnet20-resnet8": ("resnet20", "resnet8"),

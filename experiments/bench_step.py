@@ -39,26 +39,26 @@ from torch.utils.data import default_collate
 from torchvision import transforms
 from twin import beside
 
-from raykd.data.images import open_images
-from raykd.data.loader import Views
-from raykd.data.order import epoch_order
-from raykd.engine.fit import local_host, train_student
-from raykd.engine.group import GroupHost
-from raykd.engine.host import EVERY_EPOCH, Host
-from raykd.engine.journal import read_metrics
-from raykd.engine.memory import keep_freed_memory
-from raykd.engine.rehearsal import step_of
-from raykd.errors import RaykdError
-from raykd.experiment import Experiment
-from raykd.launch.work import carry_out
+from raykd.config.experiment import Experiment
+from raykd.config.scale import Scale
+from raykd.core.errors import RaykdError
+from raykd.data.dataset import open_images
+from raykd.data.loading.loader import Views
+from raykd.data.loading.sampler import epoch_order
+from raykd.launch.carry_out import carry_out
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
-from raykd.progress import Teller
 from raykd.recipes import StudentRun
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher
+from raykd.tracking.console import Teller
+from raykd.training.checkpointing import read_metrics
+from raykd.training.hosts.base import EVERY_EPOCH, Host
+from raykd.training.hosts.ddp import GroupHost
+from raykd.training.memory import keep_freed_memory
+from raykd.training.microbenchmark import step_of
+from raykd.training.runs import local_host, train_student
 
 BATCH = 64  # of a step
 STUDENTS = 8  # of the sweep

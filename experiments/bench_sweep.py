@@ -26,15 +26,15 @@ import click
 import ray
 from benchmark import Row, show
 
-from raykd.engine.memory import keep_freed_memory
-from raykd.experiment import Experiment, parse
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
+from raykd.config.scale import Scale
+from raykd.launch.carry_out import carry_out
 from raykd.launch.cluster import connected
-from raykd.launch.sweep import sweep
-from raykd.launch.work import carry_out
-from raykd.progress import Teller
-from raykd.resolve import resolve
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.launch.sweep.driver import sweep
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller
+from raykd.training.memory import keep_freed_memory
 
 TICKS = os.sysconf("SC_CLK_TCK")
 COST = """

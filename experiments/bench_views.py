@@ -27,12 +27,12 @@ import torch
 from benchmark import put
 from rich.table import Table
 
-from raykd.data.order import epoch_order
-from raykd.engine.memory import keep_freed_memory
-from raykd.store import Store
-from raykd.teachers.cache import LogitsCache
-from raykd.teachers.manifest import Manifest, Part, split, write_shard
-from raykd.teachers.shelf import Shelf
+from raykd.data.loading.sampler import epoch_order
+from raykd.outputs.manifest import Manifest, Part, split, write_shard
+from raykd.outputs.reader import LogitsCache
+from raykd.outputs.shard_files import Shelf
+from raykd.storage.store import Store
+from raykd.training.memory import keep_freed_memory
 
 CLASSES = 1000
 BATCH = 256

@@ -26,16 +26,16 @@ from rich.table import Table
 from torch import nn
 
 from raykd import models
-from raykd.engine.weights import save_weights
-from raykd.experiment import parse
+from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
+from raykd.core.types import Outputs, Signal
 from raykd.models import Staged
+from raykd.outputs.encoding import encode
+from raykd.outputs.manifest import Manifest, Part, split, write_manifest, write_shard
+from raykd.outputs.reader import LogitsCache
 from raykd.recipes import StudentRun
-from raykd.resolve import resolve
-from raykd.store import Store
-from raykd.teachers.cache import LogitsCache
-from raykd.teachers.codec import encode
-from raykd.teachers.manifest import Manifest, Part, split, write_manifest, write_shard
-from raykd.types import Outputs, Signal
+from raykd.storage.store import Store
+from raykd.training.weights import save_weights
 
 SIZE = 32  # pixels, of images like CIFAR's
 CLASSES = 100

@@ -27,20 +27,20 @@ import reference_values as reference
 import torch
 import yaml
 
-from raykd.catalogue import markdown as as_markdown
 from raykd.cli.shared import print_rows
-from raykd.engine.fit import local_host, train_prelude, train_student
-from raykd.engine.journal import RESULT
-from raykd.engine.memory import keep_freed_memory, peak_bytes
-from raykd.experiment import Experiment, parse
-from raykd.launch.work import carry_out
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
+from raykd.config.scale import Scale
+from raykd.core.record import fingerprint
+from raykd.launch.carry_out import carry_out
 from raykd.methods import METHODS
-from raykd.progress import Teller
 from raykd.recipes import StudentRun
-from raykd.record import fingerprint
-from raykd.resolve import resolve
-from raykd.scale import Scale
-from raykd.store import Store, read_json, write_json
+from raykd.report.catalogue import markdown as as_markdown
+from raykd.storage.store import Store, read_json, write_json
+from raykd.tracking.console import Teller
+from raykd.training.checkpointing import RESULT
+from raykd.training.memory import keep_freed_memory, peak_bytes
+from raykd.training.runs import local_host, train_prelude, train_student
 
 _Row = TypeVar("_Row", bound=Hashable)
 PEAK = "peak.json"  # beside a student's result

@@ -19,14 +19,14 @@ import reference_values as reference
 import torch
 from cifar10_methods import PAIRS, complete, peaks, put, recipe, spread, valued
 
-from raykd.engine.journal import RESULT
+from raykd.core.record import fingerprint
 from raykd.methods.sakd import PAPER
-from raykd.progress import Teller
 from raykd.recipes import StudentRun
-from raykd.record import fingerprint
 from raykd.report import gather, write_page
-from raykd.report.summary import summarise
-from raykd.store import Store, read_json
+from raykd.report.gather import summarise
+from raykd.storage.store import Store, read_json
+from raykd.tracking.console import Teller
+from raykd.training.checkpointing import RESULT
 
 ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
     "base + kd": {"mode": "always"},

@@ -32,15 +32,15 @@ import reference_values as reference
 from PIL import Image
 
 from raykd import report
-from raykd.cli.planning import print_plan
+from raykd.cli.plan import print_plan
 from raykd.cli.shared import STORE, print_recipe, speaking, wide_console
-from raykd.errors import ConfigError
-from raykd.experiment import Experiment, parse
-from raykd.launch.work import carry_out
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
+from raykd.core.errors import ConfigError
+from raykd.launch.carry_out import carry_out
 from raykd.methods import METHODS
-from raykd.progress import Teller, clock
-from raykd.resolve import resolve
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller, clock
 
 EPOCHS = reference.IMAGENET_RECIPE["optim"]["epochs"]
 # Where no published weights can be had: a teacher that is trained with the labels, small pictures.

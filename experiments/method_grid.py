@@ -17,15 +17,15 @@ import yaml
 
 from raykd import report
 from raykd.cli.shared import STORE, speaking
-from raykd.experiment import Experiment, parse
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
+from raykd.config.scale import Scale
 from raykd.launch.cluster import connected
-from raykd.launch.sweep import raise_failures, sweep
-from raykd.progress import Teller
+from raykd.launch.sweep.driver import raise_failures, sweep
 from raykd.report import Report
 from raykd.report.types import Group
-from raykd.resolve import resolve
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller
 
 DIGITS = {
     "data": {"name": "digits", "holdout": 0.33, "limit": 100, "augment": {"pad": 1}},

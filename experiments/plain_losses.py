@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raykd.types import Batch, Outputs
+from raykd.core.types import Batch, Outputs
 
 Plain = Callable[[Any, Outputs, Outputs, Batch, Any], Tensor]
 

@@ -14,11 +14,11 @@ import click
 
 from raykd import report
 from raykd.cli.shared import STORE, speaking, wide_console
-from raykd.experiment import Experiment, parse
-from raykd.launch.sweep import raise_failures, sweep
-from raykd.progress import Teller, clock
-from raykd.resolve import resolve
-from raykd.store import Store
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
+from raykd.launch.sweep.driver import raise_failures, sweep
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller, clock
 
 # Per data set: the images, teacher and its epochs, students, the schedule of a stage.
 DIGITS = """

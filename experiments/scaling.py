@@ -7,7 +7,7 @@
 Measured: steps of KD from known logits, resnet20 at 32 x 32, one global batch on 1, 2 and 4
 processes that average gradients over gloo on loopback; the same steps alone with smaller batches;
 messages of several sizes; reading and writing of shards; decoding; checkpoints; and reports to Ray
-Tune's driver. Predicted: `raykd.engine.scaling` for resnet18 from resnet34 at 224 x 224.
+Tune's driver. Predicted: `raykd.planning.scaling` for resnet18 from resnet34 at 224 x 224.
 """
 
 import json
@@ -27,19 +27,20 @@ import torch.multiprocessing as multiprocessing
 from photographs import photograph
 from torch import nn
 
-from raykd import arrow, models
-from raykd.codecs import TopK
-from raykd.data.pictures import look_at
-from raykd.engine import scaling
-from raykd.engine.forecast import network_cost, read_cluster
-from raykd.engine.group import GroupHost
-from raykd.engine.host import LocalHost
-from raykd.engine.journal import Journal
-from raykd.engine.learner import Learner
-from raykd.engine.scaling import Cluster, Work
+from raykd import models
+from raykd.core.types import Batch, Outputs
+from raykd.data.sources.encoded_image import look_at
 from raykd.methods import METHODS
-from raykd.teachers.codec import bytes_per_row
-from raykd.types import Batch, Outputs
+from raykd.outputs.codecs import TopK
+from raykd.outputs.encoding import bytes_per_row
+from raykd.planning import scaling
+from raykd.planning.forecast import network_cost, read_cluster
+from raykd.planning.scaling import Cluster, Work
+from raykd.storage import arrow
+from raykd.training.checkpointing import Journal
+from raykd.training.hosts.base import LocalHost
+from raykd.training.hosts.ddp import GroupHost
+from raykd.training.learner import Learner
 
 MACHINES = Path(__file__).parents[1] / "cluster" / "machines.yaml"
 WORLDS = (1, 2, 4)
@@ -227,8 +228,8 @@ def reports_here(folder: Path) -> float:
     """CPU seconds of Ray Tune's driver for one report of a trial."""
     from ray import tune
 
+    from raykd.config.scale import Scale
     from raykd.launch.cluster import connected
-    from raykd.scale import Scale
 
     def trial(config: dict[str, Any]) -> None:
         for number in range(config["reports"]):

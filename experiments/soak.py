@@ -28,8 +28,8 @@ from faults import EPOCHS, KINDS, ROOT, Site, differences, disturbed, leftovers,
 
 from raykd import models
 from raykd.cli.shared import speaking
-from raykd.progress import clock
-from raykd.store import read_json
+from raykd.storage.store import read_json
+from raykd.tracking.console import clock
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
 WHOLE = 20  # minutes from which on experiments are as long as `EPOCHS` says

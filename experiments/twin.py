@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from raykd.engine.fit import local_host, train_student
-from raykd.engine.journal import METRICS
-from raykd.engine.memory import keep_freed_memory
+from raykd.config.scale import Scale
 from raykd.recipes import StudentRun
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.training.checkpointing import METRICS
+from raykd.training.memory import keep_freed_memory
+from raykd.training.runs import local_host, train_student
 
 NEVER = 1e6  # seconds between checkpoints
 

@@ -32,30 +32,30 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from raykd import report
-from raykd.catalogue import markdown
 from raykd.cli.shared import STORE, print_rows, speaking
-from raykd.data.images import open_images
-from raykd.data.loader import Views
-from raykd.disk import write_atomic
-from raykd.engine import prepare, start
-from raykd.engine.compare import SPOT_CHECK, compare
-from raykd.engine.fit import ShardMaker, default_device
-from raykd.engine.host import LocalHost
-from raykd.engine.journal import CHECKPOINT, RESULT, Journal, read_metrics
-from raykd.engine.loop import distil
-from raykd.engine.memory import keep_freed_memory
-from raykd.errors import ConfigError
-from raykd.experiment import Experiment, parse
-from raykd.launch.work import carry_out
-from raykd.progress import Teller
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
+from raykd.core.errors import ConfigError
+from raykd.core.record import fingerprint
+from raykd.data.dataset import open_images
+from raykd.data.loading.loader import Views
+from raykd.launch.carry_out import carry_out
+from raykd.outputs.manifest import Part
 from raykd.recipes import StudentRun
-from raykd.record import fingerprint
-from raykd.report.summary import summarise
+from raykd.report.catalogue import markdown
+from raykd.report.gather import summarise
 from raykd.report.svg import draw, look
 from raykd.report.types import Summary
-from raykd.resolve import resolve
-from raykd.store import Store, read_json
-from raykd.teachers.manifest import Part
+from raykd.storage.atomic import write_atomic
+from raykd.storage.store import Store, read_json
+from raykd.tracking.console import Teller
+from raykd.training import initial_state, inputs
+from raykd.training.cache_verify import SPOT_CHECK, compare
+from raykd.training.checkpointing import CHECKPOINT, RESULT, Journal, read_metrics
+from raykd.training.hosts.base import LocalHost
+from raykd.training.loop import distil
+from raykd.training.memory import keep_freed_memory
+from raykd.training.runs import ShardMaker, default_device
 
 LABELS = "label_only"  # the reference without a teacher, with a new view in every epoch
 SWEEP = 10  # students that share a cache
@@ -291,10 +291,10 @@ class Watch:
         optim = run.optim.model_copy(update=plain | {"epochs": self.epochs})
         run = run.model_copy(update={"optim": optim, "views": self.epochs})
         host = LocalHost(Journal(self.folder, float("inf")), self.device)
-        train, _ = prepare.views(self.store, run, host)
+        train, _ = inputs.views(self.store, run, host)
         train = Views(train.images.take(torch.arange(self.rows)), train.data, train.looks)
-        learner = start.learner(self.store, run, host, train.images.targets)
-        teacher_at = prepare.teachers(self.store, run, self.device)
+        learner = initial_state.learner(self.store, run, host, train.images.targets)
+        teacher_at = inputs.teachers(self.store, run, self.device)
         teacher_at(0)  # is loaded before
         return self._timed(lambda: distil(run, learner, teacher_at, train, None, None, host))
 

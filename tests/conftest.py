@@ -9,10 +9,10 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 
-from raykd.data.augment import Augment
-from raykd.data.images import Data, read
-from raykd.store import Store
-from tests.bucket import bucket, credentials, s3_server
+from raykd.data.dataset import Data, read
+from raykd.data.transforms.augment import Augment
+from raykd.storage.store import Store
+from tests.servers.bucket import bucket, credentials, s3_server
 
 __all__ = ["bucket", "credentials", "s3_server"]  # fixtures
 

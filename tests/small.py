@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from raykd.data.images import Data, read
-from raykd.engine.caches import CacheBuild, build_here
-from raykd.engine.fit import local_host, train_prelude, train_student, train_teacher
+from raykd.core.types import Batch, Look, Outputs, Signal
+from raykd.data.dataset import Data, read
 from raykd.methods import METHODS, Method
 from raykd.models import build, measure
 from raykd.models.staged import Staged
-from raykd.plan import plan
+from raykd.planning.plan import plan
 from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
-from raykd.store import Store
-from raykd.types import Batch, Look, Outputs, Signal
+from raykd.storage.store import Store
+from raykd.training.cache_builder import CacheBuild, build_here
+from raykd.training.runs import local_host, train_prelude, train_student, train_teacher
 
 CPU = torch.device("cpu")
 # What is short about a method in a small run.
@@ -30,7 +30,7 @@ ALL = (
 
 def digits(store: Store, **changes) -> Data:
     """The digits, read into the store."""
-    from raykd.data.augment import Augment
+    from raykd.data.transforms.augment import Augment
 
     values = {"name": "digits", "holdout": 0.33, "augment": Augment(pad=1)} | changes
     return read(store, Data(**values), None)

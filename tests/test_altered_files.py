@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
-from raykd.engine.sweeps import Sheet, sweep_name, write_sheet
-from raykd.experiment import load
-from raykd.resolve import resolve
-from raykd.store import Store
+from raykd.config.experiment import load
+from raykd.config.resolve import resolve
+from raykd.storage.store import Store
+from raykd.training.sweep_sheets import Sheet, sweep_name, write_sheet
 
 EXPERIMENT = """
 run:

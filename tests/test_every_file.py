@@ -4,11 +4,11 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
-from raykd.data.kept import into_store
-from raykd.engine.sweeps import Sheet, sweep_name, write_sheet
-from raykd.experiment import load, parse
-from raykd.resolve import resolve
-from raykd.store import Store
+from raykd.config.experiment import load, parse
+from raykd.config.resolve import resolve
+from raykd.data.packing.pack_into_store import into_store
+from raykd.storage.store import Store
+from raykd.training.sweep_sheets import Sheet, sweep_name, write_sheet
 from tests.data.photos import photos, streamed
 
 EXPERIMENT = """

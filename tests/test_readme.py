@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from raykd.catalogue import catalogue, markdown
-from raykd.store import Store
+from raykd.report.catalogue import catalogue, markdown
+from raykd.storage.store import Store
 
 README = Path(__file__).parents[1] / "README.md"
 

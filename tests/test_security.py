@@ -20,30 +20,31 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from raykd import arrow, locks, names
-from raykd.catalogue import catalogue
 from raykd.cli import main
-from raykd.data import located, shards
-from raykd.data.decode import decoded
-from raykd.data.files import Files
-from raykd.data.images import Data, open_images, read
-from raykd.disk import write_atomic
-from raykd.engine import sweeps, weights
-from raykd.engine.journal import Journal, read_metrics
-from raykd.engine.prepare import open_cache
-from raykd.engine.routes import read_decisions
-from raykd.errors import CacheCorrupt, ConfigError, DataError, Unreachable
-from raykd.experiment import load
+from raykd.config.experiment import load
+from raykd.config.resolve import resolve
+from raykd.core import safe_names
+from raykd.core.errors import CacheCorrupt, ConfigError, DataError, Unreachable
+from raykd.data.dataset import Data, open_images, read
+from raykd.data.sources import byte_ranges, pack_shards
+from raykd.data.sources.decode import decoded
+from raykd.data.sources.files import Files
 from raykd.export.folder import check_folder
-from raykd.export.found import by_fingerprint
+from raykd.export.lookup import by_fingerprint
+from raykd.outputs.manifest import read_manifest
 from raykd.recipes import Search
-from raykd.remote import Remote
-from raykd.resolve import resolve
-from raykd.store import Store
-from raykd.teachers.manifest import read_manifest
+from raykd.report.catalogue import catalogue
+from raykd.storage import arrow, locks
+from raykd.storage.atomic import write_atomic
+from raykd.storage.filesystem import Remote
+from raykd.storage.store import Store
+from raykd.training import sweep_sheets, weights
+from raykd.training.checkpointing import Journal, read_metrics
+from raykd.training.inputs import open_cache
+from raykd.training.route_results import read_decisions
 from tests.data.files import encoded, picture, put
 from tests.data.packs import packed
-from tests.planted import Planted
+from tests.planted_files import Planted
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 
 
@@ -235,25 +236,25 @@ def test_decisions_of_a_search(tmp_path, planted):
 
 def test_sheets_of_a_sweep(tmp_path, planted):
     store = Store(tmp_path / "store")
-    sweeps.write_sheet(store, "s", sweeps.Sheet("a_1", {}, "x"))
+    sweep_sheets.write_sheet(store, "s", sweep_sheets.Sheet("a_1", {}, "x"))
     path = store.root / "sweeps" / "s" / "trials" / "a_1.json"
     text = path.read_text()
     path.write_bytes(planted)
     with pytest.raises(CacheCorrupt, match=r"a_1\.json: cannot be read"):
-        sweeps.read_sheets(store, "s")
+        sweep_sheets.read_sheets(store, "s")
     path.write_text('{"strange": 1}')
     with pytest.raises(CacheCorrupt, match="not a sheet of a trial"):
-        sweeps.read_sheets(store, "s")
+        sweep_sheets.read_sheets(store, "s")
     victim = tmp_path / "victim.json"
     victim.write_text("{}")
     path.write_text(text.replace("a_1", "../../../../victim"))
     with pytest.raises(CacheCorrupt, match="seal does not match"):
-        sweeps.read_sheets(store, "s")
+        sweep_sheets.read_sheets(store, "s")
     path.write_text(re.sub(',\\s*"seal": "[^"]+"', "", path.read_text()))
     with pytest.raises(CacheCorrupt, match="it is of trial"):
-        sweeps.read_sheets(store, "s")
+        sweep_sheets.read_sheets(store, "s")
     with pytest.raises(CacheCorrupt, match="a sheet is of a trial called"):
-        sweeps.forget(store, "s", sweeps.Sheet("../../../../victim", {}, "x"))
+        sweep_sheets.forget(store, "s", sweep_sheets.Sheet("../../../../victim", {}, "x"))
     assert victim.exists()
 
 
@@ -345,7 +346,7 @@ def test_packs(tmp_path, planted, name):
     pack = pack_of(tmp_path)
     (pack / name).write_bytes(planted)
     with pytest.raises(CacheCorrupt, match=name):
-        located.pack(str(pack))
+        byte_ranges.pack(str(pack))
 
 
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", "x/../../victim", "..\\victim"])
@@ -357,14 +358,14 @@ def test_names_in_packs_lead_nowhere_else(tmp_path, name):
     del facts["checksum"]
     index = facts["splits"]["train"]["index"]
     facts["splits"]["train"]["index"] = index | {name: arrow.checksum(b"before")}
-    (pack / "pack.json").write_text(json.dumps(shards.sealed(facts)))
+    (pack / "pack.json").write_text(json.dumps(pack_shards.sealed(facts)))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
-        located.pack(str(pack))
+        byte_ranges.pack(str(pack))
     train = facts["splits"]["train"] | {"index": index}
     facts["splits"] = {"train": train, name: train}
-    (pack / "pack.json").write_text(json.dumps(shards.sealed(facts)))
+    (pack / "pack.json").write_text(json.dumps(pack_shards.sealed(facts)))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
-        located.pack(str(pack))
+        byte_ranges.pack(str(pack))
 
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "a\0b", ".."]
@@ -389,11 +390,11 @@ def test_files_below_a_root_stay_there(tmp_path, name):
     "name", ["", "a", "a/b", "a..b", "...", "a/..b/c", ":", "c:", "train/x y.png"]
 )
 def test_other_names_are_names(name):
-    assert names.is_below(name)
+    assert safe_names.is_below(name)
 
 
 def test_names_in_an_index_lead_nowhere_else(tmp_path):
-    from raykd.data.encoded import Names, Ranges
+    from raykd.data.sources.encoded import Names, Ranges
 
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "root").mkdir()
@@ -418,7 +419,7 @@ def test_members_of_tar_files_are_never_unpacked(tmp_path, planted):
         file.addfile(link)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError):
-        located.webdataset(str(tmp_path))
+        byte_ranges.webdataset(str(tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
 
 

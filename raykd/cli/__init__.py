@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from raykd import __version__
-from raykd.cli import doctor, export, look, pack, work
+from raykd.cli import doctor, export, pack, run, show
 from raykd.cli.output import patient
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     """
 
 
-for _command in (work.run, work.sweep, work.plan, work.precompute, look.show, look.verify):
+for _command in (run.run, run.sweep, run.plan, run.precompute, show.show, show.verify):
     main.add_command(_command)
-for _command in (look.report_command, look.schema, export.export, pack.pack, doctor.doctor):
+for _command in (show.report_command, show.schema, export.export, pack.pack, doctor.doctor):
     main.add_command(_command)

@@ -9,7 +9,7 @@ import click
 
 from raykd.cli.output import echo
 from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
-from raykd.errors import NoRoom
+from raykd.core.errors import NoRoom
 
 
 @click.command()
@@ -35,9 +35,9 @@ def doctor(
     """
     # Before Ray is imported: what it says of itself is in the findings.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from raykd.config.scale import Scale
     from raykd.launch.doctor import examine
-    from raykd.scale import Scale
-    from raykd.store import Store
+    from raykd.storage.store import Store
 
     resolved, place = None, Store(store)
     if experiment is not None:

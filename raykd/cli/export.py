@@ -8,7 +8,7 @@ import click
 
 from raykd.cli.output import echo
 from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
-from raykd.errors import ConfigError, RaykdError, folded
+from raykd.core.errors import ConfigError, RaykdError, folded
 
 if TYPE_CHECKING:
     from raykd.export import Exported
@@ -51,7 +51,7 @@ def export(
     README.md. Every file is compared with the network on test images.
     """
     from raykd import export as room
-    from raykd.store import Store
+    from raykd.storage.store import Store
 
     place, left = Store(store), 0
     if not room.is_fingerprint(student) or Path(student).is_file():
@@ -104,7 +104,7 @@ def _print(exported: "Exported") -> None:
 
 def _plain(exported: "Exported") -> dict[str, Any]:
     """The same for scripts."""
-    from raykd.record import fingerprint
+    from raykd.core.record import fingerprint
 
     return {
         "fingerprint": fingerprint(exported.run),

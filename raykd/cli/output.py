@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from raykd.errors import NoRoom
-from raykd.names import printable_lines
+from raykd.core.errors import NoRoom
+from raykd.core.safe_names import printable_lines
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

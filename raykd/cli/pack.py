@@ -10,8 +10,8 @@ import click
 from raykd.cli.shared import JSON, print_json, speaking
 
 if TYPE_CHECKING:
-    from raykd.data.packing import Packed, Packing, Part
-    from raykd.progress import Teller
+    from raykd.data.packing.packer import Packed, Packing, Part
+    from raykd.tracking.console import Teller
 
 
 @click.command()
@@ -61,11 +61,11 @@ def pack(
     of `raykd show datasets`, - where that has a downloader of its own. Images stay encoded as
     they are. The same command goes on where one was stopped, and repairs what was damaged.
     """
-    from raykd.data.files import Files
-    from raykd.data.located import Located
-    from raykd.data.packing import Packing
-    from raykd.data.stock import kind_of, of_located, stock_of
-    from raykd.progress import Teller
+    from raykd.data.packing.pack_sources import kind_of, of_located, stock_of
+    from raykd.data.packing.packer import Packing
+    from raykd.data.sources.byte_ranges import Located
+    from raykd.data.sources.files import Files
+    from raykd.tracking.console import Teller
 
     teller = Teller()
     started = time.monotonic()
@@ -111,9 +111,9 @@ def _made(
     """Every shard, made here or by Ray workers, and how many seconds that took."""
     if not workers:
         return _followed(packing, packing.make_all(there), teller)
+    from raykd.config.scale import Scale
     from raykd.launch.cluster import connected
     from raykd.launch.packing import make_on_ray
-    from raykd.scale import Scale
 
     with connected(Scale(address=address), teller.say, workers):
         return _followed(packing, make_on_ray(packing, there, workers), teller)

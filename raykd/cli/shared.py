@@ -14,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from raykd.cli.output import echo
-from raykd.ending import STATUS, Terminated, leave, terminable
-from raykd.errors import ConfigError, NoRoom, RaykdError, Unreachable
-from raykd.names import printable_lines
+from raykd.core.errors import ConfigError, NoRoom, RaykdError, Unreachable
+from raykd.core.safe_names import printable_lines
+from raykd.core.shutdown import STATUS, Terminated, leave, terminable
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
-    from raykd.experiment import Experiment
-    from raykd.progress import Teller
+    from raykd.config.experiment import Experiment
     from raykd.report import Report
-    from raykd.store import Store
+    from raykd.storage.store import Store
+    from raykd.tracking.console import Teller
 
 
 class Place(click.ParamType):
@@ -72,10 +72,10 @@ def resolved_experiment(
     path: Path, overrides: tuple[str, ...], store: str
 ) -> tuple["Experiment", "Store", "Teller"]:
     """The experiment with its data read, its store, and someone to say what happens."""
-    from raykd.experiment import load
-    from raykd.progress import Teller
-    from raykd.resolve import resolve
-    from raykd.store import Store
+    from raykd.config.experiment import load
+    from raykd.config.resolve import resolve
+    from raykd.storage.store import Store
+    from raykd.tracking.console import Teller
 
     experiment = load(path, overrides)
     teller, place = Teller(), Store(store, experiment.scale.local_gb)
@@ -100,7 +100,7 @@ def print_recipe(experiment: "Experiment", teller: "Teller") -> None:
     """What will be run, in full: the first student, and which keys the others differ in."""
     import yaml
 
-    from raykd.experiment import basis
+    from raykd.config.experiment import basis
 
     runs = [basis(run).whole() for run in experiment.runs]
     if not runs:

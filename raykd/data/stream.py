@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from raykd.record import Limits, Record
+from raykd.core.record import Limits, Record
 
 
 class Stream(Record):

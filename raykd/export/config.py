@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykd import __version__
-from raykd.engine.finished import Finished
+from raykd.core.record import fingerprint
 from raykd.export.graph import LOGITS, PIXELS
 from raykd.export.libraries import particulars, split
 from raykd.recipes import StudentRun
-from raykd.record import fingerprint
+from raykd.training.load_trained import Finished
 
 
 def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:

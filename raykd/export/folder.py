@@ -15,20 +15,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raykd.data.loader import Views
-from raykd.disk import write_atomic
-from raykd.engine import weights
-from raykd.engine.finished import Finished, finished
-from raykd.errors import ConfigError, ExportFailed
+from raykd.core.errors import ConfigError, ExportFailed
+from raykd.core.record import fingerprint
+from raykd.core.types import Outputs
+from raykd.data.loading.loader import Views
 from raykd.export import graph
-from raykd.export.card import card
 from raykd.export.config import configuration
 from raykd.export.graph import CONFIG
 from raykd.export.libraries import WEIGHTS, rebuilt
+from raykd.export.model_card import card
 from raykd.recipes import AnyTeacher
-from raykd.record import fingerprint
-from raykd.store import Store, write_json
-from raykd.types import Outputs
+from raykd.storage.atomic import write_atomic
+from raykd.storage.store import Store, write_json
+from raykd.training import weights
+from raykd.training.load_trained import Finished, finished
 
 FORMATS = {"safetensors": WEIGHTS, "torch": "model.pt2", "onnx": "model.onnx"}
 CARD, RECIPE = "README.md", "recipe.json"

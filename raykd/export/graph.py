@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from raykd.disk import write_atomic
-from raykd.engine.finished import Finished
-from raykd.errors import ExportFailed
+from raykd.core.errors import ExportFailed
+from raykd.storage.atomic import write_atomic
+from raykd.training.load_trained import Finished
 
 PIXELS, LOGITS = "pixels", "logits"  # what a graph calls its input and its output
 BATCHES = {PIXELS: {0: Dim("batch")}}  # the axis that may have any size

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from raykd import models
-from raykd.engine.finished import Finished
+from raykd.training.load_trained import Finished
 
 WEIGHTS = "model.safetensors"
 # What timm's configurations say of a network beside how its images are made ready.

@@ -18,13 +18,13 @@ import ray
 from ray._private import ray_constants, services, worker
 from ray.exceptions import RayError, RayTaskError
 
-from raykd.ending import cleaning
-from raykd.errors import NoRoom, RaykdError, Unreachable, WorkFailed
-from raykd.launch import private, probe
+from raykd.config.scale import Scale
+from raykd.core.errors import NoRoom, RaykdError, Unreachable, WorkFailed
+from raykd.core.shutdown import cleaning
+from raykd.launch import cluster_probe, private_folder
+from raykd.launch.cluster_watch import Watch
 from raykd.launch.loopback import on_loopback
-from raykd.launch.private import Private
-from raykd.launch.watch import Watch
-from raykd.scale import Scale
+from raykd.launch.private_folder import Private
 
 # Read by Ray's own processes, so they must be set before any of them starts.
 _SETTINGS = {
@@ -64,7 +64,7 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     address, watch = standing(scale), Watch()
-    with private.restored(), watch.looking(), contextlib.ExitStack() as stack:
+    with private_folder.restored(), watch.looking(), contextlib.ExitStack() as stack:
         stack.callback(watch.over, lambda urgent: None)  # shut down, it is not lost
         if address and address != "local":
             _join(address, say, watch)
@@ -109,22 +109,22 @@ def _answering(address: str) -> tuple[str, bool]:
         place = address.replace("localhost:", "127.0.0.1:", 1)
         if address == "auto":
             place = services.canonicalize_bootstrap_address_or_die(address)
-        own = None if private.mode() == "disabled" else private.token_of(place)
+        own = None if private_folder.mode() == "disabled" else private_folder.token_of(place)
         if own is not None:
-            private.ask_for(own)
-        answer, alone = probe.answer_of(place), own is not None
+            private_folder.ask_for(own)
+        answer, alone = cluster_probe.answer_of(place), own is not None
         if not (alone or place.startswith("ray://")):
             # Ray takes the machine's other address for this name, where one of `ray start` listens.
             alone = not _listens(services.canonicalize_bootstrap_address(place))
-        if answer == "token" and not private.mode() and private.has_token():
-            private.ask_for(None)
-            answer = probe.answer_of(place)
+        if answer == "token" and not private_folder.mode() and private_folder.has_token():
+            private_folder.ask_for(None)
+            answer = cluster_probe.answer_of(place)
     except (ConnectionError, ValueError) as error:
         raise _unreachable(address, str(error)) from error
     if answer == "token":
-        refused = private.mode() == "token" and private.has_token()
+        refused = private_folder.mode() == "token" and private_folder.has_token()
         lacking = "another one was found here" if refused else "none was found here"
-        if private.mode() == "disabled":
+        if private_folder.mode() == "disabled":
             lacking = "RAY_AUTH_MODE is disabled here"
         raise Unreachable(
             f"the Ray cluster at {address} wants a token, and {lacking}; write the cluster's to "
@@ -163,7 +163,7 @@ class _Joined:
             return None
         self._next = now + _LOOK_SECONDS
         try:
-            there = probe.has_node(self._place, self._node, 5.0 if urgent else 2.0)
+            there = cluster_probe.has_node(self._place, self._node, 5.0 if urgent else 2.0)
         except ConnectionError as error:
             if not urgent and now - self._heard < _SILENT_SECONDS:
                 return None
@@ -183,8 +183,8 @@ def _start(
 ) -> None:
     """Start a cluster on this machine, which ends with `stack`. Raises `NoRoom`."""
     say(f"starting Ray on this machine with {cores} CPUs")
-    open_to_all = private.mode() == "disabled"
-    asking = not (open_to_all or private.given_token())
+    open_to_all = private_folder.mode() == "disabled"
+    asking = not (open_to_all or private_folder.given_token())
     for left in reversed(range(_TRIES)):
         own = Private(say)
         with contextlib.ExitStack() as tried:
@@ -192,7 +192,7 @@ def _start(
             tried.callback(_remove, own)
             tried.callback(ray.shutdown)
             if asking:
-                private.ask_for(own.token)
+                private_folder.ask_for(own.token)
             try:
                 context = _started(cores, own, watch)
             except (RaykdError, KeyboardInterrupt):

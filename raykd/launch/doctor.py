@@ -19,17 +19,17 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykd.engine.forecast import missing_bytes
-from raykd.errors import RaykdError
-from raykd.experiment import Experiment, basis
-from raykd.launch import diagnosis, node
+from raykd.config.experiment import Experiment, basis
+from raykd.config.scale import Scale, least
+from raykd.core.errors import RaykdError
+from raykd.launch import doctor_node, doctor_rules
+from raykd.launch.capacity import fitting, wanted
 from raykd.launch.cluster import connected, note_of_cluster, standing
-from raykd.launch.diagnosis import Finding
-from raykd.launch.room import fitting, wanted
+from raykd.launch.doctor_rules import Finding
+from raykd.planning.forecast import missing_bytes
 from raykd.recipes import TeacherRun
-from raykd.remote import Remote
-from raykd.scale import Scale, least
-from raykd.store import Store
+from raykd.storage.filesystem import Remote
+from raykd.storage.store import Store
 
 ANSWER_SECONDS = 120.0  # for a node to start a process
 _CALLS = 5  # of which the median is taken
@@ -78,19 +78,19 @@ def stale() -> Finding:
 def here(store: Store, needed: int) -> list[Finding]:
     """The checks of this machine alone."""
     with _own_environment():
-        facts = {DRIVER: node.facts()}
-    findings = [diagnosis.versions(facts), diagnosis.auth(facts), *diagnosis.limits(facts)]
+        facts = {DRIVER: doctor_node.facts()}
+    findings = [doctor_rules.versions(facts), doctor_rules.auth(facts), *doctor_rules.limits(facts)]
     with _marks(store) as (place, folder):
-        wrong = node.leave(place, f"{folder}/{DRIVER}", DRIVER)
-        views = {DRIVER: wrong or node.seen(place, folder)}
-    return [*findings, diagnosis.shared(store.shown, DRIVER, views), _room(store, needed)]
+        wrong = doctor_node.leave(place, f"{folder}/{DRIVER}", DRIVER)
+        views = {DRIVER: wrong or doctor_node.seen(place, folder)}
+    return [*findings, doctor_rules.shared(store.shown, DRIVER, views), _room(store, needed)]
 
 
 def _room(store: Store, needed: int) -> Finding:
     """Of the disk on which this machine has the store, or its copy of it."""
     bound = needed if store.local_bytes is None else min(needed, store.local_bytes)
     root = next(path for path in (store.root, *store.root.parents) if path.is_dir())
-    return diagnosis.room(str(root), shutil.disk_usage(root).free, bound)
+    return doctor_rules.room(str(root), shutil.disk_usage(root).free, bound)
 
 
 @contextlib.contextmanager
@@ -139,15 +139,19 @@ def _of_cluster(
         said = "; ".join(f"{name}: {why}" for name, why in silent.items())
         findings.append(Finding("nodes", "failed", said, "look at the logs of these nodes"))
     facts, skews, times = _asked(probes)
-    findings += [diagnosis.versions(facts), diagnosis.clocks(skews), diagnosis.answers(times)]
-    findings += [diagnosis.auth(facts), *diagnosis.limits(facts)]
+    findings += [
+        doctor_rules.versions(facts),
+        doctor_rules.clocks(skews),
+        doctor_rules.answers(times),
+    ]
+    findings += [doctor_rules.auth(facts), *doctor_rules.limits(facts)]
     views = _views(store, probes)
-    findings += [diagnosis.shared(store.shown, DRIVER, views), _room(store, needed)]
+    findings += [doctor_rules.shared(store.shown, DRIVER, views), _room(store, needed)]
     offered = {name: each["Resources"].get("GPU", 0.0) for name, each in named.items()}
-    findings.append(diagnosis.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
+    findings.append(doctor_rules.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
     groups = _groups(scale, experiment)
     fit, grows = fitting(scale), scale.wait_minutes > 0
-    findings.append(diagnosis.fits(groups, fit, wanted(scale), scale.parallel, grows=grows))
+    findings.append(doctor_rules.fits(groups, fit, wanted(scale), scale.parallel, grows=grows))
     findings.append(_dashboard(needed=max(groups) > 1))
     return findings
 
@@ -183,16 +187,16 @@ def _named(alive: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _probes(named: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
     """A process on every node, and of the others why there is none."""
-    cloudpickle.register_pickle_by_value(node)
+    cloudpickle.register_pickle_by_value(doctor_node)
     try:
-        kind: Any = ray.remote(num_cpus=0, max_restarts=0)(node.Probe)
+        kind: Any = ray.remote(num_cpus=0, max_restarts=0)(doctor_node.Probe)
         started = {}
         for name, each in named.items():
             there = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
             started[name] = kind.options(scheduling_strategy=there).remote()
         first = {name: probe.clock.remote() for name, probe in started.items()}
     finally:
-        cloudpickle.unregister_pickle_by_value(node)
+        cloudpickle.unregister_pickle_by_value(doctor_node)
     silent, until = {}, time.monotonic() + ANSWER_SECONDS
     for name, answer in first.items():
         try:
@@ -208,7 +212,7 @@ def _asked(
 ) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
     """Facts of the driver and of every node; how far off clocks are, and how long calls take."""
     with _own_environment():
-        facts = {DRIVER: node.facts()}
+        facts = {DRIVER: doctor_node.facts()}
     skews, times = {}, {}
     for name, probe in probes.items():
         told: Any = ray.get(probe.facts.remote())
@@ -227,11 +231,11 @@ def _asked(
 def _views(store: Store, probes: Mapping[str, Any]) -> dict[str, Any]:
     """What every machine sees in the store, once each has left a mark there."""
     with _marks(store) as (place, folder):
-        wrong = {DRIVER: node.leave(place, f"{folder}/{DRIVER}", DRIVER)}
+        wrong = {DRIVER: doctor_node.leave(place, f"{folder}/{DRIVER}", DRIVER)}
         left = {n: p.leave.remote(place, f"{folder}/{n}", n) for n, p in probes.items()}
         wrong |= {name: ray.get(answer) for name, answer in left.items()}
         found = {name: probe.seen.remote(place, folder) for name, probe in probes.items()}
-        views = {DRIVER: node.seen(place, folder)}
+        views = {DRIVER: doctor_node.seen(place, folder)}
         views |= {name: ray.get(answer) for name, answer in found.items()}
     return {name: wrong[name] or view for name, view in views.items()}
 

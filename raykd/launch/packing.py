@@ -8,9 +8,9 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from raykd.data.packing import Packed, Packing, Part
-from raykd.errors import WorkFailed
-from raykd.launch import watch
+from raykd.core.errors import WorkFailed
+from raykd.data.packing.packer import Packed, Packing, Part
+from raykd.launch import cluster_watch
 from raykd.launch.pool import DIED
 
 _RETRIES = 3  # of a shard whose worker died
@@ -53,7 +53,7 @@ def make_on_ray(
             except RayTaskError as error:
                 raise error.cause or error from None
             except DIED as error:
-                watch.check()
+                cluster_watch.check()
                 deaths[part] += 1
                 if deaths[part] > _RETRIES:
                     raise WorkFailed(

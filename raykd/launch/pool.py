@@ -16,19 +16,19 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from raykd.engine.compare import Comparison, compare
-from raykd.engine.fit import ShardMaker, default_device, local_host, train
-from raykd.engine.memory import keep_freed_memory
-from raykd.engine.search import decide
-from raykd.errors import RaykdError, WorkFailed, of_codes
-from raykd.launch import watch
-from raykd.launch.board import BOARD
-from raykd.launch.notice import NodeNotice, draining
-from raykd.launch.room import await_room, fitting, gpus_per_worker
+from raykd.config.scale import Scale
+from raykd.core.errors import RaykdError, WorkFailed, of_codes
+from raykd.launch import cluster_watch
+from raykd.launch.capacity import await_room, fitting, gpus_per_worker
+from raykd.launch.preemption import NodeNotice, draining
+from raykd.launch.prometheus import BOARD
+from raykd.outputs.manifest import Part, Shard
 from raykd.recipes import LogitsRun, Search, Training
-from raykd.scale import Scale
-from raykd.store import Store
-from raykd.teachers.manifest import Part, Shard
+from raykd.storage.store import Store
+from raykd.training.cache_verify import Comparison, compare
+from raykd.training.memory import keep_freed_memory
+from raykd.training.route_search import decide
+from raykd.training.runs import ShardMaker, default_device, local_host, train
 
 DIED = (RayActorError, OutOfMemoryError)  # the second: Ray's memory monitor has killed it
 _LOOK_SECONDS = 2.0  # between two looks for room, and for nodes that are about to go
@@ -172,7 +172,7 @@ class Pool:
                     self._idle.append(worker)
                     failed.append((unit, error.cause or error))
                 except DIED as error:
-                    watch.check()
+                    cluster_watch.check()
                     ray.kill(worker)  # it may only be out of reach, and go on
                     deaths[unit] += not self._went_with_its_node(worker)
                     if deaths[unit] > self._scale.max_failures:
@@ -223,7 +223,7 @@ class Pool:
         try:
             self._nodes[worker] = ray.get(reference)
         except DIED as error:
-            watch.check()
+            cluster_watch.check()
             self._failed_starts += 1
             if self._failed_starts > self._scale.max_failures:
                 said = f"workers cannot be started, at last with: {_last_line(error)}"

@@ -24,20 +24,21 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from raykd.engine.fit import train
-from raykd.engine.journal import Journal, numbers
-from raykd.engine.memory import keep_freed_memory
-from raykd.engine.sharded import group_host
-from raykd.errors import RaykdError, WorkFailed
-from raykd.launch import notes, watch
-from raykd.launch.board import BOARD
-from raykd.launch.notice import NodeNotice
-from raykd.launch.orphans import removing_orphans
-from raykd.launch.room import check_fit, share
+from raykd.config.scale import Scale, Workers, least, most
+from raykd.core.errors import RaykdError, WorkFailed
+from raykd.core.record import fingerprint
+from raykd.launch import cluster_watch
+from raykd.launch.capacity import check_fit, share
+from raykd.launch.orphaned_groups import removing_orphans
+from raykd.launch.preemption import NodeNotice
+from raykd.launch.prometheus import BOARD
+from raykd.launch.sweep import tune_storage
 from raykd.recipes import Training
-from raykd.record import fingerprint
-from raykd.scale import Scale, Workers, least, most
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.training.checkpointing import Journal, numbers
+from raykd.training.hosts.fsdp import group_host
+from raykd.training.memory import keep_freed_memory
+from raykd.training.runs import train
 
 # A group that may shrink does so when it could not start for this many seconds.
 _SHRINKS_AFTER = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
@@ -87,7 +88,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=fingerprint(run),
-            **notes.storage(notes.place(store, ours)),
+            **tune_storage.storage(tune_storage.place(store, ours)),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[*callbacks],
@@ -100,7 +101,7 @@ def fit(
                 trainer().fit()
             break
         except (TrainingFailedError, RayError) as error:
-            watch.check()
+            cluster_watch.check()
             if not (left and _lost(error)):
                 raise _cause(error, run) from error
         # What a controller that was killed wrote last may be half of a file.

@@ -7,6 +7,7 @@ from typing import Annotated, Union
 
 from pydantic import Field
 
+from raykd.core.registry import Registry
 from raykd.methods.ab import AB, ABInit
 from raykd.methods.at import AT
 from raykd.methods.base import Method
@@ -40,7 +41,6 @@ from raykd.methods.skd import SKD
 from raykd.methods.sp import SP
 from raykd.methods.stkd import STKD
 from raykd.methods.vid import VID
-from raykd.registry import Registry
 
 __all__ = ["METHODS", "PRELUDES", "AnyMethod", "AnyPrelude", "Method"]
 

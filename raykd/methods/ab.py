@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.record import Limits
+from raykd.core.types import NOTHING, Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
-from raykd.record import Limits
-from raykd.types import NOTHING, Batch, Outputs, Shapes, Signal
 
 SCALE = 3 / 1000  # of every stage's loss; the CRD benchmark's
 
@@ -36,11 +36,13 @@ def connectors(student: Shapes, teacher: Shapes) -> nn.ModuleDict:
     """
     shapes = {
         stage: (student.features[stage], teacher.features[stage])
-        for stage in maps.covered(student, teacher, "ab")
+        for stage in feature_maps.covered(student, teacher, "ab")
     }
     return nn.ModuleDict(
         {
-            stage: nn.Identity() if mine == theirs else maps.Regressor(mine, theirs, relu=False)
+            stage: nn.Identity()
+            if mine == theirs
+            else feature_maps.Regressor(mine, theirs, relu=False)
             for stage, (mine, theirs) in shapes.items()
         }
     )
@@ -131,7 +133,7 @@ class AB(Method):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """None, once both networks are seen to suit the method."""
-        maps.covered(student, teacher, self.name)
+        feature_maps.covered(student, teacher, self.name)
         return nn.ModuleDict()
 
     def losses(

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -19,8 +19,8 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Averaged over B and pixels; the larger map is averaged down first. A map of zeros has an
     attention of zeros.
     """
-    student, teacher = maps.met(student, teacher)
-    return (maps.energy(student) - maps.energy(teacher)).square().mean()
+    student, teacher = feature_maps.met(student, teacher)
+    return (feature_maps.energy(student) - feature_maps.energy(teacher)).square().mean()
 
 
 class AT(Method):
@@ -45,19 +45,19 @@ class AT(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The stages that both networks have."""
-        return maps.same(student, teacher)
+        return feature_maps.same(student, teacher)
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """None, once both networks are seen to have stages."""
-        maps.paired(student, teacher, self.name)
+        feature_maps.paired(student, teacher, self.name)
         return nn.ModuleDict()
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One loss per stage that both networks have."""
-        stages = maps.stages(student.features, teacher.features)
+        stages = feature_maps.stages(student.features, teacher.features)
         losses = dict.fromkeys(stages, attention_loss)
-        return maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))
+        return feature_maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from raykd.codecs import Codec
-from raykd.record import Limits, Record
-from raykd.types import Batch, Look, Outputs, Shapes, Signal
+from raykd.core.record import Limits, Record
+from raykd.core.types import Batch, Look, Outputs, Shapes, Signal
+from raykd.outputs.codecs import Codec
 
 NEVER = -1e9  # a logit without probability; finite, so that no difference of two is NaN
 _AS_IS = nullcontext()

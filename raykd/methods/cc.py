@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 Form = Literal["product", "gaussian"]
 WEIGHTS: Mapping[Form, float] = {"product": 0.02, "gaussian": 100.0}

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from raykd.codecs import Codec
+from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Looks, Method, Prelude
 from raykd.methods.crd import CRD
+from raykd.methods.feature_maps import added
 from raykd.methods.kd import KD
-from raykd.methods.maps import added
-from raykd.types import Batch, Outputs, Shapes, Signal
+from raykd.outputs.codecs import Codec
 
 if TYPE_CHECKING:
     AnyPart = Method  # the union of all other methods, which the table fills in

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd import bits
-from raykd.errors import ConfigError
+from raykd.core import keyed_random
+from raykd.core.errors import ConfigError
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.methods.roles import Shared
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.helper_kinds import Shared
 
 EPSILON = 1e-7  # of the official code
 
@@ -56,7 +56,7 @@ class Memory(Shared):
             start = torch.empty(len(targets), width).uniform_(-bound, bound)
             self.register_buffer(name, start)
             self.register_buffer(f"z_{name}", torch.zeros(()))
-        self.seed = bits.drawn_seed()
+        self.seed = keyed_random.drawn_seed()
         counts = targets.bincount()
         self.smallest_pool = len(targets) - int(counts.max())  # negatives to choose from
         starts = F.pad(counts.cumsum(0), (1, 0))
@@ -79,17 +79,21 @@ class Memory(Shared):
         pool = len(self.targets) - (stop - start)
         if self.smallest_pool >= negatives:
             places = torch.arange(negatives, device=ids.device)
-            key = self.seed, ids, batch.epoch, bits.NEGATIVES
-            place = bits.shuffled(*key, places, pool, most=len(self.targets))
+            key = self.seed, ids, batch.epoch, keyed_random.NEGATIVES
+            place = keyed_random.shuffled(*key, places, pool, most=len(self.targets))
         else:
             each = ids[:, None] * negatives + torch.arange(negatives, device=ids.device)
-            share = bits.uniform(self.seed, each, batch.epoch, bits.NEGATIVES).double()
+            share = keyed_random.uniform(
+                self.seed, each, batch.epoch, keyed_random.NEGATIVES
+            ).double()
             place = (share * pool[:, None]).long()
         # The rows in the order of their classes, the sample's own class left out.
         place = place + torch.where(place >= start[:, None], (stop - start)[:, None], 0)
         positive = ids
         if relaxed:
-            share = bits.uniform(self.seed, ids, batch.epoch, bits.POSITIVE).double()
+            share = keyed_random.uniform(
+                self.seed, ids, batch.epoch, keyed_random.POSITIVE
+            ).double()
             positive = self.order[start + (share * (stop - start)).long()]
         return torch.cat([positive[:, None], self.order[place]], dim=1)
 

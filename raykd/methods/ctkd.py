@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes
 
 START, SPAN = 1.0, 20.0  # the temperature lies between START and START + SPAN
 

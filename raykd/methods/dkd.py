@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import (
     Method,
     finite,
@@ -21,8 +23,6 @@ from raykd.methods.base import (
     soft_cross_entropy,
     standardised,
 )
-from raykd.record import Limits
-from raykd.types import Batch, Outputs
 
 
 def target_divergence(

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 
 class FitNet(Method):
@@ -45,9 +45,9 @@ class FitNet(Method):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The regressor from the student's stage to the teacher's."""
-        mine = maps.shape(student, self.stage, self.name)
-        theirs = maps.shape(teacher, self.stage, self.name)
-        return nn.ModuleDict({"regressor": maps.Regressor(mine, theirs)})
+        mine = feature_maps.shape(student, self.stage, self.name)
+        theirs = feature_maps.shape(teacher, self.stage, self.name)
+        return nn.ModuleDict({"regressor": feature_maps.Regressor(mine, theirs)})
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict

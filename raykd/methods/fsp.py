@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.errors import ConfigError
-from raykd.methods import maps
+from raykd.core.errors import ConfigError
+from raykd.core.record import Limits
+from raykd.core.types import NOTHING, Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
-from raykd.record import Limits
-from raykd.types import NOTHING, Batch, Outputs, Shapes, Signal
 
 
 def flow(shallow: Tensor, deep: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def flow(shallow: Tensor, deep: Tensor) -> Tensor:
 
     The larger map is averaged down first.
     """
-    shallow, deep = maps.met(shallow, deep)
+    shallow, deep = feature_maps.met(shallow, deep)
     return shallow.flatten(2) @ deep.flatten(2).mT / (deep.shape[2] * deep.shape[3])
 
 
@@ -112,7 +112,7 @@ class FSP(Method):
 
 def check(student: Shapes, teacher: Shapes) -> None:
     """Raise `ConfigError` where the spots of the two networks differ in their channels."""
-    maps.covered(student, teacher, "fsp")
+    feature_maps.covered(student, teacher, "fsp")
     for spot in _spots(student.features, teacher.features):
         mine, theirs = student.features[spot][0], teacher.features[spot][0]
         if mine != theirs:
@@ -126,4 +126,4 @@ def check(student: Shapes, teacher: Shapes) -> None:
 def _spots(student: Mapping[str, object], teacher: Mapping[str, object]) -> list[str]:
     """The stem and the stages that both networks have, in depth order."""
     stem = ["stem"] if "stem" in student and "stem" in teacher else []
-    return [*stem, *maps.stages(student, teacher)]
+    return [*stem, *feature_maps.stages(student, teacher)]

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 SLOPE = 0.1  # of the leaky ReLUs; the CRD benchmark's
 
@@ -24,8 +24,8 @@ def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Averaged over B and pixels; the larger factor is averaged down first.
     """
-    student, teacher = maps.met(student, teacher)
-    return (maps.energy(student) - maps.energy(teacher)).abs().mean()
+    student, teacher = feature_maps.met(student, teacher)
+    return (feature_maps.energy(student) - feature_maps.energy(teacher)).abs().mean()
 
 
 def encoder(width_in: int, width: int, *, norm: bool) -> nn.Sequential:
@@ -75,14 +75,14 @@ class FTParaphraser(Method):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The paraphraser."""
-        width, _, _ = maps.deepest(teacher, self.name)
+        width, _, _ = feature_maps.deepest(teacher, self.name)
         return nn.ModuleDict({"paraphraser": Paraphraser(width)})
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """The reconstruction's mean squared error, at the teacher's last stage."""
-        stage = maps.last(teacher.features)
+        stage = feature_maps.last(teacher.features)
         with full_precision(teacher.logits):
             theirs = precise(teacher.features[stage])
             return {stage: F.mse_loss(helpers["paraphraser"](theirs), theirs)}
@@ -120,13 +120,16 @@ class FT(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The last stage."""
-        return {maps.last(student): maps.last(teacher)}
+        return {feature_maps.last(student): feature_maps.last(teacher)}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The fixed paraphraser and the translator."""
-        mine, theirs = maps.deepest(student, self.name), maps.deepest(teacher, self.name)
+        mine, theirs = (
+            feature_maps.deepest(student, self.name),
+            feature_maps.deepest(teacher, self.name),
+        )
         return nn.ModuleDict(
             {
                 "paraphraser": Paraphraser(theirs[0]).requires_grad_(False),
@@ -138,10 +141,10 @@ class FT(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """The factors' difference, at the student's last stage."""
-        stage, paraphraser = maps.last(student.features), helpers["paraphraser"]
+        stage, paraphraser = feature_maps.last(student.features), helpers["paraphraser"]
         assert isinstance(paraphraser, Paraphraser)
         with full_precision(student.logits):
             mine = helpers["translator"](precise(student.features[stage]))
-            theirs = precise(teacher.features[maps.last(teacher.features)])
+            theirs = precise(teacher.features[feature_maps.last(teacher.features)])
             loss = factor_loss(mine, paraphraser.encoder(theirs))
             return {stage: at(self.weight, batch.epoch) * loss}

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.errors import ConfigError
-from raykd.methods import maps
+from raykd.core.errors import ConfigError
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 _SMALLEST = 1e-12
 
@@ -75,7 +75,7 @@ class IRG(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The last two stages, the embedding and the logits."""
-        ends = zip(maps.ending(student, 2), maps.ending(teacher, 2), strict=True)
+        ends = zip(feature_maps.ending(student, 2), feature_maps.ending(teacher, 2), strict=True)
         return {**dict(ends), "embedding": "embedding", "logits": "logits"}
 
     def helpers(
@@ -107,12 +107,12 @@ class IRG(Method):
                 losses[spot] = (
                     scale * self.edge / len(pairs) * F.mse_loss(edges(mine), edges(other))
                 )
-            last = maps.last(own)
+            last = feature_maps.last(own)
             losses[last] = losses[last] + scale * self.transformation * moved
             return losses
 
 
 def _last_two(outputs: Outputs) -> dict[str, Tensor]:
     """The maps of the last two stages, in depth order."""
-    names = maps.ending(outputs.features, 2)
+    names = feature_maps.ending(outputs.features, 2)
     return {name: precise(outputs.features[name]) for name in names}

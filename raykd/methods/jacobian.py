@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.types import Batch, Outputs, Signal
 
 
 def sensitivity(outputs: Outputs, labels: Tensor, *, differentiable: bool) -> Tensor:

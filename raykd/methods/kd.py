@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.codecs import Codec
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
-from raykd.record import Limits
-from raykd.types import Batch, Outputs
+from raykd.outputs.codecs import Codec
 
 
 class KD(Method):

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method
-from raykd.types import Batch, Outputs, Signal
 
 
 class LabelOnly(Method):

@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import (
     Method,
     Schedule,
@@ -16,8 +18,6 @@ from raykd.methods.base import (
     soft_cross_entropy,
     standardised,
 )
-from raykd.record import Limits
-from raykd.types import Batch, Outputs
 
 SLUG = "logit_standardisation"
 

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 
 class MimicLogits(Method):

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Look, Outputs
 from raykd.methods.base import (
     Looks,
     Method,
@@ -21,8 +23,6 @@ from raykd.methods.base import (
     precise,
     standardised,
 )
-from raykd.record import Limits
-from raykd.types import Batch, Look, Outputs
 
 REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits for strong ones
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import Method, Schedule, at, full_precision, others, precise
-from raykd.record import Limits
-from raykd.types import Batch, Outputs
 
 
 def target_term(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 
 def selectivity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def selectivity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     distributions; the kernel is k(a, b) = (a . b)**2. Averaged over B; the larger map is
     averaged down first. A channel of zeros counts as a sample at 0.
     """
-    student, teacher = maps.met(student, teacher)
+    student, teacher = feature_maps.met(student, teacher)
     mine = F.normalize(student.flatten(2), dim=2, eps=1e-12)
     theirs = F.normalize(teacher.flatten(2), dim=2, eps=1e-12)
     (wide, pixels), wide_teacher = mine.shape[1:], theirs.shape[1]
@@ -65,19 +65,19 @@ class NST(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The stages that both networks have."""
-        return maps.same(student, teacher)
+        return feature_maps.same(student, teacher)
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """None, once both networks are seen to have stages."""
-        maps.paired(student, teacher, self.name)
+        feature_maps.paired(student, teacher, self.name)
         return nn.ModuleDict()
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One discrepancy per stage that both networks have."""
-        stages = maps.stages(student.features, teacher.features)
+        stages = feature_maps.stages(student.features, teacher.features)
         losses = dict.fromkeys(stages, selectivity_loss)
-        return maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))
+        return feature_maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))

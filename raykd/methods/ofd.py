@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raykd.errors import ConfigError
-from raykd.methods import maps
+from raykd.core.errors import ConfigError
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.methods.roles import Calibrated
-from raykd.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.helper_kinds import Calibrated
 
 RARE = 0.001  # below this chance of a negative value the margin is three standard deviations
 
@@ -86,7 +86,7 @@ class OFD(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The stages that both networks have."""
-        return maps.same(student, teacher)
+        return feature_maps.same(student, teacher)
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -95,7 +95,7 @@ class OFD(Method):
         return nn.ModuleDict(
             {
                 stage: Connector(student.features[stage][0], teacher.features[stage][0])
-                for stage in maps.paired(student, teacher, self.name)
+                for stage in feature_maps.paired(student, teacher, self.name)
             }
         )
 
@@ -127,7 +127,7 @@ class OFD(Method):
         with full_precision(student.logits):
             for number, (stage, connector) in enumerate(helpers.items(), start=1):
                 assert isinstance(connector, Connector)
-                mine, theirs = maps.met(
+                mine, theirs = feature_maps.met(
                     precise(student.features[f"{stage}.pre"]),
                     precise(teacher.features[f"{stage}.pre"]),
                 )

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.types import Batch, Outputs, Signal
 
 EPSILON = 1e-7  # of the official code: added to norms and to probabilities
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Signal
 
 _SMALLEST = 1e-12  # of a squared distance, and of a mean
 # Where |x - y|**2 is less than this part of |x|**2 + |y|**2, it is rounding: of inner products in

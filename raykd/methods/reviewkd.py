@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise, ramp
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 WIDEST = 512  # channels in which maps are fused, at most; the authors'
 
@@ -37,7 +37,13 @@ def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class Fusion(nn.Module):
     """Fuses a student's map with what came from deeper ones, weighted pixel by pixel."""
 
-    def __init__(self, shape_in: maps.Shape, shape_out: maps.Shape, middle: int, deepest: bool):
+    def __init__(
+        self,
+        shape_in: feature_maps.Shape,
+        shape_out: feature_maps.Shape,
+        middle: int,
+        deepest: bool,
+    ):
         super().__init__()
         self.size = shape_out[1:]
         self.enter = _normed(nn.Conv2d(shape_in[0], middle, 1, bias=False))
@@ -93,7 +99,7 @@ class ReviewKD(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The stages that both networks have, and the embedding."""
-        return {**maps.same(student, teacher), "embedding": "embedding"}
+        return {**feature_maps.same(student, teacher), "embedding": "embedding"}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -102,7 +108,7 @@ class ReviewKD(Method):
         middle = min(WIDEST, student.embedding)
         tops = (student.embedding, 1, 1), (teacher.embedding, 1, 1)
         fusions: dict[str, nn.Module] = {"embedding": Fusion(*tops, middle, deepest=True)}
-        for stage in reversed(maps.paired(student, teacher, self.name)):
+        for stage in reversed(feature_maps.paired(student, teacher, self.name)):
             mine, theirs = student.features[stage], teacher.features[stage]
             fusions[stage] = Fusion(mine, theirs, middle, deepest=False)
         return nn.ModuleDict(fusions)
@@ -118,7 +124,7 @@ class ReviewKD(Method):
             theirs = precise(teacher.embedding)[:, :, None, None]
             guess, fused = helpers["embedding"](mine, None)
             losses["embedding"] = weight * hierarchical_loss(guess, theirs)
-            for stage in reversed(maps.stages(student.features, teacher.features)):
+            for stage in reversed(feature_maps.stages(student.features, teacher.features)):
                 guess, fused = helpers[stage](precise(student.features[stage]), fused)
                 theirs = precise(teacher.features[f"{stage}.pre"])
                 losses[stage] = weight * hierarchical_loss(guess, theirs)

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raykd.codecs import Codec
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.at import AT
 from raykd.methods.base import Looks, Method, Prelude, Schedule, canonical, precise
 from raykd.methods.cc import CC
-from raykd.methods.chosen import chosen_losses
 from raykd.methods.combine import Combine
+from raykd.methods.feature_maps import added
 from raykd.methods.kd import KD
-from raykd.methods.maps import added
-from raykd.methods.routing import Router, Selection
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.row_subsets import chosen_losses
+from raykd.methods.sakd_policy import Router, Selection
+from raykd.outputs.codecs import Codec
 
 if TYPE_CHECKING:
     AnyBase = Method  # the union of all other methods, which the table fills in

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
-from raykd.types import Batch, Outputs
 
 SLUG = "sample_contrastive_kd"
 

@@ -11,21 +11,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.errors import ConfigError
-from raykd.methods import maps
+from raykd.core.errors import ConfigError
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.methods.roles import Calibrated
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.helper_kinds import Calibrated
 
 
 class Projector(nn.Module):
     """Brings the student's last map to the teacher's channels; a larger one is averaged down."""
 
-    def __init__(self, shape_in: maps.Shape, shape_out: maps.Shape, middle: int) -> None:
+    def __init__(
+        self, shape_in: feature_maps.Shape, shape_out: feature_maps.Shape, middle: int
+    ) -> None:
         super().__init__()
         width_in, width = shape_in[0], shape_out[0]
-        self.size = maps.smaller(shape_in, shape_out)
+        self.size = feature_maps.smaller(shape_in, shape_out)
         self.layers = nn.Sequential(
             nn.Conv2d(width_in, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
             nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
@@ -79,13 +81,16 @@ class SimKD(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The last stage."""
-        return {maps.last(student): maps.last(teacher)}
+        return {feature_maps.last(student): feature_maps.last(teacher)}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The projector, and the place for the teacher's classifier."""
-        mine, theirs = maps.deepest(student, self.name), maps.deepest(teacher, self.name)
+        mine, theirs = (
+            feature_maps.deepest(student, self.name),
+            feature_maps.deepest(teacher, self.name),
+        )
         if theirs[0] != teacher.embedding:
             raise ConfigError(
                 f"method 'simkd' averages the teacher's last map ({theirs[0]} channels), and this "
@@ -135,8 +140,8 @@ class SimKD(Method):
         """The mean squared error of the projected map, at the student's last stage."""
         with full_precision(student.logits):
             projected = helpers["projector"](precise(_last(student)))
-            loss = F.mse_loss(*maps.met(projected, precise(_last(teacher))))
-            return {maps.last(student.features): at(self.weight, batch.epoch) * loss}
+            loss = F.mse_loss(*feature_maps.met(projected, precise(_last(teacher))))
+            return {feature_maps.last(student.features): at(self.weight, batch.epoch) * loss}
 
 
 def _classifier(helpers: nn.ModuleDict) -> Classifier:
@@ -148,7 +153,7 @@ def _classifier(helpers: nn.ModuleDict) -> Classifier:
 
 def _last(outputs: Outputs) -> Tensor:
     """The output of the last stage."""
-    return outputs.features[maps.last(outputs.features)]
+    return outputs.features[feature_maps.last(outputs.features)]
 
 
 def _named(modules: list[nn.Module]) -> str:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.codecs import Codec, TopK
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.base import (
     Method,
     Schedule,
@@ -21,9 +22,8 @@ from raykd.methods.base import (
     precise,
     soft_cross_entropy,
 )
-from raykd.methods.roles import Calibrated
-from raykd.record import Limits
-from raykd.types import Batch, Outputs, Shapes
+from raykd.methods.helper_kinds import Calibrated
+from raykd.outputs.codecs import Codec, TopK
 
 EPSILON = 1e-7  # of the official training code
 Variant = Literal["layer_norm", "teacher_std", "l2"]

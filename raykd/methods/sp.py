@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 
 def similarity(rows: Tensor) -> Tensor:
@@ -50,15 +50,15 @@ class SP(Method):
         """The last stage, or the embedding."""
         if self.on == "embedding":
             return {"embedding": "embedding"}
-        return {maps.last(student): maps.last(teacher)}
+        return {feature_maps.last(student): feature_maps.last(teacher)}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """None, once both networks are seen to have what is compared."""
         if self.on == "features":
-            maps.deepest(student, self.name)
-            maps.deepest(teacher, self.name)
+            feature_maps.deepest(student, self.name)
+            feature_maps.deepest(teacher, self.name)
         return nn.ModuleDict()
 
     def losses(
@@ -68,8 +68,11 @@ class SP(Method):
         if self.on == "embedding":
             spot, mine, theirs = "embedding", student.embedding, teacher.embedding
         else:
-            spot = maps.last(student.features)
-            mine, theirs = student.features[spot], teacher.features[maps.last(teacher.features)]
+            spot = feature_maps.last(student.features)
+            mine, theirs = (
+                student.features[spot],
+                teacher.features[feature_maps.last(teacher.features)],
+            )
         with full_precision(student.logits):
             loss = similarity_loss(precise(mine), precise(theirs))
             return {spot: at(self.weight, batch.epoch) * loss}

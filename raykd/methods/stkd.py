@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.codecs import Codec, TopK
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Look, Outputs
 from raykd.methods.base import (
     NEVER,
     Looks,
@@ -23,8 +24,7 @@ from raykd.methods.base import (
     precise,
     soft_cross_entropy,
 )
-from raykd.record import Limits
-from raykd.types import Batch, Look, Outputs
+from raykd.outputs.codecs import Codec, TopK
 
 
 def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: float) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.methods import maps
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import feature_maps
 from raykd.methods.base import Method, Schedule, at
-from raykd.types import Batch, Outputs, Shapes, Signal
 
 VARIANCE = 5.0  # of every channel at the start; the CRD benchmark's
 EPSILON = 1e-5  # the least variance; the CRD benchmark's
@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
 
         Below 0 once variances are small. The larger map is averaged down first.
         """
-        student, teacher = maps.met(student, teacher)
+        student, teacher = feature_maps.met(student, teacher)
         variance = (F.softplus(self.rho) + EPSILON)[:, None, None]
         square = (teacher - self.mean(student)).square()
         return 0.5 * (square / variance + variance.log()).mean()
@@ -66,7 +66,7 @@ class VID(Method):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The stages that both networks have."""
-        return maps.same(student, teacher)
+        return feature_maps.same(student, teacher)
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -75,7 +75,7 @@ class VID(Method):
         return nn.ModuleDict(
             {
                 stage: Gaussian(student.features[stage][0], teacher.features[stage][0])
-                for stage in maps.paired(student, teacher, self.name)
+                for stage in feature_maps.paired(student, teacher, self.name)
             }
         )
 
@@ -83,4 +83,6 @@ class VID(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One negative log likelihood per stage."""
-        return maps.by_stage(dict(helpers.items()), student, teacher, at(self.weight, batch.epoch))
+        return feature_maps.by_stage(
+            dict(helpers.items()), student, teacher, at(self.weight, batch.epoch)
+        )

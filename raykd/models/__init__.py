@@ -12,7 +12,8 @@ repository of spot-adaptive distillation (Song et al. 2022, arXiv 2205.02399).
 from collections.abc import Callable
 from functools import partial
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.registry import Registry
 from raykd.models.cifar_resnet import LAYERS, cifar_resnet
 from raykd.models.mobilenet import mobilenet_v2
 from raykd.models.resnet import WIDE, WIDTHS, resnet
@@ -20,7 +21,6 @@ from raykd.models.shufflenet import shufflenet_v1, shufflenet_v2
 from raykd.models.staged import Staged, measure, parameter_count
 from raykd.models.vgg import CONVOLUTIONS, vgg
 from raykd.models.wide_resnet import wide_resnet
-from raykd.registry import Registry
 
 __all__ = ["NETWORKS", "Staged", "build", "check_name", "measure", "parameter_count"]
 
@@ -49,9 +49,9 @@ def check_name(name: str) -> str:
     library, slash, inner = name.partition("/")
     if not slash:
         return NETWORKS.canonical(name)
-    from raykd.models import imagenet  # torchvision takes seconds to import
+    from raykd.models import libraries  # torchvision takes seconds to import
 
-    imagenet.check_name(library, inner)
+    libraries.check_name(library, inner)
     return name
 
 
@@ -69,6 +69,6 @@ def build(name: str, classes: int, weights: str | None = None) -> Staged:
                 f"{name} has no published weights {weights!r}; give a .safetensors or .pt file"
             )
         return NETWORKS[name](classes)
-    from raykd.models import imagenet
+    from raykd.models import libraries
 
-    return imagenet.build(library, inner, classes, weights)
+    return libraries.build(library, inner, classes, weights)

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
 
 SAFETENSORS, PICKLED = ".safetensors", ".pt"
 # Entries that hold the network. Averaged weights come first, as in timm's `load_checkpoint`: they

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from raykd import models
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
 from raykd.models import checkpoint_files
 from raykd.models.staged import Staged
 from raykd.models.state_matching import matched
-from raykd.store import Store
+from raykd.storage.store import Store
 
 KEY = "experiment.run.teacher.weights"
 _KEPT = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # a file in the store

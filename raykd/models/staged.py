@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.types import Outputs, Shapes, Signal
+from raykd.core.types import Outputs, Shapes, Signal
 
 Through = Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]  # as Staged.through
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})

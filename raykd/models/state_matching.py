@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
 from raykd.models.benchmark_names import RENAMINGS
 from raykd.models.checkpoint_files import Entry
 from raykd.models.staged import Staged

@@ -4,8 +4,8 @@ How a run is carried out (workers, GPUs, paths, logging) is no part of them. Rec
 value, so a change in the teacher's learning rate changes the name of everything downstream.
 """
 
-from raykd.recipes.logits import LogitsRun
 from raykd.recipes.optim import Optim
+from raykd.recipes.outputs import LogitsRun
 from raykd.recipes.rco import RCO, Search, Sought
 from raykd.recipes.student import AnyTeacher, PreludeRun, StudentRun, training_of
 from raykd.recipes.teacher import TeacherRun

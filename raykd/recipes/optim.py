@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raykd.record import Limits, Record
+from raykd.core.record import Limits, Record
 
 Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
 Precision = Literal["float32", "bfloat16"]

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from raykd.core.record import Limits, Record
 from raykd.methods.base import Looks, Method
-from raykd.recipes.agreement import check_student
+from raykd.recipes.consistency import check_student
 from raykd.recipes.student import StudentRun
 from raykd.recipes.teacher import TeacherRun
-from raykd.record import Limits, Record
 from raykd.teachers.route import Route, equal_by_count, equal_by_interval
 
 Stages = Literal["multi_stage", "one_stage"]

@@ -5,20 +5,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raykd.codecs import AnyCodec, Dense, TopK
-from raykd.data.images import Data
-from raykd.data.mixing import Mix
-from raykd.data.strong import Strong
+from raykd.core.record import Limits, Record
+from raykd.core.types import CACHEABLE, Look, Signal
+from raykd.data.dataset import Data
+from raykd.data.transforms.mixing import Mix
+from raykd.data.transforms.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude
 from raykd.methods.base import Schedule, at
 from raykd.methods.label_only import LabelOnly
-from raykd.recipes.agreement import check_student
-from raykd.recipes.logits import LogitsRun
+from raykd.outputs.codecs import AnyCodec, Dense, TopK
+from raykd.recipes.consistency import check_student
 from raykd.recipes.optim import Optim, Precision
+from raykd.recipes.outputs import LogitsRun
 from raykd.recipes.teacher import Network, TeacherRun
-from raykd.record import Limits, Record
 from raykd.teachers.route import Route
-from raykd.types import CACHEABLE, Look, Signal
 
 Views = Annotated[int, Field(le=Limits.ROWS)]  # different augmentations
 

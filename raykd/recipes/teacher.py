@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from raykd import models
-from raykd.data.images import Data
+from raykd.core.record import Limits, Record
+from raykd.data.dataset import Data
 from raykd.recipes.optim import Optim, Precision
-from raykd.record import Limits, Record
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
 

@@ -1,8 +1,8 @@
 """What an experiment has found so far: read from the store, shown as a table, data or a page."""
 
 from raykd.report.files import to_csv, to_json, to_markdown
+from raykd.report.gather import gather
 from raykd.report.page import publish, write_page
-from raykd.report.summary import gather
 from raykd.report.tables import console_table
 from raykd.report.trials import gather_sweep
 from raykd.report.types import Report, Trial

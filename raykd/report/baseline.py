@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.registry import nearest
 from raykd.methods.label_only import LabelOnly
 from raykd.recipes import StudentRun
-from raykd.registry import nearest
 
 Reference = Callable[[StudentRun], float | None]  # the number that a student's is compared with
 

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from raykd.data.augment import Augment
-from raykd.data.images import Data, Split, open_split
-from raykd.engine.prepare import served
-from raykd.engine.routes import measures
-from raykd.errors import DataError
-from raykd.plan import Plan, plan
+from raykd.core.errors import DataError
+from raykd.data.dataset import Data, Split, open_split
+from raykd.data.transforms.augment import Augment
+from raykd.planning.plan import Plan, plan
 from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun
 from raykd.report.types import Cost, Run, Shared
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.training.inputs import served
+from raykd.training.route_results import measures
 
 _AT_ONCE = 8  # manifests that are read at a time
 

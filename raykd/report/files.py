@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic_core
 
-from raykd.names import printable
+from raykd.core.safe_names import printable
 from raykd.report.tables import cost_lines, legend, listed, rows, run_cells, sentence, trial_rows
 from raykd.report.types import Group, Report, Run
 

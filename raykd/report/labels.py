@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from raykd.names import printable
+from raykd.core.safe_names import printable
 
 # Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
 # what the stages of a chain had before the last one.

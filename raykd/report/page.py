@@ -10,13 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from raykd.disk import write_atomic
-from raykd.names import printable
+from raykd.core.safe_names import printable
 from raykd.report.elements import figures, table
 from raykd.report.style import STYLE
 from raykd.report.tables import cost_lines, legend, rows, run_cells, sentence, trial_rows
 from raykd.report.types import Report, RouteSearch, Run
-from raykd.store import Store
+from raykd.storage.atomic import write_atomic
+from raykd.storage.store import Store
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -8,10 +8,10 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from raykd.names import printable, printable_lines
-from raykd.progress import clock
+from raykd.core.safe_names import printable, printable_lines
 from raykd.report.labels import called
 from raykd.report.types import Group, Report, Run, Summary, Trial
+from raykd.tracking.console import clock
 
 
 def sentence(report: Report) -> str:

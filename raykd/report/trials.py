@@ -1,12 +1,12 @@
 """The report of a sweep: the students that it asked for, and its trials."""
 
-from raykd.engine.routes import route_found
-from raykd.engine.sweeps import Sheet, asked_by
-from raykd.experiment import Experiment
-from raykd.record import fingerprint
-from raykd.report.summary import gather
+from raykd.config.experiment import Experiment
+from raykd.core.record import fingerprint
+from raykd.report.gather import gather
 from raykd.report.types import Report, Trial
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.training.route_results import route_found
+from raykd.training.sweep_sheets import Sheet, asked_by
 
 
 def gather_sweep(store: Store, experiment: Experiment, baseline: str | None = None) -> Report:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raykd.engine.finite import is_finite
-from raykd.engine.routes import Decision
+from raykd.training.finite import is_finite
+from raykd.training.route_results import Decision
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Run:
     fingerprint: str  # of the search, where the run's route is still to be found
     seed: int
     recipe: dict[str, Any]
-    result: dict[str, Any] | None  # as `raykd.engine.fit` writes it; None: not finished
+    result: dict[str, Any] | None  # as `raykd.training.runs` writes it; None: not finished
     metrics: tuple[dict[str, Any], ...]  # of every epoch so far: numbers, or dicts of lists of them
     anchors: tuple[int, ...] | None = None  # found so far, where its route is still to be found
     seconds: float | None = None  # of a finished run, with the stages before it

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from raykd.record import Limits, Record
+from raykd.core.record import Limits, Record
 
 Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
 NEAR = 1e-8  # a distance below this is none

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from raykd.codecs import Tail
+from raykd.core.types import Batch, Look, Outputs, Signal
 from raykd.models.staged import Staged
-from raykd.teachers.cache import LogitsCache
-from raykd.types import Batch, Look, Outputs, Signal
+from raykd.outputs.codecs import Tail
+from raykd.outputs.reader import LogitsCache
 
 Triple = tuple[float, float, float]
 

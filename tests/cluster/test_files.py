@@ -311,7 +311,7 @@ def test_every_option_of_a_command_is_one():
 
 
 def test_every_key_of_scale_that_is_named_is_one():
-    from raykd.experiment import Scale
+    from raykd.config.experiment import Scale
 
     named = {key for path in texts() for key in re.findall(r"scale\.([a-z_]+)", path.read_text())}
     assert {"gpus", "workers", "wait_minutes"} <= named

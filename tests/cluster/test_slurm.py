@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.engine.journal import CHECKPOINT, read_metrics
-from raykd.store import MARKER, Store
+from raykd.storage.store import MARKER, Store
+from raykd.training.checkpointing import CHECKPOINT, read_metrics
 from tests.launch.jobs import BIN, FOREIGN, ROOT, end, processes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raykd.data.decode import decode
-from raykd.data.samples import Found
-from raykd.data.sources import SOURCES
-from raykd.errors import DataError
+from raykd.core.errors import DataError
+from raykd.data.sources.decode import decode
+from raykd.data.sources.decoded import SOURCES
+from raykd.data.sources.raw_split import Found
 
 
 def picture(seed: int = 0, height: int = 6, width: int = 8) -> Image.Image:

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 from click.testing import CliRunner
 
 from raykd.cli import main
-from raykd.data import contents, located
-from raykd.data.files import Files
-from raykd.data.located import Located
-from raykd.data.packing import Packed, Packing
-from raykd.data.stock import of_located
-from raykd.store import Store
+from raykd.data import image_index
+from raykd.data.packing.pack_sources import of_located
+from raykd.data.packing.packer import Packed, Packing
+from raykd.data.sources import byte_ranges
+from raykd.data.sources.byte_ranges import Located
+from raykd.data.sources.files import Files
+from raykd.storage.store import Store
 from tests.data.files import encoded, picture
 
 MB = 0.004  # of a shard: a handful of photographs
@@ -30,7 +31,7 @@ def quiet(text: str) -> None:
 
 
 def packing(source: Path | str, place: Path | str, **changes) -> Packing:
-    found = located.folder(str(source))
+    found = byte_ranges.folder(str(source))
     values = {"shard_mb": MB} | changes
     return Packing(of_located(found), str(source), Files.at(place), **values)
 
@@ -56,8 +57,8 @@ def same(a: Located, b: Located) -> None:
 
 def digest(store: Store, found: Located, *, skip_bad: bool = False) -> str:
     """The digest of the images of some files, which are in the store then."""
-    reading = contents.read_through(found, quiet, skip_bad=skip_bad)
-    return contents.write(store, found, reading)
+    reading = image_index.read_through(found, quiet, skip_bad=skip_bad)
+    return image_index.write(store, found, reading)
 
 
 def call(*words, code: int = 0):

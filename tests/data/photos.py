@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raykd.data.augment import Augment
-from raykd.data.crop import Crop
-from raykd.data.images import Data, read
+from raykd.data.dataset import Data, read
 from raykd.data.stream import Stream
-from raykd.store import Store
+from raykd.data.transforms.augment import Augment
+from raykd.data.transforms.crop import Crop
+from raykd.storage.store import Store
 from tests.data.files import encoded, put
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from raykd.data import located
-from raykd.data.augment import Augment
-from raykd.data.files import Files
-from raykd.data.images import Data, Images, open_images, read
-from raykd.data.loader import Views
-from raykd.data.packing import Packing
-from raykd.data.stock import of_located
+from raykd.core.errors import CacheCorrupt, DataError
+from raykd.data.dataset import Data, Images, open_images, read
+from raykd.data.loading.loader import Views
+from raykd.data.packing.pack_sources import of_located
+from raykd.data.packing.packer import Packing
+from raykd.data.sources import byte_ranges
+from raykd.data.sources.files import Files
 from raykd.data.stream import Stream
-from raykd.errors import CacheCorrupt, DataError
-from raykd.store import Store, read_json, write_json
+from raykd.data.transforms.augment import Augment
+from raykd.storage.store import Store, read_json, write_json
 from tests.data.files import encoded, picture, put
 from tests.data.packs import put_table, table
 
@@ -158,7 +158,7 @@ STREAM = Stream(size=SIDE, resize=SIDE)
 
 def pack(root: Path, place: Path) -> Path:
     """A pack of a folder, made in this process."""
-    stock = of_located(located.folder(str(root)))
+    stock = of_located(byte_ranges.folder(str(root)))
     packing = Packing(stock, str(root), Files.at(place), skip_bad=True)
     packing.finish(packing.make_all(packing.begin()))
     return place

@@ -14,22 +14,22 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from raykd import bits
-from raykd.data.augment import Augment
-from raykd.data.colour import Colour
-from raykd.data.crop import Crop
-from raykd.data.decode import decoded
-from raykd.data.encoded import Names
-from raykd.data.erase import Erase
-from raykd.data.files import Files
-from raykd.data.images import Data, open_images, read
-from raykd.data.loader import Views
-from raykd.data.mixing import Mix
-from raykd.data.pictures import look_at
+from raykd.core import keyed_random
+from raykd.core.errors import ConfigError, DataError
+from raykd.data.dataset import Data, open_images, read
+from raykd.data.loading.loader import Views
+from raykd.data.sources.decode import decoded
+from raykd.data.sources.encoded import Names
+from raykd.data.sources.encoded_image import look_at
+from raykd.data.sources.files import Files
 from raykd.data.stream import Stream
-from raykd.data.strong import Strong
-from raykd.errors import ConfigError, DataError
-from raykd.store import Store
+from raykd.data.transforms.augment import Augment
+from raykd.data.transforms.colour import Colour
+from raykd.data.transforms.crop import Crop
+from raykd.data.transforms.erase import Erase
+from raykd.data.transforms.mixing import Mix
+from raykd.data.transforms.strong import Strong
+from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.photos import photo, photos, streamed
 
@@ -371,7 +371,7 @@ def test_in_memory_images_can_be_cropped_too(digits):
     found = crop.apply(pixels, ids, 1, 0)
     assert found.shape == pixels.shape and not torch.equal(found, pixels)
     assert torch.equal(found[7:9], crop.apply(pixels[7:9], ids[7:9], 1, 0))
-    assert bits.CROP_AREA > bits.VALIDATION
+    assert keyed_random.CROP_AREA > keyed_random.VALIDATION
 
 
 def test_looks_that_show_different_rows_are_as_each_alone(store, tmp_path):
@@ -387,9 +387,9 @@ def test_looks_that_show_different_rows_are_as_each_alone(store, tmp_path):
 WORK = """
 import sys
 import torch
-from raykd.data.images import open_images
-from raykd.data.loader import Views
-from raykd.store import Store
+from raykd.data.dataset import open_images
+from raykd.data.loading.loader import Views
+from raykd.storage.store import Store
 from tests.data.photos import streamed
 
 if __name__ == "__main__":

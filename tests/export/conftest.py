@@ -3,7 +3,7 @@
 import pytest
 
 from raykd.methods import METHODS
-from raykd.store import Store
+from raykd.storage.store import Store
 from tests.small import prepare, student_run, trained
 
 TIMM, TORCHVISION = "timm/test_resnet", "torchvision/shufflenet_v2_x0_5"

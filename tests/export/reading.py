@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from raykd.data.loader import Views
-from raykd.engine.finished import finished
+from raykd.data.loading.loader import Views
+from raykd.training.load_trained import finished
 
 WITHOUT_RAYKD = 'import sys\nsys.modules["raykd"] = None\n'
 

@@ -10,15 +10,15 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from raykd.data.loader import Views
+from raykd.core.errors import ConfigError, ExportFailed
+from raykd.core.record import fingerprint
+from raykd.data.loading.loader import Views
 from raykd.data.stream import Stream
-from raykd.engine.finished import finished
-from raykd.errors import ConfigError, ExportFailed
 from raykd.export import FORMATS, export, folder
 from raykd.models import build
 from raykd.recipes import Optim, StudentRun
-from raykd.record import fingerprint
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.training.load_trained import finished
 from tests.data.photos import photos, streamed
 from tests.export.conftest import TIMM, TORCHVISION
 from tests.export.reading import check_program, fresh, here, programs, said

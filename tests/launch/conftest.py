@@ -18,8 +18,8 @@ def cluster():
     """
     import ray
 
+    from raykd.config.scale import Scale
     from raykd.launch.cluster import connected
-    from raykd.scale import Scale
 
     up, over = threading.Event(), threading.Event()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raykd.launch.metrics import COUNTERS, GAUGES
+from raykd.launch.metric_names import COUNTERS, GAUGES
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments.faults import experiment
-from raykd.store import Store, read_json
+from raykd.storage.store import Store, read_json
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from raykd.cli import main; main()", "run"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from experiments.faults import Site, experiment
-from raykd.store import read_json
+from raykd.storage.store import read_json
 from tests.launch.marks import RAY
-from tests.launch.test_notice import wait
+from tests.launch.test_preemption import wait
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(1800)]
 

@@ -27,8 +27,8 @@ from raykd.cli.shared import speaking
 from raykd.launch import cluster
 from raykd.launch.cluster import connected
 from raykd.recipes import Optim
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.config.scale import Scale
+from raykd.storage.store import Store
 from tests.small import prepare, student_run
 
 def say(text):
@@ -44,7 +44,7 @@ def main(what, root):
         cluster._DASHBOARD_SECONDS = 0.0  # no machine is as fast
     with connected(Scale(), say, 2):
         import ray
-        from raykd.launch.room import await_room
+        from raykd.launch.capacity import await_room
         from raykd.launch.train import fit
         say("up")
         if what == "fit":

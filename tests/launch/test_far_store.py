@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raykd.experiment import load
-from raykd.remote import Remote
-from raykd.resolve import resolve
-from raykd.store import Store
+from raykd.config.experiment import load
+from raykd.config.resolve import resolve
+from raykd.storage.filesystem import Remote
+from raykd.storage.store import Store
 from tests.launch.marks import RAY
 from tests.small import prepare, trained
 

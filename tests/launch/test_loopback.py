@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, subprocess, sys
 from pathlib import Path
-from raykd.scale import Scale
+from raykd.config.scale import Scale
 from raykd.launch.cluster import connected
 
 def descendants(pid):
@@ -60,7 +60,7 @@ print(json.dumps(found | {"said": said}))
 """
 # A second command of the same user, which knows nothing but the address.
 JOINING = """
-from raykd.scale import Scale
+from raykd.config.scale import Scale
 from raykd.launch.cluster import connected
 with connected(Scale(), print):
     import ray

@@ -6,18 +6,19 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
-from raykd.engine import fit, probe
-from raykd.engine.fit import local_host, train_teacher
-from raykd.engine.preflight import preflight
-from raykd.errors import ConfigError, NoRoom, WorkFailed
-from raykd.experiment import Experiment, load, parse
-from raykd.launch.sweep import sweep
-from raykd.launch.work import carry_out
-from raykd.progress import Teller
+from raykd.config.experiment import Experiment, load, parse
+from raykd.config.resolve import resolve
+from raykd.config.scale import Scale
+from raykd.core.errors import ConfigError, NoRoom, WorkFailed
+from raykd.launch.carry_out import carry_out
+from raykd.launch.sweep.driver import sweep
+from raykd.planning.preflight import preflight
 from raykd.recipes import Optim
-from raykd.resolve import resolve
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller
+from raykd.training import dry_run
+from raykd.training import runs as fit
+from raykd.training.runs import local_host, train_teacher
 from tests.small import digits, student_run, teacher_run
 
 EXPERIMENT = """
@@ -236,8 +237,8 @@ def test_a_key_stands_where_it_was_said_last(store):
 
 def test_a_large_grid_makes_no_more_networks_than_one_student(store, monkeypatch):
     built = []
-    real = probe._built
-    monkeypatch.setattr(probe, "_built", lambda *given: built.append(given) or real(*given))
+    real = dry_run._built
+    monkeypatch.setattr(dry_run, "_built", lambda *given: built.append(given) or real(*given))
     few = resolve(parse(EXPERIMENT, "x"), store)
     preflight(few, store)
     count = len(built)
@@ -261,7 +262,7 @@ def test_what_is_finished_is_not_looked_at(store):
 def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_trained(
     store, monkeypatch
 ):
-    monkeypatch.setattr("raykd.engine.preflight.needed_bytes", lambda run, rows: 10**18)
+    monkeypatch.setattr("raykd.planning.preflight.needed_bytes", lambda run, rows: 10**18)
     small = Experiment("small", (student_run(store),), Scale())
     with pytest.raises(NoRoom, match=r"lower run\.views"):
         carry_out(small, store, Teller(quiet=True))

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from raykd.engine.caches import CacheBuild
-from raykd.engine.journal import read_metrics
-from raykd.engine.prepare import open_cache
-from raykd.errors import CacheCorrupt, NoRoom, WorkFailed
-from raykd.experiment import Experiment
+from raykd.config.experiment import Experiment
+from raykd.config.scale import Rule, Scale
+from raykd.core.errors import CacheCorrupt, NoRoom, WorkFailed
+from raykd.launch.carry_out import carry_out
 from raykd.launch.pool import Pool, Unit
 from raykd.launch.train import fit
-from raykd.launch.work import carry_out
 from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
-from raykd.progress import Teller
 from raykd.recipes import Optim
-from raykd.scale import Rule, Scale
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller
+from raykd.training.cache_builder import CacheBuild
+from raykd.training.checkpointing import read_metrics
+from raykd.training.inputs import open_cache
 from tests.launch.marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 
@@ -217,7 +217,7 @@ def test_the_plan_sends_wide_students_to_ray_train_and_the_others_to_the_pool(cl
     wide = Rule(match={"run.seed": 1}, workers=2)
     scale = Scale(workers=1, teacher_workers=1, rules=(wide,), shard="fsdp", accumulate=2)
     carry_out(Experiment("small", runs, scale), store, QUIET)
-    from raykd.store import read_json
+    from raykd.storage.store import read_json
 
     results = [read_json(store.path(run) / "result.json") for run in runs]
     assert [result["workers"] for result in results] == [1, 2]

@@ -7,17 +7,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from raykd.data.images import open_split
-from raykd.engine.fit import local_host, train
-from raykd.engine.result import teacher_said
-from raykd.experiment import Experiment
-from raykd.launch.work import carry_out
-from raykd.progress import Teller
+from raykd.config.experiment import Experiment
+from raykd.config.scale import Scale
+from raykd.data.dataset import open_split
+from raykd.launch.carry_out import carry_out
 from raykd.recipes import Optim
-from raykd.scale import Scale
-from raykd.store import Store, read_json, write_json
-from tests.engine.test_finite import given
+from raykd.storage.store import Store, read_json, write_json
+from raykd.tracking.console import Teller
+from raykd.training.result import teacher_said
+from raykd.training.runs import local_host, train
 from tests.small import digits, student_run, teacher_run
+from tests.training.test_finite import given
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
-from raykd.errors import NoRoom, Unreachable, WorkFailed
-from raykd.launch import probe
+from raykd.config.scale import Scale
+from raykd.core.errors import NoRoom, Unreachable, WorkFailed
+from raykd.launch import cluster_probe
 from raykd.launch.cluster import connected
-from raykd.launch.watch import Watch, check
-from raykd.scale import Scale
+from raykd.launch.cluster_watch import Watch, check
 from tests.launch.jobs import free_ports
 
 FILE = """
@@ -68,7 +68,7 @@ def test_a_server_that_says_nothing_is_no_cluster(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ConnectionError, match="no answer within 1 s"):
-            probe.answer_of(address, tries=1, seconds=1.0)
+            cluster_probe.answer_of(address, tries=1, seconds=1.0)
 
 
 @pytest.mark.parametrize("by", ["RAY_ADDRESS", "scale.address"])

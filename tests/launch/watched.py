@@ -13,12 +13,12 @@ if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
-    from raykd.experiment import load
-    from raykd.launch.sweep import sweep
-    from raykd.launch.work import carry_out
-    from raykd.progress import Teller
-    from raykd.resolve import resolve
-    from raykd.store import Store
+    from raykd.config.experiment import load
+    from raykd.config.resolve import resolve
+    from raykd.launch.carry_out import carry_out
+    from raykd.launch.sweep.driver import sweep
+    from raykd.storage.store import Store
+    from raykd.tracking.console import Teller
 
     run, swept, url, folder = sys.argv[1:]
     os.environ["RAYKD_LOCAL"] = f"{folder}/local"

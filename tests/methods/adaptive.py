@@ -7,16 +7,16 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods import METHODS, Method
 from raykd.methods.at import AT
 from raykd.methods.combine import Combine
 from raykd.methods.crd import CRD
 from raykd.methods.kd import KD
-from raykd.methods.routing import gumbel
+from raykd.methods.sakd_policy import gumbel
 from raykd.models import build, measure
 from raykd.models.staged import Staged
 from raykd.teachers.source import LiveTeacher, LookingTeacher
-from raykd.types import Batch, Outputs, Signal
 from tests.small import batch
 
 PAPER = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")

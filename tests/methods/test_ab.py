@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from raykd.engine.learner import Learner
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes, Signal
 from raykd.methods.ab import AB, SCALE, ABInit, boundary_loss
 from raykd.models import build, measure
-from raykd.types import Outputs, Shapes, Signal
+from raykd.training.learner import Learner
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()

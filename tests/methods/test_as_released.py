@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raykd.engine.learner import Learner
+from raykd.core.record import fingerprint
 from raykd.methods.at import AT
 from raykd.methods.cc import CC
 from raykd.methods.combine import Combine
@@ -12,7 +12,7 @@ from raykd.methods.pkt import PKT
 from raykd.methods.relational_kd import RelationalKD
 from raykd.methods.sakd import SAKD
 from raykd.methods.vid import VID
-from raykd.record import fingerprint
+from raykd.training.learner import Learner
 from tests.small import asked, batch, helpers_of, pair
 
 

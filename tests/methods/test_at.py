@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes
 from raykd.methods.at import AT, attention_loss
-from raykd.methods.maps import met
-from raykd.types import Outputs, Shapes
+from raykd.methods.feature_maps import met
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.cc import CC, gaussian_kernel, neighbour_product
-from raykd.types import Batch, Outputs, Shapes
 from tests.small import golden_embeddings
 
 STUDENT, TEACHER = golden_embeddings()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from raykd.core.types import Outputs, Signal
 from raykd.methods.ab import AB
 from raykd.methods.at import AT
 from raykd.methods.base import soft_cross_entropy
@@ -25,7 +26,6 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
 from raykd.models import measure
-from raykd.types import Outputs, Signal
 from tests.small import ALL, asked, batch, helpers_of, pair
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from raykd.core.types import Outputs
 from raykd.methods import METHODS
 from raykd.methods.at import AT
 from raykd.methods.base import precise
@@ -10,7 +11,6 @@ from raykd.methods.combine import Combine
 from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import EPSILON, SKD
-from raykd.types import Outputs
 from tests.small import ALL, asked, batch, golden_logits, helpers_of, pair
 
 STUDENT, TEACHER, _ = golden_logits()

@@ -9,15 +9,15 @@ import torch
 import yaml
 
 import raykd.methods
-from raykd.engine.learner import Learner
+from raykd.core.record import fingerprint
+from raykd.core.types import Signal
 from raykd.methods import METHODS, PRELUDES, Method
 from raykd.methods.base import at
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import SKD
-from raykd.record import fingerprint
-from raykd.types import Signal
+from raykd.training.learner import Learner
 from tests.small import ALL, asked, batch, helpers_of, pair
 
 NAMES = [*METHODS, *PRELUDES]

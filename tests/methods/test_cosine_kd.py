@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.cosine_kd import CosineKD, class_cosine, weighted_temperatures
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.crd import CRD, contrastive_loss
-from raykd.types import Batch, Outputs, Shapes
 
 SIZE, WIDTH = 40, 5
 LABELS = torch.arange(SIZE) * 7 % 4  # ten rows of each of four classes

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.ctkd import CTKD, Temperature
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes
+from raykd.methods.feature_maps import Regressor
 from raykd.methods.fitnet import FitNet
-from raykd.methods.maps import Regressor
-from raykd.types import Outputs, Shapes
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()

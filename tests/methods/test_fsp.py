@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from raykd.engine.learner import Learner
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes, Signal
 from raykd.methods.fsp import FSP, FSPInit, flow, flow_loss
 from raykd.models import build, measure
-from raykd.types import Outputs, Shapes, Signal
+from raykd.training.learner import Learner
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()

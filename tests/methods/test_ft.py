@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from raykd.engine.learner import Learner
+from raykd.core.types import Outputs, Signal
 from raykd.methods.ft import FT, Paraphraser, encoder, factor_loss
 from raykd.models import measure
-from raykd.types import Outputs, Signal
+from raykd.training.learner import Learner
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes
 from raykd.methods.irg import IRG, edges, transformation
-from raykd.types import Outputs, Shapes
 from tests.small import batch, golden_embeddings, golden_logits, golden_maps
 
 MAPS = golden_maps()

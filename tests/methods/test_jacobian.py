@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.jacobian import JacobianMatching, sensitivity
-from raykd.types import Batch, Outputs, Signal
 from tests.small import ALL, asked, batch, pair
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.kd import KD
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 

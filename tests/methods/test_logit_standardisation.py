@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import standardised
 from raykd.methods.logit_standardisation import LogitStandardisation
 from raykd.methods.skd import SKD
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.mimic import MimicEmbedding, MimicLogits
-from raykd.types import Batch, Outputs, Shapes
 from tests.small import golden_embeddings, golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import standardised
 from raykd.methods.mlkd import MLKD, batch_gram, class_gram
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.nkd import NKD
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

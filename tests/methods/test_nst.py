@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes
 from raykd.methods.nst import NST, selectivity_loss
-from raykd.types import Outputs, Shapes
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes, Signal
 from raykd.methods.ofd import OFD, margins, partial_loss
 from raykd.models import measure
-from raykd.types import Outputs, Shapes, Signal
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()

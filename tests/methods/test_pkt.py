@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.pkt import PKT, neighbours, transfer
-from raykd.types import Batch, Outputs
 from tests.small import golden_embeddings
 
 STUDENT, TEACHER = golden_embeddings()

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.relational_kd import RelationalKD, relations
-from raykd.types import Batch, Outputs, Signal
 from tests.small import golden_embeddings
 
 STUDENT, TEACHER = golden_embeddings()

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Shapes
 from raykd.methods.reviewkd import Fusion, ReviewKD, hierarchical_loss
 from raykd.models import measure
-from raykd.types import Shapes
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from raykd.engine.learner import Learner
-from raykd.engine.optim import build_optimiser
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods import METHODS
 from raykd.methods.ab import AB
 from raykd.methods.at import AT
@@ -31,7 +30,8 @@ from raykd.methods.vid import VID
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.teachers.source import LiveTeacher
-from raykd.types import Batch, Outputs, Signal
+from raykd.training.learner import Learner
+from raykd.training.optim import build_optimiser
 from tests.methods.adaptive import (
     BASES,
     LABELS,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.sample_contrastive_kd import SampleContrastiveKD
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.skd import SKD, normalise, to_sphere, to_teacher_std
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

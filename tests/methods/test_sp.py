@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes, Signal
 from raykd.methods.sp import SP, similarity_loss
-from raykd.types import Outputs, Shapes, Signal
 from tests.small import batch, golden_embeddings, golden_maps
 
 MAPS = golden_maps()

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import divergence as transfer
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.stkd import STKD, mixed_output
-from raykd.types import Batch, Outputs
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
+from raykd.core.types import Outputs, Shapes
 from raykd.methods.vid import VID, Gaussian
-from raykd.types import Outputs, Shapes
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()

@@ -12,13 +12,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from raykd.engine.weights import load_weights
-from raykd.errors import CacheCorrupt, ConfigError, RaykdError
-from raykd.experiment import parse
+from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
+from raykd.core.errors import CacheCorrupt, ConfigError, RaykdError
 from raykd.models import build
 from raykd.models.given_weights import normalisation
-from raykd.resolve import resolve
-from raykd.store import Store
+from raykd.storage.store import Store
+from raykd.training.weights import load_weights
 from tests.models.benchmark import FORWARD, Parameters
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual as Reference
 
+from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.mobilenet import InvertedResidual
-from raykd.types import Signal
 from tests.models.starts import assert_he_normal, assert_normal
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raykd.core.types import Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
 from raykd.models.staged import Rectified
-from raykd.types import Signal
 
 # Parameters with 10, 100 and 200 classes, batch-norm affine included; the stages' outputs, stem
 # first, as channels x side for images of 32 x 32 pixels; the embedding. Of the CRD benchmark's

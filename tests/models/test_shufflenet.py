@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.shufflenetv2 import InvertedResidual
 
+from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.shufflenet import GROUPS, GroupBlock, SplitBlock, shuffle
-from raykd.types import Signal
 from tests.models.starts import assert_uniform
 
 

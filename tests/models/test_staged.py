@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from raykd.errors import ConfigError
+from raykd.core.errors import ConfigError
+from raykd.core.registry import Registry
+from raykd.core.types import Outputs, Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
 from raykd.models.staged import Rectified, in_order
-from raykd.registry import Registry
-from raykd.types import Outputs, Signal
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 KINDS = ("weight", "bias")

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torchvision.models.vgg import make_layers
 
+from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.staged import Rectified
 from raykd.models.vgg import CONVOLUTIONS, WIDTHS
-from raykd.types import Signal
 from tests.models.starts import assert_he_normal, assert_normal
 
 

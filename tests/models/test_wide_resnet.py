@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.wide_resnet import Block
-from raykd.types import Signal
 from tests.models.starts import assert_he_normal, assert_uniform
 
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raykd.data.augment import Augment
-from raykd.data.images import Data
+from raykd.core.record import fingerprint
+from raykd.data.dataset import Data
+from raykd.data.transforms.augment import Augment
 from raykd.methods import METHODS
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
@@ -17,7 +18,6 @@ from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.recipes import RCO, Optim, Search, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
-from raykd.record import fingerprint
 from raykd.teachers.route import Route
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), validation=0.1, digest="0" * 20, classes=10)

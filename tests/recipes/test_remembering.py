@@ -2,9 +2,9 @@
 
 import pytest
 
-from raykd.data.augment import Augment
-from raykd.data.images import Data
-from raykd.data.mixing import Mix
+from raykd.data.dataset import Data
+from raykd.data.transforms.augment import Augment
+from raykd.data.transforms.mixing import Mix
 from raykd.methods import METHODS
 from raykd.methods.at import AT
 from raykd.methods.combine import Combine

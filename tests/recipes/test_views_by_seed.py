@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from raykd.data.augment import Augment
-from raykd.data.crop import Crop
-from raykd.data.images import open_split
-from raykd.data.loader import Views
-from raykd.data.mixing import Mix
-from raykd.engine import prepare
+from raykd.config.scale import Scale
+from raykd.core.record import fingerprint
+from raykd.data.dataset import open_split
+from raykd.data.loading.loader import Views
+from raykd.data.transforms.augment import Augment
+from raykd.data.transforms.crop import Crop
+from raykd.data.transforms.mixing import Mix
 from raykd.methods import METHODS
-from raykd.plan import plan
-from raykd.record import fingerprint
-from raykd.scale import Scale
-from raykd.store import Store
+from raykd.planning.plan import plan
+from raykd.storage.store import Store
+from raykd.training import inputs
 from tests.small import CPU, digits, student_run
 
 SEEDS = (0, 1, 2)
@@ -42,7 +42,7 @@ def test_seeds_share_caches_unless_their_views_are_their_own(store):
 def pixels(store, run):
     """The first view of some rows."""
     images = open_split(store, run.data, "train")
-    views: Views = prepare.shown(images, run.shown(), CPU, Scale())
+    views: Views = inputs.shown(images, run.shown(), CPU, Scale())
     (batch,) = views.runs(torch.arange(len(images)), len(images), view=0)
     return batch.pixels
 

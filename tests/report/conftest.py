@@ -1,8 +1,8 @@
 import pytest
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import gather
-from raykd.store import Store
+from raykd.storage.store import Store
 from tests.report.stored import TEXT, finished
 
 

@@ -3,11 +3,11 @@
 import itertools
 import json
 
-from raykd.engine.journal import METRICS, RESULT
-from raykd.engine.routes import Decision, is_complete, route_found, write_decisions
-from raykd.plan import plan
-from raykd.record import fingerprint
-from raykd.store import write_json
+from raykd.core.record import fingerprint
+from raykd.planning.plan import plan
+from raykd.storage.store import write_json
+from raykd.training.checkpointing import METRICS, RESULT
+from raykd.training.route_results import Decision, is_complete, route_found, write_decisions
 
 EPOCHS = 4
 DATA = "{name: digits, digest: 0123456789abcdef0123, classes: 10, size: [8, 8]}"

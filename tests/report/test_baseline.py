@@ -1,8 +1,8 @@
 import pytest
 
-from raykd.errors import ConfigError
-from raykd.experiment import parse
-from raykd.plan import plan
+from raykd.config.experiment import parse
+from raykd.core.errors import ConfigError
+from raykd.planning.plan import plan
 from raykd.report import gather, to_markdown
 from raykd.report.page import page
 from tests.report.stored import TEXT, TOP1, finished, put

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import Trial, gather, write_page
 from tests.report.stored import ROUTES, routed
 

@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import gather
 from raykd.report.charts import charts
 from raykd.report.svg import INK, look

@@ -1,14 +1,14 @@
 import pytest
 
-from raykd.engine.journal import RESULT
-from raykd.engine.routes import so_far
-from raykd.experiment import parse
-from raykd.plan import plan
+from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
+from raykd.outputs.manifest import Manifest, Part, Shard, write_manifest
+from raykd.planning.plan import plan
 from raykd.report import gather
 from raykd.report.tables import cost_lines
-from raykd.resolve import resolve
-from raykd.store import read_json, write_json
-from raykd.teachers.manifest import Manifest, Part, Shard, write_manifest
+from raykd.storage.store import read_json, write_json
+from raykd.training.checkpointing import RESULT
+from raykd.training.route_results import so_far
 from tests.report.stored import DATA, EPOCHS, ROUTES, TEXT, finished, put, routed
 
 ROWS = {"train": 100, "test": 30, "validation": 20}

@@ -1,11 +1,11 @@
 import csv
 import io
 
-from raykd.engine.journal import RESULT
-from raykd.experiment import Experiment, parse
+from raykd.config.experiment import Experiment, parse
 from raykd.report import Trial, console_table, gather, to_csv, to_json, to_markdown
 from raykd.report.page import page
-from raykd.store import read_json, write_json
+from raykd.storage.store import read_json, write_json
+from raykd.training.checkpointing import RESULT
 from tests.report.stored import TEXT, finished, put
 
 COLUMNS = (

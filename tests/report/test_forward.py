@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from raykd.engine.result import forward_cost
 from raykd.models import build
+from raykd.training.result import forward_cost
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import gather
 from raykd.report.labels import labels
 from tests.report.stored import TEXT

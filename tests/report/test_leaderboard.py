@@ -1,8 +1,8 @@
 import math
 import re
 
-from raykd.experiment import parse
-from raykd.plan import plan
+from raykd.config.experiment import parse
+from raykd.planning.plan import plan
 from raykd.report import gather
 from raykd.report.charts import front
 from raykd.report.page import page

@@ -3,7 +3,7 @@ import re
 from html import escape
 from html.parser import HTMLParser
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import gather, write_page
 from raykd.report.page import page
 from tests.report.stored import TEXT, finished

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.recipes import StudentRun
 from raykd.report import gather, to_json, to_markdown
 from raykd.report.page import page

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import gather, to_json
 from raykd.report.page import page
 from raykd.report.selection import selections

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import gather, to_markdown
 from tests.report.stored import DATA, TEXT
 

@@ -4,7 +4,7 @@ import re
 
 from rich.console import Console
 
-from raykd.experiment import parse
+from raykd.config.experiment import parse
 from raykd.report import console_table, gather, to_json, to_markdown
 from raykd.report.page import page
 from raykd.report.tables import cells

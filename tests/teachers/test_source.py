@@ -2,9 +2,9 @@
 
 import torch
 
+from raykd.core.types import Batch, Signal
 from raykd.models import build
 from raykd.teachers.source import LiveTeacher
-from raykd.types import Batch, Signal
 from tests.small import batch
 
 

@@ -1,0 +1,106 @@
+"""What a run would compute, write and take, said before anything runs."""
+
+from dataclasses import asdict, replace
+
+from rich.table import Table
+
+from raykd.cli.output import echo
+from raykd.cli.shared import cell, print_json, wide_console
+from raykd.config.experiment import Experiment
+from raykd.planning.estimate import Item, estimate
+from raykd.planning.forecast import forecast, totals
+from raykd.planning.plan import Plan
+from raykd.planning.plan import plan as plan_of
+from raykd.planning.preflight import preflight
+from raykd.planning.scaling import Cluster
+from raykd.storage.store import Store
+from raykd.tracking.console import clock
+from raykd.training.cache_builder import check_room
+from raykd.training.route_results import so_far
+
+
+def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -> None:
+    """Print what an experiment, whose data were read, has still to do.
+
+    Raises `NoRoom` where its caches do not fit on the disk.
+    """
+    work, missing, known = _missing(experiment, place)
+    items = estimate(experiment, place, work)
+    size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
+    forwards = sum(item.forwards for item in items)
+    if as_json:
+        value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
+        print_json(value | {"forwards": forwards, "in_store": known - missing})
+    else:
+        if items:
+            wide_console().print(_table(items))
+        echo(
+            f"{known - missing} of {known} students are in the store; "
+            f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
+            f"{clock(seconds)} on workers like this machine"
+        )
+        if experiment.space is not None and experiment.space.search:
+            draws = experiment.space.sweep.samples
+            echo(f"these are one of each; a sweep draws {draws}, with values that vary")
+        for search in experiment.searches():
+            echo(
+                f"beside these, a search for anchors of {search.student.method.label} "
+                f"{search.student.model}: a training like the first for each anchor that it "
+                f"chooses, up to {len(search.candidates())}"
+            )
+    check_room(place, size)
+
+
+def print_forecast(
+    experiment: Experiment, place: Store, cluster: Cluster, *, as_json: bool = False
+) -> None:
+    """Print what an experiment has still to do, and how long that takes on a cluster."""
+    work, missing, known = _missing(experiment, place)
+    lines = forecast(experiment, place, work, cluster)
+    sums = totals(lines)
+    if as_json:
+        value = {"cluster": cluster.whole(), "items": [asdict(line) for line in lines]}
+        print_json(value | {**sums, "in_store": known - missing})
+        return
+    if lines:
+        table = Table(box=None)
+        right = ("number", "GPUs", "at once", "GB read", "GB written", "time", "cost")
+        for name in ("to do", "what", *right, "limit"):
+            table.add_column(name, justify="right" if name in right else "left")
+        for line in lines:
+            numbers = (line.count, line.workers, line.at_once)
+            sizes = (f"{size / 1e9:.2f}" if size else "" for size in (line.read, line.written))
+            ends = (clock(line.seconds), f"{line.cost:.2f}", line.limit)
+            table.add_row(*map(cell, (line.kind, line.label, *numbers, *sizes, *ends)))
+        wide_console().print(table)
+    speed = f"rate {cluster.rate:g} times this machine" if cluster.rate else ""
+    speed = speed or f"{cluster.utilisation:g} of {cluster.tflops:g} Tflop/s"
+    echo(
+        f"{known - missing} of {known} students are in the store; the rest takes about "
+        f"{clock(sums['seconds'])} and {sums['cost']:.2f} {cluster.currency} on {cluster.nodes} "
+        f"nodes with {cluster.gpus} GPUs, if a GPU reaches {speed}"
+    )
+
+
+def _missing(experiment: Experiment, place: Store) -> tuple[Plan, int, int]:
+    """What is to be done, how many students are not there, and how many are known."""
+    preflight(experiment, place)
+    students, measured = so_far(place, experiment.runs)
+    missing = [student for student in students if not place.has(student)]
+    work = plan_of(students, place.has, measured)
+    todo = [teacher for teacher in work.teachers if not place.has(teacher)]
+    before = [prelude for prelude in work.preludes if not place.has(prelude)]
+    work = replace(work, teachers=tuple(todo), preludes=tuple(before))
+    return work, len(missing), len(students)
+
+
+def _table(items: list[Item]) -> Table:
+    table = Table(box=None)
+    for name in ("to do", "what", "number", "teacher forwards", "MB", "time"):
+        table.add_column(name, justify="left" if name in ("to do", "what") else "right")
+    for item in items:
+        megabytes = f"{item.bytes / 1e6:.1f}" if item.bytes else ""
+        images = f"{item.forwards:,}" if item.forwards else ""
+        row = (item.kind, item.label, str(item.count), images, megabytes, clock(item.seconds))
+        table.add_row(*map(cell, row))
+    return table

@@ -1,0 +1,139 @@
+"""The commands that work: run, sweep, plan, precompute."""
+
+from pathlib import Path
+
+import click
+
+from raykd.cli.shared import (
+    EXPERIMENT,
+    JSON,
+    OVERRIDES,
+    STORE,
+    print_json,
+    print_recipe,
+    published,
+    resolved_experiment,
+    speaking,
+    wide_console,
+)
+from raykd.core.errors import ConfigError
+
+
+@click.command()
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@JSON
+@speaking
+def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
+    """Train teachers and students, and write a table and a page."""
+    from raykd import report
+    from raykd.launch.carry_out import carry_out
+    from raykd.tracking.console import clock
+
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    if resolved.space is not None and resolved.space.search:
+        raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
+    print_recipe(resolved, teller)
+    with teller.showing():
+        outcome = carry_out(resolved, place, teller)
+    summary = report.gather(place, resolved)
+    page = published(summary, place, teller)
+    reused = {kind: count for kind, count in outcome.reused.items() if count}
+    if reused:
+        counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
+        teller.say(f"reused from {place.shown}: {counts}")
+    shown = "" if page is None else f"; page: {page}"
+    teller.say(f"done in {clock(outcome.seconds)}{shown}")
+    if as_json:
+        work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
+        print_json(report.to_json(summary) | {"work": work, "page": page and str(page)})
+    else:
+        wide_console().print(report.console_table(summary))
+
+
+@click.command()
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@click.option("--fresh", is_flag=True, help="Forget the trials of before; what they made stays.")
+@JSON
+@speaking
+def sweep(
+    experiment: Path, overrides: tuple[str, ...], store: str, fresh: bool, as_json: bool
+) -> None:
+    """Go through a grid or a search with Ray Tune, and write a table and a page.
+
+    The same command goes on where a sweep was stopped.
+    """
+    from raykd import report
+    from raykd.launch.sweep.driver import raise_failures
+    from raykd.launch.sweep.driver import sweep as sweep_of
+    from raykd.tracking.console import clock
+
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    print_recipe(resolved, teller)
+    swept = sweep_of(resolved, place, teller, fresh=fresh)
+    summary = report.gather_sweep(place, resolved)
+    page = published(summary, place, teller)
+    states = ("finished", "stopped", "failed")
+    counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
+    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
+    shown = "" if page is None else f"page: {page}; "
+    teller.say(f"{shown}table: {swept.results}")
+    if as_json:
+        files = {"page": page and str(page), "results": str(swept.results)}
+        print_json(
+            report.to_json(summary) | files | {"tensorboard": place.where(swept.tensorboard)}
+        )
+    else:
+        wide_console().print(report.console_table(summary))
+    raise_failures(swept)
+
+
+@click.command()
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@click.option(
+    "--cluster",
+    type=click.Path(path_type=Path),
+    help="A file that describes machines, as cluster/machines.yaml does: time and cost on those.",
+)
+@JSON
+@speaking
+def plan(
+    experiment: Path, overrides: tuple[str, ...], store: str, cluster: Path | None, as_json: bool
+) -> None:
+    """Say what a run would compute, write and take, before anything runs.
+
+    On workers like this machine, or on a --cluster.
+    """
+    from raykd.cli.plan import print_forecast, print_plan
+    from raykd.planning.forecast import read_cluster
+
+    machines = None if cluster is None else read_cluster(cluster)
+    resolved, place, _ = resolved_experiment(experiment, overrides, store)
+    if machines is None:
+        print_plan(resolved, place, as_json=as_json)
+    else:
+        print_forecast(resolved, place, machines, as_json=as_json)
+
+
+@click.command()
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@JSON
+@speaking
+def precompute(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
+    """Train the teachers and fill the caches, but train no student."""
+    from raykd.launch.carry_out import carry_out
+    from raykd.tracking.console import clock
+
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    with teller.showing():
+        outcome = carry_out(resolved, place, teller, students=False)
+    teller.say(f"done in {clock(outcome.seconds)}")
+    if as_json:
+        print_json({"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds})

@@ -1,0 +1,177 @@
+"""The commands that look at what there is: show, verify, report, schema."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raykd.cli.output import echo
+from raykd.cli.shared import (
+    EXPERIMENT,
+    JSON,
+    OVERRIDES,
+    STORE,
+    print_json,
+    print_rows,
+    published,
+    resolved_experiment,
+    speaking,
+    wide_console,
+)
+from raykd.core.errors import ConfigError
+from raykd.storage.atomic import is_there, write_atomic
+
+SHOWN = ["teachers", "caches", "preludes", "students", "searches"]
+SHOWN += ["methods", "models", "datasets"]
+
+
+@click.command()
+@click.argument("what", type=click.Choice(SHOWN))
+@STORE
+@JSON
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a table in Markdown.")
+@speaking
+def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
+    """List what is in the store, or what an experiment can name."""
+    from raykd.report.catalogue import catalogue, markdown
+    from raykd.storage.store import Store
+
+    rows = catalogue(what, Store(store))
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        echo(f"no {what} in {Store(store).shown}")
+    elif as_markdown:
+        echo(markdown(rows))
+    else:
+        print_rows(rows)
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path), required=False)
+@OVERRIDES
+@STORE
+@click.option(
+    "--rows",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="Random rows to ask of the teacher.",
+)
+@JSON
+@speaking
+def verify(
+    experiment: Path | None, overrides: tuple[str, ...], store: str, rows: int, as_json: bool
+) -> None:
+    """Check every checksum, and random rows of caches against the live teacher.
+
+    Looks at every artefact of the store, or at those of EXPERIMENT: recipes, results, metrics,
+    weights, images, searches, caches.
+    """
+    from raykd.planning.plan import plan as plan_of
+    from raykd.report.catalogue import verify_caches
+    from raykd.storage.store import Store
+    from raykd.training.inputs import serving
+    from raykd.training.integrity import audit, audit_of
+    from raykd.training.route_results import so_far
+
+    chosen = None
+    found = Store(store)
+    if found.mirror is None and not is_there(found.root):
+        raise ConfigError(f"there is no store at {found.root}; name one with --store")
+    if experiment is None:
+        looked = audit(found)
+    else:
+        resolved, place, _ = resolved_experiment(experiment, overrides, store)
+        students, measured = so_far(place, resolved.runs)
+        work = plan_of(students, caches=measured)
+        trained = (*work.teachers, *work.preludes, *work.students, *resolved.searches())
+        looked = audit_of(place, trained)
+        chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in work.caches))
+    results, errors = verify_caches(found, chosen, rows)
+    # A damaged teacher is a fault of its own, and again of each of its caches.
+    errors = list({str(error): error for error in (*looked.faults, *errors)}.values())
+    if as_json:
+        told = {"caches": results, "errors": [str(error) for error in errors]}
+        print_json(told | {"sound": looked.sound})
+    else:
+        for line in results:
+            _print_cache(line)
+        sound = ", ".join(f"{count} {kind}" for kind, count in looked.sound.items() if count)
+        if sound:
+            echo(f"as they were written: {sound}")
+        for error in errors:
+            echo(f"error: {error}", err=True)
+        if not results and not errors:
+            echo(f"no caches in {found.shown}")
+    if errors:
+        sys.exit(errors[0].code)
+
+
+def _print_cache(line: dict[str, Any]) -> None:
+    """Say what was seen of a cache."""
+    head = f"{line['fingerprint']}  {line['teacher']}, {line['split']}: "
+    if line["building"] is not None:
+        echo(head + line["building"])
+        return
+    echo(
+        f"{head}{line['views']} views, {line['shards']} shards whole; {line['rows']} rows asked "
+        f"again: largest difference {line['difference']:.2g}, mean KL {line['kl']:.2g} nats, same "
+        f"answer {100 * line['agreement']:.2f} %"
+    )
+
+
+@click.command(name="report")
+@EXPERIMENT
+@OVERRIDES
+@STORE
+@click.option("--output", type=click.Path(path_type=Path), help="The page; reports/ of the store.")
+@click.option("--baseline", metavar="LABEL", help="The line to compare with; else label_only.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a row per run as CSV.")
+@JSON
+@speaking
+def report_command(
+    experiment: Path,
+    overrides: tuple[str, ...],
+    store: str,
+    output: Path | None,
+    baseline: str | None,
+    markdown: bool,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    """Write the page of an experiment's results, finished or not, and print its table."""
+    from raykd import report
+
+    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    summary = report.gather_sweep(place, resolved, baseline)
+    page = output if output is not None else published(summary, place, teller)
+    if output is not None:
+        report.write_page(summary, output)
+    if as_json:
+        print_json(report.to_json(summary) | {"page": page and str(page)})
+    elif as_csv:
+        echo(report.to_csv(summary).removesuffix("\n"))
+    elif markdown:
+        echo(report.to_markdown(summary))
+    else:
+        wide_console().print(report.console_table(summary))
+    if page is not None:
+        teller.say(f"page: {page}")
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), help="A file; standard output if not.")
+@speaking
+def schema(output: Path | None) -> None:
+    """Write the JSON schema by which editors complete and check experiment files."""
+    from raykd.config.experiment import schema as schema_of
+
+    text = json.dumps(schema_of(), indent=2) + "\n"
+    if output is None:
+        echo(text.removesuffix("\n"))
+    else:
+        write_atomic(output, text.encode())

@@ -1,0 +1,206 @@
+"""Experiment files: YAML, overrides and grids, read into recipes.
+
+data:     # where the images are; never hashed
+run:      # one student, with its teacher: what determines the result
+grid:     # dotted keys of `run`, each with a list of values: every combination is a student
+search:   # dotted keys of `run`, each with numbers or values to draw from, in a sweep
+sweep:    # how a sweep draws, and which trials it stops early
+scale:    # how the work is spread; never hashed
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from raykd.config.messages import Mistakes, Places
+from raykd.config.scale import Scale, Workers, most
+from raykd.config.search_space import Domain, Space, Sweep, check_generation, read_space
+from raykd.config.shorthand import read_student, record
+from raykd.config.tree import PARTS, laid_out, override, read_lines, value_at
+from raykd.core.errors import ConfigError
+from raykd.core.record import Record
+from raykd.core.registry import nearest
+from raykd.methods import METHODS
+from raykd.outputs.codecs import CODECS
+from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
+
+
+class Where(Record):
+    """Where the images are. `path` is a file or folder; None: the dataset's own downloader."""
+
+    path: str | None = None
+
+
+class ExperimentFile(Record):
+    """An experiment file before its grid is laid out; `raykd schema` writes its JSON schema."""
+
+    data: Where = Where()
+    run: StudentRun
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    search: dict[str, Domain] = Field(default_factory=dict)
+    sweep: Sweep = Sweep()
+    scale: Scale = Scale()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named set of students, and how to carry them out."""
+
+    name: str
+    runs: tuple[Asked, ...]  # of a search: the base alone
+    scale: Scale
+    where: Where = field(default_factory=Where)
+    space: Space | None = None  # what the runs were laid out from, or are to be drawn from
+    places: Places = field(
+        default_factory=dict, compare=False, repr=False
+    )  # of its keys in the file
+
+    def students(self) -> tuple[StudentRun, ...]:
+        """Those whose route is known from the beginning."""
+        return tuple(run for run in self.runs if isinstance(run, StudentRun))
+
+    def searches(self) -> tuple[Search, ...]:
+        """The searches that are to find the routes of the others, each once."""
+        found = (run.search for run in self.runs if isinstance(run, Sought))
+        return tuple(dict.fromkeys(found))
+
+    def workers(self, run: StudentRun | PreludeRun) -> Workers:
+        """How many workers train a student together, or what comes before it."""
+        for rule in self.scale.rules:
+            if _matches(run, rule.match):
+                return rule.workers
+        return self.scale.workers
+
+    def teacher_workers(self, teacher: TeacherRun) -> Workers:
+        """How many workers train a teacher together; given weights are work for one at most."""
+        given = self.scale.teacher_workers
+        workers = self.scale.workers if given is None else given
+        return workers if teacher.weights is None else min(most(workers), 1)
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment in a YAML file, with `key=value` overrides such as `run.seed=3`.
+
+    Raises `ConfigError`, with every mistake on a line of its own and where it stands.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text, and so no experiment file") from error
+    except ValueError as error:  # a name that no file can have
+        raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from error
+    return parse(text, path.stem, overrides, str(path))
+
+
+def parse(
+    text: str, name: str, overrides: Iterable[str] = (), place: str | None = None
+) -> Experiment:
+    """The experiment in YAML text; `place` is the file that mistakes are said to be in."""
+    tree, lines = read_lines(text, place or "experiment")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{place or 'experiment'}: expected the keys {', '.join(PARTS)}")
+    places = {key: f"{place}, line {line}" for key, line in lines.items()} if place else {}
+    for setting in overrides:
+        override(tree, setting)
+        key = setting.partition("=")[0]
+        for other in [other for other in places if f"{other}.".startswith(f"{key}.")]:
+            del places[other]
+        places |= {key: f"{key}=... on the command line"} if place else {}
+    mistakes = Mistakes(places)
+    with mistakes.collecting():
+        _check_parts(tree)
+    mistakes.raise_all()
+    grid = tree.get("grid") or {}
+    where, scale = Where(), Scale()
+    with mistakes.collecting():
+        where = record(Where, tree.get("data") or {}, "experiment.data")
+    with mistakes.collecting():
+        scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
+    runs: list[Asked] = []
+    with mistakes.collecting():
+        for run in laid_out(tree["run"], grid, scale.grid_limit):
+            with mistakes.collecting():
+                runs.append(read_student(run))
+    mistakes.raise_all()
+    space = None
+    with mistakes.collecting():
+        parts = (tree.get("search") or {}, tree.get("sweep") or {})
+        space = read_space(tree["run"], grid, *parts, scale.grid_limit)
+        for run in runs if space.sweep.scheduler == "pbt" else ():
+            check_generation(run)
+    for rule in scale.rules:
+        for key in rule.match:
+            if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
+                mistakes.add(f"experiment.scale.rules: {key}: no student has such a key")
+    mistakes.raise_all()
+    return Experiment(name, tuple(runs), scale, where, space, places)
+
+
+def _check_parts(tree: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the parts of a file are not there, or are no parts."""
+    for key in tree:
+        if key not in PARTS:
+            raise ConfigError(
+                f"experiment.{key}: no such key"
+                + (nearest(str(key), PARTS) or f"; there are: {', '.join(PARTS)}")
+            )
+    if not isinstance(tree.get("run"), dict):
+        raise ConfigError("experiment.run: this key must be given, with a model and its data")
+    if not isinstance(tree.get("grid") or {}, dict):
+        raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
+
+
+def basis(run: Asked) -> StudentRun:
+    """The student itself, or the one that a search trains."""
+    return run.search.student if isinstance(run, Sought) else run
+
+
+def _matches(
+    run: StudentRun | PreludeRun, wanted: Mapping[str, Any], *, anything: bool = False
+) -> bool:
+    """Whether a run has these values at these dotted keys; `anything`: whether it has the keys."""
+
+    def equal(value: Any, given: Any) -> bool:
+        alias = isinstance(given, str) and given in METHODS and METHODS.canonical(given) == value
+        return alias or value == given
+
+    try:
+        found = run.whole()
+        return all(equal(value_at(found, k), value) or anything for k, value in wanted.items())
+    except LookupError:
+        return False
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of experiment files, shorthands included."""
+    value = ExperimentFile.model_json_schema()
+    student, teacher = value["$defs"]["StudentRun"], value["$defs"]["TeacherRun"]
+    bases = [name for name in METHODS if name != "sakd"]
+    for holder, key, names in (
+        (student, "method", list(METHODS)),
+        (value["$defs"]["SAKD"], "base", bases),
+        (student, "codec", list(CODECS)),
+    ):
+        what = "codec" if key == "codec" else "method"
+        name = {"enum": names, "description": f"the {what} with its defaults"}
+        holder["properties"][key] = {"anyOf": [name, holder["properties"][key]]}
+    teacher["required"].remove("data")  # where it is left out, the student's
+    route = RCO.model_json_schema()
+    value["$defs"] |= route.pop("$defs", {})
+    student["properties"]["rco"] = route
+    assistant = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+    student["properties"]["assistants"] = {"type": "array", "items": assistant}
+    value["$defs"]["Assistant"] = student | {"required": ["model", "teacher"]}
+    teachers = {
+        "if": {"required": ["teacher"]},  # a teacher that has one is a student itself
+        "then": {"$ref": "#/$defs/Assistant"},
+        "else": {"$ref": "#/$defs/TeacherRun"},
+    }
+    student["properties"]["teacher"] = {"anyOf": [teachers, {"type": "null"}]}
+    value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return value

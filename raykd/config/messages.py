@@ -1,0 +1,176 @@
+"""Mistakes as sentences that name the place and the remedy: all at once, and each once."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from raykd.core.errors import ConfigError
+from raykd.core.registry import nearest
+from raykd.methods import METHODS
+
+# A dotted key -> where it stands, such as "mine.yaml, line 4".
+Places = Mapping[str, str]
+NOWHERE: Places = MappingProxyType({})
+_KEYED = re.compile(r"experiment\.([\w.]*\w)")
+_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+def explain(error: ValidationError, model: type[BaseModel], place: str) -> ConfigError:
+    """The same errors as one `ConfigError`, a line each.
+
+    `model` is what was being read and `place` what messages call it, such as "experiment.run".
+    """
+    details = error.errors()
+    bounded = {_path(detail, model, place) for detail in details if detail["type"] in _BOUNDS}
+    lines = dict.fromkeys(
+        _line(detail, model, place)
+        for detail in details
+        # What else it could have been is of no use where a number is out of bounds.
+        if detail["type"] in _BOUNDS or not _leads_to(_path(detail, model, place), bounded)
+    )
+    return ConfigError("\n".join(lines))
+
+
+def _leads_to(path: str, others: Iterable[str]) -> bool:
+    return any(f"{other}.".startswith(f"{path}.") for other in others)
+
+
+def _path(detail: Any, model: type[BaseModel], place: str) -> str:
+    """The dotted key that a mistake is about."""
+    return ".".join([place, *_walk(detail["loc"], model)[0]])
+
+
+def _line(detail: Any, model: type[BaseModel], place: str) -> str:
+    names, found = _walk(detail["loc"], model)
+    path = ".".join([place, *names])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = [name for candidate in found for name in candidate.model_fields]
+        hint = nearest(names[-1], known) or f"; there are: {', '.join(sorted(set(known)))}"
+        return f"{path}: no such key{hint}"
+    if kind == "missing":
+        return f"{path}: this key must be given"
+    if kind == "union_tag_not_found":
+        return f"{path}.name: this key must be given; there are: {', '.join(_tags(found))}"
+    if kind in ("model_type", "dict_type") or (
+        kind == "union_tag_invalid" and not isinstance(detail["input"], dict)
+    ):
+        return f"{path}: expected keys and values ({{key: value}}), got {detail['input']!r}"
+    if kind == "union_tag_invalid":
+        tag, known = context["tag"], _tags(found)
+        if tag in METHODS:
+            return f"{path}: {tag!r} cannot stand within this method; choose another one"
+        hint = nearest(tag, known) or f"; there are: {', '.join(known)}"
+        what = "method" if all(name in METHODS for name in known) else names[-1]
+        return f"{path}.name: no {what} is called {tag!r}{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    for limit in context.values() if kind in _BOUNDS else ():
+        if isinstance(limit, float):  # which pydantic writes with all digits
+            message = f"{message.rpartition(' ')[0]} {limit:g}"
+    if kind == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {message[0].lower()}{message[1:]}, got {detail['input']!r}"
+
+
+def _walk(
+    location: Iterable[str | int], model: type[BaseModel]
+) -> tuple[list[str], list[type[BaseModel]]]:
+    """The field names along an error's location, and the models around the last of them.
+
+    Leaves out what pydantic adds to a location: the tag or the type of a union's branch.
+    """
+    names: list[str] = []
+    here = [model]  # models whose fields the next name may be
+    around = here
+    for step in location:
+        if isinstance(step, int):
+            names.append(str(step))
+            continue
+        tagged = [candidate for candidate in here if step in _names(candidate)]
+        owners = [candidate for candidate in here if step in candidate.model_fields]
+        if owners and not (tagged and len(here) > 1):
+            names.append(step)
+            around = here = [
+                inner for owner in owners for inner in _models(owner.model_fields[step].annotation)
+            ]
+        elif tagged:
+            around = here = tagged
+        elif here:
+            names.append(step)  # a key that no model knows
+            around = here
+    return names, around
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _names(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names by which a union tells a model from the others, aliases included."""
+    field = model.model_fields.get("name")
+    tags = get_args(field.annotation) if field is not None else ()
+    return tags or (model.__name__,)
+
+
+def _tags(models: list[type[BaseModel]]) -> list[str]:
+    return [name for model in models for name in _names(model)]
+
+
+class Mistakes:
+    """Mistakes in the order in which they were met, and the students that each is about."""
+
+    def __init__(self, places: Places = NOWHERE) -> None:
+        self._places = places
+        self._found: dict[str, list[str | None]] = {}  # and a student each time
+
+    def add(self, text: str, student: str | None = None) -> None:
+        """Take in a mistake, or one a line; `student` is whose it is, where that is not plain."""
+        for line in text.splitlines():
+            self._found.setdefault(line, []).append(student)
+
+    @contextlib.contextmanager
+    def collecting(self, student: str | None = None) -> Iterator[None]:
+        """A region whose `ConfigError` is a mistake among others."""
+        try:
+            yield
+        except ConfigError as error:
+            self.add(str(error), student)
+
+    def raise_all(self) -> None:
+        """Raise them as one `ConfigError`, a line each, if there are any."""
+        if self._found:
+            raise ConfigError("\n".join(map(self._line, self._found)))
+
+    def _line(self, text: str) -> str:
+        """A mistake with its students and its place."""
+        first, *others = self._found[text]
+        text = text.rstrip(".") if self._places or first or others else text
+        if first is not None or others:
+            text += f"; in {first or 'one student'}"
+        if others:
+            text += f" and {len(others):,} more student{'s' if len(others) > 1 else ''}"
+        keyed = _KEYED.match(text)
+        place = place_of(keyed[1], self._places) if keyed else None
+        return text if place is None else f"{text} ({place})"
+
+
+def place_of(key: str, places: Places) -> str | None:
+    """Where a dotted key stands, or the part that it lies in; None where that is not known.
+
+    A key of `run` that a grid or a search varies stands there.
+    """
+    parts = key.split(".")
+    inside = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    for name in inside:
+        for varied in (f"grid.{name}", f"search.{name}", name):
+            if varied in places:
+                return places[varied]
+    return None

@@ -1,0 +1,108 @@
+"""How the work of an experiment is spread over machines."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from raykd.core.record import Limits, Record
+
+Between: TypeAlias = tuple[int, int]  # workers that train together: at least, and at most
+Workers: TypeAlias = int | Between  # 0: this process, without Ray
+
+
+def least(workers: Workers) -> int:
+    """How many there must be."""
+    return workers if isinstance(workers, int) else workers[0]
+
+
+def most(workers: Workers) -> int:
+    """How many there may be."""
+    return workers if isinstance(workers, int) else workers[1]
+
+
+def _form(value: object) -> str:
+    """Which form a number of workers has, so that a mistake is explained as one of that form."""
+    return "between" if isinstance(value, list | tuple) else "number"
+
+
+_Count: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS)]
+_Between: TypeAlias = Annotated[tuple[_Count, _Count], Tag("between")]
+_Some: TypeAlias = Annotated[int, Field(ge=1, le=Limits.WORKERS), Tag("number")]
+_Any: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS), Tag("number")]
+
+
+class Rule(Record):
+    """Students whose recipe has these values (dotted keys of `run`) get that many workers."""
+
+    match: dict[str, str | int | float | bool | None]
+    workers: Annotated[_Some | _Between, Discriminator(_form)]
+
+
+class Scale(Record):
+    """How the work is spread over machines; none of it changes what a run means."""
+
+    # That train one student together; 0: here, without Ray; [least, most]: as many as there are.
+    workers: Annotated[_Any | _Between, Discriminator(_form)] = 0
+    # Of a teacher; None: as `workers`.
+    teacher_workers: Annotated[_Any | _Between, Discriminator(_form)] | None = None
+    rules: tuple[Rule, ...] = ()  # the first that matches a student overrides `workers`
+    parallel: int | None = Field(
+        default=None, ge=1, le=Limits.WORKERS
+    )  # one-worker students at a time; None: all fit
+    cpus: float = Field(
+        default=1.0, gt=0, le=Limits.WORKERS
+    )  # of each worker; threads of this process without Ray
+    gpus: float | None = Field(
+        default=None, ge=0, le=Limits.WORKERS
+    )  # of each worker; None: 1 where there are GPUs
+    decoders: int | None = Field(
+        default=None, ge=0, le=1024
+    )  # processes that decode streamed images
+    on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
+    shard: Literal["ddp", "fsdp"] = "ddp"  # workers together: each holds all weights, or a share
+    accumulate: int = Field(
+        default=1, ge=1, le=Limits.ROWS
+    )  # parts of a worker's share of a batch, one by one
+    # The student's forward and backward; reduce-overhead: CUDA graphs.
+    compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
+    checkpoint_seconds: float = Field(
+        default=30.0, ge=0, le=Limits.SECONDS
+    )  # between checkpoints, at epoch ends
+    checkpoint_within_seconds: float = Field(
+        default=300.0, ge=0, le=Limits.SECONDS
+    )  # the same, within an epoch
+    max_failures: int = Field(
+        default=3, ge=0, le=Limits.WORKERS
+    )  # of one run's workers, before it is given up
+    # For nodes that an autoscaler still has to add; 0: work that does not fit is refused.
+    wait_minutes: float = Field(default=0.0, ge=0, le=Limits.SECONDS)
+    grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)  # students of a grid, or trials
+    local_gb: float | None = Field(
+        default=None, gt=0, le=1e9
+    )  # copies of a remote store's shards on a node
+    address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the workers of a training may become more or fewer, and their shares uneven."""
+        return any(isinstance(workers, tuple) for workers in self._given())
+
+    @model_validator(mode="after")
+    def _check(self) -> "Scale":
+        for workers in self._given():
+            if isinstance(workers, tuple) and not 1 <= workers[0] <= workers[1]:
+                raise ValueError(
+                    "workers: expected a number, or [least, most] with 1 <= least <= most; "
+                    f"got [{workers[0]}, {workers[1]}]"
+                )
+        # torch 2.15 keeps the first part's gradients in memory that the second part's overwrite.
+        if self.accumulate > 1 and self.compile == "reduce-overhead":
+            raise ValueError(
+                "compile: CUDA graphs lose the gradients of all parts but one; expected true "
+                "beside accumulate above 1, got 'reduce-overhead'"
+            )
+        return self
+
+    def _given(self) -> tuple[Workers | None, ...]:
+        """Every number of workers that is said."""
+        return (self.workers, self.teacher_workers, *(rule.workers for rule in self.rules))

@@ -1,0 +1,256 @@
+"""What a sweep varies, and how it searches: the parts `grid`, `search` and `sweep` of a file.
+
+A trial is named by its choice on every axis. A choice that is more than a number or a word (a
+method with its settings, a list of anchors) has a label, by which loggers and samplers know it.
+"""
+
+import copy
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raykd.config.shorthand import read_student, record
+from raykd.config.tree import check_count, laid_out, within
+from raykd.core.errors import ConfigError
+from raykd.core.record import Limits, Record
+from raykd.core.registry import nearest
+from raykd.recipes import Asked, StudentRun
+
+_Number = Annotated[float, Field(ge=-Limits.RATE, le=Limits.RATE)]
+_Whole = Annotated[int, Field(ge=-Limits.SEED, le=Limits.SEED)]
+Scalar = str | int | float | bool | None
+METRICS = {  # of an epoch, and which is better
+    "top1": "max",
+    "top5": "max",
+    "validation_top1": "max",
+    "validation_top5": "max",
+    "agreement": "max",
+    "images_per_second": "max",
+    "loss": "min",
+    "test_loss": "min",
+    "validation_loss": "min",
+    "kl": "min",
+}
+_TRIED = 256  # combinations of a grid with which every draw is tried when a file is read
+
+
+class Sweep(Record):
+    """How a sweep goes through its trials. None of it changes what a student's recipe means."""
+
+    algorithm: Literal["random", "optuna"] = "random"  # of what `search` varies
+    samples: int = Field(
+        default=1, ge=1, le=1_000_000
+    )  # draws of it; of each combination of the grid if random
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # of the draws
+    metric: str | None = None  # None: validation_top1 where images are held out, else top1
+    mode: Literal["max", "min"] = "max"
+    scheduler: Literal["none", "asha", "median", "pbt"] = "none"
+    grace_epochs: int = Field(
+        default=1, ge=1, le=Limits.ROWS
+    )  # asha, median: no trial is stopped before
+    reduction: int = Field(
+        default=3, ge=2, le=Limits.WORKERS
+    )  # asha: 1 in so many goes on at each rung
+    generation_epochs: int = Field(default=1, ge=1, le=Limits.EPOCHS)  # pbt: between two exchanges
+    quantile: float = Field(default=0.25, gt=0, le=0.5)  # pbt: share that takes over from the best
+    concurrent: int | None = Field(
+        default=None, ge=1, le=Limits.WORKERS
+    )  # trials at a time; None: all that fit
+
+
+class Domain(Record):
+    """Values to draw from: exactly one of these."""
+
+    uniform: tuple[_Number, _Number] | None = None  # [low, high)
+    loguniform: tuple[_Number, _Number] | None = None
+    randint: tuple[_Whole, _Whole] | None = None  # [low, high)
+    choice: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Domain":
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give one of uniform, loguniform, randint [low, high], or choice [values], "
+                f"got {' and '.join(given) or 'none'}"
+            )
+        if self.choice is not None:
+            if not self.choice:
+                raise ValueError("choice needs at least one value")
+            return self
+        low, high = getattr(self, given[0])
+        if low >= high or (self.loguniform is not None and low <= 0):
+            raise ValueError(f"{given[0]} goes from a smaller to a larger number, got {low, high}")
+        return self
+
+    @property
+    def kind(self) -> Literal["uniform", "loguniform", "randint", "choice"]:
+        """Which of them is given."""
+        for name in ("uniform", "loguniform", "randint"):
+            if getattr(self, name) is not None:
+                return name
+        return "choice"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The students that a sweep can ask for: a base, and the axes on which they differ."""
+
+    base: Mapping[str, Any]  # `run` of the file
+    grid: Mapping[str, list[Any]]
+    search: Mapping[str, Domain] = field(default_factory=dict)
+    sweep: Sweep = field(default_factory=Sweep)
+
+    def choices(self, axis: str) -> dict[Scalar, Any]:
+        """The values of an axis that names them, each by its label."""
+        values = self.grid[axis] if axis in self.grid else self.search[axis].choice
+        assert values is not None, f"{axis} draws numbers"
+        labelled: dict[Scalar, Any] = {}
+        for value in values:
+            label = value if isinstance(value, Scalar) and value is not None else _label(value)
+            while label in labelled:
+                label = f"{label} again"
+            labelled[label] = value
+        return labelled
+
+    def asked(self, config: Mapping[str, Scalar]) -> Asked:
+        """The student of one trial, from its label or number on every axis.
+
+        Raises `ConfigError` where the values do not go together.
+        """
+        return read_student(self.tree(config))
+
+    def tree(self, config: Mapping[str, Scalar]) -> dict[str, Any]:
+        """`run` of the file with one trial's values in their places."""
+        axes = {axis: [self._value(axis, config[axis])] for axis in (*self.grid, *self.search)}
+        return next(iter(laid_out(copy.deepcopy(dict(self.base)), axes)))
+
+    def _value(self, axis: str, given: Scalar) -> Any:
+        drawn = axis in self.search and self.search[axis].choice is None
+        return given if drawn else self.choices(axis)[given]
+
+
+def read_space(
+    run: dict[str, Any],
+    grid: Mapping[str, Any],
+    search: Any,
+    sweep: Any,
+    limit: int | None = None,
+) -> Space:
+    """The space of an experiment file.
+
+    Raises `ConfigError` where a part cannot be read, or has more than `limit` trials.
+    """
+    if not isinstance(search, dict):
+        raise ConfigError("experiment.search: expected keys of run, each with what to draw from")
+    domains = {
+        str(axis): record(Domain, domain, f"experiment.search.{axis}")
+        for axis, domain in search.items()
+    }
+    for axis in domains:
+        if not axis.startswith("run."):
+            raise ConfigError(
+                f"experiment.search.{axis}: a search varies keys of run, such as run.optim.lr"
+            )
+        for other in grid:
+            if within(axis[4:], other) or within(other[4:], axis):
+                raise ConfigError(
+                    f"experiment.search.{axis}: the grid varies {other} already; draw whole values "
+                    "of one of them with choice"
+                )
+    space = Space(run, grid, domains, record(Sweep, sweep, "experiment.sweep"))
+    times, axes = space.sweep.samples, {} if space.sweep.algorithm == "optuna" else grid
+    check_count("sweep", "draws", "trials", axes, limit, times)
+    if space.sweep.scheduler == "pbt":
+        _check_generations(space)
+    _check_metric(space.sweep)
+    _check_draws(space)
+    return space
+
+
+def _check_metric(sweep: Sweep) -> None:
+    """Raise `ConfigError` where trials cannot be compared by the metric."""
+    metric = sweep.metric
+    if metric is None:
+        return
+    if metric not in METRICS and not metric.startswith("loss_"):
+        hint = nearest(metric, METRICS) or f"; there are: {', '.join(METRICS)}"
+        raise ConfigError(f"experiment.sweep.metric: no metric is called {metric!r}{hint}")
+    if (METRICS.get(metric, "min"), sweep.mode) == ("min", "max"):
+        raise ConfigError(f"experiment.sweep.mode: less {metric} is better; set it to min")
+
+
+def _check_draws(space: Space) -> None:
+    """Raise `ConfigError` where a value that can be drawn does not suit the students."""
+    axes = {axis: [*space.choices(axis)] for axis in space.grid}
+    drawn = {axis: _examples(space, axis) for axis in space.search}
+    for chosen in itertools.islice(itertools.product(*axes.values()), _TRIED):
+        first = dict(zip(axes, chosen, strict=True)) | {a: v[0] for a, v in drawn.items()}
+        for axis, values in drawn.items():
+            for value in values:
+                try:
+                    space.asked(first | {axis: value})
+                except ConfigError as error:
+                    raise ConfigError(f"experiment.search.{axis} ({value}): {error}") from error
+
+
+def _examples(space: Space, axis: str) -> list[Scalar]:
+    """Values that can be drawn for an axis: all choices, or the least number."""
+    domain = space.search[axis]
+    return (
+        [*space.choices(axis)] if domain.choice is not None else [getattr(domain, domain.kind)[0]]
+    )
+
+
+def _check_generations(space: Space) -> None:
+    """Raise `ConfigError` where a population cannot exchange what the space varies."""
+    optim = space.base.get("optim") or {}
+    if optim.get("schedule") != "constant":
+        raise ConfigError(
+            "experiment.sweep.scheduler: population based training finds the schedule itself, "
+            "generation by generation; set run.optim.schedule: constant"
+        )
+    drawn = [axis for axis, domain in space.search.items() if domain.kind != "choice"]
+    if not drawn:
+        raise ConfigError(
+            "experiment.search: population based training needs numbers to change, such as "
+            "run.optim.lr: {loguniform: [0.01, 0.2]}"
+        )
+    epochs, every = optim.get("epochs", 240), space.sweep.generation_epochs
+    if epochs % every:
+        raise ConfigError(
+            f"experiment.sweep.generation_epochs: {epochs} epochs are no whole number of "
+            f"generations of {every}"
+        )
+
+
+def check_generation(asked: Asked) -> None:
+    """Raise `ConfigError` where a student cannot be one of a population."""
+    if not isinstance(asked, StudentRun) or asked.route is not None or asked.after is not None:
+        raise ConfigError(
+            "experiment.sweep.scheduler: population based training makes stages of its own; "
+            "leave run.rco, run.route and run.after out"
+        )
+    if asked.method.prelude() is not None:
+        raise ConfigError(
+            f"experiment.sweep.scheduler: method {asked.method.label!r} trains something "
+            "before each student, and population based training makes many; choose another one"
+        )
+
+
+def _label(value: Any) -> str:
+    """What a person calls a value: a method by its name, anything else as JSON."""
+    if isinstance(value, dict):
+        if "combine" in value and isinstance(value["combine"], list):
+            return " + ".join(_label(part) for part in value["combine"])
+        if "name" in value:
+            rest = {key: inner for key, inner in value.items() if key != "name"}
+            inside = ", ".join(f"{key}={_label(inner)}" for key, inner in rest.items())
+            return f"{value['name']}({inside})" if inside else str(value["name"])
+    if isinstance(value, str):
+        return value
+    return "none" if value is None else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,287 @@
+"""Which images a recipe means: found once, taken into the store, opened by every worker.
+
+Small ones are decoded there, into one uint8 tensor; those of a `stream` stay where they are.
+
+Shapes: N dataset rows, H, W pixels.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from raykd.core import keyed_random
+from raykd.core.errors import ConfigError, DataError
+from raykd.core.record import Limits, Record
+from raykd.data import image_index, in_memory
+from raykd.data.image_index import DIGEST_DIGITS, MARKER, read_record
+from raykd.data.in_memory import Images, decode_into, undecodable
+from raykd.data.loading.sampler import stratified
+from raykd.data.packing.pack_into_store import into_store
+from raykd.data.packing.pack_sources import Stock, stock_of
+from raykd.data.sources.byte_ranges import Located
+from raykd.data.sources.decoded import SOURCES, normalisation
+from raykd.data.sources.encoded import Encoded
+from raykd.data.sources.files import Files
+from raykd.data.sources.raw_split import listed, numbered, summary, unusable
+from raykd.data.stream import Stream
+from raykd.data.transforms.augment import Augment
+from raykd.storage.filesystem import is_url
+from raykd.storage.store import Store
+
+Say = Callable[[str], None]
+Split = Literal["train", "test", "validation"]
+_Side = Annotated[int, Field(ge=1, le=Limits.ROWS)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Std = Annotated[float, Field(gt=0, le=10)]
+
+
+def _quiet(text: str) -> None:
+    """Say nothing."""
+
+
+class Data(Record):
+    """Which images, which rows of them, and how they are augmented and normalised.
+
+    `digest`, `classes`, `size`, `mean` and `std` are filled in when the images are read; a
+    value that is given is checked (digest, classes, size) or used (mean, std).
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("stream", "view_seed")
+
+    name: str  # of `raykd show datasets`
+    resize: int | None = Field(
+        default=None, ge=1, le=Limits.PIXELS
+    )  # shorter side, then a centre crop; None: as is
+    stream: Stream | None = None  # decode while training; None: once, into memory
+    holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
+    validation: float | None = Field(
+        default=None, gt=0, lt=1
+    )  # share of the rest that no one trains on
+    limit: int | None = Field(
+        default=None, ge=1, le=Limits.ROWS
+    )  # train on this many rows, classes in proportion
+    augment: Augment = Augment()
+    seed: int = Field(
+        default=0, ge=0, le=Limits.SEED
+    )  # of holdout, validation, limit, views; not of the order
+    # The seed of views alone; None: `seed`.
+    view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
+    digest: str = ""  # of labels, encoded images, class names
+    classes: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
+    size: tuple[_Side, _Side] | None = None  # (H, W) in pixels
+    mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1
+    std: tuple[_Std, _Std, _Std] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        SOURCES[name]
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.stream is not None and self.resize is not None:
+            raise ValueError("resize is of images in memory; leave it out, or set stream.resize")
+        return self
+
+    def test(self) -> "Data":
+        """The recipe of the test rows: whole, and as they are."""
+        return self.held_out().model_copy(update={"validation": None})
+
+    def held_out(self) -> "Data":
+        """The recipe of the validation rows: as they are."""
+        return self.model_copy(update={"augment": Augment(), "limit": None, "view_seed": None})
+
+    def seed_of_views(self) -> int:
+        """The seed by which views are drawn."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+
+Pictures = Images | Encoded  # decoded in memory, or not yet
+Facts = in_memory.Facts | image_index.Facts
+
+
+def read(
+    store: Store, data: Data, path: str | Path | None, say: Say = _quiet, *, skip_bad: bool = False
+) -> Data:
+    """`data` with what only its files can tell; they are taken into the store on first use.
+
+    `path` is where the files lie, a URL where they are to be streamed; None: where the dataset's
+    own downloader puts them. Where the digest is known and its images are in the store, the files
+    are not touched. `say` is told what was read, and what of it was left out. Images that cannot
+    be used are a `DataError` that names them all; with `skip_bad`, they are left out.
+    """
+    root = None if path is None else Files.at(path).root
+    if data.stream is None and root is not None and is_url(root):
+        raise ConfigError(
+            f"data.path: {path} is a URL, whose images are decoded while a run goes on; add "
+            "run.data.stream, such as {size: 224}"
+        )
+    facts = _known(store, data, root) or _read(store, data, root, say, skip_bad=skip_bad)
+    if isinstance(facts, in_memory.Facts):
+        if facts.skipped and not skip_bad:
+            raise unusable(facts.bad, facts.skipped)
+        size = facts.size
+    else:
+        assert data.stream is not None, "encoded images are those of a stream"
+        size = (data.stream.size, data.stream.size)
+    for field, real in (("classes", len(facts.names)), ("size", size)):
+        given = getattr(data, field)
+        if given is not None and given != real:
+            shown = json.dumps(real)
+            raise ConfigError(f"run.data.{field}: expected {given}, but the images have {shown}")
+    mean, std = normalisation(data.name)
+    return data.model_copy(
+        update={
+            "digest": facts.digest,
+            "classes": len(facts.names),
+            "size": size,
+            "mean": data.mean or mean,
+            "std": data.std or std,
+        }
+    )
+
+
+def _known(store: Store, data: Data, root: str | None) -> Facts | None:
+    """Facts that the store has about a recipe's images; None where it does not have them.
+
+    Nor where those of a stream lie elsewhere now.
+    """
+    folder = folder_of(store, data, data.digest)
+    if not data.digest or not store.whole(folder, MARKER):
+        return None
+    if data.stream is None:
+        return read_record(in_memory.Facts, folder / MARKER)
+    facts = read_record(image_index.Facts, folder / MARKER)
+    return facts if root is None or facts.place == root else None
+
+
+def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
+    """Facts about a dataset from its files, which are then in the store, decoded or by place.
+
+    Raises `DataError` where other images than these were expected.
+    """
+    if root is not None and not is_url(root) and "{" not in root and not Path(root).exists():
+        raise DataError(f"{root}: there is no such file or folder (data.path)")
+    if data.stream is None:
+        found = stock_of(data.name, root)
+    else:
+        found = into_store(store, data.name, root, say, skip_bad=skip_bad)
+    taken, reading = image_index.known(store, data.name, found, skip_bad=skip_bad), None
+    if taken is None:
+        more = undecodable if data.stream is None else None
+        reading = image_index.read_through(found, say, skip_bad=skip_bad, more=more)
+        taken = reading.taken
+    if data.digest and data.digest != taken.digest:
+        raise DataError(
+            f"run.data.digest: expected {data.digest}, but the files have {taken.digest}; "
+            "they are not the images that this recipe was made with"
+        )
+    folder = folder_of(store, data, taken.digest)
+    if data.stream is not None:
+        assert isinstance(found, Located), "what is streamed lies in files"
+        whole = image_index.is_at(store, folder, found)
+    else:
+        whole = store.whole(folder, MARKER)
+    if not whole and reading is None:
+        reading = image_index.read_again(found, taken, say, skip_bad=skip_bad)
+    if not whole and reading is not None:
+        if isinstance(found, Located) and data.stream is not None:
+            image_index.write(store, found, reading)
+        else:
+            decode_into(folder, found, reading, data.resize, say, skip_bad=skip_bad)
+        store.share(folder, MARKER)
+    image_index.remember(store, data.name, found, taken, skip_bad=skip_bad)
+    kind = in_memory.Facts if data.stream is None else image_index.Facts
+    facts = read_record(kind, folder / MARKER)
+    _tell(say, data, found, taken, facts)
+    return facts
+
+
+def _tell(
+    say: Say, data: Data, found: Located | Stock, taken: image_index.Taken, facts: Facts
+) -> None:
+    """Say what was read, and what was left out."""
+    counts, skipped, bad = taken.counts, taken.skipped, taken.bad
+    if isinstance(facts, in_memory.Facts):
+        counts, skipped, bad = facts.counts, skipped + facts.skipped, bad + facts.bad
+    say(summary(found.names, counts, found.about, holdout=data.holdout, empty=taken.empty))
+    if skipped:
+        left = numbered(skipped, "image")
+        say(f"{left} that cannot be used, left out:\n{listed(bad, skipped)}")
+
+
+def open_images(store: Store, data: Data) -> tuple[Pictures, Pictures]:
+    """The training and the test images of a recipe that `read` completed."""
+    train, test, _ = _opened(store, data)
+    return train, test
+
+
+def open_split(store: Store, data: Data, split: Split) -> Pictures:
+    """The images of one split of a recipe that `read` completed."""
+    train, test, validation = _opened(store, data)
+    if split == "validation":
+        if validation is None:
+            raise ConfigError(
+                "run.data.validation: no images are held out; say which share of the training "
+                "images nothing is trained on, such as 0.1"
+            )
+        return validation
+    return train if split == "train" else test
+
+
+def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | None]:
+    """Training, test and validation images; None where no share is held out for those."""
+    folder = folder_of(store, data, data.digest)
+    if not data.digest or not store.whole(folder, MARKER):
+        raise DataError(
+            f"{folder}: the images of {data.name!r} are not in the store; "
+            "`raykd run` puts them there where it can read the files"
+        )
+    reader = in_memory if data.stream is None else image_index
+    _, found = reader.opened(store, folder)
+    splits: Mapping[str, Pictures] = found
+    train, test, validation = splits["train"], splits.get("test"), None
+    if test is None:
+        train, test = _apart(train, data.holdout, "holdout", data.seed, keyed_random.HOLDOUT)
+    if data.validation is not None:
+        train, validation = _apart(
+            train, data.validation, "validation", data.seed, keyed_random.VALIDATION
+        )
+    if data.limit is not None:
+        if data.limit > len(train):
+            raise ConfigError(
+                f"run.data.limit: {data.limit} is more than the {len(train)} training samples"
+            )
+        train = train.take(stratified(train.targets, data.limit, data.seed, keyed_random.LIMIT))
+    return train, test, validation
+
+
+def _apart(
+    images: Pictures, share: float, field: str, seed: int, stream: int
+) -> tuple[Pictures, Pictures]:
+    """The images without a share of them, classes in proportion, and that share."""
+    count = round(share * len(images))
+    if not 0 < count < len(images):
+        raise ConfigError(
+            f"run.data.{field}: {share} of {len(images)} images is {count}, which leaves none to "
+            f"{'test' if field == 'holdout' else 'validate'} or none to train on"
+        )
+    held = stratified(images.targets, count, seed, stream)
+    keep = torch.ones(len(images), dtype=torch.bool)
+    keep[held] = False
+    return images.take(keep.nonzero().squeeze(1)), images.take(held)
+
+
+def folder_of(store: Store, data: Data, digest: str) -> Path:
+    """Where images lie in the store. Raises `ConfigError` for what cannot be a digest."""
+    if re.fullmatch(r"[0-9a-f]*", digest) is None:
+        raise ConfigError(f"run.data.digest: expected {DIGEST_DIGITS} hex digits, got {digest!r}")
+    if data.stream is None:
+        return in_memory.folder_of(store, digest, data.resize)
+    return image_index.folder_of(store, digest)

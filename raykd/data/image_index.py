@@ -1,0 +1,300 @@
+"""Encoded images as part of the store: read once, for what identifies them, and found again.
+
+    root/images/<digest>/   where each image lies, and images.json, which says below which root
+    root/images/stamps/     what was read of files that have not changed since
+
+The digest is of what the images are: the class names and, for each split, labels and bytes in their
+order. A folder, its tar shards and its Arrow shards have the same one, if their order is the same,
+and it does not matter whether they are decoded into memory, streamed or packed.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, ValidationError
+
+from raykd.core.errors import CacheCorrupt, DataError
+from raykd.core.record import Record
+from raykd.core.safe_names import is_below, text
+from raykd.data.packing.pack_sources import Readable, Stock, of_located
+from raykd.data.sources.byte_ranges import Located
+from raykd.data.sources.encoded import Encoded, index_names, read_index, write_index
+from raykd.data.sources.encoded_image import check
+from raykd.data.sources.raw_split import NAMED, check_any, check_filled, empty_classes, unusable
+from raykd.storage import arrow
+from raykd.storage.store import Store, read_json, write_json
+
+MARKER = "images.json"
+CONTENT_BYTES = 16  # of the BLAKE2b of an image's bytes
+DIGEST_DIGITS = 20
+STAMPS = 2  # the revision of what is read of files: it goes up where that changes
+_THREADS = 16  # that look at images
+_BYTES = "bytes:"  # before the hex digits of a path that is not UTF-8
+_SAY_SECONDS = 10.0
+
+Say = Callable[[str], None]
+MoreFaults = Callable[[Stock, Mapping[str, np.ndarray]], list[str]]  # of the rows of each split
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class Facts(Record):
+    """The content of images.json for encoded images."""
+
+    model_config = ConfigDict(extra="ignore")  # as a raykd before this one wrote it
+
+    digest: str
+    root: str  # of their files, as `_written` has it
+    names: tuple[str, ...]  # of the classes
+    splits: dict[str, dict[str, str]]  # checksums of each split's index files by their names
+
+    @property
+    def place(self) -> str:
+        """The path or URL of the root."""
+        if not self.root.startswith(_BYTES):
+            return self.root
+        try:
+            return os.fsdecode(bytes.fromhex(self.root.removeprefix(_BYTES)))
+        except ValueError:
+            return self.root
+
+
+def _written(root: str) -> str:
+    """A path as JSON can hold it: the bytes of one that is not UTF-8 are written out."""
+    return root if root == text(root) else _BYTES + os.fsencode(root).hex()
+
+
+class Taken(Record):
+    """A summary of one reading of all images."""
+
+    digest: str
+    counts: dict[str, int]  # of the images of each split that can be used
+    empty: tuple[str, ...] = ()  # classes without a training image
+    skipped: int = 0  # images that cannot be used
+    bad: tuple[str, ...] = ()  # why, for some of them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The contents of images, and which of them can be used."""
+
+    taken: Taken
+    rows: Mapping[str, np.ndarray]  # int64 [n] of each split, rising
+
+
+def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
+    """A record that a file of the store holds. Raises `CacheCorrupt`, naming the file."""
+    value = read_json(path)
+    try:
+        return kind.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join([*(str(part) for part in first["loc"][:1]), first["msg"]])
+        raise CacheCorrupt(
+            f"{path}: is not what raykd writes there ({what}); remove it and run again"
+        ) from error
+
+
+def content(data: bytes) -> bytes:
+    """What identifies the bytes of an image."""
+    return hashlib.blake2b(data, digest_size=CONTENT_BYTES).digest()
+
+
+def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """20 hex digits of class names, labels int64 [N] and contents uint8 [N, 16] of each split."""
+    hasher = hashlib.sha256(json.dumps(["encoded", *names]).encode())
+    for split, (labels, contents) in sorted(splits.items()):
+        hasher.update(f"{split} {len(labels)}".encode())
+        hasher.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+        hasher.update(np.ascontiguousarray(contents).tobytes())
+    return hasher.hexdigest()[:DIGEST_DIGITS]
+
+
+def known(store: Store, name: str, found: Located | Stock, *, skip_bad: bool) -> Taken | None:
+    """The summary of an earlier reading of files that have not changed; None without one."""
+    if isinstance(found, Located) and found.digest:
+        counts = {split: len(labels) for split, (_, labels) in found.splits.items()}
+        empty = empty_classes(found.names, found.splits["train"][1])
+        return Taken(digest=found.digest, counts=counts, empty=tuple(empty))
+    path = _stamp(store, name, found, skip_bad=skip_bad)
+    return read_record(Taken, path) if found.stamp and path.is_file() else None
+
+
+def remember(
+    store: Store, name: str, found: Located | Stock, taken: Taken, *, skip_bad: bool
+) -> None:
+    """Keep what was seen of files, for as long as they are as they are."""
+    if found.stamp:
+        write_json(_stamp(store, name, found, skip_bad=skip_bad), taken.plain())
+
+
+def is_at(store: Store, folder: Path, found: Located) -> bool:
+    """Whether an index in the store is of these files, and not of others with the same images."""
+    return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).place == root_of(
+        found
+    )
+
+
+def root_of(found: Located) -> str:
+    """Where the files of located images lie."""
+    ranges, _ = next(iter(found.splits.values()))
+    return ranges.files.root
+
+
+def _stamp(store: Store, name: str, found: Located | Stock, *, skip_bad: bool) -> Path:
+    place = root_of(found) if isinstance(found, Located) else name
+    seen = json.dumps([STAMPS, place, skip_bad, found.stamp])
+    key = hashlib.sha256(seen.encode())
+    return store.root / "images" / "stamps" / key.hexdigest()[:20]
+
+
+def read_through(
+    found: Located | Stock, say: Say, *, skip_bad: bool, more: MoreFaults | None = None
+) -> Reading:
+    """Read every image once, for what identifies it.
+
+    Raises `DataError` that names those that cannot be images, all of them at once, together with
+    what is wrong with `more` of them. With `skip_bad` they are left out.
+    """
+    stock = of_located(found) if isinstance(found, Located) else found
+    rows: dict[str, np.ndarray] = {}
+    contents: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    faults: list[str] = []
+    for split, (images, labels) in stock.splits.items():
+        codes, bad = _read_split(split, images, say)
+        faults += bad.values()
+        good = np.ones(len(labels), dtype=bool)
+        good[[*bad]] = False
+        rows[split] = np.flatnonzero(good)
+        contents[split] = (labels[good], codes[good])
+    if faults and not skip_bad:
+        faults += more(stock, rows) if more is not None else []
+        raise unusable(faults, len(faults))
+    for split, own in rows.items():
+        check_any(split, len(own))
+    check_filled(stock.names, contents["train"][0], stock.about)
+    taken = Taken(
+        digest=digest_of(stock.names, contents),
+        counts={split: len(own) for split, own in rows.items()},
+        empty=tuple(empty_classes(stock.names, contents["train"][0])),
+        skipped=len(faults),
+        bad=tuple(faults[:NAMED]),
+    )
+    return Reading(taken, rows)
+
+
+def read_again(found: Located | Stock, taken: Taken, say: Say, *, skip_bad: bool) -> Reading:
+    """Which images of files that were read before can be used; read only where some cannot."""
+    if taken.skipped:
+        return read_through(found, say, skip_bad=skip_bad)
+    rows = {split: np.arange(len(labels)) for split, (_, labels) in found.splits.items()}
+    return Reading(taken, rows)
+
+
+def write(store: Store, found: Located, reading: Reading) -> str:
+    """Write where images lie into the store, for those that can be used; returns their digest."""
+    digest = reading.taken.digest
+    folder, checksums = folder_of(store, digest), {}
+    for split, (ranges, labels) in found.splits.items():
+        rows = reading.rows[split]
+        own = ranges.take(torch.from_numpy(rows))
+        checksums[split] = write_index(folder, split, own, torch.from_numpy(labels[rows]))
+    facts = Facts(digest=digest, root=_written(root_of(found)), names=found.names, splits=checksums)
+    write_json(folder / MARKER, facts.plain())
+    return digest
+
+
+def folder_of(store: Store, digest: str) -> Path:
+    """Where the store says of encoded images where they lie."""
+    return store.root / "images" / digest
+
+
+@functools.lru_cache(maxsize=64)
+def whole(path: Path, checksum: str) -> Path:
+    """The path, once its bytes are seen to be as they were written; looked at once a process."""
+    if not path.is_file() or arrow.file_checksum(path) != checksum:
+        raise CacheCorrupt(
+            f"{path}: the file is missing or was altered; remove {path.parent} and run again"
+        )
+    return path
+
+
+def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Encoded]]:
+    """The splits of encoded images whose index lies in a folder of the store, and their facts."""
+    facts, splits = read_record(Facts, folder / MARKER), {}
+    check_place(folder, facts.digest, facts.splits)
+    for split, checksums in facts.splits.items():
+        if set(checksums) != set(index_names(split)):
+            raise CacheCorrupt(
+                f"{folder / MARKER}: the index of {split!r} lies in {sorted(checksums)}; remove "
+                f"{folder} and run again"
+            )
+        for name, checksum in checksums.items():
+            whole(store.pull(folder / name), checksum)
+        splits[split] = read_index(folder, split, facts.place, facts.names)
+        check_labels(folder, splits[split].targets, facts.names)
+    return facts, splits
+
+
+def check_place(folder: Path, digest: str, splits: Mapping[str, object]) -> None:
+    """Raise `CacheCorrupt` where a folder of images is of others, or has splits of other names."""
+    if folder.name.partition("-")[0] != digest:
+        raise CacheCorrupt(
+            f"{folder / MARKER}: is of the images {digest!r}; remove {folder} and run again"
+        )
+    if "train" not in splits or not all(is_below(split) and "/" not in split for split in splits):
+        raise CacheCorrupt(
+            f"{folder / MARKER}: the splits are called {sorted(splits)}; remove {folder} and run "
+            "again"
+        )
+
+
+def check_labels(folder: Path, labels: torch.Tensor, names: Sequence[str]) -> None:
+    """Raise `CacheCorrupt` where labels int64 [N] are of other classes than the names."""
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise CacheCorrupt(
+            f"{folder / MARKER}: names {len(names)} classes, but the labels beside it are of "
+            f"others; remove {folder} and run again"
+        )
+
+
+def _read_split(split: str, images: Readable, say: Say) -> tuple[np.ndarray, dict[int, str]]:
+    """Contents uint8 [N, 16] of a split's images, and by row why some cannot be images."""
+    codes = np.zeros((len(images), CONTENT_BYTES), dtype=np.uint8)
+    bad: dict[int, str] = {}
+
+    def look(row: int, data: bytes | DataError) -> int:
+        if isinstance(data, DataError):
+            bad[row] = str(data)
+            return 0
+        try:
+            check(data, images.origin(row))
+        except DataError as error:
+            bad[row] = str(error)
+        codes[row] = np.frombuffer(content(data), dtype=np.uint8)
+        return len(data)
+
+    started = spoken = time.monotonic()
+    volume = done = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for block in images.blocks(0, len(images)):
+            volume += sum(pool.map(look, range(done, done + len(block)), block))
+            done += len(block)
+            now = time.monotonic()
+            if now - spoken > _SAY_SECONDS:
+                spoken, seconds = now, now - started
+                left = seconds / done * (len(images) - done) / 60
+                say(
+                    f"reading {split} images once: {done:,} of {len(images):,}, "
+                    f"{volume / seconds / 1e6:.0f} MB/s, about {left:.0f} min left"
+                )
+    return codes, dict(sorted(bad.items()))

@@ -1,0 +1,181 @@
+"""Images that are decoded once, into one array of the store per split, which workers map.
+
+    root/images/<digest>-<side>/   uint8 pixels and labels, brought to that many pixels a side
+    root/images/<digest>-original/ the same at the size that the images have
+
+Shapes: N images, H, W pixels.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raykd.core.errors import CacheCorrupt, DataError
+from raykd.core.record import Record
+from raykd.data.image_index import (
+    MARKER,
+    Reading,
+    Say,
+    check_labels,
+    check_place,
+    read_record,
+    whole,
+)
+from raykd.data.packing.pack_sources import Readable, Stock, of_located
+from raykd.data.sources.byte_ranges import Located
+from raykd.data.sources.decode import decode
+from raykd.data.sources.raw_split import NAMED, Samples, check_any, check_filled, numbered, unusable
+from raykd.storage import arrow
+from raykd.storage.store import Store, write_json
+
+Side = Annotated[int, Field(ge=1)]
+
+
+class Facts(Record):
+    """The content of images.json for decoded images."""
+
+    digest: str
+    names: tuple[str, ...]  # of the classes
+    size: tuple[Side, Side]  # (H, W)
+    splits: dict[str, str]  # the checksum of each split's file
+    counts: dict[str, int]  # of the images of each split
+    skipped: int = 0  # images that could not be decoded
+    bad: tuple[str, ...] = ()  # why, for some of them
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images and their labels."""
+
+    pixels: Tensor  # uint8 [N, H, W, 3]
+    targets: Tensor  # int64 [N]
+    names: tuple[str, ...]  # of the classes
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> "Images":
+        """The same images on `device`."""
+        return Images(self.pixels.to(device), self.targets.to(device), self.names)
+
+    def take(self, rows: Tensor) -> "Images":
+        """The images at `rows` (int64 [n]), renumbered from 0."""
+        return Images(self.pixels[rows], self.targets[rows], self.names)
+
+
+def folder_of(store: Store, digest: str, resize: int | None) -> Path:
+    """Where the store has images that were brought to a size."""
+    return store.root / "images" / f"{digest}-{resize or 'original'}"
+
+
+def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
+    """The splits of decoded images in a folder of the store, and their facts."""
+    facts, splits = read_record(Facts, folder / MARKER), {}
+    check_place(folder, facts.digest, facts.splits)
+    for split, checksum in facts.splits.items():
+        columns = arrow.read(whole(store.pull(folder / f"{split}.arrow"), checksum))
+        pixels, targets = columns["pixels"], columns["targets"]
+        if pixels[:1].numel() != facts.size[0] * facts.size[1] * 3:
+            raise CacheCorrupt(
+                f"{folder / MARKER}: the images beside it are not of {facts.size[0]} x "
+                f"{facts.size[1]} pixels; remove {folder} and run again"
+            )
+        check_labels(folder, targets, facts.names)
+        splits[split] = Images(pixels.view(-1, *facts.size, 3), targets, facts.names)
+    return facts, splits
+
+
+class _Chosen:
+    """The images of a split at some rows, which rise."""
+
+    def __init__(self, images: Readable, rows: np.ndarray) -> None:
+        self._images = images
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[bytes | DataError]:
+        wanted, row = set(self._rows.tolist()), 0
+        for block in self._images.blocks(0, len(self._images)):
+            for image in block:
+                if row in wanted:
+                    yield image
+                row += 1
+
+
+def _samples(stock: Stock, split: str, rows: np.ndarray) -> Samples:
+    images, labels = stock.splits[split]
+    return Samples(_Chosen(images, rows), labels[rows], lambda row: images.origin(int(rows[row])))
+
+
+def undecodable(stock: Stock, rows: Mapping[str, np.ndarray]) -> list[str]:
+    """Why some images at the rows of each split cannot be decoded."""
+    faults: list[str] = []
+    for split, own in rows.items():
+        found: dict[int, str] = {}
+        decode(_samples(stock, split, own), 1, faults=found)
+        faults += found.values()
+    return faults
+
+
+def decode_into(
+    folder: Path,
+    found: Located | Stock,
+    reading: Reading,
+    resize: int | None,
+    say: Say,
+    *,
+    skip_bad: bool,
+) -> Facts:
+    """Decode every split into an Arrow file of the folder; the marker is written last.
+
+    Raises `DataError` that names all images that cannot be decoded; with `skip_bad` they are left
+    out.
+    """
+    stock = of_located(found) if isinstance(found, Located) else found
+    size: tuple[int, int] | None = None
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    faults: list[str] = []
+    for split, rows in reading.rows.items():
+        samples, bad = _samples(stock, split, rows), {}
+        pixels = decode(samples, resize, size, faults=bad)
+        size = size or ((pixels.shape[1], pixels.shape[2]) if pixels.size else None)
+        faults += bad.values()
+        arrays[split] = pixels, samples.labels
+        if bad:
+            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(samples.labels, [*bad])
+    if faults and not skip_bad:
+        raise unusable(faults, len(faults))
+    for split, (_, labels) in arrays.items():
+        check_any(split, len(labels))
+    check_filled(stock.names, arrays["train"][1], stock.about)
+    assert size is not None, "a dataset has a split"
+    volume = sum(pixels.nbytes for pixels, _ in arrays.values())
+    counts = {split: len(labels) for split, (_, labels) in arrays.items()}
+    images = numbered(sum(counts.values()), "decoded image")
+    say(f"writing {images}, {volume / 1e6:,.2f} MB, into {folder}")
+    checksums = {}
+    for split, (pixels, labels) in arrays.items():
+        columns = {
+            "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
+            "targets": torch.from_numpy(labels),
+        }
+        checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
+    facts = Facts(
+        digest=reading.taken.digest,
+        names=stock.names,
+        size=size,
+        splits=checksums,
+        counts=counts,
+        skipped=len(faults),
+        bad=tuple(faults[:NAMED]),
+    )
+    write_json(folder / MARKER, facts.plain())
+    return facts

@@ -1,0 +1,196 @@
+"""Normalised batches of the views of a dataset.
+
+Shapes: B batch, H, W pixels.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from raykd.core.types import Batch, Look
+from raykd.data.dataset import Data, Images, Pictures
+from raykd.data.loading.decode_workers import Decoding
+from raykd.data.loading.raw_batches import Frames, InMemory, Key, Shower, Wanted, Who
+from raykd.data.transforms.mixing import Mix, mixed_targets
+
+_GIVEN: Look = "given"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A look, and which of the wanted frames it is made of."""
+
+    look: Look
+    data: Data
+    own: int | None
+    partner: int | None
+
+
+def _what_is_wanted(looks: Mapping[Look, Data], size: int) -> tuple[Wanted, list[_Way]]:
+    """The ways in which samples and their partners are shown, each once, and how looks use them.
+
+    `size` is the number of rows.
+    """
+    own: dict[Data, int] = {}
+    partner: dict[Data, int] = {}
+    mix: Mix | None = None
+    ways = []
+    for look, data in looks.items():
+        plain = data.model_copy(update={"augment": data.augment.unmixed()})
+        mix = mix or data.augment.mix
+        alone, mixed = look == "partner", data.augment.mix is not None
+        ways.append(
+            _Way(
+                look,
+                data,
+                None if alone else own.setdefault(plain, len(own)),
+                partner.setdefault(plain, len(partner)) if alone or mixed else None,
+            )
+        )
+    return Wanted(tuple(own), tuple(partner), mix, size), ways
+
+
+class Views:
+    """Images, the recipe that says which pixels a view of them shows, and other looks at them."""
+
+    def __init__(
+        self,
+        images: Pictures,
+        data: Data,
+        looks: Mapping[Look, Data] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        decoders: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        """`looks` are those besides the given one; batches are made on `device`.
+
+        Decoded images lie there, too. Encoded ones are decoded by `decoders` processes that work
+        ahead, or here where there are none; with `skip_bad`, the next image is shown in place of
+        one that cannot be decoded.
+        """
+        self.data = data
+        self.looks = looks or {}
+        self.device = torch.device(device)
+        self._wanted, self._ways = _what_is_wanted({_GIVEN: data, **self.looks}, len(images))
+        if isinstance(images, Images):
+            images = images.to(self.device)
+            self._shower: Shower = InMemory(images)
+            self._targets = images.targets
+        else:
+            pin = self.device.type == "cuda"
+            self._shower = Decoding(images, decoders, skip_bad=skip_bad, pin=pin)
+            self._targets = images.targets.to(self.device)
+        self.images = images
+        self._decoders, self._skip_bad = decoders, skip_bad
+
+    def to(self, device: torch.device) -> "Views":
+        """The same views on another device."""
+        return Views(
+            self.images,
+            self.data,
+            self.looks,
+            device=device,
+            decoders=self._decoders,
+            skip_bad=self._skip_bad,
+        )
+
+    @property
+    def bad(self) -> int:
+        """How many images could not be decoded so far, in place of which others were shown."""
+        return len(self._shower.bad) if isinstance(self._shower, Decoding) else 0
+
+    def batch(self, ids: Tensor, view: int, epoch: int = 0) -> Batch:
+        """The samples `ids` (int64 [B]) as they look in one view."""
+        return next(self._batches([(ids, view)], epoch))
+
+    def batches(self, rows: Tensor, view: int, epoch: int) -> Iterator[Batch]:
+        """One batch per row of `rows` (int64 [steps, B])."""
+        yield from self._batches([(ids, view) for ids in self._moved(rows)], epoch)
+
+    def runs(self, rows: Tensor, size: int, view: int = 0) -> Iterator[Batch]:
+        """The samples `rows` (int64 [n]) in order, `size` at a time; the last may be fewer."""
+        yield from self._batches([(ids, view) for ids in self._moved(rows).split(size)], 0)
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        """Rows where the decoded images are; those of encoded ones stay on the CPU."""
+        if isinstance(self._shower, Decoding):
+            return rows.cpu()
+        return rows.to(self.device, non_blocking=True)
+
+    def _batches(self, keys: list[Key], epoch: int) -> Iterator[Batch]:
+        keys = [(self._moved(ids), view) for ids, view in keys]
+        frames = self._shower.show(keys, self._wanted)
+        if isinstance(self._shower, Decoding) and self.device.type == "cuda":
+            frames = _ahead(frames, self.device)
+        for (ids, view), shown in zip(keys, frames, strict=True):
+            yield self._assembled(ids.to(self.device, non_blocking=True), view, epoch, shown)
+
+    def _assembled(self, ids: Tensor, view: int, epoch: int, frames: Frames) -> Batch:
+        """The batch of some frames, with all looks at it."""
+        looks = {way.look: self._look(way, ids, view, epoch, frames) for way in self._ways}
+        given = looks.pop(_GIVEN)
+        return replace(given, looks=looks) if looks else given
+
+    def _look(self, way: _Way, ids: Tensor, view: int, epoch: int, frames: Frames) -> Batch:
+        """The samples as one look shows them."""
+        data, mix, weights = way.data, way.data.augment.mix, None
+        if way.own is None:
+            partners = self._mix().partners(ids, view, data.seed_of_views(), len(self.images))
+            pixels, targets = self._shown("partner", way.partner, frames)
+            return Batch(self._normalised(pixels), targets, partners, view, epoch)
+        pixels, targets = self._shown("own", way.own, frames)
+        if mix is not None:
+            other, theirs = self._shown("partner", way.partner, frames)
+            blend = mix.blend(pixels, other, ids, view, data.seed_of_views())
+            pixels, weights = blend.pixels, blend.weights
+            targets = mixed_targets(targets, theirs, weights, len(self.images.names))
+        return Batch(self._normalised(pixels), targets, ids, view, epoch, weights=weights)
+
+    def _mix(self) -> Mix:
+        mix = self._wanted.mix
+        assert mix is not None, "samples that are not mixed have no partners"
+        return mix
+
+    def _shown(self, who: Who, number: int | None, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 [B, H, W, 3] that are shown in a way, and their labels int64 [B]."""
+        assert number is not None
+        return frames.pixels[who, number], self._targets.index_select(0, frames.rows[who])
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """float32 [B, 3, H, W], channels last in memory, from grey levels [B, H, W, 3]."""
+        mean, std = self.data.mean, self.data.std
+        assert mean is not None and std is not None, "the recipe's data was never read"
+        batch, height, width, _ = pixels.shape
+        # A whole row of pixels at a time: a broadcast over 3 channels alone is four times slower.
+        offset, scale = (_row(values, width, pixels.device) for values in (mean, std))
+        rows = pixels.reshape(batch, height, width * 3).to(torch.float32)
+        normalised = rows.sub_(offset).div_(scale)
+        return normalised.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _row(values: tuple[float, float, float], width: int, device: torch.device) -> Tensor:
+    """Three channels' values in 0 to 1 as grey levels for a row of pixels: [3 width]."""
+    return torch.tensor(values, device=device).mul_(255).repeat(width)
+
+
+def _ahead(frames: Iterable[Frames], device: torch.device) -> Iterator[Frames]:
+    """The frames on a GPU, which copies the next ones while it works on these."""
+    copying = torch.cuda.Stream(device)
+    here: Frames | None = None
+    for following in frames:
+        with torch.cuda.stream(copying):
+            there = following.to(device)
+        if here is not None:
+            yield here
+        working = torch.cuda.current_stream(device)
+        working.wait_stream(copying)
+        for tensor in (*there.pixels.values(), *there.rows.values()):
+            tensor.record_stream(working)
+        here = there
+    if here is not None:
+        yield here

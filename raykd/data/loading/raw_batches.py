@@ -1,0 +1,108 @@
+"""The pixels of the views of a batch, before they are mixed and normalised: what a loader loads.
+
+Samples are shown themselves, and beside them what they are mixed with; each in as many ways as
+there are looks, a teacher with another resolution among them.
+
+Shapes: B batch, H, W pixels.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from raykd.data.dataset import Data
+from raykd.data.in_memory import Images
+from raykd.data.transforms.mixing import Mix
+
+Who = Literal["own", "partner"]
+Key = tuple[Tensor, int]  # ids int64 [B], view
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What is shown of one batch."""
+
+    pixels: Mapping[tuple[Who, int], Tensor]  # uint8 [B, H, W, 3], by who is shown and which way
+    rows: Mapping[Who, Tensor]  # int64 [B]: the samples that are shown, whose labels count
+    bad: tuple[int, ...] = ()  # rows whose image cannot be decoded, so that another is shown
+
+    def to(self, device: torch.device) -> "Frames":
+        """The same on `device`, without waiting for it."""
+
+        def moved(tensors: Mapping) -> dict:
+            return {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+
+        return Frames(moved(self.pixels), moved(self.rows), self.bad)
+
+    def share_memory(self) -> None:
+        """Move it to where other processes can read it. Raises RuntimeError where that is full."""
+        for tensor in (*self.pixels.values(), *self.rows.values()):
+            tensor.share_memory_()
+
+    def pin_memory(self) -> "Frames":
+        """The same in memory from which a GPU can copy by itself; called by torch's loader."""
+        pixels = {k: v.pin_memory() for k, v in self.pixels.items()}
+        return Frames(pixels, {k: v.pin_memory() for k, v in self.rows.items()}, self.bad)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which frames a batch is made of."""
+
+    own: tuple[Data, ...]  # the ways in which samples are shown
+    partner: tuple[Data, ...] = ()  # and those that they are mixed with
+    mix: Mix | None = None  # which says who those are
+    size: int = 0  # training rows, among which they are
+
+    def rows(self, key: Key) -> dict[Who, Tensor]:
+        """Who is asked for: int64 [B] each."""
+        ids, view = key
+        rows: dict[Who, Tensor] = {"own": ids} if self.own else {}
+        if self.partner:
+            assert self.mix is not None, "samples that are not mixed have no partners"
+            seed = self.partner[0].seed_of_views()
+            rows["partner"] = self.mix.partners(ids, view, seed, self.size)
+        return rows
+
+    def pixel_bytes(self) -> int:
+        """Bytes of all frames of one sample."""
+        streams = [data.stream for data in (*self.own, *self.partner)]
+        return sum(3 * stream.size**2 for stream in streams if stream is not None)
+
+    def ways(self, who: Who) -> tuple[Data, ...]:
+        """The ways in which those are shown."""
+        return self.own if who == "own" else self.partner
+
+
+class Shower(Protocol):
+    """Whoever has the images."""
+
+    def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
+        """The frames of some batches, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Decoded images, on the device where they lie."""
+
+    images: Images
+
+    def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
+        """The frames of some batches, in order."""
+        for key in keys:
+            rows = wanted.rows(key)
+            pixels: dict[tuple[Who, int], Tensor] = {
+                (who, number): self._shown(data, shown, key[1])
+                for who, shown in rows.items()
+                for number, data in enumerate(wanted.ways(who))
+            }
+            yield Frames(pixels, rows)
+
+    def _shown(self, data: Data, rows: Tensor, view: int) -> Tensor:
+        """The augmented pixels of samples, uint8 [B, H, W, 3]."""
+        pixels = self.images.pixels.index_select(0, rows)
+        return data.augment.apply(pixels, rows, view, data.seed_of_views())

@@ -1,0 +1,149 @@
+"""From labels as they are written, integers or texts, to the numbers of classes.
+
+One rule holds for a whole dataset, all its files and splits: where any label is an integer, a
+label is the number of its class, also one that is the text of an integer; otherwise labels are
+names.
+
+Shapes: N images.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raykd.core.errors import DataError
+from raykd.data.sources.foreign_text import is_text, shown
+
+Label = Any  # as a file has it: an integer or a text, or what is refused
+Origin = Callable[[int], str]  # where a row lies, for people
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_NAMED = 20  # classes, at most, that a message lists
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct names of classes: by number where all are integers, else as texts."""
+    distinct = {*names}
+    if all(map(_INTEGER.fullmatch, distinct)):
+        return tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    return tuple(sorted(distinct))
+
+
+def declared_names(value: Any, place: str) -> tuple[str, ...]:
+    """Class names that a JSON value declares: a list, {number: name} or {name: number}.
+
+    Raises `DataError`, beginning with `place`, for another value.
+    """
+    names: Any = value
+    if isinstance(value, dict):
+        if all(type(number) is int for number in value.values()):
+            value = {str(number): name for name, number in value.items()}
+        names = [value.get(str(number)) for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(map(is_text, names)):
+        raise DataError(
+            f"{place}: expected a list of class names, or numbers from 0 and names, found "
+            f"{shown(value)}"
+        )
+    return tuple(names)
+
+
+def numbered(
+    splits: Mapping[str, tuple[Sequence[Label], Origin]], names: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The class names of a dataset and, for each split, the class of every label, int64 [N].
+
+    `names` are those that the dataset declares; otherwise training labels tell them: texts in
+    their order, or numbers up to the largest. Raises `DataError`, naming the row, for a label
+    that is no class, and where some labels are integers and others are not.
+    """
+    kinds = _Kinds(splits)
+    if kinds.integer is None:
+        names = names or in_order(splits["train"][0])
+        numbers = {name: number for number, name in enumerate(names)}
+    else:
+        numbers = {text: kinds.number(text, names) for text in kinds.texts}
+        names = names or _counted(*splits["train"], numbers)
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    columns = {}
+    for split, (labels, origin) in splits.items():
+        column = columns[split] = np.empty(len(labels), dtype=np.int64)
+        for row, label in enumerate(labels):
+            number = numbers.get(label) if isinstance(label, str) else int(label)
+            if number is None or label in twice:
+                why = "names two classes" if label in twice else "is no class"
+                raise DataError(f"{origin(row)}: label {shown(label)} {why}; {_there_are(names)}")
+            if not 0 <= number < len(names):
+                hint = "; -1 often marks images whose class is unknown" if number == -1 else ""
+                raise DataError(
+                    f"{origin(row)}: label {shown(label)} is out of range; the {len(names)} "
+                    f"classes are numbered from 0{hint}"
+                )
+            column[row] = number
+    return names, columns
+
+
+class _Kinds:
+    """The kinds of labels in a dataset, with the first row of each."""
+
+    def __init__(self, splits: Mapping[str, tuple[Sequence[Label], Origin]]) -> None:
+        self._origins = [origin for _, origin in splits.values()]
+        self.integer: tuple[int, int] | None = None  # split and row of the first integer
+        self.texts: dict[str, tuple[int, int]] = {}  # of the first row of each text
+        for split, (labels, origin) in enumerate(splits.values()):
+            for row, label in enumerate(labels):
+                if isinstance(label, int):
+                    self.integer = self.integer or (split, row)
+                elif is_text(label):
+                    self.texts.setdefault(label, (split, row))
+                else:
+                    raise DataError(
+                        f"{origin(row)}: label {shown(label)} is no class; expected integers or "
+                        "strings"
+                    )
+
+    def number(self, text: str, names: tuple[str, ...]) -> int:
+        """The class of a text in a dataset that has integers, too."""
+        by_name = names.index(text) if text in names else None
+        by_number = int(text) if _INTEGER.fullmatch(text) else None
+        if by_name is None or by_number is None or by_name == by_number:
+            number = by_name if by_number is None else by_number
+            if number is not None:
+                return number
+        assert self.integer is not None
+        first, second = sorted([self.integer, self.texts[text]])
+        kinds = ("an integer", f"the text {shown(text)}")
+        earlier, later = kinds if first == self.integer else kinds[::-1]
+        raise DataError(
+            f"{self._place(second)}: the label is {later}, but that of {self._place(first)} is "
+            f"{earlier}; write all labels as integers, or all as texts"
+        )
+
+    def _place(self, where: tuple[int, int]) -> str:
+        return self._origins[where[0]](where[1])
+
+
+def _counted(
+    labels: Sequence[Label], origin: Origin, numbers: Mapping[str, int]
+) -> tuple[str, ...]:
+    """The numbers from 0 to the largest training label, as names."""
+    largest, row = max(
+        (
+            (numbers[label] if isinstance(label, str) else int(label), row)
+            for row, label in enumerate(labels)
+        ),
+        default=(-1, 0),
+        key=lambda pair: pair[0],
+    )
+    if largest >= len(labels):
+        raise DataError(
+            f"{origin(row)}: label {shown(largest)} is out of range; "
+            f"{len(labels)} rows cannot fill the classes from 0 to that"
+        )
+    return tuple(str(number) for number in range(largest + 1))
+
+
+def _there_are(names: tuple[str, ...]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > _NAMED else ""
+    return f"there are {', '.join(names[:_NAMED])}{more}"

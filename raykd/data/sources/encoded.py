@@ -1,0 +1,157 @@
+"""Images that stay encoded: where each one lies, and its bytes when its turn comes.
+
+An image is a range of bytes of a file: a whole file of a folder, a member of a tar shard, a value
+of an Arrow shard. The ranges are columns of a memory-mapped index, so a worker's memory does not
+grow with the number of images, nor with epochs.
+
+Shapes: N images, B batch.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raykd.core.errors import DataError
+from raykd.data.sources.files import Files
+from raykd.storage import arrow
+
+_REMOTE_READS = 16  # at a time, each of which waits for the network
+
+
+class Names:
+    """Many short texts in two flat arrays."""
+
+    def __init__(self, text: Tensor, stops: Tensor) -> None:
+        """`text` is uint8 [characters], `stops` int64 [n], where each of them ends."""
+        self._text = text
+        self._stops = stops
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Names":
+        """The same texts."""
+        encoded = [os.fsencode(name) for name in names]
+        text = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+        stops = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(torch.from_numpy(text), torch.from_numpy(stops))
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    def __getitem__(self, number: int) -> str:
+        start = int(self._stops[number - 1]) if number else 0
+        return os.fsdecode(self._text[start : int(self._stops[number])].numpy().tobytes())
+
+    def columns(self) -> dict[str, Tensor]:
+        """The two arrays."""
+        return {"text": self._text, "stops": self._stops}
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The bytes of some images, in files below one root."""
+
+    files: Files
+    names: Names  # of the files, below the root
+    file: Tensor  # int64 [N], a place in `names`
+    offset: Tensor  # int64 [N], in bytes
+    length: Tensor  # int64 [N], in bytes
+    lacking: Mapping[int, DataError] = field(default_factory=dict)  # images that lie nowhere
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for row in range(len(self)):
+            yield self.read(row)
+
+    def origin(self, row: int) -> str:
+        """Where an image lies, for people."""
+        name = self.files.describe(self.names[int(self.file[row])])
+        offset = int(self.offset[row])
+        return f"{name}, byte {offset}" if offset else name
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one image. Raises `DataError`, naming the file, where they are not there."""
+        if row in self.lacking:
+            raise self.lacking[row]
+        name, length = self.names[int(self.file[row])], int(self.length[row])
+        data = self.files.read(name, int(self.offset[row]), length)
+        if len(data) != length:
+            raise DataError(
+                f"{self.origin(row)}: expected {length} bytes, found {len(data)}; the file has "
+                "changed since it was read first; restore it, or run again with the new one"
+            )
+        return data
+
+    def attempt(self, row: int) -> bytes | DataError:
+        """The bytes of one image, or why they are not there."""
+        try:
+            return self.read(row)
+        except DataError as error:
+            return error
+
+    def read_all(self, rows: Sequence[int]) -> list[bytes]:
+        """The bytes of some images; from a remote file system many at a time."""
+        if not self.files.remote:
+            return [self.read(row) for row in rows]
+        with ThreadPoolExecutor(_REMOTE_READS) as pool:
+            return list(pool.map(self.read, rows))
+
+    def take(self, rows: Tensor) -> "Ranges":
+        """The images at `rows` (int64 [n]), renumbered from 0."""
+        columns = {name: getattr(self, name)[rows] for name in ("file", "offset", "length")}
+        places = {int(row): place for place, row in enumerate(rows)} if self.lacking else {}
+        lacking = {places[row]: error for row, error in self.lacking.items() if row in places}
+        return replace(self, **columns, lacking=lacking)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded images and their labels: what `Images` is to decoded ones."""
+
+    ranges: Ranges
+    targets: Tensor  # int64 [N]
+    names: tuple[str, ...]  # of the classes
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def index_bytes(self) -> int:
+        """Bytes of the index, which every process that decodes has in shared memory."""
+        ranges = self.ranges
+        columns = (ranges.file, ranges.offset, ranges.length, self.targets)
+        return sum(one.nbytes for one in (*columns, *ranges.names.columns().values()))
+
+    def take(self, rows: Tensor) -> "Encoded":
+        """The images at `rows` (int64 [n]), renumbered from 0."""
+        return Encoded(self.ranges.take(rows), self.targets[rows], self.names)
+
+
+def write_index(folder: Path, split: str, ranges: Ranges, targets: Tensor) -> dict[str, str]:
+    """Write where a split's images lie; the checksums of the files by their names."""
+    rows = {"file": ranges.file, "offset": ranges.offset, "length": ranges.length}
+    tables = {"index": rows | {"targets": targets}}
+    tables |= {name: {name: column} for name, column in ranges.names.columns().items()}
+    names = {f"{split}-{table}.arrow": columns for table, columns in tables.items()}
+    return {name: arrow.write(folder / name, columns) for name, columns in names.items()}
+
+
+def index_names(split: str) -> list[str]:
+    """The names of the files that `write_index` writes of a split."""
+    return [f"{split}-{table}.arrow" for table in ("index", "text", "stops")]
+
+
+def read_index(folder: Path, split: str, root: str, names: tuple[str, ...]) -> Encoded:
+    """The encoded images of a split whose index lies in `folder` and whose files below `root`."""
+    columns: dict[str, Any] = arrow.read(folder / f"{split}-index.arrow")
+    targets = columns.pop("targets")
+    parts = {part: arrow.read(folder / f"{split}-{part}.arrow")[part] for part in ("text", "stops")}
+    files = Names(**parts)
+    return Encoded(Ranges(Files.at(root), files, **columns), targets, names)

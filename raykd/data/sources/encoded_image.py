@@ -1,0 +1,105 @@
+"""One encoded image: its size, which is known before its pixels, and its pixels.
+
+Pillow reads every header, so that its rules hold for all: the limit of pixels, the formats, the
+orientation. The pixels of an upright JPEG file then come from simplejpeg, which takes two thirds of
+Pillow's time and gives the same; what it does not take (damaged files) goes through Pillow, too.
+
+Shapes: H, W pixels.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from raykd.core.errors import DataError
+from raykd.data.sources.decode import decoded, opened, refusing
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform
+    simplejpeg = None
+
+_UPRIGHT = 1  # in EXIF's numbers
+_SMALLEST_STEP = 2  # by which a JPEG file is scaled down while it is decoded
+
+
+class Picture:
+    """An encoded image whose header was read, and which is decoded once its pixels are wanted."""
+
+    __slots__ = ("_decode", "_decoded", "height", "width")
+
+    def __init__(
+        self, height: int, width: int, decode: Callable[[tuple[int, int] | None], np.ndarray]
+    ) -> None:
+        self.height = height
+        self.width = width
+        self._decode = decode
+        self._decoded: tuple[tuple[int, int] | None, np.ndarray] | None = None
+
+    def shrinks(self, at_least: tuple[int, int]) -> bool:
+        """Whether a JPEG file is scaled down where no more than `at_least` (H, W) is wanted."""
+        sides = (self.height, self.width)
+        return all(
+            _SMALLEST_STEP * least <= side + 1 for least, side in zip(at_least, sides, strict=True)
+        )
+
+    def pixels(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """The image as uint8 [H, W, 3].
+
+        With `at_least` (H, W), a JPEG file is scaled down by 2 to 8 as it is decoded, as far as
+        both sides stay that long: faster, and not quite the pixels of a later resize. The last
+        answer is remembered. Raises `DataError` where the image is damaged.
+        """
+        if self._decoded is None or self._decoded[0] != at_least:
+            self._decoded = (at_least, self._decode(at_least))
+        return self._decoded[1]
+
+
+def look_at(data: bytes, origin: str) -> Picture:
+    """An encoded image. Raises `DataError`, naming its `origin`, where it is none.
+
+    A JPEG file may turn out to be damaged only when it is decoded, which raises the same.
+    """
+    image = opened(data, origin)
+    if simplejpeg is not None and _is_plain_jpeg(image):
+        return Picture(
+            image.height, image.width, functools.partial(_jpeg, data, origin, image.size)
+        )
+    pixels = decoded(data, origin)
+    return Picture(pixels.shape[0], pixels.shape[1], lambda least: pixels)
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """True where Pillow would show a JPEG file's own pixels, not turned or converted from CMYK."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return False
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) == _UPRIGHT
+    except Exception:  # EXIF that cannot be read: Pillow has the word about it
+        return False
+
+
+def _jpeg(
+    data: bytes, origin: str, size: tuple[int, int], at_least: tuple[int, int] | None
+) -> np.ndarray:
+    """The pixels of a JPEG file of `size` (W, H); Pillow has the last word where it is damaged."""
+    least = at_least or (0, 0)
+    with refusing(origin, size):
+        try:
+            pixels = simplejpeg.decode_jpeg(  # pyright: ignore[reportOptionalMemberAccess]
+                data, "RGB", min_height=least[0], min_width=least[1], min_factor=_SMALLEST_STEP
+            )
+        except ValueError:
+            pixels = None
+    if pixels is None or (at_least is None and pixels.shape[:2] != size[::-1]):
+        return decoded(data, origin)
+    return pixels
+
+
+def check(data: bytes, origin: str) -> None:
+    """Raise `DataError` where the start of an image says that it cannot be one."""
+    if not data:
+        raise DataError(f"{origin}: the file is empty; replace or remove it")
+    look_at(data, origin)

@@ -1,0 +1,242 @@
+"""Image files in one folder per class: which of them count, of which class, and in which order.
+
+There is one such reading, for images that are decoded into memory, streamed or packed, on this
+machine and at a URL.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from raykd.core.errors import DataError
+from raykd.core.safe_names import printable, text
+from raykd.data.sources.class_labels import in_order
+from raykd.data.sources.encoded import Names, Ranges
+from raykd.data.sources.files import Entry, Files
+from raykd.data.sources.formats import SUFFIXES, is_image, suffix
+from raykd.data.sources.raw_split import About, Samples
+from raykd.data.sources.split_names import SPLITS
+
+_LOOSE = "images in no class folder"
+_NO_FILE = "links to nothing, pipes and devices"
+_LAYOUT = "one folder of images per class, at the top or in train and test (or val)"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files below a root, by what they are called."""
+
+    files: Files
+    images: tuple[Entry, ...]  # in the order of folders and names
+    folders: frozenset[str]  # on this machine with those that are empty
+    unread: Mapping[str, int]  # files that are no images, by suffix or kind
+
+    @classmethod
+    def of(cls, files: Files) -> "Tree":
+        """The files below a root. Raises `DataError` where it is no folder."""
+        if files.remote is None and not Path(files.root).is_dir():
+            there = Path(files.root).exists()
+            raise DataError(
+                f"{files.describe('')}: "
+                + (f"expected a folder with {_LAYOUT}" if there else "there is no such folder")
+            )
+        listing = files.listing()
+        folders = {*listing.folders}
+        images = tuple(entry for entry in listing.entries if is_image(entry.name))
+        others = (e.name for e in listing.entries if not is_image(e.name))
+        unread = Counter(suffix(name) or "no suffix" for name in others)
+        if listing.others:
+            unread[_NO_FILE] = len(listing.others)
+        for folder in {entry.name.rpartition("/")[0] for entry in images} - folders:
+            while folder:  # a URL names files alone
+                folders.add(folder)
+                folder = folder.rpartition("/")[0]
+        return cls(files, images, frozenset(folders), unread)
+
+    @property
+    def stamp(self) -> str:
+        """A text that changes when image files do."""
+        return repr([*self.images])
+
+    def inside(self, start: str) -> list[str]:
+        """The names of the folders directly below a start, which is empty or ends with a slash."""
+        below = (name[len(start) :] for name in self.folders if name.startswith(start))
+        return sorted(name for name in below if "/" not in name)
+
+    def by_class(self, start: str) -> dict[str, list[Entry]]:
+        """The images below a start by the class folder that they lie in, however deep.
+
+        Raises `DataError` for a class folder without images; at a URL there is none.
+        """
+        classes: dict[str, list[Entry]] = {name: [] for name in self.inside(start)}
+        for entry in self.images:
+            name, slash, _ = entry.name.removeprefix(start).partition("/")
+            if slash and entry.name.startswith(start):
+                classes[name].append(entry)
+        for name, entries in classes.items():
+            if not entries:
+                raise DataError(
+                    f"{self.files.describe(start + name)}: the class folder holds no image "
+                    f"({', '.join(SUFFIXES)}); fill it or remove it"
+                )
+        return classes
+
+    def samples(self, starts: Iterable[str], names: Sequence[str]) -> Samples:
+        """The images below some starts in the order of start, class and file.
+
+        `names` are those of class folders in the order of their labels; one that is not there has
+        no images.
+        """
+        entries: list[Entry] = []
+        labels: list[int] = []
+        for start in starts:
+            classes = self.by_class(start)
+            for label, name in enumerate(names):
+                entries += classes.get(name, [])
+                labels += [label] * len(classes.get(name, []))
+        return labelled(self.files, entries, labels)
+
+
+class Layout(NamedTuple):
+    """Where in a tree the splits of a dataset lie, and what its classes are called."""
+
+    starts: Mapping[str, str]  # of "train", and of "test" where there is one
+    folders: tuple[str, ...]  # of the classes, in the order of their labels
+    about: About
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(map(text, self.folders))
+
+
+def layout(tree: Tree) -> Layout:
+    """The splits and classes of a tree of images.
+
+    Words for splits are known in any letters; test images come from a folder `test`, or else from
+    one of validation images. Raises `DataError` where a tree is of another layout.
+    """
+    place = tree.files.describe("")
+    if not tree.images:
+        raise DataError(f"{place}: expected {_LAYOUT}, found no image ({', '.join(SUFFIXES)})")
+    # A folder is that of a split where it holds folders; a class may be called `train`, too.
+    tops = [name for name in tree.inside("") if tree.inside(f"{name}/")]
+    training = [name for name in tops if name.lower() in SPLITS["train"]]
+    if len(training) > 1:
+        raise DataError(
+            f"{place}: {_list(training)} are both folders of training images; keep one of them"
+        )
+    starts = {"train": f"{training[0]}/" if training else ""}
+    words = [*SPLITS["test"], *SPLITS["val"]]
+    others = [name for name in tree.inside("") if name.lower() in words]
+    if training and others:
+        # One without folders has no labels, as the test images of competitions.
+        chosen = min(others, key=lambda name: (name not in tops, words.index(name.lower()), name))
+        starts["test"] = f"{chosen}/"
+    classes = {split: tree.by_class(start) for split, start in starts.items()}
+    _check(tree, starts, classes)
+    folders = in_order(classes["train"])
+    about = About(test=starts.get("test", ""), unread=_unread(tree, starts))
+    return Layout(starts, folders, about)
+
+
+def _check(
+    tree: Tree, starts: Mapping[str, str], classes: Mapping[str, Mapping[str, Sequence[Entry]]]
+) -> None:
+    """Raise `DataError` where the folders of the splits are not those of classes."""
+    for split, start in starts.items():
+        if not classes[split]:
+            place = tree.files.describe(start.rstrip("/"))
+            raise DataError(f"{place}: expected one folder of images per class, found no folder")
+    start, names = starts["train"], list(classes["train"])
+    place = tree.files.describe(start.rstrip("/"))
+    words = {word for split in SPLITS.values() for word in split}
+    if words.issuperset(name.lower() for name in names):
+        raise DataError(
+            f"{place}: the only folders of images are {_list(names)}, which are words for splits; "
+            f"expected {_LAYOUT}"
+        )
+    like = {name: split for name in names if (split := _split_in(name))}
+    flat = [
+        entry.name
+        for name in like
+        for entry in classes["train"][name]
+        if "/" not in entry.name[len(f"{start}{name}/") :]
+    ]
+    if not flat and {"train", "test"} <= set(like.values()):
+        raise DataError(
+            f"{place}: the folders {_list([*like])} look like splits; rename them to train and "
+            "test, each with one folder of images per class"
+        )
+    if len(names) == 1:
+        inner = tree.inside(f"{start}{names[0]}/")
+        holds = f"; {printable(names[0])} holds the folders {_list(inner)}" if inner else ""
+        if inner and not start:
+            holds += f", so give data.path={tree.files.describe(names[0])}"
+        raise DataError(
+            f"{place}: all images are of one class, {printable(names[0])}, which leaves nothing to "
+            f"tell apart; expected {_LAYOUT}{holds}"
+        )
+    strange = [name for name in classes.get("test", ()) if name not in classes["train"]]
+    if strange:
+        folder = tree.files.describe(starts["test"] + strange[0])
+        raise DataError(f"{folder}: no class of this name is in {place}")
+
+
+def _split_in(name: str) -> str:
+    """The split that a word of a folder's name speaks of: train or test, which may be val."""
+    for word in re.findall("[a-z]+", name.lower()):
+        for split, words in SPLITS.items():
+            if word in words:
+                return "train" if split == "train" else "test"
+    return ""
+
+
+def _unread(tree: Tree, starts: Mapping[str, str]) -> dict[str, int]:
+    """The files that are no image of a split, by suffix, kind or folder."""
+    unread = Counter(tree.unread)
+    for entry in tree.images:
+        own = [start for start in starts.values() if entry.name.startswith(start)]
+        if not own:
+            top, slash, _ = entry.name.partition("/")
+            unread[f"in {top}/" if slash else _LOOSE] += 1
+        elif "/" not in entry.name[len(own[0]) :]:
+            unread[_LOOSE] += 1
+    return dict(unread)
+
+
+def check_classes(tree: Tree, start: str, names: Sequence[str], origin: str) -> None:
+    """Raise `DataError` where the class folders below a start are not those that `origin` names."""
+    there = tree.inside(start)
+    for name in names:
+        if name not in there:
+            raise DataError(
+                f"{tree.files.describe(start + name)}: there is no such folder, but {origin} has "
+                "this class"
+            )
+    strange = sorted({*there} - {*names})
+    if strange:
+        raise DataError(
+            f"{tree.files.describe(start + strange[0])}: {origin} has no class of this name"
+        )
+
+
+def labelled(files: Files, entries: Sequence[Entry], labels: Sequence[int]) -> Samples:
+    """Images that are a file each, in the given order."""
+    lengths = torch.tensor([entry.size for entry in entries], dtype=torch.int64)
+    names = Names.of([entry.name for entry in entries])
+    zeros = torch.zeros(len(entries), dtype=torch.int64)
+    ranges = Ranges(files, names, torch.arange(len(entries)), zeros, lengths)
+    return Samples(ranges, np.asarray(labels, dtype=np.int64), ranges.origin)
+
+
+def _list(names: Sequence[str], most: int = 5) -> str:
+    """Names for people, the first ones of many."""
+    shown = [printable(name) for name in names[:most]]
+    return ", ".join([*shown, "..."] if len(names) > most else shown)

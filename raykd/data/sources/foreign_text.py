@@ -1,0 +1,55 @@
+"""Text and JSON that other programs wrote: read, or refused with a sentence."""
+
+import json
+from typing import Any
+
+from raykd.core.errors import DataError
+
+_SHOWN = 60  # characters of a value that are repeated in a message, at most
+
+
+def text(data: bytes, place: str) -> str:
+    """The text of UTF-8 bytes, without a byte order mark.
+
+    Raises `DataError`, beginning with `place`, for bytes in another encoding.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: cannot be read as text, expected UTF-8 ({error}); save it as UTF-8"
+        ) from error
+
+
+def value(data: bytes, place: str) -> Any:
+    """The value that a JSON text writes. Raises `DataError`, beginning with `place`."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        why, cause = "too many brackets within each other", error
+    except ValueError as error:
+        why, cause = str(error), error
+    raise DataError(f"{place}: cannot be read as JSON ({why})") from cause
+
+
+def shown(anything: object) -> str:
+    """A value as messages have it, cut where it is long."""
+    try:
+        written = repr(anything)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very large {type(anything).__name__}"
+    return written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."
+
+
+def is_text(anything: object) -> bool:
+    """True for a text that can be encoded, also one that stands for bytes of a file's name.
+
+    JSON can write halves of characters, which are no text.
+    """
+    if not isinstance(anything, str):
+        return False
+    try:
+        anything.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True

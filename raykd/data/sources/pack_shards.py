@@ -1,0 +1,289 @@
+"""A pack: encoded images and their labels in Arrow files, and where in them each image lies.
+
+    train-00012-<checksum>.arrow   a shard: columns `image` (large_binary) and `label` (int64)
+    train-index.arrow              shard, offset and length of every image, and its label
+    train-{text,stops}.arrow       the names of the shards, as `encoded.Names` has them
+    pack.json                      what there is, written last
+    plan.json                      only until then: what the pack is being made of
+
+A pack is a folder here or at a URL, and a dataset of tables like any other.
+
+Shapes: N images.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raykd.core.errors import CacheCorrupt, DataError
+from raykd.data.sources import foreign_text
+from raykd.data.sources.encoded import Names, Ranges, index_names, read_index, write_index
+from raykd.data.sources.files import Files
+from raykd.storage import arrow
+
+MARKER, PLAN = "pack.json", "plan.json"
+FORMAT = 1  # of the folder; another number is refused
+_SPLIT = re.compile(r"[a-z]+")
+_NAME = re.compile(r"([a-z]+)-(\d{5,})-([0-9a-f]{24})\.arrow")
+_BATCH_BYTES = 1 << 24  # of a record batch, at least
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive images of a split that lie in one file."""
+
+    split: str
+    number: int
+    checksum: str
+    bytes: int  # of the file
+    offset: np.ndarray  # int64 [N], in bytes
+    length: np.ndarray  # int64 [N], in bytes
+    labels: np.ndarray  # int64 [N]
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.split}-{self.number:05d}-{self.checksum}.arrow"
+
+
+def numbered(name: str) -> tuple[str, int, str] | None:
+    """Split, number and checksum of a shard, from its file's name; None for another file."""
+    match = _NAME.fullmatch(name)
+    return (match[1], int(match[2]), match[3]) if match else None
+
+
+def is_pack(files: Files) -> bool:
+    """Whether a folder is a pack. Raises `DataError` where it is one that is not finished."""
+    if files.has(MARKER):
+        return True
+    if files.has(PLAN):
+        raise DataError(
+            f"{files.describe('')}: a pack that is not finished; run the `raykd pack` again that "
+            "began it"
+        )
+    return False
+
+
+class Writer:
+    """The bytes of a shard, in memory."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """`names` are those of the classes."""
+        fields = [pa.field("image", pa.large_binary()), pa.field("label", pa.int64())]
+        self._schema = pa.schema(fields, {"classes": declared(names)})
+        # Of Arrow's own stream in memory, growing takes most of the time (26.0).
+        self._sink = io.BytesIO()
+        self._file = pa.ipc.new_file(self._sink, self._schema)
+        self._images: list[bytes] = []
+        self._labels: list[int] = []
+        self._bytes = 0
+
+    def add(self, image: bytes, label: int) -> None:
+        """One more image."""
+        self._images.append(image)
+        self._labels.append(label)
+        self._bytes += len(image)
+        if self._bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def finish(self) -> pa.Buffer:
+        """All bytes of the file."""
+        if self._images:
+            self._flush()
+        self._file.close()
+        return pa.py_buffer(self._sink.getbuffer())
+
+    def _flush(self) -> None:
+        columns = [pa.array(self._images, pa.large_binary()), pa.array(self._labels, pa.int64())]
+        self._file.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._images, self._labels, self._bytes = [], [], 0
+
+
+def declared(names: Sequence[str]) -> str:
+    """Class names as the schema of a table has them: joined, or JSON where that is not enough.
+
+    JSON is for names with commas, and for names of folders that are not UTF-8.
+    """
+    joined = ",".join(names)
+    plain = joined.split(",") == list(names) and joined[:1] not in "[{" and joined != "null"
+    return joined if plain and joined.isprintable() else json.dumps(names)
+
+
+def look_into(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
+    """The shard whose file's bytes are `data`."""
+    offsets, lengths, labels = [], [], []
+    reader = pa.ipc.open_file(pa.BufferReader(data))
+    for index in range(reader.num_record_batches):
+        batch = reader.get_batch(index)
+        found = spans(batch.column("image"), data)
+        assert found is not None, "shards are not compressed"
+        offset, length = found
+        offsets.append(offset)
+        lengths.append(length)
+        labels.append(batch.column("label").to_numpy())
+    columns = (_joined(parts) for parts in (offsets, lengths, labels))
+    return Shard(split, number, checksum, data.size, *columns)
+
+
+def spans(values: pa.Array, file: pa.Buffer) -> tuple[np.ndarray, np.ndarray] | None:
+    """Offset and length int64 [N] of binary values, in the bytes of the file that they are of.
+
+    None where the values are not among those bytes: they were compressed.
+    """
+    _, stops, data = values.buffers()
+    if not len(values) or data is None or not data.size:
+        nothing = np.zeros(len(values), dtype=np.int64)
+        return nothing, nothing
+    kind = np.dtype(np.int64 if pa.types.is_large_binary(values.type) else np.int32)
+    edges = np.frombuffer(stops, kind, len(values) + 1, values.offset * kind.itemsize)
+    edges = edges.astype(np.int64)
+    start = data.address - file.address
+    if start < 0 or start + int(edges[-1]) > file.size:
+        return None
+    return start + edges[:-1], np.diff(edges)
+
+
+def checksum_of(data: pa.Buffer) -> str:
+    """The checksum that a shard's name carries."""
+    return hashlib.sha256(data).hexdigest()[: arrow.CHECKSUM_DIGITS]
+
+
+def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
+    """Write the index of every split; what the marker says of them. Shards are in order."""
+    splits: dict[str, list[Shard]] = {}
+    for shard in shards:
+        splits.setdefault(shard.split, []).append(shard)
+    facts = {}
+    for split, parts in splits.items():
+        counts = [len(shard.labels) for shard in parts]
+        columns = [np.repeat(np.arange(len(parts)), counts)]
+        columns += [_joined([getattr(s, name) for s in parts]) for name in ("offset", "length")]
+        names = Names.of([shard.name for shard in parts])
+        file, offset, length = map(torch.from_numpy, columns)
+        ranges = Ranges(files, names, file, offset, length)
+        labels = torch.from_numpy(_joined([shard.labels for shard in parts]))
+        with TemporaryDirectory() as folder:
+            index = write_index(Path(folder), split, ranges, labels)
+            for name in index:
+                files.put(name, Path(folder, name).read_bytes())
+        facts[split] = {
+            "rows": len(labels),
+            "bytes": sum(shard.bytes for shard in parts),
+            "shards": {shard.name: shard.bytes for shard in parts},
+            "index": index,
+        }
+    return facts
+
+
+def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts with a checksum of them, which `read_json` looks at."""
+    return facts | {"checksum": arrow.checksum(json.dumps(facts, sort_keys=True).encode())}
+
+
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """The facts in the marker or the plan of a pack.
+
+    Raises `CacheCorrupt` where they cannot be read, were altered, or are of another format.
+    """
+    data = files.load(name).to_pybytes()
+    try:
+        facts = foreign_text.value(data, files.describe(name))
+    except DataError as error:
+        raise _damaged(files, name, "cannot be read") from error
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise _damaged(files, name, "cannot be read, since it says no format")
+    if facts["format"] != FORMAT:
+        what = f"format {foreign_text.shown(facts['format'])}, this raykd reads {FORMAT}"
+        raise _damaged(files, name, what)
+    seal = facts.pop("checksum", None)  # packs of earlier versions have none
+    if seal is not None and sealed(facts)["checksum"] != seal:
+        raise _damaged(files, name, "it was altered")
+    if name == MARKER and not _is_marker(facts):
+        raise _damaged(files, name, "it does not say which classes and shards there are")
+    return facts
+
+
+def _is_marker(facts: dict[str, Any]) -> bool:
+    """True for facts of a whole pack, as far as their types go."""
+    names, splits = facts.get("classes"), facts.get("splits")
+    return (
+        isinstance(facts.get("digest"), str)
+        and isinstance(facts.get("plan", {}), dict)
+        and isinstance(names, list)
+        and all(map(foreign_text.is_text, names))
+        and isinstance(splits, dict)
+        and "train" in splits
+        and all(
+            isinstance(said, dict)
+            and isinstance(said.get("shards"), dict)
+            and isinstance(said.get("index"), dict)
+            for said in splits.values()
+        )
+    )
+
+
+def check_shards(files: Files) -> None:
+    """Raise `CacheCorrupt`, naming the file, where a shard of a pack is missing or was altered."""
+    sizes = {entry.name: entry.size for entry in files.walk()}
+    for said in read_json(files, MARKER)["splits"].values():
+        for name, size in said["shards"].items():
+            _check_size(files, name, size, sizes)
+            parts = numbered(name)
+            if parts is None or checksum_of(files.load(name)) != parts[2]:
+                raise _damaged(files, name, "it was altered")
+
+
+def _check_size(files: Files, name: str, size: int, sizes: dict[str, int]) -> None:
+    if sizes.get(name) != size:
+        raise _damaged(files, name, f"expected {size} bytes, found {sizes.get(name, 0)}")
+
+
+def read_splits(
+    files: Files, facts: dict[str, Any], names: tuple[str, ...]
+) -> dict[str, tuple[Ranges, np.ndarray]]:
+    """The images and labels int64 [N] of every split that `write_splits` wrote.
+
+    No shard is read. Raises `CacheCorrupt`, naming the file, where one is missing or is not as
+    it was written.
+    """
+    sizes = {entry.name: entry.size for entry in files.walk()}
+    splits = {}
+    for split, said in facts.items():
+        if _SPLIT.fullmatch(split) is None or sorted(said["index"]) != sorted(index_names(split)):
+            what = f"the index of {split!r} lies in {', '.join(map(repr, said['index']))}"
+            raise _damaged(files, MARKER, what)
+        for name, size in said["shards"].items():
+            _check_size(files, name, size, sizes)
+        with TemporaryDirectory() as folder:  # its files stay mapped
+            for name, checksum in said["index"].items():
+                data = files.load(name)
+                if checksum_of(data) != checksum:
+                    raise _damaged(files, name, "it was altered")
+                Path(folder, name).write_bytes(data)
+            found = read_index(Path(folder), split, files.root, names)
+        labels = found.targets.numpy()
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise _damaged(files, MARKER, f"its labels are of other classes than the {len(names)}")
+        splits[split] = (found.ranges, labels)
+    return splits
+
+
+def _damaged(files: Files, name: str, what: str) -> CacheCorrupt:
+    return CacheCorrupt(
+        f"{files.describe(name)}: {what}; run the `raykd pack` again that made this pack, which "
+        "keeps what is whole"
+    )
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

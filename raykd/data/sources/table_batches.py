@@ -1,0 +1,368 @@
+"""Table files with encoded images, here or at a URL, read batch by batch and never whole.
+
+Shapes: N rows.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+from raykd.core.errors import DataError, RaykdError
+from raykd.core.safe_names import is_below
+from raykd.data.sources.files import Entry, Files
+from raykd.data.sources.pack_shards import spans
+from raykd.storage.arrow import extension_in
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "cls")
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (*PARQUET, ".arrow", ".feather", ".ipc")
+_BATCH_BYTES = 1 << 24  # of Parquet rows that are decoded at a time, about
+_BUFFER_BYTES = 1 << 20  # of a Parquet column that is read at a time
+
+T = TypeVar("T")
+
+
+class _Parquet:
+    """A Parquet file, in row groups."""
+
+    def __init__(self, files: Files, name: str) -> None:
+        self._files = files
+        self._name = name
+        opened = self._opened()
+        self.schema: pa.Schema = opened.schema_arrow
+        groups = [opened.metadata.row_group(part) for part in range(opened.num_row_groups)]
+        self.rows = [group.num_rows for group in groups]
+        self.sizes = [group.total_byte_size for group in groups]
+
+    def column(self, name: str, child: str = "") -> Iterator[pa.Array]:
+        """A column of small values; of structs, with one `child` of them alone."""
+        chosen = f"{name}.{child}" if child else name
+        yield from self._opened(pre_buffer=True).read(columns=[chosen]).column(name).chunks
+
+    def images(self, name: str, part: int) -> Iterator[pa.Array]:
+        """The column of images from a row group on."""
+        # Without pre_buffer, a row group that is larger than memory is read page by page.
+        opened = self._opened(pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        each = max(size // max(1, rows) for size, rows in zip(self.sizes, self.rows, strict=True))
+        kind = self.schema.field(name).type
+        children = _children(kind) if pa.types.is_struct(kind) else []
+        batches = opened.iter_batches(
+            max(1, _BATCH_BYTES // max(1, each)),
+            row_groups=range(part, len(self.rows)),
+            columns=[f"{name}.{child}" for child in children] or [name],
+        )
+        yield from (batch.column(name) for batch in batches)
+
+    def may_lack(self, name: str) -> bool:
+        """True where bytes of an image may be missing, as the file's statistics say."""
+        metadata = self._opened().metadata
+        chunks = [
+            metadata.row_group(part).column(number)
+            for part in range(metadata.num_row_groups)
+            for number in range(metadata.num_columns)
+        ]
+        said = [chunk.statistics for chunk in chunks if chunk.path_in_schema == f"{name}.bytes"]
+        return any(statistics is None or statistics.null_count != 0 for statistics in said)
+
+    def _opened(self, **options: Any) -> pq.ParquetFile:
+        return pq.ParquetFile(_opened(self._files, self._name, pa.OSFile), **options)
+
+
+class _Arrow:
+    """An Arrow or Feather file, or stream, in record batches; a stream is one part."""
+
+    def __init__(self, files: Files, name: str) -> None:
+        self._files = files
+        self._name = name
+        self._streamed = False
+        try:
+            self.schema: pa.Schema = ipc.open_file(self._source()).schema
+        except pa.ArrowInvalid:
+            self.schema = ipc.open_stream(self._source()).schema
+            self._streamed = True
+        self.rows: list[int] = []  # known once a column was read
+
+    @property
+    def sizes(self) -> list[int]:
+        """About how many bytes each part has."""
+        with self._files.open(self._name) as file:
+            size = file.seek(0, 2)
+        return [size * rows // max(1, sum(self.rows)) for rows in self.rows]
+
+    def column(self, name: str, child: str = "") -> Iterator[pa.Array]:
+        """A column of small values; of structs, with at least one `child` of them."""
+        rows = []
+        for column in self.images(name, 0):
+            rows.append(len(column))
+            yield column
+        self.rows = [sum(rows)] if self._streamed else rows
+
+    def may_lack(self, name: str) -> bool:
+        """True where bytes of an image may be missing: its arrays tell."""
+        return self.schema.field(name).nullable
+
+    def images(self, name: str, part: int) -> Iterator[pa.Array]:
+        """The column of images from a record batch on."""
+        options = ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name)])
+        yield from self._columns(name, part, self._source(), options)
+
+    def mapped(self, name: str) -> tuple[pa.Buffer, Iterator[pa.Array]]:
+        """The bytes of the file, and the column of images over the same memory."""
+        data = self._files.load(self._name)
+        # Of chosen fields, Arrow would make a copy (26.0).
+        return data, self._columns(name, 0, pa.BufferReader(data), ipc.IpcReadOptions())
+
+    def _columns(
+        self, name: str, part: int, source: Any, options: ipc.IpcReadOptions
+    ) -> Iterator[pa.Array]:
+        if self._streamed:
+            batches = iter(ipc.open_stream(source, options=options))
+        else:
+            opened = ipc.open_file(source, options=options)
+            batches = map(opened.get_batch, range(part, opened.num_record_batches))
+        for batch in batches:
+            batch.validate()  # its columns have as many rows as it says
+            yield batch.column(name)
+
+    def _source(self) -> Any:
+        return _opened(self._files, self._name, pa.memory_map)
+
+
+class TableFile:
+    """One Parquet, Arrow or Feather file, whose labels are read at once."""
+
+    def __init__(self, files: Files, name: str) -> None:
+        """Raises `DataError`, naming the file, where it is no table of images and labels."""
+        self.files = files
+        self.name = name
+        self.place = files.describe(name)
+        kind = _Parquet if name.lower().endswith(PARQUET) else _Arrow
+        self._file = self._guard(lambda: kind(files, name))
+        self.schema = self._file.schema
+        self._image = self._column(IMAGE_COLUMNS, "encoded images")
+        self._kind = self._image_kind()
+        self.label = self._column(LABEL_COLUMNS, "labels")
+        self.labels = self._labels()
+        self._starts = np.cumsum([0, *self._file.rows])  # the first row of each part
+        if self._starts[-1] != len(self.labels):
+            raise DataError(
+                f"{self.place}: cannot be read as a table ({len(self.labels)} labels in "
+                f"{self._starts[-1]} rows)"
+            )
+        # A row, images from there that were read already, and those after them.
+        self._cursor: tuple[int, pa.Array | None, Iterator[pa.Array]] | None = None
+        # Rows, of those that were read, that hold no bytes, and the paths that they name instead.
+        self._lacking: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cursor": None}  # another process opens the file itself
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self) -> np.ndarray:
+        """About how many bytes each row's image has, int64 [N]."""
+        rows = np.asarray(self._file.rows, dtype=np.int64)
+        return np.repeat(np.asarray(self._file.sizes, dtype=np.int64) // np.maximum(rows, 1), rows)
+
+    def spans(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Offset and length int64 [N] of every image, where they lie in the file as they are.
+
+        The length is 0 for a row of `elsewhere`. None where images are compressed in the file.
+        """
+        if isinstance(self._file, _Parquet) or not _is_flat(self._kind):
+            return None
+        parts, row = [np.zeros((2, 0), dtype=np.int64)], 0
+        data, columns = self._file.mapped(self._image)
+        for column in self._arrays(columns):
+            values = self._values(column, row)
+            found = spans(values, data)
+            if found is None:
+                return None
+            offset, length = found
+            parts.append(np.stack([offset, np.where(_nulls(values), 0, length)]))
+            row += len(column)
+        offset, length = np.concatenate(parts, axis=1)
+        return offset, length
+
+    def elsewhere(self) -> dict[int, Entry | DataError]:
+        """The rows, of those that were read, that hold no bytes: the file that each names.
+
+        Or, where there is none, an error that says so.
+        """
+        return {row: self._instead(row) for row in self._lacking}
+
+    def named(self) -> list[Entry]:
+        """The files that rows without bytes name; of Parquet, where there are any, all rows."""
+        kind = self.schema.field(self._image).type
+        if "path" not in _children(kind) or not self._file.may_lack(self._image):
+            return []
+        paths: set[str] = set()
+        for column in self._arrays(self._file.column(self._image, "path")):
+            named = _child(column, "path")
+            if "bytes" in _children(column.type):
+                named = named.filter(_child(column, "bytes").is_null())
+            paths.update(filter(None, named.to_pylist()))
+        return [entry for entry in map(self._beside, sorted(paths)) if entry is not None]
+
+    def images(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
+        """The encoded images of the rows from `start` to `stop`, some at a time.
+
+        Where rows are asked for in their order, the file is read once. A row without bytes has
+        those of the file that its path names; without such a file, an error stands there.
+        """
+        part = int(np.searchsorted(self._starts, start, side="right")) - 1
+        row = int(self._starts[part])
+        if self._cursor is not None and row <= self._cursor[0] <= start:
+            row, column, batches = self._cursor
+        else:
+            column, batches = None, self._arrays(self._file.images(self._image, part))
+        self._cursor = None
+        while row < stop:
+            if column is None or not len(column):
+                column = next(batches, None)
+                if column is None:
+                    raise DataError(f"{self.place}: ends before row {row}, of {len(self)}")
+            end = min(row + len(column), stop)
+            if end > start:
+                first = max(row, start)
+                values = self._values(column.slice(first - row, end - first), first).to_pylist()
+                yield [
+                    self._of_file(number) if data is None else data
+                    for number, data in enumerate(values, first)
+                ]
+            column = column.slice(end - row)
+            row = end
+        self._cursor = (row, column, batches)
+
+    def _values(self, column: pa.Array, row: int) -> pa.Array:
+        """The bytes of an image column whose first row is `row`; missing where a struct is, too."""
+        struct = pa.types.is_struct(column.type)
+        values = _child(column, "bytes") if struct else column
+        if values.null_count:
+            paths = _child(column, "path") if "path" in _children(column.type) else None
+            for number in np.flatnonzero(_nulls(values)).tolist():
+                path = None if paths is None else paths[number].as_py()
+                self._lacking[row + number] = path or ""
+        return values
+
+    def _of_file(self, row: int) -> bytes | DataError:
+        """The image of a row without bytes, from the file that it names."""
+        instead = self._instead(row)
+        return instead if isinstance(instead, DataError) else self.files.read(instead.name)
+
+    def _instead(self, row: int) -> Entry | DataError:
+        """The file that a row without bytes names, or what is to be said of the row."""
+        path = self._lacking[row]
+        return self._beside(path) or DataError(
+            f"{self.place}, row {row}: the image is missing"
+            + (f" (no bytes, and no file {path!r} in the folder of the table)" if path else "")
+            + "; replace or remove it"
+        )
+
+    def _beside(self, path: str) -> Entry | None:
+        """The file that a row names by a path from the folder of this one."""
+        if not path or not is_below(path):
+            return None
+        try:
+            return self.files.find(str(PurePosixPath(self.name).parent / path))
+        except OSError:  # no name that a file can have
+            return None
+
+    def _labels(self) -> list[Any]:
+        labels: list[Any] = []
+        for column in self._arrays(self._file.column(self.label)):
+            if column.null_count:
+                row = len(labels) + int(np.flatnonzero(_nulls(column))[0])
+                raise DataError(f"{self.place}, row {row}: the label is missing")
+            labels += self._guard(column.to_pylist)
+        return labels
+
+    def _column(self, names: Sequence[str], what: str) -> str:
+        """The first of `names` that is a column's. Raises `DataError` where none is, or two are."""
+        present = self._guard(lambda: self.schema.names)
+        for name in names:
+            if present.count(name) > 1:
+                raise DataError(f"{self.place}: {present.count(name)} columns are called {name!r}")
+            if name in present:
+                extension = extension_in(self.schema.field(name))
+                if extension:  # of which a library may run code to read values
+                    raise DataError(f"{self.place}: {name!r} is a column of {extension} values")
+                return name
+        raise DataError(
+            f"{self.place}: expected a column of {what} called {' or '.join(names)}, "
+            f"found {', '.join(present) or 'no column'}"
+        )
+
+    def _image_kind(self) -> pa.DataType:
+        """The type of encoded images. Raises `DataError` where the column holds none."""
+        kind = self.schema.field(self._image).type
+        if pa.types.is_struct(kind):
+            children = [field.name for field in kind]
+            if children.count("bytes") != 1 or children.count("path") > 1:
+                raise DataError(
+                    f"{self.place}: the image column is a struct without a field 'bytes', or with "
+                    f"two of one name: {', '.join(children)}"
+                )
+            kind = kind.field("bytes").type
+        if not _is_flat(kind) and not pa.types.is_binary_view(kind):
+            raise DataError(f"{self.place}: the image column holds {kind}, expected encoded bytes")
+        return kind
+
+    def _arrays(self, columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        """Arrays whose offsets and lengths stay within them. Raises `DataError` for others.
+
+        Nothing is read through an offset before: one that lies would end the process.
+        """
+        end = object()
+        while (column := self._guard(lambda: next(columns, end))) is not end:
+            array: Any = column
+            self._guard(lambda array=array: array.validate(full=True))
+            yield array
+
+    def _guard(self, read: Callable[[], T]) -> T:
+        """What is read. Raises `DataError`, naming the file, where it cannot be."""
+        try:
+            return read()
+        except RaykdError:
+            raise
+        # Arrow's own, and what pyarrow makes of names and texts that are not UTF-8.
+        except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+            raise DataError(f"{self.place}: cannot be read as a table ({error})") from error
+
+
+def _children(kind: pa.DataType) -> list[str]:
+    """The fields of a struct that tell an image: its bytes, and where it lies otherwise."""
+    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    has_path = "path" in fields and any(is_text(fields["path"]) for is_text in texts)
+    return ["bytes"] * ("bytes" in fields) + ["path"] * has_path
+
+
+def _child(column: pa.Array, name: str) -> pa.Array:
+    """One field of an array of structs; missing where the struct is."""
+    return column.flatten()[[field.name for field in column.type].index(name)]
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """True for values that lie one after another in one buffer."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _nulls(values: pa.Array) -> np.ndarray:
+    """The rows that are missing, bool [N]."""
+    return values.is_null().to_numpy(zero_copy_only=False)
+
+
+def _opened(files: Files, name: str, open_here: Callable[[bytes], Any]) -> Any:
+    """A file for pyarrow: opened by `open_here` where it lies on this machine."""
+    if files.remote is not None:
+        return files.open(name)
+    return open_here(os.fsencode(Path(files.root, name)))  # of a text, Arrow wants UTF-8

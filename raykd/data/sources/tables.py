@@ -1,0 +1,193 @@
+"""Image tables: Parquet, Arrow or Feather files with encoded images and labels."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from raykd.core.errors import DataError
+from raykd.data.sources import foreign_text, pack_shards
+from raykd.data.sources.class_labels import Label, declared_names, numbered
+from raykd.data.sources.files import Entry, Files, parted
+from raykd.data.sources.raw_split import About, Found, Samples
+from raykd.data.sources.split_names import by_split, unread
+from raykd.data.sources.table_batches import SUFFIXES, TableFile
+from raykd.storage.filesystem import is_url
+
+_OPENED = 16  # files at a time, each of which may wait for a network
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The splits of a dataset of tables, their labels (int64 [N]), and its class names."""
+
+    splits: Mapping[str, tuple["Rows", np.ndarray]]
+    names: tuple[str, ...]
+    stamp: str  # what changes when files are changed, without reading them
+    about: About = field(default_factory=About)
+
+    def found(self) -> Found:
+        """The same, its images not read. Raises `DataError` for a label that is out of range."""
+        splits = {
+            split: Samples(rows, labels, rows.origin)
+            for split, (rows, labels) in self.splits.items()
+        }
+        return Found(splits, self.names, self.stamp, self.about)
+
+
+class Rows:
+    """The encoded images of one split, in the order of its files and their rows."""
+
+    def __init__(self, files: list[TableFile]) -> None:
+        self.files = files
+        self._starts = np.cumsum([0, *map(len, files)])  # the first row of each file
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __iter__(self) -> Iterator[bytes | DataError]:
+        for images in self.blocks(0, len(self)):
+            yield from images
+
+    def blocks(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
+        """The images from `start` to `stop`, some at a time: those in memory are a few.
+
+        An error stands in the place of one that is not there.
+        """
+        for file, first in zip(self.files, self._starts.tolist(), strict=False):
+            low, high = max(start - first, 0), min(stop - first, len(file))
+            if low < high:
+                yield from file.images(low, high)
+
+    def lengths(self) -> np.ndarray:
+        """About how many bytes each image has, int64 [N]."""
+        return np.concatenate([file.lengths() for file in self.files])
+
+    def origin(self, row: int) -> str:
+        """`file, row i` for a row of the split."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return f"{self.files[number].place}, row {row - self._starts[number]}"
+
+    def labels(self) -> list[Label]:
+        """The label of every row, as it stands there."""
+        return [label for file in self.files for label in file.labels]
+
+
+def table_files(place: str | Path) -> tuple[Files, list[Entry]]:
+    """The table files at a path or URL (one file, or a folder of them), in order.
+
+    Those of a pack are its shards.
+    """
+    files, entries = _all_files(place)
+    return files, _tables_of(files, entries, alone=_is_file(str(place)))
+
+
+def _tables_of(files: Files, entries: list[Entry], *, alone: bool) -> list[Entry]:
+    """The table files among all files of a folder, or the one that is `alone`."""
+    tables = [entry for entry in entries if is_table(entry.name)]
+    if not alone and pack_shards.is_pack(files):
+        tables = [entry for entry in tables if pack_shards.numbered(entry.name)]
+    return tables
+
+
+def is_table(name: str) -> bool:
+    """True for a file that is called as tables are."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def _all_files(place: str | Path) -> tuple[Files, list[Entry]]:
+    """Every file in a folder, or the one at a path or URL."""
+    if not _is_file(str(place)):
+        files = Files.at(place)
+        return files, files.walk()
+    root, name = parted(str(place))
+    entry = Files.at(root).find(name)
+    return Files.at(root), [entry] if entry else []
+
+
+def _is_file(place: str) -> bool:
+    """True for the path or URL of a table file."""
+    if is_url(place):
+        return is_table(place.partition("?")[0])
+    return is_table(place) and Path(place).expanduser().is_file()
+
+
+def open_tables(place: str | Path) -> Tables:
+    """The dataset in a table file, or in a folder whose files or folders name the split.
+
+    A file is of the training split unless a word of its name, or of its folder's, says test or
+    validation; where there are both, validation files are left out. A single file is all data.
+    Images are bytes, or structs with a field `bytes`; a row without bytes has no image, unless
+    its field `path` names a file from the folder of the table. Labels are integers from 0, or
+    strings, which become classes in sorted order. Class names come from the schema's metadata
+    where it has them (`classes`, or the features that Hugging Face's datasets writes). Labels are
+    read at once, images when their turn comes. Raises `DataError`, and `CacheCorrupt` for a pack
+    whose shards are not as they were written.
+    """
+    alone = _is_file(str(place))
+    files, everything = _all_files(place)
+    entries = _tables_of(files, everything, alone=alone)
+    if not entries:
+        raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
+    if not alone and pack_shards.is_pack(files):
+        pack_shards.check_shards(files)
+    chosen = by_split(str(place), entries, "table files", alone=alone)
+    with ThreadPoolExecutor(_OPENED) as pool:
+        rows = {
+            split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), found)])
+            for split, found in chosen.items()
+        }
+    opened = [file for part in rows.values() for file in part.files]
+    labels = {split: (part.labels(), part.origin) for split, part in rows.items()}
+    declared = _declared(opened)
+    names, numbers = numbered(labels, declared)
+    splits = {split: (part, numbers[split]) for split, part in rows.items()}
+    stamp = repr(entries) + "".join(repr(named) for file in opened if (named := file.named()))
+    about = About(unread=unread(everything, chosen), declared=bool(declared))
+    tables = Tables(splits, names, stamp, about)
+    tables.found()
+    return tables
+
+
+def _declared(files: list[TableFile]) -> tuple[str, ...]:
+    """The class names that tables declare, who must agree; none where no table does."""
+    first, names = "", ()
+    for file in files:
+        own = _declared_names(file)
+        if own and names and own != names:
+            raise DataError(
+                f"{file.place}: names {_few(own)} as classes, but {first} names {_few(names)}; "
+                "their labels do not mean the same"
+            )
+        if own and not names:
+            first, names = file.place, own
+    return names
+
+
+def _declared_names(file: TableFile) -> tuple[str, ...]:
+    """The class names in the metadata of a table, which other programs wrote."""
+    metadata = file.schema.metadata or {}
+    place = f"{file.place}, `classes` in its metadata"
+    classes = metadata.get(b"classes", b"")
+    if classes[:1] in (b"[", b"{"):
+        return declared_names(foreign_text.value(classes, place), place)
+    if classes and classes != b"null":
+        return tuple(foreign_text.text(classes, place).split(","))
+    place = f"{file.place}, `huggingface` in its metadata"
+    value = foreign_text.value(metadata.get(b"huggingface", b"null"), place)
+    for key in ("info", "features", file.label, "names"):
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{place}: expected an object with the key {key!r}, "
+                f"found {foreign_text.shown(value)}"
+            )
+        value = value.get(key)
+    return () if value is None else declared_names(value, f"{place}, names of {file.label!r}")
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return foreign_text.shown([*names])

@@ -1,0 +1,66 @@
+"""Which networks of a store a person means: by fingerprint, or by experiment."""
+
+import re
+
+from raykd.config.experiment import Experiment
+from raykd.core.errors import ConfigError
+from raykd.core.record import DIGITS, fingerprint
+from raykd.recipes import AnyTeacher, StudentRun, TeacherRun
+from raykd.storage.store import Store, read_recipe
+from raykd.training.route_results import route_found
+
+_KINDS = {kind.kind: kind for kind in (StudentRun, TeacherRun)}
+
+
+def is_fingerprint(name: str) -> bool:
+    """Whether a word can be the beginning of a fingerprint."""
+    return re.fullmatch(f"[0-9a-f]{{1,{DIGITS}}}", name) is not None
+
+
+def by_fingerprint(store: Store, name: str) -> AnyTeacher:
+    """The finished student or teacher whose fingerprint begins with `name`.
+
+    Raises `ConfigError` where there is none, or more than one.
+    """
+    folders = [folder for kind in _KINDS for folder in store.finished(kind)]
+    done = [folder for folder in folders if folder.name.startswith(name)]
+    if len(done) > 1:
+        there = ", ".join(sorted(folder.name for folder in done))
+        raise ConfigError(f"{name}: {len(done)} fingerprints begin so: {there}; give more digits")
+    begun = [folder for kind in _KINDS for folder in (store.root / kind).glob(f"{name}*")]
+    if not done and begun:
+        raise ConfigError(
+            f"{begun[0]}: its training is not finished; the `raykd run` that began it goes on"
+        )
+    if not done:
+        raise ConfigError(
+            f"{name}: no finished student or teacher in {store.shown} has a fingerprint that "
+            "begins so; `raykd show students` and `raykd show teachers` list them"
+        )
+    return read_recipe(_KINDS[done[0].parent.name], done[0])
+
+
+def by_experiment(store: Store, experiment: Experiment) -> tuple[list[StudentRun], int]:
+    """The finished students of an experiment, each once, and how many others it has.
+
+    Raises `ConfigError` where none is finished, or where a sweep draws them.
+    """
+    if experiment.space is not None and experiment.space.search:
+        raise ConfigError(
+            f"{experiment.name}: a sweep draws these students; export one by its fingerprint, "
+            "which `raykd report` and `raykd show students` tell"
+        )
+    found = [route_found(store, run) for run in experiment.runs]
+    runs = dict.fromkeys(run for run in found if run is not None)
+    done = [run for run in runs if store.has(run)]
+    if not done:
+        raise ConfigError(
+            f"{experiment.name}: none of its {len(found)} students is finished; `raykd run` "
+            "trains them"
+        )
+    return done, len(runs) - len(done) + found.count(None)
+
+
+def folder_name(run: StudentRun) -> str:
+    """What the folder of one of many is called: network, method, digits of the fingerprint."""
+    return f"{run.model.replace('/', '-')}-{run.method.name}-{fingerprint(run)[:8]}"

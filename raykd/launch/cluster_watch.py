@@ -1,0 +1,101 @@
+"""An end to waiting for a Ray cluster that has gone.
+
+Much of Ray waits in C++ code, where no handler of a signal runs (`ray.init`, calls to a head that
+has gone: a minute and more, Ray 2.60). So a thread looks whether the cluster is there, and where it
+is not, `core/shutdown.py` ends what the main thread does as it does at SIGTERM, with the loss as
+the reason. What was finished is in the store, as after any kill.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from raykd.core import shutdown
+from raykd.core.errors import RaykdError
+
+LOOK_SECONDS = 0.5
+
+
+# Why a cluster is lost, None while it is there; asked with True where something has failed already.
+Loss = Callable[[bool], RaykdError | None]
+
+
+class Lost(KeyboardInterrupt):
+    """The cluster has gone: no work that is left can be done, so nothing is to go on."""
+
+
+class Watch:
+    """A look after the main thread while it is connected to a cluster, or connects."""
+
+    current: "Watch | None" = None  # of this process
+
+    def __init__(self) -> None:
+        self.error: RaykdError | None = None  # why the cluster is lost
+        self._lost: Loss = lambda urgent: None
+        self._limit: tuple[float, RaykdError] | None = None
+
+    def over(self, lost: Loss) -> None:
+        """From now on, ask this now and then why the cluster is lost."""
+        self._lost = lost
+
+    @contextlib.contextmanager
+    def limited(self, seconds: float, error: RaykdError) -> Iterator[None]:
+        """A region that may take so long, and counts as lost with this error afterwards."""
+        self._limit = (time.monotonic() + seconds, error)
+        try:
+            yield
+        finally:
+            self._limit = None
+
+    def check(self) -> None:
+        """Raise `Lost` where the cluster is."""
+        if self.look(urgent=True) is not None:
+            raise Lost
+
+    def look(self, *, urgent: bool = False) -> RaykdError | None:
+        """Why the cluster is lost; None while it is there."""
+        limit = self._limit
+        if self.error is None and limit is not None and time.monotonic() > limit[0]:
+            self.error = limit[1]
+        if self.error is None:
+            self.error = self._lost(urgent)
+        return self.error
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """The region that is looked after; it ends with `error` where there is one."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._look_after, args=(over,), daemon=True)
+        before, Watch.current = Watch.current, self
+        try:
+            with shutdown.terminable():
+                thread.start()
+                try:
+                    yield
+                finally:
+                    over.set()
+                    thread.join()
+        except (KeyboardInterrupt, Exception) as stop:
+            if isinstance(stop, Exception | Lost):
+                self.look(urgent=True)
+            if self.error is None:
+                raise
+            shutdown.go_on()
+            raise self.error from stop
+        finally:
+            Watch.current = before
+
+    def _look_after(self, over: threading.Event) -> None:
+        """The thread: look, and have the main thread stop."""
+        while not over.wait(LOOK_SECONDS):
+            error = self.look()
+            if error is not None and not over.is_set():
+                shutdown.stop(error.code, f"error: {error}")
+                return
+
+
+def check() -> None:
+    """Raise `Lost` where the cluster that this process works with is."""
+    if Watch.current is not None:
+        Watch.current.check()

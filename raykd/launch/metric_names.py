@@ -1,0 +1,132 @@
+"""The metrics that raykd has: their names, what they say, their tags, and where values come from.
+
+Ray puts `ray_` before a name, and `_total` after a counter's. Dashboards: `cluster/grafana`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raykd.core.counters import Meter
+from raykd.core.record import fingerprint
+from raykd.recipes import StudentRun, TeacherRun, Training
+
+_RUN = ("experiment", "trial", "model", "method")
+_RANK = ("experiment", "trial", "rank")
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "raykd_epochs_done": ("Epochs that a training has done", _RUN),
+    "raykd_epochs": ("Epochs that it will have done in the end", _RUN),
+    "raykd_loss": ("Mean loss of its last epoch, by part; 'all' is the sum", (*_RUN, "part")),
+    "raykd_top1": ("Top-1 accuracy in percent, on test or validation images", (*_RUN, "images")),
+    "raykd_agreement": ("Percent of test images on which it agrees with its teacher", _RUN),
+    "raykd_learning_rate": ("Learning rate at the start of its last epoch", _RUN),
+    "raykd_images_per_second": ("Training images per second of a worker", _RANK),
+    "raykd_step_seconds": ("Seconds of a worker's step, without waits for data", _RANK),
+    "raykd_data_wait_share": ("Share of its time in which a worker waits for data", _RANK),
+    "raykd_trials": ("Trials of a sweep, by state", ("experiment", "state")),
+}
+_ALL = ("experiment",)
+_BY = ("experiment", "result")
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "raykd_images": ("Images in training steps", _ALL),
+    "raykd_busy_seconds": ("Seconds in training steps, without waits", _ALL),
+    "raykd_data_wait_seconds": ("Seconds in which steps waited for images", _ALL),
+    "raykd_cache_wait_seconds": ("Seconds in which steps waited for teacher outputs", _ALL),
+    "raykd_cache_lookups": ("Look-ups of teacher outputs; a hit finds its view open", _BY),
+    "raykd_cache_read_bytes": ("Bytes of the teacher outputs that were looked up", _ALL),
+    "raykd_cache_shards": ("Shards that were opened: here already, or fetched to the node", _BY),
+    "raykd_cache_fetched_bytes": ("Bytes of shards that were fetched from a remote store", _ALL),
+    "raykd_cache_made_rows": ("Rows of caches that were computed", _ALL),
+    "raykd_cache_made_bytes": ("Bytes of caches that were computed", _ALL),
+}
+# Fields of a `Meter`, and the counters (with the tag `result`) that they add to.
+_COUNTED = (
+    ("images", "raykd_images", None),
+    ("step_seconds", "raykd_busy_seconds", None),
+    ("data_seconds", "raykd_data_wait_seconds", None),
+    ("cache_seconds", "raykd_cache_wait_seconds", None),
+    ("cache_hits", "raykd_cache_lookups", "hit"),
+    ("cache_misses", "raykd_cache_lookups", "miss"),
+    ("cache_bytes", "raykd_cache_read_bytes", None),
+    ("shards_here", "raykd_cache_shards", "here"),
+    ("shards_fetched", "raykd_cache_shards", "fetched"),
+    ("fetched_bytes", "raykd_cache_fetched_bytes", None),
+    ("made_rows", "raykd_cache_made_rows", None),
+    ("made_bytes", "raykd_cache_made_bytes", None),
+)
+
+Tags = tuple[tuple[str, str], ...]
+Key = tuple[str, Tags]  # a metric and its tags
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which training a process's numbers belong to."""
+
+    run: Training
+    experiment: str
+    trial: str  # Tune's, or the first letters of the run's fingerprint
+    rank: int = 0
+
+    @classmethod
+    def of(cls, run: Training, experiment: str, trial: str | None, rank: int = 0) -> "Shown":
+        """A training, by a trial's name if it has one."""
+        return cls(run, experiment, trial or fingerprint(run)[:8], rank)
+
+    def key(self, name: str, **more: str) -> Key:
+        """One of the gauges, with the tags of this training and `more`."""
+        method = "teacher" if isinstance(self.run, TeacherRun) else self.run.method.name
+        known = {
+            "experiment": self.experiment,
+            "trial": self.trial,
+            "model": self.run.model or "of the teacher",
+            "method": method,
+            "rank": str(self.rank),
+            **more,
+        }
+        return name, tuple((tag, known[tag]) for tag in GAUGES[name][1])
+
+    def learnt(self, metrics: Mapping[str, Any]) -> dict[Key, float]:
+        """What an epoch's metrics say; of other workers than the first, nothing."""
+        if self.rank:
+            return {}
+        run, key = self.run, self.key
+        whole = run.all_epochs() if isinstance(run, StudentRun) else run.optim.epochs
+        before = whole - run.optim.epochs  # in the stages before this one
+        found = {
+            key("raykd_epochs_done"): before + metrics["epoch"] + 1,
+            key("raykd_epochs"): whole,
+            key("raykd_top1", images="test"): metrics.get("top1"),
+            key("raykd_top1", images="validation"): metrics.get("validation_top1"),
+            key("raykd_agreement"): metrics.get("agreement"),
+            key("raykd_learning_rate"): metrics.get("lr"),
+        }
+        for name, value in metrics.items():
+            if name == "loss" or name.startswith("loss_"):
+                found[key("raykd_loss", part=name.removeprefix("loss").strip("_") or "all")] = value
+        return {key: float(value) for key, value in found.items() if value is not None}
+
+    def speeds(self, before: Meter, now: Meter) -> dict[Key, float]:
+        """How fast this worker was between two moments; nothing where it did no step."""
+        steps = now.steps - before.steps
+        if not steps:
+            return {}
+        work = now.step_seconds - before.step_seconds
+        wait = now.data_seconds - before.data_seconds + now.cache_seconds - before.cache_seconds
+        spent = max(work + wait, 1e-9)
+        return {
+            self.key("raykd_images_per_second"): (now.images - before.images) / spent,
+            self.key("raykd_step_seconds"): work / steps,
+            self.key("raykd_data_wait_share"): wait / spent,
+        }
+
+
+def counted(experiment: str, before: Meter, now: Meter) -> dict[Key, float]:
+    """What counters have to be raised by between two moments; those that stay are left out."""
+    found = {}
+    for field, name, result in _COUNTED:
+        more = getattr(now, field) - getattr(before, field)
+        if more > 0:
+            tags = {"experiment": experiment} | ({"result": result} if result else {})
+            found[name, tuple(tags.items())] = more
+    return found

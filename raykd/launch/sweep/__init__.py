@@ -1,0 +1,1 @@
+"""Sweeps on Ray Tune. Begin with `driver.py`, then `trial.py`."""

@@ -1,0 +1,179 @@
+"""Feature maps of two networks beside each other: which belong together, and how sizes are met.
+
+Shapes: B batch, K channels, H, W pixels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raykd.core.errors import ConfigError
+from raykd.core.types import Outputs, Shapes
+from raykd.methods.base import full_precision, precise
+
+Shape = tuple[int, int, int]  # K, H, W
+
+
+def stages(student: Iterable[str], teacher: Iterable[str]) -> list[str]:
+    """The stages that both networks have, in depth order: all after the stem, spots 1 to K."""
+    known = set(teacher)
+    return [
+        name for name in student if name in known and name.startswith("stage") and "." not in name
+    ]
+
+
+def same(student: Iterable[str], teacher: Iterable[str]) -> dict[str, str]:
+    """`stages`, each compared with the teacher's of the same name."""
+    return {name: name for name in stages(student, teacher)}
+
+
+def ending(names: Iterable[str], count: int) -> list[str]:
+    """The deepest stages, in depth order."""
+    return [name for name in names if "." not in name][-count:]
+
+
+def last(names: Iterable[str]) -> str:
+    """The deepest stage, spot -2 of the benchmark's lists."""
+    return ending(names, 1)[-1]
+
+
+def paired(student: Shapes, teacher: Shapes, method: str) -> list[str]:
+    """`stages` of two networks. Raises `ConfigError` where they have none in common."""
+    both = stages(student.features, teacher.features)
+    if not both:
+        raise ConfigError(
+            f"method {method!r} compares stages, and the student ({_listed(student)}) and the "
+            f"teacher ({_listed(teacher)}) have none in common. Choose networks that have stages, "
+            "or a method that reads logits or embeddings."
+        )
+    return both
+
+
+def covered(student: Shapes, teacher: Shapes, method: str) -> list[str]:
+    """`paired`, for a loss that alone trains the student's stages.
+
+    Raises `ConfigError` where the student's last stage has no partner, and would not be trained.
+    """
+    both = paired(student, teacher, method)
+    if both[-1] != last(student.features):
+        raise ConfigError(
+            f"method {method!r} trains the student stage by stage, and the student's "
+            f"{last(student.features)!r} has no partner in the teacher ({_listed(teacher)}). "
+            "Choose a teacher with as many stages."
+        )
+    return both
+
+
+def deepest(shapes: Shapes, method: str) -> Shape:
+    """The shape of the last stage's output. Raises `ConfigError` for a network without stages."""
+    if not shapes.features:
+        raise ConfigError(
+            f"method {method!r} reads the output of the last stage, and one of the networks has "
+            "no stages. Choose another network, or a method that reads logits or embeddings."
+        )
+    return shapes.features[last(shapes.features)]
+
+
+def shape(shapes: Shapes, stage: str, method: str) -> Shape:
+    """The shape of a stage's output. Raises `ConfigError` where the network has no such stage."""
+    if stage not in shapes.features:
+        raise ConfigError(
+            f"method {method!r} reads the stage {stage!r}, and one of the networks has only: "
+            f"{_listed(shapes)}. Choose a stage, or networks, such that both have it."
+        )
+    return shapes.features[stage]
+
+
+def met(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps [B, K, H, W], the larger of them averaged down to the smaller one's H and W."""
+    size = smaller(student.shape, teacher.shape)
+    return _averaged(student, size), _averaged(teacher, size)
+
+
+def smaller(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
+    """The H and W that two maps are averaged down to, from shapes that end with theirs."""
+    return min(one[-2], other[-2]), min(one[-1], other[-1])
+
+
+def _averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+
+
+class Regressor(nn.Sequential):
+    """A convolution that brings maps from one shape to another, a batch norm, and a ReLU.
+
+    The ConvReg of the CRD benchmark (RepDistiller), for FitNet's hints and SAKD's adapters:
+    3 x 3 with stride 2 to half the size, 4 x 4 transposed with stride 2 to twice the size,
+    otherwise the kernel of stride 1 (or of a transposed convolution) that meets the size. Where one
+    side grows and the other shrinks, the latter is averaged down before.
+    """
+
+    def __init__(self, shape_in: Shape, shape_out: Shape, *, relu: bool = True) -> None:
+        (width_in, *size_in), (width, *size) = shape_in, shape_out
+        if size_in == [2 * side for side in size]:
+            fit: nn.Module = nn.Conv2d(width_in, width, 3, 2, 1)
+        elif [2 * side for side in size_in] == size:
+            fit = nn.ConvTranspose2d(width_in, width, 4, 2, 1)
+        elif smaller(shape_in, shape_out) == tuple(size):
+            fit = nn.Conv2d(width_in, width, _kernel(shape_in, shape_out))
+        else:
+            least = smaller(shape_in, shape_out)
+            stride = size[0] // least[0], size[1] // least[1]
+            kernel = _transposed_kernel((width_in, *least), shape_out, stride)
+            fit = nn.ConvTranspose2d(width_in, width, kernel, stride)
+            if least != tuple(size_in):
+                fit = nn.Sequential(nn.AdaptiveAvgPool2d(least), fit)
+        super().__init__(fit, nn.BatchNorm2d(width), *([nn.ReLU()] if relu else []))
+
+
+def _listed(shapes: Shapes) -> str:
+    return ", ".join(shapes.features) or "no stages"
+
+
+def _kernel(shape_in: Shape, shape_out: Shape) -> tuple[int, int]:
+    """The kernel with which stride 1 and no padding meet a smaller size."""
+    return 1 + shape_in[1] - shape_out[1], 1 + shape_in[2] - shape_out[2]
+
+
+def _transposed_kernel(
+    shape_in: Shape, shape_out: Shape, stride: tuple[int, int]
+) -> tuple[int, int]:
+    """The kernel with which a transposed convolution without padding meets a larger size."""
+    height, width = (
+        size - (size_in - 1) * step
+        for size_in, size, step in zip(shape_in[1:], shape_out[1:], stride, strict=True)
+    )
+    return height, width
+
+
+def energy(maps: Tensor) -> Tensor:
+    """Where a network looks: the mean square over channels, flat and of length 1, [B, H W].
+
+    Zagoruyko and Komodakis 2017 (arXiv 1612.03928), section 3.1, with p = 2; a mean in place
+    of the sum, which the length takes out again.
+    """
+    return F.normalize(maps.square().mean(dim=1).flatten(1), dim=1, eps=1e-12)
+
+
+def by_stage(
+    losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    student: Outputs,
+    teacher: Outputs,
+    weight: float,
+) -> dict[str, Tensor]:
+    """The weighted loss of each stage, from the two networks' maps [B, K, H, W] there."""
+    with full_precision(student.logits):
+        return {
+            stage: weight * loss(precise(student.features[stage]), precise(teacher.features[stage]))
+            for stage, loss in losses.items()
+        }
+
+
+def added(losses: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Losses by spot, those at the same spot added up."""
+    total: dict[str, Tensor] = {}
+    for part in losses:
+        for spot, loss in part.items():
+            total[spot] = total[spot] + loss if spot in total else loss
+    return total

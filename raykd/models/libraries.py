@@ -1,0 +1,141 @@
+"""Classifiers of torchvision and timm, with their published weights."""
+
+from functools import partial
+from http.client import HTTPException
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from raykd.core.errors import ConfigError
+from raykd.core.registry import nearest
+from raykd.models.library_stages import SPLITS, staged
+from raykd.models.staged import Staged
+
+Colour = tuple[float, float, float]  # red, green, blue
+
+
+def check_name(library: str, name: str) -> None:
+    """Raise `ConfigError`, with the nearest name, where `library` has no classifier `name`."""
+    if library not in SPLITS:
+        hint = nearest(library, SPLITS) or f"; there are: {', '.join(SPLITS)}"
+        raise ConfigError(f"no library of networks is called {library!r}{hint}")
+    if library == "timm":
+        known = _timm().list_models()
+    else:
+        known = torchvision.models.list_models(module=torchvision.models)  # classifiers only
+    if name not in known:
+        raise ConfigError(f"{library} has no classifier called {name!r}{nearest(name, known)}")
+
+
+def build(library: str, name: str, classes: int, weights: str | None = None) -> Staged:
+    """A library's classifier with `classes` outputs and no auxiliary ones.
+
+    `weights` is a name of torchvision's ("IMAGENET1K_V2"), a tag of timm's ("a1_in1k") or
+    "DEFAULT"; None starts from torch's global generator. Raises `ConfigError` for weights that
+    do not exist, know another number of classes, or cannot be downloaded.
+    """
+    check_name(library, name)
+    network = _network(library, name, classes, weights)
+    if library == "timm" and not hasattr(network, "get_classifier"):
+        raise ConfigError(f"timm/{name} is an encoder without a classifier")
+    return staged(library, network)
+
+
+def preprocessing(library: str, name: str, weights: str) -> tuple[Colour, Colour]:
+    """Mean and standard deviation that pixels in 0 to 1 are normalised by for `weights`."""
+    check_name(library, name)
+    published = _published(library, name, weights)
+    if library == "timm":
+        constants = _timm().get_pretrained_cfg(published)
+    else:
+        constants = published.transforms()
+    return tuple(constants.mean), tuple(constants.std)
+
+
+def known_classes(library: str, name: str, weights: str) -> int:
+    """How many classes published weights know, as the library says without a download."""
+    check_name(library, name)
+    published = _published(library, name, weights)
+    if library == "timm":
+        return _timm().get_pretrained_cfg(published).num_classes
+    return len(published.meta["categories"])
+
+
+def _network(library: str, name: str, classes: int, weights: str | None) -> nn.Module:
+    """The library's own network; see `build`."""
+    if weights is None:
+        if library == "timm":
+            return _timm().create_model(name, num_classes=classes)
+        # These two warn until they are told how to start.
+        auxiliary = name in ("googlenet", "inception_v3")
+        options = {"aux_logits": False, "init_weights": True} if auxiliary else {}
+        return torchvision.models.get_model(name, num_classes=classes, **options)
+    published = _published(library, name, weights)
+    known = known_classes(library, name, weights)
+    if library == "timm":
+        make = partial(_timm().create_model, published, pretrained=True)
+    else:
+        make = partial(_downloaded, name, published)
+    if known != classes:
+        raise ConfigError(
+            f"the weights {weights!r} of {library}/{name} know {known} classes, and {classes} "
+            "were asked for. Leave the weights out to start from random numbers."
+        )
+    try:
+        network: Any = make(num_classes=classes)
+    except (OSError, HTTPException, RuntimeError) as error:
+        # torch.hub has no type of its own for a file that came through damaged.
+        if isinstance(error, RuntimeError) and "invalid hash" not in str(error):
+            raise
+        raise ConfigError(
+            f"could not download the weights {weights!r} of {library}/{name} ({error}). Where "
+            "there is no internet, set TORCH_HOME (timm: HF_HOME) to the cache of a machine "
+            "that has built this network."
+        ) from error
+    if getattr(network, "aux_logits", False):
+        # torchvision refuses aux_logits=False together with inception_v3's weights (0.29).
+        network.aux_logits, network.AuxLogits = False, None
+    return network
+
+
+def _downloaded(name: str, published: Any, num_classes: int) -> nn.Module:
+    """A network of torchvision's with its weights."""
+    # torchvision would unpickle whatever lies in torch's cache by that name (0.29).
+    try:
+        published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError):
+        raise
+    except Exception as error:  # an unpickler's own
+        raise ConfigError(
+            f"the file of {name}'s weights in torch's cache holds more than tensors "
+            f"({type(error).__name__}); remove it, so that it is downloaded again"
+        ) from error
+    return torchvision.models.get_model(
+        name, weights=published, progress=False, num_classes=num_classes
+    )
+
+
+def _published(library: str, name: str, weights: str) -> Any:
+    """What the library calls `weights`: a torchvision enum, or timm's "resnet18.a1_in1k"."""
+    known: dict[str, Any]
+    if library == "timm":
+        names = _timm().list_pretrained(f"{name}.*")
+        known = {"DEFAULT": name} if names else {}
+        known |= {full.partition(".")[2]: full for full in names}
+    else:
+        known = dict(torchvision.models.get_model_weights(name).__members__)
+    if weights not in known:
+        there = ", ".join(known) or "none"
+        raise ConfigError(f"{library}/{name} has no weights called {weights!r}; there are: {there}")
+    return known[weights]
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(
+            "timm is not installed; `pip install '.[timm]'` in raykd's folder"
+        ) from None
+    return timm

@@ -1,0 +1,214 @@
+"""What a cache's folder holds: shards, and the manifest that commits them.
+
+A shard is the rows [start, stop) of one view in id order. It is written under a temporary name,
+synced and renamed, and its final name carries its checksum; the manifest, with the full recipe
+and every shard's view, rows, bytes and checksum, comes last. So what a killed build leaves is
+either a whole shard, which the next build adopts, or nothing.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from raykd.core.errors import CacheCorrupt, CacheMismatch
+from raykd.core.record import Record, difference
+from raykd.storage import arrow
+from raykd.storage.atomic import lasting, write_atomic
+from raykd.storage.store import Store, first_line, read_json, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of the folder; another number is refused
+SHARD_ROWS = 1 << 16  # at most, per shard
+# Shards begin at multiples of so many rows, which are one forward of the teacher: rounding
+# depends on what is in a batch, so no way of cutting a view changes a bit of the outputs.
+GRAIN = 256
+_HEX = re.compile("[0-9a-f]+")
+_NAME = re.compile(r"view-(\d{6})-rows-(\d{9})-(\d{9})-([0-9a-f]{24})\.arrow")
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """A range of rows of one view."""
+
+    view: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """A part that lies in a file."""
+
+    part: Part
+    bytes: int
+    checksum: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        part = self.part
+        return f"view-{part.view:06d}-rows-{part.start:09d}-{part.stop:09d}-{self.checksum}.arrow"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache's folder says of itself."""
+
+    recipe: dict[str, Any]  # the full recipe of the outputs
+    weights: str  # checksum of the teacher's weights file
+    rows: int  # N, of every view
+    shards: tuple[Shard, ...]
+
+    def views(self) -> list[int]:
+        """The views whose rows are all there, in order."""
+        views = sorted({shard.part.view for shard in self.shards})
+        return [view for view in views if not gaps(self.shards, view, self.rows)]
+
+
+def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shard:
+    """Write one shard atomically; the row i of every column is the sample `part.start + i`."""
+    data = arrow.pack(columns)
+    shard = Shard(part, len(data), arrow.checksum(data))
+    with lasting(folder / shard.name):
+        write_atomic(folder / shard.name, data)
+    return shard
+
+
+def gaps(shards: Iterable[Shard], view: int, rows: int) -> list[Part]:
+    """The parts of a view that no shard covers."""
+    parts, position = [], 0
+    for part in sorted(shard.part for shard in shards if shard.part.view == view):
+        if part.start > position:
+            parts.append(Part(view, position, part.start))
+        position = max(position, part.stop)
+    return [*parts, Part(view, position, rows)] if position < rows else parts
+
+
+def split(parts: Iterable[Part], size: int) -> list[Part]:
+    """The same parts in pieces of `size` rows, rounded up to whole grains, at most SHARD_ROWS."""
+    size = min(-(-size // GRAIN) * GRAIN, SHARD_ROWS)
+    return [
+        Part(part.view, start, min(start + size, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, size)
+    ]
+
+
+def whole_shards(folder: Path) -> tuple[list[Shard], list[Path]]:
+    """The shards in a folder whose bytes match their checksum, and the files that do not."""
+    good, bad = [], []
+    for path in sorted(folder.glob("view-*.arrow")):
+        shard = named(path.name, path.stat().st_size)
+        if shard is None:
+            continue
+        if arrow.file_checksum(path) == shard.checksum:
+            good.append(shard)
+        else:
+            bad.append(path)
+    return good, bad
+
+
+def named(name: str, size: int) -> Shard | None:
+    """The shard of `size` bytes that a file's name speaks of; None where it is no shard's."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    view, start, stop, checksum = match.groups()
+    return Shard(Part(int(view), int(start), int(stop)), size, checksum)
+
+
+def write_manifest(
+    folder: Path, manifest: Manifest, write: Callable[[Path, object], None] = write_json
+) -> None:
+    """Commit the shards of a build. Shards that overlap others are left out, shorter ones first."""
+    chosen: list[Shard] = []
+    for shard in sorted(manifest.shards, key=lambda s: (s.part.view, s.part.start, -s.part.stop)):
+        last = chosen[-1].part if chosen and chosen[-1].part.view == shard.part.view else None
+        if last is None or shard.part.start >= last.stop:
+            chosen.append(shard)
+    value = asdict(manifest) | {"format": FORMAT, "shards": [asdict(shard) for shard in chosen]}
+    write(folder / MANIFEST, value)
+
+
+def manifest_of(store: Store, run: Record) -> Manifest | None:
+    """The manifest of a cache as it is for all nodes; None where there is none yet."""
+    return read_manifest(store.renew(store.path(run) / MANIFEST).parent)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    view: Annotated[int, Field(ge=0)]
+    start: Annotated[int, Field(ge=0)]
+    stop: int
+
+
+class _Shard(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    part: _Part
+    bytes: Annotated[int, Field(gt=0)]
+    checksum: str
+
+
+class _Written(BaseModel):
+    """A manifest as its file has it, in any format."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    recipe: dict[str, Any]
+    weights: str
+    rows: Annotated[int, Field(gt=0)]
+    shards: list[_Shard]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none yet.
+
+    Raises `CacheCorrupt` where the file is not a manifest of this format.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    what, advice = "not a readable manifest", "remove it and run again, whole shards are kept"
+    # Another cache's is told by its recipe, difference by difference.
+    value = read_json(path, what=what, advice=advice, anywhere=True)
+    if isinstance(value.get("format"), int) and value["format"] != FORMAT:
+        raise CacheMismatch(
+            f"{path}: format {value['format']}, this raykd reads {FORMAT}; remove the folder"
+        )
+    try:
+        written = _Written.model_validate(value)
+        shards = tuple(
+            Shard(Part(**dict(shard.part)), shard.bytes, shard.checksum) for shard in written.shards
+        )
+        for shard in shards:
+            if _HEX.fullmatch(shard.checksum) is None:  # it could lead elsewhere
+                raise ValueError(f"a shard is called {shard.name!r}")
+            if not shard.part.start < shard.part.stop <= written.rows:
+                raise ValueError(f"shard {shard.name} is of rows that there are not")
+        return Manifest(written.recipe, written.weights, written.rows, shards)
+    except ValueError as error:
+        raise CacheCorrupt(f"{path}: {what} ({first_line(error)}); {advice}") from error
+
+
+def check_identity(folder: Path, manifest: Manifest, recipe: dict[str, Any], weights: str) -> None:
+    """Raise `CacheMismatch`, with every difference, where a cache is not of this recipe."""
+    lines = list(difference(recipe, manifest.recipe))
+    if not lines and weights != manifest.weights:
+        lines = [f"teacher's weights: expected {weights}, found {manifest.weights}"]
+    if lines:
+        raise CacheMismatch(
+            f"{folder}: this cache was made for something else:\n  "
+            + "\n  ".join(lines)
+            + "\nremove the folder, or use the recipe that it was made for"
+        )

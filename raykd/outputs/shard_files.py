@@ -1,0 +1,149 @@
+"""Where the shards of one cache lie: in the cache's folder, or elsewhere with copies on this node.
+
+Of a remote store a shard is there when it is listed: it was uploaded whole, and its name carries
+its checksum. A copy is fetched once per node, when a view is about to be read, and its bytes are
+checked on the way. Copies are bounded by `Store.local_bytes`, of all caches together: the ones
+that were used longest ago go first. A process that reads one goes on: its map outlives the file.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from raykd.core.counters import METER
+from raykd.core.errors import CacheCorrupt, Damaged, NoRoom
+from raykd.outputs.manifest import Shard, named, whole_shards
+from raykd.storage.atomic import make_folder
+from raykd.storage.store import Store
+
+_AT_ONCE = 4  # shards that are fetched at a time: one stream does not fill a fast network
+_AGAIN = "`raykd precompute` makes it again"
+
+
+class Shelf:
+    """The shards of the cache in `folder`."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.folder = folder
+        self._mirror = store.mirror
+        self._bound = store.local_bytes
+        # What is not uploaded yet is out of sight of those who make room.
+        self.workshop = folder if store.mirror is None else folder / ".making"
+        if store.mirror is not None:
+            make_folder(self.workshop)
+
+    def add(self, shard: Shard) -> None:
+        """Take in a shard that was written into the workshop."""
+        if self._mirror is None:
+            return
+        path = self.folder / shard.name
+        self._mirror.push(self.workshop / shard.name, path)
+        with self._mirror.lock("shards"):
+            self._make_room(shard.bytes, {path})
+            os.replace(self.workshop / shard.name, path)
+            _used(path)
+
+    def survey(self) -> tuple[list[Shard], list[str]]:
+        """The whole shards, and what to say of the others, which are removed."""
+        good, bad = whole_shards(self.workshop)
+        for path in bad:
+            path.unlink()
+        said = [f"{path}: the shard was truncated or altered" for path in bad]
+        if self._mirror is None:
+            return good, said
+        for shard in good:  # of a build that was killed before it could upload them
+            self.add(shard)
+        return self._listed(), said
+
+    def names(self) -> set[str]:
+        """The names of the shards that are there, whole or not."""
+        if self._mirror is None:
+            return {path.name for path in self.folder.glob("view-*.arrow")}
+        return {shard.name for shard in self._listed()}
+
+    def bring(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Have copies of some shards on this node; returns those that came, whose bytes are right.
+
+        Raises `CacheCorrupt` where one is missing or damaged, which is then removed, and `NoRoom`
+        where they are more than may be kept.
+        """
+        if self._mirror is None:
+            return []
+        needed = sum(shard.bytes for shard in shards)
+        if self._bound is not None and needed > self._bound:
+            raise NoRoom(
+                f"{self._mirror.shown(self.folder)}: a view takes {needed / 1e9:.3g} GB, and "
+                f"{self._bound / 1e9:.3g} GB of copies may be kept on a node; raise "
+                "scale.local_gb or $RAYKD_LOCAL_GB"
+            )
+        with self._mirror.lock("shards"):
+            lacking = [shard for shard in shards if not (self.folder / shard.name).is_file()]
+            if lacking:
+                keep = {self.folder / shard.name for shard in shards}
+                self._make_room(sum(shard.bytes for shard in lacking), keep)
+                with ThreadPoolExecutor(_AT_ONCE) as pool:
+                    for _ in pool.map(self._fetch, lacking):
+                        pass
+            for shard in shards:
+                _used(self.folder / shard.name)
+        METER.shards_here += len(shards) - len(lacking)
+        METER.shards_fetched += len(lacking)
+        METER.fetched_bytes += sum(shard.bytes for shard in lacking)
+        return lacking
+
+    def replace(self, shard: Shard) -> bool:
+        """Have a right copy in the place of a damaged one; whether there is one to copy."""
+        if self._mirror is None:
+            return False
+        (self.folder / shard.name).unlink(missing_ok=True)
+        self.bring([shard])
+        return True
+
+    def _fetch(self, shard: Shard) -> None:
+        assert self._mirror is not None
+        path = self.folder / shard.name
+        name, shown = self._mirror.name(path), self._mirror.shown(path)
+        try:
+            self._mirror.remote.fetch(name, path, shard.checksum)
+        except FileNotFoundError as error:
+            raise CacheCorrupt(f"{shown}: the shard is missing; {_AGAIN}") from error
+        except Damaged as error:
+            self._mirror.remote.delete(name)
+            raise CacheCorrupt(
+                f"{shown}: the shard was truncated or altered, its checksum does not match; it is "
+                f"removed, and {_AGAIN}"
+            ) from error
+
+    def _listed(self) -> list[Shard]:
+        """The shards that are listed elsewhere."""
+        assert self._mirror is not None
+        entries = self._mirror.remote.entries(self._mirror.name(self.folder))
+        shards = (named(Path(entry.name).name, entry.bytes) for entry in entries)
+        return [shard for shard in shards if shard is not None]
+
+    def _make_room(self, size: int, keep: set[Path]) -> None:
+        """Remove copies, none of `keep`, until `size` more bytes are within the bound."""
+        assert self._mirror is not None
+        if self._bound is None:
+            return
+        found = []
+        for path in self._mirror.root.glob("caches/*/view-*.arrow"):
+            with contextlib.suppress(FileNotFoundError):  # another process has replaced it
+                stat = path.stat()
+                found.append((stat.st_mtime_ns, stat.st_size, path))
+        size += sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, path in sorted(found):
+            if size <= self._bound:
+                return
+            if path not in keep:
+                path.unlink(missing_ok=True)
+                size -= bytes_
+
+
+def _used(path: Path) -> None:
+    """Note the time of use, by a clock with finer ticks than a file system's own."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))

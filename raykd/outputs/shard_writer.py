@@ -1,0 +1,34 @@
+"""From a part of a cache to its shard: run the teacher over the views, encode, write."""
+
+from pathlib import Path
+
+import torch
+
+from raykd.core.counters import METER
+from raykd.core.errors import CacheMismatch
+from raykd.data.loading.loader import Views
+from raykd.outputs.codecs import Codec
+from raykd.outputs.encoding import encode
+from raykd.outputs.manifest import GRAIN, Part, Shard, write_shard
+from raykd.teachers.source import LiveTeacher
+
+
+def compute_shard(
+    folder: Path, part: Part, views: Views, teacher: LiveTeacher, codec: Codec | None = None
+) -> Shard:
+    """Compute and write one shard. Raises `CacheMismatch` where an output cannot be stored."""
+    rows = torch.arange(part.start, part.stop)
+    encoded = []
+    for number, batch in enumerate(views.runs(rows, GRAIN, part.view)):
+        try:
+            encoded.append(encode(teacher(batch), teacher.supplies, codec))
+        except ValueError as error:
+            first = part.start + number * GRAIN
+            raise CacheMismatch(
+                f"view {part.view}, samples from {first}: {error}; this teacher cannot be distilled"
+            ) from error
+    columns = {name: torch.cat([piece[name] for piece in encoded]) for name in encoded[0]}
+    shard = write_shard(folder, part, columns)
+    METER.made_rows += len(part)
+    METER.made_bytes += shard.bytes
+    return shard

@@ -1,0 +1,301 @@
+"""What there is: artefacts in a store, and the names that an experiment may use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from raykd.core.errors import CacheCorrupt, RaykdError
+from raykd.core.record import fingerprint
+from raykd.core.types import CACHEABLE
+from raykd.data.sources.decoded import SOURCES
+from raykd.methods import METHODS, Method
+from raykd.models import NETWORKS, parameter_count
+from raykd.outputs.codecs import TAILS, Codec, Dense, Int8, TopK
+from raykd.outputs.manifest import MANIFEST, manifest_of
+from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
+from raykd.storage import locks
+from raykd.storage.store import Store, read_recipe
+from raykd.training.cache_verify import compare
+from raykd.training.checkpointing import Tested, Untested, read_metrics, read_result
+from raykd.training.inputs import open_cache
+from raykd.training.integrity import progress_of
+from raykd.training.route_results import DECISIONS, anchors_of, is_complete, read_decisions
+from raykd.training.runs import default_device
+
+Row = dict[str, Any]
+
+
+def catalogue(what: str, store: Store) -> list[Row]:
+    """The rows of `raykd show WHAT`."""
+    tables = {
+        "teachers": lambda: _teachers(store),
+        "caches": lambda: _caches(store),
+        "preludes": lambda: _preludes(store),
+        "students": lambda: _students(store),
+        "searches": lambda: _searches(store),
+        "methods": _methods,
+        "models": _models,
+        "datasets": _datasets,
+    }
+    return tables[what]()
+
+
+def cached_runs(store: Store) -> list[LogitsRun]:
+    """The recipes of the store's caches, oldest first."""
+    folders = store.finished(LogitsRun.kind)
+    return [read_recipe(LogitsRun, folder) for folder in folders]
+
+
+def verify_caches(
+    store: Store, chosen: Sequence[LogitsRun] | None, rows: int
+) -> tuple[list[Row], list[RaykdError]]:
+    """A row per cache that is whole and answers like its teacher, and an error per other one.
+
+    One that another process is building has a row, too, whose `building` says how far it is.
+    """
+    results: list[Row] = []
+    errors: list[RaykdError] = []
+    if chosen is None:
+        chosen = []
+        for folder in store.finished(LogitsRun.kind):
+            try:
+                chosen.append(read_recipe(LogitsRun, folder))
+            except RaykdError as error:
+                errors.append(error)
+    for run in chosen:
+        try:
+            results.append(_verified(store, run, rows))
+        except RaykdError as error:
+            errors.append(error)
+    return results, errors
+
+
+def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
+    """The row of a cache, once every byte was looked at."""
+    about = {
+        "fingerprint": fingerprint(run),
+        "teacher": f"{run.teacher.model} after {run.anchor} epochs",
+        "split": run.split,
+        "codec": codec_name(run.stored()),
+    }
+    taught = store.has(run.teacher)
+    manifest = manifest_of(store, run) if taught else None
+    views = [] if manifest is None else manifest.views()
+    if manifest is None or not views:
+        building = _building(store, run)
+        if building is None:
+            folder = store.where(store.path(run))
+            if not taught:
+                teacher = store.where(store.path(run.teacher))
+                raise CacheCorrupt(
+                    f"{folder}: its teacher {teacher} is missing or not finished; `raykd "
+                    "precompute` of its experiment makes it, and trains nothing where only its "
+                    "marker was lost"
+                )
+            raise CacheCorrupt(
+                f"{folder}: there is no manifest; `raykd precompute` makes it"
+                if manifest is None
+                else f"{folder}: no view is complete; `raykd precompute` goes on"
+            )
+        empty = {"views": 0, "shards": 0, "rows": 0}
+        none = dict.fromkeys(("difference", "kl", "agreement"))
+        return about | empty | none | {"building": building}
+    cache = open_cache(store, run, views, default_device())
+    for view in views:
+        cache.check(view)
+    comparison = compare(store, run, rows, default_device())
+    return about | {
+        "views": len(views),
+        "shards": len(manifest.shards),
+        "rows": comparison.rows,
+        "difference": comparison.difference,
+        "kl": comparison.kl,
+        "agreement": comparison.agreement,
+        "building": None,
+    }
+
+
+def _building(store: Store, run: LogitsRun) -> str | None:
+    """How far a cache is that is being built, or whose teacher is; None where neither is."""
+    owner = locks.owner(store, run, "maker")
+    if owner is not None:
+        return f"being built by {owner}, {progress_of(store, run)}"
+    owner = locks.owner(store, run.teacher, "maker") or locks.owner(store, run.teacher, "writer")
+    if owner is None:
+        return None
+    done = len(read_metrics(store.path(run.teacher)))
+    return f"waiting for its teacher, which {owner} trains; {done} epochs so far"
+
+
+def _teachers(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(TeacherRun.kind):
+        run = read_recipe(TeacherRun, folder)
+        result = read_result(folder, Tested)
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "model": run.model,
+                "data": run.data.name,
+                "epochs": 0 if run.weights else run.optim.epochs,
+                "seed": run.seed,
+                "parameters": result["parameters"],
+                "top1": round(result["last"]["top1"], 2),
+            }
+        )
+    return rows
+
+
+def _caches(store: Store) -> list[Row]:
+    rows = []
+    for run in cached_runs(store):
+        manifest = manifest_of(store, run)
+        if manifest is None:
+            raise CacheCorrupt(
+                f"{store.where(store.path(run) / MANIFEST)}: is missing, and the cache was "
+                "finished; `raykd precompute` makes it again from whole shards"
+            )
+        rows.append(
+            {
+                "fingerprint": fingerprint(run),
+                "teacher": run.teacher.model,
+                "anchor": run.anchor,
+                "data": run.data.name,
+                "split": run.split,
+                "codec": codec_name(run.stored()),
+                "views": len(manifest.views()),
+                "rows": manifest.rows,
+                "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
+            }
+        )
+    return rows
+
+
+def _preludes(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(PreludeRun.kind):
+        run = read_recipe(PreludeRun, folder)
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "what": run.method.name,
+                "model": run.model or "",
+                "teacher": run.teacher.model,
+                "data": run.data.name,
+                "seed": run.seed,
+                "epochs": run.optim.epochs,
+                "loss": round(read_result(folder, Untested)["last"]["loss"], 4),
+            }
+        )
+    return rows
+
+
+def _students(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(StudentRun.kind):
+        run = read_recipe(StudentRun, folder)
+        result = read_result(folder, Tested)
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "model": run.model,
+                "data": run.data.name,
+                "method": run.method.name,
+                "seed": run.seed,
+                "teacher": run.teacher.model if run.teacher else "",
+                "epochs": run.optim.epochs,
+                "top1": round(result["last"]["top1"], 2),
+                "agreement": round(result["last"].get("agreement", float("nan")), 2),
+            }
+        )
+    return rows
+
+
+def _searches(store: Store) -> list[Row]:
+    rows = []
+    for folder in store.finished(Search.kind):
+        run = read_recipe(Search, folder)
+        decisions = read_decisions(store, run)
+        if not is_complete(run, decisions):
+            raise CacheCorrupt(
+                f"{store.where(folder / DECISIONS)}: decisions of a finished search are missing; "
+                "`raykd run` of its experiment measures anew, and trains nothing"
+            )
+        rows.append(
+            {
+                "fingerprint": folder.name,
+                "method": run.student.method.label,
+                "model": run.student.model,
+                "teacher": run.student.teacher.model if run.student.teacher else "",
+                "seed": run.student.seed,
+                "threshold": run.threshold,
+                "anchors": " ".join(map(str, anchors_of(run, decisions))),
+            }
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows of the same columns as a table in Markdown."""
+    lines = [[name.replace("_", " ") for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [["" if value is None else str(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _methods() -> list[Row]:
+    rows = []
+    for name, kind in METHODS.items():
+        method = kind()  # pyright: ignore[reportCallIssue]
+        before = method.prelude()
+        needs = method.needs()
+        rows.append(
+            {
+                "method": ", ".join((name, *METHODS.aliases(name))),
+                "reads": str(needs) or "nothing",
+                "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
+                "codecs": "" if not needs or needs & ~CACHEABLE else _accepted(method),
+                "before": f"{before.epochs} epochs on {before.method.needs()}" if before else "",
+                "label_weight": str(method.label_weight),
+                "cost": kind.cost,
+                "source": kind.title,
+            }
+        )
+    return rows
+
+
+def _accepted(method: Method) -> str:
+    """The codecs that a method accepts as it is, and those that it would at temperature 1."""
+
+    def names(method: Method) -> list[str]:
+        plain: list[Codec] = [Dense(), Int8()]
+        few = [tail for tail in TAILS if method.accepts(TopK(tail=tail))]
+        topk = "topk" if len(few) == len(TAILS) else f"topk ({' or '.join(few)})" if few else ""
+        return [codec.name for codec in plain if method.accepts(codec)] + [topk] * bool(topk)
+
+    now = names(method)
+    if "temperature" not in type(method).model_fields:
+        return ", ".join(now)
+    cooler = [n for n in names(method.model_copy(update={"temperature": 1.0})) if n not in now]
+    return ", ".join(now) + "".join(f"; at T = 1 {name}" for name in cooler)
+
+
+def codec_name(codec: Codec) -> str:
+    """What a person calls a codec: "topk 10"."""
+    return f"topk {codec.k}" if isinstance(codec, TopK) else codec.name
+
+
+def _models() -> list[Row]:
+    rows: list[Row] = []
+    for name in NETWORKS:
+        with torch.device("meta"):
+            network = NETWORKS[name](10)
+        rows.append({"model": name, "parameters": parameter_count(network), "for": "10 classes"})
+    others = {"torchvision/NAME": "any classifier of torchvision", "timm/NAME": "any model of timm"}
+    rows += [{"model": name, "parameters": None, "for": text} for name, text in others.items()]
+    return rows
+
+
+def _datasets() -> list[Row]:
+    texts = {name: (source.__doc__ or "").splitlines()[0] for name, source in SOURCES.items()}
+    return [{"dataset": name, "what": text} for name, text in texts.items()]

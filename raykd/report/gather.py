@@ -1,0 +1,228 @@
+"""An experiment's runs as the store has them, summed up.
+
+Students that are equal but for their seed are one group. Accuracy is that after the last
+epoch; the best epoch stands apart. A run that is not finished still counts among those asked for.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raykd.config.experiment import Experiment, basis
+from raykd.planning.plan import plan
+from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.report import baseline as references
+from raykd.report.cost import cost_of
+from raykd.report.labels import labels
+from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
+from raykd.storage.store import Store
+from raykd.training.checkpointing import Tested, Untested, read_metrics, read_result
+from raykd.training.result import training_seconds
+from raykd.training.route_results import (
+    anchors_of,
+    is_complete,
+    read_decisions,
+    route_found,
+    so_far,
+)
+
+
+def gather(
+    store: Store,
+    experiment: Experiment,
+    trials: Iterable[Trial] = (),
+    baseline: str | None = None,
+) -> Report:
+    """The report of a resolved experiment: what the store has of its runs.
+
+    Gains are over the students that have the labels alone and else the same settings, or over
+    the line whose label is `baseline`. Raises `ConfigError` where there is no such line, and
+    `CacheCorrupt` where a finished run's result cannot be read.
+    """
+    asked = {run: route_found(store, run) for run in dict.fromkeys(experiment.runs)}
+    routed, measured = so_far(store, experiment.runs)
+    searches = experiment.searches()
+    tried = {search: _tried(store, search) for search in searches}
+    work = plan(itertools.chain(routed, *tried.values()), caches=measured)
+    found: dict[Any, Run] = {
+        recipe: _run(store, recipe) for recipe in (*work.teachers, *work.preludes, *work.students)
+    }
+    for run, student in asked.items():
+        found[run] = _sought(store, run) if student is None else found[student]
+    lines = _alike(asked)
+    names = labels([_line(runs, asked) for runs in lines])
+    top1 = {
+        run: result["last"]["top1"]
+        for run in work.students
+        if (result := found[run].result) is not None
+    }
+    known = [[student for run in runs if (student := asked[run])] for runs in lines]
+    if baseline is None:
+        reference = references.untaught(top1)
+    else:
+        networks = [basis(runs[0]).model for runs in lines]
+        named = dict(zip(zip(names, networks, strict=True), known, strict=True))
+        reference = references.of_line(top1, named, baseline)
+    students = []
+    for name, runs, routes in zip(names, lines, known, strict=True):
+        pairs = [(top1[run], reference(run)) for run in routes if run in top1]
+        gain = summarise(own - other for own, other in pairs if other is not None)
+        students.append(_group(name, [found[run] for run in runs], gain))
+    lined = dict.fromkeys(asked.values())
+    apart = [run for run in work.students if run not in lined]
+    teaching = dict.fromkeys(run.teacher for run in work.students)
+    assistants = _alike(run for run in apart if run in teaching)
+    stages = _alike(run for run in apart if run not in teaching)
+    return Report(
+        name=experiment.name,
+        teachers=(
+            *_named("teacher", [[teacher] for teacher in work.teachers], found),
+            *_named("assistant", assistants, found),
+        ),
+        students=tuple(students),
+        cost=cost_of(store, work, asked, tried, found),
+        stages=_named("stage", stages, found),
+        searches=_searches(store, searches),
+        trials=tuple(trials),
+        baseline=baseline,
+    )
+
+
+def summarise(values: Iterable[float]) -> Summary | None:
+    """Mean, sample standard deviation and t interval; None of nothing."""
+    array = np.array([*values], float)
+    n, mean = len(array), float(array.mean()) if len(array) else 0.0
+    if n < 2:
+        return Summary(n, mean, None, None, None) if n else None
+    from scipy.stats import t  # a second to import
+
+    std = float(array.std(ddof=1))
+    half = float(t.ppf(0.975, n - 1)) * std / n**0.5
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+def _alike(runs: Iterable[Asked]) -> list[list[Asked]]:
+    """The runs that are equal but for their seeds, together."""
+    lines: dict[Asked, list[Asked]] = {}
+    for run in runs:
+        lines.setdefault(_unseeded(run), []).append(run)
+    return [*lines.values()]
+
+
+def _unseeded(run: Any) -> Any:
+    """A student with seed 0 throughout its stages, or the search for one; a teacher as it is."""
+    if isinstance(run, Sought):
+        student = _unseeded(run.search.student)
+        return Sought(run.search.model_copy(update={"student": student}), run.stages)
+    if not isinstance(run, StudentRun):
+        return run
+    return run.model_copy(update={"seed": 0, "after": _unseeded(run.after)})
+
+
+def _line(runs: Sequence[Asked], asked: Mapping[Asked, StudentRun | None]) -> dict[str, Any]:
+    """The plain recipe of runs that are alike, with the search for its route.
+
+    Without the route where searches with other seeds found other ones, or none yet.
+    """
+    first = runs[0]
+    if not isinstance(first, Sought):
+        return _unseeded(first).plain()
+    routes = {_unseeded(asked[run]) for run in runs}
+    student = routes.pop() if len(routes) == 1 else None
+    rco = {"name": "greedy", "stages": first.stages} | _settings(first.search)
+    return (student or _unseeded(first.search.student)).plain() | {"rco": rco}
+
+
+def _named(
+    role: str, lines: Sequence[Sequence[TeacherRun | Asked]], found: Mapping[Any, Run]
+) -> tuple[Group, ...]:
+    """Groups that are no students of the experiment."""
+    names = labels([_unseeded(runs[0]).plain() for runs in lines])
+    return tuple(
+        _group(f"{role} {name}".strip(), [found[run] for run in runs], None)
+        for name, runs in zip(names, lines, strict=True)
+    )
+
+
+def _run(store: Store, recipe: Training) -> Run:
+    """What the store has of a run."""
+    folder, result, seconds = store.path(recipe), None, None
+    if store.has(recipe):
+        result = read_result(folder, Untested if isinstance(recipe, PreludeRun) else Tested)
+        seconds = training_seconds(store, recipe)
+    metrics = tuple(read_metrics(folder, store if result is None else None, result))
+    return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
+
+
+def _sought(store: Store, run: Asked) -> Run:
+    """A run whose route is still to be found."""
+    assert isinstance(run, Sought)
+    student = run.search.student
+    anchors = anchors_of(run.search, read_decisions(store, run.search))
+    return Run(store.path(run.search).name, student.seed, student.plain(), None, (), anchors)
+
+
+def _searches(store: Store, searches: Sequence[Search]) -> tuple[RouteSearch, ...]:
+    """What the store has of some searches."""
+    told = [_settings(search) | {"name": "greedy", "stages": ""} for search in searches]
+    names = labels(
+        [one.student.plain() | {"rco": rco} for one, rco in zip(searches, told, strict=True)]
+    )
+    found = [read_decisions(store, search) for search in searches]
+    return tuple(
+        RouteSearch(
+            label=f"{name} {search.student.model}",
+            fingerprint=store.path(search).name,
+            recipe=search.plain(),
+            candidates=search.candidates(),
+            anchors=anchors_of(search, decisions),
+            decisions=tuple(decisions),
+            complete=is_complete(search, decisions),
+        )
+        for name, search, decisions in zip(names, searches, found, strict=True)
+    )
+
+
+def _settings(search: Search) -> dict[str, Any]:
+    """What a search goes by, apart from its student."""
+    return {key: value for key, value in search.plain().items() if key != "student"}
+
+
+def _tried(store: Store, search: Search) -> list[StudentRun]:
+    """The students that a search has trained and measured."""
+    decisions = read_decisions(store, search)
+    anchors = anchors_of(search, decisions)
+    return [search.stage(anchors[: number + 1]) for number in range(len(decisions))]
+
+
+def _group(label: str, runs: Sequence[Run], gain: Summary | None) -> Group:
+    """The summary of some runs that are alike."""
+    results = [run.result for run in runs if run.result is not None]
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+
+    def last(key: str) -> Summary | None:
+        return summarise(result["last"][key] for result in results if key in result["last"])
+
+    def median(key: str) -> float | None:
+        values = [result[key] for result in results if result.get(key) is not None]
+        return float(np.median(values)) if values else None
+
+    return Group(
+        label=label,
+        network=runs[0].recipe["model"],
+        runs=tuple(runs),
+        parameters=results[0]["parameters"] if results else None,
+        flops=results[0].get("flops") if results else None,
+        latency_ms=median("latency_ms"),
+        top1=last("top1"),
+        best=summarise(result["best"]["top1"] for result in results),
+        validation=last("validation_top1"),
+        agreement=last("agreement"),
+        kl=last("kl"),
+        gain=gain,
+        images_per_second=median("images_per_second"),
+        seconds=float(np.mean(seconds)) if seconds else None,
+        hardware=tuple(sorted({result["hardware"] for result in results})),
+    )

@@ -1,0 +1,101 @@
+"""Atomic writes, a disk that is full, and storage that has gone."""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from raykd.core.errors import NoRoom, Unreachable
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def lasting(path: Path) -> Iterator[None]:
+    """A region that writes `path` into a folder that was there before.
+
+    Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: a folder
+    of that name must not be made on whatever lies below.
+    """
+    if not is_there(path.parent):
+        raise gone(path.parent)
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder is there; of a mount that is broken, too, which pathlib raises for."""
+    return os.path.isdir(folder)  # noqa: PTH112
+
+
+def gone(folder: Path) -> Unreachable:
+    """What to say where a folder was."""
+    return Unreachable(
+        f"{folder} was there and is gone; what was finished lies on the storage, so bring it back "
+        "and run the same command again"
+    )
+
+
+def unwritable(path: Path, error: OSError) -> Unreachable:
+    """What to say where a file or a folder cannot be made."""
+    return Unreachable(
+        f"{path}: cannot be written ({error.strerror or error}); what was finished is kept, so "
+        "mend the storage, or its permissions, and run the same command again"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is not there.
+
+    Raises `NoRoom` where the disk is full, and `Unreachable` where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failed(folder, error) from error
+
+
+def _failed(path: Path, error: OSError) -> NoRoom | Unreachable:
+    """What to say where a file was not written: for want of room, or otherwise."""
+    if error.errno not in FULL:
+        return unwritable(path, error)
+    return NoRoom(
+        f"{path}: the disk is full; what was finished is kept, so make room and run the same "
+        "command again"
+    )
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises `NoRoom` where the disk is full, and `Unreachable` where nothing can be written.
+    """
+    # Random, not the process id: workers on several nodes may share the folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _failed(path, error) from error
+        raise
+
+
+def appending(path: Path) -> IO[str]:
+    """A file to read and to write on at its end. Raises `OSError` where it is a link.
+
+    Whoever else can write into the folder could have it lead anywhere.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o666), "a+")

@@ -1,0 +1,133 @@
+"""Who writes an artefact at the moment, among all processes that see the same folder.
+
+A lock is a file that the system frees with the process that holds it, however that ends: no clock
+and no heartbeat. It works on local disks and on NFS. Of a store by URL the lock is one of this
+node's processes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from raykd.core.errors import NoRoom
+from raykd.core.record import Record
+from raykd.storage.atomic import appending, unwritable
+from raykd.storage.store import LOCKS, Store
+
+_LOOK_SECONDS = 0.5
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
+_GONE = (errno.ENOENT, errno.ESTALE)
+
+
+@contextlib.contextmanager
+def held(
+    store: Store,
+    recipe: Record,
+    role: str,
+    say: Callable[[str], None] = lambda text: None,
+    patience: float | None = None,
+) -> Iterator[bool]:
+    """A region that one process at a time is in, for each artefact and role; whether it waited.
+
+    Who waits says so once. Raises `NoRoom` after `patience` seconds.
+    """
+    folder, path = store.path(recipe), _place(store, recipe, role)
+    file, waited, until = _taken(path), False, time.monotonic() + (patience or 0)
+    while file is None:
+        if not waited:
+            say(f"{folder} is being made by {_owner(path)}; waiting until it is there")
+        waited = True
+        if patience is not None and time.monotonic() > until:
+            raise NoRoom(
+                f"{folder}: {_owner(path)} writes there; wait until it is done, or stop it, and "
+                "run the same command again"
+            )
+        time.sleep(_LOOK_SECONDS)
+        file = _taken(path)
+    try:
+        yield waited
+    finally:
+        _free(path, file)
+
+
+@contextlib.contextmanager
+def trying(store: Store, recipe: Record, role: str) -> Iterator[bool]:
+    """The same region where nobody is in it; False, at once, where somebody is."""
+    path = _place(store, recipe, role)
+    file = _taken(path)
+    try:
+        yield file is not None
+    finally:
+        if file is not None:
+            _free(path, file)
+
+
+def owner(store: Store, recipe: Record, role: str) -> str | None:
+    """The holder of an artefact's lock for a role, in words; None without one. Writes nothing."""
+    folder = store.path(recipe)
+    path = store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(path)
+    except OSError:
+        pass
+    return None
+
+
+def _taken(path: Path) -> IO[str] | None:
+    """The lock's file, which holds it until it is closed; None where somebody else does.
+
+    Raises `Unreachable` where there can be none.
+    """
+    while True:
+        try:
+            file = appending(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return file  # the writer is taken to be alone
+            file.close()
+            if error.errno not in _GONE:
+                raise unwritable(path, error) from error
+        file.close()  # who held it before has removed it in between
+
+
+def _owner(path: Path) -> str:
+    """Who holds a lock, in words."""
+    try:
+        return path.read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _free(path: Path, file: IO[str]) -> None:
+    """Let a lock go."""
+    with contextlib.suppress(OSError):  # an error of its own would hide what went wrong
+        path.unlink(missing_ok=True)  # while it is ours, so that nobody else's is removed
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def _place(store: Store, recipe: Record, role: str) -> Path:
+    folder = store.path(recipe)
+    store.stand()
+    return store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"

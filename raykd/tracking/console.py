@@ -1,0 +1,142 @@
+"""What a command says while it works: bars with an ETA on a terminal, plain lines in a log."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from raykd.core.errors import Unreachable
+from raykd.core.safe_names import printable, printable_lines
+from raykd.storage.store import Store
+from raykd.training.checkpointing import read_metrics
+
+LINE_SECONDS = 10.0  # at most one line per task and so many seconds, in a log
+_POLL_SECONDS = 0.5
+_FAR = 20  # polls between two looks at what another node has written
+
+
+class Task:
+    """One countable piece of work that is being shown."""
+
+    def __init__(self, teller: "Teller", label: str, total: int, unit: str) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._teller = teller
+        self._unit = unit
+        self._spoke = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when it first moved, and how far it was
+        self._bar: TaskID | None = None
+        if teller.bars is not None:
+            self._bar = teller.bars.add_task(printable(label), total=total, note="")
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say how far it is; a line where it is time for one, or at the end."""
+        self.done = done
+        if self._bar is not None and self._teller.bars is not None:
+            self._teller.bars.update(self._bar, completed=done, note=note)
+            return
+        now = time.monotonic()
+        first, before = self._first = self._first or (now, done)
+        if done < self.total and now - self._spoke < LINE_SECONDS:
+            return
+        self._spoke = now
+        parts = [f"{self.label}: {self._unit} {done}/{self.total}"]
+        parts += [note] if note else []
+        if before < done < self.total:
+            # From the first step on, so that starting workers does not count as work.
+            left = (now - first) * (self.total - done) / (done - before)
+            parts.append(f"{clock(left)} left")
+        self._teller.say(", ".join(parts))
+
+
+class Teller:
+    """Speaks to a person on a terminal, or to a log."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
+        self.bars: Progress | None = None
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line of text, with the seconds since the start in a log."""
+        console = self.bars.console if self.bars is not None else self.console
+        stamp = "" if self.console.is_terminal else f"[{time.monotonic() - self._started:6.1f} s] "
+        console.print(stamp + printable_lines(text), markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def showing(self) -> Iterator[None]:
+        """Show bars for the tasks inside, where this is a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self.console, transient=False) as self.bars:
+            try:
+                yield
+            finally:
+                self.bars, _ = None, self.bars
+
+    def task(self, label: str, total: int, unit: str) -> Task:
+        """A new piece of work of `total` units."""
+        return Task(self, label, total, unit)
+
+    @contextlib.contextmanager
+    def watching(
+        self, label: str, folder: Path, epochs: int, store: Store | None = None
+    ) -> Iterator[None]:
+        """Show the epochs of a run from the metrics that it writes into a folder of the store."""
+        task = self.task(label, epochs, "epoch")
+        stop = threading.Event()
+
+        def look(store: Store | None = None) -> None:
+            history = read_metrics(folder, store)
+            if len(history) > task.done:
+                last = history[-1]
+                top1 = f"top-1 {last['top1']:.1f} %, " if "top1" in last else ""
+                task.update(len(history), f"{top1}loss {last['loss']:.3f}")
+
+        def poll() -> None:
+            polls = 0
+            while not stop.wait(_POLL_SECONDS):
+                polls += 1
+                with contextlib.suppress(Unreachable):  # who works will say so
+                    look(store if polls % _FAR == 0 else None)
+
+        thread = threading.Thread(target=poll, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            look()
+
+
+def clock(seconds: float) -> str:
+    """A duration as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

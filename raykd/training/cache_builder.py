@@ -1,0 +1,135 @@
+"""Building a cache: what is there, what is missing, and whether it answers like the teacher."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+
+from raykd import models
+from raykd.config.scale import Scale
+from raykd.core.errors import NoRoom
+from raykd.data.dataset import open_split
+from raykd.models.staged import measure
+from raykd.outputs.encoding import bytes_per_row
+from raykd.outputs.manifest import (
+    Manifest,
+    Part,
+    Shard,
+    check_identity,
+    gaps,
+    manifest_of,
+    split,
+    write_manifest,
+)
+from raykd.outputs.shard_files import Shelf
+from raykd.recipes import LogitsRun
+from raykd.storage.atomic import make_folder
+from raykd.storage.store import Store
+from raykd.training.hosts.base import EVERY_EPOCH
+from raykd.training.runs import ShardMaker
+from raykd.training.weights import anchor_checksum
+
+_ROOM = 1.05  # free bytes wanted per byte to be written
+
+
+class CacheBuild:
+    """One build of the views of a cache that are not there yet.
+
+    Opening it reads every shard once: whole ones that an interrupted build left are adopted,
+    damaged ones are removed and will be computed again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: LogitsRun,
+        views: Iterable[int],
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.store = store
+        self.run = run
+        self.folder = store.path(run)
+        make_folder(self.folder)
+        rows = len(open_split(store, run.data, run.split))
+        checksum = anchor_checksum(store, run)
+        known = manifest_of(store, run)
+        if known is not None:
+            check_identity(self.folder, known, run.plain(), checksum)
+        self._shelf = Shelf(store, self.folder)
+        good, bad = self._shelf.survey()
+        for text in bad:
+            say(f"{text}; it is removed and computed again")
+        self.manifest = Manifest(run.plain(), checksum, rows, tuple(good))
+        if known is None or set(known.shards) != set(good):
+            self.commit()
+        self.missing = [part for view in sorted(set(views)) for part in gaps(good, view, rows)]
+        if not self.missing and not store.has(run):
+            self.finish()  # its marker was lost, or it was stopped just before
+
+    def parts(self, workers: int) -> list[Part]:
+        """What is missing, in pieces that keep `workers` busy."""
+        rows = sum(len(part) for part in self.missing)
+        return split(self.missing, max(1, -(-rows // workers)))
+
+    def add(self, shard: Shard) -> None:
+        """Take in a shard that was written."""
+        self.manifest = replace(self.manifest, shards=(*self.manifest.shards, shard))
+
+    def commit(self) -> None:
+        """Write the manifest, with the shards of other builds that are in the folder's manifest."""
+        known = manifest_of(self.store, self.run)
+        others = known.shards if known is not None else ()
+        names = self._shelf.names()
+        present = [shard for shard in others if shard.name in names]
+        shards = tuple({*self.manifest.shards, *present})
+        manifest = replace(self.manifest, shards=shards)
+        write_manifest(self.folder, manifest, self.store.write_json)
+
+    def finish(self) -> None:
+        """Write the manifest, and the marker by which the store lists the cache."""
+        self.commit()
+        self.store.finish(self.run)
+
+
+def build_here(
+    build: CacheBuild,
+    device: torch.device,
+    done: Callable[[int], None] = lambda rows: None,
+    scale: Scale = EVERY_EPOCH,
+) -> None:
+    """Compute what is missing in this process; `done` is told the rows of every shard."""
+    parts = build.parts(1)
+    if parts:
+        maker = ShardMaker(build.store, build.run, device, scale)
+        for part in parts:
+            build.add(maker.make(part))
+            done(len(part))
+    build.finish()
+
+
+def needed_bytes(run: LogitsRun, rows: int) -> int:
+    """Bytes of `rows` rows of a cache, all views counted."""
+    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
+    width = None
+    if run.embedding:
+        with torch.device("meta"):
+            network = models.build(run.teacher.model, run.data.classes)
+        width = measure(network, run.data.size).embedding
+    return rows * bytes_per_row(run.data.classes, width, run.stored())
+
+
+def check_room(store: Store, needed: int) -> None:
+    """Raise `NoRoom` where the store's disk has not the free bytes for caches of this size.
+
+    Of a remote store only a bounded part has to be on this one's.
+    """
+    make_folder(store.root)
+    if store.mirror is not None:
+        needed = min(needed, store.local_bytes or needed)
+    free = shutil.disk_usage(store.root).free
+    if needed * _ROOM > free:
+        raise NoRoom(
+            f"{store.root}: the caches need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "lower run.views, or choose another --store"
+        )

@@ -1,0 +1,105 @@
+"""Whether a cache answers like the teacher whose outputs it holds.
+
+Shapes: n rows, C classes, k classes kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raykd.core import keyed_random
+from raykd.core.errors import CacheMismatch
+from raykd.outputs.codecs import Codec, Int8, TopK
+from raykd.outputs.manifest import manifest_of
+from raykd.outputs.reader import LogitsCache
+from raykd.outputs.topk import told
+from raykd.recipes import LogitsRun
+from raykd.recipes.optim import Precision
+from raykd.storage.store import Store
+from raykd.training.inputs import open_cache
+from raykd.training.runs import ShardMaker
+
+SPOT_CHECK = 64  # rows that a build compares with the live teacher at its end
+_VIEWS = 4  # at most, that one comparison looks at
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cache beside the live teacher, over some random rows of its views."""
+
+    rows: int
+    difference: float  # largest absolute difference of what is stored: of a logit, as a rule
+    kl: float  # mean KL(live || cache) at temperature 1, in nats; the tail of `topk` is uniform
+    agreement: float  # share of rows with the same answer, 0 to 1
+
+
+def compare(store: Store, run: LogitsRun, rows: int, device: torch.device) -> Comparison:
+    """Ask the live teacher about random rows of a cache again.
+
+    Raises `CacheMismatch` where the answers are further apart than the storage explains.
+    """
+    if not rows:
+        return Comparison(0, 0.0, 0.0, 1.0)
+    manifest = manifest_of(store, run)
+    views = manifest.views() if manifest is not None else []
+    cache = open_cache(store, run, views, device)
+    maker = ShardMaker(store, run, device)
+    size = len(maker.views.images)
+    chosen = sorted({views[i * len(views) // _VIEWS] for i in range(_VIEWS)})
+    codec = run.stored()
+    live, stored, largest = [], [], 0.0
+    for view in chosen:
+        ids = keyed_random.draw(
+            run.data.seed, torch.arange(size), view, keyed_random.CHECK
+        ).argsort()
+        batch = maker.views.batch(ids[: -(-rows // len(chosen))], view)
+        live.append(maker.teacher(batch).logits)
+        stored.append(cache.take(batch.ids, view).logits)
+        asked, kept = live[-1], stored[-1]
+        if isinstance(codec, TopK):
+            asked, kept = _told(cache, batch.ids, view, asked)
+        apart = (asked - kept).abs()
+        largest = max(largest, float(apart.max()))
+        wrong = (apart > _allowed(asked, codec, run.precision)).any(dim=1)
+        if bool(wrong.any()):
+            raise CacheMismatch(
+                f"{store.path(run)}: view {view}, sample {int(batch.ids[wrong][0])}: the cache is "
+                f"{apart.max():.3g} away from the live teacher; remove the folder and run again"
+            )
+    return _comparison(torch.cat(live), torch.cat(stored), largest)
+
+
+def _told(cache: LogitsCache, ids: Tensor, view: int, live: Tensor) -> tuple[Tensor, Tensor]:
+    """What `topk` keeps of the live teacher's logits [n, C], and what it kept: [n, k + 3]."""
+    found = cache.take(ids, view, tail="ghost")
+    assert found.kept is not None and found.moments is not None
+    return told(live, found.kept), torch.cat([found.logits, found.moments], dim=1)
+
+
+def _allowed(live: Tensor, codec: Codec, precision: Precision) -> Tensor:
+    """The largest difference [n, C] that storage and rounding explain."""
+    maximum = live.amax(dim=1, keepdim=True)
+    # float16 keeps 11 bits of a logit's distance from the row's maximum, up to its largest number.
+    distance = maximum - live
+    beyond = (distance - torch.finfo(torch.float16).max).clamp_min(0)
+    allowed = 2e-3 + 1e-3 * distance + beyond
+    if isinstance(codec, Int8):
+        allowed = allowed + (maximum - live.amin(dim=1, keepdim=True)) / 510  # half a step
+    if precision == "bfloat16":
+        # Its forward has 8 bits, and moves with the make-up of the batch.
+        allowed = allowed + 0.05 * (1 + live.abs().amax(dim=1, keepdim=True))
+    return allowed
+
+
+def _comparison(live: Tensor, stored: Tensor, largest: float) -> Comparison:
+    """What two sets of logits [n, C] have in common."""
+    kl = F.kl_div(
+        stored.double().log_softmax(1),
+        live.double().log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    same = live.argmax(1) == stored.argmax(1)
+    return Comparison(len(live), largest, float(kl), float(same.double().mean()))

@@ -1,0 +1,329 @@
+"""The files of a run: a line of metrics per epoch, its last checkpoint, and its result.
+
+A checkpoint ends with a checksum of its bytes and of the folder that it was written for, since
+torch reads damaged ones without a word. Those without, from before there was one, are believed
+where they have the right shape.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from raykd.config.scale import Scale
+from raykd.core.errors import CacheCorrupt, RaykdError
+from raykd.storage import arrow
+from raykd.storage.atomic import appending, lasting, write_atomic
+from raykd.storage.store import Store, read_json
+
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+RESULT = "result.json"  # of a finished run
+_TOLD_SECONDS = 5.0  # between checkpoints on a machine that is about to go
+_SEAL = b"\nraykd-seal:"  # at the end of a checkpoint, before a SHA-256 in hex digits
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Shape(BaseModel):
+    """A part of a file that is read as it is; it may hold more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Epoch(_Shape):
+    """The metrics of an epoch."""
+
+    epoch: int = 0
+    loss: float | None = None
+    top1: Percent | None = None
+    top5: Percent | None = None
+    validation_top1: Percent | None = None
+    validation_top5: Percent | None = None
+    agreement: Percent | None = None
+    kl: float | None = None
+    seconds: Amount | None = None
+
+
+class _Tested(Epoch):
+    top1: Percent  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+
+
+class _Loss(Epoch):
+    loss: float  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+
+
+class Result(_Shape):
+    """The content of a finished run's result.json, as `result_of` makes it."""
+
+    parameters: Annotated[int, Field(ge=0)]
+    flops: Annotated[int, Field(ge=0)] | None = None
+    latency_ms: Amount | None = None
+    epochs: int = 0
+    last: Epoch
+    best: Epoch
+    images_per_second: Amount | None = None
+    seconds: Amount
+    workers: Annotated[int, Field(ge=1)] = 1
+    hardware: str
+    weights: dict[str, str] | None = None  # the files' checksums
+    metrics: str | None = None  # that of METRICS
+
+
+class Tested(Result):
+    """That of a teacher or a student."""
+
+    last: _Tested  # pyright: ignore[reportIncompatibleVariableOverride]
+    best: _Tested  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class Untested(Result):
+    """That of a prelude, which answers nothing."""
+
+    last: _Loss  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class _Within(_Shape):
+    """The additional content of a checkpoint within an epoch; see `midway`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    steps: Annotated[int, Field(ge=0)]
+    parts: Annotated[int, Field(ge=1)] = 1
+    noise: list[Tensor]
+    sums: dict[str, Tensor]
+    rows: Tensor
+
+
+class _State(_Shape):
+    """A checkpoint."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    epoch: Annotated[int, Field(ge=0)]
+    history: list[dict[str, Any]] = []
+    learner: dict[str, Any] = {}
+    optimiser: dict[str, Any] = {}
+    average: dict[str, Any] | None = None
+    within: _Within | None = None
+
+
+_LINES, _STATE = TypeAdapter(list[Epoch]), TypeAdapter(_State)
+
+
+class Checkpoint(dict[str, Any]):
+    """The state in a checkpoint, and its file."""
+
+    def __init__(self, state: Mapping[str, Any], path: Path) -> None:
+        super().__init__(state)
+        self.path = path
+
+
+@contextlib.contextmanager
+def fitting(path: Path | None) -> Iterator[None]:
+    """A region that sets a run to a checkpoint. Raises `CacheCorrupt` where it is of another."""
+    try:
+        yield
+    except RaykdError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if path is None:
+            raise
+        raise _no_checkpoint(path, "is of another run", error) from error
+
+
+def _no_checkpoint(path: Path, what: str, error: Exception | None = None) -> CacheCorrupt:
+    why = "" if error is None else f" ({(str(error).strip() or type(error).__name__)[:200]})"
+    return CacheCorrupt(
+        f"{path}: the checkpoint {what}{why.splitlines()[0] if why else ''}; remove it to start "
+        "this run again"
+    )
+
+
+class Journal:
+    """The folder of one run in progress.
+
+    A checkpoint is one file that is replaced atomically: at the end of an epoch, when `seconds`
+    have passed since the last one, and between two steps of one, when `within` have. It holds the
+    metrics of its epochs too, so that a continued run goes on with exactly the lines that belong
+    to it. With the `store` that the folder belongs to, other nodes get every checkpoint, and a run
+    may go on on one of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float = 0.0,
+        store: Store | None = None,
+        within: float = math.inf,
+    ) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self.within = within
+        self._store = store
+        self._saved = time.monotonic()
+        self._told = False
+
+    @classmethod
+    def of(cls, store: Store, folder: Path, scale: Scale) -> "Journal":
+        """That of a folder in a store, with checkpoints as often as `scale` says."""
+        return cls(folder, scale.checkpoint_seconds, store, scale.checkpoint_within_seconds)
+
+    def restore(self) -> Checkpoint | None:
+        """The state of the last checkpoint, on the CPU; None where there is none.
+
+        Holds nothing but tensors, numbers, strings and containers of them: it is read
+        without running any code. Raises `CacheCorrupt` where it cannot be read.
+        """
+        path = self.folder / CHECKPOINT
+        if self._store is not None:
+            self._store.renew(path)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _no_checkpoint(path, "cannot be read", error) from error
+        length = len(_SEAL) + hashlib.sha256().digest_size * 2
+        sealed = data[-length:].startswith(_SEAL)
+        payload = data[:-length] if sealed else data
+        if sealed and data[-length:] != self._seal(payload):
+            raise _no_checkpoint(path, "was altered, or belongs to another run")
+        try:
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            _STATE.validate_python(state)
+        except ValidationError as error:
+            raise _no_checkpoint(path, "cannot be read", error) from error
+        except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            raise _no_checkpoint(path, f"cannot be read ({type(error).__name__})") from error
+        return Checkpoint(state, path)
+
+    def _seal(self, data: bytes) -> bytes:
+        """The checksum that ends a checkpoint of these bytes in this folder."""
+        digest = hashlib.sha256(self.folder.name.encode())
+        digest.update(data)
+        return _SEAL + digest.hexdigest().encode()
+
+    def restart(self, history: list[Mapping[str, Any]]) -> None:
+        """Set the metrics file to the lines of the epochs that a checkpoint covers."""
+        lines = "".join(json.dumps(line) + "\n" for line in history)
+        write_atomic(self.folder / METRICS, lines.encode())
+
+    def due(self, *, last: bool) -> bool:
+        """Whether it is time to replace the checkpoint."""
+        return last or time.monotonic() - self._saved >= self.seconds
+
+    def due_within(self, *, told: bool) -> bool:
+        """The same between two steps; `told`: that this machine is about to go."""
+        urgent = told and not self._told
+        self._told = told
+        passed = time.monotonic() - self._saved
+        return urgent or passed >= (_TOLD_SECONDS if told else self.within)
+
+    def record(
+        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]] | None, *, last: bool
+    ) -> None:
+        """Append an epoch's metrics, and replace the checkpoint where it is time to.
+
+        Where there is no `state`, the checkpoint stays.
+        """
+        path = self.folder / METRICS
+        with lasting(path), appending(path) as file:
+            file.write(json.dumps(metrics) + "\n")
+        if state is not None and self.due(last=last):
+            self.keep(state())
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        data = io.BytesIO()
+        torch.save(state, data)
+        payload, path = data.getvalue(), self.folder / CHECKPOINT
+        payload += self._seal(payload)
+        with lasting(path):
+            if self._store is None:
+                write_atomic(path, payload)
+            else:
+                self._store.write(path, payload)
+                self._store.push(self.folder / METRICS)
+        self.kept()
+
+    def kept(self) -> None:
+        """The checkpoint was replaced just now, by whichever worker."""
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Remove the checkpoint of a finished run."""
+        if self._store is None:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        else:
+            self._store.remove(self.folder / CHECKPOINT)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers among an epoch's metrics."""
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
+def read_result(folder: Path, shape: type[Result] = Result) -> dict[str, Any]:
+    """The result of a finished run. Raises `CacheCorrupt` where it is missing or was altered."""
+    return read_json(
+        folder / RESULT,
+        shape,
+        advice="it is the result of a finished run, so bring the file back, or remove the folder "
+        f"{folder} to train it again",
+    )
+
+
+def read_metrics(
+    folder: Path, store: Store | None = None, result: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The epochs' metrics of a run, in order; a line that is still being written is left out.
+
+    With the `store` of a run in progress, which may be on another node, as far as they are known;
+    with the `result` of a finished one, once they are seen to be those that it speaks of. Raises
+    `CacheCorrupt`.
+    """
+    path = folder / METRICS
+    texts = [path.read_bytes() if path.is_file() else b""]
+    if store is not None:
+        texts.append(store.elsewhere(path) or b"")
+    lines = max((text.split(b"\n")[:-1] for text in texts), key=len)
+    try:
+        history = [json.loads(line) for line in lines]
+        _LINES.validate_python(history)
+    except (ValueError, RecursionError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CacheCorrupt(
+            f"{path}: not lines of JSON, one for the metrics of each epoch ({what}); remove the "
+            "file of a run that goes on, the folder of a finished one"
+        ) from error
+    if result is not None and not _are_of(result, texts[0], history):
+        raise CacheCorrupt(
+            f"{path}: these are not the metrics that {RESULT} speaks of; bring the file back, or "
+            f"remove {folder} to train it again"
+        )
+    return history
+
+
+def metrics_checksum(folder: Path) -> str | None:
+    """The checksum of a run's metrics; None where there are none, as of given weights."""
+    path = folder / METRICS
+    return arrow.file_checksum(path) if path.is_file() else None
+
+
+def _are_of(result: Mapping[str, Any], text: bytes, history: list[dict[str, Any]]) -> bool:
+    """True where metrics are those of a result, by checksum or, without one, by the last line."""
+    known = result.get("metrics")
+    if known is not None:
+        return arrow.checksum(text) == known
+    return not history or history[-1] == result["last"]

@@ -1,0 +1,159 @@
+"""Networks and methods tried on images of no content, before anything is trained.
+
+Networks are made on torch's meta device, without memory or initialisation, where they can be.
+
+Shapes: C classes, H, W pixels.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from raykd import models
+from raykd.core.errors import ConfigError, RaykdError
+from raykd.core.types import Shapes, Signal
+from raykd.methods.base import Method
+from raykd.models.staged import Staged, measure
+from raykd.recipes import StudentRun
+from raykd.training.microbenchmark import step_of
+
+Size = tuple[int, int]  # H, W
+_ONE_VALUE = "more than 1 value per channel"  # torch's words for a batch norm without a variance
+_META = "meta"
+
+_Made = TypeVar("_Made")
+
+
+class OneValue(ConfigError):
+    """A batch norm that would see a single value of a channel, which has no variance."""
+
+    def __init__(self, whose: str = "this network's batch norm") -> None:
+        super().__init__(
+            f"a worker's share of a batch is 1 sample, which {whose} cannot be "
+            "trained on; choose a larger run.optim.batch"
+        )
+
+
+def shapes_of(model: str, classes: int, size: Size) -> Shapes:
+    """The sizes of a network's outputs for images of `size`.
+
+    Raises `ConfigError` where the network cannot be made, or does not take such images.
+    """
+    return _on_meta(lambda: measure(_built(model, classes), size), model, size)
+
+
+def check_training(model: str, classes: int, size: Size, share: int) -> None:
+    """Raise `ConfigError` where a network cannot be trained on `share` images of `size` at a time.
+
+    Two images tell as much as any larger number.
+    """
+
+    def train() -> None:
+        network = _built(model, classes).train()
+        with torch.no_grad():
+            network.outputs(torch.zeros(min(share, 2), 3, *size), Signal.LOGITS)
+
+    _on_meta(train, model, size)
+
+
+def check_method(
+    run: StudentRun, student: Shapes, teacher: Shapes, targets: Tensor, *, shared: bool
+) -> None:
+    """Raise `ConfigError` where a method does not suit the two networks.
+
+    `targets` (int64 [N]) have a label of each class that is trained on; `shared`: several workers
+    are to hold a share of the weights each.
+    """
+    assert run.teacher is not None
+
+    def helped() -> None:
+        helpers = run.method.helpers(student, teacher, targets)
+        if shared:
+            check_shares(helpers, run.method)
+        if type(run.method).calibrate is not Method.calibrate:
+            _calibrated(run, helpers)
+
+    _on_meta(helped, run.model, run.data.size)
+
+
+def check_shares(module: nn.Module, method: Method) -> None:
+    """Raise `ConfigError` where workers cannot hold a share of each parameter."""
+    scalars = [name for name, value in module.named_parameters() if not value.dim()]
+    if scalars:
+        raise ConfigError(
+            f"scale.shard: {scalars[0]} of method {method.name!r} is one number, which cannot be "
+            "shared out; choose ddp"
+        )
+
+
+def check_step(run: StudentRun, targets: Tensor) -> None:
+    """Raise `ConfigError` where a step of a single sample cannot be made, really.
+
+    The method's own batch norms count, too.
+    """
+    alone = run.model_copy(update={"optim": run.optim.model_copy(update={"batch": 1})})
+    try:
+        step_of(alone, targets, torch.device("cpu"))()
+    except RaykdError:
+        raise
+    except ValueError as error:
+        if _ONE_VALUE in str(error):
+            raise OneValue(f"a batch norm of method {run.method.label!r}") from error
+        raise
+
+
+def _built(model: str, classes: int) -> Staged:
+    return models.build(model, classes)
+
+
+def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
+    """Let the method look at its teacher, for it may find that it cannot use it.
+
+    What it computes there needs numbers that a tensor on the meta device does not have.
+    """
+    assert run.teacher is not None and run.data.classes is not None and run.data.size is not None
+    network = _built(run.teacher.model, run.data.classes).eval()
+    size = run.as_teacher_sees(run.data).size
+    assert size is not None
+    pixels = torch.zeros(2, 3, *size)
+    try:
+        run.method.calibrate(helpers, [network.outputs(pixels, run.method.needs())])
+    except RaykdError:
+        raise
+    except Exception:  # whatever a tensor without numbers gives rise to
+        return
+
+
+def _on_meta(call: Callable[[], _Made], model: str, size: Size | None) -> _Made:
+    """The result of a call on the meta device, or on the CPU where that cannot be.
+
+    An error of the network's becomes a `ConfigError`.
+    """
+    places: tuple[AbstractContextManager[object], ...] = (torch.device(_META), nullcontext())
+    for place in places:
+        try:
+            with place:
+                return call()
+        except RaykdError:
+            raise
+        except Exception as error:
+            unknown = isinstance(error, NotImplementedError) or _META in str(error)
+            if unknown and place is places[0]:
+                continue
+            raise _refusal(error, model, size) from error
+    raise AssertionError
+
+
+def _refusal(error: Exception, model: str, size: Size | None) -> ConfigError:
+    """A sentence for a network's own error."""
+    if _ONE_VALUE in str(error):
+        return OneValue()
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    sides = "x".join(map(str, size or ()))
+    return ConfigError(
+        f"{model} does not take images of {sides} pixels ({reason}); choose another network, or "
+        "bring the images to another size with data.resize, or data.stream"
+    )

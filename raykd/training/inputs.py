@@ -1,0 +1,187 @@
+"""What a run reads: its images, and what its teacher says about them."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from raykd.config.scale import Scale
+from raykd.core.types import Look, Signal
+from raykd.data.dataset import Data, Pictures, open_images, open_split
+from raykd.data.loading.loader import Views
+from raykd.outputs.codecs import TopK
+from raykd.outputs.manifest import Manifest, manifest_of
+from raykd.outputs.reader import LogitsCache
+from raykd.outputs.shard_files import Shelf
+from raykd.recipes import LogitsRun, StudentRun
+from raykd.storage.store import Store
+from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
+from raykd.training import weights
+from raykd.training.cache_prefetch import CachesAhead
+from raykd.training.hosts.base import EVERY_EPOCH, Host
+
+
+def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
+    """The training views and the plain test images of a run, on the host's device."""
+    train, test = open_images(store, run.data)
+    return (
+        shown(train, run.shown(), host.device, host.scale, run.looks()),
+        shown(test, run.data.test(), host.device, host.scale),
+    )
+
+
+def shown(
+    images: Pictures,
+    data: Data,
+    device: torch.device,
+    scale: Scale,
+    looks: Mapping[Look, Data] | None = None,
+) -> Views:
+    """The views of some images on a device, decoded as `scale` says where they have to be."""
+    skip, processes = scale.on_bad_image == "skip", decoders(scale, device)
+    return Views(images, data, looks, device=device, decoders=processes, skip_bad=skip)
+
+
+def decoders(scale: Scale, device: torch.device) -> int:
+    """How many processes decode streamed images for one worker.
+
+    Where that is not given, a GPU has its share of this machine's processors to feed it, and a
+    worker on CPUs those of its own that it does not train with.
+    """
+    if scale.decoders is not None:
+        return scale.decoders
+    if device.type == "cuda":
+        return max(1, (os.cpu_count() or 1) // torch.cuda.device_count() - 1)
+    return max(0, int(scale.cpus) - 1)
+
+
+def validation(
+    store: Store, run: StudentRun, device: torch.device, scale: Scale = EVERY_EPOCH
+) -> Views | None:
+    """The plain validation images of a run, where its data hold some out."""
+    if run.data.validation is None:
+        return None
+    data = run.data.held_out()
+    looks: dict[Look, Data] = {}
+    if run.asked_at_another_size():
+        looks["teacher"] = run.as_teacher_sees(data)
+    return shown(open_split(store, data, "validation"), data, device, scale, looks)
+
+
+def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
+    """What the teacher of one epoch says about the validation images."""
+    asked, needs = run.validation_logits(anchor), run.method.needs()
+    if not run.cached():
+        live = live_teacher(store, asked, device, needs)
+        return LookingTeacher({"teacher": live}) if run.asked_at_another_size() else live
+    classifier = _classifier(store, run, anchor, device)
+    return CachedTeacher(open_cache(store, asked, [0], device), needs, classifier)
+
+
+def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
+    """The teacher of every epoch of a run; only the one in use is held.
+
+    None where there is none, or where the learner has it. From a cache, the view of an epoch and
+    that of the next one are opened in the background.
+    """
+    held: dict[int, Source] = {}
+    looks = run.method.looks().teacher
+
+    def opened(epoch: int) -> dict[Look, LogitsCache]:
+        seen = _views_of_anchor(run, epoch)
+        return {look: open_cache(store, run.logits_at(epoch, look), seen, device) for look in looks}
+
+    caches = CachesAhead(run, opened)
+
+    def make(epoch: int) -> Source:
+        sources: dict[Look, Source]
+        if run.cached():
+            tail = run.codec.tail if isinstance(run.codec, TopK) else "uniform"
+            classifier = _classifier(store, run, run.anchor_at(epoch), device)
+            sources = {
+                look: CachedTeacher(cache, run.method.needs(), classifier, tail)
+                for look, cache in caches.at(epoch).items()
+            }
+        else:
+            live = live_teacher(store, run.logits_at(epoch), device, run.method.needs())
+            if run.asked_at_another_size():
+                return LookingTeacher({"teacher": live})
+            sources = dict.fromkeys(looks, live)
+        return sources["given"] if looks == ("given",) else LookingTeacher(sources)
+
+    def at(epoch: int) -> Source | None:
+        if not run.method.needs() or run.method.trains_teacher():
+            return None
+        anchor = run.anchor_at(epoch)
+        if anchor not in held:
+            held.clear()
+            held[anchor] = make(epoch)
+        if run.cached():
+            caches.look_ahead(epoch)
+        return held[anchor]
+
+    return at
+
+
+def _classifier(
+    store: Store, run: StudentRun, anchor: int, device: torch.device
+) -> nn.Module | None:
+    """The last layer of one of the teacher's checkpoints, where the method runs it again."""
+    if Signal.CLASSIFIER not in run.method.needs():
+        return None
+    assert run.teacher is not None
+    cpu = torch.device("cpu")
+    network = weights.load_teacher(store, run.teacher, anchor, cpu)
+    return network.classifier.to(device).eval().requires_grad_(False)
+
+
+def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:
+    """The views that a run reads from an epoch on, as long as its anchor lasts."""
+    anchor, epochs = run.anchor_at(epoch), range(epoch, run.optim.epochs)
+    return sorted({run.view_at(e) for e in epochs if run.anchor_at(e) == anchor})
+
+
+def live_teacher(
+    store: Store,
+    run: LogitsRun,
+    device: torch.device,
+    supplies: Signal | None = None,
+    *,
+    trained: bool = False,
+) -> LiveTeacher:
+    """The teacher whose outputs a cache holds, to ask in person, or to train."""
+    network = weights.load_teacher(store, run.teacher, run.anchor, device)
+    own, student = run.teacher.data, run.data
+    assert own.mean and own.std and student.mean and student.std, "the data was never read"
+    return LiveTeacher(
+        network,
+        run.signals() if supplies is None else supplies,
+        bfloat16=run.precision == "bfloat16",
+        student=(student.mean, student.std),
+        own=(own.mean, own.std),
+        trained=trained,
+    )
+
+
+def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
+    """The cache that answers for a recipe: its own, unless only the wider one has these views."""
+    return served(store, run, views)[0]
+
+
+def served(store: Store, run: LogitsRun, views: Iterable[int]) -> tuple[LogitsRun, Manifest | None]:
+    """The same with its manifest, if there is one."""
+    wanted, own = set(views), manifest_of(store, run)
+    if run.wider() == run or (own is not None and wanted.issubset(own.views())):
+        return run, own
+    wide = manifest_of(store, run.wider())
+    holds = wide is not None and wanted.issubset(wide.views())
+    return (run.wider(), wide) if holds else (run, own)
+
+
+def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
+    """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
+    run = serving(store, run, views)
+    folder, checksum = store.path(run), weights.anchor_checksum(store, run)
+    shelf = None if store.mirror is None else Shelf(store, folder)
+    return LogitsCache.open(folder, run.plain(), checksum, views, device, shelf)

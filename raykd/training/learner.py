@@ -1,0 +1,108 @@
+"""One training step's worth of mathematics: student, helpers and method as one module.
+
+Shapes: B batch, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raykd.core.types import Batch, Look, Outputs, Signal
+from raykd.methods.base import Method, full_precision, precise
+from raykd.models.staged import Staged, Through
+from raykd.outputs.topk import merged
+from raykd.teachers.source import LiveTeacher, Source, looking
+from raykd.training.compiled import Mode, compiled_pass, refusal
+
+
+class Learner(nn.Module):
+    """Everything that is trained, in one module: one wrapper for many workers, one state.
+
+    The networks run in bfloat16 where `autocast` is set; losses are computed in float32.
+    Parameters that the method does not train are frozen. `teacher` is there where it is trained
+    beside the student, and answers in every step.
+    """
+
+    def __init__(
+        self,
+        student: Staged,
+        method: Method,
+        helpers: nn.ModuleDict,
+        teacher: LiveTeacher | None = None,
+        *,
+        autocast: bool = False,
+        compiled: Mode = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """`compiled`: how the student's pass is compiled, where the method lets it be."""
+        super().__init__()
+        self.student = student
+        self.helpers = helpers
+        self.method = method
+        self.teacher: Source | None = None
+        if teacher is not None:
+            self.teacher_network = teacher.network  # its weights are ours
+            self.teacher = looking(teacher, method.looks().teacher)
+        self.autocast = autocast
+        self.label_smoothing = label_smoothing
+        self._through: Through | None = None
+        if compiled and refusal(method) is None:
+            self._through = compiled_pass(student, compiled)
+        if method.trains != "student":
+            student.requires_grad_(False)
+        if method.trains == "backbone":
+            for stage in student.stages.values():
+                stage.requires_grad_(True)
+
+    def forward(
+        self, batch: Batch, teacher: Outputs | None, label_weight: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The weighted scalar losses by name, and the student's logits [B, C].
+
+        "label" is the labels' cross entropy of the method's scores; the others are the
+        method's own, named by their spots.
+        """
+        if self._through is not None:
+            torch.compiler.cudagraph_mark_step_begin()  # what it said before may be overwritten
+        if self.teacher is not None:
+            teacher = self.teacher(batch)
+        student = self._student(batch, teacher)
+        losses: dict[str, Tensor] = {}
+        if label_weight or self.method.trains == "student":  # every parameter gets a gradient
+            scores = self.method.scores(student, teacher, self.helpers)
+            with full_precision(scores):
+                smoothing = self.label_smoothing
+                label = F.cross_entropy(precise(scores), batch.targets, label_smoothing=smoothing)
+                losses["label"] = label_weight * label
+        if teacher is not None:
+            alike = merged(student, teacher)
+            losses |= self.method.losses(alike, teacher, batch, self.helpers)
+        return losses, student.logits
+
+    def train(self, mode: bool = True) -> "Learner":
+        """Switch to training or evaluation, but for what the method leaves in evaluation."""
+        super().train(mode)
+        if self.method.settles():
+            self.student.pool.eval()
+        return self
+
+    def _student(self, batch: Batch, teacher: Outputs | None) -> Outputs:
+        """What the student says about every look that the method asks it about."""
+        if self.method.trains == "helpers":
+            assert teacher is not None
+            return teacher  # the student has no part in it
+        main, *others = self.method.looks().student
+        outputs = self._seen(batch if main == "given" else batch.looks[main])
+        if not others:
+            return outputs
+        looks: dict[Look, Outputs] = {main: outputs}
+        looks |= {look: self._seen(batch.looks[look]) for look in others}
+        return outputs.beside(looks)
+
+    def _seen(self, batch: Batch) -> Outputs:
+        """The student's outputs for one look."""
+        pixels, needs = batch.pixels, self.method.needs() | Signal.LIVE
+        if Signal.PIXELS in needs:
+            pixels = pixels.detach().requires_grad_()
+        with torch.autocast(pixels.device.type, torch.bfloat16, self.autocast):
+            return self.student.outputs(pixels, needs, self._through)

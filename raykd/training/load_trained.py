@@ -1,0 +1,61 @@
+"""A finished network as it is used: with its own weights, and what its method keeps beside them.
+
+Shapes: B batch, C classes, H, W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from raykd.data.dataset import Pictures, open_images
+from raykd.methods.base import Method
+from raykd.methods.label_only import LabelOnly
+from raykd.models.staged import Staged
+from raykd.recipes import AnyTeacher, StudentRun
+from raykd.storage.store import Store
+from raykd.training import initial_state, weights
+from raykd.training.checkpointing import Tested, read_result
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A student or a teacher of the store, in evaluation mode, on the CPU."""
+
+    run: AnyTeacher
+    network: Staged
+    method: Method
+    helpers: nn.ModuleDict  # all of the method's; only those that it releases are as trained
+    result: dict[str, Any]  # what the run is remembered by
+    test: Pictures
+
+    @property
+    def released(self) -> nn.ModuleDict:
+        """The helpers without which the network cannot be used."""
+        return self.method.releases(self.helpers)
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """Its answer [B, C] to normalised pixels [B, 3, H, W], as evaluation has it."""
+        outputs = self.network.outputs(pixels, self.method.needs())
+        return self.method.scores(outputs, None, self.helpers)
+
+
+def finished(store: Store, run: AnyTeacher) -> Finished:
+    """What the store has of a run that is done; of a teacher, its last epoch.
+
+    Raises `CacheCorrupt` where its weights are missing or were altered.
+    """
+    train, test = open_images(store, run.data)
+    method, helpers = LabelOnly(), nn.ModuleDict()
+    if isinstance(run, StudentRun):
+        method = run.method
+        network, helpers = initial_state.untrained(run, train.targets)
+    else:
+        network = weights.unloaded(run)
+    name = weights.anchor_path(store, run, run.anchors()[-1]).name
+    path = weights.finished(store, run, name)
+    weights.load_weights(weights.checked(path), network)
+    result = read_result(path.parent, Tested)
+    made = Finished(run, network.eval(), method, helpers.eval(), result, test)
+    made.released.load_state_dict(weights.kept(weights.finished(store, run, weights.HELPERS)))
+    return made

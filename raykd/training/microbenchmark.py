@@ -1,0 +1,103 @@
+"""Forwards and training steps on noise, to see how long they take.
+
+Shapes: B batch, C classes, N training rows.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raykd import models
+from raykd.core.types import Batch, Look
+from raykd.data.dataset import Data
+from raykd.models.staged import Staged, measure
+from raykd.recipes import AnyTeacher, StudentRun
+from raykd.teachers.source import LiveTeacher, looking
+from raykd.training.compiled import Mode
+from raykd.training.learner import Learner
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_LOOKS: tuple[Look, ...] = ("clean", "partner", "strong")
+
+
+def step_of(
+    run: StudentRun, targets: Tensor, device: torch.device, compiled: Mode = False
+) -> Callable[[], None]:
+    """A forward and backward of a student with all that its method does, to be called.
+
+    What a cache would answer was asked before. Pixels and the networks' weights are random, and
+    follow from no run's seed; `targets` (int64 [N]) are the labels of the training rows.
+    """
+    torch.manual_seed(0)
+    method, needs, looks = run.method, run.method.needs(), run.method.looks()
+    student, helpers, teacher = _network(run.model, run.data), nn.ModuleDict(), None
+    seen = run.as_teacher_sees(run.data)
+    if needs and run.teacher is not None:
+        assert run.data.size is not None and seen.size is not None
+        network = _network(run.teacher.model, run.data)
+        shapes = measure(student, run.data.size), measure(network, seen.size)
+        helpers = method.helpers(*shapes, targets)
+        lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
+        teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
+    own = teacher if method.trains_teacher() else None
+    lower = run.precision == "bfloat16"
+    how: dict[str, Any] = {"autocast": lower, "compiled": compiled}
+    learner = _on(device, Learner(student, method, helpers, own, **how))
+    mixed = run.data.augment.mix is not None or method.mixing() is not None
+    batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
+    theirs = batch if seen == run.data else _noise(run.optim.batch, seen, device, rows=len(targets))
+    source = None if teacher is None else looking(teacher, looks.teacher)
+    if source is not None and method.calibrates(helpers):
+        method.calibrate(helpers, [source(theirs)])
+    asks = source if own is None and not run.cached() else None
+    known = source(theirs) if source is not None and run.cached() else None
+
+    def step() -> None:
+        losses, _ = learner(batch, known if asks is None else asks(theirs), 1.0)
+        torch.stack([*losses.values()]).sum().backward()
+
+    return step
+
+
+def forward_of(
+    teacher: AnyTeacher, data: Data, size: int, device: torch.device
+) -> Callable[[], None]:
+    """The forward of a teacher for `size` images, to be called."""
+    network = _on(device, _network(teacher.model, data).eval())
+    batch = _noise(size, data, device, rows=size)
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(batch.pixels)
+
+    return forward
+
+
+def _network(name: str, data: Data) -> Staged:
+    assert data.classes is not None, "the data was never read"
+    return models.build(name, data.classes)
+
+
+def _on(device: torch.device, module: _Module) -> _Module:
+    """The module on a device, in the layout in which everything is trained."""
+    return module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _noise(size: int, data: Data, device: torch.device, *, rows: int, mixed: bool = False) -> Batch:
+    """A batch of noise, and every other look at it: the first of `rows` rows, over and over."""
+    assert data.size is not None and data.classes is not None, "the data was never read"
+    sides, classes = data.size, data.classes
+
+    def look(looks: dict[Look, Batch], *, mixed: bool) -> Batch:
+        pixels = torch.randn(size, 3, *sides, device=device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        ids = torch.arange(size, device=device) % rows
+        labels = ids % classes
+        targets = F.one_hot(labels, classes).float() if mixed else labels
+        weights = torch.full((size,), 0.5, device=device) if mixed else None
+        return Batch(pixels, targets, ids, view=0, epoch=0, looks=looks, weights=weights)
+
+    return look({name: look({}, mixed=False) for name in _LOOKS}, mixed=mixed)

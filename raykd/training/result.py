@@ -1,0 +1,154 @@
+"""What a finished run is remembered by."""
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from raykd.data.dataset import open_split
+from raykd.models.staged import Staged, parameter_count
+from raykd.recipes import StudentRun, TeacherRun, Training
+from raykd.storage.store import Store
+from raykd.training.checkpointing import RESULT, Tested, read_result
+from raykd.training.compiled import compiled_as
+from raykd.training.finite import is_finite
+from raykd.training.hosts.base import Host
+from raykd.training.loop import Metrics
+
+_PASSES = 20  # of which the median is taken
+_MEASURE_SECONDS = 0.2  # after which a slow network is passed no more
+
+
+def result_of(
+    run: StudentRun, parts: Sequence[nn.Module], history: list[Metrics], host: Host
+) -> dict[str, Any]:
+    """The result of a run: last and best epoch apart, and the size of its `parts` together.
+
+    The first part is the network, whose forward is measured; helpers alone have none.
+    """
+    last = history[-1]
+    best = max(history, key=_worth)
+    speeds = sorted(m["images_per_second"] for m in history if "images_per_second" in m)
+    flops, latency = None, None
+    if isinstance(parts[0], Staged) and run.data.size is not None:
+        flops, latency = forward_cost(parts[0], run.data.size)
+    return {
+        "model": run.model,
+        "parameters": sum(parameter_count(part) for part in parts),
+        "flops": flops,
+        "latency_ms": latency,
+        "epochs": len(history),
+        "last": last,
+        "best": best,
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None,  # median of the epochs
+        "seconds": sum(metrics["seconds"] for metrics in history),
+        "workers": host.world,
+        "accumulate": host.scale.accumulate,
+        "compile": compiled_as(run.method, host.scale.compile),
+        "shard": host.scale.shard if host.world > 1 else None,
+        "hardware": hardware(host.device),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
+    """A finished teacher's top-1 on its test images as a sentence, and a warning near chance.
+
+    Chance p is the share of the most frequent class: what one answer for all n images reaches. Near
+    it is up to three standard deviations of guessing, sqrt(p (1 - p) / n), or a twentieth of what
+    is left to 100 %, whichever is more.
+    """
+    store.pull(store.path(teacher) / RESULT)
+    share = read_result(store.path(teacher), Tested)["last"]["top1"] / 100
+    targets = open_split(store, teacher.data, "test").targets
+    count = len(targets)
+    chance = int(torch.bincount(targets).max()) / count
+    kind = "trained" if teacher.weights is None else "given"
+    sentence = (
+        f"the {kind} teacher {teacher.model} is right on {100 * share:.1f} % of {count:,} test "
+        f"images; chance is {100 * chance:.1f} %"
+    )
+    near = chance + max(3 * math.sqrt(chance * (1 - chance) / count), (1 - chance) / 20)
+    if share > near:
+        return sentence, None
+    causes = "its classes have another order than the images', or it wants another size or "
+    causes += "normalisation of images than run.teacher.data has"
+    if teacher.weights is None:
+        causes = "too few epochs, an unsuitable rate (run.teacher.optim), or wrong labels"
+    return sentence, (
+        f"warning: up to {100 * near:.1f} % is near chance, and students will learn little from "
+        f"the {kind} teacher {teacher.model}; likely causes: {causes}"
+    )
+
+
+def training_seconds(store: Store, run: Training) -> float:
+    """Seconds of a finished training, with those of the stages before it that are there."""
+    stages = run.stages() if isinstance(run, StudentRun) else (run,)
+    results = (read_result(store.path(stage)) for stage in stages if store.has(stage))
+    return sum(result["seconds"] for result in results)
+
+
+def _worth(metrics: Metrics) -> float:
+    """How good an epoch was: by validation images, where there are some.
+
+    What was not evaluated, as before a method's own training, has its loss alone. An epoch with a
+    number that is not finite is the worst.
+    """
+    if not is_finite(metrics):
+        return -math.inf
+    chosen = metrics.get("validation_top1", metrics.get("top1"))
+    return -metrics.get("loss", 0.0) if chosen is None else chosen
+
+
+def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
+    """FLOPs and milliseconds of the forward of one image of `size` (H, W), where the network is.
+
+    A multiply-add is two FLOPs; those of convolutions and matrix products are counted. The
+    time is the median of some passes in evaluation mode, in float32. Leaves the network and the
+    generators as they were.
+    """
+    # The glue between a network's parts is in none of its registers.
+    parts = (network, *network.stages.values(), network.pool, network.classifier)
+    modes = {module: module.training for part in parts for module in part.modules()}
+    weight = next(network.parameters())
+    pixels = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
+    pixels = pixels.to(memory_format=torch.channels_last)
+    network.eval()
+    times: list[float] = []
+    with torch.no_grad():
+        network(pixels)
+        with FlopCounterMode(display=False) as counter:
+            network(pixels)
+        until = time.monotonic() + _MEASURE_SECONDS
+        while len(times) < _PASSES and (not times or time.monotonic() < until):
+            _wait(weight.device)
+            started = time.perf_counter()
+            network(pixels)
+            _wait(weight.device)
+            times.append(time.perf_counter() - started)
+    for module, training in modes.items():
+        module.training = training
+    return counter.get_total_flops(), 1000 * statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for what a GPU has still to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def hardware(device: torch.device) -> str:
+    """The processor or GPU that a run was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} ({len(names) or 1} cores)"

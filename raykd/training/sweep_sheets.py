@@ -1,0 +1,219 @@
+"""What a sweep leaves in the store: a sheet per trial, and the table of all of them.
+
+root/sweeps/<name>/trials/<trial>.json   what was asked, and how it ended
+root/sweeps/<name>/results.csv, .arrow   a line per trial
+root/tune/<name>/                        Ray Tune's own notes, TensorBoard's files
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+from pydantic import BaseModel, ConfigDict
+
+from raykd.config.experiment import Experiment, basis
+from raykd.core.errors import CacheCorrupt
+from raykd.core.record import fingerprint
+from raykd.recipes import Asked, Search, Sought, StudentRun
+from raykd.storage.store import Store, first_line, read_json
+from raykd.training.checkpointing import Amount, Tested, read_result
+from raykd.training.finite import is_finite
+from raykd.training.result import training_seconds
+from raykd.training.route_results import route_found
+
+SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # of an epoch
+_TRIAL = re.compile(r"[A-Za-z0-9_-]+")  # names of trials, which are names of files
+State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One trial of a sweep."""
+
+    trial: str
+    config: dict[str, Any]  # its choice on every axis
+    session: str  # of the driver that saw it last
+    state: State = "running"
+    asked: Asked | None = None  # None: the values do not go together
+    error: str | None = None
+    seconds: float = 0.0  # since it began, waiting included
+    last: dict[str, float] | None = None  # of its last report: the numbers of an epoch
+    code: int | None = None  # the exit status of its error, where that is one of ours
+
+
+def sweep_name(experiment: Experiment) -> str:
+    """The experiment's name with a digest of what it varies: another space is another sweep."""
+    space = experiment.space
+    assert space is not None, "the experiment was read from no file"
+    parts = {
+        "base": basis(experiment.runs[0]).plain(),
+        "run": dict(space.base),
+        "grid": dict(space.grid),
+        "search": {axis: domain.plain() for axis, domain in space.search.items()},
+        "sweep": space.sweep.plain(),
+    }
+    text = json.dumps(parts, sort_keys=True)
+    return f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def asked_by(experiment: Experiment, store: Store) -> tuple[Experiment, list[Sheet]]:
+    """A resolved experiment with the students that its sweep asked for, and the trials so far.
+
+    A search asks for what it draws; a grid for all of its combinations, begun or not.
+    """
+    if experiment.space is None:
+        return experiment, []
+    sheets = read_sheets(store, sweep_name(experiment))
+    drawn = tuple(sheet.asked for sheet in sheets if sheet.asked is not None)
+    grid = () if experiment.space.search else experiment.runs
+    return replace(experiment, runs=tuple(dict.fromkeys((*grid, *drawn)))), sheets
+
+
+def folder_of(store: Store, name: str) -> Path:
+    """The folder of a sweep."""
+    return store.root / "sweeps" / name
+
+
+def forget(store: Store, name: str, sheet: Sheet) -> None:
+    """Drop the sheet of a trial that there will not be; what it made stays."""
+    store.remove(_path(store, name, sheet.trial))
+
+
+def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
+    """Write one trial down."""
+    value, asked = vars(sheet) | {}, sheet.asked
+    del value["asked"]
+    if isinstance(asked, StudentRun):
+        value["student"] = asked.plain()
+    elif isinstance(asked, Sought):
+        value["search"], value["stages"] = asked.search.plain(), asked.stages
+    store.write_json(_path(store, name, sheet.trial), value)
+
+
+def read_sheet(store: Store, name: str, trial: str) -> Sheet | None:
+    """One trial of a sweep; None where it never began."""
+    path = store.renew(_path(store, name, trial))
+    return _read(path) if path.is_file() else None
+
+
+def read_sheets(store: Store, name: str) -> list[Sheet]:
+    """The trials of a sweep that began, in their order."""
+    paths = sorted(store.renew_all(folder_of(store, name) / "trials").glob("*.json"))
+    return [_read(path) for path in paths]
+
+
+def write_results(store: Store, name: str) -> Path:
+    """Write the table of a sweep's trials as CSV and as Arrow; returns the CSV's path."""
+    rows = [_row(store, sheet) for sheet in read_sheets(store, name)]
+    columns = {
+        key: [row.get(key) for row in rows] for key in dict.fromkeys(k for r in rows for k in r)
+    }
+    table = pa.table({key: _column(values) for key, values in columns.items()})
+    folder = folder_of(store, name)
+    for suffix, write in (("csv", pyarrow.csv.write_csv), ("arrow", _write_arrow)):
+        sink = pa.BufferOutputStream()
+        write(table, sink)
+        store.write(folder / f"results.{suffix}", sink.getvalue().to_pybytes())
+    return folder / "results.csv"
+
+
+def _write_arrow(table: pa.Table, sink: Any) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
+    """A trial as a line of the table: axes, then what came of it."""
+    row: dict[str, Any] = {"trial": sheet.trial, "state": sheet.state, **sheet.config}
+    row["epochs_done"] = (sheet.last or {}).get("epochs_done")
+    student = None if sheet.asked is None else route_found(store, sheet.asked)
+    row["fingerprint"] = None if student is None else fingerprint(student)
+    row |= {key: (sheet.last or {}).get(key) for key in SCORES}
+    if student is not None and store.has(student):
+        result = read_result(store.path(student), Tested)
+        row |= dict.fromkeys(SCORES)
+        if is_finite(result["last"]):  # earlier versions finished trainings without numbers
+            row |= {key: result["last"].get(key) for key in SCORES}
+            row["best_top1"] = result["best"].get("top1")
+        for key in ("parameters", "flops", "latency_ms"):
+            row[key] = result.get(key)
+        row["train_seconds"] = training_seconds(store, student)
+        anchors = [a for stage in student.stages() for a in _anchors(stage)]
+        row["anchors"] = "-".join(map(str, anchors))
+    return row | {"seconds": sheet.seconds, "error": sheet.error}
+
+
+def _anchors(stage: StudentRun) -> tuple[int, ...]:
+    """The teacher's epochs that supervise a stage."""
+    if stage.teacher is None or not stage.method.needs():
+        return ()
+    return stage.route.anchors if stage.route is not None else stage.teacher.anchors()[-1:]
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """A column; of several kinds of values, or of nothing, as text."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) == 1 or kinds == {int, float}:
+        return pa.array(
+            [float(v) if kinds == {int, float} and v is not None else v for v in values]
+        )
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _path(store: Store, name: str, trial: str) -> Path:
+    """A trial's file. Raises `CacheCorrupt` for a name that Tune gives no trial."""
+    if _TRIAL.fullmatch(trial) is None:
+        raise CacheCorrupt(f"{folder_of(store, name)}: a sheet is of a trial called {trial!r}")
+    return folder_of(store, name) / "trials" / f"{trial}.json"
+
+
+class _Written(BaseModel):
+    """A sheet as its file has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    trial: str
+    config: dict[str, str | int | float | bool | None]
+    session: str
+    state: State
+    error: str | None
+    seconds: Amount
+    last: dict[str, int | float] | None
+    code: int | None = None
+    student: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
+    stages: Literal["multi_stage", "one_stage"] | None = None
+
+
+def _read(path: Path) -> Sheet:
+    """The sheet in a file. Raises `CacheCorrupt` where it is none."""
+    advice = "remove the file, or begin anew with --fresh"
+    value = read_json(path, advice=advice)
+    try:
+        sheet = _sheet(_Written.model_validate(value))
+        if sheet.trial != path.stem:
+            raise ValueError(f"it is of trial {sheet.trial!r}")
+        return sheet
+    except ValueError as error:
+        raise CacheCorrupt(
+            f"{path}: not a sheet of a trial ({first_line(error)}); {advice}"
+        ) from error
+
+
+def _sheet(written: _Written) -> Sheet:
+    asked: Asked | None = None
+    if written.student is not None:
+        asked = StudentRun.read(written.student)  # pyright: ignore[reportAssignmentType]
+    elif written.search is not None:
+        search = Search.read(written.search)
+        asked = Sought(search, written.stages or "multi_stage")  # pyright: ignore[reportArgumentType]
+    values = dict(written)
+    for key in ("student", "search", "stages"):
+        del values[key]
+    return Sheet(**values, asked=asked)

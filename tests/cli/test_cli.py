@@ -1,0 +1,215 @@
+"""The command line, as a script or a person calls it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from raykd.cli import main
+from raykd.storage.store import Store
+
+RAYKD = Path(sys.executable).with_name("raykd")
+EXPERIMENT = """
+run:
+  model: resnet8
+  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  teacher: {model: resnet14, optim: {epochs: 2, batch: 32}}
+  optim: {epochs: EPOCHS, batch: 32}
+grid:
+  run.method: [label_only, kd]
+scale: {checkpoint_seconds: 0}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(EXPERIMENT.replace("EPOCHS", "2"))
+    return path
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_run_ends_with_a_table_and_a_page_and_a_second_one_reuses_everything(file, tmp_path):
+    store = tmp_path / "store"
+    first = call("run", file, "--store", store)
+    assert "label_only" in first.stdout
+    assert "kd" in first.stdout
+    page = store / "reports" / "small.html"
+    assert page.is_file()
+    started = time.monotonic()
+    second = call("run", file, "--store", store)
+    assert time.monotonic() - started < 15
+    assert "2 students" in second.output.partition("reused")[2]
+    work = json.loads(call("run", file, "--store", store, "--json").stdout)["work"]
+    assert work["made"] == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
+    assert work["reused"] == {"teachers": 1, "caches": 2, "preludes": 0, "students": 2}
+
+
+def test_a_plan_says_what_would_be_done_and_does_nothing(file, tmp_path):
+    plan = json.loads(call("plan", file, "--store", tmp_path / "store", "--json").stdout)
+    assert {item["kind"] for item in plan["items"]} == {"teacher", "cache", "students"}
+    assert plan["forwards"] == 593 + 2 * 96  # the test images, and two views of the others
+    assert plan["bytes"] == plan["forwards"] * 24
+    assert plan["seconds"] > 0
+    assert list(Store(tmp_path / "store").finished("teachers")) == []
+    assert "teacher forwards" in call("plan", file, "--store", tmp_path / "store").stdout
+
+
+def test_precompute_then_run_trains_only_the_students(file, tmp_path):
+    done = call("precompute", file, "--store", tmp_path, "--json")
+    assert json.loads(done.stdout)["made"] == {
+        "teachers": 1,
+        "caches": 2,
+        "preludes": 0,
+        "students": 0,
+    }
+    done = json.loads(call("run", file, "--store", tmp_path, "--json").stdout)
+    assert done["work"]["made"] == {"teachers": 0, "caches": 0, "preludes": 0, "students": 2}
+
+
+def test_verify_passes_a_whole_cache_and_names_a_damaged_shard(file, tmp_path):
+    call("precompute", file, "--store", tmp_path)
+    caches = json.loads(call("verify", "--store", tmp_path, "--json").stdout)["caches"]
+    assert len(caches) == 2
+    assert all(cache["difference"] < 0.05 and cache["agreement"] == 1.0 for cache in caches)
+    shard = next(tmp_path.glob("caches/*/view-000001-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    broken = call("verify", "--store", tmp_path, code=5)
+    assert shard.name in broken.output
+    call("verify", file, "--store", tmp_path, code=5)
+    call("run", file, "--store", tmp_path)  # computes it again
+    call("verify", "--store", tmp_path)
+
+
+def test_a_store_may_be_a_url(file, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "one"))
+    call("precompute", file, "--store", bucket)
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "two"))
+    monkeypatch.setenv("RAYKD_STORE", bucket)
+    assert len(json.loads(call("show", "caches", "--json").stdout)) == 2
+    shown = bucket.partition("?")[0]
+    assert f"no students in {shown}\n" in call("show", "students").stdout
+    assert json.loads(call("plan", file, "--json").stdout)["bytes"] == 0
+    call("verify", file)
+    call("report", file)
+
+
+def test_a_store_that_cannot_be_reached_is_a_sentence(file, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path))
+    missing = bucket.replace("s3://b", "s3://no-")
+    for words in (("run", file), ("show", "students")):
+        result = call(*words, "--store", missing, code=9)
+        assert "there is no bucket 'no-" in result.stderr
+        assert "Traceback" not in result.output
+    assert "not a place" in call("show", "students", "--store", "nosuch://a/b", code=2).stderr
+
+
+def test_a_store_that_cannot_be_made_or_is_not_there_is_a_sentence(file, tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = call("run", file, "--store", tmp_path / "taken" / "store", code=9)
+    assert "cannot be written (Not a directory)" in result.stderr
+    assert "there is no store at" in call("verify", "--store", tmp_path / "none", code=2).stderr
+
+
+def test_show_lists_what_there_is(file, tmp_path):
+    assert "no students" in call("show", "students", "--store", tmp_path).stdout
+    call("run", file, "--store", tmp_path)
+    for what, count in {"teachers": 1, "caches": 2, "students": 2}.items():
+        rows = json.loads(call("show", what, "--store", tmp_path, "--json").stdout)
+        assert len(rows) == count
+        assert all(len(row["fingerprint"]) == 20 for row in rows)
+        assert rows[0]["fingerprint"] in call("show", what, "--store", tmp_path).stdout
+    for what, name in {
+        "methods": "spherical_kd",
+        "models": "resnet110",
+        "datasets": "cifar10",
+    }.items():
+        assert name in call("show", what).stdout
+
+
+def test_a_report_of_an_unfinished_experiment_says_so(file, tmp_path):
+    call("precompute", file, "--store", tmp_path)
+    output = tmp_path / "page.html"
+    call("report", file, "--store", tmp_path, "--output", output)
+    assert "not started" in output.read_text()
+    assert "| kd" in call("report", file, "--store", tmp_path, "--markdown").stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("run.metod=kd", 2, "experiment.run.metod: no such key; did you mean 'method'?"),
+        ("run.model=resnet21", 2, "no network is called 'resnet21'; did you mean"),
+        ("data.path=/nowhere", 3, "/nowhere: there is no such file or folder (data.path)"),
+        ("run.data.name=folder", 3, "say where: data.path=PATH"),
+        ("run.data.limit=100000", 2, "run.data.limit: 100000 is more than the 1204"),
+        ("run.optim.batch=500", 2, "fewer than one batch of 500"),
+    ],
+)
+def test_what_is_wrong_has_a_sentence_and_an_exit_status(file, tmp_path, override, code, message):
+    result = call("run", file, override, "--store", tmp_path, code=code)
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path):
+    result = call("run", tmp_path / "none.yaml", code=2)
+    assert "none.yaml: cannot be read (No such file or directory)" in result.stderr
+
+
+def test_the_schema_accepts_the_shipped_experiments(tmp_path):
+    import jsonschema
+    import yaml
+
+    call("schema", "--output", tmp_path / "schema.json")
+    schema = json.loads((tmp_path / "schema.json").read_text())
+    for path in (Path(__file__).parents[2] / "experiments").glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"run": {"modle": "resnet8"}}, schema)
+
+
+def weights(store):
+    return {path.parent.name: path.read_bytes() for path in store.glob("students/*/weights.*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_equal_weights(tmp_path, kind):
+    path = tmp_path / "small.yaml"
+    path.write_text(EXPERIMENT.replace("EPOCHS", "30"))
+    command = [str(RAYKD), "run", str(path), "--store"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    started = time.monotonic()
+    subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
+    seconds = time.monotonic() - started
+    dice = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [*command, str(cut)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(dice.uniform(0.3, 0.9) * seconds)
+        process.send_signal(kind)
+        _, said = process.communicate(timeout=60)
+        # Python itself ends with the signal where it comes before the command begins or after it.
+        if kind == signal.SIGINT and process.returncode not in (0, -signal.SIGINT):
+            assert process.returncode == 130, said
+            assert "the same command goes on" in said
+    subprocess.run([*command, str(cut)], check=True, env=environment, capture_output=True)
+    assert weights(cut) == weights(whole)
+    assert len(weights(cut)) == 2

@@ -1,0 +1,300 @@
+"""The short forms of experiment files that stand for routes and for chains of assistants."""
+
+import jsonschema
+import pytest
+
+from raykd.config.experiment import parse, schema
+from raykd.config.resolve import resolve
+from raykd.config.tree import read_yaml
+from raykd.core.errors import ConfigError
+from raykd.core.record import fingerprint
+from raykd.methods.kd import KD
+from raykd.recipes import Optim, Sought, StudentRun, TeacherRun
+from raykd.recipes.rco import along
+
+PLAIN = """
+run:
+  model: resnet8
+  data: {name: digits, augment: {pad: 1}, validation: 0.2}
+  teacher: {model: resnet8x4, optim: {epochs: 40}}
+  method: kd
+  optim: {epochs: 12}
+"""
+ROUTE = PLAIN + "  rco: {anchors: 2}\n"
+GREEDY = PLAIN + "  rco: {select: greedy}\n"
+CHAIN = PLAIN + "  assistants: [resnet14, resnet8]\n"
+
+
+def asked(text: str, *overrides: str):
+    (run,) = parse(text, "test", overrides).runs
+    return run
+
+
+def student(text: str, *overrides: str) -> StudentRun:
+    run = asked(text, *overrides)
+    assert isinstance(run, StudentRun)
+    return run
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        parse(text, "test", overrides)
+    return str(error.value)
+
+
+def above(run: StudentRun) -> list[str]:
+    """The networks from the student up to its teacher."""
+    found, one = [run.model], run.teacher
+    while isinstance(one, StudentRun):
+        found.append(one.model)
+        one = one.teacher
+    return [*found, one.model] if one else found
+
+
+# Routes
+
+
+@pytest.mark.parametrize(
+    ("rco", "anchors"),
+    [
+        ("{}", (10, 20, 30, 40)),
+        ("{anchors: 2}", (20, 40)),
+        ("{interval: 10}", (10, 20, 30, 40)),
+        ("{interval: 30}", (30, 40)),
+    ],
+)
+@pytest.mark.parametrize("stages", ["multi_stage", "one_stage"])
+def test_a_route_is_written_as_the_way_in_which_it_is_chosen(rco, anchors, stages):
+    run = student(PLAIN, f"run.rco={rco}", f"run.rco.stages={stages}")
+    assert run == along(student(PLAIN), anchors, stages)
+
+
+@pytest.mark.parametrize(
+    "rco", ["null", "{anchors: 1}", "{interval: 40}", "{select: greedy, anchors: 1}"]
+)
+def test_a_route_of_one_anchor_or_none_is_the_plain_student(rco):
+    assert fingerprint(student(PLAIN, f"run.rco={rco}")) == fingerprint(student(PLAIN))
+
+
+def test_a_greedy_route_is_still_to_be_found():
+    run = asked(GREEDY, "run.rco.threshold=1.25", "run.rco.anchors=3")
+    assert isinstance(run, Sought)
+    assert (run.search.student, run.search.threshold) == (student(PLAIN), 1.25)
+    assert (run.search.at_most, run.search.measure, run.stages) == (3, "kl", "multi_stage")
+    assert (run.search.temperature, asked(GREEDY).search.threshold) == (1.0, 1.6)
+
+
+def test_a_grid_may_vary_how_a_route_is_chosen():
+    text = PLAIN + "grid: {run.rco: [null, {anchors: 2}, {select: greedy}], run.seed: [0, 1]}\n"
+    runs = parse(text, "test").runs
+    assert [isinstance(run, Sought) for run in runs] == [False] * 4 + [True] * 2
+    plain = [student(PLAIN, f"run.seed={seed}") for seed in (0, 1)]
+    assert list(runs[:2]) == plain
+    assert list(runs[2:4]) == [along(run, (20, 40), "multi_stage") for run in plain]
+    assert [run.search.student for run in runs[4:]] == plain
+
+
+def test_a_grid_of_methods_leaves_the_one_that_asks_no_teacher_without_a_route():
+    runs = parse(ROUTE + "grid: {run.method: [label_only, kd]}\n", "test").runs
+    assert [len(run.stages()) for run in runs] == [1, 2]
+
+
+def test_students_of_one_search_share_it():
+    text = GREEDY + "grid: {run.rco.stages: [multi_stage, one_stage]}\n"
+    experiment = parse(text, "test")
+    assert len(experiment.runs) == 2
+    assert len(experiment.searches()) == 1
+    assert experiment.students() == ()
+
+
+def test_resolving_fills_in_every_stage_every_assistant_and_what_is_searched(store):
+    stages = resolve(parse(ROUTE, "test"), store).runs[0]
+    assert {stage.data.digest for stage in stages.stages()} == {stages.data.digest} != {""}
+    assert {stage.teacher.data.classes for stage in stages.stages()} == {10}
+    chain = resolve(parse(CHAIN, "test"), store).runs[0]
+    assert chain.teacher.teacher.teacher.data.digest == chain.teacher.data.digest != ""
+    found = resolve(parse(GREEDY, "test"), store).runs[0]
+    assert found.search.student.data.digest == found.search.student.teacher.data.digest != ""
+    assert fingerprint(found.search.stage((10, 40))) == fingerprint(found.along((10, 40)))
+
+
+ROUTE_MISTAKES = {
+    "more anchors than there are": (
+        ["run.rco={anchors: 5}"],
+        "experiment.run.rco: 5 anchors are asked for and the teacher saves 4, [10, 20, 30, 40]; "
+        "lower teacher.save_every, or ask for fewer",
+    ),
+    "an interval that is not saved": (
+        ["run.rco={interval: 15}"],
+        "experiment.run.rco: an interval of 15 wants the teacher's epoch 15, and saved are "
+        "[10, 20, 30, 40]; choose a multiple of teacher.save_every",
+    ),
+    "two ways at once": (
+        ["run.rco={interval: 10, anchors: 2}"],
+        "experiment.run.rco: interval goes with select: equal, and stands in place of anchors",
+    ),
+    "a greedy choice by intervals": (
+        ["run.rco={select: greedy, interval: 10}"],
+        "experiment.run.rco: interval goes with select: equal, and stands in place of anchors",
+    ),
+    "a route beside it": (
+        ["run.rco={anchors: 2}", "run.route={anchors: [40]}"],
+        "experiment.run.rco: it chooses the route through a teacher: add run.teacher, and leave "
+        "run.route out",
+    ),
+    "a greedy choice without held-out images": (
+        ["run.rco={select: greedy}", "run.data.validation=null"],
+        "experiment.run.rco: the greedy choice of anchors measures on images that nothing is "
+        "trained on; add run.data.validation, such as 0.2: the share that the experiment holds "
+        "out",
+    ),
+    "a loss that is no measure": (
+        ["run.rco={select: greedy, measure: loss}", "run.method=mlkd"],
+        "experiment.run.rco: method 'mlkd' reads several looks at a sample, so its loss is no "
+        "measure between checkpoints; use rco.measure: kl",
+    ),
+    "a method that trains the teacher": (
+        ["run.rco={anchors: 2}", "run.method={name: sakd, mode: both}"],
+        "experiment.run.rco: method 'sakd(at, both)' trains the teacher, and a route would "
+        "change it on the way; leave run.route out",
+    ),
+    "a key that there is not": (
+        ["run.rco={treshold: 2}"],
+        "experiment.run.rco.treshold: no such key; did you mean 'threshold'?",
+    ),
+    "a word": (
+        ["run.rco=greedy"],
+        "experiment.run.rco: expected keys and values ({key: value}), got 'greedy'",
+    ),
+    "no anchors": (
+        ["run.rco={anchors: 0}"],
+        "experiment.run.rco.anchors: input should be greater than or equal to 1, got 0",
+    ),
+    "a share that is no share": (
+        ["run.data.validation=1.0"],
+        "experiment.run.data.validation: input should be less than 1, got 1.0\n"
+        "experiment.run.teacher.data.validation: input should be less than 1, got 1.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ROUTE_MISTAKES)
+def test_a_mistake_in_a_route_is_named_with_its_place_and_its_remedy(what):
+    overrides, message = ROUTE_MISTAKES[what]
+    assert refusal(PLAIN, *overrides) == message
+
+
+# Assistants
+
+
+def test_assistants_stand_between_student_and_teacher_in_the_order_of_the_list():
+    run = student(CHAIN)
+    assert above(run) == ["resnet8", "resnet8", "resnet14", "resnet8x4"]
+    assert run.teacher.teacher.teacher == student(PLAIN).teacher
+    assert isinstance(run.teacher.teacher.teacher, TeacherRun)
+
+
+def test_an_assistant_has_what_the_student_has_where_it_says_nothing_else():
+    run = student(CHAIN, "run.views=3", "run.label_weight=0.3", "run.teacher_precision=bfloat16")
+    plain = student(PLAIN, "run.views=3", "run.label_weight=0.3", "run.teacher_precision=bfloat16")
+    first = run.teacher.teacher
+    assert first == plain.model_copy(update={"model": "resnet14"})
+    assert run.teacher == plain.model_copy(update={"teacher": first})
+    assert run == plain.model_copy(update={"teacher": run.teacher})
+
+
+def test_an_assistant_may_be_written_out():
+    text = "[{model: resnet14, optim: {epochs: 5}, method: {name: kd, temperature: 2.0}}, resnet8]"
+    run = student(PLAIN, f"run.assistants={text}")
+    first, second = run.teacher.teacher, run.teacher
+    assert (first.optim, first.method) == (Optim(epochs=5), KD(temperature=2.0))
+    assert (second.optim, second.method) == (Optim(epochs=12), KD())
+
+
+@pytest.mark.parametrize("nothing", ["[]", "null"])
+def test_no_assistants_are_plain_distillation(nothing):
+    assert student(PLAIN, f"run.assistants={nothing}") == student(PLAIN)
+
+
+def test_students_of_several_seeds_share_their_assistants():
+    runs = parse(CHAIN + "grid: {run.seed: [0, 1, 2]}\n", "test").runs
+    assert len({run.teacher for run in runs}) == 1
+    assert len({fingerprint(run) for run in runs}) == 3
+
+
+def test_a_baseline_asks_no_assistant():
+    run = student(CHAIN, "run.method=label_only")
+    assert run == student(PLAIN, "run.method=label_only")
+
+
+def test_a_grid_may_vary_the_chain():
+    text = PLAIN + "grid: {run.assistants: [[], [resnet14], [resnet14, resnet8]]}\n"
+    assert [len(above(run)) for run in parse(text, "test").runs] == [2, 3, 4]
+
+
+def test_a_teacher_that_has_a_teacher_is_an_assistant():
+    text = "{model: resnet14, teacher: {model: resnet8x4, optim: {epochs: 40}}}"
+    assert student(PLAIN, f"run.teacher={text}") == student(PLAIN, "run.assistants=[resnet14]")
+
+
+@pytest.mark.parametrize(
+    "text", [PLAIN, ROUTE, GREEDY, CHAIN], ids=["plain", "rco", "greedy", "chain"]
+)
+def test_the_schema_takes_what_can_be_read(text):
+    jsonschema.validate(read_yaml(text), schema())
+
+
+CHAIN_MISTAKES = {
+    "no teacher": (
+        ["run.teacher=null"],
+        "experiment.run.assistants: they stand below a teacher; add run.teacher",
+    ),
+    "one network": (
+        ["run.assistants=resnet14"],
+        "experiment.run.assistants: expected a list of networks, the first of which learns from "
+        "the teacher, got 'resnet14'",
+    ),
+    "a number": (["run.assistants=[3]"], "experiment.run.assistants: 3 is no network"),
+}
+
+
+@pytest.mark.parametrize("what", CHAIN_MISTAKES)
+def test_a_mistake_in_a_chain_is_named_with_its_place_and_its_remedy(what):
+    overrides, message = CHAIN_MISTAKES[what]
+    assert refusal(CHAIN, *overrides) == message
+
+
+def test_an_assistant_that_cannot_be_used_alone_is_refused():
+    message = refusal(CHAIN, "run.method=simkd")
+    assert "cannot be used without parts of its teacher, so it can teach no one" in message
+    given = student(CHAIN, "run.method=simkd", "run.assistants=[{model: resnet14, method: kd}]")
+    assert above(given) == ["resnet8", "resnet14", "resnet8x4"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["run.method=simkd"], "experiment.run.assistants"),
+        (["run.assistants=[resnot14]"], "experiment.run.assistants"),
+        (["run.assistants=[{modle: resnet14}]"], "experiment.run.assistants"),
+        (["run.assistants=[resnet14]", "run.rco={}"], "assistants"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_an_assistant_is_told_where_it_was_made(overrides, place):
+    assert place in refusal(CHAIN, *overrides)
+
+
+def test_a_student_does_not_go_on_after_one_of_other_images(store, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    for name in map(str, range(10)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = np.full((8, 8, 3), 20 * number, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    after = "{model: resnet8, data: {name: folder}}"
+    experiment = parse(PLAIN, "test", [f"run.after={after}", f"data.path={tmp_path / 'photos'}"])
+    with pytest.raises(ConfigError, match="goes on after"):
+        resolve(experiment, store)

@@ -1,0 +1,28 @@
+"""Calls in the background."""
+
+import subprocess
+import sys
+
+import pytest
+
+from raykd.core.futures import begun
+
+ENDS_BEFORE_IT = """
+import torch
+from raykd.core.futures import begun
+
+values = torch.rand(50_000)
+begun(lambda: [torch.from_numpy(values.numpy()).sort() for _ in range(100)] and print("done"))
+"""
+
+
+def test_a_value_and_an_error_come_to_whoever_asks():
+    assert begun(lambda: 2 + 2).result() == 4
+    with pytest.raises(ZeroDivisionError):
+        begun(lambda: 1 / 0).result()
+
+
+def test_a_process_ends_in_order_while_a_call_goes_on():
+    command = [sys.executable, "-c", ENDS_BEFORE_IT]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")

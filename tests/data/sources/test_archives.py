@@ -1,0 +1,124 @@
+"""Archives: where they are looked for, that they are fetched once and unpacked whole."""
+
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raykd.core.errors import DataError
+from raykd.data.sources.archives import Archive, downloads, is_at, unpacked
+from tests.data.files import closed_port, md5, put, serving
+
+
+@pytest.fixture(autouse=True)
+def _without_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("RAYKD_DATA", str(tmp_path / "downloads"))
+
+
+def packed(place: Path, kind: str = "zip", top: str = "toy") -> Archive:
+    """An archive in `place` of one file, with or without a folder around it."""
+    put(place / "content" / top / "list.txt", "one\ntwo\n")
+    file = Path(shutil.make_archive(str(place / "toy"), kind, place / "content"))
+    shutil.rmtree(place / "content")
+    return Archive("Toy", file.name, md5(file), (), "toy", "list.txt")
+
+
+def said(archive: Archive, path: Path | None) -> str:
+    with pytest.raises(DataError) as error:
+        unpacked(archive, path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+@pytest.mark.parametrize("top", ["toy", "."])
+def test_an_archive_is_downloaded_once_and_unpacked(tmp_path, kind, top):
+    archive = packed(tmp_path / "server", kind, top)
+    with serving(tmp_path / "server") as server:
+        archive = replace(archive, urls=(f"{server.address}/{archive.file}",))
+        folder = unpacked(archive, None)
+        assert folder == tmp_path / "downloads/toy"
+        assert (folder / "list.txt").read_text() == "one\ntwo\n"
+        asked = len(server.asked)
+        assert unpacked(archive, None) == folder
+        shutil.rmtree(folder)  # the archive is still there
+        assert unpacked(archive, None) == folder
+        assert asked == len(server.asked) > 0
+    assert sorted(p.name for p in (tmp_path / "downloads").iterdir()) == sorted(
+        ["toy", archive.file]
+    )
+
+
+def test_another_address_is_tried_where_one_answers_with_something_else(tmp_path):
+    archive = packed(tmp_path / "server")
+    put(tmp_path / "server/page", "<html>please click here</html>")
+    with serving(tmp_path / "server") as server:
+        urls = [f"{server.address}/{name}" for name in ("missing", "page", archive.file)]
+        folder = unpacked(replace(archive, urls=tuple(urls)), None)
+        assert (folder / "list.txt").is_file()
+        shutil.rmtree(tmp_path / "downloads")
+        message = said(replace(archive, urls=tuple(urls[:2])), None)
+    assert message.startswith(
+        f"Toy is not in {tmp_path / 'downloads'} and could not be downloaded ({urls[0]}: HTTP Err"
+    )
+    assert f"; {urls[1]}: File not found or corrupted.); copy toy.zip there" in message
+    assert not (tmp_path / "downloads/toy").exists()
+
+
+def test_a_failed_download_says_where_the_archive_belongs(tmp_path):
+    archive = packed(tmp_path / "server")
+    with closed_port() as address:
+        message = said(replace(archive, urls=(f"{address}/toy.zip",)), None)
+    assert "refused" in message
+    assert message.endswith(
+        "; copy toy.zip there, or give data.path=FOLDER with it or with its Parquet files"
+    )
+
+
+def test_a_download_that_was_cut_short_is_fetched_again(tmp_path):
+    archive = packed(tmp_path / "server")
+    put(tmp_path / "downloads/toy.zip", (tmp_path / "server/toy.zip").read_bytes()[:50])
+    with serving(tmp_path / "server") as server:
+        folder = unpacked(replace(archive, urls=(f"{server.address}/toy.zip",)), None)
+    assert (folder / "list.txt").is_file()
+
+
+def test_an_archive_is_found_in_its_folder_or_beside_it(tmp_path):
+    archive = packed(tmp_path)
+    assert unpacked(archive, tmp_path / "toy.zip") == tmp_path / "toy"
+    shutil.rmtree(tmp_path / "toy")
+    for _ in range(2):  # from the archive, and then the folder itself
+        assert unpacked(archive, tmp_path) == tmp_path / "toy"
+    assert unpacked(archive, tmp_path / "toy") == tmp_path / "toy"
+    (tmp_path / "toy").rename(tmp_path / "renamed")
+    assert unpacked(archive, tmp_path / "renamed") == tmp_path / "renamed"
+    assert not (tmp_path / "downloads").exists()
+    for name, there in (("", True), ("renamed", True), ("toy.zip", True), ("other", False)):
+        assert is_at(archive, tmp_path / name) == there
+
+
+def test_an_altered_archive_is_refused_and_kept(tmp_path):
+    archive = replace(packed(tmp_path), md5="0" * 32)
+    before = (tmp_path / "toy.zip").read_bytes()
+    message = said(archive, tmp_path)
+    assert message.startswith(f"{tmp_path / 'toy.zip'}: expected an archive with the MD5 0000")
+    assert (tmp_path / "toy.zip").read_bytes() == before
+    assert not (tmp_path / "toy").exists()
+
+
+def test_an_archive_that_cannot_be_unpacked_leaves_nothing(tmp_path):
+    with zipfile.ZipFile(tmp_path / "toy.zip", "w") as file:
+        file.writestr("toy/x", "a file")
+        file.writestr("toy/" + "x" * 300, "a name that no file system takes")
+    archive = Archive("Toy", "toy.zip", md5(tmp_path / "toy.zip"), (), "toy", "x")
+    message = said(archive, tmp_path)
+    assert message.startswith(f"{tmp_path / 'toy.zip'}: cannot be unpacked (")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.zip"]
+
+
+def test_downloads_go_where_the_environment_says(tmp_path, monkeypatch):
+    assert downloads() == tmp_path / "downloads"
+    monkeypatch.delenv("RAYKD_DATA")
+    assert downloads() == Path.home() / ".cache/raykd"

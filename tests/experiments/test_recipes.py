@@ -1,0 +1,94 @@
+"""The experiment files that come with the package can be read, and say what their sources say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from raykd.config.experiment import load
+
+FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+CRD = {"epochs": 240, "batch": 64, "lr": 0.05, "weight_decay": 5e-4, "milestones": (150, 180, 210)}
+AUTHORS = {"epochs": 300, "batch": 64, "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+
+
+def file_of(name: str) -> Path:
+    return next(file for file in FILES if file.stem == name)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_experiment_file_can_be_read(file):
+    experiment = load(file)
+    methods = {run.method for run in experiment.runs}
+    seeds = {run.seed for run in experiment.runs}
+    networks = {run.model for run in experiment.runs}
+    assert len(experiment.runs) == len(methods) * len(seeds) * len(networks)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_students_of_a_file_have_one_teacher_and_one_baseline(file):
+    experiment = load(file)
+    assert len({run.teacher for run in experiment.runs}) == 1
+    assert "label_only" in {run.method.name for run in experiment.runs}
+    assert {run.views for run in experiment.runs} == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "views"),
+    [
+        ("cifar100_crd", CRD, 162),
+        ("cifar100_sakd", CRD, 162),
+        ("tiny_imagenet", CRD, 2),
+        ("cinic10", AUTHORS, 162),
+    ],
+)
+def test_the_recipes_of_the_field_are_written_as_published(name, recipe, views):
+    for run in load(file_of(name)).runs:
+        assert run.teacher is not None
+        assert run.teacher.data == run.data
+        assert run.data.augment.views() == views
+        for optim in (run.optim, run.teacher.optim):
+            assert {key: getattr(optim, key) for key in recipe} == recipe
+            assert (optim.name, optim.momentum, optim.nesterov) == ("sgd", 0.9, False)
+            assert (optim.warmup_epochs, optim.clip, optim.ema) == (0, None, None)
+
+
+def test_sakd_normalises_tiny_imagenet_with_the_constants_of_cifar10():
+    run = load(file_of("tiny_imagenet")).runs[0]
+    assert run.data.mean == (0.4914, 0.4822, 0.4465)
+    assert run.data.std == (0.2023, 0.1994, 0.2010)
+
+
+def script(name: str) -> ModuleType:
+    """A script of the experiments, as a module."""
+    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_imagenet_is_distilled_as_the_official_script_does():
+    [run] = script("imagenet_skd").planned("/data/imagenet").students()
+    assert (run.model, run.teacher.model) == ("torchvision/resnet18", "torchvision/resnet34")
+    assert run.teacher.weights == "IMAGENET1K_V1" and run.teacher.data == run.data
+    assert (run.optim.epochs, run.optim.batch, run.optim.lr) == (100, 256, 0.1)
+    assert run.optim.milestones == (30, 60, 80, 90) and run.optim.weight_decay == 1e-4
+    assert run.method.weight == ((0, 0.9), (60, 0.5), (80, 0.1))
+    assert run.label_weight == ((0, 0.1), (60, 0.5), (80, 0.9))
+    assert (run.method.temperature, run.method.radius) == (4.0, 2.0)
+    augment, stream = run.data.augment, run.data.stream
+    assert augment.crop.scale == (0.1, 1.0) and augment.crop.ratio == (0.8, 1.25) and augment.flip
+    assert (stream.size, stream.resize) == (224, 256)
+
+
+def test_imagenet_s_choices_reach_the_recipe():
+    planned = script("imagenet_skd").planned
+    experiment = planned("s3://bucket/i", codec="int8", method="kd", views="10", seeds=2, workers=8)
+    first, second = experiment.students()
+    assert (first.codec.name, first.views, second.seed) == ("int8", 10, 1)
+    assert first.label_weight == 0.5 and experiment.scale.workers == 8
+    [alone] = planned("/d", method="label_only", overrides=("run.teacher.optim={epochs: 1}",)).runs
+    assert alone.teacher is None

@@ -1,0 +1,149 @@
+"""Carrying out a plan in this process, without Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raykd.config.experiment import Experiment, load, parse
+from raykd.config.resolve import resolve
+from raykd.config.scale import Scale
+from raykd.core.errors import CacheMismatch, NoRoom, WorkFailed
+from raykd.launch import cache_executor
+from raykd.launch.carry_out import carry_out
+from raykd.storage.store import Store, read_json, write_json
+from raykd.tracking.console import Teller
+from tests.small import student_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+def experiment(store, *methods, seeds=(0,), **scale):
+    runs = [student_run(store, method, seed=seed) for method in methods for seed in seeds]
+    return Experiment("small", tuple(runs), Scale(**scale))
+
+
+QUIET = Teller(quiet=True)
+
+
+def test_everything_is_made_once_and_found_again(store):
+    small = experiment(store, "label_only", "kd", "skd", seeds=(0, 1))
+    outcome = carry_out(small, store, QUIET)
+    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
+    assert all(store.has(run) for run in small.runs)
+    again = carry_out(small, store, QUIET)
+    assert again.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
+    assert again.reused == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
+
+
+def test_a_new_student_reuses_the_teacher_and_its_cache(store):
+    carry_out(experiment(store, "kd"), store, QUIET)
+    outcome = carry_out(experiment(store, "skd"), store, QUIET)
+    assert outcome.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 1}
+
+
+def test_precompute_stops_before_the_students(store):
+    small = experiment(store, "kd")
+    outcome = carry_out(small, store, QUIET, students=False)
+    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 0}
+    assert not store.has(small.runs[0])
+
+
+def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
+    good, bad = student_run(store, "kd"), student_run(store, "kd", views=1)
+    label_only = student_run(store, "label_only")
+    other = bad.teacher.model_copy(update={"seed": 9})
+    bad = bad.model_copy(update={"teacher": other})
+    carry_out(Experiment("small", (bad,), Scale(workers=0)), store, QUIET, students=False)
+    manifest = store.path(bad.logits_at(0)) / "manifest.json"
+    value = read_json(manifest)
+    write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
+    small = Experiment("small", (bad, good, label_only), Scale(workers=0))
+    with pytest.raises(CacheMismatch, match="anchor: expected 2, found 1"):
+        carry_out(small, store, QUIET)
+    assert [store.has(run) for run in small.runs] == [False, True, True]
+
+
+def test_a_student_that_fails_does_not_stop_the_others(store):
+    good = student_run(store)
+    bad = good.model_copy(update={"optim": good.optim.model_copy(update={"lr": 1e30}), "seed": 7})
+    with pytest.raises(WorkFailed, match="not finite"):
+        carry_out(Experiment("small", (bad, good), Scale()), store, QUIET)
+    assert store.has(good)
+    assert not store.has(bad)
+
+
+def test_students_that_fail_alike_keep_the_status_of_their_errors(store):
+    teachers = [student_run(store).teacher.model_copy(update={"seed": seed}) for seed in (8, 9)]
+    runs = tuple(student_run(store, teacher=teacher) for teacher in teachers)
+    carry_out(Experiment("small", runs, Scale(workers=0)), store, QUIET, students=False)
+    for run in runs:
+        manifest = store.path(run.logits_at(0)) / "manifest.json"
+        value = read_json(manifest)
+        write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
+    with pytest.raises(CacheMismatch, match=r"(?s)anchor: expected 2.*\n.*anchor: expected 2"):
+        carry_out(Experiment("small", runs, Scale(workers=0)), store, QUIET)
+    worse = runs[0].optim.model_copy(update={"lr": 1e30})
+    bad = student_run(store, "label_only", optim=worse)
+    with pytest.raises(WorkFailed, match=r"(?s)anchor: expected 2.*not finite"):
+        carry_out(Experiment("small", (runs[0], bad), Scale(workers=0)), store, QUIET)
+
+
+def test_a_cache_that_does_not_fit_the_disk_is_refused_before_it_is_begun(store, monkeypatch):
+    small = experiment(store, "kd")
+    monkeypatch.setattr(cache_executor, "needed_bytes", lambda run, rows: 10**18)
+    with pytest.raises(NoRoom, match=r"need .* GB, .* GB are free; lower run.views"):
+        carry_out(small, store, QUIET)
+
+
+@pytest.mark.slow
+def test_a_run_without_workers_never_imports_ray(tmp_path):
+    script = (
+        "import sys; from raykd.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert 'ray' not in sys.modules"
+    )
+    words = ["run", str(ROOT / "experiments/quickstart.yaml"), "--store", str(tmp_path)]
+    words += ["scale.workers=0", "scale.teacher_workers=0", "scale.rules=[]"]
+    words += ["grid.run.method=[kd]", "grid.run.seed=[0]"]
+    words += ["run.optim.epochs=2", "run.teacher.optim.epochs=1"]
+    words = [sys.executable, "-c", script, *words]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "kd" in done.stdout
+
+
+def test_the_scale_decides_how_many_workers_a_student_gets():
+    quickstart = load(ROOT / "experiments/quickstart.yaml")
+    counts = [quickstart.workers(run) for run in quickstart.runs]
+    assert sorted(counts) == [1] * 8 + [2]
+    assert quickstart.teacher_workers(quickstart.runs[0].teacher) == 2
+    wide = next(run for run in quickstart.runs if quickstart.workers(run) == 2)
+    assert (wide.method.name, wide.seed) == ("spherical_kd", 0)
+
+
+def test_a_teacher_from_a_weights_file_is_a_route_of_one(store, tmp_path):
+    first = experiment(store, "kd")
+    carry_out(first, store, QUIET)
+    teacher = first.runs[0].teacher
+    file = store.path(teacher) / "weights-0002.safetensors"
+    text = f"""
+run:
+  model: resnet8
+  data: {{name: digits, holdout: 0.33, limit: 96, augment: {{pad: 1}}}}
+  teacher: {{model: resnet8, weights: {file}}}
+  method: kd
+  optim: {{epochs: 2, batch: 32}}
+"""
+    given = resolve(parse(text, "given"), store)
+    assert given.runs[0].teacher.anchors() == (0,)
+    assert given.runs[0].teacher.weights.startswith("sha256:")
+    carry_out(given, store, QUIET)
+    assert store.has(given.runs[0])

@@ -1,0 +1,118 @@
+"""A plan on machines that are only described."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from raykd.cli import main
+from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
+from raykd.core.errors import ConfigError, NoRoom
+from raykd.models import build, parameter_count
+from raykd.planning import scaling
+from raykd.planning.forecast import forecast, network_cost, read_cluster
+from raykd.planning.plan import plan
+from raykd.storage.store import Store
+from raykd.training.result import forward_cost
+
+MACHINES = Path(__file__).parents[2] / "cluster" / "machines.yaml"
+TEXT = """
+run:
+  model: resnet8
+  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  teacher: {model: resnet20, optim: {epochs: 2, batch: 32}}
+  method: kd
+  views: 2
+  optim: {epochs: 3, batch: 32}
+grid: {run.seed: [0, 1, 2]}
+scale: {workers: 2}
+"""
+
+
+@pytest.fixture
+def ready(tmp_path):
+    """An experiment, its store and its plan."""
+    store = Store(tmp_path / "store")
+    experiment = resolve(parse(TEXT, "small"), store)
+    return experiment, store, plan(experiment.students())
+
+
+def test_parameters_and_operations_are_those_of_the_network():
+    network = build("resnet8", 10)
+    flops, _ = forward_cost(network, (16, 16))
+    assert network_cost("resnet8", 10, (16, 16)) == (parameter_count(network), flops)
+
+
+def test_a_plan_by_hand(ready):
+    cluster = read_cluster(MACHINES)
+    teacher, *caches, students = forecast(*ready, cluster)
+    train, test = sorted(caches, key=lambda line: "train" not in line.label)
+    size, flops = network_cost("resnet8", 10, (8, 8))
+    each = 3 * flops / (312e12 * 0.25)  # forward and backward
+    ring = scaling.ring_seconds(cluster, 4 * size, 2)
+    step = 0.005 + 16 * each + ring
+    assert (students.count, students.workers, students.at_once) == (3, 2, 3)
+    assert students.limit == "compute"
+    # Three steps an epoch, three epochs; every node reads 96 rows of 24 bytes in each.
+    assert students.seconds == pytest.approx(scaling.GROUP_SECONDS + 9 * step, rel=1e-6)
+    assert students.read == 3 * 3 * 96 * 24
+    assert students.cost == pytest.approx(8 * 30 * students.seconds / 3600)
+    assert (train.written, test.written) == (2 * 96 * 24, 593 * 24)
+    assert (train.limit, train.seconds) == ("storage", pytest.approx(2 * 96 * 24 / 5e9))
+    assert (teacher.workers, teacher.read) == (2, 0)
+
+
+def test_what_does_not_fit_is_refused(ready):
+    small = read_cluster(MACHINES).model_copy(update={"nodes": 1, "gpus": 1})
+    with pytest.raises(NoRoom, match="2 workers, and the cluster has 1 GPUs"):
+        forecast(*ready, small)
+
+
+def test_a_rate_measures_the_networks_here(ready):
+    given = read_cluster(MACHINES)
+    one, ten = (
+        sum(
+            line.seconds
+            for line in forecast(
+                *ready,
+                given.model_copy(update={"tflops": None, "rate": rate, "fixed_ms": 0.0}),
+            )
+            if line.kind == "cache"
+        )
+        for rate in (1.0, 1000.0)
+    )
+    assert one > 30 * ten  # two measurements of few steps each
+
+
+def test_the_command_prints_a_line_a_piece_and_the_sum(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(TEXT)
+    words = ["plan", str(file), "--store", str(tmp_path / "store"), "--cluster", str(MACHINES)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "teacher" in done.output and "students" in done.output and "compute" in done.output
+    assert "0 of 3 students are in the store" in done.output
+    assert "0.25 of 312 Tflop/s" in done.output
+    done = CliRunner().invoke(main, [*words, "--json"])
+    value = json.loads(done.stdout)
+    assert value["cluster"]["nodes"] == 8 and len(value["items"]) == 4
+    assert value["seconds"] == pytest.approx(sum(item["seconds"] for item in value["items"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("nodes: 0", "nodes: "),
+        ("[", "not YAML"),
+        ("nodes: 1\nspeed: 3", "speed: "),
+        ("3", "expected keys and values"),
+    ],
+)
+def test_a_file_that_describes_no_cluster_is_refused(tmp_path, text, answer):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=answer):
+        read_cluster(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_cluster(tmp_path / "none.yaml")

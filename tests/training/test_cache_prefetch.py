@@ -1,0 +1,116 @@
+"""What an epoch reads is open before the epoch begins."""
+
+import shutil
+import time
+
+import pytest
+import torch
+
+from raykd.core.errors import CacheCorrupt
+from raykd.recipes import Optim
+from raykd.storage.store import Store
+from raykd.teachers.route import Route
+from raykd.training.cache_prefetch import CachesAhead
+from raykd.training.inputs import open_cache
+from tests.small import CPU, prepare, student_run, teacher_run
+
+VIEWS = 3
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the caches of a student of two anchors, and the student."""
+    store = Store(tmp_path_factory.mktemp("made"))
+    teacher = teacher_run(store, optim=Optim(epochs=2, batch=32))
+    route, optim = Route(anchors=(1, 2), starts=(0, 3)), Optim(epochs=EPOCHS, batch=32)
+    run = student_run(store, teacher=teacher, route=route, views=VIEWS, optim=optim)
+    prepare(store, run)
+    return store.root, run
+
+
+@pytest.fixture
+def run(made):
+    return made[1]
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request, made, tmp_path, monkeypatch):
+    """A copy of it, as a folder or by URL."""
+    monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "node"))
+    shutil.copytree(made[0], tmp_path / "copied")
+    remote = request.param == "remote"
+    return Store(f"file://{tmp_path}/copied" if remote else tmp_path / "copied")
+
+
+def caches_of(store, run):
+    def opened(epoch):
+        return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
+
+    return CachesAhead(run, opened)
+
+
+def settle(ahead):
+    """Wait for what goes on in the background."""
+    for future in list(ahead._caches.values()):
+        for cache in future.result(timeout=60).values():
+            for coming in list(cache._coming.values()):
+                coming.exception(timeout=60)
+
+
+def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
+    ahead = caches_of(store, run)
+    ids = torch.arange(96)
+    whole = {
+        anchor: open_cache(store, run.logits_at(start), range(VIEWS), CPU)
+        for anchor, start in ((1, 0), (2, 3))
+    }
+    wanted = {
+        epoch: whole[run.anchor_at(epoch)].take(ids, run.view_at(epoch)).logits
+        for epoch in range(EPOCHS)
+    }
+    places = {store.root, tmp_path / "copied"}
+    for epoch in range(EPOCHS):
+        ahead.look_ahead(epoch)
+        settle(ahead)
+        for place in places:
+            (place / "caches").rename(place / "hidden")
+        for now in (epoch, epoch + 1):
+            if now < EPOCHS:
+                found = ahead.at(now)["given"].take(ids, run.view_at(now)).logits
+                assert torch.equal(found, wanted[now])
+        for place in places:
+            shutil.rmtree(place / "caches", ignore_errors=True)
+            (place / "hidden").rename(place / "caches")
+
+
+def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(store, run, tmp_path):
+    folder = tmp_path / "copied" / "caches" / store.path(run.logits_at(0)).name
+    for shard in folder.glob("view-000001-*"):
+        shard.write_bytes(b"rubbish")
+    ahead = caches_of(store, run)
+    ahead.look_ahead(0)
+    settle(ahead)
+    assert len(ahead.at(0)["given"].take(torch.arange(4), 0).logits) == 4
+    with pytest.raises(CacheCorrupt):
+        ahead.at(1)["given"].take(torch.arange(4), 1)
+
+
+def test_only_the_anchor_in_use_and_the_next_are_held(store, run):
+    ahead = caches_of(store, run)
+    held = []
+    for epoch in range(EPOCHS):
+        ahead.look_ahead(epoch)
+        held.append(sorted(ahead._caches))
+    assert held == [[1], [1], [1, 2], [2], [2], [2]]
+
+
+def test_looking_ahead_does_not_wait(store, run):
+    ahead = caches_of(store, run)
+    ahead.at(0)
+    before = ahead._open
+    ahead._open = lambda epoch: (time.sleep(2), before(epoch))[1]
+    started = time.monotonic()
+    ahead.look_ahead(2)  # before another anchor
+    assert time.monotonic() - started < 1
+    assert ahead.at(3)["given"].manifest.recipe == run.logits_at(3).plain()

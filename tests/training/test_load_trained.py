@@ -1,0 +1,61 @@
+"""A finished network, as the store has it."""
+
+import pytest
+import torch
+from torch import nn
+
+from raykd.core.errors import CacheCorrupt
+from raykd.data.loading.loader import Views
+from raykd.methods import METHODS
+from raykd.storage.store import read_json
+from raykd.training.checkpointing import RESULT
+from raykd.training.evaluation import evaluate
+from raykd.training.load_trained import finished
+from raykd.training.runs import local_host
+from tests.small import prepare, student_run, trained
+
+
+@pytest.mark.parametrize("method", ["kd", "skd", "simkd", "sakd", "combine", "crd"])
+def test_it_answers_as_it_did_at_the_end_of_its_training(store, method):
+    skd = METHODS["skd"](variant="l2")
+    chosen = {
+        "sakd": METHODS["sakd"](base=skd),
+        "combine": METHODS["combine"](combine=(skd, METHODS["at"]())),
+    }.get(method, method)
+    run = student_run(store, chosen)
+    prepare(store, run)
+    trained(store, run)
+    made = finished(store, run)
+    test = Views(made.test, run.data.test())
+    host = local_host(store, run)
+    metrics = evaluate(made.network, made.method, made.helpers, test, None, host)
+    last = read_json(store.path(run) / RESULT)["last"]
+    assert metrics["top1"] == last["top1"]
+    assert metrics["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+    assert not made.network.training
+    assert not any(module.training for module in made.helpers.modules())
+
+
+def test_of_a_teacher_it_is_the_last_epoch(store):
+    run = student_run(store, "kd")
+    prepare(store, run)
+    made = finished(store, run.teacher)
+    pixels = Views(made.test, run.data.test()).batch(torch.arange(len(made.test)), 0)
+    top1 = 100 * float((made.scores(pixels.pixels).argmax(1) == pixels.targets).float().mean())
+    assert top1 == pytest.approx(read_json(store.path(run.teacher) / RESULT)["last"]["top1"])
+    assert isinstance(made.helpers, nn.ModuleDict)
+    assert len(made.helpers) == 0
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights-helpers.safetensors"])
+@pytest.mark.parametrize("harm", ["altered", "gone"])
+def test_damaged_weights_are_named(store, name, harm):
+    run = student_run(store, "skd")
+    prepare(store, run)
+    trained(store, run)
+    path = store.path(run) / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink() if harm == "gone" else path.write_bytes(data)
+    with pytest.raises(CacheCorrupt, match=name):
+        finished(store, run)

@@ -1,0 +1,169 @@
+"""A training that ends in the middle of an epoch goes on from there, bit for bit."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from raykd.config.scale import Scale
+from raykd.core.shutdown import Notice, Terminated, noticed, terminable
+from raykd.methods import METHODS
+from raykd.methods.crd import CRD
+from raykd.methods.kd import KD
+from raykd.methods.sakd import SAKD
+from raykd.recipes import Optim
+from raykd.storage.store import Store
+from raykd.teachers.route import Route
+from raykd.training.checkpointing import Journal, read_metrics
+from raykd.training.hosts.base import LocalHost
+from raykd.training.runs import local_host, train_student
+from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
+from tests.training.test_loop import Stop, called, twin
+
+SOME = ["kd", "stkd", SAKD(base=CRD(negatives=64), homogeneous=False)]
+ADAM = Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0)
+
+
+class LeavingHost(LocalHost):
+    """This process, which dies in the middle of an epoch, once a checkpoint is written."""
+
+    def __init__(self, journal, steps):
+        super().__init__(journal, CPU)
+        self.left = steps
+
+    def between(self, state):
+        self.left -= 1
+        if self.left == 0:
+            self.journal.keep(state())
+            raise Stop
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"))
+    prepare(store, student_run(store))
+    return store
+
+
+def interrupted(store, run, stops):
+    """The weights of a student that was stopped between steps, each time `stops` calls later."""
+    prepare(store, run)
+    for steps in stops:
+        with pytest.raises(Stop):
+            train_student(store, run, LeavingHost(Journal(store.path(run)), steps))
+        assert not store.has(run)
+    return trained(store, run)
+
+
+def losses(store, run):
+    """What the epochs say of their training."""
+    lines = read_metrics(store.path(run))
+    return [{k: v for k, v in line.items() if k.startswith(("loss", "top1"))} for line in lines]
+
+
+@pytest.mark.parametrize("name", SOME, ids=called)
+def test_a_run_that_stops_within_an_epoch_ends_with_equal_weights(ready, tmp_path, name):
+    run = student_run(ready, name, optim=ADAM)
+    prepare(ready, run)
+    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+    # Two steps of the three of each epoch are followed by another one.
+    assert interrupted(cut, run, (1, 1, 1, 2)) == trained(whole, run)
+    assert losses(cut, run) == losses(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_within_an_epoch(ready, tmp_path, name):
+    run = student_run(ready, name, optim=Optim(epochs=2, batch=32))
+    prepare(ready, run)
+    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+    assert interrupted(cut, run, (1, 2)) == trained(whole, run)
+    assert losses(cut, run) == losses(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kd", SAKD(base=KD(), homogeneous=False)], ids=called)
+def test_dropout_draws_on_where_it_was(tmp_path, method):
+    ready = Store(tmp_path / "ready")
+    optim, data = Optim(epochs=1, batch=16), digits(ready, limit=48, resize=32)
+    network = teacher_run(ready, model="torchvision/resnet18", data=data, optim=optim)
+    run = student_run(
+        ready, method, model="torchvision/mobilenet_v2", data=data, teacher=network, optim=optim
+    )
+    prepare(ready, run)
+    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+    assert interrupted(cut, run, (1,)) == trained(whole, run)
+
+
+def test_a_stage_that_another_anchor_teaches_goes_on_within_its_first_epoch(ready, tmp_path):
+    run = student_run(ready, "skd", route=Route(anchors=(1, 2), starts=(0, 1)))
+    prepare(ready, run)
+    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+    # The second epoch begins with the third call.
+    assert interrupted(cut, run, (3, 1)) == trained(whole, run)
+
+
+def test_checkpoints_within_an_epoch_come_when_it_is_time(ready, tmp_path):
+    store = twin(ready, tmp_path / "timed")
+    run = student_run(ready)
+    kept = []
+
+    class Counting(Journal):
+        def keep(self, state):
+            kept.append((state["epoch"], (state.get("within") or {}).get("steps")))
+            super().keep(state)
+
+    journal = Counting(store.path(run), 1e9, store, within=0.0)
+    train_student(store, run, LocalHost(journal, CPU))
+    # After both steps of each epoch that are not its last; the end of the last epoch is one, too.
+    assert kept == [(e, s) for e in range(3) for s in (1, 2)] + [(3, None)]
+
+
+class Warned(Notice):
+    """A machine that is about to go, from the start."""
+
+    def given(self):
+        return True
+
+
+def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(ready, tmp_path):
+    store = twin(ready, tmp_path / "warned")
+    run = student_run(ready)
+    journal = Journal(store.path(run), 1e9, store)
+    host, seen = LocalHost(journal, CPU, notice=Warned()), []
+
+    class Watching(LocalHost):
+        def between(self, state):
+            super().between(state)
+            seen.append((store.path(run) / "checkpoint.pt").is_file())
+            raise Stop
+
+    host.__class__ = Watching
+    with pytest.raises(Stop):
+        train_student(store, run, host)
+    assert seen == [True]
+
+
+def test_a_process_that_is_told_to_end_does_so_after_a_checkpoint(ready, tmp_path):
+    run = student_run(ready, optim=ADAM)
+    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+    with pytest.raises(Terminated), noticed() as notice:  # noqa: PT012
+        host = local_host(cut, run, Scale(checkpoint_seconds=1e9), notice=notice)
+        os.kill(os.getpid(), signal.SIGTERM)
+        train_student(cut, run, host)
+    state = Journal(cut.path(run)).restore()
+    assert state is not None and (state["epoch"], state["within"]["steps"]) == (0, 1)
+    assert trained(cut, run) == trained(whole, run)
+
+
+def test_a_region_is_ended_at_once_and_leaves_the_signal_as_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), terminable():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+    with pytest.raises(Terminated), noticed():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,65 @@
+"""No step waits for the device: it runs ahead of a GPU by as many steps as its queue holds."""
+
+import pytest
+import torch
+
+from raykd.methods import METHODS
+from raykd.methods.crd import CRD
+from raykd.methods.stkd import STKD
+from raykd.recipes import Optim
+from raykd.storage.store import Store
+from tests.small import prepare, student_run
+from tests.training.watched import NoWaiting, Waits, watched_losses
+
+# Methods that do wait in each step, and what for.
+EXCEPTIONS = {
+    "sakd": "tolist",  # how many samples are taught at each spot: those alone are computed
+    "mlkd": "cpu",  # strong augmentation runs on the CPU, so that no device changes a pixel
+}
+OTHERS = [
+    CRD(negatives=40),  # fewer than there are rows: a shuffle
+    STKD(mix="cutmix", alpha=0.5, incorrect_only=0.5, clean_kd=0.5),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def called(method):
+    """What a test calls a method."""
+    return method if isinstance(method, str) else method.label
+
+
+@pytest.mark.parametrize("method", [*METHODS, *OTHERS], ids=called)
+def test_no_step_of_a_method_waits_for_the_device(store, method):
+    optim = Optim(epochs=2, batch=32, ema=0.9, clip=1.0)
+    run = student_run(store, method, optim=optim)
+    prepare(store, run)
+    if run.method.name in EXCEPTIONS:
+        with pytest.raises(Waits, match=f"^{EXCEPTIONS[run.method.name]}:"):
+            watched_losses(store, run)
+        return
+    assert len(watched_losses(store, run)) == 2
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum()),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+    ],
+)
+def test_what_waits_is_found(waits):
+    x = torch.arange(3.0)
+    waits(x)
+    with pytest.raises(Waits), NoWaiting():
+        waits(x)
+    waits(x)
