@@ -61,15 +61,15 @@ check: $(READY) ## the four checks of a change: format, lint, types, tests
 	@$(MAKE) --no-print-directory test
 
 bench: $(READY) ## measure what caching costs and saves, as ratios
-	@$(BIN)/python experiments/bench_cache.py
-	@$(BIN)/python experiments/bench_step.py
+	@$(BIN)/python -m experiments.benchmarks.cache
+	@$(BIN)/python -m experiments.benchmarks.step
 
 scripts: $(READY) ## a run of seconds of every script of experiments/
-	@$(BIN)/python experiments/quick.py
+	@$(BIN)/python -m tests.experiments.quick
 
 MINUTES ?= 60
 soak: $(READY) ## lose, corrupt and restart things for MINUTES (60), and look for what was lost
-	@$(BIN)/python experiments/soak.py --minutes $(MINUTES)
+	@$(BIN)/python -m tests.launch.soak --minutes $(MINUTES)
 
 constraints: $(READY) ## pin the newest versions in constraints.txt
 	@grep '^#' constraints.txt > .venv/constraints.txt

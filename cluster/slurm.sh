@@ -13,7 +13,7 @@
 #
 # A Ray cluster inside of one Slurm job, and one command on it:
 #
-#     sbatch cluster/slurm.sh raykd run experiments/cifar10.yaml --store /shared/raykd
+#     sbatch cluster/slurm.sh raykd run experiments/recipes/cifar10.yaml --store /shared/raykd
 #
 # 90 seconds before the time is over, Slurm sends SIGTERM to this script, which passes it on and puts
 # the job back into the queue; the same command then goes on where it was. The store, the checkout

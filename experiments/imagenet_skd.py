@@ -12,9 +12,10 @@ epoch 60 on 0.5, from 80 on 0.1. Areas of 0.1 to 1 and aspect ratios of 0.8 to 1
 Temperature 4 and the radius 2 are the README's; its rate is 0.1 in the script and 0.01 in the
 README, of which the first is taken here. The teacher's weights are torchvision's.
 
-Another --method has the field's values for ImageNet, which `reference_values.py` lists with their
-sources: kd at temperature 1 with weights of a half, dkd with beta 0.5, dist and nkd at temperature
-1, and so on; rates that fall at epochs 30, 60 and 90, areas of 0.08 to 1 and ratios of 3/4 to 4/3.
+Another --method has the field's values for ImageNet, which `recipes/reference_values.py` lists with
+their sources: kd at temperature 1 with weights of a half, dkd with beta 0.5, dist and nkd at
+temperature 1, and so on; rates that fall at epochs 30, 60 and 90, areas of 0.08 to 1 and ratios of
+3/4 to 4/3.
 A method without a source for ImageNet has the values of CIFAR-100, and the script says so.
 
 --data is a folder of class folders (`train` and `val` in it), a pack (`raykd pack`), or a folder of
@@ -28,8 +29,8 @@ from typing import Any
 
 import click
 import numpy as np
-import reference_values as reference
 from PIL import Image
+from recipes import reference_values as reference
 
 from raykd import report
 from raykd.cli.plan import print_plan

@@ -177,7 +177,7 @@ def test_the_schema_accepts_the_shipped_experiments(tmp_path):
 
     call("schema", "--output", tmp_path / "schema.json")
     schema = json.loads((tmp_path / "schema.json").read_text())
-    for path in (Path(__file__).parents[2] / "experiments").glob("*.yaml"):
+    for path in (Path(__file__).parents[2] / "experiments").rglob("*.yaml"):
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"run": {"modle": "resnet8"}}, schema)

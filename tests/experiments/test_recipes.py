@@ -8,7 +8,7 @@ import pytest
 
 from raykd.config.experiment import load
 
-FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
 CRD = {"epochs": 240, "batch": 64, "lr": 0.05, "weight_decay": 5e-4, "milestones": (150, 180, 210)}
 AUTHORS = {"epochs": 300, "batch": 64, "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 

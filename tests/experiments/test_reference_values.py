@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import cifar10_methods
-import cifar10_sakd
-import imagenet_skd
-import method_grid
 import pytest
-import rco_sweep
-import reference_values as reference
 
+from experiments import imagenet_skd, rco_sweep
+from experiments.recipes import reference_values as reference
+from experiments.studies import cifar10_methods, cifar10_sakd, method_grid
 from raykd.config.experiment import load, parse
 from raykd.methods import METHODS
 from raykd.methods.combine import Combine

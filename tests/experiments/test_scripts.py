@@ -6,31 +6,38 @@ from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-from quick import RUNS  # noqa: E402
+from tests.experiments.quick import EXPERIMENTS, RUNS
 
-SCRIPTS = {path.stem for path in EXPERIMENTS.glob("*.py") if "__main__" in path.read_text()}
+SCRIPTS = {
+    ".".join(path.relative_to(EXPERIMENTS).with_suffix("").parts)
+    for path in EXPERIMENTS.rglob("*.py")
+    if "__main__" in path.read_text()
+}
 
 
 def test_every_script_has_a_quick_run_and_the_option_that_it_takes():
-    assert {*RUNS} == SCRIPTS - {"quick", "soak"}, "soak is a target of its own"
+    assert {*RUNS} == SCRIPTS
     for name, words in RUNS.items():
-        assert f'"{words[0]}", is_flag=True' in (EXPERIMENTS / f"{name}.py").read_text(), name
+        assert (
+            f'"{words[0]}", is_flag=True'
+            in (EXPERIMENTS / f"{name.replace('.', '/')}.py").read_text()
+        ), name
 
 
 def test_ci_runs_them():
     root = EXPERIMENTS.parent
     for target in ("scripts", "soak"):
         assert "run " in (line := _line(root / ".ci" / "run", target)), line
-    assert "experiments/quick.py" in (root / "Makefile").read_text()
+    assert "tests.experiments.quick" in (root / "Makefile").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bench_cache", "cifar10_methods"])
+@pytest.mark.parametrize("name", ["benchmarks.cache", "studies.cifar10_methods"])
 def test_a_quick_run_ends_well(name):
-    command = [sys.executable, str(EXPERIMENTS / "quick.py"), name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.experiments.quick", name]
+    done = subprocess.run(
+        command, cwd=EXPERIMENTS.parent, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert f"{name}: done" in done.stdout
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from click.testing import CliRunner
 
-from experiments.views_study import FULL, LABELS, SHORT, TINY, main, planned
+from experiments.studies.views_study import FULL, LABELS, SHORT, TINY, main, planned
 from raykd.config.experiment import load
 
 SMALL = {
@@ -39,7 +39,8 @@ def test_the_students_differ_in_their_views_alone(preset):
 
 def test_the_short_study_has_the_teacher_of_the_other_tables(request):
     (teacher,) = {
-        run.teacher for run in load(request.config.rootpath / "experiments/cifar10.yaml").runs
+        run.teacher
+        for run in load(request.config.rootpath / "experiments/recipes/cifar10.yaml").runs
     }
     assert {run.teacher for arm in arms_of(SHORT).values() for run in arm.students()} == {teacher}
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from experiments.faults import experiment
 from raykd.storage.store import Store, read_json
+from tests.launch.faults import experiment
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from raykd.cli import main; main()", "run"]

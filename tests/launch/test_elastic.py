@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.faults import Site, experiment
 from raykd.storage.store import read_json
+from tests.launch.faults import Site, experiment
 from tests.launch.marks import RAY
 from tests.launch.test_preemption import wait
 

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from experiments.faults import EPOCHS, KINDS, Site, differences, disturbed, leftovers, work
+from tests.launch.faults import EPOCHS, KINDS, Site, differences, disturbed, leftovers, work
 from tests.launch.marks import RAY
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]

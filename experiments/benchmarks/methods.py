@@ -1,6 +1,6 @@
 """What each method costs in a training step, and its loss beside the obvious form of its formula.
 
-    python experiments/bench_methods.py [--json PATH] [--pairs N] [--quick] [--device cpu|cuda]
+    python -m experiments.benchmarks.methods [--json PATH] [--pairs N] [--quick] [--device cpu|cuda]
 
 Three tables: a step of every method over one of cached KD; every loss, forward and backward to
 the student's outputs, over that of `plain_losses`; and the memory of those that could need much
@@ -25,7 +25,11 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark import (
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from experiments.benchmarks.measure import (
     CLASSES,
     SIZE,
     Row,
@@ -37,11 +41,7 @@ from benchmark import (
     show,
     untrained,
 )
-from plain_losses import PLAIN, Plain
-from rich.table import Table
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-
+from experiments.benchmarks.plain_losses import PLAIN, Plain
 from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS, PRELUDES
 from raykd.methods.base import Method, at

@@ -1,20 +1,21 @@
 """Methods x architectures x seeds, as the field's tables have them.
 
-    python experiments/method_grid.py                              # digits, on CPUs
-    python experiments/method_grid.py --data cifar100 --seeds 5    # the CRD benchmark's recipe
-    ray job submit --working-dir . -- python experiments/method_grid.py --store /shared/raykd
+    python -m experiments.studies.method_grid                            # digits, on CPUs
+    python -m experiments.studies.method_grid --data cifar100 --seeds 5  # CRD's recipe
+    ray job submit --working-dir . -- \
+        python -m experiments.studies.method_grid --store /shared/raykd
 
 A column is a pair of teacher and student, a line a method: top-1 after the last epoch, mean and
 sample standard deviation over the seeds. Each pair is a sweep of Ray Tune over one teacher, whose
-methods have the values of `reference_values.py` for the pair; on the digits, their defaults.
+methods have the values of `recipes/reference_values.py` for the pair; on digits, their defaults.
 """
 
 from typing import Any
 
 import click
-import reference_values as reference
 import yaml
 
+from experiments.recipes import reference_values as reference
 from raykd import report
 from raykd.cli.shared import STORE, speaking
 from raykd.config.experiment import Experiment, parse

@@ -1,6 +1,6 @@
 """How fast students train and images load, and how far that is from what the machine can do.
 
-    python experiments/bench_gpu.py [--json PATH] [--pairs N] [--quick] [--path FOLDER]
+    python -m experiments.benchmarks.gpu [--json PATH] [--pairs N] [--quick] [--path FOLDER]
                                     [--only steps|loader] [--decoders N ...]
 
 Runs on a GPU where there is one, and on one core of a CPU elsewhere; needs no Ray. Steps are those
@@ -28,14 +28,14 @@ import numpy as np
 import simplejpeg
 import torch
 import torchvision
-from benchmark import Side, interleaved
-from photographs import photographs
 from PIL import Image
 from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
+from experiments.benchmarks.measure import Side, interleaved
+from experiments.benchmarks.photographs import photographs
 from raykd import models
 from raykd.core.types import Batch, Signal
 from raykd.data.dataset import Data, Images, open_images, read

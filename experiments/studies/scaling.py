@@ -1,8 +1,9 @@
 """How training scales: what was measured on this machine, and what arithmetic says of a cluster.
 
-    python experiments/scaling.py                                 # both, some three minutes
-    python experiments/scaling.py --page experiments/scaling.md   # and put the tables on the page
-    python experiments/scaling.py --no-measure --page experiments/scaling.md   # arithmetic alone
+    python -m experiments.studies.scaling                # both, some three minutes
+    python -m experiments.studies.scaling --no-measure   # arithmetic alone
+
+`--page experiments/studies/scaling.md` also writes the tables into that page.
 
 Measured: steps of KD from known logits, resnet20 at 32 x 32, one global batch on 1, 2 and 4
 processes that average gradients over gloo on loopback; the same steps alone with smaller batches;
@@ -24,9 +25,9 @@ import click
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from photographs import photograph
 from torch import nn
 
+from experiments.benchmarks.photographs import photograph
 from raykd import models
 from raykd.core.types import Batch, Outputs
 from raykd.data.sources.encoded_image import look_at
@@ -42,7 +43,7 @@ from raykd.training.hosts.base import LocalHost
 from raykd.training.hosts.ddp import GroupHost
 from raykd.training.learner import Learner
 
-MACHINES = Path(__file__).parents[1] / "cluster" / "machines.yaml"
+MACHINES = Path(__file__).parents[2] / "cluster" / "machines.yaml"
 WORLDS = (1, 2, 4)
 MODEL, CLASSES, SIDE = "resnet20", 100, 32
 BATCH = 256  # of all workers together

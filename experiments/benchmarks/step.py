@@ -1,6 +1,6 @@
 """What a training step costs, beside the least that it could cost.
 
-    python experiments/bench_step.py [--json PATH] [--pairs N] [--quick] [--no-ray]
+    python -m experiments.benchmarks.step [--json PATH] [--pairs N] [--quick] [--no-ray]
 
 Steps are those of `train_student` itself: a host that keeps time counts the CPU seconds from
 the beginning of an epoch to the end of its last step, evaluation and files left out. Goals are
@@ -20,7 +20,12 @@ from typing import Any, cast
 import click
 import torch
 import torch.distributed as dist
-from benchmark import (
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchvision import transforms
+
+from experiments.benchmarks.measure import (
     CLASSES,
     TESTED,
     Row,
@@ -33,12 +38,7 @@ from benchmark import (
     recipe,
     show,
 )
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import default_collate
-from torchvision import transforms
-from twin import beside
-
+from experiments.benchmarks.side_by_side import beside
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError

@@ -1,12 +1,12 @@
-"""A run of seconds of every script in this folder but soak: do they still work?
+"""A run of seconds of every script of experiments/: do they still work?
 
-    python experiments/quick.py [NAME ...]
+    python -m tests.experiments.quick [NAME ...]
 
 What they measure or train is far too little to say anything; each keeps what it makes in a
-temporary folder, and they run one after the other. Ends with status 1 where one failed. `make soak`
-runs soak.
+temporary folder, and they run one after the other. Ends with status 1 where one failed.
 """
 
+import os
 import resource
 import subprocess
 import sys
@@ -16,24 +16,24 @@ from pathlib import Path
 
 import click
 
-HERE = Path(__file__).parent
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LIMIT = 600  # seconds of one script, many times what it takes on two quiet cores
 RUNS: dict[str, tuple[str, ...]] = {
-    "bench_cache": ("--quick", "--pairs", "1"),
-    "bench_codec": ("--quick",),
-    "bench_gpu": ("--quick", "--pairs", "1"),
-    "bench_methods": ("--quick", "--pairs", "1"),
-    "bench_sakd": ("--quick",),
-    "bench_step": ("--quick", "--pairs", "1"),
-    "bench_sweep": ("--quick",),
-    "bench_views": ("--quick",),
-    "cifar10_methods": ("--quick",),
-    "cifar10_sakd": ("--quick",),
+    "benchmarks.cache": ("--quick", "--pairs", "1"),
+    "benchmarks.codec": ("--quick",),
+    "benchmarks.gpu": ("--quick", "--pairs", "1"),
+    "benchmarks.methods": ("--quick", "--pairs", "1"),
+    "benchmarks.sakd": ("--quick",),
+    "benchmarks.step": ("--quick", "--pairs", "1"),
+    "benchmarks.sweep": ("--quick",),
+    "benchmarks.views": ("--quick",),
+    "studies.cifar10_methods": ("--quick",),
+    "studies.cifar10_sakd": ("--quick",),
     "imagenet_skd": ("--tiny", "--workers", "0", "--views", "1"),
-    "method_grid": ("--quick",),
+    "studies.method_grid": ("--quick",),
     "rco_sweep": ("--quick",),
-    "scaling": ("--quick",),
-    "views_study": ("--tiny", "--epochs", "6", "--views", "1,all,live", "--seeds", "2"),
+    "studies.scaling": ("--quick",),
+    "studies.views_study": ("--tiny", "--epochs", "6", "--views", "1,all,live", "--seeds", "2"),
 }
 
 
@@ -59,11 +59,19 @@ def _cpu_seconds() -> float:
 
 def _failure(name: str) -> str | None:
     """Run one script; how it failed, if it did, with what it said last."""
-    command = [sys.executable, str(HERE / f"{name}.py"), *RUNS[name]]
+    script = ["-m", f"experiments.{name}"] if "." in name else [str(EXPERIMENTS / f"{name}.py")]
+    command = [sys.executable, *script, *RUNS[name]]
+    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent)}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
         try:
             done = subprocess.run(
-                command, cwd=folder, stdout=said, stderr=said, check=False, timeout=LIMIT
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=said,
+                stderr=said,
+                check=False,
+                timeout=LIMIT,
             )
         except subprocess.TimeoutExpired:
             why = f"stopped after {LIMIT} s"

@@ -1,8 +1,8 @@
 """What a sweep costs beyond its students: the teacher's work once, whatever their number.
 
-    python experiments/bench_sweep.py            # both parts, some ten minutes on 2 cores
-    python experiments/bench_sweep.py --part cost --students 8
-    python experiments/bench_sweep.py --part leak --trials 64
+    python -m experiments.benchmarks.sweep            # both parts, some ten minutes on 2 cores
+    python -m experiments.benchmarks.sweep --part cost --students 8
+    python -m experiments.benchmarks.sweep --part leak --trials 64
 
 cost: CPU seconds of a whole sweep of M students of KD over one teacher (this process and all of
 Ray's), over those of the teacher, its views and M students that learn from the labels alone,
@@ -24,8 +24,8 @@ from typing import Any
 
 import click
 import ray
-from benchmark import Row, show
 
+from experiments.benchmarks.measure import Row, show
 from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale

@@ -1,6 +1,7 @@
 """What spot-adaptive distillation adds to a training step of each of its bases.
 
-    python experiments/bench_sakd.py [--json PATH] [--pairs N] [--device cpu|cuda] [--pair A-B ...]
+    python -m experiments.benchmarks.sakd [--json PATH] [--pairs N] [--device cpu|cuda] \
+        [--pair A-B ...]
 
 A step of sakd(base) over one of the base alone, each with the teacher that it would have: a cache
 where it reads embeddings, otherwise live. Time is CPU time, on cuda the clock's; memory is the
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import click
 import torch
-from bench_methods import Bench, Networks, Subject
 
+from experiments.benchmarks.methods import Bench, Networks, Subject
 from raykd.cli.shared import print_rows
 from raykd.methods import METHODS
 from raykd.methods.sakd import PAPER, SAKD

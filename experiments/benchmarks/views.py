@@ -1,6 +1,6 @@
 """How long the first step of an epoch waits for its view of a cache, opened ahead and not.
 
-    python experiments/bench_views.py [--rows N] [--far N] [--steps N] [--device cuda]
+    python -m experiments.benchmarks.views [--rows N] [--far N] [--steps N] [--device cuda]
 
 A step looks up a shuffled batch of a dense cache of 1000 classes and then computes for some time,
 as a student would. The pages of the shards were dropped before, as if nobody had read them.
@@ -24,9 +24,9 @@ from pathlib import Path
 
 import click
 import torch
-from benchmark import put
 from rich.table import Table
 
+from experiments.benchmarks.measure import put
 from raykd.data.loading.sampler import epoch_order
 from raykd.outputs.manifest import Manifest, Part, split, write_shard
 from raykd.outputs.reader import LogitsCache

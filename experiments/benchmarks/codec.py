@@ -1,7 +1,7 @@
 """What each codec of a cache costs and what it loses, beside the dense one and the live teacher.
 
-    python experiments/bench_codec.py [--k K ...] [--pairs N] [--markdown]
-    python experiments/bench_codec.py --data cifar10 --path FOLDER --model resnet20 \
+    python -m experiments.benchmarks.codec [--k K ...] [--pairs N] [--markdown]
+    python -m experiments.benchmarks.codec --data cifar10 --path FOLDER --model resnet20 \
         --epochs 4 --limit 20000
 
 A real teacher, trained here unless the store has it, answers for training images; its outputs
@@ -22,9 +22,9 @@ from typing import Any
 import click
 import pyarrow as pa
 import torch
-from benchmark import cpu_seconds, interleaved
 from torch import Tensor
 
+from experiments.benchmarks.measure import cpu_seconds, interleaved
 from raykd.cli.shared import print_rows
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
@@ -330,7 +330,7 @@ def _recipe(
         optim: {{epochs: {epochs}, batch: 64, lr: 0.1, schedule: cosine, warmup_epochs: 1}}
       method: kd
     """
-    return resolve(parse(text, "bench_codec"), store).students()[0]
+    return resolve(parse(text, "benchmarks.codec"), store).students()[0]
 
 
 def _answers(

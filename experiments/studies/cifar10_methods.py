@@ -1,6 +1,6 @@
 """Every method beside each other on CIFAR-10: one pair of networks, one recipe, several seeds.
 
-    python experiments/cifar10_methods.py [--data FOLDER] [--seeds N] [--methods NAME ...]
+    python -m experiments.studies.cifar10_methods [--data FOLDER] [--seeds N] [--methods NAME ...]
 
 Without a folder of Parquet files torchvision downloads CIFAR-10. The default is what two CPU
 cores can do in an hour: resnet20, trained on all 50,000 images, teaches resnet8 on some of them
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import reference_values as reference
 import torch
 import yaml
 
+from experiments.recipes import reference_values as reference
 from raykd.cli.shared import print_rows
 from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
@@ -50,7 +50,7 @@ PAIRS = {
     "wrn_40_2-wrn_16_2": ("wrn_40_2", "wrn_16_2"),
     "vgg13-vgg8": ("vgg13", "vgg8"),
 }
-SHORT = Path(__file__).with_name("cifar10.yaml")
+SHORT = Path(reference.__file__).with_name("cifar10.yaml")
 FULL = """
 run:
   model: {student}

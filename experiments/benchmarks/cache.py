@@ -1,6 +1,6 @@
 """How fast a cache is read and written, and how large it is, beside the least that it could be.
 
-    python experiments/bench_cache.py [--json PATH] [--pairs N] [--quick]
+    python -m experiments.benchmarks.cache [--json PATH] [--pairs N] [--quick]
 
 Goals are shown, not enforced; the exit status is 0.
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from benchmark import (
+from torch import Tensor
+
+from experiments.benchmarks.measure import (
     TESTED,
     Row,
     compared,
@@ -23,8 +25,6 @@ from benchmark import (
     recipe,
     show,
 )
-from torch import Tensor
-
 from raykd.data.loading.sampler import epoch_order
 from raykd.outputs.manifest import GRAIN, Part
 from raykd.storage import arrow

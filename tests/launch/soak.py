@@ -1,7 +1,7 @@
 """An hour of faults: small experiments on a small cluster, all of which is lost now and then.
 
-    python experiments/soak.py                    # an hour
-    python experiments/soak.py --minutes 5        # as in CI, with shorter experiments
+    python -m tests.launch.soak                    # an hour
+    python -m tests.launch.soak --minutes 5        # as in CI, with shorter experiments
 
 Round after round, an experiment is carried out (a cache, a student of two workers, a sweep) while
 workers, nodes, checkpoint writers, drivers and heads are killed at random moments. Then shards are
@@ -24,12 +24,12 @@ from pathlib import Path
 
 import click
 import safetensors.torch
-from faults import EPOCHS, KINDS, ROOT, Site, differences, disturbed, leftovers, work
 
 from raykd import models
 from raykd.cli.shared import speaking
 from raykd.storage.store import read_json
 from raykd.tracking.console import clock
+from tests.launch.faults import EPOCHS, KINDS, ROOT, Site, differences, disturbed, leftovers, work
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
 WHOLE = 20  # minutes from which on experiments are as long as `EPOCHS` says

@@ -1,8 +1,8 @@
 """How many views are enough: a student's accuracy by the number of cached views, at equal epochs.
 
-    python experiments/views_study.py --path FOLDER    # CIFAR-10, an hour and a half on one core
-    python experiments/views_study.py --tiny           # digits, a minute
-    python experiments/views_study.py --full --path FOLDER      # resnet56 to resnet20, for a GPU
+    python -m experiments.studies.views_study --path FOLDER    # CIFAR-10, 90 minutes on one core
+    python -m experiments.studies.views_study --tiny           # digits, a minute
+    python -m experiments.studies.views_study --full --path FOLDER   # resnet56 to resnet20, a GPU
 
 A cache of V views costs V passes of the teacher over the images, and a student of E epochs goes
 through them E / V times. So few views are cheap, and show the student fewer different images. The
@@ -77,7 +77,9 @@ class Preset:
 
 
 SHORT = Preset(
-    Path(__file__).with_name("cifar10.yaml").read_text(),  # whose teacher is the methods' table's
+    (
+        Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
+    ).read_text(),  # whose teacher is the methods' table's
     models="resnet20:resnet8",
     views="1,2,4,8,16,all,live",
     epochs=32,

@@ -1,6 +1,6 @@
 """Spot-adaptive distillation against its ten bases on CIFAR-10, seed by seed.
 
-    python experiments/cifar10_sakd.py [--data FOLDER] [--seeds N] [--bases NAME ...]
+    python -m experiments.studies.cifar10_sakd [--data FOLDER] [--seeds N] [--bases NAME ...]
 
 For each base: the base alone, the base and KD everywhere (`mode: always`), sakd(base), and
 sakd(base) whose policy begins undecided (`homogeneous: false`), with the recipe and the teacher of
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import reference_values as reference
 import torch
-from cifar10_methods import PAIRS, complete, peaks, put, recipe, spread, valued
 
+from experiments.recipes import reference_values as reference
+from experiments.studies.cifar10_methods import PAIRS, complete, peaks, put, recipe, spread, valued
 from raykd.core.record import fingerprint
 from raykd.methods.sakd import PAPER
 from raykd.recipes import StudentRun
