@@ -15,7 +15,7 @@ from raykd.core.shutdown import STATUS, Notice, Terminated, noticed, terminable
 START = """
 import ctypes, fcntl, os, signal, sys, threading, time
 import click
-from raykd import ending
+from raykd.core import shutdown as ending
 from raykd.cli.shared import speaking
 
 ending.SECONDS, ending.ORDERLY_SECONDS, ending.SAVING_SECONDS = {seconds}

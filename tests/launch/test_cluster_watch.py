@@ -17,7 +17,7 @@ from raykd.launch.cluster_watch import Watch
 START = """
 import ctypes, threading, time
 import click
-from raykd import ending
+from raykd.core import shutdown as ending
 from raykd.cli.shared import speaking
 from raykd.core.errors import WorkFailed
 from raykd.launch.cluster_watch import Watch

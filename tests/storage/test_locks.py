@@ -15,7 +15,7 @@ from tests.small import digits, teacher_run
 
 HOLDING = """
 import sys, time
-from raykd import locks
+from raykd.storage import locks
 from raykd.recipes import TeacherRun
 from raykd.storage.store import Store, read_json
 from pathlib import Path

@@ -208,7 +208,7 @@ def test_a_student_of_equal_distributions_is_at_no_distance(ready, tmp_path):
         path = store.path(stage)
         (path / "weights.safetensors").write_bytes(file.read_bytes())
         result = read_json(path / "result.json")
-        digests = searching.prepare.weights.checksums(path)
+        digests = searching.inputs.weights.checksums(path)
         (path / "result.json").write_text(json.dumps(result | {"weights": digests}))
         carried_caches(store, wanted)
         far = searching.distances(store, wanted.search, (1,), CPU)
@@ -389,13 +389,13 @@ def test_a_search_with_a_live_teacher_caches_nothing_that_it_does_not_read(
     store = twin(ready, tmp_path / "store", "images", "teachers")
     wanted = sought(basis(store, source="live"), threshold=1e30, measure=measure)
     opened = []
-    open_cache = searching.prepare.open_cache
+    open_cache = searching.inputs.open_cache
 
     def opening(store, logits, views, device):
         opened.append(logits)
         return open_cache(store, logits, views, device)
 
-    monkeypatch.setattr(searching.prepare, "open_cache", opening)
+    monkeypatch.setattr(searching.inputs, "open_cache", opening)
     carried(store, wanted)
     made = {path.name for path in (store.root / "caches").iterdir()}
     assert made == {fingerprint(logits) for logits in opened}

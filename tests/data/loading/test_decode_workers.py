@@ -149,7 +149,7 @@ WORK = """
 import os, signal, sys, time
 import multiprocessing
 import torch
-from raykd import ending
+from raykd.core import shutdown as ending
 from raykd.cli.shared import speaking
 from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views

@@ -80,7 +80,7 @@ LYING = """
 import sys
 from pathlib import Path
 from raykd.core.errors import DataError
-from tests.data.test_foreign_tables import find, read_rows
+from tests.data.sources.test_foreign_tables import find, read_rows
 for path in sorted(Path(sys.argv[1]).iterdir()):
     for use in (read_rows, find):
         try:
@@ -144,7 +144,7 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from raykd.core.errors import RaykdError
-from tests.data.test_foreign_tables import use
+from tests.data.sources.test_foreign_tables import use
 for path in sorted(Path(sys.argv[1]).iterdir()):
     data, rng = path.read_bytes(), random.Random(5)
     for number in range(int(sys.argv[2])):
