@@ -38,7 +38,7 @@ from raykd.cli.shared import STORE, print_recipe, speaking, wide_console
 from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.core.errors import ConfigError
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.methods import METHODS
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller, clock
@@ -106,7 +106,7 @@ def main(
         print_plan(experiment, place)
         return
     with teller.showing():
-        outcome = carry_out(experiment, place, teller)
+        outcome = execute(experiment, place, teller)
     summary = report.gather(place, experiment)
     page = report.publish(summary, place)
     wide_console().print(report.console_table(summary))

@@ -45,7 +45,7 @@ from raykd.core.errors import RaykdError
 from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
@@ -144,7 +144,7 @@ class Bench:
         run = recipe(self.store, self.folder / "images", student, teacher, steps * BATCH)
         run = run.model_copy(update=changes)
         quiet = Teller(quiet=True)
-        carry_out(Experiment("bench", (run,), Scale()), self.store, quiet, students=False)
+        execute(Experiment("bench", (run,), Scale()), self.store, quiet, students=False)
         return run
 
     def step(self, run: StudentRun, group: bool = False, scale: Scale = EVERY_EPOCH) -> Side:

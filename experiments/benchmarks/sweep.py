@@ -29,8 +29,8 @@ from experiments.benchmarks.measure import Row, show
 from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
-from raykd.launch.carry_out import carry_out
 from raykd.launch.cluster import connected
+from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import sweep
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
@@ -109,12 +109,12 @@ def cost(folder: Path, students: int, network: str, epochs: int) -> Row:
     scale = Scale()
     warm = Store(folder / "warm")
     one = Experiment("warm", resolve(planned("kd", least), warm).runs[:1], scale)
-    carry_out(one, warm, quiet)  # imports and first calls are nobody's
+    execute(one, warm, quiet)  # imports and first calls are nobody's
     for name, work in (
-        ("teacher and views", lambda: carry_out(_on(kd, scale), here, quiet, students=False)),
+        ("teacher and views", lambda: execute(_on(kd, scale), here, quiet, students=False)),
         (
             "label-only students",
-            lambda: carry_out(_on(_without_teacher(alone), scale), here, quiet),
+            lambda: execute(_on(_without_teacher(alone), scale), here, quiet),
         ),
     ):
         before = meter.seconds()

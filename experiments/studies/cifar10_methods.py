@@ -32,7 +32,7 @@ from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.record import fingerprint
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.methods import METHODS
 from raykd.recipes import StudentRun
 from raykd.report.catalogue import markdown as as_markdown
@@ -170,7 +170,7 @@ def complete(
     first = next(iter(rows.values()))
     experiment = resolve(replace(first, runs=every), store, teller.say)
     with teller.showing():
-        carry_out(experiment, store, teller, students=False)
+        execute(experiment, store, teller, students=False)
         _preludes(store, experiment.runs, teller)
         # Seed by seed, so that a table of what is there has every method.
         missing = (run for run in experiment.runs if not store.has(run))

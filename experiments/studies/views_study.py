@@ -39,7 +39,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.outputs.manifest import Part
 from raykd.recipes import StudentRun
 from raykd.report.catalogue import markdown
@@ -150,7 +150,7 @@ def main(
     runs.sort(key=lambda run: run.seed)
     experiment = resolve(replace(first, runs=tuple(runs)), place, teller.say)
     with teller.showing():
-        carry_out(experiment, place, teller)
+        execute(experiment, place, teller)
     page = report.publish(report.gather(place, experiment), place)
     study = Study(place, {name: resolve(arm, place).students() for name, arm in arms.items()})
     rows = [study.row(arm) for arm in study.arms]

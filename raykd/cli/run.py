@@ -28,7 +28,7 @@ from raykd.core.errors import ConfigError
 def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train teachers and students, and write a table and a page."""
     from raykd import report
-    from raykd.launch.carry_out import carry_out
+    from raykd.launch.executor import execute
     from raykd.tracking.console import clock
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
@@ -36,7 +36,7 @@ def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool)
         raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
     print_recipe(resolved, teller)
     with teller.showing():
-        outcome = carry_out(resolved, place, teller)
+        outcome = execute(resolved, place, teller)
     summary = report.gather(place, resolved)
     page = published(summary, place, teller)
     reused = {kind: count for kind, count in outcome.reused.items() if count}
@@ -128,12 +128,12 @@ def plan(
 @speaking
 def precompute(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train the teachers and fill the caches, but train no student."""
-    from raykd.launch.carry_out import carry_out
+    from raykd.launch.executor import execute
     from raykd.tracking.console import clock
 
     resolved, place, teller = resolved_experiment(experiment, overrides, store)
     with teller.showing():
-        outcome = carry_out(resolved, place, teller, students=False)
+        outcome = execute(resolved, place, teller, students=False)
     teller.say(f"done in {clock(outcome.seconds)}")
     if as_json:
         print_json({"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds})

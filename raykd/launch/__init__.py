@@ -1,5 +1,5 @@
 """Ray: clusters, pools of workers, Ray Train, Ray Tune. The only room that imports it.
 
-Imports everything but `cli`. Begin with `carry_out.py` (a plan's work), then `executor.py`;
+Imports everything but `cli`. Begin with `executor.py`;
 `cluster.py` joins or starts a cluster; `sweep/` is for Ray Tune.
 """

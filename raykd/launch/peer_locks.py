@@ -30,7 +30,7 @@ class Company:
 
     def trying(self, recipe: Record) -> contextlib.AbstractContextManager[bool]:
         """The same region, where nobody is in it; False, at once, where somebody is."""
-        return locks.trying(self._store, recipe, "maker")
+        return locks.held(self._store, recipe, "maker", wait=False)
 
     def noticing(self) -> contextlib.AbstractContextManager[Notice]:
         """A region that hears when this process is about to go, while it trains."""

@@ -12,8 +12,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from raykd.core.errors import NoRoom
 from raykd.core.record import Record
@@ -25,21 +26,35 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a
 _GONE = (errno.ENOENT, errno.ESTALE)
 
 
+class Lock(Protocol):
+    """A way to keep others from making an artefact meanwhile."""
+
+    def __call__(self, recipe: Record, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the lock of an artefact; yields True if it is held.
+
+        With `wait` False it yields False at once where another process holds it.
+        """
+        ...
+
+
 @contextlib.contextmanager
 def held(
     store: Store,
     recipe: Record,
     role: str,
     say: Callable[[str], None] = lambda text: None,
+    *,
+    wait: bool = True,
     patience: float | None = None,
 ) -> Iterator[bool]:
-    """A region that one process at a time is in, for each artefact and role; whether it waited.
+    """Hold the lock of an artefact for a role ("maker", "writer"); yields True if it is held.
 
-    Who waits says so once. Raises `NoRoom` after `patience` seconds.
+    Where another process holds it: with `wait` False yields False at once, else waits, and says so
+    once. Raises `NoRoom` after `patience` seconds.
     """
     folder, path = store.path(recipe), _place(store, recipe, role)
     file, waited, until = _taken(path), False, time.monotonic() + (patience or 0)
-    while file is None:
+    while file is None and wait:
         if not waited:
             say(f"{folder} is being made by {_owner(path)}; waiting until it is there")
         waited = True
@@ -50,17 +65,6 @@ def held(
             )
         time.sleep(_LOOK_SECONDS)
         file = _taken(path)
-    try:
-        yield waited
-    finally:
-        _free(path, file)
-
-
-@contextlib.contextmanager
-def trying(store: Store, recipe: Record, role: str) -> Iterator[bool]:
-    """The same region where nobody is in it; False, at once, where somebody is."""
-    path = _place(store, recipe, role)
-    file = _taken(path)
     try:
         yield file is not None
     finally:

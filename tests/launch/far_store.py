@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
     from raykd.config.experiment import load
     from raykd.config.resolve import resolve
-    from raykd.launch.carry_out import carry_out
+    from raykd.launch.executor import execute
     from raykd.launch.sweep.driver import sweep
     from raykd.storage.store import Store
     from raykd.tracking.console import Teller
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     from pathlib import Path
 
     teller, store = Teller(), Store(url)
-    outcome = carry_out(resolve(load(Path(file)), store), store, teller)
+    outcome = execute(resolve(load(Path(file)), store), store, teller)
     print("made", *outcome.made.values())
     for _ in range(2):  # the second time from Tune's own notes
         swept = sweep(load(Path(file), ["run.seed=1", "scale.rules=[]"]), store, teller)

@@ -11,7 +11,7 @@ from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.errors import CacheMismatch, NoRoom, WorkFailed
 from raykd.launch import cache_executor
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.console import Teller
 from tests.small import student_run
@@ -34,23 +34,23 @@ QUIET = Teller(quiet=True)
 
 def test_everything_is_made_once_and_found_again(store):
     small = experiment(store, "label_only", "kd", "skd", seeds=(0, 1))
-    outcome = carry_out(small, store, QUIET)
+    outcome = execute(small, store, QUIET)
     assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
     assert all(store.has(run) for run in small.runs)
-    again = carry_out(small, store, QUIET)
+    again = execute(small, store, QUIET)
     assert again.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
     assert again.reused == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
 
 
 def test_a_new_student_reuses_the_teacher_and_its_cache(store):
-    carry_out(experiment(store, "kd"), store, QUIET)
-    outcome = carry_out(experiment(store, "skd"), store, QUIET)
+    execute(experiment(store, "kd"), store, QUIET)
+    outcome = execute(experiment(store, "skd"), store, QUIET)
     assert outcome.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 1}
 
 
 def test_precompute_stops_before_the_students(store):
     small = experiment(store, "kd")
-    outcome = carry_out(small, store, QUIET, students=False)
+    outcome = execute(small, store, QUIET, students=False)
     assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 0}
     assert not store.has(small.runs[0])
 
@@ -60,13 +60,13 @@ def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
     label_only = student_run(store, "label_only")
     other = bad.teacher.model_copy(update={"seed": 9})
     bad = bad.model_copy(update={"teacher": other})
-    carry_out(Experiment("small", (bad,), Scale(workers=0)), store, QUIET, students=False)
+    execute(Experiment("small", (bad,), Scale(workers=0)), store, QUIET, students=False)
     manifest = store.path(bad.logits_at(0)) / "manifest.json"
     value = read_json(manifest)
     write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
     small = Experiment("small", (bad, good, label_only), Scale(workers=0))
     with pytest.raises(CacheMismatch, match="anchor: expected 2, found 1"):
-        carry_out(small, store, QUIET)
+        execute(small, store, QUIET)
     assert [store.has(run) for run in small.runs] == [False, True, True]
 
 
@@ -74,7 +74,7 @@ def test_a_student_that_fails_does_not_stop_the_others(store):
     good = student_run(store)
     bad = good.model_copy(update={"optim": good.optim.model_copy(update={"lr": 1e30}), "seed": 7})
     with pytest.raises(WorkFailed, match="not finite"):
-        carry_out(Experiment("small", (bad, good), Scale()), store, QUIET)
+        execute(Experiment("small", (bad, good), Scale()), store, QUIET)
     assert store.has(good)
     assert not store.has(bad)
 
@@ -82,24 +82,24 @@ def test_a_student_that_fails_does_not_stop_the_others(store):
 def test_students_that_fail_alike_keep_the_status_of_their_errors(store):
     teachers = [student_run(store).teacher.model_copy(update={"seed": seed}) for seed in (8, 9)]
     runs = tuple(student_run(store, teacher=teacher) for teacher in teachers)
-    carry_out(Experiment("small", runs, Scale(workers=0)), store, QUIET, students=False)
+    execute(Experiment("small", runs, Scale(workers=0)), store, QUIET, students=False)
     for run in runs:
         manifest = store.path(run.logits_at(0)) / "manifest.json"
         value = read_json(manifest)
         write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
     with pytest.raises(CacheMismatch, match=r"(?s)anchor: expected 2.*\n.*anchor: expected 2"):
-        carry_out(Experiment("small", runs, Scale(workers=0)), store, QUIET)
+        execute(Experiment("small", runs, Scale(workers=0)), store, QUIET)
     worse = runs[0].optim.model_copy(update={"lr": 1e30})
     bad = student_run(store, "label_only", optim=worse)
     with pytest.raises(WorkFailed, match=r"(?s)anchor: expected 2.*not finite"):
-        carry_out(Experiment("small", (runs[0], bad), Scale(workers=0)), store, QUIET)
+        execute(Experiment("small", (runs[0], bad), Scale(workers=0)), store, QUIET)
 
 
 def test_a_cache_that_does_not_fit_the_disk_is_refused_before_it_is_begun(store, monkeypatch):
     small = experiment(store, "kd")
     monkeypatch.setattr(cache_executor, "needed_bytes", lambda run, rows: 10**18)
     with pytest.raises(NoRoom, match=r"need .* GB, .* GB are free; lower run.views"):
-        carry_out(small, store, QUIET)
+        execute(small, store, QUIET)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_the_scale_decides_how_many_workers_a_student_gets():
 
 def test_a_teacher_from_a_weights_file_is_a_route_of_one(store, tmp_path):
     first = experiment(store, "kd")
-    carry_out(first, store, QUIET)
+    execute(first, store, QUIET)
     teacher = first.runs[0].teacher
     file = store.path(teacher) / "weights-0002.safetensors"
     text = f"""
@@ -145,5 +145,5 @@ run:
     given = resolve(parse(text, "given"), store)
     assert given.runs[0].teacher.anchors() == (0,)
     assert given.runs[0].teacher.weights.startswith("sha256:")
-    carry_out(given, store, QUIET)
+    execute(given, store, QUIET)
     assert store.has(given.runs[0])

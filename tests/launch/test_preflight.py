@@ -10,7 +10,7 @@ from raykd.config.experiment import Experiment, load, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.errors import ConfigError, NoRoom, WorkFailed
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import sweep
 from raykd.planning.preflight import preflight
 from raykd.recipes import Optim
@@ -185,7 +185,7 @@ def test_so_do_all_commands(place, what, command):
     assert made(place) == []
 
 
-@pytest.mark.parametrize("call", [carry_out, sweep])
+@pytest.mark.parametrize("call", [execute, sweep])
 def test_python_is_refused_in_the_same_words(place, call):
     overrides = ["run.optim.batch=97"]
     store = Store(place / "store")
@@ -252,7 +252,7 @@ def test_a_large_grid_makes_no_more_networks_than_one_student(store, monkeypatch
 def test_what_is_finished_is_not_looked_at(store):
     run = student_run(store, "label_only", teacher=None)
     small = Experiment("small", (run,), Scale())
-    carry_out(small, store, Teller(quiet=True))
+    execute(small, store, Teller(quiet=True))
     odd = Experiment("small", (run,), Scale(workers=5))
     preflight(odd, store)
     with pytest.raises(ConfigError, match="does not divide among 5 workers"):
@@ -265,7 +265,7 @@ def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_tra
     monkeypatch.setattr("raykd.planning.preflight.needed_bytes", lambda run, rows: 10**18)
     small = Experiment("small", (student_run(store),), Scale())
     with pytest.raises(NoRoom, match=r"lower run\.views"):
-        carry_out(small, store, Teller(quiet=True))
+        execute(small, store, Teller(quiet=True))
     assert list((store.root / "teachers").glob("*")) == []
 
 
@@ -274,7 +274,7 @@ def test_a_failed_teacher_is_what_is_said_of_a_method_that_trains_something_befo
     for method in ("ab", "ft", "fsp"):
         runs = (student_run(store, method, teacher=teacher),)
         with pytest.raises(WorkFailed, match="not finite"):
-            carry_out(Experiment("small", runs, Scale()), store, Teller(quiet=True))
+            execute(Experiment("small", runs, Scale()), store, Teller(quiet=True))
     assert list((store.root / "preludes").glob("*")) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Rule, Scale
 from raykd.core.errors import CacheCorrupt, NoRoom, WorkFailed
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.launch.pool import Pool, Unit
 from raykd.launch.train import fit
 from raykd.methods.crd import CRD
@@ -76,14 +76,14 @@ def test_packed_students_equal_those_trained_here(cluster, store, tmp_path):
     # Of the caches one has embeddings too, and one the mixed samples; "ft" has a prelude.
     names = ("label_only", "kd", "skd", "crd", "ft", "stkd", "sakd")
     runs = tuple(student_run(store, name) for name in names)
-    outcome = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
+    outcome = execute(Experiment("small", runs, Scale(workers=1)), store, QUIET)
     assert outcome.made == {"teachers": 1, "caches": 3, "preludes": 1, "students": 7}
     here = Store(tmp_path / "here")
     digits(here, limit=96)
     prepare(here, *runs)
     for run in runs:
         assert weights(store, run) == trained(here, run)
-    again = carry_out(Experiment("small", runs, Scale(workers=1)), store, QUIET)
+    again = execute(Experiment("small", runs, Scale(workers=1)), store, QUIET)
     assert again.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
 
 
@@ -97,7 +97,7 @@ def test_a_killed_actor_costs_only_its_own_shard(cluster, store):
         return len(list(folder.glob("view-*.arrow"))) >= 1 + 2 * kills
 
     killer = Killer("Worker", due, times=2)
-    carry_out(quick, store, QUIET, students=False)
+    execute(quick, store, QUIET, students=False)
     assert open_cache(store, logits, range(9), CPU).manifest.views() == list(range(9))
     expected = {path.name for path in folder.glob("view-*.arrow")}
     assert len(expected) == 9  # none was written twice under another checksum
@@ -107,14 +107,14 @@ def test_a_killed_actor_costs_only_its_own_shard(cluster, store):
 def test_a_build_whose_driver_went_away_goes_on_with_the_missing_shards(cluster, store):
     run = student_run(store, views=4, optim=Optim(epochs=4, batch=32))
     quick = Experiment("small", (run,), Scale(workers=1))
-    carry_out(quick, store, QUIET, students=False)
+    execute(quick, store, QUIET, students=False)
     folder = store.path(train_logits(run))
     (folder / "manifest.json").unlink()
     shards = sorted(folder.glob("view-*.arrow"))
     shards[2].unlink()
     before = {path: path.stat().st_mtime_ns for path in shards if path.exists()}
     assert len(CacheBuild(store, train_logits(run), range(4)).missing) == 1
-    carry_out(quick, store, QUIET, students=False)
+    execute(quick, store, QUIET, students=False)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert shards[2].exists()
 
@@ -129,7 +129,7 @@ def test_a_packed_student_whose_worker_is_killed_ends_with_equal_weights(cluster
         return len(read_metrics(folder)) >= 10 + 20 * kills
 
     killer = Killer("Worker", due, times=2)
-    carry_out(Experiment("small", (run,), scale), store, QUIET)
+    execute(Experiment("small", (run,), scale), store, QUIET)
     killer.times = 0
     assert killer.killed
     result = weights(store, run)
@@ -216,7 +216,7 @@ def test_the_plan_sends_wide_students_to_ray_train_and_the_others_to_the_pool(cl
     runs = tuple(student_run(store, "kd", seed=seed) for seed in (0, 1))
     wide = Rule(match={"run.seed": 1}, workers=2)
     scale = Scale(workers=1, teacher_workers=1, rules=(wide,), shard="fsdp", accumulate=2)
-    carry_out(Experiment("small", runs, scale), store, QUIET)
+    execute(Experiment("small", runs, scale), store, QUIET)
     from raykd.storage.store import read_json
 
     results = [read_json(store.path(run) / "result.json") for run in runs]

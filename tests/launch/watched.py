@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
     from raykd.config.experiment import load
     from raykd.config.resolve import resolve
-    from raykd.launch.carry_out import carry_out
+    from raykd.launch.executor import execute
     from raykd.launch.sweep.driver import sweep
     from raykd.storage.store import Store
     from raykd.tracking.console import Teller
@@ -35,9 +35,9 @@ if __name__ == "__main__":
 
     teller = Teller(quiet=True)
     experiment = resolve(load(Path(run)), Store(url))
-    carry_out(experiment, Store(url), teller, students=False)
+    execute(experiment, Store(url), teller, students=False)
     shutil.rmtree(f"{folder}/local")  # a node that has not been there yet
-    carry_out(experiment, Store(url), teller)
+    execute(experiment, Store(url), teller)
     sweep(load(Path(swept)), Store(url), teller)
     print("over", flush=True)
     sys.stdin.readline()

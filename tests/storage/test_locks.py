@@ -58,8 +58,8 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_is_killed(store, r
         said.append(text)
         os.kill(other.pid, signal.SIGKILL)
 
-    with locks.held(store, run, "writer", say) as waited:
-        assert waited
+    with locks.held(store, run, "writer", say) as held:
+        assert held
     [text] = said
     assert f"is being made by process {other.pid} on " in text
     assert [*store.root.glob("locks/*")] == []
@@ -69,13 +69,15 @@ def test_patience_ends_with_a_sentence(store, run, other):
     message = f"process {other.pid} on .* writes there; wait until it is done"
     with pytest.raises(NoRoom, match=message), locks.held(store, run, "writer", patience=0.6):
         pass
-    with locks.trying(store, run, "writer") as mine:
+    with locks.held(store, run, "writer", wait=False) as mine:
         assert not mine
 
 
 def test_roles_and_recipes_do_not_wait_for_each_other(store, run, other):
     later = run.model_copy(update={"seed": 1, "data": digits(store, limit=320)})
-    with locks.held(store, run, "maker") as waited, locks.trying(store, later, "writer") as mine:
-        assert mine and not waited
-        with locks.trying(store, later, "writer") as again:
+    with locks.held(store, run, "maker", wait=False) as made:
+        assert made
+    with locks.held(store, later, "writer", wait=False) as mine:
+        assert mine
+        with locks.held(store, later, "writer", wait=False) as again:
             assert not again

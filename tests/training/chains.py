@@ -4,7 +4,7 @@ import safetensors.torch
 
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale
-from raykd.launch.carry_out import Outcome, carry_out
+from raykd.launch.executor import Outcome, execute
 from raykd.methods.kd import KD
 from raykd.recipes import Asked, Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
@@ -51,7 +51,7 @@ def twin(store: Store, path, *kinds: str) -> Store:
 
 def carried(store: Store, *runs: Asked) -> Outcome:
     """Carry runs out in this process, with a checkpoint after every epoch."""
-    return carry_out(Experiment("small", runs, Scale(checkpoint_seconds=0)), store, QUIET)
+    return execute(Experiment("small", runs, Scale(checkpoint_seconds=0)), store, QUIET)
 
 
 def state(store: Store, run: StudentRun, name: str = weights.STUDENT):

@@ -11,7 +11,7 @@ from raykd.core.errors import CacheCorrupt, WorkFailed
 from raykd.data.dataset import open_images, open_split
 from raykd.data.loading.loader import Views
 from raykd.data.transforms.augment import Augment
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.methods import METHODS
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
@@ -395,7 +395,7 @@ def test_a_route_has_cached_exactly_what_its_epochs_read(ready, tmp_path, method
     optim = Optim(epochs=3, batch=32)
     chosen = trained_of(store, method=method, views=views, optim=optim)
     run = along(chosen, (1, 2, 4), stages)
-    carry_out(Experiment("small", (run,), Scale()), store, QUIET, students=False)
+    execute(Experiment("small", (run,), Scale()), store, QUIET, students=False)
     found = set()
     for folder in (store.root / "caches").iterdir():
         recipe = read_json(folder / "recipe.json")

@@ -9,7 +9,7 @@ from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale
 from raykd.core.errors import CacheCorrupt
 from raykd.data.dataset import open_images
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
@@ -84,11 +84,11 @@ def test_an_experiment_is_found_whole_from_another_machine(machine, tmp_path, ca
     here = machine("here")
     runs = tuple(student_run(here, name) for name in ("label_only", "kd", "ft"))
     experiment = Experiment("small", runs, Scale(checkpoint_seconds=0))
-    outcome = carry_out(experiment, here, QUIET)
+    outcome = execute(experiment, here, QUIET)
     assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 1, "students": 3}
     calls.clear()
     there = machine("there")
-    again = carry_out(experiment, there, QUIET)
+    again = execute(experiment, there, QUIET)
     assert again.made == NOTHING
     assert again.reused == outcome.made
     assert not [name for name in calls if "view-" in name or "weights" in name]

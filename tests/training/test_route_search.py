@@ -15,8 +15,8 @@ from raykd.core.errors import CacheCorrupt, WorkFailed
 from raykd.core.record import fingerprint
 from raykd.core.types import Signal
 from raykd.data.dataset import Images, open_split
-from raykd.launch import executor
-from raykd.launch.carry_out import carry_out
+from raykd.launch import crew
+from raykd.launch.executor import execute
 from raykd.methods import METHODS, Method
 from raykd.methods.fitnet import FitNet
 from raykd.methods.kd import KD
@@ -220,7 +220,7 @@ def test_a_student_of_equal_distributions_is_at_no_distance(ready, tmp_path):
 def carried_caches(store: Store, wanted: Sought) -> None:
     """Make the caches that a search measures by."""
     experiment = Experiment("small", (wanted,), Scale())
-    carry_out(experiment, store, QUIET, students=False)
+    execute(experiment, store, QUIET, students=False)
 
 
 def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(whole):
@@ -424,7 +424,7 @@ def test_searches_that_begin_alike_share_their_first_stages(ready, tmp_path):
 def test_precompute_makes_what_is_measured_by_and_trains_no_student(ready, tmp_path):
     store = twin(ready, tmp_path / "store", "images", "teachers")
     wanted = sought(basis(store))
-    outcome = carry_out(Experiment("small", (wanted,), Scale()), store, QUIET, students=False)
+    outcome = execute(Experiment("small", (wanted,), Scale()), store, QUIET, students=False)
     assert outcome.made["caches"] == 5, "two for the first stage, and one for each checkpoint"
     assert all((store.path(cache) / "recipe.json").is_file() for cache in measures(wanted.search))
     assert not (store.root / "students").exists()
@@ -467,7 +467,7 @@ def before_a_decision(number: int):
     """Ends between the end of a stage and its decision."""
 
     def of(patch) -> None:
-        decide, left = executor.decide, [number]
+        decide, left = crew.decide, [number]
 
         def dying(store, search, device):
             left[0] -= 1
@@ -475,7 +475,7 @@ def before_a_decision(number: int):
                 raise Stop
             decide(store, search, device)
 
-        patch.setattr(executor, "decide", dying)
+        patch.setattr(crew, "decide", dying)
 
     return of
 
@@ -484,7 +484,7 @@ def after_a_decision(number: int):
     """Ends between a decision and the next stage."""
 
     def of(patch) -> None:
-        decide, left = executor.decide, [number]
+        decide, left = crew.decide, [number]
 
         def dying(store, search, device):
             decide(store, search, device)
@@ -492,7 +492,7 @@ def after_a_decision(number: int):
             if left[0] == 0:
                 raise Stop
 
-        patch.setattr(executor, "decide", dying)
+        patch.setattr(crew, "decide", dying)
 
     return of
 

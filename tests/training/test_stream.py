@@ -13,7 +13,7 @@ from raykd.data.dataset import Data, open_images
 from raykd.data.stream import Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.crop import Crop
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.methods.at import AT
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
@@ -46,7 +46,7 @@ def root(tmp_path):
 
 
 def carried(store: Store, *runs: StudentRun, **scale) -> None:
-    carry_out(Experiment("stream", runs, Scale(checkpoint_seconds=0, **scale)), store, QUIET)
+    execute(Experiment("stream", runs, Scale(checkpoint_seconds=0, **scale)), store, QUIET)
 
 
 def test_a_student_from_the_cache_of_a_teacher_at_another_resolution_is_that_of_the_live_one(

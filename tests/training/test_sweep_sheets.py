@@ -9,7 +9,7 @@ from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.record import fingerprint
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.recipes import RCO, Sought
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
@@ -62,7 +62,7 @@ def test_a_sheet_is_read_as_it_was_written(store):
 
 def test_the_table_has_a_line_per_trial_and_is_the_same_in_both_files(store):
     run = student_run(store)
-    carry_out(Experiment("small", (run,), Scale()), store, Teller(quiet=True))
+    execute(Experiment("small", (run,), Scale()), store, Teller(quiet=True))
     for sheet in (
         Sheet("00", {"run.seed": 0, "run.method": "kd"}, "one", "finished", run),
         Sheet("01", {"run.seed": 1, "run.method": 5}, "one", "failed", None, "a, sentence"),

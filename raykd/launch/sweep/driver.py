@@ -22,8 +22,8 @@ from ray import tune
 from raykd.config.experiment import Experiment
 from raykd.config.resolve import Digests, portable, resolve
 from raykd.core.errors import ConfigError, NoRoom, RaykdError, Unreachable, WorkFailed, of_codes
-from raykd.launch.carry_out import carry_out
 from raykd.launch.cluster import connected
+from raykd.launch.executor import execute
 from raykd.launch.sweep import leases, signed, tune_storage
 from raykd.launch.sweep.pbt import run_generations
 from raykd.launch.sweep.reporter import Reporter, said, short
@@ -171,8 +171,8 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
     assistants = tuple(dict.fromkeys(t for t in teachers if isinstance(t, StudentRun)))
     try:
         if assistants:
-            carry_out(replace(experiment, runs=assistants), store, teller)
-        carry_out(experiment, store, teller, students=False)
+            execute(replace(experiment, runs=assistants), store, teller)
+        execute(experiment, store, teller, students=False)
     except (NoRoom, Unreachable):
         raise
     except RaykdError as error:

@@ -17,18 +17,19 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raykd.config.experiment import Experiment, Where, basis
 from raykd.config.resolve import Digests, resolve
-from raykd.config.scale import Rule, Scale, Workers, most
+from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Space
 from raykd.core.errors import RaykdError, WorkFailed, of_codes
 from raykd.core.record import Record
 from raykd.core.shutdown import Notice
-from raykd.launch.carry_out import carry_out
-from raykd.launch.peer_locks import Company
+from raykd.launch.executor import Executor
 from raykd.launch.preemption import NodeNotice
 from raykd.launch.prometheus import BOARD
 from raykd.launch.sweep import leases
 from raykd.planning.plan import lineage
+from raykd.planning.preflight import preflight
 from raykd.recipes import Asked, Sought, StudentRun, Training
+from raykd.storage import locks
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
 from raykd.training.checkpointing import Tested, numbers, read_result
@@ -79,13 +80,25 @@ def run_trial(config: dict[str, Any], brief: Brief) -> None:
         tune.report(last_report(store, student))
 
 
-def make(asked: Asked, brief: Brief, store: Store, company: Company) -> None:
+def make(asked: Asked, brief: Brief, store: Store, company: "TrialCompany") -> None:
     """Make a student and what it needs, in this process or with workers of Ray Train."""
-    workers = brief.workers(asked)
-    rules = (Rule(match={"run.model": basis(asked).model}, workers=workers),) if workers else ()
-    scale = brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0, "rules": rules})
-    experiment = Experiment(brief.name, (asked,), scale, brief.where)
-    carry_out(experiment, store, Teller(quiet=True), company=company)
+    wide, model = brief.workers(asked), basis(asked).model
+    scale = brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0, "rules": ()})
+    preflight(Experiment(brief.name, (asked,), scale, brief.where), store)
+    executor = Executor(
+        store,
+        scale,
+        Teller(quiet=True),
+        name=brief.name,
+        trial=company.trial,
+        workers=lambda run: wide if isinstance(run, StudentRun) and run.model == model else 0,
+        lock=company.lock,
+        notice=company.notice,
+        on_epoch=company.on_epoch,
+        train_callbacks=company.callbacks,
+        survey=False,
+    )
+    executor.make([asked])
 
 
 def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
@@ -100,14 +113,12 @@ def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
     return last | {"epochs_done": student.all_epochs(), "parameters": result["parameters"]}
 
 
-class TrialCompany(Company):
+class TrialCompany:
     """The other trials, and Tune."""
-
-    shared = True
 
     def __init__(self, brief: Brief, asked: Asked, *, reporting: bool = True) -> None:
         """`reporting`: whether Tune hears of epochs, too."""
-        super().__init__(brief.store())
+        self._store = brief.store()
         self.trial = tune.get_context().get_trial_id()
         BOARD.begin(brief.name)
         self._claims = leases.of(brief.name)
@@ -118,19 +129,19 @@ class TrialCompany(Company):
         self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
 
     @contextlib.contextmanager
-    def claiming(self, recipe: Record) -> Iterator[bool]:
+    def lock(self, recipe: Record, *, wait: bool = True) -> Iterator[bool]:
         """A claim among the trials, by the name of the artefact, and then as anyone has."""
         folder = self._store.path(recipe)
         what, who = f"{folder.parent.name}/{folder.name}", str(self.trial)
         claim, shown = leases.claimed(self._claims, what, who), BOARD.training(recipe, who)
-        with claim, super().claiming(recipe) as waited, shown:
-            yield waited
+        with claim, locks.held(self._store, recipe, "maker", wait=wait) as held, shown:
+            yield held
 
-    def noticing(self) -> contextlib.AbstractContextManager[Notice]:
-        """The same of the trial's node."""
+    def notice(self) -> contextlib.AbstractContextManager[Notice]:
+        """Notice that the trial's node is being drained."""
         return contextlib.closing(NodeNotice())
 
-    def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
+    def on_epoch(self, run: Training, metrics: Mapping[str, Any]) -> None:
         """Report an epoch of the student, or of a stage on its way.
 
         The last one is reported when the student is in the store: a scheduler may end the trial

@@ -17,7 +17,7 @@ from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError, WorkFailed
-from raykd.launch.carry_out import carry_out
+from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import Swept, raise_failures, sweep
 from raykd.planning.plan import plan
 from raykd.recipes import StudentRun
@@ -57,7 +57,7 @@ def trained_here(tmp_path: Path, runs: tuple) -> Store:
     here = Store(tmp_path / "here")
     base = resolve(experiment("grid: {run.seed: [0]}"), here).runs[0]  # reads the images
     assert isinstance(base, StudentRun)
-    carry_out(Experiment("here", runs, Scale()), here, QUIET)
+    execute(Experiment("here", runs, Scale()), here, QUIET)
     return here
 
 
