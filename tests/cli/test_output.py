@@ -63,15 +63,23 @@ def test_a_run_that_is_not_read_does_its_work_and_ends_well(file, tmp_path):
     os.close(pipe)
 
 
-def test_looking_ends_well_where_the_reader_has_gone(tmp_path):
+def test_help_ends_well_where_the_reader_has_gone():
     pipe = gone()
-    for words in (["schema"], ["show", "methods"], ["--help"], ["--version"]):
+    assert raykd("--help", out=pipe) == (0, b"", b"")
+    os.close(pipe)
+
+
+@pytest.mark.slow
+def test_so_does_looking(tmp_path):
+    pipe = gone()
+    for words in (["schema"], ["show", "methods"]):
         assert raykd(*words, out=pipe) == (0, b"", b""), words
     status, _, _ = raykd("run", tmp_path / "none.yaml", err=pipe)
     assert status == 2
     os.close(pipe)
 
 
+@pytest.mark.slow
 def test_a_full_disk_below_the_output_is_a_sentence():
     with Path("/dev/full").open("wb") as full:
         status, _, err = raykd("schema", out=full)
@@ -81,6 +89,7 @@ def test_a_full_disk_below_the_output_is_a_sentence():
         assert raykd("run", "none.yaml", out=full, err=full)[0] == 2
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_are_none_of_the_files_that_are_opened(tmp_path):
     script = f'"{RAYKD}" schema --output "{tmp_path}/schema.json" >&- 2>&-'
     assert subprocess.run(["sh", "-c", script], check=False).returncode == 0
@@ -109,6 +118,7 @@ def on_a_terminal(*words, cwd):
     return data
 
 
+@pytest.mark.slow
 def test_escape_sequences_of_names_reach_a_terminal_as_text(tmp_path):
     name = f"a{ESCAPES}\udcff.yaml"
     (tmp_path / name).write_text(TEXT.replace("  method: label_only", '  "x\\e[2J[bold]": 1'))

@@ -289,6 +289,7 @@ def commands() -> Iterator[list[str]]:
                 yield re.split(r"`| #|;", line[match.start() :])[0].split()
 
 
+@pytest.mark.slow  # imports all that the scripts need
 def test_every_option_of_a_command_is_one():
     from click.testing import CliRunner
 

@@ -1,6 +1,5 @@
 """What a process counts while it trains, and what it says of an epoch."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -14,24 +13,26 @@ from raykd.training.runs import local_host, train_student
 from tests.small import CPU, batch, prepare, student_run, train_logits
 
 
-def test_steps_and_waits_are_told_apart():
+def test_steps_and_waits_are_counted_apart(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("raykd.core.counters.time.monotonic", lambda: now)
     meter = Meter()
 
-    def slow():
+    def batches():
+        nonlocal now
         for _ in range(3):
-            time.sleep(0.04)
+            now += 4.0
             yield batch(8)
 
-    timed = Timed(slow(), meter)
+    timed = Timed(batches(), meter)
     for _ in timed:
-        time.sleep(0.03)
-        meter.cache_seconds += 0.01  # of these
-    said = timed.metrics()
+        now += 3.0
+        meter.cache_seconds += 1.0  # of these
+    metrics = timed.metrics()
     assert (meter.steps, meter.images) == (3, 24)
-    assert 0.12 <= meter.data_seconds < meter.data_seconds + meter.cache_seconds
-    assert meter.step_seconds >= 0.06
-    assert said["step_seconds"] == pytest.approx(meter.step_seconds / 3)
-    assert said["data_wait_seconds"] == pytest.approx(meter.data_seconds + 0.03)
+    assert (meter.data_seconds, meter.step_seconds) == (12.0, 6.0)
+    assert metrics["step_seconds"] == 2.0
+    assert metrics["data_wait_seconds"] == 15.0
 
 
 def test_an_epoch_without_steps_took_no_time():
