@@ -1,14 +1,49 @@
-"""Which cases of a law the default run takes; the slow one takes the others."""
+"""Which cases of a law over a whole table the default run takes; the slow one takes the others."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+# One method for each kind of code that a law goes through.
+METHOD_KINDS = (
+    "kd",  # logits
+    "crd",  # embeddings, a memory, helpers that workers share
+    "at",  # stages, no helpers
+    "ofd",  # pre-activations, projections
+    "ft",  # a prelude
+    "simkd",  # the teacher's classifier
+    "mlkd",  # several looks
+    "jacobian",  # gradients to the pixels
+    "sakd",  # a wrapper
+    "fsp_init",  # a prelude that trains the student
+)
+# One network of each family, the smallest.
+NETWORK_FAMILIES = (
+    "resnet8",
+    "resnet8x4",
+    "wrn_16_1",
+    "vgg8",
+    "mobilenet_v2_x0_5",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "cifar_resnet18",
+    "cifar_resnet50",
+)
 
-def slow_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
-    """Parameters of a test: all cases, those that are not `quick` marked as slow."""
-    cases = [*cases]
-    unknown = [case for case in quick if case not in cases]
-    assert not unknown, f"not among the cases: {unknown}"
-    return [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in cases]
+
+def slow_but(cases: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: all cases, those that are not among the `quick` ones marked as slow.
+
+    A case that is a tuple has several parameters.
+    """
+    quick = [*quick]
+    params = [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if case in quick else pytest.mark.slow,
+        )
+        for case in cases
+    ]
+    assert any(not param.marks for param in params), f"none of {quick} is among the cases"
+    return params

@@ -12,6 +12,7 @@ from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import EPSILON, SKD
 from tests.small import ALL, asked, batch, golden_logits, helpers_of, pair
+from tests.tiers import METHOD_KINDS, slow_but
 
 STUDENT, TEACHER, _ = golden_logits()
 
@@ -45,7 +46,9 @@ def test_a_student_without_a_loss_is_at_no_distance(variant):
     torch.testing.assert_close(mine.softmax(1), theirs.softmax(1), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "spherical_kd"])
+@pytest.mark.parametrize(
+    "name", slow_but((name for name in METHODS if name != "spherical_kd"), METHOD_KINDS)
+)
 def test_any_other_method_compares_its_scores_with_the_teacher_s_own_logits(name):
     method = METHODS[name]()
     student, teacher = pair(teacher="resnet14" if name == "fsp" else "resnet8x4")

@@ -44,6 +44,7 @@ from tests.methods.adaptive import (
     total,
 )
 from tests.small import batch, pair
+from tests.tiers import METHOD_KINDS, slow_but
 
 # Nobody, and everybody.
 
@@ -56,9 +57,14 @@ FORCED = [
     (("torchvision/mobilenet_v3_small", "torchvision/resnet18", 64), "vid"),
     (("torchvision/resnet18", "torchvision/resnet18", 32), "fitnet"),
 ]
+QUICK_FORCED = [
+    (("resnet8", "resnet14", 16), "at"),
+    *((("resnet8", "resnet8x4", 16), name) for name in ("crd", "reviewkd", "combine")),
+    (("mobilenet_v2_x0_5", "vgg8", 32), "at"),
+]
 
 
-@pytest.mark.parametrize(("names", "base"), FORCED, ids=name_of)
+@pytest.mark.parametrize(("names", "base"), slow_but(FORCED, QUICK_FORCED), ids=name_of)
 def test_without_any_teaching_there_is_the_labels_loss_and_the_route_is_the_student(names, base):
     (student, teacher), side = networks(*names), names[2]
     method = SAKD(base=base_of(base), gamma=1.0)
@@ -75,7 +81,7 @@ def test_without_any_teaching_there_is_the_labels_loss_and_the_route_is_the_stud
     assert torch.equal(route, F.cross_entropy(alone, sample.targets) + 3.0)  # half of 6 are missing
 
 
-@pytest.mark.parametrize(("names", "base"), FORCED, ids=name_of)
+@pytest.mark.parametrize(("names", "base"), slow_but(FORCED, QUICK_FORCED), ids=name_of)
 def test_with_teaching_everywhere_it_is_the_sum_of_base_and_kd(names, base):
     (student, teacher), side = networks(*names), names[2]
     method, always = (SAKD(base=base_of(base), gamma=1.0, mode=m) for m in ("adaptive", "always"))
@@ -92,7 +98,7 @@ def test_with_teaching_everywhere_it_is_the_sum_of_base_and_kd(names, base):
         assert torch.equal(losses[spot], loss), spot
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", slow_but(BASES, METHOD_KINDS))
 def test_a_batch_may_be_one_sample(name):
     student, teacher = pair()
     for gate in (0, 1):
@@ -125,8 +131,8 @@ def spots_of(method, mine, theirs):
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        *((name, "adaptive") for name in BASES),
-        *((name, mode) for name in ("at", "crd", "irg") for mode in ("random", "reverse")),
+        *slow_but(((name, "adaptive") for name in BASES), [(k, "adaptive") for k in METHOD_KINDS]),
+        *((name, mode) for name in ("crd", "irg") for mode in ("random", "reverse")),
     ],
 )
 def test_a_spot_s_loss_is_the_base_s_for_its_rows_times_their_share(name, mode):
@@ -179,10 +185,13 @@ def patterns(count, size=8):
 
 @pytest.mark.parametrize(
     ("name", "pattern"),
-    [
-        *((name, pattern) for name in BASES for pattern in ("nobody", "one")),
-        *((name, "turns") for name in (*SEVERAL, "crd")),
-    ],
+    slow_but(
+        [
+            *((name, pattern) for name in BASES for pattern in ("nobody", "one")),
+            *((name, "turns") for name in (*SEVERAL, "crd")),
+        ],
+        [(name, pattern) for name in METHOD_KINDS for pattern in ("nobody", "one", "turns")],
+    ),
 )
 def test_few_rows_or_none_at_a_spot_leave_losses_and_gradients_finite(name, pattern):
     student, teacher = pair()

@@ -54,6 +54,7 @@ from tests.methods.adaptive import (
     total,
 )
 from tests.small import batch, pair
+from tests.tiers import METHOD_KINDS, slow_but
 
 # What is trained, and what is not.
 
@@ -434,7 +435,7 @@ def test_mode_names_are_those_that_are_tested_here():
     assert modes == ("adaptive", "always", "random", "reverse", "both")
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", slow_but(BASES, [*METHOD_KINDS, "combine"]))
 def test_mode_always_is_the_sum_of_the_base_and_kd(name):
     student, teacher = pair()
     method, sample = SAKD(base=base_of(name), mode="always"), batch()
@@ -576,7 +577,7 @@ def test_kd_and_the_route_compare_what_both_networks_say_of_the_same_pixels():
 @pytest.mark.parametrize(
     ("name", "of_student", "of_teacher"),
     [
-        *((name, True, True) for name in BASES),
+        *slow_but(((name, True, True) for name in BASES), [(k, True, True) for k in METHOD_KINDS]),
         *((name, True, False) for name in ("at", "crd", "kd", "reviewkd")),
         *((name, False, True) for name in ("at", "crd", "kd", "reviewkd")),
     ],

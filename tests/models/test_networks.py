@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from raykd.core.types import Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
 from raykd.models.staged import Rectified
+from tests.tiers import NETWORK_FAMILIES, slow_but
 
 # Parameters with 10, 100 and 200 classes, batch-norm affine included; the stages' outputs, stem
 # first, as channels x side for images of 32 x 32 pixels; the embedding. Of the CRD benchmark's
@@ -56,7 +57,7 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.fixture(scope="module", params=list(NETWORKS))
+@pytest.fixture(scope="module", params=slow_but(NETWORKS, NETWORK_FAMILIES))
 def network(request) -> Staged:
     """A network that has seen one batch, so that its running statistics are its own."""
     torch.manual_seed(0)
@@ -70,7 +71,7 @@ def test_every_network_is_in_a_table_of_sizes():
     assert list(TABLE) == [name for name in NETWORKS if not name.startswith("resnet")]
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", slow_but(TABLE, NETWORK_FAMILIES))
 def test_networks_have_the_sizes_of_the_benchmark(name):
     counts, text = TABLE[name]
     *maps, embedding = text.split()
@@ -90,12 +91,12 @@ def test_networks_have_the_sizes_of_the_benchmark(name):
     assert list(small.features) == ["stem", *(f"stage{number}" for number in range(1, len(maps)))]
 
 
-@pytest.mark.parametrize("alias", ALIASES)
-def test_the_benchmark_s_own_names_are_understood(alias):
-    assert check_name(alias) == ALIASES[alias]
-    assert alias in NETWORKS
-    assert alias not in list(NETWORKS)
-    assert NETWORKS[alias] is NETWORKS[ALIASES[alias]]
+def test_the_benchmark_s_own_names_are_understood():
+    for alias, name in ALIASES.items():
+        assert check_name(alias) == name
+        assert alias in NETWORKS
+        assert alias not in list(NETWORKS)
+        assert NETWORKS[alias] is NETWORKS[name]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -5,7 +5,6 @@ import safetensors.torch
 import torch
 
 from raykd.data.transforms.augment import Augment
-from raykd.methods import METHODS
 from raykd.methods.combine import Combine
 from raykd.methods.crd import CRD
 from raykd.methods.fitnet import FitNet
@@ -24,11 +23,10 @@ from raykd.training.inputs import views as prepare_views
 from raykd.training.optim import build_optimiser
 from raykd.training.runs import local_host, train_student, train_teacher
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
+from tests.tiers import slow_but
 
-OPTIMS = [
-    Optim(epochs=3, batch=32),
-    Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0),
-]
+SGD = Optim(epochs=3, batch=32)
+ADAMW = Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0)
 
 ADAPTIVE = [
     SAKD(base=CRD(negatives=64), homogeneous=False),
@@ -45,18 +43,18 @@ MIXED = [
 
 
 def called(method):
-    """What a test calls a method."""
-    return method if isinstance(method, str) else getattr(method, "mix", method.label)
+    """What a test calls a method, or the optimiser of a run."""
+    if isinstance(method, str | Optim):
+        return getattr(method, "name", method)
+    return getattr(method, "mix", method.label)
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
-    """A store with a teacher, and the caches and preludes of the small students."""
+    """A store with a teacher, and the caches of the small students."""
     store = Store(tmp_path_factory.mktemp("store"))
-    every = [student_run(store, name, optim=optim) for name in METHODS for optim in OPTIMS]
-    every += [student_run(store, method, optim=optim) for method in ADAPTIVE for optim in OPTIMS]
-    every += [student_run(store, method) for method in MIXED]
-    prepare(store, student_run(store), *every)
+    methods = ["kd", "skd", *FROM_A_CACHE, *MIXED, *ADAPTIVE]
+    prepare(store, *(student_run(store, method) for method in methods))
     return store
 
 
@@ -86,12 +84,27 @@ class StoppingHost(LocalHost):
             raise Stop
 
 
-@pytest.mark.parametrize("name", [*METHODS, *ADAPTIVE], ids=called)
-@pytest.mark.parametrize("optim", OPTIMS, ids=["sgd", "adamw"])
+# Every method is stopped within epochs, in test_mid_epoch.
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    slow_but(
+        [
+            ("kd", SGD),
+            ("ft", SGD),
+            ("crd", ADAMW),
+            ("ctkd", ADAMW),
+            ("simkd", ADAMW),
+            *((method, ADAMW) for method in ADAPTIVE),
+        ],
+        [("kd", SGD), ("ft", SGD), ("crd", ADAMW), (ADAPTIVE[0], ADAMW)],
+    ),
+    ids=called,
+)
 def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     ready, tmp_path, name, optim
 ):
     run = student_run(ready, name, optim=optim)
+    prepare(ready, run)
     expected = trained(twin(ready, tmp_path / "whole"), run)
     store = twin(ready, tmp_path / "cut")
     for epochs in (1, 1):

@@ -9,6 +9,7 @@ from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from tests.small import prepare, student_run
+from tests.tiers import METHOD_KINDS, slow_but
 from tests.training.watched import NoWaiting, Waits, watched_losses
 
 # Methods that do wait in each step, and what for.
@@ -32,7 +33,9 @@ def called(method):
     return method if isinstance(method, str) else method.label
 
 
-@pytest.mark.parametrize("method", [*METHODS, *OTHERS], ids=called)
+@pytest.mark.parametrize(
+    "method", slow_but([*METHODS, *OTHERS], [*METHOD_KINDS, *OTHERS]), ids=called
+)
 def test_no_step_of_a_method_waits_for_the_device(store, method):
     optim = Optim(epochs=2, batch=32, ema=0.9, clip=1.0)
     run = student_run(store, method, optim=optim)
