@@ -21,8 +21,9 @@ LEVELS = [
     "methods data outputs teachers",
     "recipes",
     "config",
+    "tracking",
     "training",
-    "planning tracking report export",
+    "planning report export",
     "launch",
     "cli",
 ]

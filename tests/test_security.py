@@ -38,8 +38,9 @@ from raykd.storage import arrow, locks
 from raykd.storage.atomic import write_atomic
 from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
+from raykd.tracking.jsonl import JsonLines, read_metrics
 from raykd.training import sweep_sheets, weights
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.inputs import open_cache
 from raykd.training.route_results import read_decisions
 from tests.data.files import encoded, picture, put
@@ -490,7 +491,7 @@ def test_nothing_is_written_on_through_a_link(tmp_path):
     folder.mkdir()
     (folder / "metrics.jsonl").symlink_to(outside)
     with pytest.raises(Unreachable, match="cannot be written"):
-        Journal(folder).record({"loss": 1.0}, None, last=False)
+        JsonLines(folder).epoch(teacher_run(Store(tmp_path)), {"loss": 1.0})
     store = Store(tmp_path / "store")
     recipe = teacher_run(store)
     lock = store.root / "locks" / f"teachers-{store.path(recipe).name}.run"

@@ -20,7 +20,7 @@ import torch
 from raykd.config.scale import Scale
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
-from raykd.training.checkpointing import METRICS
+from raykd.tracking.jsonl import METRICS
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import local_host, train_student
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -53,7 +53,7 @@ from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher
 from raykd.tracking.console import Teller
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.hosts.base import EVERY_EPOCH, Host
 from raykd.training.hosts.ddp import GroupHost
 from raykd.training.memory import keep_freed_memory
@@ -135,7 +135,6 @@ class Bench:
         self.pairs = pairs
         self.say = Teller().say
         self.store = Store(folder / "store")
-        self.reports: list[Mapping[str, float]] = []  # what a worker of Ray Train would pass on
         self.say(f"making {size.images} images")
         random_images(folder / "images", size.images, TESTED)
 
@@ -152,7 +151,7 @@ class Bench:
 
         def once() -> float:
             local = local_host(self.store, run, scale)
-            grouped = GroupHost(local.journal, local.device, self.reports.append) if group else None
+            grouped = GroupHost(local.journal, local.device, local.log) if group else None
             watch = Stopwatch(grouped or local)
             train_student(self.store, run, cast(Host, watch))
             return watch.seconds / _steps(run)
@@ -216,15 +215,6 @@ def _narrow(bench: Bench) -> Iterator[Row]:
     group = ("cached KD, gloo and DDP, world of 1", seconds["group"])
     plain = ("plain loop", seconds["cached"])
     yield compared("a process group of one over the plain loop", group, plain, None, "step")
-    epochs = bench.pairs + 1  # one that did not count
-    yield Row(
-        "ray.train.report calls of an epoch",
-        len(bench.reports) / epochs,
-        1.0,
-        "lower",
-        f"GroupHost passed {len(bench.reports)} reports on in {epochs} epochs; Ray Train's worker "
-        "makes one call of each",
-    )
 
 
 def _wide(bench: Bench) -> Iterator[Row]:

@@ -49,9 +49,10 @@ from raykd.report.types import Summary
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store, read_json
 from raykd.tracking.console import Teller
+from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, inputs
 from raykd.training.cache_verify import SPOT_CHECK, compare
-from raykd.training.checkpointing import CHECKPOINT, RESULT, Journal, read_metrics
+from raykd.training.checkpointing import CHECKPOINT, RESULT, Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.loop import distil
 from raykd.training.memory import keep_freed_memory

@@ -80,6 +80,7 @@ class Scale(Record):
     local_gb: float | None = Field(
         default=None, gt=0, le=1e9
     )  # copies of a remote store's shards on a node
+    track: tuple[str, ...] = ()  # trackers of metrics, beside metrics.jsonl: tensorboard
     address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
 
     @property

@@ -4,7 +4,6 @@ Ray is imported only where something is to run on it, so that `scale.workers: 0`
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,8 @@ from raykd.launch.peer_locks import Company
 from raykd.planning.plan import CacheJob
 from raykd.recipes import Search, TeacherRun, Training
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import EpochLines, Teller
+from raykd.tracking.jsonl import following
 from raykd.training.memory import keep_freed_memory
 from raykd.training.route_search import decide
 from raykd.training.runs import default_device, local_host, train
@@ -149,9 +149,10 @@ class Crew:
                 return  # whoever had the claim before has made it
             if workers == 0:
                 self._stay()
-                told = functools.partial(self._company.told, run)
+                loggers = self._company.loggers
                 with self._company.noticing() as notice:
-                    train(self._store, run, local_host(self._store, run, self._scale, told, notice))
+                    host = local_host(self._store, run, self._scale, loggers, notice)
+                    train(self._store, run, host)
                 return
             self._dismiss()
             self._connect(most(workers))
@@ -168,9 +169,7 @@ class Crew:
 
     def _watch(self, run: Training) -> contextlib.AbstractContextManager[None]:
         """Show a run's epochs while it is being trained."""
-        return self._teller.watching(
-            describe(run), self._store.path(run), run.optim.epochs, self._store
-        )
+        return following(self._store, run, EpochLines(self._teller, describe(run)))
 
     def _stay(self) -> None:
         """Set this process up as a worker is, with `scale.cpus` threads."""

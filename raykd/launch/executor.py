@@ -6,7 +6,7 @@ route of a greedy search is found stage by stage, so work is done in rounds unti
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from raykd.recipes import Asked, LogitsRun, Search, Sought, StudentRun, TeacherR
 from raykd.storage import locks
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
+from raykd.tracking.logger import Logger
 from raykd.training.integrity import finish_again
 from raykd.training.result import teacher_said
 from raykd.training.route_results import (
@@ -71,7 +72,7 @@ class Executor:
         workers: Callable[[Training], Workers] | None = None,
         lock: locks.Lock | None = None,
         notice: Callable[[], AbstractContextManager[Notice]] = noticed,
-        on_epoch: Callable[[Training, Mapping[str, Any]], None] = lambda run, metrics: None,
+        loggers: Sequence[Logger] = (),
         train_callbacks: Callable[[Training], "list[UserCallback]"] = lambda run: [],
         survey: bool = True,
     ) -> None:
@@ -81,7 +82,7 @@ class Executor:
         workers: number of workers of a training; by default what `scale` says.
         lock: keeps others from making an artefact meanwhile; by default the store's file locks.
         notice: notice of a shutdown, for trainings in this process.
-        on_epoch: is called with every epoch's metrics of a training in this process.
+        loggers: further loggers of trainings in this process.
         train_callbacks: callbacks for Ray Train's controller, for trainings with several workers.
         survey: read every shard of a cache once; False where the manifest is to be trusted.
         """
@@ -90,7 +91,7 @@ class Executor:
         self._name, self._survey = name, survey
         self._lock = lock or _StoreLock(store, teller.say)
         self._company = _Company(
-            store, teller.say, self._lock, notice, on_epoch, train_callbacks, trial, not survey
+            store, teller.say, self._lock, notice, loggers, train_callbacks, trial, not survey
         )
 
     def make(self, runs: Iterable[Asked], *, students: bool = True) -> Outcome:
@@ -148,9 +149,9 @@ class _StoreLock:
 
 
 class _Company(Company):
-    def __init__(self, store, say, lock, notice, on_epoch, callbacks, trial, shared) -> None:
+    def __init__(self, store, say, lock, notice, loggers, callbacks, trial, shared) -> None:
         super().__init__(store, say)
-        self._lock, self.noticing, self.told = lock, notice, on_epoch
+        self._lock, self.noticing, self.loggers = lock, notice, loggers
         self.callbacks, self.trial, self.shared = callbacks, trial, shared
 
     def claiming(self, recipe):

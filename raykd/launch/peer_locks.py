@@ -1,14 +1,15 @@
 """Who else works in the same store while a plan is carried out, and who listens."""
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from raykd.core.record import Record
 from raykd.core.shutdown import Notice, noticed
 from raykd.recipes import Training
 from raykd.storage import locks
 from raykd.storage.store import Store
+from raykd.tracking.logger import Logger
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -19,6 +20,7 @@ class Company:
 
     shared = False  # whether others need what this one makes, at this moment
     trial: str | None = None  # whose work it is, in a sweep
+    loggers: Sequence[Logger] = ()  # of trainings in this process
 
     def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None) -> None:
         self._store = store
@@ -35,9 +37,6 @@ class Company:
     def noticing(self) -> contextlib.AbstractContextManager[Notice]:
         """A region that hears when this process is about to go, while it trains."""
         return noticed()
-
-    def told(self, run: Training, metrics: Mapping[str, Any]) -> None:
-        """Hear of an epoch of a training in this process."""
 
     def callbacks(self, run: Training) -> "list[UserCallback]":
         """Who hears of the epochs of a training on Ray Train."""

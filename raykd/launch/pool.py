@@ -21,7 +21,7 @@ from raykd.core.errors import RaykdError, WorkFailed, of_codes
 from raykd.launch import cluster_watch
 from raykd.launch.capacity import await_room, fitting, gpus_per_worker
 from raykd.launch.preemption import NodeNotice, draining
-from raykd.launch.prometheus import BOARD
+from raykd.launch.prometheus import Prometheus
 from raykd.outputs.manifest import Part, Shard
 from raykd.recipes import LogitsRun, Search, Training
 from raykd.storage.store import Store
@@ -38,7 +38,7 @@ class Worker:
     """One process that does units of work, one at a time."""
 
     def __init__(self, place: str, scale: Scale, experiment: str = "") -> None:
-        BOARD.begin(experiment)
+        self._prometheus = Prometheus(experiment)
         torch.set_num_threads(max(1, int(scale.cpus)))
         keep_freed_memory()
         self._store = Store(place, scale.local_gb)
@@ -70,9 +70,8 @@ class Worker:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
         self._store.stand(made=True)
         self._maker = None
-        host = local_host(self._store, run, self._scale, BOARD.told, self._notice)
-        with BOARD.training(run):
-            train(self._store, run, host)
+        host = local_host(self._store, run, self._scale, [self._prometheus], self._notice)
+        train(self._store, run, host)
 
 
 @dataclass(frozen=True)

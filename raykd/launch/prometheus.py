@@ -1,87 +1,76 @@
-"""This process's metrics, which Ray shows to Prometheus on every node's metrics port.
+"""Metrics of this process for Prometheus, which Ray serves on every node's metrics port.
 
 Ray forgets a gauge two reports after it was set (20 s, Ray 2.60), so a thread sets those of what
-goes on again and again. What ends, or dies, is gone from Prometheus soon after, and nobody has to
-clean up. Counters are kept by the node until it goes.
-
-Nothing here fails a run: where Ray takes no metrics, there are none.
+runs again and again. What ends, or dies, is gone from Prometheus soon after, without cleaning up.
+Counters are kept by the node until it goes. Where Ray takes no metrics there are none, and nothing
+fails.
 """
 
 import atexit
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
 from raykd.core.counters import METER, Meter
-from raykd.core.record import Record
 from raykd.launch.metric_names import COUNTERS, GAUGES, Key, Shown, counted
-from raykd.recipes import PreludeRun, StudentRun, TeacherRun
+from raykd.recipes import Training
+from raykd.tracking.logger import Metrics
 
 BEAT_SECONDS = 2.0  # below what Ray waits between its reports
 _LINGER_SECONDS = 30.0  # for which the last values of a training stay: Prometheus looks every 15 s
 
 
-class Board:
-    """What is shown, and the thread that tells Ray of it."""
+class Exporter:
+    """The gauges and counters of a process, and the thread that sets them."""
 
     def __init__(self, meter: Meter = METER) -> None:
         self._meter = meter
         self._experiment = ""
         self._training: Shown | None = None
         self._values: dict[Key, float] = {}
-        self._until: dict[Key, float] = {}  # when those of what is over go
+        self._until: dict[Key, float] = {}  # when gauges of ended trainings are removed
         self._counted = self._measured = replace(meter)
         self._metrics: dict[str, Any] = {}  # Ray's, each made once in a process
         self._lock = threading.Lock()
-        self._ended: threading.Event | None = None
+        self._stopped: threading.Event | None = None
 
-    def begin(self, experiment: str) -> None:
-        """Show what this process does from now on, under an experiment's name."""
+    def start(self, experiment: str) -> None:
+        """Export this process's metrics from now on, under an experiment's name."""
         self._experiment = experiment
-        if self._ended is None:
+        if self._stopped is None:
             self._counted = replace(self._meter)
-            self._ended = threading.Event()
-            threading.Thread(target=self._go_on, args=(self._ended,), daemon=True).start()
+            self._stopped = threading.Event()
+            threading.Thread(target=self._repeat, args=(self._stopped,), daemon=True).start()
 
-    def end(self) -> None:
-        """Show nothing more; for a process that goes on without Ray."""
-        with self._lock:  # not while the thread speaks to Ray
-            if self._ended is not None:
-                self._ended.set()
-            self._ended = None
+    def stop(self) -> None:
+        """Export nothing more; for a process that goes on without Ray."""
+        with self._lock:  # not while the thread calls Ray
+            if self._stopped is not None:
+                self._stopped.set()
+            self._stopped = None
             self._values, self._until, self._metrics = {}, {}, {}
 
-    @contextlib.contextmanager
-    def training(self, run: Record, trial: str | None = None, rank: int = 0) -> Iterator[None]:
-        """A region in which steps belong to this run; what is no training is let through."""
-        if not isinstance(run, TeacherRun | PreludeRun | StudentRun):
-            yield
-            return
-        self._training = shown = Shown.of(run, self._experiment, trial, rank)
+    def begin(self, training: Shown) -> None:
+        """Count steps as this training's."""
+        self._training = training
         self._measured = replace(self._meter)
-        try:
-            yield
-        finally:
-            with self._lock:
-                if self._training is shown:  # Tune may have begun another one in this process
-                    self._training = None
-                gone = time.monotonic() + _LINGER_SECONDS
-                tag = ("trial", shown.trial)
-                self._until |= {key: gone for key in self._values if tag in key[1]}
 
-    def told(self, metrics: Mapping[str, Any]) -> None:
-        """Hear of an epoch of the training."""
-        if self._training is not None:
-            self.show(self._training.learnt(metrics))
+    def end(self, training: Shown) -> None:
+        """Count steps as no training's, and remove its gauges after a while."""
+        with self._lock:
+            if self._training == training:  # Tune may have begun another one in this process
+                self._training = None
+            gone = time.monotonic() + _LINGER_SECONDS
+            tag = ("trial", training.trial)
+            self._until |= {key: gone for key in self._values if tag in key[1]}
 
     def show(self, values: Mapping[Key, float]) -> None:
-        """Show some gauges until what they belong to is over."""
+        """Export gauges until their training ends."""
         with self._lock:
             self._show(values)
 
@@ -90,11 +79,11 @@ class Board:
         for key in values:
             self._until.pop(key, None)
 
-    def tell(self) -> None:
-        """Tell Ray everything once."""
+    def export(self) -> None:
+        """Set every gauge and raise every counter once."""
         now = replace(self._meter)
         with self._lock:
-            if self._ended is None:
+            if self._stopped is None:
                 return
             if self._training is not None and now.steps > self._measured.steps:
                 self._show(self._training.speeds(self._measured, now))
@@ -112,13 +101,57 @@ class Board:
             self._metrics[name] = kind(name, text, tags)
         return self._metrics[name]
 
-    def _go_on(self, ended: threading.Event) -> None:
+    def _repeat(self, stopped: threading.Event) -> None:
         try:
-            while not ended.wait(BEAT_SECONDS):
-                self.tell()
-        except Exception:  # whatever Ray raises here is no reason to lose a training
+            while not stopped.wait(BEAT_SECONDS):
+                self.export()
+        except Exception:  # an error of Ray's here is no reason to lose a training
             logging.getLogger(__name__).warning("no more metrics from here", exc_info=True)
 
 
-BOARD = Board()
-atexit.register(BOARD.end)
+_EXPORTER = Exporter()
+atexit.register(_EXPORTER.stop)
+
+
+class Prometheus:
+    """Logger for Prometheus; it also exports the counters of its process from its start on."""
+
+    def __init__(
+        self,
+        experiment: str,
+        trial: str | None = None,
+        rank: int = 0,
+        exporter: Exporter = _EXPORTER,
+    ) -> None:
+        self._experiment = experiment
+        self._trial = trial
+        self._rank = rank
+        self._exporter = exporter
+        exporter.start(experiment)
+
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """Count steps as this training's, and show how far it is."""
+        self._exporter.begin(self._shown(run))
+        if history:
+            self.epoch(run, history[-1])
+
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """Show an epoch's metrics."""
+        self._exporter.show(self._shown(run).learnt(metrics))
+
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """Remove the training's gauges after a while."""
+        self._exporter.end(self._shown(run))
+
+    def trials(self, counts: Mapping[str, int]) -> None:
+        """Show how many trials of a sweep are in each state."""
+        for state, count in counts.items():
+            tags = (("experiment", self._experiment), ("state", state))
+            self._exporter.show({("raykd_trials", tags): count})
+
+    def close(self) -> None:
+        """Export nothing more from this process."""
+        self._exporter.stop()
+
+    def _shown(self, run: Training) -> Shown:
+        return Shown.of(run, self._experiment, self._trial, self._rank)

@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import (
     ControllerError,
@@ -31,11 +32,14 @@ from raykd.launch import cluster_watch
 from raykd.launch.capacity import check_fit, share
 from raykd.launch.orphaned_groups import removing_orphans
 from raykd.launch.preemption import NodeNotice
-from raykd.launch.prometheus import BOARD
+from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import tune_storage
 from raykd.recipes import Training
 from raykd.storage.store import Store
-from raykd.training.checkpointing import Journal, numbers
+from raykd.tracking import run_log
+from raykd.tracking.jsonl import numbers
+from raykd.tracking.logger import Metrics, RunLog
+from raykd.training.checkpointing import Journal
 from raykd.training.hosts.fsdp import group_host
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import train
@@ -43,6 +47,7 @@ from raykd.training.runs import train
 # A group that may shrink does so when it could not start for this many seconds.
 _SHRINKS_AFTER = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
 _PAUSE_SECONDS = 1.0  # before a run is begun again: its workers end with their controller
+REPORT_SECONDS = 5.0
 _GROWS_AFTER = 30.0  # seconds between two looks for more room
 
 
@@ -149,17 +154,41 @@ def _worker(config: dict[str, Any]) -> None:
     store.stand(made=True)
     journal = Journal.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
+    rank = ray.train.get_context().get_world_rank()
     experiment, trial = config["names"]
-    BOARD.begin(experiment)
-    training = BOARD.training(run, trial, ray.train.get_context().get_world_rank())
-    with training, contextlib.closing(NodeNotice()) as notice:
-        train(store, run, group_host(journal, device, _pass_on, scale, notice))
+    every = (Prometheus(experiment, trial, rank), TrainReports(device, rank))
+    log = RunLog(run, every) if rank else run_log(store, run, scale.track, *every)
+    with contextlib.closing(NodeNotice()) as notice:
+        train(store, run, group_host(journal, device, log, scale, notice))
 
 
-def _pass_on(metrics: Mapping[str, Any]) -> None:
-    """Tell Ray Train the numbers among an epoch's metrics."""
-    BOARD.told(metrics)
-    ray.train.report(numbers(metrics))
+class TrainReports:
+    """Logger that reports to Ray Train; every worker of a group has one.
+
+    Workers report together. A report waits for Train's controller (Ray 2.60), so an epoch that ends
+    less than `REPORT_SECONDS` after the last report is left out, unless it is the last.
+    """
+
+    def __init__(self, device: torch.device, rank: int) -> None:
+        self._device = device
+        self._rank = rank
+        self._reported = time.monotonic()
+
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """Nothing to report."""
+
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """Report an epoch's numbers, where rank 0 finds it time."""
+        last = metrics["epoch"] + 1 == run.optim.epochs
+        due = last or time.monotonic() - self._reported >= REPORT_SECONDS
+        due_on_first = torch.tensor(int(due and self._rank == 0), device=self._device)
+        dist.all_reduce(due_on_first)
+        if due_on_first:
+            ray.train.report(numbers(metrics))
+            self._reported = time.monotonic()
+
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """Nothing: Train reads no result."""
 
 
 def _cause(error: Exception, run: Training) -> RaykdError:

@@ -24,6 +24,7 @@ from raykd.planning.estimate import missing_rows
 from raykd.planning.plan import plan
 from raykd.recipes import PreludeRun, StudentRun, TeacherRun, Training, training_of
 from raykd.storage.store import Store
+from raykd.tracking import check_trackers
 from raykd.training import dry_run
 from raykd.training.cache_builder import check_room, needed_bytes
 from raykd.training.inputs import serving
@@ -39,6 +40,7 @@ def preflight(experiment: Experiment, store: Store) -> None:
 
     What is in the store already is not looked at.
     """
+    check_trackers(experiment.scale.track)
     mistakes, look = Mistakes(experiment.places), _Look(experiment, store)
     several = len(experiment.runs) > 1
     for run in experiment.runs:

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from raykd.core.record import Limits, Record
 
 GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
-REPORT_EVERY_SECONDS = 5.0  # at least, between a training's reports: `group.PASS_ON_SECONDS`
+REPORT_EVERY_SECONDS = 5.0  # at least, between a training's reports: `launch.train.REPORT_SECONDS`
 
 
 class Cluster(Record):

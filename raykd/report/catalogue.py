@@ -16,8 +16,9 @@ from raykd.outputs.manifest import MANIFEST, manifest_of
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.storage import locks
 from raykd.storage.store import Store, read_recipe
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.cache_verify import compare
-from raykd.training.checkpointing import Tested, Untested, read_metrics, read_result
+from raykd.training.checkpointing import Tested, Untested, read_result
 from raykd.training.inputs import open_cache
 from raykd.training.integrity import progress_of
 from raykd.training.route_results import DECISIONS, anchors_of, is_complete, read_decisions

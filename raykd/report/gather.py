@@ -18,7 +18,8 @@ from raykd.report.cost import cost_of
 from raykd.report.labels import labels
 from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
 from raykd.storage.store import Store
-from raykd.training.checkpointing import Tested, Untested, read_metrics, read_result
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import Tested, Untested, read_result
 from raykd.training.result import training_seconds
 from raykd.training.route_results import (
     anchors_of,

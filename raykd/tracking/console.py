@@ -1,10 +1,8 @@
 """What a command says while it works: bars with an ETA on a terminal, plain lines in a log."""
 
 import contextlib
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -17,14 +15,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from raykd.core.errors import Unreachable
 from raykd.core.safe_names import printable, printable_lines
-from raykd.storage.store import Store
-from raykd.training.checkpointing import read_metrics
+from raykd.recipes import Training
+from raykd.tracking.logger import Metrics
 
 LINE_SECONDS = 10.0  # at most one line per task and so many seconds, in a log
-_POLL_SECONDS = 0.5
-_FAR = 20  # polls between two looks at what another node has written
 
 
 class Task:
@@ -100,36 +95,29 @@ class Teller:
         """A new piece of work of `total` units."""
         return Task(self, label, total, unit)
 
-    @contextlib.contextmanager
-    def watching(
-        self, label: str, folder: Path, epochs: int, store: Store | None = None
-    ) -> Iterator[None]:
-        """Show the epochs of a run from the metrics that it writes into a folder of the store."""
-        task = self.task(label, epochs, "epoch")
-        stop = threading.Event()
 
-        def look(store: Store | None = None) -> None:
-            history = read_metrics(folder, store)
-            if len(history) > task.done:
-                last = history[-1]
-                top1 = f"top-1 {last['top1']:.1f} %, " if "top1" in last else ""
-                task.update(len(history), f"{top1}loss {last['loss']:.3f}")
+class EpochLines:
+    """Logger that shows the epochs of a training as a task of the terminal or the log."""
 
-        def poll() -> None:
-            polls = 0
-            while not stop.wait(_POLL_SECONDS):
-                polls += 1
-                with contextlib.suppress(Unreachable):  # who works will say so
-                    look(store if polls % _FAR == 0 else None)
+    def __init__(self, teller: Teller, label: str) -> None:
+        self._teller = teller
+        self._label = label
+        self._task: Task | None = None
 
-        thread = threading.Thread(target=poll, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            look()
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """Show the training, and how far it is."""
+        self._task = self._teller.task(self._label, run.optim.epochs, "epoch")
+        if history:
+            self.epoch(run, history[-1])
+
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """Show an epoch's accuracy and loss."""
+        assert self._task is not None
+        top1 = f"top-1 {metrics['top1']:.1f} %, " if "top1" in metrics else ""
+        self._task.update(metrics["epoch"] + 1, f"{top1}loss {metrics['loss']:.3f}")
+
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """Nothing: the last epoch is shown."""
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The files of a run: a line of metrics per epoch, its last checkpoint, and its result.
+"""The files of a run: its last checkpoint, its result, and its metrics (`raykd.tracking.jsonl`).
 
 A checkpoint ends with a checksum of its bytes and of the folder that it was written for, since
 torch reads damaged ones without a word. Those without, from before there was one, are believed
@@ -8,7 +8,6 @@ where they have the right shape.
 import contextlib
 import hashlib
 import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,43 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from raykd.config.scale import Scale
 from raykd.core.errors import CacheCorrupt, RaykdError
-from raykd.storage import arrow
-from raykd.storage.atomic import appending, lasting, write_atomic
+from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store, read_json
+from raykd.tracking.jsonl import METRICS, Amount, Epoch, Percent, Shape
 
-METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"  # of a finished run
 _TOLD_SECONDS = 5.0  # between checkpoints on a machine that is about to go
 _SEAL = b"\nraykd-seal:"  # at the end of a checkpoint, before a SHA-256 in hex digits
-
-Percent = Annotated[float, Field(ge=0, le=100)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _Shape(BaseModel):
-    """A part of a file that is read as it is; it may hold more."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class Epoch(_Shape):
-    """The metrics of an epoch."""
-
-    epoch: int = 0
-    loss: float | None = None
-    top1: Percent | None = None
-    top5: Percent | None = None
-    validation_top1: Percent | None = None
-    validation_top5: Percent | None = None
-    agreement: Percent | None = None
-    kl: float | None = None
-    seconds: Amount | None = None
 
 
 class _Tested(Epoch):
@@ -63,7 +38,7 @@ class _Loss(Epoch):
     loss: float  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
 
 
-class Result(_Shape):
+class Result(Shape):
     """The content of a finished run's result.json, as `result_of` makes it."""
 
     parameters: Annotated[int, Field(ge=0)]
@@ -93,7 +68,7 @@ class Untested(Result):
     last: _Loss  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class _Within(_Shape):
+class _Within(Shape):
     """The additional content of a checkpoint within an epoch; see `midway`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -105,20 +80,20 @@ class _Within(_Shape):
     rows: Tensor
 
 
-class _State(_Shape):
+class _State(Shape):
     """A checkpoint."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     epoch: Annotated[int, Field(ge=0)]
-    history: list[dict[str, Any]] = []
-    learner: dict[str, Any] = {}
-    optimiser: dict[str, Any] = {}
+    history: list[dict[str, Any]] = Field(default_factory=list)
+    learner: dict[str, Any] = Field(default_factory=dict)
+    optimiser: dict[str, Any] = Field(default_factory=dict)
     average: dict[str, Any] | None = None
     within: _Within | None = None
 
 
-_LINES, _STATE = TypeAdapter(list[Epoch]), TypeAdapter(_State)
+_STATE = TypeAdapter(_State)
 
 
 class Checkpoint(dict[str, Any]):
@@ -214,11 +189,6 @@ class Journal:
         digest.update(data)
         return _SEAL + digest.hexdigest().encode()
 
-    def restart(self, history: list[Mapping[str, Any]]) -> None:
-        """Set the metrics file to the lines of the epochs that a checkpoint covers."""
-        lines = "".join(json.dumps(line) + "\n" for line in history)
-        write_atomic(self.folder / METRICS, lines.encode())
-
     def due(self, *, last: bool) -> bool:
         """Whether it is time to replace the checkpoint."""
         return last or time.monotonic() - self._saved >= self.seconds
@@ -230,16 +200,11 @@ class Journal:
         passed = time.monotonic() - self._saved
         return urgent or passed >= (_TOLD_SECONDS if told else self.within)
 
-    def record(
-        self, metrics: Mapping[str, Any], state: Callable[[], dict[str, Any]] | None, *, last: bool
-    ) -> None:
-        """Append an epoch's metrics, and replace the checkpoint where it is time to.
+    def record(self, state: Callable[[], dict[str, Any]] | None, *, last: bool) -> None:
+        """Replace the checkpoint at the end of an epoch, where it is time to.
 
         Where there is no `state`, the checkpoint stays.
         """
-        path = self.folder / METRICS
-        with lasting(path), appending(path) as file:
-            file.write(json.dumps(metrics) + "\n")
         if state is not None and self.due(last=last):
             self.keep(state())
 
@@ -269,11 +234,6 @@ class Journal:
             self._store.remove(self.folder / CHECKPOINT)
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
-    """The numbers among an epoch's metrics."""
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-
-
 def read_result(folder: Path, shape: type[Result] = Result) -> dict[str, Any]:
     """The result of a finished run. Raises `CacheCorrupt` where it is missing or was altered."""
     return read_json(
@@ -282,48 +242,3 @@ def read_result(folder: Path, shape: type[Result] = Result) -> dict[str, Any]:
         advice="it is the result of a finished run, so bring the file back, or remove the folder "
         f"{folder} to train it again",
     )
-
-
-def read_metrics(
-    folder: Path, store: Store | None = None, result: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """The epochs' metrics of a run, in order; a line that is still being written is left out.
-
-    With the `store` of a run in progress, which may be on another node, as far as they are known;
-    with the `result` of a finished one, once they are seen to be those that it speaks of. Raises
-    `CacheCorrupt`.
-    """
-    path = folder / METRICS
-    texts = [path.read_bytes() if path.is_file() else b""]
-    if store is not None:
-        texts.append(store.elsewhere(path) or b"")
-    lines = max((text.split(b"\n")[:-1] for text in texts), key=len)
-    try:
-        history = [json.loads(line) for line in lines]
-        _LINES.validate_python(history)
-    except (ValueError, RecursionError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CacheCorrupt(
-            f"{path}: not lines of JSON, one for the metrics of each epoch ({what}); remove the "
-            "file of a run that goes on, the folder of a finished one"
-        ) from error
-    if result is not None and not _are_of(result, texts[0], history):
-        raise CacheCorrupt(
-            f"{path}: these are not the metrics that {RESULT} speaks of; bring the file back, or "
-            f"remove {folder} to train it again"
-        )
-    return history
-
-
-def metrics_checksum(folder: Path) -> str | None:
-    """The checksum of a run's metrics; None where there are none, as of given weights."""
-    path = folder / METRICS
-    return arrow.file_checksum(path) if path.is_file() else None
-
-
-def _are_of(result: Mapping[str, Any], text: bytes, history: list[dict[str, Any]]) -> bool:
-    """True where metrics are those of a result, by checksum or, without one, by the last line."""
-    known = result.get("metrics")
-    if known is not None:
-        return arrow.checksum(text) == known
-    return not history or history[-1] == result["last"]

@@ -17,8 +17,9 @@ from raykd.outputs.manifest import MANIFEST
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_recipe
+from raykd.tracking.jsonl import read_metrics
 from raykd.training import weights
-from raykd.training.checkpointing import RESULT, Tested, Untested, read_metrics, read_result
+from raykd.training.checkpointing import RESULT, Tested, Untested, read_result
 from raykd.training.route_results import DECISIONS, is_complete, read_decisions
 from raykd.training.sweep_sheets import read_sheets
 

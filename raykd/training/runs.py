@@ -8,7 +8,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,11 @@ from raykd.storage import locks
 from raykd.storage.atomic import lasting, make_folder
 from raykd.storage.store import Store, write_json
 from raykd.teachers.source import CachedTeacher
+from raykd.tracking import run_log
+from raykd.tracking.jsonl import metrics_checksum
+from raykd.tracking.logger import Logger, Metrics
 from raykd.training import initial_state, inputs, weights
-from raykd.training.checkpointing import RESULT, Journal, metrics_checksum
+from raykd.training.checkpointing import RESULT, Journal
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
 from raykd.training.hosts.base import EVERY_EPOCH, NOBODY, Host, LocalHost
@@ -51,15 +54,16 @@ def local_host(
     store: Store,
     run: Training,
     scale: Scale = EVERY_EPOCH,
-    passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+    loggers: Sequence[Logger] = (),
     notice: Notice = NOBODY,
 ) -> LocalHost:
     """A host that trains `run` in this process, as `scale` says it is to be done.
 
-    `passed_on` is called with the metrics of every epoch.
+    `loggers` get its metrics beside metrics.jsonl and the trackers of `scale.track`.
     """
     journal = Journal.of(store, store.path(run), scale)
-    return LocalHost(journal, default_device(), passed_on, scale, notice)
+    log = run_log(store, run, scale.track, *loggers)
+    return LocalHost(journal, default_device(), log, scale, notice)
 
 
 def train(store: Store, run: Training, host: Host) -> None:
@@ -70,20 +74,23 @@ def train(store: Store, run: Training, host: Host) -> None:
     """
     alone = locks.held(store, run, "writer", patience=_PATIENCE)
     with alone if host.rank == 0 else contextlib.nullcontext():
-        if isinstance(run, TeacherRun):
-            train_teacher(store, run, host)
-        elif isinstance(run, PreludeRun):
-            train_prelude(store, run, host)
-        else:
-            train_student(store, run, host)
+        result = None
+        try:
+            if isinstance(run, TeacherRun):
+                result = train_teacher(store, run, host)
+            elif isinstance(run, PreludeRun):
+                result = train_prelude(store, run, host)
+            else:
+                result = train_student(store, run, host)
+        finally:
+            host.log.end(result)
 
 
-def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
-    """Train a teacher, or take its given weights, and finish its artefact."""
+def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> Metrics | None:
+    """Train a teacher, or take its given weights; its result, on rank 0."""
     make_folder(store.path(teacher))
     if teacher.weights is not None:
-        _adopt_teacher(store, teacher, host)
-        return
+        return _adopt_teacher(store, teacher, host)
     saved = set(teacher.anchors())
 
     def keep(epoch: int, network: Staged) -> None:
@@ -103,12 +110,13 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
         run, learner, lambda epoch: None, train, test, None, host, validation, keep=keep
     )
     learner = host.whole(learner)
-    if host.rank == 0:
-        _finish(store, teacher, result_of(run, [learner.student], history, host))
+    if host.rank:
+        return None
+    return _finish(store, teacher, result_of(run, [learner.student], history, host))
 
 
-def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> None:
-    """Train what comes before a method's own training, and finish its artefact."""
+def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> Metrics | None:
+    """Train what comes before a method's own training; its result, on rank 0."""
     folder = store.path(prelude)
     make_folder(folder)
     run = prelude.training()
@@ -124,11 +132,12 @@ def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> None:
             parts.append(learner.student)
         if learner.helpers.state_dict():
             weights.save_state(folder / weights.HELPERS, learner.helpers)
-        _finish(store, prelude, result_of(run, parts, history, host))
+        return _finish(store, prelude, result_of(run, parts, history, host))
+    return None
 
 
-def train_student(store: Store, run: StudentRun, host: Host) -> None:
-    """Train a student and finish its artefact."""
+def train_student(store: Store, run: StudentRun, host: Host) -> Metrics | None:
+    """Train a student and finish its artefact; its result, on rank 0."""
     folder = store.path(run)
     make_folder(folder)
     released: list[Staged] = []
@@ -160,7 +169,8 @@ def train_student(store: Store, run: StudentRun, host: Host) -> None:
             weights.save_state(folder / weights.HELPERS, kept)
         if last := initial_state.lasting(learner.helpers):
             weights.save_tensors(folder / weights.STAGE, last)
-        _finish(store, run, result_of(run, [network, kept], history, host))
+        return _finish(store, run, result_of(run, [network, kept], history, host))
+    return None
 
 
 def refreshed(network: Staged, train: Views, view: int) -> Staged:
@@ -201,7 +211,7 @@ class ShardMaker:
         return shard
 
 
-def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
+def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> Metrics | None:
     """Finish the artefact of a pretrained teacher: its weights, and how good it is."""
     network = weights.given_weights(store, teacher).to(host.device)
     wrong = not_finite([network.network], masks=network.classifier)
@@ -226,7 +236,9 @@ def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> None:
     metrics |= {"epoch": 0, "seconds": time.monotonic() - started}
     if host.rank == 0:
         weights.save_weights(weights.anchor_path(store, teacher, 0), network)
-        _finish(store, teacher, result_of(training_of(teacher), [network], [metrics], host))
+        result = result_of(training_of(teacher), [network], [metrics], host)
+        return _finish(store, teacher, result)
+    return None
 
 
 def _given(teacher: TeacherRun) -> str:
@@ -234,7 +246,7 @@ def _given(teacher: TeacherRun) -> str:
     return f"run.teacher.weights: the given teacher {teacher.model} ({teacher.weights})"
 
 
-def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:
+def _finish(store: Store, run: Training, result: dict[str, Any]) -> Metrics:
     """Write the result, with the checksums of the weights, and then the artefact's marker."""
     folder = store.path(run)
     store.pull_all(folder, "weights")  # of epochs on other nodes
@@ -243,3 +255,4 @@ def _finish(store: Store, run: Training, result: dict[str, Any]) -> None:
         write_json(folder / RESULT, result | sums)
         store.finish(run)
     Journal(folder, store=store).close()
+    return result

@@ -22,7 +22,8 @@ from raykd.core.errors import CacheCorrupt
 from raykd.core.record import fingerprint
 from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.storage.store import Store, first_line, read_json
-from raykd.training.checkpointing import Amount, Tested, read_result
+from raykd.tracking.jsonl import Amount
+from raykd.training.checkpointing import Tested, read_result
 from raykd.training.finite import is_finite
 from raykd.training.result import training_seconds
 from raykd.training.route_results import route_found

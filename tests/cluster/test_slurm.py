@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from raykd.storage.store import MARKER, Store
-from raykd.training.checkpointing import CHECKPOINT, read_metrics
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import CHECKPOINT
 from tests.launch.jobs import BIN, FOREIGN, ROOT, end, processes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

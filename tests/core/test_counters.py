@@ -7,7 +7,7 @@ import torch
 
 from raykd.core.counters import METER, Meter, Timed
 from raykd.storage.store import Store
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.inputs import open_cache
 from raykd.training.runs import local_host, train_student
 from tests.small import CPU, batch, prepare, student_run, train_logits

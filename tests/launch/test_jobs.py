@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from raykd.storage.store import MARKER
-from raykd.training.checkpointing import CHECKPOINT, read_metrics
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import CHECKPOINT
 from tests.launch.jobs import BIN, ROOT, Head
 from tests.launch.marks import RAY
 

@@ -7,7 +7,7 @@ import pytest
 from raykd.core.counters import Meter
 from raykd.core.record import fingerprint
 from raykd.launch.metric_names import COUNTERS, GAUGES, Shown, counted
-from raykd.launch.prometheus import Board
+from raykd.launch.prometheus import Exporter, Prometheus
 from raykd.storage.store import Store
 from tests.launch.dashboards import DASHBOARDS, EXPORTED, FOLDER, panels, queries
 from tests.small import student_run, teacher_run
@@ -118,12 +118,13 @@ def test_speeds_and_counts_are_differences_of_two_moments(tmp_path):
 
 
 def test_without_ray_nothing_is_shown_and_nothing_fails(tmp_path):
-    meter = Meter()
-    board = Board(meter)
-    board.begin("small")
-    with board.training(student_run(Store(tmp_path))):
-        meter.steps, meter.step_seconds = 1, 1.0
-        board.told({"epoch": 0, "loss": 1.0})
-        board.tell()
-    board.end()
-    board.tell()
+    meter, run = Meter(), student_run(Store(tmp_path))
+    exporter = Exporter(meter)
+    prometheus = Prometheus("small", exporter=exporter)
+    prometheus.begin(run, [])
+    meter.steps, meter.step_seconds = 1, 1.0
+    prometheus.epoch(run, {"epoch": 0, "loss": 1.0})
+    exporter.export()
+    prometheus.end(run, None)
+    prometheus.close()
+    exporter.export()

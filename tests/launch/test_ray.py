@@ -19,8 +19,8 @@ from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.cache_builder import CacheBuild
-from raykd.training.checkpointing import read_metrics
 from raykd.training.inputs import open_cache
 from tests.launch.marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained

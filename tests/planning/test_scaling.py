@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from raykd.planning import scaling
 from raykd.planning.scaling import Cluster, Forecast, Step, Work
-from raykd.training.hosts import ddp
 
 # 4 nodes of 2 GPUs. A network of 80 Gbit/s is 10 GB/s.
 FIELDS = {
@@ -135,10 +134,6 @@ def test_the_head_node_hears_every_worker_of_every_training():
     many = scaling.trainings(short, cluster(nodes=500, fixed_ms=0.0), 1, 1000)
     assert many.limit == "head node"
     assert many.seconds == pytest.approx(1000 * 0.005 * 3)  # an epoch is as long as its reports
-
-
-def test_the_head_node_hears_as_often_as_workers_report():
-    assert scaling.REPORT_EVERY_SECONDS == ddp.PASS_ON_SECONDS
 
 
 def test_a_cache_is_made_by_all_gpus():

@@ -6,7 +6,8 @@ import json
 from raykd.core.record import fingerprint
 from raykd.planning.plan import plan
 from raykd.storage.store import write_json
-from raykd.training.checkpointing import METRICS, RESULT
+from raykd.tracking.jsonl import METRICS
+from raykd.training.checkpointing import RESULT
 from raykd.training.route_results import Decision, is_complete, route_found, write_decisions
 
 EPOCHS = 4

@@ -26,11 +26,12 @@ from raykd.recipes import RCO, Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.storage.store import Store, read_json, write_json
 from raykd.teachers.route import Route
+from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, weights
 from raykd.training import inputs as prepare
 from raykd.training import runs as fit
 from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.evaluation import evaluate
 from raykd.training.hosts.base import LocalHost
 from raykd.training.loop import distil

@@ -1,12 +1,10 @@
 """What a run leaves on disk while it trains."""
 
-import json
-
 import pytest
 import torch
 
 from raykd.core.errors import CacheCorrupt
-from raykd.training.checkpointing import CHECKPOINT, METRICS, Journal, read_metrics
+from raykd.training.checkpointing import CHECKPOINT, Journal
 
 
 def state():
@@ -16,7 +14,7 @@ def state():
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     journal = Journal(tmp_path)
     assert journal.restore() is None
-    journal.record({"epoch": 0, "loss": 1.0}, state, last=False)
+    journal.record(state, last=False)
     restored = journal.restore()
     assert restored["history"] == state()["history"]
     assert torch.equal(restored["learner"]["w"], torch.ones(2))
@@ -24,32 +22,18 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 
 def test_checkpoints_are_as_far_apart_as_asked_but_the_last_is_always_kept(tmp_path):
     journal = Journal(tmp_path, seconds=1000)
-    journal.record({"epoch": 0}, state, last=False)
+    journal.record(state, last=False)
     assert journal.restore() is None
-    journal.record({"epoch": 1}, state, last=True)
+    journal.record(state, last=True)
     assert journal.restore() is not None
     journal.close()
     assert journal.restore() is None
 
 
-def test_a_continued_run_keeps_only_the_lines_of_its_checkpoint(tmp_path):
-    journal = Journal(tmp_path)
-    for epoch in range(3):
-        journal.record({"epoch": epoch}, state, last=False)
-    journal.restart([{"epoch": 0}])
-    assert read_metrics(tmp_path) == [{"epoch": 0}]
-
-
-def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
-    (tmp_path / METRICS).write_text('{"epoch": 0}\n{"epo')
-    assert read_metrics(tmp_path) == [{"epoch": 0}]
-    assert read_metrics(tmp_path / "nothing") == []
-
-
 @pytest.mark.parametrize("data", [b"", b"rubbish", None])
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, data):
     journal = Journal(tmp_path)
-    journal.record({"epoch": 0}, state, last=True)
+    journal.record(state, last=True)
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-100] if data is None else data)
     with pytest.raises(CacheCorrupt, match=r"checkpoint\.pt.*remove it to start this run again"):
@@ -67,18 +51,12 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_metrics_are_lines_of_json(tmp_path):
-    Journal(tmp_path).record({"epoch": 0, "top1": 12.5}, state, last=False)
-    assert json.loads((tmp_path / METRICS).read_text()) == {"epoch": 0, "top1": 12.5}
-
-
 def test_without_a_state_the_checkpoint_stays_and_is_due_until_it_is_written(tmp_path):
     journal = Journal(tmp_path, seconds=0)
-    journal.record({"epoch": 0}, lambda: {"epoch": 1}, last=False)
-    journal.record({"epoch": 1}, None, last=False)
+    journal.record(lambda: {"epoch": 1}, last=False)
+    journal.record(None, last=False)
     state = journal.restore()
     assert state is not None and state["epoch"] == 1
-    assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1]
     assert journal.due(last=False)
     seldom = Journal(tmp_path, seconds=1000)
     assert not seldom.due(last=False) and seldom.due(last=True)

@@ -18,7 +18,8 @@ from raykd.methods.stkd import STKD
 from raykd.models import build
 from raykd.outputs.codecs import TAILS, Dense, Int8, TopK
 from raykd.storage.store import Store
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import teachers
 from raykd.training.learner import Learner

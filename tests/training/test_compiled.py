@@ -11,7 +11,7 @@ from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.compiled import compiled_as
 from raykd.training.learner import Learner
 from raykd.training.runs import local_host, train_student

@@ -18,8 +18,9 @@ from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
 from raykd.teachers.route import Route
 from raykd.tracking.console import Teller
+from raykd.tracking.jsonl import METRICS, read_metrics
 from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.checkpointing import CHECKPOINT, METRICS, Journal, read_metrics
+from raykd.training.checkpointing import CHECKPOINT, Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import open_cache
 from raykd.training.runs import local_host, train_student, train_teacher

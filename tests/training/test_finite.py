@@ -20,9 +20,10 @@ from raykd.methods.label_only import LabelOnly
 from raykd.models import build
 from raykd.recipes import RCO, Optim, Sought
 from raykd.storage.store import Store, read_json, write_json
+from raykd.tracking.jsonl import read_metrics
 from raykd.training import runs, weights
 from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.evaluation import evaluate
 from raykd.training.finite import not_finite
 from raykd.training.hosts.base import LocalHost

@@ -20,7 +20,7 @@ from raykd.outputs.codecs import TAILS, Dense, Int8, TopK
 from raykd.outputs.topk import largest
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.inputs import open_cache
 from raykd.training.learner import Learner
 from raykd.training.optim import build_optimiser

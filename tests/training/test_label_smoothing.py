@@ -19,7 +19,7 @@ from raykd.models import build
 from raykd.recipes import StudentRun, TeacherRun
 from raykd.recipes.student import training_of
 from raykd.storage.store import Store, read_json
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.learner import Learner
 from raykd.training.runs import local_host, train_student, train_teacher
 from tests.small import asked, batch, digits, pair, student_run, teacher_run

@@ -16,7 +16,8 @@ from raykd.models import build
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
 from raykd.teachers.route import Route
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.initial_state import learner as prepare_learner
 from raykd.training.inputs import views as prepare_views

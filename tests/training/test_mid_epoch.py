@@ -15,7 +15,8 @@ from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.teachers.route import Route
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.runs import local_host, train_student
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained

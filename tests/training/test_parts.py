@@ -12,7 +12,7 @@ from raykd.methods.sakd import SAKD
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from raykd.training.runs import local_host, train_student
 from tests.process_group import run_group
 from tests.small import prepare, student_run, trained

@@ -20,8 +20,8 @@ from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
+from raykd.tracking.jsonl import read_metrics
 from raykd.training import inputs
-from raykd.training.checkpointing import read_metrics
 from raykd.training.runs import local_host, train_student
 from tests.data.photos import photos, streamed
 from tests.small import CPU

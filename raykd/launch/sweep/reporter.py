@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from raykd.launch.prometheus import BOARD
+from raykd.launch.prometheus import Prometheus
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller, clock
 from raykd.training.sweep_sheets import SCORES, Sheet, read_sheet, write_sheet
@@ -25,6 +25,7 @@ class _Desk:
     store: Store
     session: str
     total: int
+    prometheus: Prometheus
     done: int = 0  # in this process
     failed: int = 0
     found: int = 0  # trials that were over before
@@ -45,12 +46,12 @@ class Reporter(tune.Callback):
         cls, name: str, teller: Teller, claims: Any, store: Store, session: str, total: int
     ) -> Iterator[None]:
         """Let `teller` speak of the trials of a sweep inside."""
-        cls.desks[name] = _Desk(teller, claims, store, session, total)
-        BOARD.begin(name)
+        prometheus = Prometheus(name)
+        cls.desks[name] = _Desk(teller, claims, store, session, total, prometheus)
         try:
             yield
         finally:
-            BOARD.end()
+            prometheus.close()
             del cls.desks[name]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -109,9 +110,7 @@ class Reporter(tune.Callback):
         """Set the gauge of the trials."""
         done = desk.done + desk.found
         states = {"finished": done, "failed": desk.failed, "left": desk.total - done - desk.failed}
-        for state, count in states.items():
-            tags = (("experiment", self.name), ("state", state))
-            BOARD.show({("raykd_trials", tags): count})
+        desk.prometheus.trials(states)
 
 
 def said(config: Mapping[str, Any]) -> str:

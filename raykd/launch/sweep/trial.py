@@ -7,7 +7,7 @@ started again needs no checkpoint of Tune's.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -24,7 +24,7 @@ from raykd.core.record import Record
 from raykd.core.shutdown import Notice
 from raykd.launch.executor import Executor
 from raykd.launch.preemption import NodeNotice
-from raykd.launch.prometheus import BOARD
+from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import leases
 from raykd.planning.plan import lineage
 from raykd.planning.preflight import preflight
@@ -32,7 +32,9 @@ from raykd.recipes import Asked, Sought, StudentRun, Training
 from raykd.storage import locks
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
-from raykd.training.checkpointing import Tested, numbers, read_result
+from raykd.tracking.jsonl import numbers
+from raykd.tracking.logger import Metrics
+from raykd.training.checkpointing import Tested, read_result
 from raykd.training.finite import check_metrics
 from raykd.training.route_results import route_found
 from raykd.training.sweep_sheets import Sheet, read_sheet, write_sheet
@@ -94,7 +96,7 @@ def make(asked: Asked, brief: Brief, store: Store, company: "TrialCompany") -> N
         workers=lambda run: wide if isinstance(run, StudentRun) and run.model == model else 0,
         lock=company.lock,
         notice=company.notice,
-        on_epoch=company.on_epoch,
+        loggers=company.loggers,
         train_callbacks=company.callbacks,
         survey=False,
     )
@@ -120,7 +122,7 @@ class TrialCompany:
         """`reporting`: whether Tune hears of epochs, too."""
         self._store = brief.store()
         self.trial = tune.get_context().get_trial_id()
-        BOARD.begin(brief.name)
+        self.loggers = [Prometheus(brief.name, self.trial), TuneReports(self._is_own)]
         self._claims = leases.of(brief.name)
         self._reporting = reporting
         # Of a search that only finds the anchors of one stage, no epoch is the student's.
@@ -133,23 +135,13 @@ class TrialCompany:
         """A claim among the trials, by the name of the artefact, and then as anyone has."""
         folder = self._store.path(recipe)
         what, who = f"{folder.parent.name}/{folder.name}", str(self.trial)
-        claim, shown = leases.claimed(self._claims, what, who), BOARD.training(recipe, who)
-        with claim, locks.held(self._store, recipe, "maker", wait=wait) as held, shown:
+        claim = leases.claimed(self._claims, what, who)
+        with claim, locks.held(self._store, recipe, "maker", wait=wait) as held:
             yield held
 
     def notice(self) -> contextlib.AbstractContextManager[Notice]:
         """Notice that the trial's node is being drained."""
         return contextlib.closing(NodeNotice())
-
-    def on_epoch(self, run: Training, metrics: Mapping[str, Any]) -> None:
-        """Report an epoch of the student, or of a stage on its way.
-
-        The last one is reported when the student is in the store: a scheduler may end the trial
-        with any report.
-        """
-        BOARD.told(metrics)
-        if self._is_own(run) and metrics["epoch"] + 1 < run.optim.epochs:
-            tune.report(_counted(run, metrics))
 
     def callbacks(self, run: Training) -> list[Any]:
         """Who reports the epochs that workers of Ray Train end."""
@@ -160,6 +152,28 @@ class TrialCompany:
         if not (self._reporting and isinstance(run, StudentRun)) or run in self._teachers:
             return False
         return not self._whole_route or (run.route is not None and len(run.route.anchors) > 1)
+
+
+class TuneReports:
+    """Logger that reports the epochs of a trial's student, and of the stages before it, to Tune.
+
+    The last epoch is reported when the student is in the store: a scheduler may end the trial
+    with any report.
+    """
+
+    def __init__(self, is_reported: Callable[[Training], TypeGuard[StudentRun]]) -> None:
+        self._is_reported = is_reported
+
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """Nothing to report."""
+
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """Report an epoch."""
+        if self._is_reported(run) and metrics["epoch"] + 1 < run.optim.epochs:
+            tune.report(_counted(run, metrics))
+
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """Nothing: the trial reports the result."""
 
 
 class PassedOn(TuneReportCallback):

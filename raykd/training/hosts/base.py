@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from raykd.config.scale import Scale
 from raykd.core.shutdown import Notice
+from raykd.tracking.jsonl import JsonLines
+from raykd.tracking.logger import RunLog
 from raykd.training import optim
 from raykd.training.checkpointing import Journal
 
@@ -26,6 +28,7 @@ class Host(Protocol):
     world: int
     device: torch.device
     scale: Scale  # how the work is done: nothing of it changes what a run means
+    log: RunLog  # where the metrics of epochs go
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner, with its gradients averaged over the workers; before its optimiser is made.
@@ -81,28 +84,31 @@ class Host(Protocol):
         ...
 
     def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
-        """Pass on an epoch's metrics, and keep a checkpoint where it is time to."""
+        """Log an epoch's metrics, and keep a checkpoint where it is time to."""
         ...
 
 
 class Complete:
     """A host that holds all weights itself."""
 
+    rank: int
+
     def __init__(
         self,
         journal: Journal,
         device: torch.device,
-        passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+        log: RunLog | None = None,
         scale: Scale = EVERY_EPOCH,
         notice: Notice = NOBODY,
     ) -> None:
-        """`passed_on` is called with the metrics of epochs: of which, a host says."""
+        """`log`: None keeps metrics.jsonl alone."""
         self.journal = journal
         self.device = device
         self.scale = scale
-        self._passed_on = passed_on
         self._notice = notice
         self._begin()
+        lines = (JsonLines(journal.folder),) if self.rank == 0 else ()
+        self.log = log or RunLog(None, lines)
 
     def _begin(self) -> None:
         """What a host does at last to be made."""
@@ -121,7 +127,7 @@ class Complete:
 
 
 class LocalHost(Complete):
-    """This process alone. Passes the metrics of every epoch on."""
+    """This process alone."""
 
     rank = 0
     world = 1
@@ -150,8 +156,8 @@ class LocalHost(Complete):
         return self.journal.restore()
 
     def restart(self, history: list[Mapping[str, Any]]) -> None:
-        """Set the journal to the epochs of `history`."""
-        self.journal.restart(history)
+        """Begin the log with the epochs of `history`."""
+        self.log.begin(history)
 
     def between(self, state: Callable[[], State]) -> None:
         """Replace the journal's checkpoint, where it is time to."""
@@ -162,9 +168,9 @@ class LocalHost(Complete):
             self._notice.heeded()
 
     def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
-        """Write the journal, and pass the metrics on."""
+        """Log the metrics, and keep a checkpoint where it is time to."""
         told = self._notice.given()
-        self.journal.record(metrics, state, last=last or told)
-        self._passed_on(metrics)
+        self.log.epoch(metrics)
+        self.journal.record(state, last=last or told)
         if told and not last:
             self._notice.heeded()

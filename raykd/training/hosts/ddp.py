@@ -18,7 +18,6 @@ from raykd.training.hosts.base import Complete, State
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
-PASS_ON_SECONDS = 5.0  # a report to Ray Train waits for its controller (Ray 2.60)
 # The workers ask each other whether a checkpoint is due about this often, and first after 8 steps.
 _ASK_SECONDS = 2.0
 _FIRST_STEPS = 8
@@ -28,15 +27,13 @@ _MOST_STEPS = 64
 class GroupHost(Complete):
     """One worker of a torch process group that is already up, under Ray Train or torchrun.
 
-    Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes.
-    `passed_on` is called with an epoch's metrics on every worker or on none: after the last
-    epoch, and after others that end `PASS_ON_SECONDS` or more after it was called before.
+    Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes it.
+    Every worker calls its loggers.
     """
 
     def _begin(self) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
-        self._spoke = time.monotonic()
         self._every, self._steps, self._since = _FIRST_STEPS, 0, time.monotonic()
         self._asked: Callable[[], list[int]] | None = None  # what was asked the last time
 
@@ -103,10 +100,9 @@ class GroupHost(Complete):
         return state
 
     def restart(self, history: list[Mapping[str, Any]]) -> None:
-        """Set the journal, once all workers have read it."""
+        """Begin the log, once all workers have read the checkpoint."""
         dist.barrier()
-        if self.rank == 0:
-            self.journal.restart(history)
+        self.log.begin(history)
 
     def between(self, state: Callable[[], State]) -> None:
         """Have rank 0 replace its journal's checkpoint, where any worker finds it time to.
@@ -151,18 +147,13 @@ class GroupHost(Complete):
     def report(
         self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
     ) -> None:
-        """Write the journal on rank 0, and pass the metrics on where rank 0 finds it time."""
+        """Log the metrics, and keep a checkpoint on rank 0 where it is time to."""
+        self.log.epoch(metrics)
         asked, self._asked = self._asked is not None and bool(self._asked()[0]), None
         told = torch.tensor(int(asked or self._notice.given()), device=self.device)
-        self._record(metrics, state, now=last or bool(self.total(told)))
-        mine = self.rank == 0 and (last or time.monotonic() - self._spoke >= PASS_ON_SECONDS)
-        if self.total(torch.tensor(int(mine), device=self.device)):
-            self._passed_on(metrics)
-            self._spoke = time.monotonic()
+        self._record(state, now=last or bool(self.total(told)))
 
-    def _record(
-        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, now: bool
-    ) -> None:
-        """Write the journal on rank 0; `now`: with a checkpoint in any case."""
+    def _record(self, state: Callable[[], State] | None, *, now: bool) -> None:
+        """Keep a checkpoint on rank 0 where it is time to; `now`: in any case."""
         if self.rank == 0:
-            self.journal.record(metrics, state, last=now)
+            self.journal.record(state, last=now)

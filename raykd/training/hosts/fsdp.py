@@ -16,6 +16,7 @@ from raykd.config.scale import Scale
 from raykd.core.errors import ConfigError
 from raykd.core.shutdown import Notice
 from raykd.core.types import Signal
+from raykd.tracking.logger import RunLog
 from raykd.training import optim
 from raykd.training.checkpointing import Journal
 from raykd.training.dry_run import check_shares
@@ -110,14 +111,12 @@ class ShardedHost(GroupHost):
             for copied in self._copies.values():
                 copied.cpu()
 
-    def _record(
-        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, now: bool
-    ) -> None:
+    def _record(self, state: Callable[[], State] | None, *, now: bool) -> None:
         due = self.rank == 0 and self.journal.due(last=now)
         kept = None
         if state is not None and self.total(torch.tensor(int(due), device=self.device)):
             kept = state()
-        super()._record(metrics, None if kept is None else lambda: kept, now=now)
+        super()._record(None if kept is None else lambda: kept, now=now)
 
     def _check_group(self) -> None:
         """Raise `ConfigError` where gradients would not be averaged: some versions of gloo sum."""
@@ -136,13 +135,13 @@ class ShardedHost(GroupHost):
 def group_host(
     journal: Journal,
     device: torch.device,
-    passed_on: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+    log: RunLog | None = None,
     scale: Scale = EVERY_EPOCH,
     notice: Notice = NOBODY,
 ) -> GroupHost:
     """One worker of a process group that is already up, as `scale` says it is to hold weights."""
     sharded = scale.shard == "fsdp" and dist.get_world_size() > 1
-    return (ShardedHost if sharded else GroupHost)(journal, device, passed_on, scale, notice)
+    return (ShardedHost if sharded else GroupHost)(journal, device, log, scale, notice)
 
 
 def _gathered(tree: Any) -> Any:

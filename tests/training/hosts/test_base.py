@@ -11,7 +11,7 @@ from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
-from raykd.training.checkpointing import read_metrics
+from raykd.tracking.jsonl import read_metrics
 from tests.process_group import run_group
 from tests.small import prepare, student_run, trained
 from tests.training.group_work import (
@@ -35,11 +35,11 @@ def ready(tmp_path_factory):
     return store
 
 
-def test_workers_agree_on_sums_and_buffers_and_pass_on_together(tmp_path):
+def test_workers_agree_on_sums_and_buffers_and_one_writes_metrics(tmp_path):
     run_group(2, tmp_path, gather, str(tmp_path))
     for rank in range(2):
         seen = read_json(tmp_path / f"rank-{rank}.json")
-        assert seen == {"mean": [0.5, 0.5], "total": [2.0, 1.0], "passed_on": [2]}
+        assert seen == {"mean": [0.5, 0.5], "total": [2.0, 1.0]}
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [0, 1, 2]
 
 

@@ -9,7 +9,8 @@ from raykd.methods.crd import CRD
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
-from raykd.training.checkpointing import Journal, read_metrics
+from raykd.tracking.jsonl import read_metrics
+from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.runs import train_student
 from tests.process_group import run_group

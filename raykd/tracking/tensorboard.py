@@ -1,0 +1,78 @@
+"""Event files for TensorBoard: one folder per training, below STORE/tensorboard."""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from raykd.core.record import fingerprint
+from raykd.recipes import TeacherRun, Training
+from raykd.storage.store import Store
+from raykd.tracking.jsonl import numbers
+from raykd.tracking.logger import Metrics
+
+FOLDER = "tensorboard"
+_PUSH_SECONDS = 30.0  # between two uploads of a run's events to a remote store
+
+
+class TensorBoard:
+    """Scalars under the names that they have in metrics.jsonl; steps are epochs, from 0.
+
+    A resumed training begins its events anew from its history, so that no epoch comes twice,
+    none is missing, and a training may resume on another node.
+    """
+
+    package: ClassVar[str] = "tensorboard"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._writer: Any = None
+        self._pushed = time.monotonic()
+
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """Write the recipe and the epochs of `history`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = events_folder(self._store, run)
+        self._store.remove(folder)
+        self._writer = SummaryWriter(str(folder), purge_step=0)
+        text = json.dumps(run.plain(), indent=2)
+        self._writer.add_text("recipe", f"```json\n{text}\n```")
+        for metrics in history:
+            self._add(metrics)
+        self._writer.flush()
+
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """Write an epoch's numbers."""
+        self._add(metrics)
+        self._writer.flush()
+        if time.monotonic() - self._pushed >= _PUSH_SECONDS:
+            self._push(run)
+
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._push(run)
+
+    def _add(self, metrics: Metrics) -> None:
+        for name, value in numbers(metrics).items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, metrics["epoch"])
+
+    def _push(self, run: Training) -> None:
+        """Copy the events to a remote store."""
+        for path in events_folder(self._store, run).iterdir():
+            self._store.push(path)
+        self._pushed = time.monotonic()
+
+
+def events_folder(store: Store, run: Training) -> Path:
+    """The folder of a training's events: method, model, seed, and the start of its fingerprint."""
+    method = "teacher" if isinstance(run, TeacherRun) else run.method.name
+    words = [run.kind, method, run.model or "helpers", f"seed{run.seed}", fingerprint(run)[:8]]
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words[1:])
+    return store.root / FOLDER / words[0] / name
