@@ -9,7 +9,8 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 
-from raykd.data.dataset import Data, read
+from raykd.data.dataset import read
+from raykd.data.record import Data
 from raykd.data.transforms.augment import Augment
 from raykd.storage.store import Store
 from tests.servers.bucket import bucket, credentials, s3_server

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from raykd.core.types import Batch, Look, Outputs, Signal
-from raykd.data.dataset import Data, read
+from raykd.data.dataset import read
+from raykd.data.record import Data
 from raykd.methods import METHODS, Method
 from raykd.models import build, measure
 from raykd.models.staged import Staged

@@ -25,7 +25,8 @@ from raykd.config.experiment import load
 from raykd.config.resolve import resolve
 from raykd.core import safe_names
 from raykd.core.errors import CacheCorrupt, ConfigError, DataError, Unreachable
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
+from raykd.data.record import Data
 from raykd.data.sources import byte_ranges, pack_shards
 from raykd.data.sources.decode import decoded
 from raykd.data.sources.files import Files

@@ -38,12 +38,12 @@ from experiments.benchmarks.measure import Side, interleaved
 from experiments.benchmarks.photographs import photographs
 from raykd import models
 from raykd.core.types import Batch, Signal
-from raykd.data.dataset import Data, Images, open_images, read
+from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.decode_workers import Decoder
 from raykd.data.loading.loader import Views
 from raykd.data.loading.raw_batches import Wanted
+from raykd.data.record import Data, Stream
 from raykd.data.sources.encoded import Encoded
-from raykd.data.stream import Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
 from raykd.data.transforms.crop import Crop

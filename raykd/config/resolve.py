@@ -9,7 +9,7 @@ from raykd.config.experiment import Experiment
 from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError
 from raykd.data import dataset
-from raykd.data.dataset import Data
+from raykd.data.record import Data, ResolvedData
 from raykd.models.given_weights import GivenWeights, copied, is_path, normalisation
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.consistency import check_student
@@ -39,15 +39,15 @@ def resolve(
     skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
     given = GivenWeights(store, say)
-    known: dict[Data, Data] = {}
+    known: dict[Data, ResolvedData] = {}
     mistakes = Mistakes(experiment.places)
 
-    def data(value: Data) -> Data:
+    def data(value: Data) -> ResolvedData:
         if value not in known:
             known[value] = read(value)
         return known[value]
 
-    def read(value: Data) -> Data:
+    def read(value: Data) -> ResolvedData:
         source = (value.name, value.resize, value.stream is not None)
         if source not in digests and value.digest:
             digests[source] = value.digest
@@ -64,7 +64,6 @@ def resolve(
         own = data(teacher.data)
         if teacher.weights is None:
             return teacher.model_copy(update={"data": own})
-        assert own.classes is not None, "the data was read"
         weights = given.name(teacher.weights, teacher.model, own.classes)
         own = _normalised(teacher, weights, own)
         return teacher.model_copy(update={"data": own, "weights": weights})
@@ -121,7 +120,7 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
     return replace(experiment, space=space, where=where)
 
 
-def _normalised(teacher: TeacherRun, weights: str, read: Data) -> Data:
+def _normalised(teacher: TeacherRun, weights: str, read: ResolvedData) -> ResolvedData:
     """A given teacher's data with the normalisation that its weights expect, where they say so."""
     assert teacher.weights is not None
     library, slash, name = teacher.model.partition("/")

@@ -9,97 +9,31 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
 
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError, DataError
-from raykd.core.record import Limits, Record
 from raykd.data import image_index, in_memory
 from raykd.data.image_index import DIGEST_DIGITS, MARKER, read_record
 from raykd.data.in_memory import Images, decode_into, undecodable
 from raykd.data.loading.sampler import stratified
 from raykd.data.packing.pack_into_store import into_store
 from raykd.data.packing.pack_sources import Stock, stock_of
+from raykd.data.record import Data, ResolvedData, Split
+from raykd.data.sources import SOURCES
 from raykd.data.sources.byte_ranges import Located
-from raykd.data.sources.decoded import SOURCES, normalisation
 from raykd.data.sources.encoded import Encoded
 from raykd.data.sources.files import Files
 from raykd.data.sources.raw_split import listed, numbered, summary, unusable
-from raykd.data.stream import Stream
-from raykd.data.transforms.augment import Augment
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 
 Say = Callable[[str], None]
-Split = Literal["train", "test", "validation"]
-_Side = Annotated[int, Field(ge=1, le=Limits.ROWS)]
-_Mean = Annotated[float, Field(ge=0, le=1)]
-_Std = Annotated[float, Field(gt=0, le=10)]
 
 
 def _quiet(text: str) -> None:
     """Say nothing."""
-
-
-class Data(Record):
-    """Which images, which rows of them, and how they are augmented and normalised.
-
-    `digest`, `classes`, `size`, `mean` and `std` are filled in when the images are read; a
-    value that is given is checked (digest, classes, size) or used (mean, std).
-    """
-
-    added: ClassVar[tuple[str, ...]] = ("stream", "view_seed")
-
-    name: str  # of `raykd show datasets`
-    resize: int | None = Field(
-        default=None, ge=1, le=Limits.PIXELS
-    )  # shorter side, then a centre crop; None: as is
-    stream: Stream | None = None  # decode while training; None: once, into memory
-    holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
-    validation: float | None = Field(
-        default=None, gt=0, lt=1
-    )  # share of the rest that no one trains on
-    limit: int | None = Field(
-        default=None, ge=1, le=Limits.ROWS
-    )  # train on this many rows, classes in proportion
-    augment: Augment = Augment()
-    seed: int = Field(
-        default=0, ge=0, le=Limits.SEED
-    )  # of holdout, validation, limit, views; not of the order
-    # The seed of views alone; None: `seed`.
-    view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
-    digest: str = ""  # of labels, encoded images, class names
-    classes: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
-    size: tuple[_Side, _Side] | None = None  # (H, W) in pixels
-    mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1
-    std: tuple[_Std, _Std, _Std] | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        SOURCES[name]
-        return name
-
-    @model_validator(mode="after")
-    def _check(self) -> "Data":
-        if self.stream is not None and self.resize is not None:
-            raise ValueError("resize is of images in memory; leave it out, or set stream.resize")
-        return self
-
-    def test(self) -> "Data":
-        """The recipe of the test rows: whole, and as they are."""
-        return self.held_out().model_copy(update={"validation": None})
-
-    def held_out(self) -> "Data":
-        """The recipe of the validation rows: as they are."""
-        return self.model_copy(update={"augment": Augment(), "limit": None, "view_seed": None})
-
-    def seed_of_views(self) -> int:
-        """The seed by which views are drawn."""
-        return self.seed if self.view_seed is None else self.view_seed
 
 
 Pictures = Images | Encoded  # decoded in memory, or not yet
@@ -108,7 +42,7 @@ Facts = in_memory.Facts | image_index.Facts
 
 def read(
     store: Store, data: Data, path: str | Path | None, say: Say = _quiet, *, skip_bad: bool = False
-) -> Data:
+) -> ResolvedData:
     """`data` with what only its files can tell; they are taken into the store on first use.
 
     `path` is where the files lie, a URL where they are to be streamed; None: where the dataset's
@@ -135,16 +69,16 @@ def read(
         if given is not None and given != real:
             shown = json.dumps(real)
             raise ConfigError(f"run.data.{field}: expected {given}, but the images have {shown}")
-    mean, std = normalisation(data.name)
-    return data.model_copy(
-        update={
-            "digest": facts.digest,
-            "classes": len(facts.names),
-            "size": size,
-            "mean": data.mean or mean,
-            "std": data.std or std,
-        }
-    )
+    mean, std = SOURCES[data.name].normalisation
+    update = {
+        "digest": facts.digest,
+        "classes": len(facts.names),
+        "size": size,
+        "mean": data.mean or mean,
+        "std": data.std or std,
+    }
+    fields = {name: getattr(data, name) for name in Data.model_fields}
+    return ResolvedData.model_construct(**(fields | update))
 
 
 def _known(store: Store, data: Data, root: str | None) -> Facts | None:

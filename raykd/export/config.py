@@ -44,8 +44,7 @@ def preprocessing(finished: Finished) -> dict[str, Any]:
     The shorter side is brought to size / crop_pct pixels and the centre is cropped; then come mean
     and std.
     """
-    data = finished.run.data
-    assert data.size is not None and data.mean is not None and data.std is not None
+    data = finished.run.data.resolved()
     shorter, crop_pct = shorter_side(finished), 1.0
     if shorter != min(data.size):
         crop_pct = min(data.size) / shorter
@@ -63,15 +62,13 @@ def preprocessing(finished: Finished) -> dict[str, Any]:
 
 def shorter_side(finished: Finished) -> int:
     """What the shorter side of an image is brought to before its centre is cropped, in pixels."""
-    data = finished.run.data
-    assert data.size is not None, "the recipe's data was never read"
+    data = finished.run.data.resolved()
     return min(data.size) if data.stream is None else data.stream.resize
 
 
 def graphs(finished: Finished) -> dict[str, Any]:
     """What goes into `model.pt2` and `model.onnx`, and what comes out."""
-    size = finished.run.data.size
-    assert size is not None
+    size = finished.run.data.resolved().size
     return {
         "input": {
             "name": PIXELS,

@@ -120,10 +120,9 @@ def _files(made: Finished, formats: Sequence[str]) -> list[str]:
 
 def _real(made: Finished) -> tuple[Tensor, Tensor]:
     """Some test images: normalised as in training, and as uint8 pixels [B, 3, H, W]."""
-    data, count = made.run.data.test(), len(made.test)
+    data, count = made.run.data.resolved().test(), len(made.test)
     rows = torch.linspace(0, count - 1, min(count, IMAGES)).long()
     normalised = Views(made.test, data, skip_bad=True).batch(rows, 0).pixels.contiguous()
-    assert data.mean is not None and data.std is not None, "the recipe's data was never read"
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (data.mean, data.std))
     return normalised, (255 * (normalised * std + mean)).round().to(torch.uint8)
 

@@ -36,8 +36,7 @@ class Answer(nn.Module):
 
     def __init__(self, finished: Finished) -> None:
         super().__init__()
-        data = finished.run.data
-        assert data.mean is not None and data.std is not None, "the recipe's data was never read"
+        data = finished.run.data.resolved()
         self.network = finished.network.network
         self.helpers = finished.released
         self.register_buffer("offset", _grey_levels(data.mean))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, most
-from raykd.data.dataset import Data, open_images, open_split
+from raykd.data.dataset import open_images, open_split
 from raykd.data.loading.loader import Views
+from raykd.data.record import Data
 from raykd.outputs.manifest import gaps, manifest_of
 from raykd.planning.plan import CacheJob, Plan
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of

@@ -20,7 +20,8 @@ from raykd.config.messages import explain
 from raykd.config.scale import Workers, least, most
 from raykd.config.tree import read_yaml
 from raykd.core.errors import ConfigError, NoRoom
-from raykd.data.dataset import Data, open_images, open_split
+from raykd.data.dataset import open_images, open_split
+from raykd.data.record import Data
 from raykd.data.sources.encoded import Encoded
 from raykd.models.staged import parameter_count
 from raykd.planning import scaling
@@ -197,8 +198,8 @@ def missing_bytes(experiment: Experiment, store: Store) -> int:
 
 def _cost(model: str, data: Data) -> tuple[int, int]:
     """Parameters of a network, and operations of a forward of one of the data's images."""
-    assert data.size is not None and data.classes is not None, "the data was never read"
-    return network_cost(model, data.classes, data.size)
+    read = data.resolved()
+    return network_cost(model, read.classes, read.size)
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,8 +18,9 @@ from raykd.config.scale import Workers, least, most
 from raykd.config.tree import value_at, within
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError
 from raykd.core.types import Shapes
-from raykd.data.dataset import Data, open_images, open_split
+from raykd.data.dataset import open_images, open_split
 from raykd.data.loading.sampler import check_batch, check_uneven
+from raykd.data.record import Data, ResolvedData
 from raykd.planning.estimate import missing_rows
 from raykd.planning.plan import plan
 from raykd.recipes import PreludeRun, StudentRun, TeacherRun, Training, training_of
@@ -155,7 +156,7 @@ class _Look:
             yield "optim.batch", str(error)
             share = 2
         alone = isinstance(piece, PreludeRun) and piece.model is None
-        shapes, wrong = self._shapes(run.model, run.data, run.data.size)
+        shapes, wrong = self._shapes(run.model, run.data.resolved())
         yield from () if alone else wrong
         if shapes is None:
             return
@@ -167,8 +168,8 @@ class _Look:
         teacher = run.teacher
         if teacher is None or not run.method.needs():
             return
-        seen = run.as_teacher_sees(run.data)
-        theirs, wrong = self._shapes(teacher.model, seen, seen.size, "teacher.model")
+        seen = run.as_teacher_sees(run.data).resolved()
+        theirs, wrong = self._shapes(teacher.model, seen, "teacher.model")
         yield from wrong
         if theirs is None:
             return
@@ -186,8 +187,8 @@ class _Look:
 
     def _trainable(self, run: StudentRun, share: int) -> Found:
         """Mistakes of a network that is trained on `share` samples at a time."""
-        classes, size = run.data.classes, run.data.size
-        assert classes is not None and size is not None
+        data = run.data.resolved()
+        classes, size = data.classes, data.size
 
         def check() -> Found:
             try:
@@ -201,11 +202,10 @@ class _Look:
         return self._once(("trainable", run.model, classes, size, min(share, 2)), check)
 
     def _shapes(
-        self, model: str, data: Data, size: dry_run.Size | None, key: str = "model"
+        self, model: str, data: ResolvedData, key: str = "model"
     ) -> tuple[Shapes | None, Found]:
         """The sizes of a network's answers to images of a size, or its mistake."""
-        classes = data.classes
-        assert classes is not None and size is not None, "the data was never read"
+        classes, size = data.classes, data.size
 
         def measured() -> tuple[Shapes | None, str]:
             try:
@@ -232,7 +232,7 @@ class _Look:
                         f"student's data have {teacher.data.classes}; {ALIKE}",
                     ),
                 )
-        return self._shapes(teacher.model, teacher.data, teacher.data.size)[1]
+        return self._shapes(teacher.model, teacher.data.resolved())[1]
 
     def _targets(self, data: Data) -> tuple[Tensor | None, Found]:
         """The labels of the training rows, or what is wrong with what a recipe holds out."""

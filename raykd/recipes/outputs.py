@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from raykd.core.record import Limits, Record
 from raykd.core.types import Signal
-from raykd.data.dataset import Data, Split
+from raykd.data.record import AnyData, Split
 from raykd.outputs.codecs import Codec, Kind, codec_of
 from raykd.recipes.optim import Precision
 
@@ -25,7 +25,7 @@ class LogitsRun(Record):
 
     teacher: "AnyTeacher"
     anchor: int = Field(ge=0, le=Limits.EPOCHS)  # the checkpoint's epoch
-    data: Data
+    data: AnyData
     split: Split = "train"
     codec: Kind = "dense"
     k: int | None = Field(default=None, ge=1, le=Limits.WIDTH)  # logits that a row of `topk` keeps

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from raykd.core.record import Limits, Record
 from raykd.core.types import CACHEABLE, Look, Signal
-from raykd.data.dataset import Data
+from raykd.data.record import AnyData, Data
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude
@@ -43,7 +43,7 @@ class StudentRun(Record):
     added: ClassVar[tuple[str, ...]] = ("codec", "label_smoothing", "views_by_seed")
 
     model: Network
-    data: Data
+    data: AnyData
     teacher: "AnyTeacher | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
     after: "StudentRun | None" = None  # whose weights it begins with; None: random ones
@@ -212,7 +212,7 @@ class PreludeRun(Record):
 
     model: Network | None  # None: the student has no part in it
     teacher: "AnyTeacher"
-    data: Data
+    data: AnyData
     method: AnyPrelude  # pyright: ignore[reportInvalidTypeForm]
     optim: Optim
     views: Views | Literal["all"]

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from raykd import models
 from raykd.core.record import Limits, Record
-from raykd.data.dataset import Data
+from raykd.data.record import AnyData
 from raykd.recipes.optim import Optim, Precision
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
@@ -19,7 +19,7 @@ class TeacherRun(Record):
     added: ClassVar[tuple[str, ...]] = ("label_smoothing",)
 
     model: Network
-    data: Data  # trained on; of a pretrained one, only the normalisation counts
+    data: AnyData  # trained on; of a pretrained one, only the normalisation counts
     optim: Optim = Optim()
     label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
     precision: Precision = "float32"

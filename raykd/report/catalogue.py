@@ -8,7 +8,7 @@ import torch
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.record import fingerprint
 from raykd.core.types import CACHEABLE
-from raykd.data.sources.decoded import SOURCES
+from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
 from raykd.outputs.codecs import TAILS, Codec, Dense, Int8, TopK
@@ -298,5 +298,4 @@ def _models() -> list[Row]:
 
 
 def _datasets() -> list[Row]:
-    texts = {name: (source.__doc__ or "").splitlines()[0] for name, source in SOURCES.items()}
-    return [{"dataset": name, "what": text} for name, text in texts.items()]
+    return [{"dataset": name, "what": source.title} for name, source in SOURCES.items()]

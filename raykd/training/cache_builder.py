@@ -110,13 +110,12 @@ def build_here(
 
 def needed_bytes(run: LogitsRun, rows: int) -> int:
     """Bytes of `rows` rows of a cache, all views counted."""
-    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
-    width = None
+    data, width = run.data.resolved(), None
     if run.embedding:
         with torch.device("meta"):
-            network = models.build(run.teacher.model, run.data.classes)
-        width = measure(network, run.data.size).embedding
-    return rows * bytes_per_row(run.data.classes, width, run.stored())
+            network = models.build(run.teacher.model, data.classes)
+        width = measure(network, data.size).embedding
+    return rows * bytes_per_row(data.classes, width, run.stored())
 
 
 def check_room(store: Store, needed: int) -> None:

@@ -114,10 +114,9 @@ def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
 
     What it computes there needs numbers that a tensor on the meta device does not have.
     """
-    assert run.teacher is not None and run.data.classes is not None and run.data.size is not None
-    network = _built(run.teacher.model, run.data.classes).eval()
-    size = run.as_teacher_sees(run.data).size
-    assert size is not None
+    assert run.teacher is not None
+    network = _built(run.teacher.model, run.data.resolved().classes).eval()
+    size = run.as_teacher_sees(run.data).resolved().size
     pixels = torch.zeros(2, 3, *size)
     try:
         run.method.calibrate(helpers, [network.outputs(pixels, run.method.needs())])

@@ -21,19 +21,18 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
 
     `targets` (int64 [N]) are the labels of the training rows.
     """
-    assert run.data.classes is not None and run.data.size is not None, "the data was never read"
-    student = models.build(run.model, run.data.classes)
+    data = run.data.resolved()
+    student = models.build(run.model, data.classes)
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
     # Only its sizes are wanted, so the teacher is made without memory or initialisation.
     try:
         with torch.device("meta"):
-            reference = models.build(run.teacher.model, run.data.classes)
+            reference = models.build(run.teacher.model, data.classes)
     except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-        reference = models.build(run.teacher.model, run.data.classes)
-    seen = run.as_teacher_sees(run.data).size
-    assert seen is not None
-    shapes = measure(student, run.data.size), measure(reference, seen)
+        reference = models.build(run.teacher.model, data.classes)
+    seen = run.as_teacher_sees(run.data).resolved().size
+    shapes = measure(student, data.size), measure(reference, seen)
     return student, run.method.helpers(*shapes, targets)
 
 
@@ -45,8 +44,8 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     """
     share = run.optim.batch // host.world // host.scale.accumulate
     if share == 1 and run.method.trains != "helpers":
-        assert run.data.classes is not None and run.data.size is not None
-        dry_run.check_training(run.model, run.data.classes, run.data.size, share)
+        data = run.data.resolved()
+        dry_run.check_training(run.model, data.classes, data.size, share)
     torch.manual_seed(keyed_random.seed(run.seed))
     student, helpers = untrained(run, targets)
     teacher = None

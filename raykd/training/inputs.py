@@ -8,8 +8,9 @@ from torch import nn
 
 from raykd.config.scale import Scale
 from raykd.core.types import Look, Signal
-from raykd.data.dataset import Data, Pictures, open_images, open_split
+from raykd.data.dataset import Pictures, open_images, open_split
 from raykd.data.loading.loader import Views
+from raykd.data.record import Data
 from raykd.outputs.codecs import TopK
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import LogitsCache
@@ -152,8 +153,7 @@ def live_teacher(
 ) -> LiveTeacher:
     """The teacher whose outputs a cache holds, to ask in person, or to train."""
     network = weights.load_teacher(store, run.teacher, run.anchor, device)
-    own, student = run.teacher.data, run.data
-    assert own.mean and own.std and student.mean and student.std, "the data was never read"
+    own, student = run.teacher.data.resolved(), run.data.resolved()
     return LiveTeacher(
         network,
         run.signals() if supplies is None else supplies,

@@ -11,6 +11,7 @@ from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.safe_names import is_below
 from raykd.data import image_index, in_memory
 from raykd.data.dataset import folder_of
+from raykd.data.record import ResolvedData
 from raykd.data.sources import pack_shards
 from raykd.data.sources.files import Files
 from raykd.outputs.manifest import MANIFEST
@@ -69,7 +70,7 @@ def audit_of(store: Store, runs: Iterable[Training | Search]) -> Audit:
 
         made.look(run.kind, check)
         data = run.student.data if isinstance(run, Search) else run.data
-        if data.digest:
+        if isinstance(data, ResolvedData):
             folders[folder_of(store, data, data.digest)] = None
         given = run.weights if isinstance(run, TeacherRun) else None
         if given and given.startswith("sha256:"):

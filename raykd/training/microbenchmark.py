@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raykd import models
 from raykd.core.types import Batch, Look
-from raykd.data.dataset import Data
+from raykd.data.record import Data
 from raykd.models.staged import Staged, measure
 from raykd.recipes import AnyTeacher, StudentRun
 from raykd.teachers.source import LiveTeacher, looking
@@ -34,11 +34,10 @@ def step_of(
     torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
     student, helpers, teacher = _network(run.model, run.data), nn.ModuleDict(), None
-    seen = run.as_teacher_sees(run.data)
+    data, seen = run.data.resolved(), run.as_teacher_sees(run.data).resolved()
     if needs and run.teacher is not None:
-        assert run.data.size is not None and seen.size is not None
         network = _network(run.teacher.model, run.data)
-        shapes = measure(student, run.data.size), measure(network, seen.size)
+        shapes = measure(student, data.size), measure(network, seen.size)
         helpers = method.helpers(*shapes, targets)
         lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
         teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
@@ -77,8 +76,7 @@ def forward_of(
 
 
 def _network(name: str, data: Data) -> Staged:
-    assert data.classes is not None, "the data was never read"
-    return models.build(name, data.classes)
+    return models.build(name, data.resolved().classes)
 
 
 def _on(device: torch.device, module: _Module) -> _Module:
@@ -88,8 +86,8 @@ def _on(device: torch.device, module: _Module) -> _Module:
 
 def _noise(size: int, data: Data, device: torch.device, *, rows: int, mixed: bool = False) -> Batch:
     """A batch of noise, and every other look at it: the first of `rows` rows, over and over."""
-    assert data.size is not None and data.classes is not None, "the data was never read"
-    sides, classes = data.size, data.classes
+    read = data.resolved()
+    sides, classes = read.size, read.classes
 
     def look(looks: dict[Look, Batch], *, mixed: bool) -> Batch:
         pixels = torch.randn(size, 3, *sides, device=device)

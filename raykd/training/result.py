@@ -37,8 +37,8 @@ def result_of(
     best = max(history, key=_worth)
     speeds = sorted(m["images_per_second"] for m in history if "images_per_second" in m)
     flops, latency = None, None
-    if isinstance(parts[0], Staged) and run.data.size is not None:
-        flops, latency = forward_cost(parts[0], run.data.size)
+    if isinstance(parts[0], Staged):
+        flops, latency = forward_cost(parts[0], run.data.resolved().size)
     return {
         "model": run.model,
         "parameters": sum(parameter_count(part) for part in parts),

@@ -164,7 +164,6 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
 
 def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.device) -> Staged:
     """The teacher as it was after `anchor` epochs, on `device`."""
-    assert teacher.data.classes is not None, "the recipe's data was never read"
     path = checked(finished(store, teacher, anchor_path(store, teacher, anchor).name))
     network = unloaded(teacher)
     load_weights(path, network)
@@ -173,8 +172,7 @@ def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.d
 
 def unloaded(teacher: AnyTeacher) -> Staged:
     """The network of a teacher or student, as it is made to have its weights loaded."""
-    assert teacher.data.classes is not None, "the recipe's data was never read"
-    network = models.build(teacher.model, teacher.data.classes)
+    network = models.build(teacher.model, teacher.data.resolved().classes)
     given = teacher.weights if isinstance(teacher, TeacherRun) else None
     if given and not given.startswith("sha256:") and hasattr(network.network, "transform_input"):
         # torchvision's googlenet and inception_v3 with published weights want other pixels.
@@ -184,10 +182,11 @@ def unloaded(teacher: AnyTeacher) -> Staged:
 
 def given_weights(store: Store, teacher: TeacherRun) -> Staged:
     """A pretrained teacher: published weights, or a file that the store has a copy of."""
-    assert teacher.weights is not None and teacher.data.classes is not None
+    assert teacher.weights is not None
+    classes = teacher.data.resolved().classes
     if not teacher.weights.startswith("sha256:"):
-        return models.build(teacher.model, teacher.data.classes, teacher.weights)
-    network = models.build(teacher.model, teacher.data.classes)
+        return models.build(teacher.model, classes, teacher.weights)
+    network = models.build(teacher.model, classes)
     name = teacher.weights.removeprefix("sha256:")
     path = store.pull(store.root / "weights" / name)
     if path.is_file() and not name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):

@@ -15,14 +15,14 @@ import pytest
 from pydantic import ValidationError
 
 from raykd.core.record import DIGITS, Record, canonical, difference, fingerprint
-from raykd.data.dataset import Data
+from raykd.data.record import Data, ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
 from raykd.teachers.route import Route
 
-DATA = Data(
+DATA = ResolvedData(
     name="cifar100",
     resize=32,
     limit=5000,

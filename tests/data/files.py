@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from raykd.core.errors import DataError
+from raykd.data.sources import SOURCES
 from raykd.data.sources.decode import decode
-from raykd.data.sources.decoded import SOURCES
 from raykd.data.sources.raw_split import Found
 
 

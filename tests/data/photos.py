@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raykd.data.dataset import Data, read
-from raykd.data.stream import Stream
+from raykd.data.dataset import read
+from raykd.data.record import Data, Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.crop import Crop
 from raykd.storage.store import Store

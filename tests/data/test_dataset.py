@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from raykd.core.errors import CacheCorrupt, ConfigError, DataError
-from raykd.data.dataset import Data, Images, open_images, open_split, read
+from raykd.data.dataset import Images, open_images, open_split, read
+from raykd.data.record import Data, ResolvedData
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_json
 
@@ -43,7 +44,7 @@ def test_reading_fills_in_what_only_files_can_tell(store, photos):
     assert (data.classes, data.size) == (3, (6, 8))
     assert len(data.digest) == 20
     assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert Data.read(data.plain()) == data
+    assert ResolvedData.read(data.plain()) == data
 
 
 def test_the_pixels_and_labels_are_those_of_the_files(store, photos):

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from raykd.core.errors import CacheCorrupt, DataError
-from raykd.data.dataset import Data, Images, open_images, read
+from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.packing.pack_sources import of_located
 from raykd.data.packing.packer import Packing
+from raykd.data.record import Data, Stream
 from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files
-from raykd.data.stream import Stream
 from raykd.data.transforms.augment import Augment
 from raykd.storage.store import Store, read_json, write_json
 from tests.data.files import encoded, picture, put

@@ -16,13 +16,13 @@ from torchvision.transforms import v2
 
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError, DataError
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
+from raykd.data.record import Data, Stream
 from raykd.data.sources.decode import decoded
 from raykd.data.sources.encoded import Names
 from raykd.data.sources.encoded_image import look_at
 from raykd.data.sources.files import Files
-from raykd.data.stream import Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
 from raykd.data.transforms.crop import Crop

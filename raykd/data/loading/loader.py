@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from raykd.core.types import Batch, Look
-from raykd.data.dataset import Data, Images, Pictures
+from raykd.data.dataset import Images, Pictures
 from raykd.data.loading.decode_workers import Decoding
 from raykd.data.loading.raw_batches import Frames, InMemory, Key, Shower, Wanted, Who
+from raykd.data.record import Data
 from raykd.data.transforms.mixing import Mix, mixed_targets
 
 _GIVEN: Look = "given"
@@ -72,7 +73,7 @@ class Views:
         ahead, or here where there are none; with `skip_bad`, the next image is shown in place of
         one that cannot be decoded.
         """
-        self.data = data
+        self.data = data.resolved()
         self.looks = looks or {}
         self.device = torch.device(device)
         self._wanted, self._ways = _what_is_wanted({_GIVEN: data, **self.looks}, len(images))
@@ -163,7 +164,6 @@ class Views:
     def _normalised(self, pixels: Tensor) -> Tensor:
         """float32 [B, 3, H, W], channels last in memory, from grey levels [B, H, W, 3]."""
         mean, std = self.data.mean, self.data.std
-        assert mean is not None and std is not None, "the recipe's data was never read"
         batch, height, width, _ = pixels.shape
         # A whole row of pixels at a time: a broadcast over 3 channels alone is four times slower.
         offset, scale = (_row(values, width, pixels.device) for values in (mean, std))

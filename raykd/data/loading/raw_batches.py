@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from raykd.data.dataset import Data
 from raykd.data.in_memory import Images
+from raykd.data.record import Data
 from raykd.data.transforms.mixing import Mix
 
 Who = Literal["own", "partner"]

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from raykd.core.errors import DataError
+from raykd.data.sources import SOURCES
 from raykd.data.sources.byte_ranges import LOCATED, Located, of_files
-from raykd.data.sources.decoded import SOURCES
 from raykd.data.sources.encoded import Ranges
 from raykd.data.sources.files import Files
 from raykd.data.sources.formats import is_image

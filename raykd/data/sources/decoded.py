@@ -1,4 +1,4 @@
-"""Where images come from: one function per kind of source, and the table of them.
+"""Datasets by name: one function per kind of source.
 
 A source returns labels and still encoded images; nothing is decoded here. Whatever is wrong
 with the files is a `DataError` that names the file or the row.
@@ -10,30 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from raykd.core.errors import DataError
-from raykd.core.registry import Registry
 from raykd.data.sources import byte_ranges
 from raykd.data.sources.archives import Archive, downloads, is_at, unpacked
 from raykd.data.sources.cinic10 import CINIC10, read_cinic10
-from raykd.data.sources.raw_split import Found, Samples, Triple
+from raykd.data.sources.raw_split import Found, Samples
 from raykd.data.sources.tables import open_tables, table_files
 from raykd.data.sources.tiny_imagenet import TINY_IMAGENET, read_tiny_imagenet
-
-# Mean and std by dataset, of pixels in 0 to 1: CIFAR-10 as in SAKD's and KD_Lib's code, CIFAR-100
-# as in RepDistiller's and mdistiller's, Tiny-ImageNet as in mdistiller's (SAKD normalises it with
-# CIFAR-10's), CINIC-10 from its README, https://github.com/BayesWatch/cinic-10; those of digits
-# are measured over all 1,797 images.
-_CINIC10 = ((0.47889522, 0.47227842, 0.43047404), (0.24205776, 0.23828046, 0.25874835))
-_CONSTANTS: dict[str, tuple[Triple, Triple]] = {
-    "digits": ((0.3053, 0.3053, 0.3053), (0.3759, 0.3759, 0.3759)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
-    "cinic10": _CINIC10,
-    "cinic10_trainvalid": _CINIC10,
-}
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for photographs
-
-SOURCES: Registry[Callable[[Path | None], Found]] = Registry("dataset")
 
 
 def digits(path: Path | None) -> Found:
@@ -125,19 +107,9 @@ def webdataset(path: Path | None) -> Found:
     return byte_ranges.webdataset(str(path)).found()
 
 
-def normalisation(name: str) -> tuple[Triple, Triple]:
-    """Mean and std of a dataset's images: the field's constants for it, or else ImageNet's."""
-    return _CONSTANTS.get(name, _IMAGENET)
-
-
 def _existing(path: Path | None, name: str) -> Path:
     if path is None:
         raise DataError(f"a dataset of kind {name!r} lies in files; say where: data.path=PATH")
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder (data.path)")
     return path
-
-
-_DISTRIBUTED = (digits, cifar10, cifar100, tiny_imagenet, cinic10, cinic10_trainvalid)
-for _source in (*_DISTRIBUTED, folder, table, webdataset):
-    SOURCES.add(_source.__name__, _source)

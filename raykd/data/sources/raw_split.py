@@ -9,7 +9,6 @@ import numpy as np
 from raykd.core.errors import DataError
 from raykd.core.safe_names import printable
 
-Triple = tuple[float, float, float]
 NAMED = 10  # images that cannot be used, at most, that a message names
 
 

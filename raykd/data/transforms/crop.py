@@ -6,6 +6,7 @@ Shapes: B batch, H, W pixels of an image.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -100,6 +101,28 @@ def parts(
 def _below(seed: int, ids: Tensor, view: int, stream: int, counts: Tensor) -> Tensor:
     """int64 [B] in [0, counts), for counts int64 [B] up to 2**24."""
     return (keyed_random.uniform(seed, ids, view, stream).double() * counts).long()
+
+
+def boxes(
+    seed: int,
+    ids: Tensor,
+    view: int,
+    streams: tuple[int, int],
+    lengths: Sequence[Tensor],
+    size: tuple[int, int],
+) -> Tensor:
+    """Which pixels lie in each sample's box, bool [B, H, W].
+
+    Its centre is uniform in the image, of `size` (H, W), row and column from a stream each; what
+    reaches over the border is cut off. `lengths` are its height and width, int64 [B] each.
+    """
+    inside = []
+    for stream, length, side in zip(streams, lengths, size, strict=True):
+        start = (keyed_random.below(seed, ids, view, stream, side) - length // 2)[:, None]
+        place = torch.arange(side, device=ids.device)
+        inside.append((place >= start) & (place < start + length[:, None]))
+    rows, columns = inside
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:

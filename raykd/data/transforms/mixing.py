@@ -17,7 +17,7 @@ from torch import Tensor
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Record
-from raykd.data.transforms.random_boxes import boxes
+from raykd.data.transforms.crop import boxes
 
 LEVELS = 256  # weights are multiples of 1 / 256, so that blends of grey levels are exact
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raykd.core import keyed_random
 from raykd.core.record import Record
-from raykd.data.transforms.random_boxes import boxes
+from raykd.data.transforms.crop import boxes
 
 GREY = 127  # of the hole
 _SIGN = 1 << 7  # added to the stream of a strength, for its sign

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from raykd.data.dataset import Data, Images, open_images
+from raykd.data.dataset import Images, open_images
 from raykd.data.loading.loader import Views
+from raykd.data.record import ResolvedData
 from raykd.data.transforms.augment import Augment
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+READ = {"name": "digits", "digest": "0", "classes": 4, "size": (8, 8), "mean": MEAN, "std": STD}
 
 
 @pytest.fixture
@@ -17,7 +19,16 @@ def views() -> Views:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (30, 5, 7, 3), dtype=torch.uint8, generator=generator)
     targets = torch.randint(0, 4, (30,), generator=generator)
-    data = Data(name="digits", mean=MEAN, std=STD, augment=Augment(pad=2, flip=True), seed=6)
+    data = ResolvedData(
+        name="digits",
+        digest="0",
+        classes=4,
+        size=(8, 8),
+        mean=MEAN,
+        std=STD,
+        augment=Augment(pad=2, flip=True),
+        seed=6,
+    )
     return Views(Images(pixels, targets, ("a", "b", "c", "d")), data)
 
 
@@ -37,7 +48,7 @@ def test_every_grey_level_of_every_channel_is_right_in_float64():
     levels = torch.arange(256, dtype=torch.uint8)
     pixels = levels.view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
     images = Images(pixels, torch.zeros(1, dtype=torch.int64), ("a",))
-    found = Views(images, Data(name="digits", mean=MEAN, std=STD)).batch(torch.tensor([0]), 0)
+    found = Views(images, ResolvedData(**READ)).batch(torch.tensor([0]), 0)
     mean, std = (torch.tensor(t, dtype=torch.float64).view(3, 1) for t in (MEAN, STD))
     expected = (levels.double() / 255 - mean) / std
     # float32: values up to 2.8, whose last bit is 2.4e-7.

@@ -15,14 +15,13 @@ import pytest
 from PIL import Image
 
 from raykd.core.errors import CacheCorrupt, DataError, NoRoom
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
 from raykd.data.packing.pack_into_store import into_store
 from raykd.data.packing.pack_sources import cuts, png
-from raykd.data.sources import byte_ranges
-from raykd.data.sources.decoded import SOURCES
+from raykd.data.record import Data, Stream
+from raykd.data.sources import SOURCES, byte_ranges
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_shards import MARKER, PLAN, declared, is_pack
-from raykd.data.stream import Stream
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.packs import MB, call, digest, images, packed, packing, quiet, same

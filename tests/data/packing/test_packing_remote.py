@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from raykd.core.errors import CacheCorrupt, DataError, Unreachable
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
 from raykd.data.packing.pack_into_store import into_store
 from raykd.data.packing.pack_sources import kind_of, of_located
 from raykd.data.packing.packer import Packing
+from raykd.data.record import Data, Stream
 from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files, below, parted
 from raykd.data.sources.pack_shards import MARKER, PLAN, is_pack
-from raykd.data.stream import Stream
 from raykd.storage.store import Store
 from tests.data.packs import (
     IMAGES,

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raykd.data.dataset import Data, read
-from raykd.data.sources import decoded
-from raykd.data.sources.decoded import SOURCES
+from raykd.data.dataset import read
+from raykd.data.record import Data
+from raykd.data.sources import SOURCES, decoded
 from tests.data.files import closed_port, encoded, md5, picture, put, refusal, serving
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

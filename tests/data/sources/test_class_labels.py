@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykd.core.errors import DataError
-from raykd.data.sources import byte_ranges
+from raykd.data.sources import SOURCES, byte_ranges
 from raykd.data.sources.class_labels import declared_names, in_order, numbered
-from raykd.data.sources.decoded import SOURCES
 from tests.data.files import put
 from tests.data.packs import IMAGES, put_table, put_tar, samples, table
 

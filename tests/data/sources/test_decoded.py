@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from raykd.core.errors import DataError
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
+from raykd.data.record import Data, Stream
+from raykd.data.sources import SOURCES
 from raykd.data.sources.decode import decode
-from raykd.data.sources.decoded import SOURCES
 from raykd.data.sources.raw_split import Found, Samples
-from raykd.data.stream import Stream
 from tests.data.files import closed_port, encoded, md5, picture, pixels, put, refusal, serving
 
 ROOT = Path(__file__).parents[3]

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from raykd.core.errors import DataError
-from raykd.data.sources import byte_ranges
-from raykd.data.sources.decoded import SOURCES
+from raykd.data.sources import SOURCES, byte_ranges
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import Tree, check_classes
 from tests.data.files import encoded, picture, pixels, put, refusal

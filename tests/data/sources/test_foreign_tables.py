@@ -13,8 +13,7 @@ import torch
 from raykd.core.errors import DataError
 from raykd.data.packing.pack_sources import kind_of, of_tables, stock_of
 from raykd.data.packing.packer import Packing
-from raykd.data.sources import byte_ranges
-from raykd.data.sources.decoded import SOURCES
+from raykd.data.sources import SOURCES, byte_ranges
 from raykd.data.sources.files import Files
 from raykd.data.sources.table_batches import TableFile
 from raykd.data.sources.tables import open_tables

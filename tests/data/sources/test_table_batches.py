@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
 from raykd.data.packing.pack_into_store import into_store
+from raykd.data.record import Data, Stream
 from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_shards import spans
 from raykd.data.sources.table_batches import TableFile
-from raykd.data.stream import Stream
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, digest, put_table, table
 

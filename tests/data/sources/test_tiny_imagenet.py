@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raykd.data.dataset import Data, open_images, read
-from raykd.data.sources import decoded
-from raykd.data.sources.decoded import SOURCES
+from raykd.data.dataset import open_images, read
+from raykd.data.record import Data
+from raykd.data.sources import SOURCES, decoded
 from tests.data.files import encoded, md5, picture, pixels, put, refusal, serving
 
 WNIDS = ("n02", "n10", "n01")  # not sorted, as in the real file

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from raykd.core.errors import DataError
-from raykd.data.dataset import Data, open_images, read
+from raykd.data.dataset import open_images, read
 from raykd.data.packing.pack_sources import kind_of, stock_of
-from raykd.data.sources import byte_ranges
-from raykd.data.sources.decoded import SOURCES
-from raykd.data.stream import Stream
+from raykd.data.record import Data, Stream
+from raykd.data.sources import SOURCES, byte_ranges
 from tests.data.files import picture, put
 from tests.data.packs import IMAGES, digest, put_tar, samples, shards
 

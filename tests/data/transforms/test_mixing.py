@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from raykd.data.dataset import Data, Images
+from raykd.data.dataset import Images
 from raykd.data.loading.loader import Views
+from raykd.data.record import ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.mixing import Mix, mixed_targets
 from raykd.data.transforms.strong import Strong
@@ -18,7 +19,16 @@ def views_of(augment: Augment, **looks: Augment) -> Views:
     """200 images of noise, 6 x 8 pixels, in 5 classes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (200, 6, 8, 3), dtype=torch.uint8, generator=generator)
-    data = Data(name="digits", mean=MEAN, std=STD, augment=augment, seed=6)
+    data = ResolvedData(
+        name="digits",
+        digest="0",
+        classes=5,
+        size=(8, 8),
+        mean=MEAN,
+        std=STD,
+        augment=augment,
+        seed=6,
+    )
     others = {name: data.model_copy(update={"augment": value}) for name, value in looks.items()}
     return Views(Images(pixels, IDS % 5, tuple("abcde")), data, others)
 

@@ -1,0 +1,146 @@
+"""The images of a recipe: as a user names them, and as they are once they were read.
+
+Plain records, which load no decoder; `dataset.py` reads what they name.
+
+Shapes: H, W pixels.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from raykd.core.errors import ConfigError
+from raykd.core.record import Limits, Record
+from raykd.data.sources import SOURCES
+from raykd.data.transforms.augment import Augment
+
+Split = Literal["train", "test", "validation"]
+_Side = Annotated[int, Field(ge=1, le=Limits.ROWS)]
+_Classes = Annotated[int, Field(ge=1, le=Limits.WIDTH)]
+_Size = tuple[_Side, _Side]  # (H, W)
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Std = Annotated[float, Field(gt=0, le=10)]
+
+
+class Stream(Record):
+    """Images decoded while training, each to a square: for more of them than memory holds.
+
+    Training views show what `augment.crop` says; without it, and where a network is tested, the
+    shorter side is brought to `resize` pixels and the centre is cut out, as is usual for ImageNet.
+    A teacher may have a `size` and `resize` of its own: it sees the same part of the picture.
+    Without a `resize`, it is in the proportion that is usual, 256 to a `size` of 224.
+    """
+
+    size: int = Field(default=224, ge=1, le=Limits.PIXELS)  # side of what a network sees
+    # Shorter side before the centre is cut out.
+    resize: int = Field(default=256, ge=1, le=Limits.PIXELS)
+    # JPEG files are scaled down by 2 to 8 as they are decoded where at least the wanted size is
+    # left: faster for large photographs, with other pixels than the exact way.
+    draft: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_proportion(cls, value: Any) -> Any:
+        """The values with a `resize`, which follows the size where it is not given."""
+        size = value.get("size") if isinstance(value, dict) else None
+        if type(size) is int and size >= 1 and "resize" not in value:
+            return value | {"resize": round(size * 256 / 224)}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> "Stream":
+        if self.resize < self.size:
+            raise ValueError(
+                f"resize {self.resize} leaves no centre of {self.size} pixels; use {self.size} or "
+                "more"
+            )
+        return self
+
+
+class Data(Record):
+    """Images and rows of them as a user names them, and how they are augmented and normalised.
+
+    `digest`, `classes` and `size` are expectations, which reading checks where they are given;
+    `mean` and `std` replace the dataset's own.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("stream", "view_seed")
+
+    name: str  # of `raykd show datasets`
+    # Shorter side, then a centre crop; None: as is.
+    resize: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
+    stream: Stream | None = None  # decode while training; None: once, into memory
+    holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
+    # Share of the rest that no one trains on.
+    validation: float | None = Field(default=None, gt=0, lt=1)
+    # Train on this many rows, classes in proportion.
+    limit: int | None = Field(default=None, ge=1, le=Limits.ROWS)
+    augment: Augment = Augment()
+    # Seed of holdout, validation, limit and views; not of the order.
+    seed: int = Field(default=0, ge=0, le=Limits.SEED)
+    # Seed of views alone; None: `seed`.
+    view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
+    digest: str = ""  # of labels, encoded images, class names
+    classes: _Classes | None = None
+    size: _Size | None = None
+    mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1
+    std: tuple[_Std, _Std, _Std] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        SOURCES[name]
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stream is not None and self.resize is not None:
+            raise ValueError("resize is of images in memory; leave it out, or set stream.resize")
+        return self
+
+    def resolved(self) -> "ResolvedData":
+        """The data after reading. Raises `ConfigError` where they were not read."""
+        raise ConfigError(f"run.data: the images of {self.name!r} were not read yet")
+
+    def test(self) -> Self:
+        """The test rows: all of them, not augmented."""
+        return self.held_out().model_copy(update={"validation": None})
+
+    def held_out(self) -> Self:
+        """The validation rows: all of them, not augmented."""
+        return self.model_copy(update={"augment": Augment(), "limit": None, "view_seed": None})
+
+    def seed_of_views(self) -> int:
+        """The seed by which views are drawn."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+
+class ResolvedData(Data):
+    """Data with what reading found: every value is there, and describes the images."""
+
+    digest: str = Field(min_length=1)
+    classes: _Classes = Field()
+    size: _Size = Field()
+    mean: tuple[_Mean, _Mean, _Mean] = Field()
+    std: tuple[_Std, _Std, _Std] = Field()
+
+    def resolved(self) -> "ResolvedData":
+        """These data."""
+        return self
+
+
+_READ = ("digest", "classes", "size", "mean", "std")
+
+
+def _kind(value: Any) -> str:
+    """The class of data: resolved where a mapping has all that reading finds."""
+    if isinstance(value, dict):
+        value = ResolvedData if all(value.get(key) for key in _READ) else Data
+        return value.__name__
+    return type(value).__name__
+
+
+AnyData = Annotated[
+    Annotated[ResolvedData, Tag("ResolvedData")] | Annotated[Data, Tag("Data")],
+    Discriminator(_kind),
+]
