@@ -20,12 +20,7 @@ def views() -> Views:
     pixels = torch.randint(0, 256, (30, 5, 7, 3), dtype=torch.uint8, generator=generator)
     targets = torch.randint(0, 4, (30,), generator=generator)
     data = ResolvedData(
-        name="digits",
-        digest="0",
-        classes=4,
-        size=(8, 8),
-        mean=MEAN,
-        std=STD,
+        **READ,
         augment=Augment(pad=2, flip=True),
         seed=6,
     )

@@ -19,16 +19,8 @@ def views_of(augment: Augment, **looks: Augment) -> Views:
     """200 images of noise, 6 x 8 pixels, in 5 classes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (200, 6, 8, 3), dtype=torch.uint8, generator=generator)
-    data = ResolvedData(
-        name="digits",
-        digest="0",
-        classes=5,
-        size=(8, 8),
-        mean=MEAN,
-        std=STD,
-        augment=augment,
-        seed=6,
-    )
+    read = {"digest": "0", "classes": 5, "size": (6, 8), "mean": MEAN, "std": STD}
+    data = ResolvedData(name="digits", augment=augment, seed=6, **read)
     others = {name: data.model_copy(update={"augment": value}) for name, value in looks.items()}
     return Views(Images(pixels, IDS % 5, tuple("abcde")), data, others)
 
