@@ -49,6 +49,7 @@ class Shapes:
     classes: int
     embedding: int
     features: Mapping[str, tuple[int, int, int]]  # stage -> (K, H, W), in depth order
+    sequential: bool = True  # the stages are modules that can be run one after another
 
 
 class Outputs:

@@ -53,9 +53,11 @@ def paired(student: Shapes, teacher: Shapes, method: str) -> list[str]:
 def covered(student: Shapes, teacher: Shapes, method: str) -> list[str]:
     """`paired`, for a loss that alone trains the student's stages.
 
-    Raises `ConfigError` where the student's last stage has no partner, and would not be trained.
+    Raises `ConfigError` where the student's last stage has no partner, and would not be trained,
+    or where the student's stages are no modules of their own.
     """
     both = paired(student, teacher, method)
+    check_sequential(student, method, "trains the student's stages alone")
     if both[-1] != last(student.features):
         raise ConfigError(
             f"method {method!r} trains the student stage by stage, and the student's "
@@ -63,6 +65,19 @@ def covered(student: Shapes, teacher: Shapes, method: str) -> list[str]:
             "Choose a teacher with as many stages."
         )
     return both
+
+
+def check_sequential(shapes: Shapes, method: str, what: str) -> None:
+    """Raise `ConfigError` where a network's stages are no modules that run one after another.
+
+    `what` the method does with them, for the message.
+    """
+    if not shapes.sequential:
+        raise ConfigError(
+            f"method {method!r} {what}, and those of one network (a transformer, or another of a "
+            "library) are no modules that run one after another. Choose another network, such as "
+            "a resnet, or another method."
+        )
 
 
 def deepest(shapes: Shapes, method: str) -> Shape:

@@ -174,7 +174,7 @@ class SAKD(Method):
         helpers["selection"] = Selection(names[: max(columns.values()) + 1], student.classes)
         if self._routes():
             del spots["logits"]
-            alike = bool(student.features) and student == teacher
+            alike = bool(student.features) and student.sequential and student == teacher
             sure = alike if self.homogeneous is None else self.homogeneous
             how = {"sure": sure, "relu": self.adapter_relu, "again": self.trains_teacher()}
             router = Router(student, teacher, spots, columns, **how)

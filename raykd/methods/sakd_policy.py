@@ -18,7 +18,7 @@ from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.base import full_precision, precise
-from raykd.methods.feature_maps import Regressor
+from raykd.methods.feature_maps import Regressor, check_sequential
 from raykd.methods.helper_kinds import Paced, Shared, Tally
 from raykd.models.staged import Staged
 
@@ -100,8 +100,12 @@ class Router(Paced, Shared):
         """`sure`: the policy begins with the teacher everywhere; `relu`: adapters end in one.
 
         `again`: the teacher is trained, and what it said is not what it says in evaluation mode.
-        Raises `ConfigError` where the teacher comes to its spots in another order.
+        Raises `ConfigError` where the teacher comes to its spots in another order, or where a
+        network cannot be run from stage to stage.
         """
+        if any(spot != "embedding" for spot in spots):
+            for shapes in (student, teacher):
+                check_sequential(shapes, "sakd", "runs networks from stage to stage")
         depths = [[*teacher.features, "embedding"].index(spot) for spot in spots.values()]
         if depths != sorted(set(depths)):
             raise ConfigError(

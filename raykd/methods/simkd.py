@@ -91,6 +91,7 @@ class SimKD(Method):
             feature_maps.deepest(student, self.name),
             feature_maps.deepest(teacher, self.name),
         )
+        feature_maps.check_sequential(student, self.name, "trains the student's stages alone")
         if theirs[0] != teacher.embedding:
             raise ConfigError(
                 f"method 'simkd' averages the teacher's last map ({theirs[0]} channels), and this "

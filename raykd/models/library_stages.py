@@ -1,11 +1,15 @@
-"""Where the stages of torchvision's and timm's networks begin and end.
+"""Stages of torchvision's and timm's networks.
 
-The network stays whole: `SPLITS` says in which order its children run and where a stage ends.
-What the library's own `forward` does between the children (a flatten, a mean) is glue without
-parameters.
+Where a network's `forward` runs its children one after another, `SPLITS` says where a stage ends;
+the network stays whole, and what `forward` does between the children (a flatten, a mean) is glue
+without parameters. Other networks have the intermediate maps that their library computes: timm's
+`forward_intermediates`, or the blocks of torchvision's vision transformers. Both can be had
+together with the logits from one pass, and the logits are equal to `forward`'s bit for bit.
+
+Shapes: B batch, N tokens, D width of a token, K channels, H, W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +19,11 @@ from torchvision.ops import Permute
 
 from raykd.models.staged import Staged, parameter_count
 
+BLOCK_STAGES = 4  # of networks whose blocks all have one resolution, as most others have
+
 
 class Split(NamedTuple):
-    """Which children of a network make its stages, its pooling and its classifier, in order.
+    """The children of a network that make its stages, its pooling and its classifier, in order.
 
     A word is a child ("features.0"), a range of its children ("features[:-1]", or "[:-3]" of the
     network itself) or a piece of `GLUE` ("flatten()"). A bar ends a stage; without bars, a stage
@@ -69,7 +75,7 @@ SPLITS: dict[str, dict[str, Split]] = {
             "head",
         ),
         "vgg": _FEATURES,
-        "vision_transformer": Split("", "tokens()", "heads.head"),
+        "vision_transformer": Split("", "token()", "heads.head"),
     },
     "timm": {
         "convnext": Split(_STAGES, "norm_pre head()", "last()"),
@@ -89,7 +95,10 @@ SPLITS: dict[str, dict[str, Split]] = {
 
 
 def staged(library: str, network: nn.Module) -> Staged:
-    """A library's network, seen as stages: as the table says, or without any."""
+    """A library's network with its stages: by the table, or by the library's intermediate maps.
+
+    A network of timm that is not in the table and has no `forward_intermediates` has no stages.
+    """
     split = SPLITS[library].get(type(network).__module__.rpartition(".")[2]) or _other(network)
     stages = {
         f"stage{number}" if number else "stem": nn.Sequential(*parts)
@@ -97,11 +106,12 @@ def staged(library: str, network: nn.Module) -> Staged:
     }
     pool = nn.Sequential(*_parts(network, split.pool))
     (classifier,) = _parts(network, split.classifier)
-    return Staged(network, stages, pool, classifier)
+    intermediates = None if stages else _intermediates(library, network, split)
+    return Staged(network, stages, pool, classifier, intermediates=intermediates)
 
 
 def _other(network: Any) -> Split:
-    """The split of a network that the table lacks, without stages."""
+    """The split of a network of timm that the table lacks, without stages."""
     last = network.get_classifier() if hasattr(network, "get_classifier") else None
     return _TRUNK if isinstance(last, nn.Linear | nn.Conv2d) else _WHOLE
 
@@ -122,6 +132,7 @@ def _stages(network: nn.Module, words: str) -> list[list[nn.Module]]:
 
 
 def _parts(network: nn.Module, words: str) -> list[nn.Module]:
+    """The modules that the words of a `Split` name."""
     parts: list[nn.Module] = []
     for word in words.split():
         child, bracket, bounds = word.partition("[")
@@ -136,6 +147,43 @@ def _parts(network: nn.Module, words: str) -> list[nn.Module]:
     return parts
 
 
+def _intermediates(library: str, network: Any, split: Split) -> nn.Module | None:
+    """The module behind `Staged.intermediates` for a network without stages of its own."""
+    if library == "torchvision":
+        blocks = _quarters(len(network.encoder.layers))
+        run: Callable[[Any, Tensor], Any] = partial(_encoder_maps, _numbered(blocks, stem=False))
+    elif hasattr(network, "forward_intermediates") and hasattr(network, "feature_info"):
+        reductions = [entry["reduction"] for entry in network.feature_info]
+        stages = _numbered(_chosen(reductions), stem=reductions[0] <= 2)
+        run = partial(_timm_maps, stages, split is not _WHOLE)
+    else:
+        return None
+    return _Borrowed(run, network)
+
+
+def _chosen(reductions: list[int]) -> list[int]:
+    """Indices of the maps that are stages, from the sides of the image over those of each map.
+
+    All of up to five; of more, the last of each resolution; of more of one resolution (the blocks
+    of a plain transformer), four at even distances.
+    """
+    if len(reductions) <= 5:
+        return [*range(len(reductions))]
+    last = {reduction: index for index, reduction in enumerate(reductions)}
+    return [*last.values()] if len(last) > 1 else _quarters(len(reductions))
+
+
+def _quarters(blocks: int) -> list[int]:
+    """Indices of the blocks that end the first, second, third and last quarter."""
+    return sorted({max(1, blocks * quarter // 4) - 1 for quarter in (1, 2, 3, 4)})
+
+
+def _numbered(indices: Sequence[int], *, stem: bool) -> dict[str, int]:
+    """Indices by stage: from the stem on where there is one, otherwise from stage1 on."""
+    first = 0 if stem else 1
+    return {f"stage{n}" if n else "stem": index for n, index in enumerate(indices, first)}
+
+
 def _last(network: Any) -> nn.Module:
     """timm's last layer; where it is a 1x1 convolution, one that takes [B, D]."""
     classifier = network.get_classifier()
@@ -145,16 +193,16 @@ def _last(network: Any) -> nn.Module:
 
 
 class _Borrowed(nn.Module):
-    """A piece of a network's own `forward`. It owns no parameters: they stay the network's."""
+    """A function of a network as a module. It owns no parameters: they stay the network's."""
 
     network: Any
 
-    def __init__(self, run: Callable[[Any, Tensor], Tensor], network: nn.Module) -> None:
+    def __init__(self, run: Callable[[Any, Tensor], Any], network: nn.Module) -> None:
         super().__init__()
         self.run = run
         vars(self)["network"] = network  # kept out of nn.Module's registers
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.run(self.network, x)
 
 
@@ -163,11 +211,43 @@ def _recolour(network: Any, pixels: Tensor) -> Tensor:
     return network._transform_input(pixels)
 
 
-def _tokens(network: Any, pixels: Tensor) -> Tensor:
+def _class_token(network: Any, pixels: Tensor) -> Tensor:
     """The class token [B, D] of torchvision's vision transformers, after the encoder."""
+    return network.encoder(_tokens(network, pixels))[:, 0]
+
+
+def _tokens(network: Any, pixels: Tensor) -> Tensor:
+    """The encoder's input [B, 1 + N, D]: the class token, then the patches row by row."""
     patches = network._process_input(pixels)
     token = network.class_token.expand(pixels.shape[0], -1, -1)  # len() fixes B in an export
-    return network.encoder(torch.cat([token, patches], dim=1))[:, 0]
+    return torch.cat([token, patches], dim=1)
+
+
+def _encoder_maps(
+    stages: Mapping[str, int], network: Any, pixels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The class token as above, and the patch tokens after some blocks as maps [B, D, h, w].
+
+    torchvision's own feature extractor keeps references to parameters (the class token, the
+    positions) that FSDP replaces (0.29), so the encoder's blocks are run here.
+    """
+    encoder, side = network.encoder, network.image_size // network.patch_size
+    x = encoder.dropout(_tokens(network, pixels) + encoder.pos_embedding)
+    outputs = [x := block(x) for block in encoder.layers]
+    maps = {
+        stage: outputs[index][:, 1:].mT.unflatten(2, (side, side))
+        for stage, index in stages.items()
+    }
+    return encoder.ln(x)[:, 0], maps
+
+
+def _timm_maps(
+    stages: Mapping[str, int], pooled: bool, network: Any, pixels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The embedding (the logits unless `pooled`), and maps without prefix tokens [B, K, H, W]."""
+    indices = [*stages.values()]
+    x, maps = network.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
+    return network.forward_head(x, pre_logits=pooled), dict(zip(stages, maps, strict=True))
 
 
 def _trunk(network: Any, pixels: Tensor) -> Tensor:
@@ -188,7 +268,7 @@ GLUE: dict[str, Callable[[Any], nn.Module]] = {
     "recolour": partial(_Borrowed, _recolour),
     "relu": lambda network: nn.ReLU(),
     "same": lambda network: nn.Identity(),
-    "tokens": partial(_Borrowed, _tokens),
+    "token": partial(_Borrowed, _class_token),
     "trunk": partial(_Borrowed, _trunk),
     "whole": lambda network: network,
 }

@@ -1,7 +1,8 @@
 """The shape that every network takes here: named stages in order, a pooling, a linear classifier.
 
-Features are a plain loop over the stages. Forward hooks are not used: they break under the
-prefixes of a data-parallel wrapper and under `torch.compile`.
+Features are a plain loop over the stages, or come from the library's own function for them.
+Forward hooks are not used: they break under the prefixes of a data-parallel wrapper and under
+`torch.compile`.
 
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
@@ -45,6 +46,10 @@ class Staged(nn.Module):
     are parts of it (or parameter-free glue between its parts), and running them in order
     must give what the network gives.
 
+    Some networks of libraries carry more than a map from stage to stage (a transformer's class
+    token). They have no `stages`; `intermediates` computes their maps: [B, 3, H, W] -> (embedding,
+    stage -> [B, K, H, W]), and `pool` is everything from the pixels to the embedding.
+
     `norms` are the batch norms behind the pre-activations of the stages that have one. The
     pre-activation of a stage is what a `Rectified` one has before its ReLU; where a stage ends
     in a sum that is normalised only later (pre-activation networks), its norm of the output;
@@ -55,6 +60,7 @@ class Staged(nn.Module):
     pool: nn.Module
     classifier: nn.Module
     norms: Mapping[str, nn.BatchNorm2d]
+    intermediates: nn.Module | None
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class Staged(nn.Module):
         norms: Mapping[str, nn.BatchNorm2d] = NO_NORMS,
         *,
         normalised_later: bool = False,
+        intermediates: nn.Module | None = None,
     ) -> None:
         """`normalised_later`: `norms` act on the stages' outputs, in what follows them."""
         super().__init__()
@@ -75,6 +82,7 @@ class Staged(nn.Module):
         vars(self)["pool"] = pool
         vars(self)["classifier"] = classifier
         vars(self)["norms"] = dict(norms)
+        vars(self)["intermediates"] = intermediates
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [B, C] for normalised pixels [B, 3, H, W]."""
@@ -103,6 +111,12 @@ class Staged(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU."""
         features: dict[str, Tensor] = {}
+        if self.intermediates is not None and (before or after):
+            embedding, maps = self.intermediates(pixels)
+            for name, x in maps.items():  # none ends in a ReLU of its own
+                features |= {f"{name}.pre": x} if before else {}
+                features |= {name: x} if after else {}
+            return self.classifier(embedding), embedding, features
         x = pixels
         for name, stage in self.stages.items():
             if before:
@@ -184,6 +198,7 @@ def measure(network: Staged, size: tuple[int, int]) -> Shapes:
         classes=out.logits.shape[1],
         embedding=out.embedding.shape[1],
         features={name: (k, h, w) for name, (k, h, w) in maps.items()},
+        sequential=network.intermediates is None,
     )
 
 

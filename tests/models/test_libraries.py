@@ -55,6 +55,7 @@ TORCHVISION = {
     "vit_b_32": 224,
 }
 # Each line of the table, then networks that it lacks: with a linear and with no such last layer.
+# Those have the intermediate maps that timm computes.
 TIMM = {
     "test_convnext": 64,
     "densenet121": 64,
@@ -65,13 +66,30 @@ TIMM = {
     "resnetv2_18": 64,
     "test_vit": 160,
     "dla46x_c": 64,
+    "edgenext_xx_small": 64,
+    "mobilevit_xxs": 64,
+    "pvt_v2_b0": 64,
+    "repvit_m0_9": 64,
+    "xcit_nano_12_p16_224": 64,
+    "efficientformer_l1": 224,
+    "levit_128s": 224,
+    "swin_tiny_patch4_window7_224": 224,
     "deit_tiny_distilled_patch16_224": 224,
     "shvit_s1": 224,
 }
 CASES = {f"torchvision/{name}": size for name, size in TORCHVISION.items()}
 CASES |= {f"timm/{name}": size for name, size in TIMM.items() if timm}
-LARGE = ("torchvision/maxvit_t", "torchvision/vgg11_bn")
-WITHOUT_STAGES = ["torchvision/vit_b_32", *(f"timm/{name}" for name in list(TIMM)[-4:])]
+LARGE = (
+    *("torchvision/maxvit_t", "torchvision/vgg11_bn"),
+    *(f"timm/{name}" for name in list(TIMM)[-5:-2]),
+)
+INTERMEDIATES = ["torchvision/vit_b_32", *(f"timm/{name}" for name in list(TIMM)[7:])]
+# Token maps of one resolution: four stages of them.
+PLAIN = [
+    name
+    for name in INTERMEDIATES
+    if any(kind in name for kind in ("vit_b", "test_vit", "xci", "deit"))
+]
 
 
 def plain(name: str, classes: int) -> nn.Module:
@@ -134,14 +152,77 @@ def test_features_are_maps_that_shrink(case):
     network.eval()
     with torch.no_grad():
         out = network.outputs(pixels, Signal.FEATURES | Signal.EMBEDDING)
-    names = ["stem", "stage1", "stage2", "stage3", "stage4"][: len(out.features)]
-    assert list(out.features) == names
-    assert (names == []) == (name in WITHOUT_STAGES)
+    assert [n for n in out.features if n != "stem"] == [
+        f"stage{number + 1}" for number in range(len(out.features) - ("stem" in out.features))
+    ]
+    assert next(iter(out.features)) in ("stem", "stage1")
     areas = [value.shape[2] * value.shape[3] for value in out.features.values()]
     assert all(value.ndim == 4 for value in out.features.values())
     assert areas == sorted(areas, reverse=True)
-    assert len(set(areas)) >= min(len(areas), 3)
+    assert len(set(areas)) >= (1 if name in PLAIN else 3)
     assert out.embedding.ndim == 2
+    size = pixels.shape[2:]
+    assert measure(network, size).sequential == (name not in INTERMEDIATES)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_asking_for_features_changes_nothing_else(case, training):
+    _, network, pixels = case
+    buffers = {key: value.clone() for key, value in network.named_buffers()}
+
+    def outputs(wanted: Signal) -> tuple[torch.Tensor, ...]:
+        for key, value in network.named_buffers():
+            value.copy_(buffers[key])
+        torch.manual_seed(1)  # for dropout and stochastic depth
+        out = network.outputs(pixels, wanted)
+        return out.logits, out.embedding, *(value.clone() for value in network.buffers())
+
+    network.train(training)
+    with torch.no_grad():
+        plain, both = outputs(Signal.EMBEDDING), outputs(Signal.EMBEDDING | Signal.FEATURES)
+    assert all(torch.equal(value, other) for value, other in zip(plain, both, strict=True))
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "size", "maps"),
+    [
+        ("vit_tiny_patch16_224", 224, {f"stage{n}": (192, 14, 14) for n in (1, 2, 3, 4)}),
+        ("test_vit", 160, {f"stage{n}": (64, 10, 10) for n in (1, 2, 3, 4)}),
+        (
+            "swin_tiny_patch4_window7_224",
+            224,
+            {f"stage{n}": (48 * 2**n, 112 // 2**n, 112 // 2**n) for n in (1, 2, 3, 4)},
+        ),
+        (
+            "mobilevit_xxs",
+            256,
+            {
+                "stem": (16, 128, 128),
+                "stage1": (24, 64, 64),
+                "stage2": (48, 32, 32),
+                "stage3": (64, 16, 16),
+                "stage4": (320, 8, 8),
+            },
+        ),
+        (
+            "levit_128s",
+            224,
+            {"stage1": (128, 14, 14), "stage2": (256, 7, 7), "stage3": (384, 4, 4)},
+        ),
+    ],
+)
+def test_intermediate_maps_are_stages(name, size, maps):
+    with torch.device("meta"):
+        network = build(f"timm/{name}", 5)
+        assert measure(network, (size, size)).features == maps
+
+
+def test_a_vision_transformer_of_torchvision_has_the_maps_of_its_blocks():
+    torch.manual_seed(0)
+    network = build("torchvision/vit_b_32", 5).eval()
+    maps = measure(network, (224, 224)).features
+    assert maps == {f"stage{n}": (768, 7, 7) for n in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize(
@@ -407,6 +488,7 @@ def test_every_classifier_of_torchvision_runs_as_its_parts(name):
         logits = run(network, pixels)
         torch.testing.assert_close(logits, run(network.network, pixels), rtol=0, atol=0)
     assert (len(network.stages) > 2) != name.startswith("vit")
+    assert len(measure(network, (size, size)).features) > 2
     assert isinstance(network.classifier, nn.Linear) != name.startswith("squeezenet")
     assert measure(network, (size, size)).classes == 5
 
@@ -429,3 +511,6 @@ def test_every_file_of_timm_has_a_network_that_runs_as_its_parts(file):
         logits = run(network, pixels)
         assert logits.shape == (2, 5)
         torch.testing.assert_close(logits, run(network.network, pixels), rtol=0, atol=0)
+        out = run(lambda pixels: network.outputs(pixels, Signal.FEATURES), pixels)
+        torch.testing.assert_close(logits, out.logits, rtol=0, atol=0)
+        assert len(out.features) > 1
