@@ -17,8 +17,10 @@ FILES = sorted((ROOT / "raykd").rglob("*.py"))
 LEVELS = [
     "core",
     "storage",
-    "models",
-    "methods data outputs teachers",
+    "models methods",
+    "data",
+    "outputs",
+    "teachers",
     "recipes",
     "config",
     "tracking",

@@ -32,14 +32,14 @@ from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
 from raykd.methods import METHODS, Method
+from raykd.methods.base import aligned
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.models.staged import Staged, measure
-from raykd.outputs.codecs import TAILS, Codec, Dense, Int8, TopK
-from raykd.outputs.encoding import encode
+from raykd.outputs.codecs import Codec, Dense, Int8, TopK
+from raykd.outputs.codecs.topk import TAILS
 from raykd.outputs.manifest import GRAIN, Manifest, Part, write_shard
 from raykd.outputs.reader import LogitsCache
-from raykd.outputs.topk import merged
 from raykd.recipes import LogitsRun, StudentRun
 from raykd.report.catalogue import markdown as as_markdown
 from raykd.storage.store import Store
@@ -158,12 +158,11 @@ class Real:
             views = [_columns(answer, codec, SIGNALS) for answer in self.live]
             name = _called(codec)
             self.columns[name] = (codec, _columns(self.live[0], codec, Signal.LOGITS))
-            self.caches[name] = _cache(folder / f"codec-{name}", views, self.classes)
+            self.caches[name] = _cache(folder / f"codec-{name}", views, codec, self.classes)
 
     def taken(self, codec: Codec, rows: Tensor, view: int = 0) -> Outputs:
         """What a cache says of some of the rows (places, int64 [B])."""
-        tail = codec.tail if isinstance(codec, TopK) else "uniform"
-        return self.caches[_called(codec)].take(rows, view, SIGNALS, tail)
+        return self.caches[_called(codec)].take(rows, view, SIGNALS, codec)
 
     def targets(self) -> list[Row]:
         """How far each codec's targets are from the teacher's, whether methods accept them or not.
@@ -177,7 +176,7 @@ class Real:
             live, student = _double(self.live[0]), self.young[0].logits.double()
             row: Row = {"codec": _called(codec, with_tail=True)}
             for temperature in TEMPERATURES:
-                same = merged(live, found).logits if found.kept is not None else live.logits
+                same = aligned(live, found).logits if found.kept is not None else live.logits
                 kl = _divergence(same, found.logits, temperature).mean().item()
                 apart = _gradient(student, live, temperature) - _gradient(
                     student, found, temperature
@@ -204,13 +203,13 @@ class Real:
             ways = {"": method}
             cooler = method.model_copy(update={"temperature": 1.0})
             few = [TopK(k=3, tail=tail) for tail in TAILS]
-            if not any(map(method.accepts, few)) and any(map(cooler.accepts, few)):
+            if not any(c.serves(method) for c in few) and any(c.serves(cooler) for c in few):
                 ways[", T = 1"] = cooler
             for suffix, way in ways.items():
                 row: Row = {"method": name + suffix}
                 for codec in codecs(self.counts, TAILS):
                     cell = ""
-                    if way.accepts(codec):
+                    if codec.serves(way):
                         error = self._errors(way, codec)
                         cell = f"{statistics.fmean(error):.1e} +- {_deviation(error):.0e}"
                     row[_called(codec, with_tail=True)] = cell
@@ -236,7 +235,7 @@ class Real:
             values = []
             for teacher in (live, found):
                 helpers.load_state_dict(state)
-                parts = method.losses(merged(mine, teacher), teacher, batch, helpers)
+                parts = method.losses(aligned(mine, teacher), teacher, batch, helpers)
                 values.append(torch.stack([*parts.values()]).sum().detach().item())
             errors.append(abs(values[1] / values[0] - 1))
         return errors
@@ -261,16 +260,15 @@ def costs(
     repeats = max(1, 300_000 // count)
     table, takes, encodes = [], {}, {}
     for name, (codec, columns) in encoded.items():
-        cache = _cache(folder / name, [columns], classes)
+        cache = _cache(folder / name, [columns], codec, classes)
         file = folder / name / next(iter(cache.manifest.shards)).name
         row: Row = {"codec": name, "bytes a row": f"{_bytes(columns) / count:.2f}"}
         row["in the file"] = f"{file.stat().st_size / count:.2f}"
         for how in ("lz4", "zstd"):
             row[how] = f"{_compressed(columns, how) / count:.2f}"
         table.append(row)
-        for tail in TAILS if isinstance(codec, TopK) else TAILS[:1]:
-            key = f"{name}, {tail}" if isinstance(codec, TopK) else name
-            takes[key] = _reading(cache, batches, tail, repeats)
+        for tail, reading in codec.readings().items():
+            takes[f"{name}, {tail}" if tail else name] = _reading(cache, batches, reading, repeats)
         encodes[name] = _writing(logits, codec)
     read, written = interleaved(takes, pairs), interleaved(encodes, pairs)
     for row in table:
@@ -297,11 +295,13 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
-def _reading(cache: LogitsCache, batches: Tensor, tail: Any, repeats: int) -> Callable[[], float]:
+def _reading(
+    cache: LogitsCache, batches: Tensor, codec: Codec, repeats: int
+) -> Callable[[], float]:
     def work() -> None:
         for _ in range(repeats):
             for ids in batches:
-                cache.take(ids, 0, tail=tail)
+                cache.take(ids, 0, codec=codec)
 
     return lambda: cpu_seconds(work)
 
@@ -309,7 +309,7 @@ def _reading(cache: LogitsCache, batches: Tensor, tail: Any, repeats: int) -> Ca
 def _writing(logits: Tensor, codec: Codec) -> Callable[[], float]:
     def work() -> None:
         for rows in logits.split(GRAIN):
-            encode(Outputs(rows), Signal.LOGITS, codec)
+            codec.encode(Outputs(rows), Signal.LOGITS)
 
     return lambda: cpu_seconds(work)
 
@@ -349,17 +349,21 @@ def _answers(
 def _columns(answer: Outputs, codec: Codec, signals: Signal) -> dict[str, Tensor]:
     """All rows through a codec, in the batches in which a build encodes."""
     every = torch.arange(len(answer.logits)).split(GRAIN)
-    parts = [encode(answer.rows(_keep(rows)), signals, codec) for rows in every]
+    parts = [codec.encode(answer.rows(_keep(rows)), signals) for rows in every]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _cache(folder: Path, views: Sequence[dict[str, Tensor]], classes: int) -> LogitsCache:
+def _cache(
+    folder: Path, views: Sequence[dict[str, Tensor]], codec: Codec, classes: int
+) -> LogitsCache:
     folder.mkdir(parents=True)
     count = len(next(iter(views[0].values())))
     shards = (
         write_shard(folder, Part(view, 0, count), columns) for view, columns in enumerate(views)
     )
-    return LogitsCache(folder, Manifest({"data": {"classes": classes}}, "", count, tuple(shards)))
+    return LogitsCache(
+        folder, Manifest(codec.recipe() | {"data": {"classes": classes}}, "", count, tuple(shards))
+    )
 
 
 def _keep(rows: Tensor) -> dict[str, Tensor]:
@@ -384,7 +388,7 @@ def _divergence(live: Tensor, found: Tensor, temperature: float) -> Tensor:
 def _gradient(student: Tensor, teacher: Outputs, temperature: float) -> Tensor:
     """The gradient of KD's loss of each row by the student's logits [B, C], over T."""
     leaf = student.clone().requires_grad_()
-    mine = merged(Outputs(leaf), teacher)
+    mine = aligned(Outputs(leaf), teacher)
     batch = Batch(torch.empty(0), torch.empty(0), torch.empty(0), 0, 0)
     method = KD(temperature=temperature, weight=1.0)
     (loss,) = method.losses(mine, teacher, batch, torch.nn.ModuleDict()).values()
@@ -405,9 +409,7 @@ def _compressed(columns: Mapping[str, Tensor], how: str) -> int:
 
 
 def _called(codec: Codec, *, with_tail: bool = False) -> str:
-    if not isinstance(codec, TopK):
-        return codec.name
-    return f"topk {codec.k}, {codec.tail}" if with_tail else f"topk {codec.k}"
+    return f"{codec.label}, {codec.tail}" if with_tail and isinstance(codec, TopK) else codec.label
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from raykd.data.transforms.strong import Strong
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.models import Staged
+from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import Manifest, Part, write_manifest
 from raykd.outputs.reader import LogitsCache
 from raykd.outputs.shard_writer import compute_shard
@@ -300,7 +301,7 @@ def _cache(folder: Path, views: Views, teacher: LiveTeacher, device: torch.devic
     rows = len(views.images)
     recipe = {"data": {"classes": len(views.images.names)}}
     folder.mkdir()
-    shard = compute_shard(folder, Part(0, 0, rows), views, teacher)
+    shard = compute_shard(folder, Part(0, 0, rows), views, teacher, teacher.supplies, Dense())
     write_manifest(folder, Manifest(recipe, "none", rows, (shard,)))
     return LogitsCache.open(folder, recipe, "none", [0], device)
 

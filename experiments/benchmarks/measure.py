@@ -30,7 +30,7 @@ from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.types import Outputs, Signal
 from raykd.models import Staged
-from raykd.outputs.encoding import encode
+from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import Manifest, Part, split, write_manifest, write_shard
 from raykd.outputs.reader import LogitsCache
 from raykd.recipes import StudentRun
@@ -135,7 +135,9 @@ def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> Logi
     folder.mkdir(parents=True)
     logits = 5 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
     written = tuple(
-        write_shard(folder, part, encode(Outputs(logits[part.start : part.stop]), Signal.LOGITS))
+        write_shard(
+            folder, part, Dense().encode(Outputs(logits[part.start : part.stop]), Signal.LOGITS)
+        )
         for part in split([Part(0, 0, rows)], -(-rows // shards))
     )
     recipe = {"random": [rows, classes]}

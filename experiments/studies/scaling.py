@@ -32,8 +32,7 @@ from raykd import models
 from raykd.core.types import Batch, Outputs
 from raykd.data.sources.encoded_image import look_at
 from raykd.methods import METHODS
-from raykd.outputs.codecs import TopK
-from raykd.outputs.encoding import bytes_per_row
+from raykd.outputs.codecs import Dense, TopK
 from raykd.planning import scaling
 from raykd.planning.forecast import network_cost, read_cluster
 from raykd.planning.scaling import Cluster, Work
@@ -58,7 +57,7 @@ EACH = 256  # images of a step on one GPU, where the batch grows with the GPUs
 WHOLE = 2048  # of all GPUs, where it does not
 DECODE, REPORT = 0.000963, 0.001814  # seconds, as scaling.md has them: where nothing is measured
 
-_DENSE, _TOPK = bytes_per_row(1000, None), bytes_per_row(1000, None, TopK(k=10))
+_DENSE, _TOPK = Dense().bytes_per_row(1000), TopK(k=10).bytes_per_row(1000)
 
 Table = list[list[str]]
 

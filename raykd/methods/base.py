@@ -9,6 +9,7 @@ optimises, averages over workers and checkpoints together with the student.
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits, Record
 from raykd.core.types import Batch, Look, Outputs, Shapes, Signal
-from raykd.outputs.codecs import Codec
 
 NEVER = -1e9  # a logit without probability; finite, so that no difference of two is NaN
 _AS_IS = nullcontext()
@@ -82,6 +82,24 @@ class Prelude:
     lr: float | None = None  # constant; None: the student's first rate
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How much of each row of a teacher's logits is known, and where it suffices.
+
+    `classes`: a logit for "all" of them; for "some", with the others filled in; or some and one
+    logit for all others, "merged". Divergences are near those of all logits at temperatures from
+    `coldest` to `warmest`.
+    """
+
+    classes: Literal["all", "some", "merged"] = "all"
+    coldest: float = 0.0
+    warmest: float = math.inf
+
+    def suits(self, temperature: float) -> bool:
+        """True where a divergence at this temperature is near that from all classes' logits."""
+        return self.coldest <= temperature <= self.warmest
+
+
 class Method(Record):
     """One way to distil. A subclass is final: to change a method, wrap it."""
 
@@ -105,12 +123,12 @@ class Method(Record):
         """The signals that `scores` and `losses` read, of both networks."""
         return Signal.LOGITS
 
-    def accepts(self, codec: Codec) -> bool:
-        """Whether the losses are right with what a cache of this codec says of the logits.
+    def accepts(self, coverage: Coverage) -> bool:
+        """True where the losses are right with so much of the teacher's logits.
 
-        By default where it keeps all classes, or where no logits are read.
+        By default with all classes, or where no logits are read.
         """
-        return codec.whole or Signal.LOGITS not in self.needs()
+        return coverage.classes == "all" or Signal.LOGITS not in self.needs()
 
     def looks(self) -> Looks:
         """The ways of looking at the samples that each network is asked about."""
@@ -244,6 +262,25 @@ def others(logits: Tensor, labels: Tensor) -> Tensor:
     other columns by a mask would take three times as long, and make a GPU wait for their count.
     """
     return logits.scatter(1, labels[:, None], NEVER)
+
+
+def rest(logits: Tensor, kept: Tensor) -> Tensor:
+    """The logsumexp [B] of the logits [B, C] without the classes `kept` (int64 [B, k])."""
+    return logits.scatter(1, kept, NEVER).logsumexp(1)
+
+
+def aligned(student: Outputs, teacher: Outputs) -> Outputs:
+    """The student's outputs over the classes that the teacher's logits are over.
+
+    Where the teacher's keep k classes and merge the others, the student's [B, C] become [B, k + 1]:
+    the logits of the same k classes, and the logsumexp of all others. Otherwise they stay.
+    """
+    if teacher.kept is None:
+        return student
+    with full_precision(student.logits):
+        logits = precise(student.logits)
+        merged = rest(logits, teacher.kept)[:, None]
+        return student.answering(torch.cat([logits.gather(1, teacher.kept), merged], dim=1))
 
 
 def standardised(logits: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Shapes, Signal
-from raykd.methods.base import Looks, Method, Prelude
+from raykd.methods.base import Coverage, Looks, Method, Prelude
 from raykd.methods.crd import CRD
 from raykd.methods.feature_maps import added
 from raykd.methods.kd import KD
-from raykd.outputs.codecs import Codec
 
 if TYPE_CHECKING:
     AnyPart = Method  # the union of all other methods, which the table fills in
@@ -61,9 +60,9 @@ class Combine(Method):
             needs |= part.needs()
         return needs
 
-    def accepts(self, codec: Codec) -> bool:
+    def accepts(self, coverage: Coverage) -> bool:
         """What all parts accept."""
-        return all(part.accepts(codec) for part in self.combine)
+        return all(part.accepts(coverage) for part in self.combine)
 
     def looks(self) -> Looks:
         """What any part looks at."""

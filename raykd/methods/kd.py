@@ -8,8 +8,15 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
-from raykd.outputs.codecs import Codec
+from raykd.methods.base import (
+    Coverage,
+    Method,
+    Schedule,
+    at,
+    full_precision,
+    precise,
+    soft_cross_entropy,
+)
 
 
 class KD(Method):
@@ -28,9 +35,9 @@ class KD(Method):
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 0.9
 
-    def accepts(self, codec: Codec) -> bool:
+    def accepts(self, coverage: Coverage) -> bool:
         """Any: what few classes leave of the divergence depends on the temperature alone."""
-        return codec.suits(self.temperature)
+        return coverage.suits(self.temperature)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.at import AT
-from raykd.methods.base import Looks, Method, Prelude, Schedule, canonical, precise
+from raykd.methods.base import Coverage, Looks, Method, Prelude, Schedule, canonical, precise
 from raykd.methods.cc import CC
 from raykd.methods.combine import Combine
 from raykd.methods.feature_maps import added
 from raykd.methods.kd import KD
 from raykd.methods.row_subsets import chosen_losses
 from raykd.methods.sakd_policy import Router, Selection
-from raykd.outputs.codecs import Codec
 
 if TYPE_CHECKING:
     AnyBase = Method  # the union of all other methods, which the table fills in
@@ -111,11 +110,11 @@ class SAKD(Method):
             needs |= Signal.LIVE if Signal.FEATURES in needs else Signal.CLASSIFIER
         return needs | Signal.LIVE if self.trains_teacher() else needs
 
-    def accepts(self, codec: Codec) -> bool:
+    def accepts(self, coverage: Coverage) -> bool:
         """What base and KD do; a routing network answers with all of the teacher's logits."""
         kd = KD(temperature=self.temperature)
-        return all(m.accepts(codec) for m in (self.base, kd)) and (
-            codec.whole or not self._routes()
+        return all(m.accepts(coverage) for m in (self.base, kd)) and (
+            coverage.classes == "all" or not self._routes()
         )
 
     def looks(self) -> Looks:

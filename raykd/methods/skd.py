@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.base import (
+    Coverage,
     Method,
     Schedule,
     at,
@@ -23,7 +24,6 @@ from raykd.methods.base import (
     soft_cross_entropy,
 )
 from raykd.methods.helper_kinds import Calibrated
-from raykd.outputs.codecs import Codec, TopK
 
 EPSILON = 1e-7  # of the official training code
 Variant = Literal["layer_norm", "teacher_std", "l2"]
@@ -109,13 +109,13 @@ class SKD(Method):
         default=None, gt=0, le=Limits.WEIGHT
     )  # None: from the teacher's logits
 
-    def accepts(self, codec: Codec) -> bool:
+    def accepts(self, coverage: Coverage) -> bool:
         """As KD, since a row's moments are kept beside few of its classes, if not its norm.
 
-        Of a ghost there is no student row to normalise.
+        Where the other classes are merged there is no student row to normalise.
         """
-        few = isinstance(codec, TopK) and (self.variant == "l2" or codec.tail == "ghost")
-        return codec.suits(self.temperature) and not few
+        norm = self.variant != "l2" or coverage.classes == "all"
+        return coverage.suits(self.temperature) and norm and coverage.classes != "merged"
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

@@ -15,6 +15,7 @@ from raykd.core.record import Limits
 from raykd.core.types import Batch, Look, Outputs
 from raykd.methods.base import (
     NEVER,
+    Coverage,
     Looks,
     Method,
     Schedule,
@@ -24,7 +25,6 @@ from raykd.methods.base import (
     precise,
     soft_cross_entropy,
 )
-from raykd.outputs.codecs import Codec, TopK
 
 
 def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: float) -> Tensor:
@@ -71,17 +71,19 @@ class STKD(Method):
     incorrect_only: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
     clean_kd: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
 
-    def accepts(self, codec: Codec) -> bool:
+    def accepts(self, coverage: Coverage) -> bool:
         """As KD, of which its terms are; those among the incorrect classes read all of these.
 
-        A ghost stands for other classes in each prediction, so two of them cannot be mixed, and
+        Merged classes are others in each prediction, so two predictions cannot be mixed, and
         the labels of clean samples find no class of theirs.
         """
-        if codec.whole:
+        if coverage.classes == "all":
             return True
         alone = self.teacher == "mixed_input" and not self.clean_kd
-        ghost = isinstance(codec, TopK) and codec.tail == "ghost"
-        return codec.suits(self.temperature) and not self.incorrect_only and (alone or not ghost)
+        merged = coverage.classes == "merged"
+        return (
+            coverage.suits(self.temperature) and not self.incorrect_only and (alone or not merged)
+        )
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float]:
         """As its fields say."""

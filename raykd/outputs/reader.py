@@ -19,8 +19,7 @@ from raykd.core.counters import METER
 from raykd.core.errors import CacheCorrupt, CacheMismatch
 from raykd.core.futures import begun
 from raykd.core.types import CACHEABLE, Outputs, Signal
-from raykd.outputs.codecs import Tail
-from raykd.outputs.encoding import decode
+from raykd.outputs.codecs import Codec, codec_of
 from raykd.outputs.manifest import Manifest, Shard, check_identity, read_manifest
 from raykd.outputs.shard_files import Shelf
 from raykd.storage import arrow
@@ -45,6 +44,7 @@ class LogitsCache:
         self.folder = folder
         self.manifest = manifest
         self.device = torch.device(device)
+        self.codec = codec_of(manifest.recipe)
         self.classes: int | None = manifest.recipe.get("data", {}).get("classes")
         self._shards: dict[int, list[Shard]] = {}
         for shard in sorted(manifest.shards):
@@ -86,19 +86,20 @@ class LogitsCache:
         return cls(folder, manifest, device, shelf)
 
     def take(
-        self, ids: Tensor, view: int, wanted: Signal = CACHEABLE, tail: Tail = "uniform"
+        self, ids: Tensor, view: int, wanted: Signal = CACHEABLE, codec: Codec | None = None
     ) -> Outputs:
         """The teacher's outputs for the samples `ids` (int64 [B]) in one view, as float32.
 
-        Embeddings are there where they are stored and `wanted`; `tail` is how the classes are read
-        that a cache of the codec `topk` leaves out.
+        Embeddings are there where they are stored and `wanted`. `codec` is one of the readings of
+        the cache's codec; None: its own.
         """
+        codec = codec or self.codec
         columns = self._view(view)
         METER.cache_bytes += len(ids) * self._row_bytes
         if Signal.EMBEDDING not in wanted and "embedding" in columns[0]:
             columns = [{k: v for k, v in c.items() if k != "embedding"} for c in columns]
         if len(columns) == 1:
-            return decode(columns[0], ids, self.classes, tail)
+            return codec.decode(columns[0], ids, self.classes)
         starts = torch.tensor([s.part.start for s in self._shards[view]], device=ids.device)
         which = torch.bucketize(ids, starts, right=True) - 1
         order = which.argsort(stable=True)
@@ -108,7 +109,7 @@ class LogitsCache:
             pieces.append({k: v.index_select(0, rows) for k, v in columns[number].items()})
         joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
-        return decode(joined, back, self.classes, tail)
+        return codec.decode(joined, back, self.classes)
 
     def prefetch(self, view: int) -> None:
         """Begin to open a view in the background, so that the first `take` of it need not wait.

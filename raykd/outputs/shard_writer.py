@@ -1,27 +1,32 @@
 """From a part of a cache to its shard: run the teacher over the views, encode, write."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from raykd.core.counters import METER
 from raykd.core.errors import CacheMismatch
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.outputs.codecs import Codec
-from raykd.outputs.encoding import encode
 from raykd.outputs.manifest import GRAIN, Part, Shard, write_shard
-from raykd.teachers.source import LiveTeacher
 
 
 def compute_shard(
-    folder: Path, part: Part, views: Views, teacher: LiveTeacher, codec: Codec | None = None
+    folder: Path,
+    part: Part,
+    views: Views,
+    teacher: Callable[[Batch], Outputs],
+    signals: Signal,
+    codec: Codec,
 ) -> Shard:
     """Compute and write one shard. Raises `CacheMismatch` where an output cannot be stored."""
     rows = torch.arange(part.start, part.stop)
     encoded = []
     for number, batch in enumerate(views.runs(rows, GRAIN, part.view)):
         try:
-            encoded.append(encode(teacher(batch), teacher.supplies, codec))
+            encoded.append(codec.encode(teacher(batch), signals))
         except ValueError as error:
             first = part.start + number * GRAIN
             raise CacheMismatch(

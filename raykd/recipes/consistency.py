@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from raykd.core.types import CACHEABLE, Signal
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
-from raykd.outputs.codecs import TAILS, TopK
 
 if TYPE_CHECKING:
     from raykd.recipes.student import StudentRun
@@ -67,33 +66,10 @@ def _check_size(run: "StudentRun") -> None:
 
 def _check_codec(run: "StudentRun") -> None:
     """Raise `ValueError` where the method reads what the cache's codec does not keep."""
-    codec, method, classes = run.codec, run.method, run.data.classes
-    if not isinstance(codec, TopK) or run.teacher is None or not run.cached():
+    if run.teacher is None or not run.cached():
         return
-    if method.needs() and classes is not None and codec.k >= classes:
-        raise ValueError(
-            f"codec 'topk' keeps {codec.k} logits of a row, and the data have {classes} classes; "
-            "lower run.codec.k, or use codec: dense or int8"
-        )
-    if method.accepts(codec):
-        return
-    temperature = getattr(method, "temperature", None)
-    cooler = method if temperature is None else method.model_copy(update={"temperature": 1.0})
-    now, cool = (
-        [tail for tail in TAILS if how.accepts(codec.model_copy(update={"tail": tail}))]
-        for how in (method, cooler)
-    )
-    ways = [f"codec.tail: {' or '.join(now)}"] if now else []
-    if codec.tail in cool:
-        ways.append("method.temperature: 1.0")
-    elif cool and not now:
-        ways.append(f"method.temperature: 1.0 with codec.tail: {' or '.join(cool)}")
-    why = f"reads all classes, and codec 'topk' keeps {codec.k} of them"
-    if ways:
-        at = f" at temperature {temperature:g}" if temperature is not None else ""
-        why = f"cannot learn{at} from codec 'topk' with tail {codec.tail!r}"
-    ways.append("codec: dense or int8")
-    raise ValueError(f"method {method.label!r} {why}; use {', or '.join(ways)}")
+    if why := run.codec.refusal(run.method, run.data.classes):
+        raise ValueError(why)
 
 
 def _check_route(run: "StudentRun") -> None:

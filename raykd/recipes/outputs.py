@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from raykd.core.record import Limits, Record
 from raykd.core.types import Signal
 from raykd.data.record import AnyData, Split
-from raykd.outputs.codecs import Codec, Kind, codec_of
+from raykd.outputs.codecs import CODECS, Codec, CodecName, codec_of
 from raykd.recipes.optim import Precision
 
 if TYPE_CHECKING:
@@ -27,20 +27,22 @@ class LogitsRun(Record):
     anchor: int = Field(ge=0, le=Limits.EPOCHS)  # the checkpoint's epoch
     data: AnyData
     split: Split = "train"
-    codec: Kind = "dense"
-    k: int | None = Field(default=None, ge=1, le=Limits.WIDTH)  # logits that a row of `topk` keeps
+    codec: CodecName = "dense"
+    k: int | None = Field(
+        default=None, ge=1, le=Limits.WIDTH
+    )  # logits per row, for codecs that take it
     embedding: bool = False  # whether pooled features are stored beside the logits
     precision: Precision = "float32"  # of the teacher's forward
 
     @model_validator(mode="after")
     def _check(self) -> "LogitsRun":
-        if (self.codec == "topk") != (self.k is not None):
+        if ("k" in CODECS[self.codec].parameters) != (self.k is not None):
             raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
         return self
 
     def stored(self) -> Codec:
-        """How the logits are stored; students may read the tail of `topk` in any way."""
-        return codec_of(self.codec, self.k)
+        """The codec of the logits; students may use another of its readings."""
+        return codec_of({"codec": self.codec, "k": self.k})
 
     def wider(self) -> "LogitsRun":
         """The cache that has the same logits, and the embeddings beside them."""

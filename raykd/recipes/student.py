@@ -13,7 +13,7 @@ from raykd.data.transforms.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude
 from raykd.methods.base import Schedule, at
 from raykd.methods.label_only import LabelOnly
-from raykd.outputs.codecs import AnyCodec, Dense, TopK
+from raykd.outputs.codecs import AnyCodec, Dense
 from raykd.recipes.consistency import check_student
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.outputs import LogitsRun
@@ -59,7 +59,8 @@ class StudentRun(Record):
     source: Literal["auto", "cache", "live"] = (
         "auto"  # of the teacher's outputs; auto: cache if it can
     )
-    codec: AnyCodec = Dense()  # of the cache of the training images, where there is one
+    # Of the cache of the training images, where there is one.
+    codec: AnyCodec = Dense()  # pyright: ignore[reportInvalidTypeForm]
     strong: Strong = Strong()  # of the strongly augmented look, where the method takes one
     teacher_precision: Precision = "float32"  # of the teacher's forward
     precision: Precision = "float32"  # of the student's forward and backward
@@ -171,8 +172,7 @@ class StudentRun(Record):
             teacher=self.teacher,
             anchor=self.anchor_at(epoch),
             data=self.as_teacher_sees(self.shown(look)),
-            codec=self.codec.name,
-            k=self.codec.k if isinstance(self.codec, TopK) else None,
+            **self.codec.recipe(),
             embedding=Signal.EMBEDDING in self.method.needs(),
             precision=self.teacher_precision,
         )

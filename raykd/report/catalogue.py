@@ -11,7 +11,7 @@ from raykd.core.types import CACHEABLE
 from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
-from raykd.outputs.codecs import TAILS, Codec, Dense, Int8, TopK
+from raykd.outputs.codecs import CODECS
 from raykd.outputs.manifest import MANIFEST, manifest_of
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.storage import locks
@@ -78,7 +78,7 @@ def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
         "fingerprint": fingerprint(run),
         "teacher": f"{run.teacher.model} after {run.anchor} epochs",
         "split": run.split,
-        "codec": codec_name(run.stored()),
+        "codec": run.stored().label,
     }
     taught = store.has(run.teacher)
     manifest = manifest_of(store, run) if taught else None
@@ -164,7 +164,7 @@ def _caches(store: Store) -> list[Row]:
                 "anchor": run.anchor,
                 "data": run.data.name,
                 "split": run.split,
-                "codec": codec_name(run.stored()),
+                "codec": run.stored().label,
                 "views": len(manifest.views()),
                 "rows": manifest.rows,
                 "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
@@ -269,21 +269,20 @@ def _accepted(method: Method) -> str:
     """The codecs that a method accepts as it is, and those that it would at temperature 1."""
 
     def names(method: Method) -> list[str]:
-        plain: list[Codec] = [Dense(), Int8()]
-        few = [tail for tail in TAILS if method.accepts(TopK(tail=tail))]
-        topk = "topk" if len(few) == len(TAILS) else f"topk ({' or '.join(few)})" if few else ""
-        return [codec.name for codec in plain if method.accepts(codec)] + [topk] * bool(topk)
+        accepted = []
+        for name, kind in CODECS.items():
+            readings = kind().readings()  # pyright: ignore[reportCallIssue]
+            serving = [reading for reading, codec in readings.items() if codec.serves(method)]
+            if serving:
+                few = len(serving) < len(readings)
+                accepted.append(f"{name} ({' or '.join(serving)})" if few else name)
+        return accepted
 
     now = names(method)
     if "temperature" not in type(method).model_fields:
         return ", ".join(now)
     cooler = [n for n in names(method.model_copy(update={"temperature": 1.0})) if n not in now]
     return ", ".join(now) + "".join(f"; at T = 1 {name}" for name in cooler)
-
-
-def codec_name(codec: Codec) -> str:
-    """What a person calls a codec: "topk 10"."""
-    return f"topk {codec.k}" if isinstance(codec, TopK) else codec.name
 
 
 def _models() -> list[Row]:

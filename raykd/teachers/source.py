@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raykd.core.types import Batch, Look, Outputs, Signal
 from raykd.models.staged import Staged
-from raykd.outputs.codecs import Tail
+from raykd.outputs.codecs import Codec
 from raykd.outputs.reader import LogitsCache
 
 Triple = tuple[float, float, float]
@@ -91,17 +91,17 @@ class CachedTeacher:
         cache: LogitsCache,
         wanted: Signal = Signal.LOGITS,
         classifier: nn.Module | None = None,
-        tail: Tail = "uniform",
+        codec: Codec | None = None,
     ) -> None:
-        """`tail` is how the classes are read that a cache of the codec `topk` leaves out."""
+        """`codec`: the way to read the cache; None: its own."""
         self.cache = cache
         self.wanted = wanted
         self.classifier = classifier
-        self.tail: Tail = tail
+        self.codec = codec
 
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
-        outputs = self.cache.take(batch.ids, batch.view, self.wanted, self.tail)
+        outputs = self.cache.take(batch.ids, batch.view, self.wanted, self.codec)
         return outputs if self.classifier is None else outputs.by(self.classifier)
 
 

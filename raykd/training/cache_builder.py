@@ -11,7 +11,6 @@ from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.data.dataset import open_split
 from raykd.models.staged import measure
-from raykd.outputs.encoding import bytes_per_row
 from raykd.outputs.manifest import (
     Manifest,
     Part,
@@ -115,7 +114,7 @@ def needed_bytes(run: LogitsRun, rows: int) -> int:
         with torch.device("meta"):
             network = models.build(run.teacher.model, data.classes)
         width = measure(network, data.size).embedding
-    return rows * bytes_per_row(data.classes, width, run.stored())
+    return rows * run.stored().bytes_per_row(data.classes, width)
 
 
 def check_room(store: Store, needed: int) -> None:

@@ -11,7 +11,6 @@ from raykd.core.types import Look, Signal
 from raykd.data.dataset import Pictures, open_images, open_split
 from raykd.data.loading.loader import Views
 from raykd.data.record import Data
-from raykd.outputs.codecs import TopK
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import LogitsCache
 from raykd.outputs.shard_files import Shelf
@@ -98,10 +97,9 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     def make(epoch: int) -> Source:
         sources: dict[Look, Source]
         if run.cached():
-            tail = run.codec.tail if isinstance(run.codec, TopK) else "uniform"
             classifier = _classifier(store, run, run.anchor_at(epoch), device)
             sources = {
-                look: CachedTeacher(cache, run.method.needs(), classifier, tail)
+                look: CachedTeacher(cache, run.method.needs(), classifier, run.codec)
                 for look, cache in caches.at(epoch).items()
             }
         else:

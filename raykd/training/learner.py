@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Look, Outputs, Signal
-from raykd.methods.base import Method, full_precision, precise
+from raykd.methods.base import Method, aligned, full_precision, precise
 from raykd.models.staged import Staged, Through
-from raykd.outputs.topk import merged
 from raykd.teachers.source import LiveTeacher, Source, looking
 from raykd.training.compiled import Mode, compiled_pass, refusal
 
@@ -75,8 +74,8 @@ class Learner(nn.Module):
                 label = F.cross_entropy(precise(scores), batch.targets, label_smoothing=smoothing)
                 losses["label"] = label_weight * label
         if teacher is not None:
-            alike = merged(student, teacher)
-            losses |= self.method.losses(alike, teacher, batch, self.helpers)
+            compared = aligned(student, teacher)
+            losses |= self.method.losses(compared, teacher, batch, self.helpers)
         return losses, student.logits
 
     def train(self, mode: bool = True) -> "Learner":

@@ -206,7 +206,9 @@ class ShardMaker:
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
-        shard = compute_shard(self.folder, part, self.views, self.teacher, self.codec)
+        shard = compute_shard(
+            self.folder, part, self.views, self.teacher, self.teacher.supplies, self.codec
+        )
         self._shelf.add(shard)
         return shard
 

@@ -16,7 +16,6 @@ from raykd.methods.kd import KD
 from raykd.methods.pkt import PKT
 from raykd.outputs import reader as cache_module
 from raykd.outputs.codecs import Int8, TopK
-from raykd.outputs.encoding import encode
 from raykd.outputs.manifest import MANIFEST, Manifest, Part, write_shard
 from raykd.outputs.reader import LogitsCache
 from raykd.planning.plan import plan
@@ -101,7 +100,7 @@ def test_comparing_finds_a_cache_that_answers_differently(copied):
     for path in shards(store, run):
         path.unlink()
     (folder / MANIFEST).unlink()
-    wrong = encode(Outputs(torch.randn(96, 10)), Signal.LOGITS, run.codec)
+    wrong = run.codec.encode(Outputs(torch.randn(96, 10)), Signal.LOGITS)
     for view in VIEWS:
         write_shard(folder, Part(view, 0, 96), wrong)
     build_here(CacheBuild(store, train_logits(run), VIEWS), CPU)
@@ -121,11 +120,11 @@ def test_a_view_in_many_shards_answers_as_one(made, tmp_path, monkeypatch, joine
         write_shard(tmp_path, p, {k: v[p.start : p.stop] for k, v in columns.items()})
         for p in parts
     ]
-    recipe = {"data": {"classes": 10}}
-    many = LogitsCache(tmp_path, Manifest(recipe, "", 96, tuple(written)))
+    many = LogitsCache(tmp_path, Manifest(train_logits(run).plain(), "", 96, tuple(written)))
     ids = torch.tensor([95, 3, 3, 50, 13, 12, 0, 77])
-    found = many.take(ids, 0, tail=tail)
-    expected = opened(store, run).take(ids, 0, tail=tail)
+    codec = run.codec.readings().get(tail)
+    found = many.take(ids, 0, codec=codec)
+    expected = opened(store, run).take(ids, 0, codec=codec)
     for name in ("logits", "moments", "kept"):
         one, other = getattr(found, name), getattr(expected, name)
         assert (one is None and other is None) or torch.equal(one, other)

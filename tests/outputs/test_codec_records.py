@@ -20,7 +20,8 @@ from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
-from raykd.outputs.codecs import CODECS, TAILS, Dense, Int8, TopK
+from raykd.outputs.codecs import CODECS, Dense, Int8, TopK
+from raykd.outputs.codecs.topk import TAILS
 from raykd.recipes import LogitsRun, StudentRun, TeacherRun
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), digest="0" * 20, classes=10)
@@ -114,14 +115,14 @@ def test_a_cache_has_a_k_where_it_keeps_so_many(changes):
 
 def test_every_method_reads_what_keeps_all_classes():
     for kind in METHODS.values():
-        assert kind().accepts(Dense())
-        assert kind().accepts(Int8())
+        assert Dense().serves(kind())
+        assert Int8().serves(kind())
 
 
 def test_a_method_that_reads_no_logits_accepts_any_codec():
     for kind in METHODS.values():
         method = kind()
-        few = all(method.accepts(TopK(tail=tail)) for tail in TAILS)
+        few = all(TopK(tail=tail).serves(method) for tail in TAILS)
         assert few or Signal.LOGITS in method.needs()
 
 
@@ -150,7 +151,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize(("method", "tails"), ACCEPTED, ids=lambda value: str(value)[:60])
 def test_a_method_accepts_the_tails_with_which_its_losses_are_right(method, tails):
-    assert tuple(tail for tail in TAILS if method.accepts(TopK(k=3, tail=tail))) == tuple(tails)
+    assert tuple(tail for tail in TAILS if TopK(k=3, tail=tail).serves(method)) == tuple(tails)
     for tail in TAILS:
         if tail in tails:
             student(method=method, codec=TopK(k=3, tail=tail))

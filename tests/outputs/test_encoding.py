@@ -10,15 +10,14 @@ from raykd.core.types import Outputs, Signal
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.skd import normalise
 from raykd.outputs.codecs import Dense, Int8, TopK
-from raykd.outputs.encoding import bytes_per_row, decode, encode
 
 LOGITS = Signal.LOGITS
 
 
 def round_trip(logits, **outputs):
     signals = LOGITS | (Signal.EMBEDDING if outputs else Signal(0))
-    columns = encode(Outputs(logits, **outputs), signals)
-    return decode(columns, torch.arange(len(logits)))
+    columns = Dense().encode(Outputs(logits, **outputs), signals)
+    return Dense().decode(columns, torch.arange(len(logits)))
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 30), st.floats(-1000, 1000))
@@ -73,8 +72,8 @@ def test_an_int8_is_off_by_half_a_step_of_the_row_s_range_and_not_at_its_maximum
 ):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(7, 50, generator=generator) * scale + shift
-    columns = encode(Outputs(logits), LOGITS, Int8())
-    back = decode(columns, torch.arange(7)).logits
+    columns = Int8().encode(Outputs(logits), LOGITS)
+    back = Int8().decode(columns, torch.arange(7)).logits
     width = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
     # And the float32 rounding of the sum with the maximum.
     assert bool(((back - logits).abs() <= width / 510 * 1.001 + logits.abs() * 2.0**-22).all())
@@ -83,16 +82,15 @@ def test_an_int8_is_off_by_half_a_step_of_the_row_s_range_and_not_at_its_maximum
 
 def test_a_constant_row_is_constant_as_int8():
     logits = torch.tensor([[3.25] * 5, [-1e6] * 5])
-    assert torch.equal(
-        decode(encode(Outputs(logits), LOGITS, Int8()), torch.arange(2)).logits, logits
-    )
+    columns = Int8().encode(Outputs(logits), LOGITS)
+    assert torch.equal(Int8().decode(columns, torch.arange(2)).logits, logits)
 
 
 def test_a_row_for_which_256_levels_are_too_few_is_refused():
     logits = torch.zeros(4, 5)
     logits[2, 1] = -1e9
     with pytest.raises(ValueError, match=r"row 2 .*65504 apart.*use codec: dense or topk"):
-        encode(Outputs(logits), LOGITS, Int8())
+        Int8().encode(Outputs(logits), LOGITS)
 
 
 @pytest.mark.parametrize("codec", [Dense(), Int8(), TopK(k=2)], ids=lambda codec: codec.name)
@@ -103,12 +101,12 @@ def test_an_output_that_is_not_finite_is_refused_and_its_row_named(value, codec)
     if value == float("-inf"):
         logits[2] = value  # a single one would be stored as the lowest number
     with pytest.raises(ValueError, match="row 2"):
-        encode(Outputs(logits), LOGITS, codec)
+        codec.encode(Outputs(logits), LOGITS)
 
 
-@pytest.mark.parametrize("codec", [None, Dense(), Int8()])
+@pytest.mark.parametrize("codec", [Dense(), Int8()])
 def test_the_bytes_of_a_row_are_what_the_columns_take(codec):
     outputs = Outputs(torch.zeros(3, 10), embedding=torch.zeros(3, 8))
-    size = sum(column.nbytes for column in encode(outputs, Signal(3), codec).values())
-    assert size == 3 * bytes_per_row(10, 8, codec)
-    assert bytes_per_row(10, None, codec) == (18 if codec == Int8() else 24)
+    size = sum(column.nbytes for column in codec.encode(outputs, Signal(3)).values())
+    assert size == 3 * codec.bytes_per_row(10, 8)
+    assert codec.bytes_per_row(10) == (18 if codec == Int8() else 24)

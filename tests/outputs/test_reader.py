@@ -12,7 +12,7 @@ from raykd.data.loading.loader import Views
 from raykd.methods import METHODS
 from raykd.methods.base import Looks, Method
 from raykd.outputs import reader as cache_module
-from raykd.outputs.encoding import encode
+from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import MANIFEST, Manifest, Part, gaps, split, write_shard
 from raykd.outputs.reader import LogitsCache
 from raykd.recipes import Optim
@@ -109,7 +109,7 @@ def test_a_view_in_many_shards_answers_as_one(made, tmp_path, monkeypatch, joine
     store, run = made
     whole = open_cache(store, train_logits(run), VIEWS, CPU)
     ids = torch.arange(96)
-    columns = encode(whole.take(ids, 0), Signal.LOGITS)
+    columns = Dense().encode(whole.take(ids, 0), Signal.LOGITS)
     parts = [Part(0, start, min(start + 13, 96)) for start in range(0, 96, 13)]
     written = [
         write_shard(tmp_path, p, {k: v[p.start : p.stop] for k, v in columns.items()})
@@ -274,7 +274,7 @@ def test_a_comparison_finds_a_cache_that_answers_differently(copied):
     for path in shards(store, run):
         path.unlink()
     (folder / MANIFEST).unlink()
-    wrong = encode(Outputs(torch.randn(96, 10)), Signal.LOGITS)
+    wrong = Dense().encode(Outputs(torch.randn(96, 10)), Signal.LOGITS)
     for view in VIEWS:
         write_shard(folder, Part(view, 0, 96), wrong)
     build_here(CacheBuild(store, logits, VIEWS), CPU)

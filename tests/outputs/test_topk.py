@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import soft_cross_entropy
+from raykd.methods.base import aligned, soft_cross_entropy
 from raykd.methods.skd import SKD, by_moments, normalise
-from raykd.outputs.codecs import TAILS, TopK
-from raykd.outputs.encoding import bytes_per_row, decode, encode
-from raykd.outputs.topk import bits_for, largest, merged, packed, told, unpacked
+from raykd.outputs.codecs.topk import TAILS, TopK, bits_for, largest, packed, unpacked
 
 HALF = 2.0**-11  # the relative error of a float16
 CLASSES = (2, 10, 100, 1000, 1024, 1025, 21841)
@@ -25,8 +23,9 @@ def logits_of(rows, classes, scale=4.0, seed=0):
 
 
 def through(logits, k, tail="uniform"):
-    columns = encode(Outputs(logits), Signal.LOGITS, TopK(k=k))
-    return decode(columns, torch.arange(len(logits)), logits.shape[1], tail)
+    codec = TopK(k=k, tail=tail)
+    columns = codec.encode(Outputs(logits), Signal.LOGITS)
+    return codec.decode(columns, torch.arange(len(logits)), logits.shape[1])
 
 
 def naive(row, k):
@@ -98,8 +97,8 @@ def test_the_live_logits_say_what_is_stored_of_them(lowest):
     logits = logits_of(6, 12)
     logits[:, 3] += lowest  # beyond what float16 can hold
     found = through(logits, 4, "ghost")
-    stored = torch.cat([found.logits, found.moments], dim=1)
-    torch.testing.assert_close(told(logits, found.kept), stored, rtol=HALF, atol=1e-5)
+    expected, stored = TopK(k=4).stored(logits, found)
+    torch.testing.assert_close(expected, stored, rtol=HALF, atol=1e-5)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -110,7 +109,7 @@ def test_no_tail_gives_nan_at_any_temperature(tail, temperature):
     logits[2, 5], logits[3] = float("-inf"), -1e30
     student = (0.1 * torch.randn(6, 12)).requires_grad_()
     teacher = through(logits, 3, tail)
-    mine = merged(Outputs(student), teacher)
+    mine = aligned(Outputs(student), teacher)
     loss = soft_cross_entropy(mine.logits, teacher.logits, temperature)
     loss.backward()
     assert bool(loss.isfinite())
@@ -127,7 +126,7 @@ def test_no_tail_gives_nan_at_any_temperature(tail, temperature):
 def test_a_ghost_is_compared_as_one_class_of_k_and_one():
     logits, student = logits_of(9, 15, scale=2.0), logits_of(9, 15, seed=1).requires_grad_()
     teacher = through(logits, 4, "ghost")
-    found = soft_cross_entropy(merged(Outputs(student), teacher).logits, teacher.logits, 1.0)
+    found = soft_cross_entropy(aligned(Outputs(student), teacher).logits, teacher.logits, 1.0)
     (gradient,) = torch.autograd.grad(found, student)
     expected, of_student = 0.0, torch.zeros(9, 15, dtype=torch.float64)
     for number, row in enumerate(logits.tolist()):
@@ -148,14 +147,14 @@ def test_a_ghost_never_says_more_than_all_classes_do():
     whole, before = soft_cross_entropy(student, logits, 1.0), 0.0
     for k in (1, 4, 10, 14):
         teacher = through(logits, k, "ghost")
-        found = soft_cross_entropy(merged(Outputs(student), teacher).logits, teacher.logits, 1.0)
+        found = soft_cross_entropy(aligned(Outputs(student), teacher).logits, teacher.logits, 1.0)
         assert before <= found.item() + 1e-3 <= whole.item() + 2e-3  # float16
         before = found.item()
 
 
 def test_without_a_ghost_the_student_stays_as_it_is():
     student = Outputs(torch.randn(3, 12))
-    assert merged(student, through(logits_of(3, 12), 3)) is student
+    assert aligned(student, through(logits_of(3, 12), 3)) is student
 
 
 def test_of_equal_logits_the_lower_classes_are_kept():
@@ -179,9 +178,9 @@ def test_as_many_as_there_are_is_refused(k):
 
 
 def test_a_row_of_1000_classes_takes_39_bytes_for_10_of_them():
-    columns = encode(Outputs(logits_of(4, 1000)), Signal.LOGITS, TopK())
+    columns = TopK().encode(Outputs(logits_of(4, 1000)), Signal.LOGITS)
     assert sum(column.nbytes for column in columns.values()) == 4 * 39
-    assert bytes_per_row(1000, None, TopK(k=10)) == 39
+    assert TopK(k=10).bytes_per_row(1000) == 39
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000, 21841])
@@ -189,9 +188,9 @@ def test_a_row_of_1000_classes_takes_39_bytes_for_10_of_them():
 def test_the_bytes_of_a_row_are_what_the_columns_take(classes, k):
     if k < classes:
         outputs = Outputs(logits_of(3, classes), embedding=torch.zeros(3, 8))
-        columns = encode(outputs, Signal(3), TopK(k=k))
+        columns = TopK(k=k).encode(outputs, Signal(3))
         size = sum(column.nbytes for column in columns.values())
-        assert size == 3 * bytes_per_row(classes, 8, TopK(k=k))
+        assert size == 3 * TopK(k=k).bytes_per_row(classes, 8)
 
 
 def test_spherical_targets_are_normalised_by_the_moments_of_all_classes():

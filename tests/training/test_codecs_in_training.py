@@ -16,7 +16,8 @@ from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
 from raykd.models import build
-from raykd.outputs.codecs import TAILS, Dense, Int8, TopK
+from raykd.outputs.codecs import Dense, Int8, TopK
+from raykd.outputs.codecs.topk import TAILS
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Journal

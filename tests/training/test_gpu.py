@@ -16,8 +16,8 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
-from raykd.outputs.codecs import TAILS, Dense, Int8, TopK
-from raykd.outputs.topk import largest
+from raykd.outputs.codecs import Dense, Int8, TopK
+from raykd.outputs.codecs.topk import TAILS, largest
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import read_metrics
@@ -69,15 +69,18 @@ def test_a_cache_answers_on_the_gpu(tmp_path):
 def test_a_cache_of_any_codec_answers_on_the_gpu_without_waiting(tmp_path, codec, tail):
     store = Store(tmp_path)
     run = student_run(store, KD(temperature=1.0), codec=codec)
+    reading = codec.readings().get(tail)
     prepare(store, run)
     device, ids = torch.device("cuda"), torch.arange(50)
-    here = open_cache(store, train_logits(run), [0], torch.device("cpu")).take(ids, 0, tail=tail)
+    here = open_cache(store, train_logits(run), [0], torch.device("cpu")).take(
+        ids, 0, codec=reading
+    )
     there = open_cache(store, train_logits(run), [0], device)
-    there.take(ids.to(device), 0, tail=tail)  # maps the view
+    there.take(ids.to(device), 0, codec=reading)  # maps the view
     there_ids = ids.to(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = there.take(there_ids, 0, tail=tail)
+        found = there.take(there_ids, 0, codec=reading)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(found.logits.cpu(), here.logits)

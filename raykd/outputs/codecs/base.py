@@ -1,0 +1,119 @@
+"""Base class of codecs: a teacher's logits as columns of a cache, and back.
+
+Shapes: n rows of a shard, B batch, C classes, D embedding width, S stored numbers of a row.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from raykd.core.record import Record
+from raykd.core.types import Outputs, Signal
+from raykd.methods.base import Coverage, Method
+
+LOWEST = torch.finfo(torch.float16).min  # stands for every logit further below its row's maximum
+
+
+class Codec(Record):
+    """One way to store logits. A subclass is final.
+
+    Logits are stored relative to their row's maximum: near it, where the probability is, float16
+    is finest. Fields that are not in `parameters` say how stored bytes are read, and are no part of
+    a cache's recipe.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ()  # fields that shape the bytes; `LogitsRun` has them
+
+    name: str
+
+    @property
+    def label(self) -> str:
+        """Name and parameters, as in "topk 10"."""
+        return " ".join([self.name, *(str(getattr(self, name)) for name in self.parameters)])
+
+    def recipe(self) -> dict[str, Any]:
+        """The fields of a cache's recipe that name this codec."""
+        return {"codec": self.name} | {name: getattr(self, name) for name in self.parameters}
+
+    def encode(self, outputs: Outputs, signals: Signal) -> dict[str, Tensor]:
+        """The columns of one batch on the CPU; `embedding` float16 [n, D] where it is a signal.
+
+        Raises `ValueError` where an output is not finite, or cannot be stored.
+        """
+        logits = outputs.logits.float()
+        maximum = logits.amax(dim=1)
+        checked = {"logits": (logits - maximum[:, None]).clamp_min(LOWEST)}
+        if Signal.EMBEDDING in signals:
+            checked["embedding"] = outputs.embedding.to(torch.float16)
+        for name, values in checked.items():
+            if not bool(values.isfinite().all()):
+                row = int((~values.isfinite()).any(1).nonzero()[0, 0])
+                raise ValueError(f"the teacher's {name} of row {row} of this batch are not finite")
+        columns = self.encode_logits(checked.pop("logits"), maximum)
+        return {name: column.cpu() for name, column in (columns | checked).items()}
+
+    def decode(
+        self, columns: Mapping[str, Tensor], rows: Tensor, classes: int | None = None
+    ) -> Outputs:
+        """The outputs at `rows` (int64 [B]) of stored columns, as float32.
+
+        `classes` is C, for codecs that do not store all classes.
+        """
+        outputs = self.decode_logits(columns, rows, classes)
+        embedding = columns.get("embedding")
+        if embedding is None:
+            return outputs
+        return outputs.embedded(embedding.index_select(0, rows).float())
+
+    def bytes_per_row(self, classes: int, embedding: int | None = None) -> int:
+        """Bytes of one row; `embedding` is D, None where it is not stored."""
+        return self.logits_bytes(classes) + (0 if embedding is None else 2 * embedding)
+
+    def serves(self, method: Method) -> bool:
+        """True where the method's losses are right with what this codec keeps."""
+        return method.accepts(self.coverage())
+
+    # A codec implements the following; the defaults are those of one that keeps all classes.
+
+    def encode_logits(self, shifted: Tensor, maximum: Tensor) -> dict[str, Tensor]:
+        """The columns for float32 logits [n, C] relative to their `maximum` [n]."""
+        raise NotImplementedError
+
+    def decode_logits(
+        self, columns: Mapping[str, Tensor], rows: Tensor, classes: int | None
+    ) -> Outputs:
+        """The logits at `rows` (int64 [B]) as float32 outputs."""
+        raise NotImplementedError
+
+    def logits_bytes(self, classes: int) -> int:
+        """Bytes of a row's logits."""
+        raise NotImplementedError
+
+    def coverage(self) -> Coverage:
+        """How much of a row of logits is kept."""
+        return Coverage()
+
+    def refusal(self, method: Method, classes: int | None) -> str | None:
+        """The reason why a student cannot learn by `method` from this codec; None where it can."""
+        return None
+
+    def readings(self) -> Mapping[str, "Codec"]:
+        """The ways to read a cache of this codec, by name."""
+        return {"": self}
+
+    def as_stored(self) -> "Codec":
+        """The reading that fills in nothing; `stored` compares its outputs."""
+        return self
+
+    def stored(self, live: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """The numbers [n, S] that are kept of live logits [n, C], and those of `outputs`."""
+        return live, outputs.logits
+
+    def tolerance(self, live: Tensor) -> Tensor:
+        """The largest difference that storage explains from `live` numbers [n, S] of `stored`."""
+        # float16 keeps 11 bits of a logit's distance from the row's maximum, down to its lowest
+        # number.
+        distance = live.amax(dim=1, keepdim=True) - live
+        return 2e-3 + 1e-3 * distance + (distance + LOWEST).clamp_min(0)
