@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := ".[dev,export,optuna,timm]"
+EXTRAS := ".[dev,export,optuna,tensorboard,timm]"
 
 # The first name that runs, is of a right version and can make a virtual environment. Looking
 # on PATH is not enough: version managers put names there for versions that are not selected.

@@ -20,10 +20,12 @@ from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
 from raykd.tracking.jsonl import read_metrics
+from raykd.tracking.tensorboard import events_folder
 from raykd.training.cache_builder import CacheBuild
 from raykd.training.inputs import open_cache
 from tests.launch.marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
+from tests.tracking.events import scalars
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
 QUIET = Teller(quiet=True)
@@ -138,6 +140,25 @@ def test_a_packed_student_whose_worker_is_killed_ends_with_equal_weights(cluster
     prepare(here, run)
     assert trained(here, run) == result
     assert [line["epoch"] for line in read_metrics(folder)] == list(range(60))
+
+
+def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, store):
+    run = student_run(store, optim=Optim(epochs=20, batch=32))
+    prepare(store, run)
+    scale = Scale(workers=2, checkpoint_seconds=0, track=("tensorboard",))
+
+    def due(kills: int) -> bool:
+        return len(read_metrics(store.path(run))) >= 5
+
+    killer = Killer("RayTrainWorker", due)
+    execute(Experiment("small", (run,), scale), store, QUIET)
+    killer.times = 0
+    assert killer.killed
+    lines = [(line["epoch"], line["loss"]) for line in read_metrics(store.path(run))]
+    assert scalars(events_folder(store, run))["loss"] == [
+        (epoch, pytest.approx(loss)) for epoch, loss in lines
+    ]
+    assert [epoch for epoch, _ in lines] == list(range(20))
 
 
 def test_a_unit_that_keeps_dying_is_given_up_and_the_others_are_done(cluster, store, monkeypatch):
