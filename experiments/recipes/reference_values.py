@@ -103,7 +103,7 @@ CIFAR100: dict[str, Fields] = {
     "mimic_logits": {"weight": 0.1, "label_weight": 1.0, "source": _ZOO},
     "mimic_embedding": {"weight": 1.0, "label_weight": 1.0, "source": "ours"},
     "irg": {
-        "vertex": 0.1, "edge": 5.0, "transformation": 5.0, "weight": 1.0, "revision": 2,
+        "vertex": 0.1, "edge": 5.0, "transformation": 5.0, "weight": 1.0,
         "label_weight": 1.0, "source": _ZOO,
     },
     "jacobian": {"weight": 20.0, "label_weight": 1.0, "source": _ZOO},

@@ -59,7 +59,7 @@ def print_forecast(
     lines = forecast(experiment, place, work, cluster)
     sums = totals(lines)
     if as_json:
-        value = {"cluster": cluster.whole(), "items": [asdict(line) for line in lines]}
+        value = {"cluster": cluster.plain(), "items": [asdict(line) for line in lines]}
         print_json(value | {**sums, "in_store": known - missing})
         return
     if lines:

@@ -102,7 +102,7 @@ def print_recipe(experiment: "Experiment", teller: "Teller") -> None:
 
     from raykd.config.experiment import basis
 
-    runs = [basis(run).whole() for run in experiment.runs]
+    runs = [basis(run).plain() for run in experiment.runs]
     if not runs:
         raise ConfigError("experiment.grid: no student is left")
     teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")

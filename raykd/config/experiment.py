@@ -170,7 +170,7 @@ def _matches(
         return alias or value == given
 
     try:
-        found = run.whole()
+        found = run.plain()
         return all(equal(value_at(found, k), value) or anything for k, value in wanted.items())
     except LookupError:
         return False

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,57 +32,64 @@ class Record(BaseModel):
     Strict: a number is not read from a string, an unknown field is an error, and neither
     infinity nor NaN is a value.
 
-    `added` names fields that came after artefacts were made without them. At their default, which
-    must mean what was done before, they are no part of the plain value, so that artefacts keep
-    their names.
+    `revision` goes up where the same fields come to mean something else, and where a default
+    changes: it is part of the fingerprint, and defaults are not.
     """
 
-    added: ClassVar[tuple[str, ...]] = ()
+    revision: ClassVar[int] = 1
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
-    def read(cls, value: object) -> "Record":
+    def read(cls, value: object) -> Self:
         """The record that plain JSON-like data describes (lists stand for tuples)."""
         return cls.model_validate_json(json.dumps(value))
 
     def plain(self) -> dict[str, Any]:
-        """The record as plain dicts, lists and numbers: what is hashed.
-
-        Every default is written out, but for those of fields that were `added`.
-        """
-        return _without_added(self, self.whole())
-
-    def whole(self) -> dict[str, Any]:
-        """The same with every default, to be read by people."""
+        """The record as plain dicts, lists and numbers, with every default written out."""
         return self.model_dump(mode="json")
 
 
-def _without_added(value: object, plain: Any) -> Any:
-    """What a value was written out as, without the added fields that say nothing new."""
-    if isinstance(value, tuple):
-        return [_without_added(*pair) for pair in zip(value, plain, strict=True)]
-    if not isinstance(value, Record):
-        return plain
-    return {
-        name: _without_added(getattr(value, name), plain[name])
-        for name, field in type(value).model_fields.items()
-        if name not in value.added or getattr(value, name) != field.default
-    }
+class Recipe(Record):
+    """A record that determines an artefact of a store.
+
+    `kind` is the folder that such artefacts share, and part of the fingerprint.
+    """
+
+    kind: ClassVar[str]
 
 
 def canonical(record: Record) -> str:
-    """The record's JSON in the one form that is hashed: sorted keys, ASCII, no white space."""
-    value = {"kind": type(record).__name__, "value": record.plain()}
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """The record's JSON in the one form that is hashed: sorted keys, ASCII, no white space.
+
+    Fields at their default are left out, so a new field whose default means what was done before
+    changes no fingerprint. A field `name` is always there, since it tells the classes of a union
+    apart, as `kind` does with recipes. A revision is there where it is not 1.
+    """
+    form = _canonical_form(record, record.plain())
+    return json.dumps(form, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical_form(value: object, plain: Any) -> Any:
+    """The hashed part of a value that was written out as `plain`."""
+    if isinstance(value, tuple):
+        return [_canonical_form(*pair) for pair in zip(value, plain, strict=True)]
+    if not isinstance(value, Record):
+        return plain
+    form: dict[str, Any] = {"kind": value.kind} if isinstance(value, Recipe) else {}
+    if value.revision != 1:
+        form["revision"] = value.revision
+    for name, field in type(value).model_fields.items():
+        inner = _canonical_form(getattr(value, name), plain[name])
+        at_default = getattr(value, name) == field.get_default(call_default_factory=True)
+        # A record at its default still counts where its own form has something to say.
+        if name == "name" or not at_default or inner not in ({}, plain[name]):
+            form[name] = inner
+    return form
 
 
 def fingerprint(record: Record) -> str:
-    """20 hex digits that name the record: equal on every machine and Python version.
-
-    Every field counts, defaults included: a default that changes between versions must
-    not find an artefact that was made with the old one. (Of `Record.added` see there.)
-    """
+    """20 hex digits that name the record: equal on every machine and Python version."""
     return hashlib.sha256(canonical(record).encode("ascii")).hexdigest()[:DIGITS]
 
 

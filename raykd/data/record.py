@@ -5,7 +5,7 @@ Plain records, which load no decoder; `dataset.py` reads what they name.
 Shapes: H, W pixels.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -63,8 +63,6 @@ class Data(Record):
     `digest`, `classes` and `size` are expectations, which reading checks where they are given;
     `mean` and `std` replace the dataset's own.
     """
-
-    added: ClassVar[tuple[str, ...]] = ("stream", "view_seed")
 
     name: str  # of `raykd show datasets`
     # Shorter side, then a centre crop; None: as is.

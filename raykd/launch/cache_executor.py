@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom, RaykdError, Unreachable
-from raykd.core.record import Record
+from raykd.core.record import Recipe
 from raykd.outputs.manifest import Part, manifest_of
 from raykd.planning.plan import CacheJob
 from raykd.storage.store import Store
@@ -33,7 +33,7 @@ class Caching:
         store: Store,
         scale: Scale,
         teller: Teller,
-        claimed: Callable[[Record], contextlib.AbstractContextManager[bool]],
+        claimed: Callable[[Recipe], contextlib.AbstractContextManager[bool]],
         stay: Callable[[], None],
         workers: "Callable[[], Pool]",
     ) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from raykd.config.scale import Scale, Workers, least, most
 from raykd.core.errors import RaykdError, folded
-from raykd.core.record import Record, fingerprint
+from raykd.core.record import Recipe, fingerprint
 from raykd.launch.cache_executor import Caching
 from raykd.launch.peer_locks import Company
 from raykd.planning.plan import CacheJob
@@ -93,7 +93,7 @@ class Crew:
             self._workers().run([unit])
 
     @contextlib.contextmanager
-    def _claimed(self, recipe: Record) -> Iterator[bool]:
+    def _claimed(self, recipe: Recipe) -> Iterator[bool]:
         """A region in which no one else makes this artefact; whether it waited for who did.
 
         Whoever does may need the processors that our pool holds, so it goes home meanwhile.

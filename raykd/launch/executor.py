@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, Workers, most
 from raykd.core.errors import RaykdError, folded
-from raykd.core.record import Record
+from raykd.core.record import Recipe
 from raykd.core.shutdown import Notice, noticed
 from raykd.launch.crew import Crew, collected
 from raykd.launch.peer_locks import Company
@@ -144,7 +144,7 @@ class _StoreLock:
     store: Store
     say: Callable[[str], None]
 
-    def __call__(self, recipe: Record, *, wait: bool = True) -> AbstractContextManager[bool]:
+    def __call__(self, recipe: Recipe, *, wait: bool = True) -> AbstractContextManager[bool]:
         return locks.held(self.store, recipe, "maker", self.say, wait=wait)
 
 

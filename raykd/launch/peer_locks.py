@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from raykd.core.record import Record
+from raykd.core.record import Recipe
 from raykd.core.shutdown import Notice, noticed
 from raykd.recipes import Training
 from raykd.storage import locks
@@ -26,11 +26,11 @@ class Company:
         self._store = store
         self._say = say
 
-    def claiming(self, recipe: Record) -> contextlib.AbstractContextManager[bool]:
+    def claiming(self, recipe: Recipe) -> contextlib.AbstractContextManager[bool]:
         """A region in which no one else makes this artefact; whether it waited for who did."""
         return locks.held(self._store, recipe, "maker", self._say)
 
-    def trying(self, recipe: Record) -> contextlib.AbstractContextManager[bool]:
+    def trying(self, recipe: Recipe) -> contextlib.AbstractContextManager[bool]:
         """The same region, where nobody is in it; False, at once, where somebody is."""
         return locks.held(self._store, recipe, "maker", wait=False)
 

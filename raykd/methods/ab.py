@@ -63,8 +63,6 @@ class ABInit(Method):
     cost: ClassVar[str] = "B K H W per stage, and the connectors'"
     label_weight: ClassVar[Schedule] = 0.0
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "backbone"
-    added: ClassVar[tuple[str, ...]] = ("settled_norm",)
-
     name: Literal["ab_init"] = "ab_init"
     weight: Schedule = 1.0  # by the prelude's own epochs
     margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
@@ -110,8 +108,6 @@ class AB(Method):
 
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
-    added: ClassVar[tuple[str, ...]] = ("settled_norm",)
-
     name: Literal["ab"] = "ab"
     weight: Schedule = 1.0  # of the prelude's loss, by its own epochs
     margin: float = Field(

@@ -64,7 +64,6 @@ class IRG(Method):
     vertex: float = Field(default=0.1, ge=0, le=Limits.WEIGHT)
     edge: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
     transformation: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
-    revision: Literal[2] = 2  # of what it computes; not for you to set
     weight: Schedule = 1.0  # of all three
 
     def needs(self) -> Signal:

@@ -64,8 +64,6 @@ class SAKD(Method):
 
     title: ClassVar[str] = "Song et al. 2022, arXiv 2205.02399"
     cost: ClassVar[str] = "its base's, and another pass of both networks"
-    added: ClassVar[tuple[str, ...]] = ("as_released",)
-
     name: Annotated[Literal["sakd", "spot_adaptive_kd"], canonical("sakd")] = "sakd"
     base: "AnyBase" = AT()
     mode: Literal["adaptive", "always", "random", "reverse", "both"] = "adaptive"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch
-from raykd.core.record import Record, difference
+from raykd.core.record import Recipe, difference
 from raykd.storage import arrow
 from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store, first_line, read_json, write_json
@@ -138,7 +138,7 @@ def write_manifest(
     write(folder / MANIFEST, value)
 
 
-def manifest_of(store: Store, run: Record) -> Manifest | None:
+def manifest_of(store: Store, run: Recipe) -> Manifest | None:
     """The manifest of a cache as it is for all nodes; None where there is none yet."""
     return read_manifest(store.renew(store.path(run) / MANIFEST).parent)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from raykd.core.record import Limits, Record
+from raykd.core.record import Limits, Recipe
 from raykd.core.types import Signal
 from raykd.data.record import AnyData, Split
 from raykd.outputs.codecs import CODECS, Codec, CodecName, codec_of
@@ -14,15 +14,13 @@ if TYPE_CHECKING:
     from raykd.recipes.student import AnyTeacher
 
 
-class LogitsRun(Record):
+class LogitsRun(Recipe):
     """The outputs of one teacher checkpoint over one split of one dataset.
 
     Which views are there is not part of it: a cache grows view by view.
     """
 
     kind: ClassVar[str] = "caches"
-    added: ClassVar[tuple[str, ...]] = ("k",)
-
     teacher: "AnyTeacher"
     anchor: int = Field(ge=0, le=Limits.EPOCHS)  # the checkpoint's epoch
     data: AnyData

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raykd.core.record import Limits, Record
+from raykd.core.record import Limits, Recipe, Record
 from raykd.methods.base import Looks, Method
 from raykd.recipes.consistency import check_student
 from raykd.recipes.student import StudentRun
@@ -106,7 +106,6 @@ class RCO(Record):
                 temperature=self.temperature,
                 measure=measure,
                 at_most=self.anchors,
-                revision=int(measure == "kl" and "spherical_kd" in _names(run.method)),
             )
             return Sought(search, self.stages)
         if self.select == "greedy":
@@ -117,19 +116,15 @@ class RCO(Record):
         return along(run, equal_by_count(saved, count), self.stages)
 
 
-class Search(Record):
+class Search(Recipe):
     """A greedy search for anchors, by the training of a student from one to the next."""
 
     kind: ClassVar[str] = "searches"
-    added: ClassVar[tuple[str, ...]] = ("revision",)
-
     student: StudentRun  # without a route
     threshold: float = Field(gt=0, le=Limits.RATE)
     temperature: float = Field(gt=0, le=Limits.TEMPERATURE)
     measure: Literal["kl", "loss"]
     at_most: int | None = Field(ge=1, le=Limits.EPOCHS)  # anchors
-    # How distances are measured; 1: those of spherical_kd between normalised logits.
-    revision: int = Field(default=0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> "Search":
@@ -212,13 +207,6 @@ def _check_unseen(run: StudentRun) -> None:
                 f"the teacher learns from images that are held out: run.data.{key} is {own!r} and "
                 f"run.teacher.data.{key} is {theirs!r}; give both the same"
             )
-
-
-def _names(method: Method) -> set[str]:
-    """The names of a method, of its parts and of its base."""
-    base = getattr(method, "base", None)
-    inner = (*getattr(method, "combine", ()), *(() if base is None else (base,)))
-    return {method.name}.union(*map(_names, inner))
 
 
 def _no_measure(method: Method) -> str | None:

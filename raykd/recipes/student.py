@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raykd.core.record import Limits, Record
+from raykd.core.record import Limits, Recipe
 from raykd.core.types import CACHEABLE, Look, Signal
 from raykd.data.record import AnyData, Data
 from raykd.data.transforms.mixing import Mix
@@ -23,7 +23,7 @@ from raykd.teachers.route import Route
 Views = Annotated[int, Field(le=Limits.ROWS)]  # different augmentations
 
 
-class StudentRun(Record):
+class StudentRun(Recipe):
     """One student: what is trained, on what, by which method, from which teacher.
 
     Its teacher may be a student itself: the assistant of a chain (TAKD, Mirzadeh et al. 2020, arXiv
@@ -40,8 +40,6 @@ class StudentRun(Record):
     """
 
     kind: ClassVar[str] = "students"
-    added: ClassVar[tuple[str, ...]] = ("codec", "label_smoothing", "views_by_seed")
-
     model: Network
     data: AnyData
     teacher: "AnyTeacher | None" = None
@@ -202,7 +200,7 @@ class StudentRun(Record):
         )
 
 
-class PreludeRun(Record):
+class PreludeRun(Recipe):
     """Training that comes before some methods' own: a paraphraser, or a student's first stages.
 
     Every student whose recipe asks for the same one shares it.

@@ -5,19 +5,17 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from raykd import models
-from raykd.core.record import Limits, Record
+from raykd.core.record import Limits, Recipe
 from raykd.data.record import AnyData
 from raykd.recipes.optim import Optim, Precision
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
 
 
-class TeacherRun(Record):
+class TeacherRun(Recipe):
     """A teacher: trained here with the labels, or read from published or given weights."""
 
     kind: ClassVar[str] = "teachers"
-    added: ClassVar[tuple[str, ...]] = ("label_smoothing",)
-
     model: Network
     data: AnyData  # trained on; of a pretrained one, only the normalisation counts
     optim: Optim = Optim()

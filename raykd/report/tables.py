@@ -67,9 +67,8 @@ def share_views(report: Report) -> bool:
     for group in report.students:
         seeds = {run.recipe["seed"] for run in group.runs}
         for recipe in (run.recipe for run in group.runs):
-            ways = recipe["data"]["augment"] | {"revision": None}
-            augmented = any(ways.values())
-            if len(seeds) > 1 and augmented and not recipe.get("views_by_seed"):
+            augmented = any(recipe["data"]["augment"].values())
+            if len(seeds) > 1 and augmented and not recipe["views_by_seed"]:
                 return True
     return False
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from raykd.core.errors import NoRoom
-from raykd.core.record import Record
+from raykd.core.record import Recipe
 from raykd.storage.atomic import appending, unwritable
 from raykd.storage.store import LOCKS, Store
 
@@ -29,7 +29,7 @@ _GONE = (errno.ENOENT, errno.ESTALE)
 class Lock(Protocol):
     """A way to keep others from making an artefact meanwhile."""
 
-    def __call__(self, recipe: Record, *, wait: bool = True) -> AbstractContextManager[bool]:
+    def __call__(self, recipe: Recipe, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Hold the lock of an artefact; yields True if it is held.
 
         With `wait` False it yields False at once where another process holds it.
@@ -40,7 +40,7 @@ class Lock(Protocol):
 @contextlib.contextmanager
 def held(
     store: Store,
-    recipe: Record,
+    recipe: Recipe,
     role: str,
     say: Callable[[str], None] = lambda text: None,
     *,
@@ -72,7 +72,7 @@ def held(
             _free(path, file)
 
 
-def owner(store: Store, recipe: Record, role: str) -> str | None:
+def owner(store: Store, recipe: Recipe, role: str) -> str | None:
     """The holder of an artefact's lock for a role, in words; None without one. Writes nothing."""
     folder = store.path(recipe)
     path = store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"
@@ -131,7 +131,7 @@ def _free(path: Path, file: IO[str]) -> None:
         file.close()
 
 
-def _place(store: Store, recipe: Record, role: str) -> Path:
+def _place(store: Store, recipe: Recipe, role: str) -> Path:
     folder = store.path(recipe)
     store.stand()
     return store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"

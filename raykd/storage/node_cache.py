@@ -97,6 +97,13 @@ class Mirror:
         self._here.add(name)
         return True
 
+    def first_marker(self, kind: str, marker: str) -> Path | None:
+        """The marker of one complete folder of a kind, by its path here; None where none is."""
+        if kind not in self._listed:
+            self.survey(kind, marker)
+        names = (name for name in self._there if name.startswith(f"{kind}/"))
+        return next((self.root / name / marker for name in names), None)
+
     def survey(self, kind: str, marker: str) -> list[Path]:
         """The folders of a kind that are complete there, by their paths here."""
         folders: dict[str, list[Entry]] = {}

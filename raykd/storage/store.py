@@ -26,6 +26,7 @@ The root may be a URL. Then every node works on a copy of its own, the mirror: w
 pushed, and what is missing is pulled. Of a local root those words mean nothing.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -37,12 +38,12 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raykd.core.errors import CacheCorrupt, ConfigError, Unreachable
-from raykd.core.record import Record, fingerprint
+from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
+from raykd.core.record import DIGITS, Recipe, fingerprint
 from raykd.storage.atomic import gone, is_there, unwritable, write_atomic
 from raykd.storage.filesystem import Remote, is_url
 from raykd.storage.node_cache import Mirror, place_of
@@ -52,16 +53,17 @@ LOCKS = "locks"
 SEAL = "seal"  # a key of every file that `write_json` writes
 _SEAL_DIGITS = 24
 _NAME_BYTES = 255  # of a folder's or a file's name, on every file system in use
+# The names by which an earlier raykd hashed recipes: those of its classes.
+_EARLIER_KINDS = {
+    "teachers": "TeacherRun",
+    "caches": "LogitsRun",
+    "preludes": "PreludeRun",
+    "students": "StudentRun",
+    "searches": "Search",
+}
 _NO_FOLDER = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-class Recipe(Protocol):
-    """A record that determines an artefact; `kind` is the folder that such artefacts share."""
-
-    @property
-    def kind(self) -> str: ...
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def write_json(path: Path, value: object, *, sealed: bool = True) -> None:
@@ -129,11 +131,18 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def read_recipe(kind: type[AnyRecord], folder: Path) -> AnyRecord:
-    """The recipe of a finished artefact. Raises `CacheCorrupt`, naming the file."""
+def read_recipe(kind: type[AnyRecipe], folder: Path) -> AnyRecipe:
+    """The recipe of a finished artefact.
+
+    Raises `CacheCorrupt`, naming the file, and `CacheMismatch` where an earlier raykd wrote it.
+    """
     path = folder / MARKER
     try:
-        recipe = kind.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        _check_age(path, data)
+        recipe = kind.model_validate_json(data)
+    except CacheMismatch:
+        raise
     except (OSError, ValueError) as error:
         raise _no_recipe(path, f"cannot be read ({first_line(error)})") from error
     if fingerprint(recipe) != folder.name:
@@ -146,6 +155,22 @@ def _no_recipe(path: Path, what: str) -> CacheCorrupt:
         f"{path}: {what}; it is not the recipe that its folder is named by. Remove this file and "
         "run the same command again, which writes it anew; what was computed stays"
     )
+
+
+def _check_age(path: Path, data: bytes) -> None:
+    """Raise `CacheMismatch` where a marker is that of an earlier raykd, which hashed other text."""
+    *_, kind, name, _ = path.parts
+    try:
+        value = {"kind": _EARLIER_KINDS.get(kind), "value": json.loads(data)}
+    except (ValueError, RecursionError):  # damaged; whoever reads the recipe says so
+        return
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    if hashlib.sha256(text.encode()).hexdigest()[:DIGITS] == name:
+        raise CacheMismatch(
+            f"{path}: an earlier raykd made this store, with other fingerprints, so that nothing "
+            "in it would be found and all would be made again; keep it for the raykd that made "
+            "it, and name another one with --store"
+        )
 
 
 def first_line(error: Exception) -> str:
@@ -180,6 +205,7 @@ class Store:
             self.root = _folder(str(place))
             self.url = self.shown = str(self.root)
         self.local_bytes = _bound(local_gb)
+        self._checked_kinds: set[str] = set()  # whose artefacts this raykd made
         self._stands = False
 
     def stand(self, *, made: bool = False) -> None:
@@ -205,16 +231,18 @@ class Store:
                 raise unwritable(mark, error) from error
             self._stands = True
 
-    def path(self, recipe: Record) -> Path:
+    def path(self, recipe: Recipe) -> Path:
         """The folder of a recipe's artefact, whether or not it exists."""
-        return self.root / _kind(recipe) / fingerprint(recipe)
+        return self.root / recipe.kind / fingerprint(recipe)
 
-    def has(self, recipe: Record) -> bool:
+    def has(self, recipe: Recipe) -> bool:
         """True where the artefact is complete. Its large files may still have to be pulled.
 
-        Raises `CacheCorrupt` where its marker is not this recipe.
+        Raises `CacheCorrupt` where its marker is not this recipe, and `CacheMismatch` where an
+        earlier raykd made the artefacts of this kind.
         """
         path = self.path(recipe) / MARKER
+        self._check_form(recipe.kind)
         if not self.whole(path.parent, MARKER):
             return False
         try:
@@ -231,7 +259,20 @@ class Store:
             raise _no_recipe(path, f"cannot be read ({first_line(error)})") from error
         return True
 
-    def finish(self, recipe: Record) -> None:
+    def _check_form(self, kind: str) -> None:
+        """Raise `CacheMismatch` where the artefacts of a kind are those of an earlier raykd."""
+        if kind in self._checked_kinds:
+            return
+        if self.mirror is None:
+            marker = next((self.root / kind).glob(f"*/{MARKER}"), None)
+        else:
+            marker = self.mirror.first_marker(kind, MARKER)
+        if marker is not None:
+            with contextlib.suppress(OSError):
+                _check_age(marker, self.pull(marker).read_bytes())
+        self._checked_kinds.add(kind)
+
+    def finish(self, recipe: Recipe) -> None:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
         write_json(folder / MARKER, recipe.plain(), sealed=False)
@@ -239,7 +280,7 @@ class Store:
             path.unlink(missing_ok=True)
         self.share(folder, MARKER)
 
-    def discard(self, recipe: Record) -> None:
+    def discard(self, recipe: Recipe) -> None:
         """Remove the artefact, marker first, so that a half-removed one is never trusted."""
         self.remove(self.path(recipe) / MARKER)
         self.remove(self.path(recipe))
@@ -360,11 +401,3 @@ def _bound(local_gb: float | None) -> int | None:
         return None if number is None else int(number * 1e9)
     except (ValueError, OverflowError):
         raise ConfigError(f"$RAYKD_LOCAL_GB: expected a number, found {text!r}") from None
-
-
-def _kind(recipe: Record) -> str:
-    """The folder that artefacts of this class of recipe share."""
-    kind = getattr(type(recipe), "kind", None)
-    if not isinstance(kind, str):
-        raise TypeError(f"{type(recipe).__name__} names no kind of artefact")
-    return kind

@@ -32,7 +32,7 @@ def pair_of(run: StudentRun) -> tuple[str, str] | None:
 
 def fields_of(method) -> dict:
     """A method's hyperparameters as plain values."""
-    return {key: value for key, value in method.whole().items() if key not in STRUCTURE}
+    return {key: value for key, value in method.plain().items() if key not in STRUCTURE}
 
 
 def expected(data, name, pair) -> dict:

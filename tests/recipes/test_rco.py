@@ -11,11 +11,8 @@ from raykd.core.record import fingerprint
 from raykd.data.record import Data
 from raykd.data.transforms.augment import Augment
 from raykd.methods import METHODS
-from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
-from raykd.methods.pkt import PKT
-from raykd.methods.sakd import SAKD
 from raykd.recipes import RCO, Optim, Search, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.teachers.route import Route
@@ -341,16 +338,3 @@ def test_both_forms_of_one_threshold_are_one_search():
     ratio = RCO(select="greedy", threshold=1.5).students(STUDENT)
     change = RCO(select="greedy", hardness="relative_change", threshold=0.5).students(STUDENT)
     assert ratio == change
-
-
-def test_only_searches_that_spherical_kd_measures_otherwise_have_a_new_name():
-    for name, method in METHODS.items():
-        if not method().needs() or method().trains != "student":
-            continue
-        found = RCO(select="greedy").students(with_(method=method()))
-        assert isinstance(found, Sought)
-        assert ("revision" in found.search.plain()) == (name == "spherical_kd")
-    skd = METHODS["spherical_kd"]()
-    for method in (Combine(combine=(skd, PKT())), SAKD(base=skd)):
-        found = RCO(select="greedy").students(with_(method=method))
-        assert isinstance(found, Sought) and found.search.revision == 1

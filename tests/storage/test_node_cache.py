@@ -7,12 +7,12 @@ from typing import ClassVar
 import pytest
 
 from raykd.core.errors import ConfigError, Unreachable
-from raykd.core.record import Record
+from raykd.core.record import Recipe
 from raykd.storage.filesystem import Remote
 from raykd.storage.store import MARKER, Store
 
 
-class Cake(Record):
+class Cake(Recipe):
     """A recipe."""
 
     kind: ClassVar[str] = "cakes"

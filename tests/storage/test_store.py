@@ -1,5 +1,6 @@
 """Folders named by the hash of their recipe, complete when their marker is there."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,13 +10,14 @@ from typing import ClassVar
 
 import pytest
 
-from raykd.core.errors import CacheCorrupt, ConfigError, Unreachable
-from raykd.core.record import Record, fingerprint
+from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
+from raykd.core.record import Recipe, fingerprint
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import MARKER, Store, read_json, read_recipe, write_json
+from tests.core.golden_recipes import RECIPES
 
 
-class Cake(Record):
+class Cake(Recipe):
     """A recipe."""
 
     kind: ClassVar[str] = "cakes"
@@ -102,6 +104,7 @@ def test_a_folder_without_its_marker_is_not_complete(store):
 def test_the_marker_is_the_recipe(store):
     cake = Cake(eggs=5, layers=(0.1, 1e-4))
     store.finish(cake)
+    assert read_recipe(Cake, store.path(cake)) == cake
     assert Cake.read(read_json(store.path(cake) / MARKER)) == cake
 
 
@@ -124,12 +127,18 @@ def test_finished_lists_one_kind_oldest_first(store):
     assert list(store.finished("pies")) == []
 
 
-def test_a_recipe_without_a_kind_is_refused(store):
-    class Nothing(Record):
-        """Names no kind of artefact."""
-
-    with pytest.raises(TypeError, match="Nothing names no kind of artefact"):
-        store.path(Nothing())
+def test_artefacts_of_an_earlier_raykd_are_refused(store):
+    """Their folders are named by a hash of the class's name and of defaults, too."""
+    search = RECIPES["search"]
+    text = json.dumps(
+        {"kind": "Search", "value": search.plain()}, sort_keys=True, separators=(",", ":")
+    )
+    name = hashlib.sha256(text.encode()).hexdigest()[:20]
+    write_json(store.root / "searches" / name / MARKER, search.plain(), sealed=False)
+    with pytest.raises(CacheMismatch, match="an earlier raykd made this store"):
+        store.has(search)
+    with pytest.raises(CacheMismatch, match="name another one with --store"):
+        read_recipe(type(search), *store.finished("searches"))
 
 
 def test_a_store_stays_where_it_is_when_the_process_moves(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ Shapes: B batch, H, W pixels. Pixels are uint8, channels last, until the loader 
 
 import functools
 import math
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +20,14 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 
 ENDLESS = 1 << 31  # views
-REVISION = 1  # raised whenever the same key would show other pixels; part of every fingerprint
 
 
 class Augment(Record):
     """What is done to an image, in the order of the fields; `mix` comes last.
 
     The CIFAR standard of the field is `pad: 4, flip: true`: 81 crops x 2 = 162 views. ImageNet's
-    is `crop: {}, flip: true`.
+    is `crop: {}, flip: true`. `revision` goes up whenever the same key would show other pixels.
     """
-
-    added: ClassVar[tuple[str, ...]] = ("crop", "colour", "erase")
 
     pad: int = Field(default=0, ge=0, le=Limits.PAD)  # pixels of black border on each side
     flip: bool = False  # mirror half of the views
@@ -40,7 +36,6 @@ class Augment(Record):
     strong: Strong | None = None  # random operations (RandAugment) and a hole
     erase: Erase | None = None  # a grey box in some images
     mix: Mix | None = None  # each sample with another one
-    revision: Literal[1] = REVISION  # of the meaning of a view; not for you to set
 
     @model_validator(mode="after")
     def _check(self) -> "Augment":

@@ -20,7 +20,7 @@ from raykd.config.resolve import Digests, resolve
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Space
 from raykd.core.errors import RaykdError, WorkFailed, of_codes
-from raykd.core.record import Record
+from raykd.core.record import Recipe
 from raykd.core.shutdown import Notice
 from raykd.launch.executor import Executor
 from raykd.launch.preemption import NodeNotice
@@ -131,7 +131,7 @@ class TrialCompany:
         self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
 
     @contextlib.contextmanager
-    def lock(self, recipe: Record, *, wait: bool = True) -> Iterator[bool]:
+    def lock(self, recipe: Recipe, *, wait: bool = True) -> Iterator[bool]:
         """A claim among the trials, by the name of the artefact, and then as anyone has."""
         folder = self._store.path(recipe)
         what, who = f"{folder.parent.name}/{folder.name}", str(self.trial)
