@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import NOTHING, Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Prelude, Schedule
 
 SCALE = 3 / 1000  # of every stage's loss; the CRD benchmark's
 
@@ -29,26 +29,7 @@ def boundary_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tens
     return F.relu(turn * student + margin).square().sum() / len(student)
 
 
-def connectors(student: Shapes, teacher: Shapes) -> nn.ModuleDict:
-    """What brings each stage of the student to the teacher's shape; nothing where it has it.
-
-    Raises `ConfigError` where a stage of the student would not be trained.
-    """
-    shapes = {
-        stage: (student.features[stage], teacher.features[stage])
-        for stage in feature_maps.covered(student, teacher, "ab")
-    }
-    return nn.ModuleDict(
-        {
-            stage: nn.Identity()
-            if mine == theirs
-            else feature_maps.Regressor(mine, theirs, relu=False)
-            for stage, (mine, theirs) in shapes.items()
-        }
-    )
-
-
-class ABInit(Method):
+class ABInit(feature_maps.StageMethod):
     """weight * sum over stages k = 1..K of 2**(k - K) * 0.003 * hinges: the prelude of `AB`.
 
     The hinges are `boundary_loss` on pre-activations, summed over one sample's neurons. That of a
@@ -63,6 +44,10 @@ class ABInit(Method):
     cost: ClassVar[str] = "B K H W per stage, and the connectors'"
     label_weight: ClassVar[Schedule] = 0.0
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "backbone"
+    before_relu: ClassVar[bool] = True
+    doubling: ClassVar[bool] = True
+    factor: ClassVar[float] = SCALE
+
     name: Literal["ab_init"] = "ab_init"
     weight: Schedule = 1.0  # by the prelude's own epochs
     margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
@@ -72,29 +57,20 @@ class ABInit(Method):
         """As `settled_norm` says."""
         return self.settled_norm
 
-    def needs(self) -> Signal:
-        """Stage outputs before their ReLU."""
-        return Signal.PREACTIVATIONS
+    def compared(self, student: Shapes, teacher: Shapes) -> list[str]:
+        """All stages of the student. Raises `ConfigError` where one would not be trained."""
+        return feature_maps.covered(student, teacher, "ab")
 
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """A connector for each stage that both networks have."""
-        return connectors(student, teacher)
+    def stage_helper(self, student: feature_maps.Shape, teacher: feature_maps.Shape) -> nn.Module:
+        """The connector to the teacher's shape; nothing is done where the student has it."""
+        if student == teacher:
+            return nn.Identity()
+        return feature_maps.Regressor(student, teacher, relu=False)
 
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """One loss per stage; each counts twice as much as the one before."""
-        weight, count = at(self.weight, batch.epoch) * SCALE, len(helpers)
-        losses: dict[str, Tensor] = {}
-        with full_precision(student.logits):
-            for number, (stage, connector) in enumerate(helpers.items(), start=1):
-                mine = connector(precise(student.features[f"{stage}.pre"]))
-                theirs = precise(teacher.features[f"{stage}.pre"])
-                loss = boundary_loss(mine, theirs, self.margin)
-                losses[stage] = weight * 2.0 ** (number - count) * loss
-        return losses
+    def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
+        """The squared hinges of the connected map."""
+        assert helper is not None
+        return boundary_loss(helper(student), teacher, self.margin)
 
 
 class AB(Method):

@@ -3,14 +3,12 @@
 Shapes: B batch, K channels, H, W pixels.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at
+from raykd.methods.base import Schedule
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -23,7 +21,7 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (feature_maps.energy(student) - feature_maps.energy(teacher)).square().mean()
 
 
-class AT(Method):
+class AT(feature_maps.StageMethod):
     """weight * sum over stages of mean((Q(student) - Q(teacher))**2), Q(f) = |f|**2 per pixel.
 
     Q is the sum of squares over channels, scaled to length 1 over the pixels. Zagoruyko and
@@ -37,27 +35,6 @@ class AT(Method):
     name: Literal["at"] = "at"
     weight: Schedule = 1000.0
 
-    def needs(self) -> Signal:
-        """Stage outputs."""
-        return Signal.FEATURES
-
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
-        """The stages that both networks have."""
-        return feature_maps.same(student, teacher)
-
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """None, once both networks are seen to have stages."""
-        feature_maps.paired(student, teacher, self.name)
-        return nn.ModuleDict()
-
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """One loss per stage that both networks have."""
-        stages = feature_maps.stages(student.features, teacher.features)
-        losses = dict.fromkeys(stages, attention_loss)
-        return feature_maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))
+    def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
+        """The mean squared difference of the attention maps."""
+        return attention_loss(student, teacher)

@@ -3,14 +3,16 @@
 Shapes: B batch, K channels, H, W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError
-from raykd.core.types import Outputs, Shapes
-from raykd.methods.base import full_precision, precise
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.base import Method, Schedule, at, full_precision, precise
 
 Shape = tuple[int, int, int]  # K, H, W
 
@@ -171,20 +173,6 @@ def energy(maps: Tensor) -> Tensor:
     return F.normalize(maps.square().mean(dim=1).flatten(1), dim=1, eps=1e-12)
 
 
-def by_stage(
-    losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-    student: Outputs,
-    teacher: Outputs,
-    weight: float,
-) -> dict[str, Tensor]:
-    """The weighted loss of each stage, from the two networks' maps [B, K, H, W] there."""
-    with full_precision(student.logits):
-        return {
-            stage: weight * loss(precise(student.features[stage]), precise(teacher.features[stage]))
-            for stage, loss in losses.items()
-        }
-
-
 def added(losses: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Losses by spot, those at the same spot added up."""
     total: dict[str, Tensor] = {}
@@ -192,3 +180,65 @@ def added(losses: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         for spot, loss in part.items():
             total[spot] = total[spot] + loss if spot in total else loss
     return total
+
+
+class StageMethod(Method):
+    """weight * sum over the stages that both networks have of a loss on their maps. Abstract."""
+
+    before_relu: ClassVar[bool] = False  # the maps are pre-activations
+    doubling: ClassVar[bool] = (
+        False  # the last stage has the factor 1, each before it half the next's
+    )
+    factor: ClassVar[float] = 1.0  # of every stage's loss
+
+    weight: Schedule
+
+    @abstractmethod
+    def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
+        """The loss of one stage, a scalar, from maps [B, K, H, W] in full precision."""
+
+    def stage_helper(self, student: Shape, teacher: Shape) -> nn.Module | None:
+        """The module of one stage that is trained with the student, from the maps' shapes."""
+        return None
+
+    def needs(self) -> Signal:
+        """Stage outputs, or what they are before their last ReLU."""
+        return Signal.PREACTIVATIONS if self.before_relu else Signal.FEATURES
+
+    def spots(
+        self, student: Mapping[str, object], teacher: Mapping[str, object]
+    ) -> Mapping[str, str]:
+        """The stages that both networks have."""
+        return same(student, teacher)
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """A helper for each stage that both networks have, or none at all."""
+        made = {
+            stage: self.stage_helper(student.features[stage], teacher.features[stage])
+            for stage in self.compared(student, teacher)
+        }
+        return nn.ModuleDict({stage: one for stage, one in made.items() if one is not None})
+
+    def compared(self, student: Shapes, teacher: Shapes) -> list[str]:
+        """The stages that are compared. Raises `ConfigError` where the networks do not suit."""
+        return paired(student, teacher, self.name)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """One loss per stage, at the stage."""
+        weight, end = at(self.weight, batch.epoch) * self.factor, ".pre" if self.before_relu else ""
+        compared = [*helpers] or stages(student.features, teacher.features)
+        losses: dict[str, Tensor] = {}
+        with full_precision(student.logits):
+            for number, stage in enumerate(compared, start=1):
+                loss = self.stage_loss(
+                    precise(student.features[stage + end]),
+                    precise(teacher.features[stage + end]),
+                    helpers[stage] if helpers else None,
+                )
+                share = 2.0 ** (number - len(compared)) if self.doubling else 1.0
+                losses[stage] = weight * share * loss
+        return losses

@@ -3,15 +3,13 @@
 Shapes: B batch, K channels, H, W pixels.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at
+from raykd.methods.base import Schedule
 
 
 def selectivity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -43,7 +41,7 @@ def _kernel(one: Tensor, other: Tensor) -> Tensor:
     return _gram(one, other).square().mean()
 
 
-class NST(Method):
+class NST(feature_maps.StageMethod):
     """weight * sum over stages of MMD**2 between the two networks' channels, kernel (a . b)**2.
 
     mean k(t, t') + mean k(s, s') - 2 mean k(s, t) over channels scaled to length 1; the
@@ -57,27 +55,6 @@ class NST(Method):
     name: Literal["nst"] = "nst"
     weight: Schedule = 50.0
 
-    def needs(self) -> Signal:
-        """Stage outputs."""
-        return Signal.FEATURES
-
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
-        """The stages that both networks have."""
-        return feature_maps.same(student, teacher)
-
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """None, once both networks are seen to have stages."""
-        feature_maps.paired(student, teacher, self.name)
-        return nn.ModuleDict()
-
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """One discrepancy per stage that both networks have."""
-        stages = feature_maps.stages(student.features, teacher.features)
-        losses = dict.fromkeys(stages, selectivity_loss)
-        return feature_maps.by_stage(losses, student, teacher, at(self.weight, batch.epoch))
+    def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
+        """The squared discrepancy of the two sets of channels."""
+        return selectivity_loss(student, teacher)

@@ -4,16 +4,16 @@ Shapes: B batch, K channels, H, W pixels.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError
-from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.core.types import Outputs, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Schedule
 from raykd.methods.helper_kinds import Calibrated
 
 RARE = 0.001  # below this chance of a negative value the margin is three standard deviations
@@ -60,7 +60,7 @@ class Connector(Calibrated):
         return self.fit(student)
 
 
-class OFD(Method):
+class OFD(feature_maps.StageMethod):
     """weight * sum over stages k = 1..K of 2**(k - K) * d(connector(s), max(t, m)).
 
     s and t are pre-activations; d sums (s - t)**2 over one sample wherever t > 0 or s > t, and is
@@ -74,30 +74,25 @@ class OFD(Method):
 
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1904.01866"
     cost: ClassVar[str] = "B K K H W per stage"
+    before_relu: ClassVar[bool] = True
+    doubling: ClassVar[bool] = True
 
     name: Literal["ofd"] = "ofd"
     weight: Schedule = 1e-3
 
     def needs(self) -> Signal:
         """Stage outputs before their ReLU, and the teacher's batch norms."""
-        return Signal.PREACTIVATIONS | Signal.LIVE
+        return super().needs() | Signal.LIVE
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
-        """The stages that both networks have."""
-        return feature_maps.same(student, teacher)
+    def stage_helper(self, student: feature_maps.Shape, teacher: feature_maps.Shape) -> Connector:
+        """The connector from the student's channels to the teacher's."""
+        return Connector(student[0], teacher[0])
 
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """A connector for each stage that both networks have."""
-        return nn.ModuleDict(
-            {
-                stage: Connector(student.features[stage][0], teacher.features[stage][0])
-                for stage in feature_maps.paired(student, teacher, self.name)
-            }
-        )
+    def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
+        """The partial distance of the connected map to the teacher's."""
+        assert isinstance(helper, Connector)
+        student, teacher = feature_maps.met(student, teacher)
+        return partial_loss(helper(student), teacher, helper.margin)
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
         """Whether the margins are still to be taken from the teacher."""
@@ -117,20 +112,3 @@ class OFD(Method):
             with torch.no_grad():
                 connector.margin.copy_(margins(norms[stage].bias, norms[stage].weight))
                 connector.known.fill_(True)
-
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """One loss per stage; each counts twice as much as the one before."""
-        weight, count = at(self.weight, batch.epoch), len(helpers)
-        losses: dict[str, Tensor] = {}
-        with full_precision(student.logits):
-            for number, (stage, connector) in enumerate(helpers.items(), start=1):
-                assert isinstance(connector, Connector)
-                mine, theirs = feature_maps.met(
-                    precise(student.features[f"{stage}.pre"]),
-                    precise(teacher.features[f"{stage}.pre"]),
-                )
-                loss = partial_loss(connector(mine), theirs, connector.margin)
-                losses[stage] = weight * 2.0 ** (number - count) * loss
-        return losses

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.at import AT
-from raykd.methods.base import Coverage, Looks, Method, Prelude, Schedule, canonical, precise
+from raykd.methods.base import Coverage, Looks, Method, Schedule, canonical, precise
 from raykd.methods.cc import CC
 from raykd.methods.combine import Combine
 from raykd.methods.feature_maps import added
 from raykd.methods.kd import KD
 from raykd.methods.row_subsets import chosen_losses
 from raykd.methods.sakd_policy import Router, Selection
+from raykd.methods.wrapper import Wrapper
 
 if TYPE_CHECKING:
     AnyBase = Method  # the union of all other methods, which the table fills in
@@ -29,7 +30,7 @@ GAMMA = {"at": 2.0, "relational_kd": 2.0, "vid": 2.0}  # by base, on CIFAR-100; 
 _MAPS = Signal.FEATURES | Signal.PREACTIVATIONS
 
 
-class SAKD(Method):
+class SAKD(Wrapper):
     """The base's losses on the samples that a policy chooses at each spot, and KD at the logits.
 
     Song et al. 2022, arXiv 2205.02399, as the official code has it (the paper's equations were not
@@ -81,7 +82,7 @@ class SAKD(Method):
 
     @model_validator(mode="after")
     def _check(self) -> "SAKD":
-        for part in self._parts():
+        for part in self._leaves():
             if not part.needs():
                 why = "reads nothing of the teacher in the student's own training"
             elif part.trains != "student":
@@ -93,6 +94,10 @@ class SAKD(Method):
             raise ValueError(f"base: {part.name!r} {why}; choose another method")
         return self
 
+    def parts(self) -> Mapping[str, Method]:
+        """The base."""
+        return {"base": self.base}
+
     @property
     def label(self) -> str:
         """Its base, as in "sakd(at)"."""
@@ -101,7 +106,7 @@ class SAKD(Method):
 
     def needs(self) -> Signal:
         """What the base reads, both logits, and for the policy both networks."""
-        needs = self.base.needs() | Signal.LOGITS
+        needs = super().needs() | Signal.LOGITS
         needs |= Signal.FEATURES if needs & _MAPS else Signal(0)
         if self._routes():
             needs |= Signal.EMBEDDING
@@ -109,40 +114,23 @@ class SAKD(Method):
         return needs | Signal.LIVE if self.trains_teacher() else needs
 
     def accepts(self, coverage: Coverage) -> bool:
-        """What base and KD do; a routing network answers with all of the teacher's logits."""
+        """True where base and KD accept it; a routing network reads all of the teacher's logits."""
         kd = KD(temperature=self.temperature)
-        return all(m.accepts(coverage) for m in (self.base, kd)) and (
-            coverage.classes == "all" or not self._routes()
-        )
+        routed = coverage.classes == "all" or not self._routes()
+        return routed and super().accepts(coverage) and kd.accepts(coverage)
 
     def looks(self) -> Looks:
-        """As the base, and the given look, which KD and the policy compare."""
-        looks, given = self.base.looks(), Looks()
-        student = dict.fromkeys((*given.student, *looks.student))
-        return Looks(tuple(student), tuple(dict.fromkeys((*given.teacher, *looks.teacher))))
-
-    def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
-        """As the base."""
-        return self.base.mixing()
-
-    def prelude(self) -> Prelude | None:
-        """The base's."""
-        return self.base.prelude()
+        """The base's looks after the given one, which KD and the policy compare."""
+        given, looks = Looks(), super().looks()
+        return Looks(
+            tuple(dict.fromkeys((*given.student, *looks.student))),
+            tuple(dict.fromkeys((*given.teacher, *looks.teacher))),
+        )
 
     def weight_of_labels(self) -> Schedule:
         """1, or `gamma` in mode "random" as released."""
         released = self.as_released and self.mode == "random"
         return self._gamma() if released else super().weight_of_labels()
-
-    def comparable(
-        self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
-    ) -> tuple[Tensor, Tensor]:
-        """As the base."""
-        return self.base.comparable(student, teacher, _of_base(helpers))
-
-    def remembers(self) -> bool:
-        """As the base."""
-        return self.base.remembers()
 
     def trains_teacher(self) -> bool:
         """In mode "both"."""
@@ -162,7 +150,7 @@ class SAKD(Method):
         if self.mode == "always":
             return helpers
         if self.as_released and self._routes() and not self.trains_teacher():
-            for part, own in self._parts_with(_of_base(helpers)):
+            for part, own in self._leaves_with(helpers):
                 if isinstance(part, CC) and "teacher" in own:
                     own["teacher"].requires_grad_(False)
         spots = dict(self.spots(student.features, teacher.features))
@@ -179,31 +167,6 @@ class SAKD(Method):
             helpers["routing"] = router
         return helpers
 
-    def adopt(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
-        """Hand the prelude's helpers to the base."""
-        self.base.adopt(_of_base(helpers), found)
-
-    def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
-        """What the base needs to be used; the policy is for training only."""
-        kept = self.base.releases(_of_base(helpers))
-        return nn.ModuleDict({"base": kept} if len(kept) else {})
-
-    def calibrates(self, helpers: nn.ModuleDict) -> bool:
-        """Whether the base does."""
-        return self.base.calibrates(_of_base(helpers))
-
-    def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Let the base look at the teacher's outputs."""
-        self.base.calibrate(_of_base(helpers), teacher)
-
-    def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
-        """The base's."""
-        return self.base.scores(student, teacher, _of_base(helpers))
-
-    def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
-        """The base's."""
-        return self.base.rescaling(_of_base(helpers))
-
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
@@ -211,7 +174,7 @@ class SAKD(Method):
 
         Where the teacher is trained, "teacher" is its cross entropy with the labels.
         """
-        parts, both = self._parts_with(_of_base(helpers)), (student, teacher, batch)
+        parts, both = self._leaves_with(helpers), (student, teacher, batch)
         kd, none = KD(temperature=self.temperature, weight=self.kd_weight), nn.ModuleDict()
         if self.mode == "always":
             return added(part.losses(*both, own) for part, own in (*parts, (kd, none)))
@@ -246,15 +209,14 @@ class SAKD(Method):
         selection.add(chosen, batch.labels)
         return gates, chosen
 
-    def _parts(self) -> tuple[Method, ...]:
-        """The methods whose losses are chosen."""
+    def _leaves(self) -> tuple[Method, ...]:
+        """The methods whose samples are chosen: the base, or the parts of a sum."""
         return self.base.combine if isinstance(self.base, Combine) else (self.base,)
 
-    def _parts_with(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
-        """The methods whose losses are chosen, each with its own of the base's helpers."""
-        if isinstance(self.base, Combine):
-            return self.base.parts(helpers)
-        return [(self.base, helpers)]
+    def _leaves_with(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
+        """The methods whose samples are chosen, each with its own helpers."""
+        ((base, own),) = self.with_helpers(helpers)
+        return base.with_helpers(own) if isinstance(base, Combine) else [(base, own)]
 
     def _gamma(self) -> float:
         """The factor that switches the routing loss."""
@@ -262,7 +224,7 @@ class SAKD(Method):
 
     def _joint(self) -> bool:
         """Whether one decision is for all of the base's spots."""
-        return any(part.joint for part in self._parts())
+        return any(part.joint for part in self._leaves())
 
     def _routes(self) -> bool:
         """Whether there is a policy."""
@@ -275,11 +237,6 @@ class SAKD(Method):
         count = len(set(numbers.values()))
         follows = self.as_released and self.mode == "random" and count > 1
         return numbers | {"logits": count - 1 if follows else count}
-
-
-def _of_base(helpers: nn.ModuleDict) -> nn.ModuleDict:
-    """The base's own helpers."""
-    return cast(nn.ModuleDict, helpers["base"])
 
 
 def _router(helpers: nn.ModuleDict) -> Router:

@@ -4,16 +4,14 @@ Shapes: B batch, K channels, H, W pixels.
 """
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at
+from raykd.methods.base import Schedule
 
 VARIANCE = 5.0  # of every channel at the start; the CRD benchmark's
 EPSILON = 1e-5  # the least variance; the CRD benchmark's
@@ -44,7 +42,7 @@ class Gaussian(nn.Module):
         return 0.5 * (square / variance + variance.log()).mean()
 
 
-class VID(Method):
+class VID(feature_maps.StageMethod):
     """weight * sum over stages of mean((t - mu(s))**2 / v + log v) / 2.
 
     mu (three 1 x 1 convolutions) and the variances v = softplus(rho) + 1e-5, one per channel
@@ -58,31 +56,11 @@ class VID(Method):
     name: Literal["vid"] = "vid"
     weight: Schedule = 1.0
 
-    def needs(self) -> Signal:
-        """Stage outputs."""
-        return Signal.FEATURES
+    def stage_helper(self, student: feature_maps.Shape, teacher: feature_maps.Shape) -> Gaussian:
+        """The distribution of the teacher's map, given the student's."""
+        return Gaussian(student[0], teacher[0])
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
-        """The stages that both networks have."""
-        return feature_maps.same(student, teacher)
-
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """A distribution for each stage that both networks have."""
-        return nn.ModuleDict(
-            {
-                stage: Gaussian(student.features[stage][0], teacher.features[stage][0])
-                for stage in feature_maps.paired(student, teacher, self.name)
-            }
-        )
-
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """One negative log likelihood per stage."""
-        return feature_maps.by_stage(
-            dict(helpers.items()), student, teacher, at(self.weight, batch.epoch)
-        )
+    def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
+        """The negative log likelihood."""
+        assert isinstance(helper, Gaussian)
+        return helper(student, teacher)
