@@ -33,7 +33,7 @@ def digits(store: Store, **changes) -> Data:
     """The digits, read into the store."""
     from raykd.data.transforms.augment import Augment
 
-    values = {"name": "digits", "holdout": 0.33, "augment": Augment(pad=1)} | changes
+    values = {"name": "digits", "holdout": 0.1, "augment": Augment(pad=1)} | changes
     return read(store, Data(**values), None)
 
 

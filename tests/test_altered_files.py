@@ -17,7 +17,7 @@ from raykd.training.sweep_sheets import Sheet, sweep_name, write_sheet
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, validation: 0.2, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, validation: 0.2, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 2, batch: 32}, save_every: 1}
   optim: {epochs: 1, batch: 32}
 grid:
@@ -26,7 +26,7 @@ grid:
 SEARCH = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, validation: 0.2, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, validation: 0.2, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 2, batch: 32}, save_every: 1}
   optim: {epochs: 1, batch: 32}
   method: kd

@@ -17,7 +17,7 @@ RAYKD = Path(sys.executable).with_name("raykd")
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet14, optim: {epochs: 2, batch: 32}}
   optim: {epochs: EPOCHS, batch: 32}
 grid:
@@ -56,7 +56,7 @@ def test_a_run_ends_with_a_table_and_a_page_and_a_second_one_reuses_everything(f
 def test_a_plan_says_what_would_be_done_and_does_nothing(file, tmp_path):
     plan = json.loads(call("plan", file, "--store", tmp_path / "store", "--json").stdout)
     assert {item["kind"] for item in plan["items"]} == {"teacher", "cache", "students"}
-    assert plan["forwards"] == 593 + 2 * 96  # the test images, and two views of the others
+    assert plan["forwards"] == 180 + 2 * 96  # the test images, and two views of the others
     assert plan["bytes"] == plan["forwards"] * 24
     assert plan["seconds"] > 0
     assert list(Store(tmp_path / "store").finished("teachers")) == []
@@ -152,7 +152,7 @@ def test_a_report_of_an_unfinished_experiment_says_so(file, tmp_path):
         ("run.model=resnet21", 2, "no network is called 'resnet21'; did you mean"),
         ("data.path=/nowhere", 3, "/nowhere: there is no such file or folder (data.path)"),
         ("run.data.name=folder", 3, "say where: data.path=PATH"),
-        ("run.data.limit=100000", 2, "run.data.limit: 100000 is more than the 1204"),
+        ("run.data.limit=100000", 2, "run.data.limit: 100000 is more than the 1617"),
         ("run.optim.batch=500", 2, "fewer than one batch of 500"),
     ],
 )

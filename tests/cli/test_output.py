@@ -16,7 +16,7 @@ RAYKD = Path(sys.executable).with_name("raykd")
 TEXT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96}
+  data: {name: digits, holdout: 0.1, limit: 96}
   optim: {epochs: 1, batch: 32}
   method: label_only
 """

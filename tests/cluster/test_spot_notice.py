@@ -52,10 +52,11 @@ def service():
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_the_command_runs_once_the_cloud_says_so(service, cloud, tmp_path):
     address = f"http://127.0.0.1:{service.server_port}"
-    mark = tmp_path / "told"
+    noticed = tmp_path / "noticed"
     command = [sys.executable, str(SCRIPT), cloud, "--address", address, "--every", "0.05"]
     done = subprocess.run(
-        [*command, "--", "touch", str(mark)], check=True, capture_output=True, text=True, timeout=60
+        [*command, "--", "touch", str(noticed)], check=True, capture_output=True, text=True
     )
-    assert mark.exists() and service.asked == 3
-    assert done.stdout == f"this node will be taken away: touch {mark}\n"
+    # On a busy machine it may ask again, since the answer came too late.
+    assert noticed.exists() and service.asked >= 3
+    assert done.stdout == f"this node will be taken away: touch {noticed}\n"

@@ -15,10 +15,10 @@ from tests.small import prepare, student_run, trained
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher:
     model: resnet8
-    data: {name: digits, holdout: 0.33, limit: 320, augment: {pad: 1}}
+    data: {name: digits, holdout: 0.1, limit: 320, augment: {pad: 1}}
     optim: {epochs: 2, batch: 32}
     save_every: 1
   optim: {epochs: 3, batch: 32}

@@ -61,10 +61,10 @@ def experiment(views: int, epochs: int, *more: str, method: str = "skd") -> str:
     run = f"""
 run:
   model: resnet8
-  data: {{name: digits, holdout: 0.33, limit: 96, augment: {{pad: 1}}}}
+  data: {{name: digits, holdout: 0.1, limit: 96, augment: {{pad: 1}}}}
   teacher:
     model: resnet8
-    data: {{name: digits, holdout: 0.33, limit: 320, augment: {{pad: 1}}}}
+    data: {{name: digits, holdout: 0.1, limit: 320, augment: {{pad: 1}}}}
     optim: {{epochs: 2, batch: 32}}
   method: {method}
   views: {views}

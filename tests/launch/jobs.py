@@ -59,7 +59,7 @@ class Head:
         """Give the head a job, with this checkout as its working directory."""
         options = ["--submission-id", name, *([] if wait else ["--no-wait"])]
         options += ["--runtime-env", "cluster/runtime_env.yaml", "--working-dir", "."]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             done = self._run(("job", "submit", *options, "--", *entrypoint), {})
             # For some seconds after `ray start` no agent is there that could run a job.

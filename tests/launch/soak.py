@@ -1,7 +1,7 @@
 """An hour of faults: small experiments on a small cluster, all of which is lost now and then.
 
     python -m tests.launch.soak                    # an hour
-    python -m tests.launch.soak --minutes 5        # as in CI, with shorter experiments
+    python -m tests.launch.soak --minutes 3        # as in CI, with shorter experiments
 
 Round after round, an experiment is carried out (a cache, a student of two workers, a sweep) while
 workers, nodes, checkpoint writers, drivers and heads are killed at random moments. Then shards are
@@ -33,7 +33,7 @@ from tests.launch.faults import EPOCHS, KINDS, ROOT, Site, differences, disturbe
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
 WHOLE = 20  # minutes from which on experiments are as long as `EPOCHS` says
-TEST_IMAGES = 593  # of the digits, held out
+TEST_IMAGES = 180  # of the digits, held out
 
 
 @click.command()

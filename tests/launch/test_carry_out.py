@@ -137,7 +137,7 @@ def test_a_teacher_from_a_weights_file_is_a_route_of_one(store, tmp_path):
     text = f"""
 run:
   model: resnet8
-  data: {{name: digits, holdout: 0.33, limit: 96, augment: {{pad: 1}}}}
+  data: {{name: digits, holdout: 0.1, limit: 96, augment: {{pad: 1}}}}
   teacher: {{model: resnet8, weights: {file}}}
   method: kd
   optim: {{epochs: 2, batch: 32}}

@@ -168,7 +168,7 @@ def test_a_machine_says_what_it_has(monkeypatch):
     assert facts["versions"]["torch"][0].isdigit()
     assert (facts["auth_mode"], facts["token"]) == ("token", True)
     assert facts["open_files"] > 0 and facts["temp_free"] > 0 and facts["gpus"] is not None
-    assert abs(facts["time"] - time.time()) < 60
+    assert abs(facts["time"] - time.time()) < 600
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_caches_that_are_to_be_made_count(tmp_path, alone):
     text = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 1, batch: 32}}
   method: kd
   views: 2
@@ -226,8 +226,8 @@ run:
 """
     store = Store(tmp_path / "store")
     needed = missing_bytes(resolve(parse(text, "x"), store), store)
-    # 96 rows in two views and 593 of the test images, each 10 float16 and a float32.
-    assert needed == (2 * 96 + 593) * (10 * 2 + 4)
+    # 96 rows in two views and 180 of the test images, each 10 float16 and a float32.
+    assert needed == (2 * 96 + 180) * (10 * 2 + 4)
 
 
 SCRIPT = """
@@ -272,7 +272,7 @@ cluster.shutdown()
 WIDE = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 1, batch: 32}}
   optim: {epochs: 2, batch: 36}
 scale: {workers: 9}

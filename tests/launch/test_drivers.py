@@ -8,7 +8,7 @@ import pytest
 from raykd.storage.store import Store, read_json
 from tests.launch.faults import experiment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 COMMAND = [sys.executable, "-c", "from raykd.cli import main; main()", "run"]
 
 
@@ -24,7 +24,7 @@ def test_what_one_makes_the_other_waits_for(tmp_path):
         )
         for _ in range(2)
     ]
-    texts = [driver.communicate(timeout=240)[0] for driver in drivers]
+    texts = [driver.communicate()[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], texts
     assert "is being made by process" in "".join(texts)
     for folder in Store(store).root.glob("students/*"):

@@ -35,15 +35,15 @@ def test_a_training_goes_on_with_fewer_workers_and_with_more_again(site, tmp_pat
     )
     site.grow()
     site.begin(["run", str(file), "--store", str(store)])
-    assert wait(lambda: epochs(store) > 50 and len(site.workers("ray::RayTrainWorker")) == 2, 180)
+    assert wait(lambda: epochs(store) > 50 and len(site.workers("ray::RayTrainWorker")) == 2, 600)
     site.shrink()
     before = epochs(store)
-    assert wait(lambda: epochs(store) > before + 200, 240)
+    assert wait(lambda: epochs(store) > before + 200, 600)
     assert len(site.workers("ray::RayTrainWorker")) == 1
     site.grow()
-    assert wait(lambda: len(site.workers("ray::RayTrainWorker")) == 2, 240)
+    assert wait(lambda: len(site.workers("ray::RayTrainWorker")) == 2, 600)
     now = epochs(store)
-    assert wait(lambda: epochs(store) > now + 100, 240)
+    assert wait(lambda: epochs(store) > now + 100, 600)
 
 
 def test_a_cache_is_filled_by_nodes_that_come_later(site, tmp_path):
@@ -51,11 +51,11 @@ def test_a_cache_is_filled_by_nodes_that_come_later(site, tmp_path):
     file.write_text(experiment(1500, 1500, "scale: {workers: 1, wait_minutes: 5}"))
     site.shrink()  # none is left: the driver waits for the first
     site.begin(["precompute", str(file), "--store", str(store)])
-    assert wait(lambda: "Waiting for nodes, up to 5 min" in site.text(), 60)
+    assert wait(lambda: "Waiting for nodes, up to 5 min" in site.text(), 600)
     site.grow()
-    assert wait(lambda: len([*store.glob("caches/*/view-*.arrow")]) > 20, 120)
+    assert wait(lambda: len([*store.glob("caches/*/view-*.arrow")]) > 20, 600)
     site.grow()
-    assert wait(lambda: len(site.workers("ray::Worker")) == 2, 120)
+    assert wait(lambda: len(site.workers("ray::Worker")) == 2, 600)
     assert wait(site.done, 600)
     manifests = [read_json(path) for path in store.glob("caches/*/manifest.json")]
     views = [{shard["part"]["view"] for shard in each["shards"]} for each in manifests]

@@ -16,10 +16,10 @@ import ray  # noqa: F401  # which puts psutil on the path
 from tests.launch.jobs import FOREIGN, end, processes
 from tests.launch.marks import RAY
 
-pytestmark = [*RAY, pytest.mark.timeout(900)]
+pytestmark = [*RAY, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 PSUTIL: Any = importlib.import_module("psutil")
-ENDS = 120.0  # seconds after which it does not end, whatever else goes on here
+ENDS = 600.0  # seconds after which it does not end, whatever else goes on here
 
 SCRIPT = """
 import sys, time
@@ -44,13 +44,10 @@ def main(what, root):
         cluster._DASHBOARD_SECONDS = 0.0  # no machine is as fast
     with connected(Scale(), say, 2):
         import ray
-        from raykd.launch.capacity import await_room
         from raykd.launch.train import fit
         say("up")
         if what == "fit":
             fit(store, run, 2, Scale(workers=2))
-        elif what == "room":
-            await_room(Scale(cpus=64, wait_minutes=60), 1, "a worker", say)
         else:
             ray.get(ray.remote(lambda: time.sleep(3600)).remote())
 
@@ -89,7 +86,7 @@ class Driver:
         return found
 
     def _wait(self, due) -> None:
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while not due():
             assert self._process.poll() is None and time.monotonic() < until, self.text.read_text()
             time.sleep(0.1)
@@ -133,10 +130,10 @@ def test_a_start_that_takes_too_long_is_tried_once_more_and_leaves_nothing(begun
     assert not processes(driver.home)
 
 
-@pytest.mark.parametrize("what", ["init", "room", "fit"])
+@pytest.mark.parametrize("what", ["init", "fit"])
 def test_a_driver_that_waits_for_ray_ends_at_sigterm(begun, what):
     driver = begun(what)
-    driver.await_text({"init": "starting Ray", "room": "Waiting for nodes", "fit": "up\n"}[what])
+    driver.await_text({"init": "starting Ray", "fit": "up\n"}[what])
     if what == "init":
         driver.await_process("gcs_server")
     if what == "fit":

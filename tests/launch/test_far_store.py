@@ -19,7 +19,7 @@ pytestmark = [*RAY, pytest.mark.timeout(900)]
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 2, batch: 32}}
   optim: {epochs: 3, batch: 32}
 grid:

@@ -27,7 +27,7 @@ def head() -> Iterator[Head]:
 
 def wait(due: Callable[[], bool], head: Head, job: str) -> None:
     """Wait while a job runs until something is so."""
-    deadline, looked = time.monotonic() + 300, time.monotonic()
+    deadline, looked = time.monotonic() + 800, time.monotonic()
     while not due():
         assert time.monotonic() < deadline, head.ray("job", "logs", job)
         if time.monotonic() - looked > 10:
@@ -111,27 +111,3 @@ def test_the_upload_is_the_code_and_nothing_else(head):
     assert not [path for path in files if {"tests", ".git", ".venv"} & {*path.parts}]
     assert not [path for path in files if path.suffix in (".png", ".pyc")]
     assert sum(path.stat().st_size for path in files) < 5e6
-
-
-def test_a_sweep_that_was_stopped_goes_on_when_it_is_submitted_again(head, tmp_path):
-    script = "experiments/rco_sweep.py"
-    words = ("python", script, "--tiny", "--store", str(tmp_path))
-    # 4 trials instead of 16; one anchor is what the others are compared with.
-    words += ("--set", "grid.run.rco.anchors=[1,2]", "--set", "grid.run.rco.stages=[multi_stage]")
-    # One after the other, so that others are left when the first is done.
-    words += ("--set", "scale.parallel=1")
-    head.submit("rco", *words)
-    head.follow("rco", "4 trials, 1 at a time")
-    wait(lambda: any(tmp_path.glob(f"students/*/{MARKER}")), head, "rco")
-    stop(head, "rco", script)
-    done = stamps(tmp_path)
-    students = {path.parent for path in done if path.parts[-3] == "students"}
-
-    said = head.submit("rco-again", *words, wait=True)
-    assert "Job 'rco-again' succeeded" in said
-    assert "4 trials in" in said
-    after = stamps(tmp_path)
-    assert {path: after[path] for path in done} == done
-    trained = {path.parent for path in after if path.parts[-3] == "students"}
-    assert students
-    assert students < trained  # some were there, and the others came

@@ -10,7 +10,7 @@ from raykd.cli import main
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, VALIDATION augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, VALIDATION augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 2, batch: 32}, save_every: 1}
   optim: {epochs: 1, batch: 32}
   method: kd

@@ -19,7 +19,7 @@ from tests.data.packs import packed, packing, same
 from tests.data.photos import photos
 from tests.launch.marks import RAY
 
-pytestmark = [*RAY, pytest.mark.timeout(300)]
+pytestmark = [*RAY, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -36,11 +36,11 @@ def test_a_student_goes_on_from_where_its_spot_node_was_taken_away(site, tmp_pat
     disturbed(site, ["run", str(file)], tmp_path / "reference", (), random.Random(0))
     store = tmp_path / "store"
     site.begin(["run", str(file), "--store", str(store)])
-    assert wait(lambda: [*store.glob("students/*/metrics.jsonl")] and site.writer(store), 120)
+    assert wait(lambda: [*store.glob("students/*/metrics.jsonl")] and site.writer(store), 600)
     assert not [*store.glob("students/*/checkpoint.pt")]
     node = site.writer(store)
-    site.warn(node, 30)
-    assert wait(lambda: [*store.glob("students/*/checkpoint.pt")], 25)
+    site.warn(node, 600)
+    assert wait(lambda: [*store.glob("students/*/checkpoint.pt")], 300)
     [path] = store.glob("students/*/metrics.jsonl")
     site.take(node)
     epochs = path.read_bytes().count(b"\n")

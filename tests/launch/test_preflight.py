@@ -20,11 +20,12 @@ from raykd.training import dry_run
 from raykd.training import runs as fit
 from raykd.training.runs import local_host, train_teacher
 from tests.small import digits, student_run, teacher_run
+from tests.tiers import slow_but
 
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet14, optim: {epochs: 1, batch: 32}}
   method: kd
   optim: {epochs: 1, batch: 32}
@@ -60,7 +61,7 @@ BAD = {
     ),
     "a limit beyond the images": (
         ["run.data.limit=5000"],
-        "experiment.run.data.limit: 5000 is more than the 1204 training samples",
+        "experiment.run.data.limit: 5000 is more than the 1617 training samples",
     ),
     "a teacher's limit": (
         ["run.teacher.data={name: digits, limit: 5000}"],
@@ -121,6 +122,19 @@ BAD = {
     "a number of hours": (["run.optim.epochs=1:30"], "'1:30' is 90 to YAML 1.1 alone"),
     "an alias of itself": (["run.optim=&a {milestones: [*a]}"], "stands for what it lies in"),
 }
+# One mistake for each place that finds some.
+QUICK = [
+    "a batch beyond the images",
+    "unequal channels",
+    "a number of hours",
+    "one sample of most workers",
+    "an assistant's batch beyond the images",
+    "a limit beyond the images",
+    "a student of another size",
+    "published weights of other classes",
+    "a number that cannot be shared out",
+    "an anchor beyond the teacher",
+]
 GOOD = {
     "a head start": ["run.method={name: ab, init_epochs: 1}"],
     "a paraphraser": ["run.method={name: ft, paraphraser_epochs: 1}"],
@@ -167,7 +181,7 @@ def made(place: Path) -> list[str]:
     return [str(path) for kind in kinds for path in (place / "store" / kind).glob("*")]
 
 
-@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("what", slow_but(BAD, QUICK))
 def test_what_a_plan_refuses_a_run_refuses_in_the_same_words_and_leaves_nothing(place, what):
     overrides, message = BAD[what]
     plan = said(place, "plan", overrides, 2)
@@ -178,7 +192,7 @@ def test_what_a_plan_refuses_a_run_refuses_in_the_same_words_and_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["precompute", "sweep"])
-@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("what", QUICK[:3])
 def test_so_do_all_commands(place, what, command):
     overrides, _ = BAD[what]
     assert said(place, command, overrides, 2) == said(place, "plan", overrides, 2)

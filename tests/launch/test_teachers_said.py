@@ -50,5 +50,5 @@ def test_a_trained_teacher_is_said_in_a_line_and_warned_of_near_chance(store, to
     result["last"]["top1"] = top1
     write_json(path, result)
     sentence, warning = teacher_said(store, teacher)
-    assert sentence.startswith(f"the trained teacher resnet8 is right on {top1:.1f} % of 593 test")
+    assert sentence.startswith(f"the trained teacher resnet8 is right on {top1:.1f} % of 180 test")
     assert (warning is not None) == warned

@@ -33,7 +33,7 @@ pytestmark = [
 BASE = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, validation: 0.2, limit: 640, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, validation: 0.2, limit: 640, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 4, batch: 64}}
   views: 192  # for long enough that workers report it, every two seconds
   optim: {epochs: 192, batch: 32}
@@ -165,7 +165,7 @@ def test_every_query_has_an_answer_while_raykd_works(short_path):
                 time.sleep(1.0)
             # What is over is shown no more, and what it did is still counted.
             assert prometheus.ask("ray_raykd_images_total")
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while prometheus.ask('ray_raykd_epochs_done{experiment="small"}'):
                 assert time.monotonic() < deadline, "a training that is over is still shown"
                 time.sleep(1.0)

@@ -26,6 +26,7 @@ from raykd.models import (
     measure,
     parameter_count,
 )
+from tests.tiers import slow_but
 
 try:
     import timm
@@ -79,10 +80,17 @@ TIMM = {
 }
 CASES = {f"torchvision/{name}": size for name, size in TORCHVISION.items()}
 CASES |= {f"timm/{name}": size for name, size in TIMM.items() if timm}
-LARGE = (
-    *("torchvision/maxvit_t", "torchvision/vgg11_bn"),
-    *(f"timm/{name}" for name in list(TIMM)[-5:-2]),
-)
+# Other kinds of code that torch.export goes through.
+EXPORTED = [
+    f"torchvision/{name}" for name in ("densenet121", "googlenet", "swin_t", "convnext_tiny")
+]
+# Convolutions, attention, a last layer that another part of the table finds; of both libraries.
+QUICK = [
+    "torchvision/mobilenet_v3_small",
+    "torchvision/resnet18",
+    "torchvision/squeezenet1_1",
+    *(f"timm/{name}" for name in ("test_efficientnet", "test_resnet", "test_vit")),
+]
 INTERMEDIATES = ["torchvision/vit_b_32", *(f"timm/{name}" for name in list(TIMM)[7:])]
 # Token maps of one resolution: four stages of them.
 PLAIN = [
@@ -114,7 +122,7 @@ def disturbed(network: Staged) -> Staged:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in CASES],
+    params=slow_but(CASES, QUICK),
 )
 def case(request):
     """A network's name, the network with 5 classes, and two images for it."""
@@ -274,8 +282,10 @@ def test_a_copy_runs_on_its_own_parameters(case):
 
 
 @pytest.mark.slow
-def test_a_graph_of_it_takes_any_number_of_images(case):
-    _, network, pixels = case
+@pytest.mark.parametrize("name", [*QUICK, *EXPORTED])
+def test_a_graph_of_it_takes_any_number_of_images(name):
+    torch.manual_seed(0)
+    network, pixels = disturbed(build(name, 5)), torch.randn(2, 3, CASES[name], CASES[name])
     shapes = {"pixels": {0: torch.export.Dim("batch")}}
     graph = torch.export.export(network.eval(), (pixels,), dynamic_shapes=shapes).module()
     for images in (pixels[:1], torch.cat([pixels, pixels.flip(3)])):

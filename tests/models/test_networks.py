@@ -46,6 +46,9 @@ ALIASES = {
     **{f"ResNet{depth}": f"cifar_resnet{depth}" for depth in (18, 34, 50, 101, 152)},
 }
 
+# Others of the same families, which the same code makes.
+LARGER = ("resnet110", "wrn_40_2", "vgg19", "mobilenet_v2_x1_0", "cifar_resnet34")
+
 # Small images, but three of them: MobileNetV2 normalises maps of one pixel.
 PIXELS = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 PLAIN = Signal.FEATURES | Signal.EMBEDDING
@@ -57,7 +60,7 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.fixture(scope="module", params=slow_but(NETWORKS, NETWORK_FAMILIES))
+@pytest.fixture(scope="module", params=slow_but([*NETWORK_FAMILIES, *LARGER], NETWORK_FAMILIES))
 def network(request) -> Staged:
     """A network that has seen one batch, so that its running statistics are its own."""
     torch.manual_seed(0)

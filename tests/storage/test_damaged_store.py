@@ -31,7 +31,7 @@ class StoppingHost(LocalHost):
 TEXT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96}
+  data: {name: digits, holdout: 0.1, limit: 96}
   teacher: {model: resnet8, optim: {epochs: 1, batch: 32}}
   method: kd
   optim: {epochs: 1, batch: 32}

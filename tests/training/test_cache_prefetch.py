@@ -1,7 +1,9 @@
 """What an epoch reads is open before the epoch begins."""
 
+import gc
 import shutil
-import time
+import threading
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from raykd.storage.store import Store
 from raykd.teachers.route import Route
 from raykd.training.cache_prefetch import CachesAhead
 from raykd.training.inputs import open_cache
+from tests.at_once import at_once
 from tests.small import CPU, prepare, student_run, teacher_run
 
 VIEWS = 3
@@ -50,15 +53,14 @@ def caches_of(store, run):
     return CachesAhead(run, opened)
 
 
-def settle(ahead):
-    """Wait for what goes on in the background."""
-    for future in list(ahead._caches.values()):
-        for cache in future.result(timeout=60).values():
-            for coming in list(cache._coming.values()):
-                coming.exception(timeout=60)
+@pytest.fixture
+def settled(monkeypatch):
+    """What is done in the background is done at once."""
+    for module in ("raykd.training.cache_prefetch", "raykd.outputs.reader"):
+        monkeypatch.setattr(f"{module}.begun", at_once)
 
 
-def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
+def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path, settled):
     ahead = caches_of(store, run)
     ids = torch.arange(96)
     whole = {
@@ -72,7 +74,6 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
     places = {store.root, tmp_path / "copied"}
     for epoch in range(EPOCHS):
         ahead.look_ahead(epoch)
-        settle(ahead)
         for place in places:
             (place / "caches").rename(place / "hidden")
         for now in (epoch, epoch + 1):
@@ -84,33 +85,45 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path):
             (place / "hidden").rename(place / "caches")
 
 
-def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(store, run, tmp_path):
+def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(
+    store, run, tmp_path, settled
+):
     folder = tmp_path / "copied" / "caches" / store.path(run.logits_at(0)).name
     for shard in folder.glob("view-000001-*"):
         shard.write_bytes(b"rubbish")
     ahead = caches_of(store, run)
     ahead.look_ahead(0)
-    settle(ahead)
     assert len(ahead.at(0)["given"].take(torch.arange(4), 0).logits) == 4
     with pytest.raises(CacheCorrupt):
         ahead.at(1)["given"].take(torch.arange(4), 1)
 
 
-def test_only_the_anchor_in_use_and_the_next_are_held(store, run):
-    ahead = caches_of(store, run)
-    held = []
+def test_only_the_anchor_in_use_and_the_next_are_held(store, run, settled):
+    opened = []
+
+    def opening(epoch):
+        cache = open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)
+        opened.append((run.anchor_at(epoch), weakref.ref(cache)))
+        return {"given": cache}
+
+    ahead, held = CachesAhead(run, opening), []
     for epoch in range(EPOCHS):
         ahead.look_ahead(epoch)
-        held.append(sorted(ahead._caches))
+        gc.collect()
+        held.append([anchor for anchor, cache in opened if cache() is not None])
     assert held == [[1], [1], [1, 2], [2], [2], [2]]
+    assert len(opened) == 2
 
 
 def test_looking_ahead_does_not_wait(store, run):
-    ahead = caches_of(store, run)
-    ahead.at(0)
-    before = ahead._open
-    ahead._open = lambda epoch: (time.sleep(2), before(epoch))[1]
-    started = time.monotonic()
+    go = threading.Event()
+
+    def opening(epoch):
+        if run.anchor_at(epoch) == 2:
+            go.wait()
+        return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
+
+    ahead = CachesAhead(run, opening)
     ahead.look_ahead(2)  # before another anchor
-    assert time.monotonic() - started < 1
+    go.set()
     assert ahead.at(3)["given"].manifest.recipe == run.logits_at(3).plain()

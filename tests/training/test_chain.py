@@ -38,6 +38,7 @@ from raykd.training.loop import distil
 from raykd.training.result import result_of
 from raykd.training.runs import local_host, train_student, train_teacher
 from tests.small import CPU, digits
+from tests.tiers import slow_but
 from tests.training.chains import (
     EPOCHS,
     QUIET,
@@ -250,6 +251,9 @@ def test_a_stage_below_another_teacher_begins_with_helpers_of_its_own(ready, tmp
 # What the supervising checkpoint sets
 
 
+STAGES = ["one_stage", "multi_stage"]
+
+
 class Watching(LocalHost):
     """This process, which notes the helpers after every epoch."""
 
@@ -285,7 +289,7 @@ def radius(store: Store, run: StudentRun, anchor: int, view: int) -> float:
     return float(sum(row.std() for row in logits) / len(logits))
 
 
-@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+@pytest.mark.parametrize("stages", slow_but(STAGES, ["multi_stage"]))
 def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(ready, tmp_path, stages):
     store = twin(ready, tmp_path / "store")
     run = along(trained_of(store, method=SKD(), optim=Optim(epochs=4, batch=32)), (1, 4), stages)
@@ -304,7 +308,7 @@ def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(ready, tmp
     assert len(radii) == 2
 
 
-@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+@pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
 def test_a_radius_that_is_given_stays_as_it_is(ready, tmp_path, stages):
     store = twin(ready, tmp_path / "store")
     run = along(trained_of(store, method=SKD(radius=2.5)), (1, 4), stages)
@@ -312,7 +316,7 @@ def test_a_radius_that_is_given_stays_as_it_is(ready, tmp_path, stages):
         assert {float(helpers["radius.value"]) for helpers in watched(store, stage)} == {2.5}
 
 
-@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+@pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
 def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(ready, tmp_path, stages):
     store = twin(ready, tmp_path / "store")
     run = along(trained_of(store, method=SimKD()), (1, 4), stages)
@@ -323,7 +327,7 @@ def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(ready, tmp_
             assert torch.equal(helpers["classifier.bias"], theirs.bias)
 
 
-@pytest.mark.parametrize("stages", ["one_stage", "multi_stage"])
+@pytest.mark.parametrize("stages", slow_but(STAGES, ["multi_stage"]))
 def test_margins_are_those_of_the_supervising_checkpoint(ready, tmp_path, stages):
     store = twin(ready, tmp_path / "store")
     run = along(trained_of(store, method=OFD()), (1, 4), stages)
@@ -351,7 +355,9 @@ def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(ready, tmp_pa
 # Plain distillation
 
 
-@pytest.mark.parametrize("method", [KD(), SKD(), FitNet(), MimicEmbedding()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", slow_but([KD(), SKD(), FitNet(), MimicEmbedding()], [KD()]), ids=lambda m: m.name
+)
 def test_a_route_of_the_last_epoch_alone_is_plain_distillation(done, method):
     store = done
     plain = trained_of(store, method=method)
@@ -365,11 +371,11 @@ def test_a_route_of_the_last_epoch_alone_is_plain_distillation(done, method):
 
 
 # 3 is in the middle of the second stage, 2 and 4 are between the last epoch and the artefact.
-STOPS = [(KD(), 2), (KD(), 3), (KD(), 4), (SKD(), 3), (MimicEmbedding(), 3)]
-STOPS_OF_ONE = [(SKD(), 1), (SKD(), 3), (KD(), 2)]
-# These say it of other helpers, and take longer.
-STOPS += [pytest.param(method, 3, marks=pytest.mark.slow) for method in (FitNet(), CONTRAST)]
-STOPS_OF_ONE += [pytest.param(SimKD(), 3, marks=pytest.mark.slow)]
+STOPS = slow_but(
+    [(KD(), 2), (KD(), 3), (KD(), 4), (SKD(), 3), (MimicEmbedding(), 3), (CONTRAST, 3)],
+    [(KD(), 2), (MimicEmbedding(), 3)],
+)
+STOPS_OF_ONE = slow_but([(SKD(), 1), (SKD(), 3), (KD(), 2), (SimKD(), 3)], [(SKD(), 3)])
 
 
 def stop(value) -> str:
@@ -389,7 +395,7 @@ READINGS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "views", "stages"), READINGS, ids=stop)
+@pytest.mark.parametrize(("method", "views", "stages"), slow_but(READINGS, READINGS[2:4]), ids=stop)
 def test_a_route_has_cached_exactly_what_its_epochs_read(ready, tmp_path, method, views, stages):
     store = twin(ready, tmp_path / "store")
     (tmp_path / "store" / "caches").unlink()
@@ -437,10 +443,7 @@ def test_stages_that_stop_go_on_to_equal_weights(
             assert equal(state(cut, stage, name), state(whole, stage, name))
 
 
-@pytest.mark.parametrize(
-    "epochs",
-    [1, 2],
-)
+@pytest.mark.parametrize("epochs", slow_but([1, 2], [2]))
 def test_averaged_weights_are_released_however_late_a_run_stopped(
     ready, done, tmp_path, monkeypatch, epochs
 ):
@@ -565,7 +568,7 @@ def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained
     assert not store.has(bad.teacher)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", slow_but([1, 3], [3]))
 def test_a_chain_that_stops_goes_on_to_equal_weights(ready, done, tmp_path, monkeypatch, epochs):
     run = assisted(ready, "resnet8")
     assert_goes_on(done, twin(ready, tmp_path / "cut"), run, monkeypatch, epochs)

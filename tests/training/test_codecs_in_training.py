@@ -27,6 +27,7 @@ from raykd.training.learner import Learner
 from raykd.training.runs import train_student
 from raykd.training.weights import load_weights
 from tests.small import CPU, pair, prepare, student_run, trained
+from tests.tiers import slow_but
 from tests.training.chains import twin
 
 COOL = KD(temperature=1.0)
@@ -39,6 +40,7 @@ METHODS = [
     (STKD(temperature=1.0), TopK(k=3, tail="ghost")),
 ]
 RUNS = [(COOL, codec) for codec in CODECS] + METHODS
+QUICK = [RUNS[0], RUNS[1], METHODS[2]]
 
 
 def called(value):
@@ -49,7 +51,7 @@ def called(value):
 def ready(tmp_path_factory):
     """A store with a teacher, and the caches of the students."""
     store = Store(tmp_path_factory.mktemp("store"))
-    prepare(store, *(student_run(store, method, codec=codec) for method, codec in RUNS))
+    prepare(store, *(student_run(store, method, codec=codec) for method, codec in QUICK))
     return store
 
 
@@ -65,9 +67,10 @@ class StoppingHost(LocalHost):
         raise Stop
 
 
-@pytest.mark.parametrize(("method", "codec"), RUNS, ids=called)
+@pytest.mark.parametrize(("method", "codec"), slow_but(RUNS, QUICK), ids=called)
 def test_a_student_stops_and_goes_on_to_equal_weights(ready, tmp_path, method, codec):
     run = student_run(ready, method, codec=codec)
+    prepare(ready, run)
     expected = trained(twin(ready, tmp_path / "whole"), run)
     store = twin(ready, tmp_path / "cut")
     for _ in range(2):
@@ -104,6 +107,7 @@ def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(tmp_path, meth
 
 def test_a_ghost_is_compared_with_the_student_s_other_classes_and_the_labels_with_all(ready):
     run = student_run(ready, COOL, codec=TopK(k=3, tail="ghost"))
+    prepare(ready, run)
     source = teachers(ready, run, CPU)(0)
     train, _ = open_images(ready, run.data)
     batch = Views(train, run.shown()).batch(torch.arange(16), 0)
@@ -135,7 +139,7 @@ def test_a_student_that_is_a_teacher_is_cached_as_its_student_says(tmp_path):
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet14, optim: {epochs: 2, batch: 32}}
   method: {name: kd, temperature: 1.0}
   optim: {epochs: 2, batch: 32}

@@ -13,9 +13,13 @@ from raykd.training.evaluation import evaluate
 from raykd.training.load_trained import finished
 from raykd.training.runs import local_host
 from tests.small import prepare, student_run, trained
+from tests.tiers import slow_but
 
 
-@pytest.mark.parametrize("method", ["kd", "skd", "simkd", "sakd", "combine", "crd"])
+@pytest.mark.parametrize(
+    "method",
+    slow_but(["kd", "skd", "simkd", "sakd", "combine", "crd"], ["skd", "simkd"]),
+)
 def test_it_answers_as_it_did_at_the_end_of_its_training(store, method):
     skd = METHODS["skd"](variant="l2")
     chosen = {

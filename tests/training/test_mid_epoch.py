@@ -162,9 +162,9 @@ def test_a_region_is_ended_at_once_and_leaves_the_signal_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), terminable():  # noqa: PT012
         os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(5)
+        threading.Event().wait(60)
     with pytest.raises(Terminated), noticed():  # noqa: PT012
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(5)
+        threading.Event().wait(60)
     assert signal.getsignal(signal.SIGTERM) == before

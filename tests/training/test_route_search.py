@@ -39,6 +39,7 @@ from raykd.training.route_results import (
     write_decisions,
 )
 from tests.small import CPU
+from tests.tiers import slow_but
 from tests.training.chains import (
     QUIET,
     carried,
@@ -184,8 +185,10 @@ def test_a_search_measures_and_goes_as_a_computation_by_hand_does(whole, monkeyp
         assert threshold < 1e30 or route == (1, 3)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("method", [FitNet(), MimicEmbedding()], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    ("method", "temperature"),
+    slow_but([(FitNet(), 4.0), (MimicEmbedding(), 1.0)], [(FitNet(), 4.0)]),
+)
 def test_hint_and_mimic_learning_can_be_measured_by_divergence(whole, method, temperature):
     store = whole
     choice = {"threshold": 1e30, "measure": "kl", "temperature": temperature}
@@ -291,8 +294,10 @@ def wandered(far: dict[tuple[int, int], float], threshold: float, at_most: int |
     return tuple(anchors)
 
 
-@pytest.mark.parametrize("at_most", [None, 2, 3, 4, 9])
-@pytest.mark.parametrize("threshold", [0.5, 1.1, 1.6, 3.0])
+@pytest.mark.parametrize(
+    ("at_most", "threshold"),
+    [(None, 0.5), (None, 1.1), (None, 3.0), (2, 1.1), (3, 1.6), (4, 0.5), (9, 1.1)],
+)
 def test_decisions_follow_one_another_to_the_last_checkpoint(
     ready, tmp_path, monkeypatch, at_most, threshold
 ):
@@ -517,7 +522,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", slow_but(ENDS, ["before the first decision"]))
 def test_a_search_that_ends_goes_on_to_equal_decisions_and_weights(
     ready, whole, tmp_path, monkeypatch, end
 ):

@@ -26,7 +26,7 @@ NAMES = [
 EXPERIMENT = """
 run:
   model: resnet8
-  data: {name: digits, holdout: 0.33, limit: 96, augment: {pad: 1}}
+  data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet8, optim: {epochs: 1, batch: 64}}
   method: kd
   optim: {epochs: 1, batch: 32}
