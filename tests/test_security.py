@@ -388,11 +388,9 @@ def test_files_below_a_root_stay_there(tmp_path, name):
             call(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a", "a/b", "a..b", "...", "a/..b/c", ":", "c:", "train/x y.png"]
-)
-def test_other_names_are_names(name):
-    assert safe_names.is_below(name)
+def test_other_names_are_names():
+    for name in ["", "a", "a/b", "a..b", "...", "a/..b/c", ":", "c:", "train/x y.png"]:
+        assert safe_names.is_below(name)
 
 
 def test_names_in_an_index_lead_nowhere_else(tmp_path):

@@ -157,12 +157,12 @@ def test_a_folder_of_the_hub_is_read(tmp_path):
     loaded(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"pretrained_cfg": null}', "[" * 10**5])
-@pytest.mark.parametrize("std", [None, [1, 1, 0], [1, 1], "1", [None] * 3, [1, 1, 1e400]])
-def test_a_config_of_another_form_says_nothing_about_pixels(tmp_path, text, std):
-    content = text or json.dumps({"mean": [0.5] * 3, "std": std})
-    (tmp_path / "config.json").write_text(content)
-    assert normalisation(str(tmp_path)) == (None, None)
+def test_a_config_of_another_form_says_nothing_about_pixels(tmp_path):
+    for std in [None, [1, 1, 0], [1, 1], "1", [None] * 3, [1, 1, 1e400]]:
+        for text in ["", "{", "null", "[]", '{"pretrained_cfg": null}', "[" * 10**5]:
+            content = text or json.dumps({"mean": [0.5] * 3, "std": std})
+            (tmp_path / "config.json").write_text(content)
+            assert normalisation(str(tmp_path)) == (None, None)
 
 
 @pytest.mark.parametrize("model", FORWARD)

@@ -37,10 +37,8 @@ SAVED_ONCE = with_(teacher=TEACHER.model_copy(update={"save_every": 240}))
 GIVEN = with_(teacher=TEACHER.model_copy(update={"weights": "sha256:" + "0" * 64 + ".pt"}))
 
 
-@pytest.mark.parametrize("stages", ["multi_stage", "one_stage"])
-@pytest.mark.parametrize(
-    ("run", "choice"),
-    [
+def test_a_route_of_one_anchor_is_the_plain_student_itself():
+    for run, choice in [
         (STUDENT, {"anchors": 1}),
         (STUDENT, {"interval": 240}),
         (STUDENT, {"interval": 1000}),
@@ -51,19 +49,18 @@ GIVEN = with_(teacher=TEACHER.model_copy(update={"weights": "sha256:" + "0" * 64
         (GIVEN, {"anchors": 1}),
         (GIVEN, {"interval": 10}),
         (GIVEN, {"select": "greedy"}),
-    ],
-)
-def test_a_route_of_one_anchor_is_the_plain_student_itself(run, choice, stages):
-    found = RCO(stages=stages, **choice).students(run)
-    assert found == run
-    assert fingerprint(found) == fingerprint(run)
+    ]:
+        for stages in ["multi_stage", "one_stage"]:
+            found = RCO(stages=stages, **choice).students(run)
+            assert found == run
+            assert fingerprint(found) == fingerprint(run)
 
 
-@pytest.mark.parametrize("name", ["label_only", "ab", "fsp"])
-@pytest.mark.parametrize("choice", [{}, {"select": "greedy"}, {"interval": 7}])
-def test_a_student_that_reads_nothing_of_a_teacher_needs_no_route(name, choice):
-    run = with_(method=METHODS[name]())
-    assert RCO(**choice).students(run) == run
+def test_a_student_that_reads_nothing_of_a_teacher_needs_no_route():
+    for choice in [{}, {"select": "greedy"}, {"interval": 7}]:
+        for name in ["label_only", "ab", "fsp"]:
+            run = with_(method=METHODS[name]())
+            assert RCO(**choice).students(run) == run
 
 
 def test_four_anchors_are_chosen_where_nothing_is_said():

@@ -32,12 +32,12 @@ def student(method, mix=None):
     )
 
 
-@pytest.mark.parametrize("method", REMEMBERING, ids=lambda method: method.label)
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixed_samples_are_refused(method, kind):
-    assert student(method).method == method
-    with pytest.raises(ValueError, match=r"remembers each training sample.*augment\.mix"):
-        student(method, Mix(kind=kind, alpha=1.0))
+def test_mixed_samples_are_refused():
+    for kind in ["mixup", "cutmix"]:
+        for method in REMEMBERING:
+            assert student(method).method == method
+            with pytest.raises(ValueError, match=r"remembers each training sample.*augment\.mix"):
+                student(method, Mix(kind=kind, alpha=1.0))
 
 
 def test_a_sum_of_one_that_mixes_and_one_that_remembers_is_refused():

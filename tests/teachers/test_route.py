@@ -121,9 +121,8 @@ def test_every_checkpoint_is_exactly_as_hard_as_itself(distance):
     assert hardness(distance, distance) == 1
 
 
-@pytest.mark.parametrize(
-    ("current", "other", "expected"),
-    [
+def test_once_a_checkpoint_is_reached_every_other_one_is_infinitely_harder():
+    for current, other, expected in [
         (0.5, 0.75, 1.5),
         (0.5, 0.25, 0.5),
         (0.5, 0.0, 0.0),
@@ -132,12 +131,8 @@ def test_every_checkpoint_is_exactly_as_hard_as_itself(distance):
         (9.9e-9, 9.9e-9, 1),
         (0.0, 9.9e-9, 1),
         (1e-8, 2e-8, 2),
-    ],
-)
-def test_once_a_checkpoint_is_reached_every_other_one_is_infinitely_harder(
-    current, other, expected
-):
-    assert hardness(current, other) == pytest.approx(expected, rel=1e-15)
+    ]:
+        assert hardness(current, other) == pytest.approx(expected, rel=1e-15)
 
 
 def walked(distances, threshold):

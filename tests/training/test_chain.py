@@ -89,8 +89,8 @@ def stopping(monkeypatch, epochs: int) -> None:
     """Let this process end after some epochs, once their checkpoint is written."""
     record, left = Journal.record, [epochs]
 
-    def dying(self, metrics, made, *, last):
-        record(self, metrics, made, last=last)
+    def dying(self, state, *, last):
+        record(self, state, last=last)
         left[0] -= 1
         if left[0] == 0:
             raise Stop

@@ -26,7 +26,7 @@ from raykd.training.inputs import teachers
 from raykd.training.learner import Learner
 from raykd.training.runs import train_student
 from raykd.training.weights import load_weights
-from tests.small import CPU, pair, prepare, student_run, trained
+from tests.small import CPU, digits, pair, prepare, student_run, teacher_run, trained
 from tests.tiers import slow_but
 from tests.training.chains import twin
 
@@ -94,7 +94,9 @@ def logits_of(store, run):
 def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(tmp_path, method):
     store = Store(tmp_path)
     codecs = [Dense(), TopK(k=9), Int8(), TopK(k=1)]
-    runs = [student_run(store, method, codec=codec) for codec in codecs]
+    data, teacher = (digits(store, limit=limit, holdout=0.33) for limit in (96, 320))
+    values = {"data": data, "teacher": teacher_run(store, data=teacher)}
+    runs = [student_run(store, method, codec=codec, **values) for codec in codecs]
     prepare(store, *runs)
     for run in runs:
         trained(store, run)

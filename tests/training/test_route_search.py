@@ -459,8 +459,8 @@ def in_a_stage(patch) -> None:
     """Ends in the middle of the second stage."""
     record, left = Journal.record, [3]
 
-    def dying(self, metrics, made, *, last):
-        record(self, metrics, made, last=last)
+    def dying(self, state, *, last):
+        record(self, state, last=last)
         left[0] -= 1
         if left[0] == 0:
             raise Stop

@@ -251,11 +251,11 @@ def check(found: Found, labels: list[int], split: str = "train") -> None:
     assert np.array_equal(pixels(found, split), np.stack(expected))
 
 
-@pytest.mark.parametrize("image", ["image", "img", "jpg", "png"])
-@pytest.mark.parametrize("label", ["label", "labels", "fine_label", "target", "cls"])
-def test_the_usual_names_of_columns_are_known(tmp_path, image, label):
-    put_table(tmp_path / "a.parquet", table(images(3), names=(image, label)))
-    check(SOURCES["table"](tmp_path), [0, 1, 1])
+def test_the_usual_names_of_columns_are_known(tmp_path):
+    for label in ["label", "labels", "fine_label", "target", "cls"]:
+        for image in ["image", "img", "jpg", "png"]:
+            put_table(tmp_path / "a.parquet", table(images(3), names=(image, label)))
+            check(SOURCES["table"](tmp_path), [0, 1, 1])
 
 
 IMAGES = {

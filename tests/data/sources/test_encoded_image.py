@@ -85,30 +85,30 @@ def same(data: bytes) -> np.ndarray | str:
     return one
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("before", BLOCKS)
-def test_jpeg_files_are_upright_wherever_their_orientation_stands(before, orientation):
-    plain = encoded(photo(orientation, 30, 50), "JPEG")
-    expected = TURNS[orientation](decoded(plain, "it"))
-    for stored in (
-        plain[:20] + BLOCKS[before] + exif_segment(orientation) + plain[20:],  # after JFIF's
-        plain[:2] + BLOCKS[before] + exif_segment(orientation) + plain[20:],  # without JFIF's
-        plain[:20] + exif_segment(orientation) + BLOCKS[before] + plain[20:],
-        plain[:20] + BLOCKS[before] + segment(0xE1, XMP + packet(orientation)) + plain[20:],
-    ):
-        assert np.array_equal(same(stored), expected)
+def test_jpeg_files_are_upright_wherever_their_orientation_stands(before):
+    for orientation in ORIENTATIONS:
+        plain = encoded(photo(orientation, 30, 50), "JPEG")
+        expected = TURNS[orientation](decoded(plain, "it"))
+        for stored in (
+            plain[:20] + BLOCKS[before] + exif_segment(orientation) + plain[20:],  # after JFIF's
+            plain[:2] + BLOCKS[before] + exif_segment(orientation) + plain[20:],  # without JFIF's
+            plain[:20] + exif_segment(orientation) + BLOCKS[before] + plain[20:],
+            plain[:20] + BLOCKS[before] + segment(0xE1, XMP + packet(orientation)) + plain[20:],
+        ):
+            assert np.array_equal(same(stored), expected)
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF", "JPEG"])
-def test_all_formats_with_an_orientation_are_upright(kind, orientation):
-    if kind == "AVIF" and not features.check("avif"):
-        pytest.skip("this Pillow reads no AVIF")
-    image = photo(orientation, 32, 48)
-    options = {"lossless": True} if kind == "WEBP" else {}
-    plain = encoded(image, kind, **options)
-    turned = encoded(image, kind, exif=tags(orientation), **options)
-    assert np.array_equal(same(turned), TURNS[orientation](decoded(plain, "it")))
+def test_all_formats_with_an_orientation_are_upright(kind):
+    for orientation in ORIENTATIONS:
+        if kind == "AVIF" and not features.check("avif"):
+            pytest.skip("this Pillow reads no AVIF")
+        image = photo(orientation, 32, 48)
+        options = {"lossless": True} if kind == "WEBP" else {}
+        plain = encoded(image, kind, **options)
+        turned = encoded(image, kind, exif=tags(orientation), **options)
+        assert np.array_equal(same(turned), TURNS[orientation](decoded(plain, "it")))
 
 
 def test_a_png_file_whose_orientation_follows_its_pixels_is_upright():

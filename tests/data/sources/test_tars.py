@@ -106,9 +106,8 @@ def test_what_is_no_file_of_a_sample_is_passed_over():
     assert found.labels == [3]
 
 
-@pytest.mark.parametrize(
-    ("labels", "label"),
-    [
+def test_the_first_label_of_cls_json_and_txt_counts():
+    for labels, label in [
         ({"cls": b"7"}, 7),
         ({"cls": b"-1"}, -1),
         ({"json": b'{"label": 4, "file": "x"}'}, 4),
@@ -118,11 +117,12 @@ def test_what_is_no_file_of_a_sample_is_passed_over():
         ({"txt": b"cat", "json": b'{"label": 5}'}, 5),
         ({"txt": b"cat", "json": b'{"width": 8}'}, "cat"),
         ({"txt": b"cat", "json": b"[1]"}, "cat"),
-    ],
-)
-def test_the_first_label_of_cls_json_and_txt_counts(labels, label):
-    members = [("0001.png", encoded(0)), *((f"0001.{end}", text) for end, text in labels.items())]
-    assert read(tar(*members)).labels == [label]
+    ]:
+        members = [
+            ("0001.png", encoded(0)),
+            *((f"0001.{end}", text) for end, text in labels.items()),
+        ]
+        assert read(tar(*members)).labels == [label]
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,8 @@ def test_whatever_is_packed_is_found(images, json_labels):
     assert found.labels == [label for _, label in images]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
+def test_braces_stand_for_names():
+    for pattern, names in [
         ("one.tar", ["one.tar"]),
         ("t-{000..002}.tar", ["t-000.tar", "t-001.tar", "t-002.tar"]),
         ("t-{8..11}", ["t-8", "t-9", "t-10", "t-11"]),
@@ -321,10 +320,8 @@ def test_whatever_is_packed_is_found(images, json_labels):
         ("{7..7}", ["7"]),
         ("s3://b/{x,y}-{0..1}.tar", [f"s3://b/{end}.tar" for end in ("x-0", "x-1", "y-0", "y-1")]),
         ("a{,b}", ["a", "ab"]),
-    ],
-)  # fmt: skip
-def test_braces_stand_for_names(pattern, names):
-    assert expanded(pattern) == names
+    ]:
+        assert expanded(pattern) == names
 
 
 def test_imagenets_pattern_has_all_its_shards():
