@@ -149,15 +149,15 @@ ACCEPTED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "tails"), ACCEPTED, ids=lambda value: str(value)[:60])
-def test_a_method_accepts_the_tails_with_which_its_losses_are_right(method, tails):
-    assert tuple(tail for tail in TAILS if TopK(k=3, tail=tail).serves(method)) == tuple(tails)
-    for tail in TAILS:
-        if tail in tails:
-            student(method=method, codec=TopK(k=3, tail=tail))
-        else:
-            with pytest.raises(ValueError, match=r"codec 'topk'.*codec: dense or int8"):
+def test_a_method_accepts_the_tails_with_which_its_losses_are_right():
+    for method, tails in ACCEPTED:
+        assert tuple(tail for tail in TAILS if TopK(k=3, tail=tail).serves(method)) == tuple(tails)
+        for tail in TAILS:
+            if tail in tails:
                 student(method=method, codec=TopK(k=3, tail=tail))
+            else:
+                with pytest.raises(ValueError, match=r"codec 'topk'.*codec: dense or int8"):
+                    student(method=method, codec=TopK(k=3, tail=tail))
 
 
 REFUSED = {

@@ -93,15 +93,15 @@ def test_a_row_for_which_256_levels_are_too_few_is_refused():
         Int8().encode(Outputs(logits), LOGITS)
 
 
-@pytest.mark.parametrize("codec", [Dense(), Int8(), TopK(k=2)], ids=lambda codec: codec.name)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_an_output_that_is_not_finite_is_refused_and_its_row_named(value, codec):
-    logits = torch.zeros(4, 3)
-    logits[2, 1] = value
-    if value == float("-inf"):
-        logits[2] = value  # a single one would be stored as the lowest number
-    with pytest.raises(ValueError, match="row 2"):
-        codec.encode(Outputs(logits), LOGITS)
+def test_an_output_that_is_not_finite_is_refused_and_its_row_named():
+    for value in [float("nan"), float("inf"), float("-inf")]:
+        for codec in [Dense(), Int8(), TopK(k=2)]:
+            logits = torch.zeros(4, 3)
+            logits[2, 1] = value
+            if value == float("-inf"):
+                logits[2] = value  # a single one would be stored as the lowest number
+            with pytest.raises(ValueError, match="row 2"):
+                codec.encode(Outputs(logits), LOGITS)
 
 
 @pytest.mark.parametrize("codec", [Dense(), Int8()])
