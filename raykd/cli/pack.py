@@ -113,10 +113,10 @@ def _made(
         return _followed(packing, packing.make_all(there), teller)
     from raykd.config.scale import Scale
     from raykd.launch.cluster import connected
-    from raykd.launch.packing import make_on_ray
+    from raykd.launch.pool import make_shards
 
     with connected(Scale(address=address), teller.say, workers):
-        return _followed(packing, make_on_ray(packing, there, workers), teller)
+        return _followed(packing, make_shards(packing, there, workers), teller)
 
 
 def _followed(

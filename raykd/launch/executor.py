@@ -1,30 +1,37 @@
-"""Carrying out a plan: teachers, caches, preludes, students, each only if it is not there yet.
+"""The executor: makes the artefacts of a plan (teachers, caches, preludes, students).
 
-A student may need another one first: the assistant that teaches it, or the stage before. And the
-route of a greedy search is found stage by stage, so work is done in rounds until none is left.
+Only what the store lacks is made. A student may need another one first: the assistant that
+teaches it, or the stage before. The route of a greedy search is found stage by stage, so work is
+done in rounds until none is left.
+
+Ray is imported only where something is to run on it, so that `scale.workers: 0` needs none.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raykd.config.experiment import Experiment
-from raykd.config.scale import Scale, Workers, most
-from raykd.core.errors import RaykdError, folded
-from raykd.core.record import Recipe
+from raykd.config.scale import Scale, Workers, least, most
+from raykd.core.errors import NoRoom, RaykdError, Unreachable, folded
+from raykd.core.record import Recipe, fingerprint
 from raykd.core.shutdown import Notice, noticed
-from raykd.launch.crew import Crew, collected
-from raykd.launch.peer_locks import Company
+from raykd.launch.units import ArtefactMaker, Local, Strategy, Unit
+from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
 from raykd.planning.preflight import check_disk, preflight
 from raykd.recipes import Asked, LogitsRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.storage import locks
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import EpochLines, Teller, clock
+from raykd.tracking.jsonl import following
 from raykd.tracking.logger import Logger
+from raykd.training.cache_builder import CacheBuild, check_room, needed_bytes
+from raykd.training.cache_verify import SPOT_CHECK
+from raykd.training.inputs import serving
 from raykd.training.integrity import finish_again
 from raykd.training.result import teacher_said
 from raykd.training.route_results import (
@@ -41,80 +48,19 @@ from raykd.training.route_results import (
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
+    from raykd.launch.pool import Pool
+
 KINDS = ("teachers", "caches", "preludes", "students")
+_LOCKS = 256  # trainings in the pool that are locked at a time; each lock is an open file
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did, and what it found done."""
+    """The artefacts that a call made, and those that the store had."""
 
-    made: dict[str, int]  # kind -> how many artefacts
+    made: dict[str, int]  # kind -> number of artefacts
     reused: dict[str, int]
     seconds: float
-
-
-class Executor:
-    """Makes artefacts that a store lacks, each once, in the order in which they need each other.
-
-    A training runs in this process with 0 workers, in a pool of reused Ray workers with 1, on Ray
-    Train with more. Caches and the decisions of searches go to this process where `scale.workers`
-    is 0, else to the pool.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        scale: Scale,
-        teller: Teller,
-        *,
-        name: str = "",
-        trial: str | None = None,
-        workers: Callable[[Training], Workers] | None = None,
-        lock: locks.Lock | None = None,
-        notice: Callable[[], AbstractContextManager[Notice]] = noticed,
-        loggers: Sequence[Logger] = (),
-        train_callbacks: Callable[[Training], "list[UserCallback]"] = lambda run: [],
-        survey: bool = True,
-    ) -> None:
-        """Everything after `teller` has a default that suits a driver; trials of a sweep differ.
-
-        name, trial: labels of the metrics.
-        workers: number of workers of a training; by default what `scale` says.
-        lock: keeps others from making an artefact meanwhile; by default the store's file locks.
-        notice: notice of a shutdown, for trainings in this process.
-        loggers: further loggers of trainings in this process.
-        train_callbacks: callbacks for Ray Train's controller, for trainings with several workers.
-        survey: read every shard of a cache once; False where the manifest is to be trusted.
-        """
-        self._store, self._scale, self._teller = store, scale, teller
-        self._workers = workers or self._workers_by_scale
-        self._name, self._survey = name, survey
-        self._lock = lock or _StoreLock(store, teller.say)
-        self._company = _Company(
-            store, teller.say, self._lock, notice, loggers, train_callbacks, trial, not survey
-        )
-
-    def make(self, runs: Iterable[Asked], *, students: bool = True) -> Outcome:
-        """Make students with all that they need; with `students` False stop after their caches.
-
-        What is finished stays finished: a call that was interrupted is continued by the same call.
-        A failure does not stop what can do without it; the errors are raised at the end, as one.
-        """
-        started, runs = time.monotonic(), tuple(runs)
-        with contextlib.ExitStack() as stack:
-            crew = Crew(self._name, self._scale, self._store, self._teller, stack, self._company)
-            site = _Site(self._workers, self._store, self._teller, crew, students)
-            with collected(site.errors):  # with those that were kept before
-                _in_rounds(site, runs)
-        site.raise_errors()
-        return Outcome(site.counts(site.made), site.counts(site.reused), time.monotonic() - started)
-
-    def _workers_by_scale(self, run: Training) -> Workers:
-        """The number of workers that `scale` gives a training, without its rules."""
-        given = self._scale.teacher_workers if isinstance(run, TeacherRun) else None
-        workers = self._scale.workers if given is None else given
-        given_weights = isinstance(run, TeacherRun) and run.weights is not None
-        return min(most(workers), 1) if given_weights else workers
 
 
 def execute(
@@ -133,188 +79,425 @@ def execute(
             return experiment.teacher_workers(run)
         return experiment.workers(run)
 
-    executor = Executor(store, experiment.scale, teller, name=experiment.name, workers=workers)
+    executor = Executor(store, experiment.scale, teller, workers, name=experiment.name)
     return executor.make(experiment.runs, students=students)
 
 
 @dataclass(frozen=True)
-class _StoreLock:
+class StoreLock:
     """File locks of the store, common to all processes that see its folder."""
 
     store: Store
     say: Callable[[str], None]
 
     def __call__(self, recipe: Recipe, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the lock of an artefact; see `locks.Lock`."""
         return locks.held(self.store, recipe, "maker", self.say, wait=wait)
 
 
-class _Company(Company):
-    def __init__(self, store, say, lock, notice, loggers, callbacks, trial, shared) -> None:
-        super().__init__(store, say)
-        self._lock, self.noticing, self.loggers = lock, notice, loggers
-        self.callbacks, self.trial, self.shared = callbacks, trial, shared
+class Executor:
+    """Makes artefacts that a store lacks, each once, in the order in which they need each other.
 
-    def claiming(self, recipe):
-        return self._lock(recipe)
+    Strategies: a training runs in this process with 0 workers, in a pool of reused Ray workers
+    with 1, on Ray Train with more. Shards of caches and the decisions of searches go to this
+    process where `scale.workers` is 0, else to the pool.
+    """
 
-    def trying(self, recipe):
-        return self._lock(recipe, wait=False)
+    def __init__(
+        self,
+        store: Store,
+        scale: Scale,
+        teller: Teller,
+        workers: Callable[[Training], Workers],
+        *,
+        name: str = "",
+        trial: str | None = None,
+        lock: locks.Lock | None = None,
+        notice: Callable[[], AbstractContextManager[Notice]] = noticed,
+        loggers: Sequence[Logger] = (),
+        train_callbacks: Callable[[Training], "list[UserCallback]"] = lambda run: [],
+        survey: bool = True,
+    ) -> None:
+        """The keywords' defaults suit a driver; trials of a sweep give others.
 
+        workers: number of workers of a training.
+        name, trial: labels of the metrics.
+        lock: keeps other processes from making the same artefact; default: the store's file locks.
+        notice: notice of a shutdown, for trainings in this process.
+        loggers: further loggers of trainings in this process.
+        train_callbacks: callbacks for Ray Train's controller, for a training on several workers.
+        survey: read every shard of a cache once, to find damaged ones; else trust its manifest.
+        """
+        self._store, self._scale, self._teller, self._workers = store, scale, teller, workers
+        self._name, self._trial = name, trial
+        self._lock = lock or StoreLock(store, teller.say)
+        self._notice, self._loggers, self._train_callbacks = notice, loggers, train_callbacks
+        self._survey = survey
+        # While `make` runs:
+        self._students = True
+        self._made: set[Any] = set()  # recipes
+        self._reused: set[Any] = set()
+        self._errors: list[RaykdError] = []
+        self._stack = contextlib.ExitStack()  # closes the cluster and the pool
+        self._local: Local | None = None
+        self._pool: Pool | None = None
+        self._connected = False
 
-def _in_rounds(site: "_Site", asked: Sequence[Asked]) -> None:
-    """Make the students whose route is known, and find the routes of the others on the way."""
-    searches = dict.fromkeys(run.search for run in asked if isinstance(run, Sought))
-    stages = {search: site.next_stage(search) for search in searches}
-    measured = [cache for search, stage in stages.items() if stage for cache in measures(search)]
-    runs: list[StudentRun] = [run for run in asked if isinstance(run, StudentRun)]
-    while True:
-        runs += [stage for stage in stages.values() if stage is not None]
-        runs += site.found(asked)
-        site.make(runs, measured)
-        going_on = [search for search, stage in stages.items() if site.decide(search, stage)]
-        if not (site.students and stages):
-            return
-        stages = {search: site.next_stage(search) for search in going_on}
-        runs, measured = [], []
+    def make(self, runs: Iterable[Asked], *, students: bool = True) -> Outcome:
+        """Make students with all that they need; with `students` False stop after their caches.
 
+        What is finished stays finished: a call that was interrupted is continued by the same call.
+        A failure does not stop what can do without it. Raises the errors at the end, as one.
+        """
+        started = time.monotonic()
+        self._students, self._made, self._reused, self._errors = students, set(), set(), []
+        try:
+            with self._stack, self._collecting():
+                self._make_in_rounds(tuple(runs))
+        finally:
+            self._pool, self._connected = None, False
+        if self._errors:
+            raise folded(self._errors)
+        made, reused = _counts(self._made), _counts(self._reused)
+        return Outcome(made, reused, time.monotonic() - started)
 
-@dataclass
-class _Site:
-    """Where artefacts are made, and what became of them."""
+    # Rounds and layers
 
-    workers: Callable[[Training], Workers]
-    store: Store
-    teller: Teller
-    crew: Crew
-    students: bool  # whether students are to be trained, too
-    made: set[Any] = field(default_factory=set)  # recipes
-    reused: set[Any] = field(default_factory=set)
-    errors: list[RaykdError] = field(default_factory=list)
+    def _make_in_rounds(self, asked: Sequence[Asked]) -> None:
+        """Make the students whose route is known, and find the routes of the others on the way."""
+        searches = dict.fromkeys(run.search for run in asked if isinstance(run, Sought))
+        runs = [run for run in asked if isinstance(run, StudentRun)]
+        stages = {search: self._next_stage(search) for search in searches}
+        caches = [cache for search, stage in stages.items() if stage for cache in measures(search)]
+        while True:
+            runs += [stage for stage in stages.values() if stage is not None]
+            runs += self._students_on_found_routes(asked)
+            self._make_known(runs, caches)
+            unfinished = [search for search, stage in stages.items() if self._decide(search, stage)]
+            if not (self._students and stages):
+                return
+            stages = {search: self._next_stage(search) for search in unfinished}
+            runs, caches = [], []
 
-    def make(self, runs: Sequence[StudentRun], caches: Iterable[LogitsRun] = ()) -> None:
-        """Make some students and what they need; failures are kept for later."""
-        runs, caches = tuple(dict.fromkeys(runs)), tuple(caches)
-        # What is there already counts as reused, and so does what it was made from.
+    def _next_stage(self, search: Search) -> StudentRun | None:
+        """The stage that a search has to train next; None where it is over, or unreadable."""
+        with self._collecting():
+            return next_stage(self._store, search)
+        return None
+
+    def _students_on_found_routes(self, asked: Sequence[Asked]) -> list[StudentRun]:
+        students = []
+        for run in asked:
+            with self._collecting():
+                students.append(route_found(self._store, run) if isinstance(run, Sought) else None)
+        return [student for student in students if student is not None]
+
+    def _make_known(self, runs: Sequence[StudentRun], caches: Sequence[LogitsRun]) -> None:
+        """Make students and what they need, and the first view of some caches."""
+        has, runs = self._store.has, tuple(dict.fromkeys(runs))
+        # Everything that is in the store counts as reused, with what it was made from.
         everything = plan(runs, caches=caches)
-        done = [*everything.teachers, *(everything.students if self.students else ())]
-        done += everything.preludes if self.students else ()
-        self._mark_again(done)
-        work = plan(runs, self.store.has if self.students else lambda run: False, caches)
-        self.reused.update(run for run in done if self.store.has(run) and run not in self.made)
-        self.reused.update(job.run for job in everything.caches if job.run not in self.made)
+        trained = [*everything.teachers]
+        trained += [*everything.preludes, *everything.students] if self._students else []
+        for run in trained:
+            self._restore_marker(run)
+        work = plan(runs, has if self._students else lambda run: False, caches)
+        known = [run for run in trained if has(run)] + [job.run for job in everything.caches]
+        self._reused.update(run for run in known if run not in self._made)
         self._announce(work)
         for layer in work.layers():
             self._make_layer(layer)
 
-    def next_stage(self, search: Search) -> StudentRun | None:
-        """The stage that a search has to train next; None where it is over, or cannot go on."""
-        with collected(self.errors):
-            return next_stage(self.store, search)
-        return None
+    def _make_layer(self, layer: Plan) -> None:
+        """Make artefacts whose needs are in the store, or have failed."""
+        has = self._store.has
+        self._train(layer.teachers)
+        self._say_accuracy(layer.teachers)
+        failed = [job.run for job in layer.caches if has(job.run.teacher) and not self._fill(job)]
+        if self._students:
+            self._train([run for run in layer.preludes if has(run.teacher)])
+            self._train([run for run in layer.students if self._is_ready(run, failed)])
 
-    def found(self, asked: Sequence[Asked]) -> list[StudentRun]:
-        """The students whose route a search has found."""
-        students = []
-        for run in asked:
-            with collected(self.errors):
-                students.append(route_found(self.store, run) if isinstance(run, Sought) else None)
-        return [student for student in students if student is not None]
-
-    def decide(self, search: Search, stage: StudentRun | None) -> bool:
-        """Choose a search's next anchor, where its stage is trained; whether it is to go on."""
-        if not self.students:
+    def _is_ready(self, run: StudentRun, failed: Sequence[LogitsRun]) -> bool:
+        """True where all that a student needs is there; `failed` are caches with an error."""
+        needs = (run.teacher, run.after, run.prelude())
+        if not all(self._store.has(need) for need in needs if need is not None):
             return False
-        with collected(self.errors):
-            if is_found(self.store, search) or (stage and not self.store.has(stage)):
+        caches = plan([run]).caches if failed else ()
+        return not any(job.run in failed or job.run.wider() in failed for job in caches)
+
+    def _restore_marker(self, run: Training) -> None:
+        """Finish an artefact that is whole but for its marker, though nothing may need it."""
+        with self._collecting():
+            if not self._store.has(run) and finish_again(self._store, run):
+                self._teller.say(
+                    f"{self._store.where(self._store.path(run))} is whole but for its marker, "
+                    "which is written again; nothing is trained"
+                )
+
+    # Trainings
+
+    def _train(self, runs: Iterable[Training]) -> None:
+        """Train what the store lacks; errors are kept."""
+        missing = [run for run in runs if not self._store.has(run)]
+        # The pool's workers hold processors for which Ray Train would wait forever, so trainings
+        # in the pool come first, and the pool is closed before Ray Train starts.
+        for count in (1, 0):
+            self._train_singly([run for run in missing if most(self._workers(run)) == count], count)
+        for run in missing:
+            if most(self._workers(run)) > 1:
+                with self._collecting():
+                    self._train_together(run, self._workers(run))
+        self._made.update(run for run in missing if self._store.has(run))
+
+    def _train_singly(self, runs: Sequence[Training], workers: int) -> None:
+        """Train each in one process; those that another driver is training come last."""
+        postponed: list[Training] = []
+        count = _LOCKS if workers else 1
+        for start in range(0, len(runs), count):
+            with contextlib.ExitStack() as held, self._collecting():
+                some = runs[start : start + count]
+                free = [run for run in some if held.enter_context(self._lock(run, wait=False))]
+                postponed += [run for run in some if run not in free]
+                self._train_locked(free, workers)
+        for run in postponed:
+            with self._collecting(), self._held(run):
+                self._train_locked([run], workers)
+
+    def _train_locked(self, runs: Sequence[Training], workers: int) -> None:
+        """Train what the store still lacks, once its locks are held."""
+        units = [Unit("train", (run,), describe(run)) for run in runs if not self._store.has(run)]
+        if not units:
+            return
+        shown: dict[Unit, contextlib.ExitStack] = {}
+        events = self._strategy(workers).run(units)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(events))
+            for event in events:
+                unit = event.unit
+                if event.state != "begun":
+                    shown[unit].close()
+                elif unit not in shown:  # else its worker died and it is tried again
+                    shown[unit] = stack.enter_context(contextlib.ExitStack())
+                    shown[unit].enter_context(self._progress(unit.arguments[0]))
+                if event.error is not None:
+                    self._errors.append(event.error)
+
+    def _train_together(self, run: Training, workers: Workers) -> None:
+        """Train with several workers on Ray Train."""
+        with self._held(run), self._progress(run):
+            if self._store.has(run):
+                return  # another process made it meanwhile
+            self._close_pool()
+            self._connect(most(workers))
+            from raykd.launch.capacity import await_room, told_of_losses
+            from raykd.launch.train import fit
+
+            need = (self._scale, least(workers), describe(run), self._teller.say)
+            await_room(*need)
+            count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
+            self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
+            labels = (self._name, self._trial)
+            with told_of_losses(*need):
+                fit(self._store, run, workers, self._scale, self._train_callbacks(run), labels)
+
+    def _progress(self, run: Training) -> AbstractContextManager[None]:
+        """Context manager: show a run's epochs while it is trained."""
+        return following(self._store, run, EpochLines(self._teller, describe(run)))
+
+    # Caches
+
+    def _fill(self, job: CacheJob) -> bool:
+        """Compute the views that a cache lacks. False, and the error is kept, where that fails.
+
+        Raises `NoRoom` and `Unreachable`, which the other caches would raise, too.
+        """
+        try:
+            if serving(self._store, job.run, job.views) == job.run:  # no wider cache has the views
+                self._fill_missing(job)
+        except (NoRoom, Unreachable):
+            raise
+        except RaykdError as error:
+            self._errors.append(error)
+            return False
+        return True
+
+    def _fill_missing(self, job: CacheJob) -> None:
+        surveyed = None
+        if self._survey:
+            self._store.stand()
+            surveyed = self._survey_cache(job)
+            if not surveyed.missing:
+                return
+        else:
+            manifest = manifest_of(self._store, job.run)
+            if manifest is not None and set(job.views) <= set(manifest.views()):
+                return
+        with self._held(job.run):
+            manifest = manifest_of(self._store, job.run)
+            build = surveyed
+            if build is None or manifest is None or {*manifest.shards} != {*build.manifest.shards}:
+                build = self._survey_cache(job)  # another process may have filled it meanwhile
+            if build.missing:
+                self._compute(build)
+                self._made.add(job.run)
+                self._reused.discard(job.run)
+
+    def _survey_cache(self, job: CacheJob) -> CacheBuild:
+        """Read every shard of a cache once."""
+        return CacheBuild(self._store, job.run, job.views, self._teller.say)
+
+    def _compute(self, build: CacheBuild) -> None:
+        """Compute a cache's missing shards, and compare some rows with the live teacher."""
+        run, rows = build.run, sum(len(part) for part in build.missing)
+        check_room(self._store, needed_bytes(run, rows))
+        label = f"cache of {run.teacher.model}'s {run.split} logits, epoch {run.anchor}"
+        task = self._teller.task(label, rows, "row")
+        started = time.monotonic()
+        units = [
+            Unit("shard", (run, part), f"view {part.view}, rows {part.start} to {part.stop}")
+            for part in build.parts(self._strategy(self._scale.workers).most)
+        ]
+        try:
+            with contextlib.closing(self._run(units)) as results:
+                for unit, shard in results:
+                    build.add(shard)
+                    task.update(task.done + len(unit.arguments[1]))
+        finally:
+            build.commit()
+        build.finish()
+        check = Unit("compare", (run, SPOT_CHECK), "comparison with the live teacher")
+        [(_, comparison)] = self._run([check])
+        seconds = time.monotonic() - started
+        self._teller.say(
+            f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
+            f"{comparison.rows} of them asked again: largest difference {comparison.difference:.1g}"
+        )
+
+    def _run(self, units: Sequence[Unit]) -> Generator[tuple[Unit, Any], None, None]:
+        """Do units; yields each that is done with its value, then raises the others' errors.
+
+        In this process the first error ends it.
+        """
+        errors: list[RaykdError] = []
+        with contextlib.closing(self._strategy(self._scale.workers).run(units)) as events:
+            for event in events:
+                if event.state == "done":
+                    yield event.unit, event.value
+                elif event.error is not None:
+                    errors.append(event.error)
+                    if self._scale.workers == 0:
+                        break
+        if errors:
+            raise folded(errors)
+
+    # Searches
+
+    def _decide(self, search: Search, stage: StudentRun | None) -> bool:
+        """Choose a search's next anchor where its stage is trained; True if stages are left."""
+        if not self._students:
+            return False
+        with self._collecting():
+            if is_found(self._store, search) or (stage and not self._store.has(stage)):
                 return False
-            if self.store.has(search):
-                lost = self.store.where(self.store.path(search) / DECISIONS)
-                self.teller.say(f"{lost} of a finished search is missing; it measures anew")
-            self.crew.decide(search)
-            decisions = read_decisions(self.store, search)
-            route = ", ".join(map(str, anchors_of(search, decisions)))
+            if self._store.has(search):
+                lost = self._store.where(self._store.path(search) / DECISIONS)
+                self._teller.say(f"{lost} of a finished search is missing; it measures anew")
             student = search.student
-            self.teller.say(f"anchors of {student.method.label} {student.model} so far: {route}")
+            with self._held(search):
+                unit = Unit("decide", (search,), f"the next anchor of {describe(student)}")
+                [_] = self._run([unit])
+            decisions = read_decisions(self._store, search)
+            route = ", ".join(map(str, anchors_of(search, decisions)))
+            self._teller.say(f"anchors of {student.method.label} {student.model} so far: {route}")
             return not is_complete(search, decisions)
         return False
 
-    def counts(self, recipes: set[Any]) -> dict[str, int]:
-        """How many artefacts of each kind are among those that were made, or reused."""
-        return {kind: sum(recipe.kind == kind for recipe in recipes) for kind in KINDS}
+    # Messages
 
-    def raise_errors(self) -> None:
-        """Raise what went wrong, if anything did."""
-        if self.errors:
-            raise folded(self.errors)
-
-    def _make_layer(self, layer: Plan) -> None:
-        """Make what needs nothing that is not there."""
-        workers, has = self.workers, self.store.has
-        self._train([(run, workers(run)) for run in layer.teachers])
-        self._say_how_good(layer.teachers)
-        caches = [job for job in layer.caches if has(job.run.teacher)]
-        failed: dict[CacheJob, RaykdError] = {}
-        filled = [job.run for job in self.crew.precompute(caches, failed)]
-        self.errors += failed.values()
-        self.made.update(filled)
-        self.reused.difference_update(filled)
-        if self.students:
-            able = [run for run in layer.preludes if has(run.teacher)]
-            self._train([(run, workers(run)) for run in able])
-            empty = [job.run for job in failed]
-            ready = [run for run in layer.students if self._is_ready(run, empty)]
-            self._train([(run, workers(run)) for run in ready])
-
-    def _say_how_good(self, teachers: Iterable[TeacherRun]) -> None:
+    def _say_accuracy(self, teachers: Iterable[TeacherRun]) -> None:
         """Say how often teachers are right, before students learn from them."""
-        if self.teller.console.quiet:
+        if self._teller.console.quiet:
             return
         for teacher in teachers:
-            if self.store.has(teacher):
-                with collected(self.errors):
-                    for line in filter(None, teacher_said(self.store, teacher)):
-                        self.teller.say(line)
-
-    def _mark_again(self, runs: Iterable[Training]) -> None:
-        """Finish what is whole but for its marker, though all that needs it may be there."""
-        for run in runs:
-            with collected(self.errors):
-                if not self.store.has(run) and finish_again(self.store, run):
-                    self.teller.say(
-                        f"{self.store.where(self.store.path(run))} is whole but for its marker, "
-                        "which is written again; nothing is trained"
-                    )
-
-    def _train(self, jobs: Sequence[tuple[Training, Workers]]) -> None:
-        """Train what is not there yet."""
-        missing = [(run, workers) for run, workers in jobs if not self.store.has(run)]
-        with collected(self.errors):
-            if missing:
-                self.crew.train(missing)
-        self.made.update(run for run, _ in missing if self.store.has(run))
-
-    def _is_ready(self, run: StudentRun, empty: Sequence[LogitsRun]) -> bool:
-        """Whether what a student needs is there; it failed otherwise, and was said to.
-
-        `empty` are caches that could not be filled.
-        """
-        needed = (run.teacher, run.after, run.prelude())
-        if not all(self.store.has(one) for one in needed if one is not None):
-            return False
-        caches = plan([run]).caches if empty else ()
-        return not any(job.run in empty or job.run.wider() in empty for job in caches)
+            if self._store.has(teacher):
+                with self._collecting():
+                    for line in filter(None, teacher_said(self._store, teacher)):
+                        self._teller.say(line)
 
     def _announce(self, work: Plan) -> None:
-        """Say what there is to do."""
-        kinds = {"teachers": work.teachers, "preludes": work.preludes, "students": work.students}
-        if not self.students:
-            kinds = {"teachers": work.teachers}
-        missing = {
-            kind: sum(not self.store.has(run) for run in runs) for kind, runs in kinds.items()
-        }
-        todo = ", ".join(f"{count} {kind}" for kind, count in missing.items() if count)
-        found = {
-            kind: count for kind, count in self.counts(self.reused).items() if kind != "caches"
-        }
-        there = ", ".join(f"{count} {kind}" for kind, count in found.items())
-        self.teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
+        """Say how much there is to train."""
+        missing = [run for run in work.teachers if not self._store.has(run)]
+        if self._students:
+            trained = (*work.preludes, *work.students)
+            missing += [run for run in trained if not self._store.has(run)]
+        todo = ", ".join(f"{count} {kind}" for kind, count in _counts(missing).items() if count)
+        reused = _counts(run for run in self._reused if run.kind != "caches")
+        there = ", ".join(f"{n} {kind}" for kind, n in reused.items() if kind != "caches")
+        self._teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
+
+    # Locks, strategies, the cluster
+
+    @contextlib.contextmanager
+    def _held(self, recipe: Recipe) -> Iterator[None]:
+        """Hold an artefact's lock; where another process holds it, wait.
+
+        While waiting, the pool is closed, because the other process may need its processors.
+        """
+        with self._lock(recipe, wait=False) as held:
+            if held:
+                yield
+                return
+        self._close_pool()
+        with self._lock(recipe):
+            yield
+
+    def _strategy(self, workers: Workers) -> Strategy:
+        """This process for 0 workers, else the pool."""
+        if workers == 0:
+            if self._local is None:
+                maker = ArtefactMaker(self._store, self._scale, self._notice, self._loggers)
+                self._local = Local(maker)
+            return self._local
+        if self._pool is None:
+            self._connect(1)
+            self._store.stand()
+            from raykd.launch.pool import Pool, artefact_maker
+
+            place, scale, name = self._store.url, self._scale, self._name
+            pool = Pool(lambda: artefact_maker(place, scale, name), scale, self._teller.say)
+            self._pool = self._stack.enter_context(pool)
+        return self._pool
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.__exit__()
+            self._pool = None
+
+    def _connect(self, processors: int) -> None:
+        """Join or start a Ray cluster, once."""
+        if not self._connected:
+            from raykd.launch.cluster import connected
+
+            self._stack.enter_context(connected(self._scale, self._teller.say, processors))
+            self._connected = True
+
+    @contextlib.contextmanager
+    def _collecting(self) -> Iterator[None]:
+        """Keep an error of ours for later, so that other work goes on."""
+        try:
+            yield
+        except RaykdError as error:
+            self._errors.append(error)
+
+
+def describe(run: Training) -> str:
+    """A run in a few words, with the start of its fingerprint."""
+    what = "teacher" if isinstance(run, TeacherRun) else run.method.label
+    return f"{what} {run.model or 'of the teacher'} seed {run.seed} ({fingerprint(run)[:8]})"
+
+
+def _counts(recipes: Iterable[Any]) -> dict[str, int]:
+    """The number of recipes of each kind."""
+    kinds = [recipe.kind for recipe in recipes]
+    return {kind: kinds.count(kind) for kind in KINDS}

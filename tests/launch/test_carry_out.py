@@ -10,7 +10,7 @@ from raykd.config.experiment import Experiment, load, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.errors import CacheMismatch, NoRoom, WorkFailed
-from raykd.launch import cache_executor
+from raykd.launch import executor
 from raykd.launch.executor import execute
 from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.console import Teller
@@ -97,7 +97,7 @@ def test_students_that_fail_alike_keep_the_status_of_their_errors(store):
 
 def test_a_cache_that_does_not_fit_the_disk_is_refused_before_it_is_begun(store, monkeypatch):
     small = experiment(store, "kd")
-    monkeypatch.setattr(cache_executor, "needed_bytes", lambda run, rows: 10**18)
+    monkeypatch.setattr(executor, "needed_bytes", lambda run, rows: 10**18)
     with pytest.raises(NoRoom, match=r"need .* GB, .* GB are free; lower run.views"):
         execute(small, store, QUIET)
 

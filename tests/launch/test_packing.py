@@ -13,7 +13,7 @@ from raykd.data.packing.pack_sources import of_located
 from raykd.data.packing.packer import Packing
 from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files
-from raykd.launch.packing import make_on_ray
+from raykd.launch.pool import make_shards
 from tests.data.files import put
 from tests.data.packs import packed, packing, same
 from tests.data.photos import photos
@@ -29,7 +29,7 @@ def root(tmp_path):
 
 def made_on_ray(work: Packing, workers: int = 2) -> list[str]:
     """The names of the shards."""
-    made = [*make_on_ray(work, work.begin(), workers)]
+    made = [*make_shards(work, work.begin(), workers)]
     work.finish(made)
     return sorted(one.shard.name for one in made)
 
@@ -49,7 +49,7 @@ def test_a_bad_image_is_named_and_what_was_made_is_kept(cluster, root, tmp_path)
         made_on_ray(packing(root, place), 1)
     kept = len([*place.glob("*.arrow")])
     work = packing(root, place, skip_bad=True)
-    made = [*make_on_ray(work, work.begin(), 2)]
+    made = [*make_shards(work, work.begin(), 2)]
     assert sum(one.adopted for one in made) == kept > 3
     assert work.finish(made)["skipped"] == 1
 
@@ -63,7 +63,7 @@ def packers() -> list[int]:
                 line = (folder / "cmdline").read_text()
             except OSError:
                 continue
-            if line.startswith("ray::Packer"):
+            if line.startswith("ray::Worker"):
                 found.append(int(folder.name))
     return found
 

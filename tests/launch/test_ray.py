@@ -12,8 +12,9 @@ from raykd.config.experiment import Experiment
 from raykd.config.scale import Rule, Scale
 from raykd.core.errors import CacheCorrupt, NoRoom, WorkFailed
 from raykd.launch.executor import execute
-from raykd.launch.pool import Pool, Unit
+from raykd.launch.pool import Pool, artefact_maker
 from raykd.launch.train import fit
+from raykd.launch.units import Unit
 from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
@@ -161,31 +162,33 @@ def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, 
     assert [epoch for epoch, _ in lines] == list(range(20))
 
 
-def test_a_unit_that_keeps_dying_is_given_up_and_the_others_are_done(cluster, store, monkeypatch):
-    good, bad = student_run(store), student_run(store, seed=1)
+def pool(store: Store, scale: Scale) -> Pool:
+    store.stand()
+    return Pool(lambda: artefact_maker(store.url, scale, ""), scale)
+
+
+def test_a_unit_that_raises_is_an_event_and_the_others_are_done(cluster, store):
+    good = student_run(store)
     prepare(store, good)
-    with Pool(store, Scale(workers=1, max_failures=1)) as pool:
-        done = []
-        units = [
-            Unit("shard", (None, None), "a unit that raises"),
-            Unit("train", (good,), "a student"),
-        ]
-        with pytest.raises(WorkFailed, match="1 units of work failed:\na unit that raises"):
-            pool.run(units, lambda unit, value: done.append(unit.label))
-        assert done == ["a student"]
+    units = [
+        Unit("shard", (None, None), "a unit that raises"),
+        Unit("train", (good,), "a student"),
+    ]
+    with pool(store, Scale(workers=1, max_failures=1)) as workers:
+        events = {event.unit.label: event for event in workers.run(units)}
     assert store.has(good)
-    assert not store.has(bad)
+    assert events["a student"].state == "done"
+    assert isinstance(events["a unit that raises"].error, WorkFailed)
+    assert "a unit that raises: " in str(events["a unit that raises"].error)
 
 
-def test_units_that_fail_alike_keep_the_status_of_their_errors(cluster, store):
+def test_trainings_that_fail_alike_keep_the_status_of_their_errors(cluster, store):
     missing = f"sha256:{'0' * 64}.pt"
     teachers = [teacher_run(store, weights=missing, seed=seed) for seed in (1, 2)]
     units = [Unit("train", (run,), f"teacher {run.seed}") for run in teachers]
-    with Pool(store, Scale(workers=1)) as pool:
-        with pytest.raises(CacheCorrupt):
-            pool.run(units[:1])
-        with pytest.raises(CacheCorrupt, match="2 units of work failed"):
-            pool.run(units)
+    with pool(store, Scale(workers=1)) as workers:
+        errors = [event.error for event in workers.run(units) if event.state == "failed"]
+    assert [type(error) for error in errors] == [CacheCorrupt, CacheCorrupt]
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(cluster, store):

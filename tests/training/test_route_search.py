@@ -15,7 +15,7 @@ from raykd.core.errors import CacheCorrupt, WorkFailed
 from raykd.core.record import fingerprint
 from raykd.core.types import Signal
 from raykd.data.dataset import Images, open_split
-from raykd.launch import crew
+from raykd.launch import units
 from raykd.launch.executor import execute
 from raykd.methods import METHODS, Method
 from raykd.methods.fitnet import FitNet
@@ -472,7 +472,7 @@ def before_a_decision(number: int):
     """Ends between the end of a stage and its decision."""
 
     def of(patch) -> None:
-        decide, left = crew.decide, [number]
+        decide, left = units.decide, [number]
 
         def dying(store, search, device):
             left[0] -= 1
@@ -480,7 +480,7 @@ def before_a_decision(number: int):
                 raise Stop
             decide(store, search, device)
 
-        patch.setattr(crew, "decide", dying)
+        patch.setattr(units, "decide", dying)
 
     return of
 
@@ -489,7 +489,7 @@ def after_a_decision(number: int):
     """Ends between a decision and the next stage."""
 
     def of(patch) -> None:
-        decide, left = crew.decide, [number]
+        decide, left = units.decide, [number]
 
         def dying(store, search, device):
             decide(store, search, device)
@@ -497,7 +497,7 @@ def after_a_decision(number: int):
             if left[0] == 0:
                 raise Stop
 
-        patch.setattr(crew, "decide", dying)
+        patch.setattr(units, "decide", dying)
 
     return of
 
