@@ -1,4 +1,4 @@
-"""One teacher or student on several workers, with Ray Train."""
+"""Training of a teacher, prelude or student on several workers, with Ray Train."""
 
 import contextlib
 import functools
@@ -9,10 +9,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray._private import state
+from ray.core.generated.gcs_pb2 import (
+    PlacementGroupTableData,  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+)
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import (
     ControllerError,
@@ -24,13 +29,13 @@ from ray.train import (
     UserCallback,
 )
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raykd.config.scale import Scale, Workers, least, most
 from raykd.core.errors import RaykdError, WorkFailed
 from raykd.core.record import fingerprint
 from raykd.launch import cluster_watch
 from raykd.launch.capacity import check_fit, share
-from raykd.launch.orphaned_groups import removing_orphans
 from raykd.launch.preemption import NodeNotice
 from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import tune_storage
@@ -44,11 +49,12 @@ from raykd.training.hosts.fsdp import group_host
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import train
 
-# A group that may shrink does so when it could not start for this many seconds.
+# An elastic group shrinks when it could not start for this many seconds.
 _SHRINKS_AFTER = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-_PAUSE_SECONDS = 1.0  # before a run is begun again: its workers end with their controller
-REPORT_SECONDS = 5.0
+_PAUSE_SECONDS = 1.0  # before another try: workers end with their controller
+REPORT_SECONDS = 5.0  # between two reports to Ray Train
 _GROWS_AFTER = 30.0  # seconds between two looks for more room
+_ORPHANS_SECONDS = 2.0  # between two looks for placement groups of dead controllers
 
 
 def fit(
@@ -57,70 +63,67 @@ def fit(
     workers: Workers,
     scale: Scale,
     callbacks: Sequence[UserCallback] = (),
-    names: tuple[str, str | None] = ("", None),
+    labels: tuple[str, str | None] = ("", None),
 ) -> None:
     """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
 
-    The workers' checkpoints are the run's own file in the store, the same that one process
-    writes: a worker that dies restarts the group from the last one, up to `scale.max_failures`
-    times (a node that is taken away after a notice is no failure), and so does the loss of any
-    other process of Ray Train. A run whose driver died goes on when it is called again. Between two
-    numbers of workers, the group has as many as the cluster has room for, and starts again where
-    that changes. Its metrics go by the `names` of the experiment and the trial.
+    Checkpoints are the run's own file in the store, as with one process. A worker that dies
+    restarts the group from the last one, up to `scale.max_failures` times (a node that is taken
+    away after a notice is no failure), and so does the death of any other process of Ray Train. A
+    run whose driver died goes on when it is called again. With [least, most] workers the group has
+    as many as the cluster has room for, and restarts where that changes.
 
-    Raises what a worker raised where that is ours, `WorkFailed` where too much was lost.
+    labels: the experiment and the trial, for metrics.
+
+    Raises a worker's own `RaykdError`, `WorkFailed` where too much was lost.
     """
     store.stand()
     check_fit(scale, least(workers), fingerprint(run))
     if least(workers) < most(workers):
         os.environ.setdefault(*_SHRINKS_AFTER)
-    own = share(scale)
-    ours = store.root / "ray"  # Ray's own notes on the run; the results are not in there
+    resources = share(scale)
+    folder = store.root / "ray"  # Ray's own files about the run; the results are elsewhere
     trainer = functools.partial(
         TorchTrainer,
-        _worker,
-        train_loop_config={
-            "store": store.url,
-            "recipe": run,
-            "scale": scale,
-            "names": names,
-        },
+        _train_func,
+        train_loop_config={"store": store.url, "run": run, "scale": scale, "labels": labels},
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu="GPU" in own,
-            resources_per_worker=own,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
             elastic_resize_monitor_interval_s=_GROWS_AFTER,
         ),
         run_config=RunConfig(
             name=fingerprint(run),
-            **tune_storage.storage(tune_storage.place(store, ours)),
+            **tune_storage.storage(tune_storage.place(store, folder)),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[*callbacks],
         ),
     )
-    for left in reversed(range(scale.max_failures + 1)):
-        again = left < scale.max_failures
+    for retries in reversed(range(scale.max_failures + 1)):
+        is_repeated = retries < scale.max_failures  # the controller of the try before is dead
+        orphans = _removing_orphans() if is_repeated else contextlib.nullcontext()
         try:
-            with _own_interrupts(), removing_orphans() if again else contextlib.nullcontext():
+            with _keeping_sigint_handler(), orphans:
                 trainer().fit()
             break
         except (TrainingFailedError, RayError) as error:
             cluster_watch.check()
-            if not (left and _lost(error)):
+            if not (retries and _is_loss(error)):
                 raise _cause(error, run) from error
-        # What a controller that was killed wrote last may be half of a file.
-        store.remove(ours / fingerprint(run))
+        # A controller that was killed may have left half of a file.
+        store.remove(folder / fingerprint(run))
         time.sleep(_PAUSE_SECONDS)
-    store.remove(ours / fingerprint(run))
+    store.remove(folder / fingerprint(run))
 
 
-def _lost(error: Exception) -> bool:
+def _is_loss(error: Exception) -> bool:
     """True for the loss of a process on which Ray Train gives up and another try may help.
 
-    It counts and tries again what workers fail with in training, and when a group is set up. But
-    the death of a worker to which the training is being handed ends the run (its controller's call
-    of `run_train_fn`, Ray 2.60), and so do the controller's own and those of its helpers.
+    Ray Train counts and retries what workers fail with in training, and when a group is set up.
+    But the death of a worker to which the training is being handed ends the run (its controller's
+    call of `run_train_fn`, Ray 2.60), and so do the controller's own and those of its helpers.
     """
     if isinstance(error, ControllerError):
         error = error.controller_failure
@@ -130,14 +133,14 @@ def _lost(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Have Ctrl-C mean afterwards what it meant before.
+def _keeping_sigint_handler() -> Iterator[None]:
+    """Context manager: restore the handler of Ctrl-C afterwards.
 
-    Train sets a handler of its own and leaves it there (Ray 2.60), which also keeps its
+    Ray Train sets a handler of its own and leaves it there (Ray 2.60), which also keeps its
     controller's process alive as long as this one.
     """
-    here = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if here else None
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if is_main else None
     try:
         yield
     finally:
@@ -145,19 +148,57 @@ def _own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """What every worker runs."""
+@contextlib.contextmanager
+def _removing_orphans() -> Iterator[None]:
+    """Context manager: remove placement groups of dead controllers, whose death takes seconds.
+
+    A group that a controller reserved stays until the driver ends: Ray frees it when both are
+    gone. Ray Train's own cleaner knows a group only once its workers have begun, and is stopped by
+    a controller that fails in between (Ray 2.60). The processors that such a group holds are
+    missing when a run is tried again.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_ORPHANS_SECONDS):
+            with contextlib.suppress(Exception):  # the head does not answer: reported elsewhere
+                _remove_orphans()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _remove_orphans() -> None:
+    """Remove this job's placement groups whose creator is dead.
+
+    The public tables of placement groups do not say who made them (Ray 2.60).
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for row in state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        is_removed = group.state == PlacementGroupTableData.REMOVED
+        if group.creator_actor_dead and not is_removed and group.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _train_func(config: dict[str, Any]) -> None:
+    """Train; runs on every worker."""
     scale: Scale = config["scale"]
     torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
-    store, run = Store(config["store"], scale.local_gb), config["recipe"]
+    store, run = Store(config["store"], scale.local_gb), config["run"]
     store.stand(made=True)
     journal = Journal.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
-    experiment, trial = config["names"]
-    every = (Prometheus(experiment, trial, rank), TrainReports(device, rank))
-    log = RunLog(run, every) if rank else run_log(store, run, scale.track, *every)
+    experiment, trial = config["labels"]
+    loggers = (Prometheus(experiment, trial, rank), TrainReports(device, rank))
+    log = RunLog(run, loggers) if rank else run_log(store, run, scale.track, *loggers)
     with contextlib.closing(NodeNotice()) as notice:
         train(store, run, group_host(journal, device, log, scale, notice))
 
@@ -192,7 +233,7 @@ class TrainReports:
 
 
 def _cause(error: Exception, run: Training) -> RaykdError:
-    """What the user should hear: the workers' own error where it is one of ours."""
+    """The error for the user: a worker's own `RaykdError` where there is one."""
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
         for reason in (failure, getattr(failure, "cause", None), failure.__cause__):
@@ -201,9 +242,10 @@ def _cause(error: Exception, run: Training) -> RaykdError:
     first = next(iter(failures.values()), getattr(error, "controller_failure", error))
     if isinstance(first, RayTaskError) and isinstance(first.cause, RaykdError):
         return first.cause
-    text = (str(first).strip() or "no message").splitlines()
-    said = f"{type(first).__name__}: {text[0] if isinstance(first, RayActorError) else text[-1]}"
+    lines = (str(first).strip() or "no message").splitlines()
+    line = lines[0] if isinstance(first, RayActorError) else lines[-1]
     return WorkFailed(
-        f"{run.model} ({fingerprint(run)}): the workers failed too often, at last with: {said}; "
-        "run the same command again to go on from the last checkpoint"
+        f"{run.model} ({fingerprint(run)}): the workers failed too often, the last with: "
+        f"{type(first).__name__}: {line}; run the same command again to go on from the last "
+        "checkpoint"
     )
