@@ -1,4 +1,4 @@
-"""What fits a Ray cluster, now or when it has grown."""
+"""Capacity of a Ray cluster: how many workers fit, now or once it has grown."""
 
 import contextlib
 import sys
@@ -11,16 +11,16 @@ from ray.autoscaler import sdk
 
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
-from raykd.launch import cluster_watch as watch
+from raykd.launch import cluster_watch
 from raykd.launch.preemption import draining
 
 _LOOK_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
-_ROUNDING = 1e-6  # of shares such as a third of a GPU
+_ROUNDING = 1e-6  # for shares such as a third of a GPU
 
 
 def fitting(scale: Scale) -> int:
-    """How many one-worker students fit the cluster at a time; 0 where not even one does."""
+    """The number of workers that fit the cluster's nodes; 0 where not even one does."""
     gpus, going = gpus_per_worker(scale), draining()
     return sum(
         min(
@@ -33,30 +33,30 @@ def fitting(scale: Scale) -> int:
 
 
 def gpus_per_worker(scale: Scale) -> float:
-    """GPUs of each worker: as `scale.gpus` says, else one where the cluster has any."""
+    """GPUs of each worker: `scale.gpus`, else one where the cluster has any."""
     if scale.gpus is not None:
         return scale.gpus
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
-def share(scale: Scale) -> dict[str, float]:
-    """What each worker holds, as Ray counts it."""
+def resources_per_worker(scale: Scale) -> dict[str, float]:
+    """Resources that each worker reserves, by Ray's names."""
     gpus = gpus_per_worker(scale)
     return {"CPU": scale.cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def check_fit(scale: Scale, workers: int, what: str) -> None:
+def check_fit(scale: Scale, workers: int, label: str) -> None:
     """Raise `NoRoom` where `workers` workers do not fit the cluster as it is."""
     if workers > fitting(scale):
-        watch.check()
+        cluster_watch.check()
         raise NoRoom(
-            f"{what} wants {workers} workers with {wanted(scale)} each, the cluster has "
-            f"{there()}; lower scale.workers, or let it wait for nodes with scale.wait_minutes"
+            f"{_demand(scale, workers, label)}; lower scale.workers, or let it wait for nodes with "
+            "scale.wait_minutes"
         )
 
 
 def await_room(
-    scale: Scale, workers: int, what: str, say: Callable[[str], None] = lambda text: None
+    scale: Scale, workers: int, label: str, say: Callable[[str], None] = lambda text: None
 ) -> None:
     """Wait until `workers` workers fit the cluster, for nodes that an autoscaler has to add.
 
@@ -65,26 +65,26 @@ def await_room(
     until = time.monotonic() + 60 * scale.wait_minutes
     if fitting(scale) < workers and scale.wait_minutes:
         say(
-            f"{what} wants {workers} workers with {wanted(scale)} each; the cluster has {there()}. "
-            f"Waiting for nodes, up to {scale.wait_minutes:g} min"
+            f"{_demand(scale, workers, label)}. Waiting for nodes, up to {scale.wait_minutes:g} min"
         )
+        bundles = [resources_per_worker(scale)] * workers
         try:
             while fitting(scale) < workers and time.monotonic() < until:
-                # Again and again: there is one request of the cluster, which others overwrite.
-                sdk.request_resources(bundles=[share(scale)] * workers)
+                # Repeated, because a cluster has one request, which other drivers overwrite.
+                sdk.request_resources(bundles=bundles)
                 time.sleep(_LOOK_SECONDS)
         finally:
             sdk.request_resources(bundles=[])
-    check_fit(scale, workers, what)
+    check_fit(scale, workers, label)
 
 
 @contextlib.contextmanager
-def told_of_losses(
-    scale: Scale, workers: int, what: str, say: Callable[[str], None]
+def reporting_losses(
+    scale: Scale, workers: int, label: str, say: Callable[[str], None]
 ) -> Iterator[None]:
-    """A region in which it is said when nodes were lost so that `workers` fit no longer.
+    """Context manager: prints a message when lost nodes leave too little room for `workers`.
 
-    Ray Train waits for them without end and says nothing.
+    Ray Train waits for new nodes forever and prints nothing.
     """
     over = threading.Event()
 
@@ -92,18 +92,18 @@ def told_of_losses(
         since: float | None = None
         while not over.wait(_WATCH_SECONDS):
             try:
-                lacking = fitting(scale) < workers
-            except Exception:  # the head does not answer: its own error is on its way
+                is_lacking = fitting(scale) < workers
+            except Exception:  # the head does not answer: reported elsewhere
                 continue
-            if lacking and since is None:
+            if is_lacking and since is None:
                 since = time.monotonic()
                 say(
-                    f"{what}: nodes were lost; it wants {workers} workers with {wanted(scale)} "
-                    f"each, the cluster has {there()}. It goes on from its checkpoint when there "
-                    "is room again; Ctrl-C stops it, and the same command goes on later"
+                    f"{label}: nodes were lost; {_demand(scale, workers, 'it')}. It goes on from "
+                    "its checkpoint when there is room again; Ctrl-C stops it, and the same "
+                    "command goes on later"
                 )
-            elif not lacking and since is not None:
-                say(f"{what}: there is room again, after {time.monotonic() - since:.0f} s")
+            elif not is_lacking and since is not None:
+                say(f"{label}: there is room again, after {time.monotonic() - since:.0f} s")
                 since = None
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -114,12 +114,15 @@ def told_of_losses(
         over.set()
 
 
-def wanted(scale: Scale) -> str:
-    """What each worker needs, in words."""
+def worker_needs(scale: Scale) -> str:
+    """The resources of a worker, for messages."""
     return f"{scale.cpus:g} CPUs and {gpus_per_worker(scale):g} GPUs"
 
 
-def there() -> str:
-    """What the cluster has, in words."""
+def _demand(scale: Scale, workers: int, label: str) -> str:
+    """The resources that work wants and those that the cluster has, for messages."""
     resources = ray.cluster_resources()
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    return (
+        f"{label} wants {workers} workers with {worker_needs(scale)} each, the cluster has "
+        f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    )

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one of our own on this machine."""
+"""Connection to a Ray cluster: joins one, or starts one of our own on this machine."""
 
 import contextlib
 import functools
@@ -21,10 +21,9 @@ from ray.exceptions import RayError, RayTaskError
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom, RaykdError, Unreachable, WorkFailed
 from raykd.core.shutdown import cleaning
-from raykd.launch import cluster_probe, private_folder
+from raykd.launch import cluster_probe, private_cluster
 from raykd.launch.cluster_watch import Watch
-from raykd.launch.loopback import on_loopback
-from raykd.launch.private_folder import Private
+from raykd.launch.private_cluster import PrivateFolder, on_loopback
 
 # Read by Ray's own processes, so they must be set before any of them starts.
 _SETTINGS = {
@@ -37,21 +36,21 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_PSUTIL: Any = importlib.import_module("psutil")  # which `import ray` has put on the path
+_PSUTIL: Any = importlib.import_module("psutil")  # on the path once Ray is imported
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
-_TRIES = 2  # of starting a cluster: a busy machine may be too slow for Ray's own limits
-_START_SECONDS = 300.0  # for a try
-_DASHBOARD_SECONDS = 150.0  # for its dashboard; Ray gives up after 60 by itself
-_NODE_SECONDS = 150.0  # for its node; Ray gives up after 30 by itself, which a busy machine needs
-_JOIN_SECONDS = 45.0  # for joining one that answers; Ray looks for this machine's node for 60
+_TRIES = 2  # to start a cluster: a busy machine may be too slow for Ray's own limits
+_START_SECONDS = 300.0  # for each try
+_DASHBOARD_SECONDS = 150.0  # for the dashboard to start; Ray gives up after 60
+_NODE_SECONDS = 150.0  # for the node to start; Ray gives up after 30, too few on a busy machine
+_JOIN_SECONDS = 45.0  # to join a cluster that answers; Ray looks for this machine's node for 60
 _LOOK_SECONDS = 5.0  # between two looks at a cluster that was joined
-_SILENT_SECONDS = 30.0  # for which it may not answer before it counts as lost
+_SILENT_SECONDS = 30.0  # without an answer, after which a cluster counts as lost
 _KEPT = "what was finished is kept, and the same command goes on"
 
 
 @contextlib.contextmanager
 def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> Iterator[None]:
-    """A Ray cluster for the work inside, with at least `processors` logical CPUs if it is ours.
+    """Context manager: a Ray cluster, with at least `processors` logical CPUs if it is started.
 
     Joins `scale.address`, else the cluster that RAY_ADDRESS names, else one that runs on this
     machine; else starts its own and stops it at the end. Raises `Unreachable` where the cluster to
@@ -63,80 +62,111 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    address, watch = standing(scale), Watch()
-    with private_folder.restored(), watch.looking(), contextlib.ExitStack() as stack:
-        stack.callback(watch.over, lambda urgent: None)  # shut down, it is not lost
+    address, watch = address_to_join(scale), Watch()
+    with private_cluster.restoring_auth(), watch.watching(), contextlib.ExitStack() as stack:
+        stack.callback(watch.use, _never)  # a cluster that is shut down is not lost
         if address and address != "local":
             _join(address, say, watch)
         else:
             _start(max(os.cpu_count() or 1, processors), say, watch, stack)
         stack.callback(ray.shutdown)
-        stack.callback(watch.over, lambda urgent: None)
+        stack.callback(watch.use, _never)
         try:
             yield
         except Exception as error:
             watch.check()
             if not isinstance(error, RayError) or isinstance(error, RayTaskError):
-                raise  # the second: of our own code, with its traceback
-            said = (str(error).strip() or "no message").splitlines()[0]
-            raise WorkFailed(f"Ray failed: {type(error).__name__}: {said}; {_KEPT}") from error
+                raise  # a RayTaskError is raised by our code, and keeps its traceback
+            line = (str(error).strip() or "no message").splitlines()[0]
+            raise WorkFailed(f"Ray failed: {type(error).__name__}: {line}; {_KEPT}") from error
+
+
+def address_to_join(scale: Scale) -> str | None:
+    """The address of the cluster to join; None to start one."""
+    return scale.address or os.environ.get("RAY_ADDRESS") or _address_on_this_machine()
+
+
+def address_file() -> Path:
+    """The file in which `ray start` writes down the address of this machine's cluster."""
+    return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+
+
+def _address_on_this_machine() -> str | None:
+    """The address of a cluster that runs on this machine and accepts connections.
+
+    Ray leaves the file behind when a head is killed, and would wait for the dead one.
+    """
+    path = address_file()
+    if not path.is_file() or path.stat().st_uid not in (0, os.getuid()):
+        return None  # a file of another user may be a trap
+    address = path.read_text().strip()
+    return address if _accepts_connections(address) else None
+
+
+def _never(urgent: bool) -> RaykdError | None:
+    """Loss check of a cluster that cannot be lost."""
+
+
+# Joining
 
 
 def _join(address: str, say: Callable[[str], None], watch: Watch) -> None:
     """Connect to a cluster that runs. Raises `Unreachable`."""
     say(f"joining the Ray cluster at {address}")
-    place, alone = _answering(address)
+    resolved, is_on_loopback = _probe(address)
     late = _unreachable(address, f"it did not let this process in within {_JOIN_SECONDS:g} s")
     try:
-        here = on_loopback() if alone else contextlib.nullcontext()
-        with here, _own_end(), watch.limited(_JOIN_SECONDS, late):
-            ray.init(address=place, **_QUIET)
+        device = on_loopback() if is_on_loopback else contextlib.nullcontext()
+        with device, _keeping_sigterm_handler(), watch.limited(_JOIN_SECONDS, late):
+            ray.init(address=resolved, **_QUIET)
     except (RuntimeError, ValueError, ConnectionError, RayError) as error:
         if isinstance(error, RaykdError):
             raise
         raise _unreachable(address, str(error).strip().splitlines()[0]) from error
-    if not place.startswith("ray://"):
-        watch.over(_Joined(address, place, ray.get_runtime_context().get_node_id()))
+    if not resolved.startswith("ray://"):
+        watch.use(_JoinedCluster(address, resolved, ray.get_runtime_context().get_node_id()))
 
 
-def _answering(address: str) -> tuple[str, bool]:
-    """Where a cluster answers, and whether it does on this machine's loopback device alone.
+def _probe(address: str) -> tuple[str, bool]:
+    """Resolve an address; returns it, and True where only this machine's loopback answers there.
 
-    Turns on the token that it asks for. Raises `Unreachable` where none answers, or the token is
-    not there.
+    Turns on the token that the cluster asks for. Raises `Unreachable` where none answers, or the
+    token is missing.
     """
     try:
-        place = address.replace("localhost:", "127.0.0.1:", 1)
+        resolved = address.replace("localhost:", "127.0.0.1:", 1)
         if address == "auto":
-            place = services.canonicalize_bootstrap_address_or_die(address)
-        own = None if private_folder.mode() == "disabled" else private_folder.token_of(place)
-        if own is not None:
-            private_folder.ask_for(own)
-        answer, alone = cluster_probe.answer_of(place), own is not None
-        if not (alone or place.startswith("ray://")):
-            # Ray takes the machine's other address for this name, where one of `ray start` listens.
-            alone = not _listens(services.canonicalize_bootstrap_address(place))
-        if answer == "token" and not private_folder.mode() and private_folder.has_token():
-            private_folder.ask_for(None)
-            answer = cluster_probe.answer_of(place)
+            resolved = services.canonicalize_bootstrap_address_or_die(address)
+        is_disabled = private_cluster.auth_mode() == "disabled"
+        token = None if is_disabled else private_cluster.token_of(resolved)
+        if token is not None:
+            private_cluster.use_token(token)
+        answer, is_on_loopback = cluster_probe.answer_of(resolved), token is not None
+        if not (is_on_loopback or resolved.startswith("ray://")):
+            # Ray takes the machine's other address for this one, where `ray start` listens.
+            other = services.canonicalize_bootstrap_address(resolved)
+            is_on_loopback = not _accepts_connections(other)
+        if answer == "token" and not private_cluster.auth_mode() and private_cluster.has_token():
+            private_cluster.use_token(None)
+            answer = cluster_probe.answer_of(resolved)
     except (ConnectionError, ValueError) as error:
         raise _unreachable(address, str(error)) from error
     if answer == "token":
-        refused = private_folder.mode() == "token" and private_folder.has_token()
-        lacking = "another one was found here" if refused else "none was found here"
-        if private_folder.mode() == "disabled":
+        is_refused = private_cluster.auth_mode() == "token" and private_cluster.has_token()
+        lacking = "another one was found here" if is_refused else "none was found here"
+        if private_cluster.auth_mode() == "disabled":
             lacking = "RAY_AUTH_MODE is disabled here"
         raise Unreachable(
             f"the Ray cluster at {address} wants a token, and {lacking}; write the cluster's to "
             "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to a file that holds it, and "
             "RAY_AUTH_MODE=token"
         )
-    return place, alone
+    return resolved, is_on_loopback
 
 
-def _listens(place: str | None) -> bool:
+def _accepts_connections(address: str | None) -> bool:
     """True where something accepts connections at HOST:PORT."""
-    host, _, port = (place or "").rpartition(":")
+    host, _, port = (address or "").rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=2.0):
             return True
@@ -144,18 +174,18 @@ def _listens(place: str | None) -> bool:
         return False
 
 
-def _unreachable(address: str, why: str) -> Unreachable:
+def _unreachable(address: str, reason: str) -> Unreachable:
     return Unreachable(
-        f"no Ray cluster answers at {address} ({why}); start it, or unset RAY_ADDRESS"
+        f"no Ray cluster answers at {address} ({reason}); start it, or unset RAY_ADDRESS"
     )
 
 
-class _Joined:
-    """A look at a cluster that was joined: whether its head answers, and has the driver's node."""
+class _JoinedCluster:
+    """Loss check of a cluster that was joined: its head answers, and has this machine's node."""
 
-    def __init__(self, address: str, place: str, node: str) -> None:
-        self._address, self._place, self._node = address, place, node
-        self._next = self._heard = time.monotonic()
+    def __init__(self, address: str, resolved: str, node: str) -> None:
+        self._address, self._resolved, self._node = address, resolved, node
+        self._next = self._last_answer = time.monotonic()
 
     def __call__(self, urgent: bool) -> RaykdError | None:
         now = time.monotonic()
@@ -163,14 +193,16 @@ class _Joined:
             return None
         self._next = now + _LOOK_SECONDS
         try:
-            there = cluster_probe.has_node(self._place, self._node, 5.0 if urgent else 2.0)
+            has_node = cluster_probe.has_node(self._resolved, self._node, 5.0 if urgent else 2.0)
         except ConnectionError as error:
-            if not urgent and now - self._heard < _SILENT_SECONDS:
+            if not urgent and now - self._last_answer < _SILENT_SECONDS:
                 return None
-            said = f"the Ray cluster at {self._address} answers no more ({error}); {_KEPT}"
-            return Unreachable(f"{said} once the cluster is there again")
-        self._heard = now
-        if there:
+            return Unreachable(
+                f"the Ray cluster at {self._address} answers no more ({error}); {_KEPT} once the "
+                "cluster is there again"
+            )
+        self._last_answer = now
+        if has_node:
             return None
         return Unreachable(
             f"the Ray node of this machine has left the cluster at {self._address}; {_KEPT} once "
@@ -178,128 +210,134 @@ class _Joined:
         )
 
 
+# Starting
+
+
 def _start(
     cores: int, say: Callable[[str], None], watch: Watch, stack: contextlib.ExitStack
 ) -> None:
     """Start a cluster on this machine, which ends with `stack`. Raises `NoRoom`."""
     say(f"starting Ray on this machine with {cores} CPUs")
-    open_to_all = private_folder.mode() == "disabled"
-    asking = not (open_to_all or private_folder.given_token())
-    for left in reversed(range(_TRIES)):
-        own = Private(say)
-        with contextlib.ExitStack() as tried:
-            tried.enter_context(cleaning(functools.partial(_remove, own)))
-            tried.callback(_remove, own)
-            tried.callback(ray.shutdown)
-            if asking:
-                private_folder.ask_for(own.token)
+    is_open = private_cluster.auth_mode() == "disabled"
+    makes_token = not (is_open or private_cluster.environment_has_token())
+    for retries in reversed(range(_TRIES)):
+        private = PrivateFolder(say)
+        with contextlib.ExitStack() as one_try:
+            one_try.enter_context(cleaning(functools.partial(_remove, private)))
+            one_try.callback(_remove, private)
+            one_try.callback(ray.shutdown)
+            if makes_token:
+                private_cluster.use_token(private.token)
             try:
-                context = _started(cores, own, watch)
+                context = _init(cores, private, watch)
             except (RaykdError, KeyboardInterrupt):
                 raise
             except Exception as error:  # Ray raises plain ones, too
-                said = " ".join((str(error).strip() or type(error).__name__).split())[:300]
-                if not left:
+                reason = " ".join((str(error).strip() or type(error).__name__).split())[:300]
+                if not retries:
                     raise NoRoom(
-                        f"Ray did not start on this machine, {_TRIES} times, at last with: {said}; "
-                        "is it very busy, or short of memory? scale.workers=0 does without Ray"
+                        f"Ray did not start on this machine, {_TRIES} times, at last with: "
+                        f"{reason}; is it very busy, or short of memory? scale.workers=0 does "
+                        "without Ray"
                     ) from error
-                say(f"Ray did not start ({said}); trying once more")
+                say(f"Ray did not start ({reason}); trying once more")
                 continue
-            stack.push(tried.pop_all())
+            stack.push(one_try.pop_all())
             break
-    started: Any = worker._global_node
-    processes = started.all_processes
-    watch.over(_Own({kind: processes[kind][0].process for kind in ("gcs_server", "raylet")}))
-    place = context.address_info["gcs_address"]
-    own.note(place)
-    say(f"dashboard: http://{context.dashboard_url}; others join with RAY_ADDRESS={place}")
-    if open_to_all:
+    node: Any = worker._global_node
+    processes = {kind: node.all_processes[kind][0].process for kind in ("gcs_server", "raylet")}
+    watch.use(functools.partial(_loss_of_processes, processes))
+    address = context.address_info["gcs_address"]
+    private.write_address(address)
+    say(f"dashboard: http://{context.dashboard_url}; others join with RAY_ADDRESS={address}")
+    if is_open:
         say("RAY_AUTH_MODE=disabled: every user of this machine can run code there as this one")
-    elif asking:
-        say(f"both ask for the token in {own.token}")
+    elif makes_token:
+        say(f"both ask for the token in {private.token}")
 
 
-def _started(cores: int, own: Private, watch: Watch) -> Any:
+def _init(cores: int, private: PrivateFolder, watch: Watch) -> Any:
+    """Call `ray.init` for a new cluster, with limits that suit a busy machine."""
     late = NoRoom(
         f"Ray did not start on this machine within {_START_SECONDS:g} s: is it very busy?"
     )
     ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = _DASHBOARD_SECONDS  # read at each start
-    with on_loopback(), _own_end(), _patient(own), watch.limited(_START_SECONDS, late):
-        return ray.init(
-            "local", num_cpus=cores, include_dashboard=True, _temp_dir=str(own.session), **_QUIET
-        )
+    with (
+        on_loopback(),
+        _keeping_sigterm_handler(),
+        _waiting_for_node(private),
+        watch.limited(_START_SECONDS, late),
+    ):
+        folder = str(private.session)
+        return ray.init("local", num_cpus=cores, include_dashboard=True, _temp_dir=folder, **_QUIET)
 
 
 @contextlib.contextmanager
-def _patient(own: Private) -> Iterator[None]:
-    """A region in which a start waits for its node for longer than Ray does (a constant, 2.60).
+def _waiting_for_node(private: PrivateFolder) -> Iterator[None]:
+    """Context manager: `ray.init` waits for its node for longer than Ray's constant (2.60).
 
-    Not where the node's raylet has given up: it waits 15 s for its own agent, another constant.
+    It does not where the node's raylet has given up: that waits 15 s for its own agent, another
+    constant.
     """
     get_node: Any = services.get_node
 
-    def await_node(*where: str) -> Any:
+    def get_node_patiently(*arguments: str) -> Any:
         until = time.monotonic() + _NODE_SECONDS
         while True:
             try:
-                return get_node(*where)
+                return get_node(*arguments)
             except RuntimeError:
-                raylets = [each for each in _processes(own) if "raylet_socket_name" in each[1]]
-                if time.monotonic() > until or not raylets:
+                commands = [command for _, command in _processes(private)]
+                has_raylet = any("raylet_socket_name" in command for command in commands)
+                if time.monotonic() > until or not has_raylet:
                     raise
             time.sleep(0.2)
 
-    services.get_node = await_node
+    services.get_node = get_node_patiently
     try:
         yield
     finally:
         services.get_node = get_node
 
 
-class _Own:
-    """A look at the processes of a cluster of our own without which it is none."""
-
-    def __init__(self, processes: dict[str, Any]) -> None:
-        self._processes = processes
-
-    def __call__(self, urgent: bool) -> RaykdError | None:
-        for kind, process in self._processes.items():
-            status = process.poll()
-            if status is not None:
-                how = f"was killed by signal {-status}" if status < 0 else f"ended ({status})"
-                return WorkFailed(
-                    f"Ray's process {kind} ({process.pid}) {how}; is the machine short of memory? "
-                    f"{_KEPT}"
-                )
-        return None
+def _loss_of_processes(processes: dict[str, Any], urgent: bool) -> RaykdError | None:
+    """Loss check of a cluster of our own: `processes` without which it does not work."""
+    for kind, process in processes.items():
+        status = process.poll()
+        if status is not None:
+            end = f"was killed by signal {-status}" if status < 0 else f"ended ({status})"
+            return WorkFailed(
+                f"Ray's process {kind} ({process.pid}) {end}; is the machine short of memory? "
+                f"{_KEPT}"
+            )
+    return None
 
 
-def _remove(own: Private) -> None:
-    """End what is left of a cluster's processes, and remove its folder."""
-    for root, _ in _processes(own):
+def _remove(private: PrivateFolder) -> None:
+    """Kill what is left of a cluster's processes, and remove its folder."""
+    for root, _ in _processes(private):
         with contextlib.suppress(_PSUTIL.Error):
-            for each in [*root.children(recursive=True), root]:
+            for process in [*root.children(recursive=True), root]:
                 with contextlib.suppress(_PSUTIL.Error):
-                    each.kill()
-    own.remove()
+                    process.kill()
+    private.remove()
 
 
-def _processes(own: Private) -> list[tuple[Any, str]]:
+def _processes(private: PrivateFolder) -> list[tuple[Any, str]]:
     """The processes that this one has started for a cluster, with their commands."""
-    found = []
-    for each in _PSUTIL.Process().children():
+    processes = []
+    for process in _PSUTIL.Process().children():
         with contextlib.suppress(_PSUTIL.Error):  # it has just ended
-            command = " ".join(each.cmdline())
-            found += [(each, command)] if str(own.session) in command else []
-    return found
+            command = " ".join(process.cmdline())
+            processes += [(process, command)] if str(private.session) in command else []
+    return processes
 
 
 @contextlib.contextmanager
-def _own_end() -> Iterator[None]:
-    """Have SIGTERM mean what it meant before: Ray sets a handler that exits with 15 (2.60)."""
-    here = threading.current_thread() is threading.main_thread()
-    handler: Any = signal.getsignal(signal.SIGTERM) if here else None
+def _keeping_sigterm_handler() -> Iterator[None]:
+    """Context manager: restore SIGTERM's handler; Ray sets one that exits with 15 (2.60)."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler: Any = signal.getsignal(signal.SIGTERM) if is_main else None
     try:
         yield
     except SystemExit:
@@ -309,25 +347,3 @@ def _own_end() -> Iterator[None]:
     finally:
         if callable(handler):
             signal.signal(signal.SIGTERM, handler)
-
-
-def standing(scale: Scale) -> str | None:
-    """The address of the cluster to join; None to start one."""
-    return scale.address or os.environ.get("RAY_ADDRESS") or _running_here()
-
-
-def note_of_cluster() -> Path:
-    """Where `ray start` writes down the address of this machine's cluster."""
-    return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-
-
-def _running_here() -> str | None:
-    """The address of a cluster that runs on this machine, once it is seen to answer.
-
-    Ray leaves the file behind when a head is killed, and would wait for the dead one.
-    """
-    note = note_of_cluster()
-    if not note.is_file() or note.stat().st_uid not in (0, os.getuid()):
-        return None  # what another user wrote there may be a trap
-    address = note.read_text().strip()
-    return address if _listens(address) else None

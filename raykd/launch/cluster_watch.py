@@ -1,4 +1,4 @@
-"""An end to waiting for a Ray cluster that has gone.
+"""Watch over a Ray cluster: ends what waits for it once it is lost.
 
 Much of Ray waits in C++ code, where no handler of a signal runs (`ray.init`, calls to a head that
 has gone: a minute and more, Ray 2.60). So a thread looks whether the cluster is there, and where it
@@ -16,32 +16,32 @@ from raykd.core.errors import RaykdError
 
 LOOK_SECONDS = 0.5
 
-
-# Why a cluster is lost, None while it is there; asked with True where something has failed already.
-Loss = Callable[[bool], RaykdError | None]
+# A loss check: why a cluster is lost; None while it is there. The argument is True where something
+# has failed already, so that an answer is urgent.
+LossCheck = Callable[[bool], RaykdError | None]
 
 
 class Lost(KeyboardInterrupt):
-    """The cluster has gone: no work that is left can be done, so nothing is to go on."""
+    """The cluster is lost, so no work that is left can be done."""
 
 
 class Watch:
-    """A look after the main thread while it is connected to a cluster, or connects."""
+    """Watch over the main thread while it is connected to a cluster, or connects."""
 
     current: "Watch | None" = None  # of this process
 
     def __init__(self) -> None:
         self.error: RaykdError | None = None  # why the cluster is lost
-        self._lost: Loss = lambda urgent: None
-        self._limit: tuple[float, RaykdError] | None = None
+        self._check: LossCheck = lambda urgent: None
+        self._limit: tuple[float, RaykdError] | None = None  # time, and the error after it
 
-    def over(self, lost: Loss) -> None:
-        """From now on, ask this now and then why the cluster is lost."""
-        self._lost = lost
+    def use(self, check: LossCheck) -> None:
+        """Use another loss check from now on."""
+        self._check = check
 
     @contextlib.contextmanager
     def limited(self, seconds: float, error: RaykdError) -> Iterator[None]:
-        """A region that may take so long, and counts as lost with this error afterwards."""
+        """Context manager: after `seconds` inside, the cluster counts as lost with this error."""
         self._limit = (time.monotonic() + seconds, error)
         try:
             yield
@@ -49,7 +49,7 @@ class Watch:
             self._limit = None
 
     def check(self) -> None:
-        """Raise `Lost` where the cluster is."""
+        """Raise `Lost` where the cluster is lost."""
         if self.look(urgent=True) is not None:
             raise Lost
 
@@ -59,14 +59,14 @@ class Watch:
         if self.error is None and limit is not None and time.monotonic() > limit[0]:
             self.error = limit[1]
         if self.error is None:
-            self.error = self._lost(urgent)
+            self.error = self._check(urgent)
         return self.error
 
     @contextlib.contextmanager
-    def looking(self) -> Iterator[None]:
-        """The region that is looked after; it ends with `error` where there is one."""
+    def watching(self) -> Iterator[None]:
+        """Context manager: ends what is inside once the cluster is lost, with `error`."""
         over = threading.Event()
-        thread = threading.Thread(target=self._look_after, args=(over,), daemon=True)
+        thread = threading.Thread(target=self._look_repeatedly, args=(over,), daemon=True)
         before, Watch.current = Watch.current, self
         try:
             with shutdown.terminable():
@@ -86,8 +86,8 @@ class Watch:
         finally:
             Watch.current = before
 
-    def _look_after(self, over: threading.Event) -> None:
-        """The thread: look, and have the main thread stop."""
+    def _look_repeatedly(self, over: threading.Event) -> None:
+        """Stop the main thread once the cluster is lost; runs in a thread."""
         while not over.wait(LOOK_SECONDS):
             error = self.look()
             if error is not None and not over.is_set():
@@ -96,6 +96,6 @@ class Watch:
 
 
 def check() -> None:
-    """Raise `Lost` where the cluster that this process works with is."""
+    """Raise `Lost` where the cluster that this process is connected to is lost."""
     if Watch.current is not None:
         Watch.current.check()

@@ -23,8 +23,8 @@ from raykd.config.experiment import Experiment, basis
 from raykd.config.scale import Scale, least
 from raykd.core.errors import RaykdError
 from raykd.launch import doctor_node, doctor_rules
-from raykd.launch.capacity import fitting, wanted
-from raykd.launch.cluster import connected, note_of_cluster, standing
+from raykd.launch.capacity import fitting, worker_needs
+from raykd.launch.cluster import address_file, address_to_join, connected
 from raykd.launch.doctor_rules import Finding
 from raykd.planning.forecast import missing_bytes
 from raykd.recipes import TeacherRun
@@ -43,7 +43,7 @@ def examine(store: Store, scale: Scale, experiment: Experiment | None = None) ->
     """
     findings = [installed(), stale()]
     needed = 0 if experiment is None else missing_bytes(experiment, store)
-    address = standing(scale)
+    address = address_to_join(scale)
     if address is None:
         said = f"none runs here; raykd starts one of its own: {DRIVER} alone is looked at"
         return [*findings, Finding("cluster", "ok", said), *here(store, needed)]
@@ -68,7 +68,7 @@ def installed() -> Finding:
 
 def stale() -> Finding:
     """Whether a cluster is noted on this machine that is not there any more."""
-    note, address = note_of_cluster(), standing(Scale())
+    note, address = address_file(), address_to_join(Scale())
     if note.is_file() and address is None:
         said = f"{note} names {note.read_text().strip()}, where nobody answers"
         return Finding("last cluster", "warning", said, f"rm {note}: Ray waits for it otherwise")
@@ -151,7 +151,9 @@ def _of_cluster(
     findings.append(doctor_rules.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
     groups = _groups(scale, experiment)
     fit, grows = fitting(scale), scale.wait_minutes > 0
-    findings.append(doctor_rules.fits(groups, fit, wanted(scale), scale.parallel, grows=grows))
+    findings.append(
+        doctor_rules.fits(groups, fit, worker_needs(scale), scale.parallel, grows=grows)
+    )
     findings.append(_dashboard(needed=max(groups) > 1))
     return findings
 

@@ -290,7 +290,7 @@ class Executor:
                 return  # another process made it meanwhile
             self._close_pool()
             self._connect(most(workers))
-            from raykd.launch.capacity import await_room, told_of_losses
+            from raykd.launch.capacity import await_room, reporting_losses
             from raykd.launch.train import fit
 
             need = (self._scale, least(workers), describe(run), self._teller.say)
@@ -298,7 +298,7 @@ class Executor:
             count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
             self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
             labels = (self._name, self._trial)
-            with told_of_losses(*need):
+            with reporting_losses(*need):
                 fit(self._store, run, workers, self._scale, self._train_callbacks(run), labels)
 
     def _progress(self, run: Training) -> AbstractContextManager[None]:

@@ -35,7 +35,7 @@ from raykd.config.scale import Scale, Workers, least, most
 from raykd.core.errors import RaykdError, WorkFailed
 from raykd.core.record import fingerprint
 from raykd.launch import cluster_watch
-from raykd.launch.capacity import check_fit, share
+from raykd.launch.capacity import check_fit, resources_per_worker
 from raykd.launch.preemption import NodeNotice
 from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import tune_storage
@@ -81,7 +81,7 @@ def fit(
     check_fit(scale, least(workers), fingerprint(run))
     if least(workers) < most(workers):
         os.environ.setdefault(*_SHRINKS_AFTER)
-    resources = share(scale)
+    resources = resources_per_worker(scale)
     folder = store.root / "ray"  # Ray's own files about the run; the results are elsewhere
     trainer = functools.partial(
         TorchTrainer,

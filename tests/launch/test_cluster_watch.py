@@ -29,10 +29,10 @@ ending.CLEANING_SECONDS = 0.5
 @speaking
 def command():
     watch = Watch()
-    with watch.looking(), ending.cleaning(lambda: print("cleaned", flush=True)):
+    with watch.watching(), ending.cleaning(lambda: print("cleaned", flush=True)):
 """
 IN_C = """
-        watch.over(lambda urgent: WorkFailed("a raylet died"))
+        watch.use(lambda urgent: WorkFailed("a raylet died"))
         lock = ctypes.create_string_buffer(64)
         libc = ctypes.CDLL(None)
         libc.pthread_mutex_lock(lock)
@@ -79,8 +79,8 @@ def test_a_process_goes_on_after_a_loss_that_it_has_heeded(monkeypatch):
     monkeypatch.setattr(shutdown, "ORDERLY_SECONDS", 2.0)
     with shutdown.terminable():
         watch = Watch()
-        watch.over(lambda urgent: WorkFailed("gone"))
-        with pytest.raises(WorkFailed, match="gone"), watch.looking():
+        watch.use(lambda urgent: WorkFailed("gone"))
+        with pytest.raises(WorkFailed, match="gone"), watch.watching():
             time.sleep(600)
         time.sleep(5)
         with pytest.raises(shutdown.Terminated), shutdown.terminable():  # noqa: PT012

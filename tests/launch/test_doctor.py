@@ -206,11 +206,11 @@ def test_a_store_by_url_is_written_and_read(tmp_path, alone, monkeypatch):
 
 
 def test_a_dead_cluster_that_is_noted_is_found(tmp_path, alone):
-    joining.note_of_cluster().parent.mkdir()
-    joining.note_of_cluster().write_text("127.0.0.1:1")
+    joining.address_file().parent.mkdir()
+    joining.address_file().write_text("127.0.0.1:1")
     found = doctor.stale()
     assert found.status == "warning" and "rm " in found.todo
-    joining.note_of_cluster().unlink()
+    joining.address_file().unlink()
     assert doctor.stale().status == "ok"
 
 

@@ -86,23 +86,23 @@ def test_a_run_on_a_dead_cluster_ends_with_status_9(tmp_path, monkeypatch, by):
 
 
 def waiting(watch: Watch) -> None:
-    with watch.looking():
+    with watch.watching():
         time.sleep(600)
 
 
 def failing(watch: Watch) -> None:
-    with watch.looking():
+    with watch.watching():
         raise NoRoom("the cluster has 0 CPUs")
 
 
 def checking(watch: Watch) -> None:
-    with watch.looking():
+    with watch.watching():
         check()
 
 
 def test_what_waits_for_a_lost_cluster_is_interrupted():
     watch, gone = Watch(), time.monotonic() + 1.0
-    watch.over(lambda urgent: WorkFailed("a raylet died") if time.monotonic() > gone else None)
+    watch.use(lambda urgent: WorkFailed("a raylet died") if time.monotonic() > gone else None)
     with pytest.raises(WorkFailed, match="a raylet died"):
         waiting(watch)
 
@@ -116,7 +116,7 @@ def test_a_limit_that_is_over_is_an_end_with_its_error():
 @pytest.mark.parametrize("call", [failing, checking])
 def test_an_error_that_comes_of_the_loss_is_told_as_the_loss(call):
     watch = Watch()
-    watch.over(lambda urgent: WorkFailed("gone") if urgent else None)
+    watch.use(lambda urgent: WorkFailed("gone") if urgent else None)
     with pytest.raises(WorkFailed, match="gone"):
         call(watch)
 

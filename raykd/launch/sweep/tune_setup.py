@@ -13,7 +13,7 @@ from raykd.config.experiment import Experiment, basis
 from raykd.config.scale import least, most
 from raykd.config.search_space import Space
 from raykd.core.errors import ConfigError
-from raykd.launch.capacity import await_room, fitting, share
+from raykd.launch.capacity import await_room, fitting, resources_per_worker
 from raykd.launch.sweep.pbt import drawn, population
 from raykd.launch.sweep.trial import Brief
 from raykd.recipes import Asked, StudentRun
@@ -103,7 +103,7 @@ def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactor
         wide = False  # the trial will say what is wrong
     if wide:
         return tune.PlacementGroupFactory([{"memory": 1 << 20}])
-    return tune.PlacementGroupFactory([share(brief.scale)])
+    return tune.PlacementGroupFactory([resources_per_worker(brief.scale)])
 
 
 def concurrent(
