@@ -1,5 +1,6 @@
-"""Ray: clusters, pools of workers, Ray Train, Ray Tune. The only room that imports it.
+"""Ray: the executor, pools of workers, Ray Train, clusters, Ray Tune. No other room imports Ray.
 
-Imports everything but `cli`. Begin with `executor.py`;
-`cluster.py` joins or starts a cluster; `sweep/` is for Ray Tune.
+Imports everything but `cli`. Begin with `executor.py`; `units.py` and `pool.py` are its strategies
+for one worker, `train.py` for several; `cluster.py` joins or starts a cluster; `sweep/` is for Ray
+Tune.
 """

@@ -1,8 +1,8 @@
-"""Who writes an artefact at the moment, among all processes that see the same folder.
+"""Locks of artefacts: one process at a time makes or writes an artefact.
 
 A lock is a file that the system frees with the process that holds it, however that ends: no clock
-and no heartbeat. It works on local disks and on NFS. Of a store by URL the lock is one of this
-node's processes.
+and no heartbeat. It is common to all processes that see the same folder, on local disks and on NFS;
+for a store by URL it is common to the processes of this node.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from raykd.storage.atomic import appending, unwritable
 from raykd.storage.store import LOCKS, Store
 
 _LOOK_SECONDS = 0.5
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
+# A file system without locks:
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _GONE = (errno.ENOENT, errno.ESTALE)
 
 
@@ -52,30 +53,29 @@ def held(
     Where another process holds it: with `wait` False yields False at once, else waits, and says so
     once. Raises `NoRoom` after `patience` seconds.
     """
-    folder, path = store.path(recipe), _place(store, recipe, role)
-    file, waited, until = _taken(path), False, time.monotonic() + (patience or 0)
+    store.stand()
+    folder, path = store.path(recipe), _path(store, recipe, role)
+    file, until = _try(path), time.monotonic() + (patience or 0)
+    if file is None and wait:
+        say(f"{folder} is being made by {_owner(path)}; waiting until it is there")
     while file is None and wait:
-        if not waited:
-            say(f"{folder} is being made by {_owner(path)}; waiting until it is there")
-        waited = True
         if patience is not None and time.monotonic() > until:
             raise NoRoom(
                 f"{folder}: {_owner(path)} writes there; wait until it is done, or stop it, and "
                 "run the same command again"
             )
         time.sleep(_LOOK_SECONDS)
-        file = _taken(path)
+        file = _try(path)
     try:
         yield file is not None
     finally:
         if file is not None:
-            _free(path, file)
+            _release(path, file)
 
 
 def owner(store: Store, recipe: Recipe, role: str) -> str | None:
-    """The holder of an artefact's lock for a role, in words; None without one. Writes nothing."""
-    folder = store.path(recipe)
-    path = store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"
+    """The holder of an artefact's lock, for messages; None without one. Writes nothing."""
+    path = _path(store, recipe, role)
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -86,10 +86,10 @@ def owner(store: Store, recipe: Recipe, role: str) -> str | None:
     return None
 
 
-def _taken(path: Path) -> IO[str] | None:
-    """The lock's file, which holds it until it is closed; None where somebody else does.
+def _try(path: Path) -> IO[str] | None:
+    """Open the lock's file, which holds it until it is closed; None where another process does.
 
-    Raises `Unreachable` where there can be none.
+    Raises `Unreachable` where there can be no such file.
     """
     while True:
         try:
@@ -108,30 +108,28 @@ def _taken(path: Path) -> IO[str] | None:
             return None
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                return file  # the writer is taken to be alone
+                return file  # assumes that no other process writes
             file.close()
             if error.errno not in _GONE:
                 raise unwritable(path, error) from error
-        file.close()  # who held it before has removed it in between
+        file.close()  # its last holder removed it in between
 
 
 def _owner(path: Path) -> str:
-    """Who holds a lock, in words."""
+    """The holder of a lock, for messages."""
     try:
         return path.read_text() or "another process"
     except OSError:
         return "another process"
 
 
-def _free(path: Path, file: IO[str]) -> None:
-    """Let a lock go."""
-    with contextlib.suppress(OSError):  # an error of its own would hide what went wrong
-        path.unlink(missing_ok=True)  # while it is ours, so that nobody else's is removed
+def _release(path: Path, file: IO[str]) -> None:
+    with contextlib.suppress(OSError):  # an error here would hide what went wrong before
+        path.unlink(missing_ok=True)  # before it is closed, so that no other process holds it
     with contextlib.suppress(OSError):
         file.close()
 
 
-def _place(store: Store, recipe: Recipe, role: str) -> Path:
+def _path(store: Store, recipe: Recipe, role: str) -> Path:
     folder = store.path(recipe)
-    store.stand()
     return store.root / LOCKS / f"{folder.parent.name}-{folder.name}.{role}"
