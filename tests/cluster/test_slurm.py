@@ -14,7 +14,7 @@ import pytest
 from raykd.storage.store import MARKER, Store
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import CHECKPOINT
-from tests.launch.jobs import BIN, FOREIGN, ROOT, end, processes
+from tests.launch.ray_head import BIN, FOREIGN, ROOT, end, processes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 

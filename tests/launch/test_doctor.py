@@ -18,7 +18,7 @@ from raykd.launch import cluster as joining
 from raykd.launch import doctor, doctor_node, doctor_rules
 from raykd.planning.forecast import missing_bytes
 from raykd.storage.store import Store
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 
 VERSIONS = {"python": "3.11.7", "raykd": "0.1.0", "torch": "2.15.0", "ray": "2.60.0", "numpy": "2"}
 GOOD: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 
 from raykd.storage.store import read_json
 from tests.launch.faults import Site, experiment
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 from tests.launch.test_preemption import wait
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(1800)]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import ray  # noqa: F401  # which puts psutil on the path
 
-from tests.launch.jobs import FOREIGN, end, processes
-from tests.launch.marks import RAY
+from tests.launch.ray_head import FOREIGN, end, processes
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]

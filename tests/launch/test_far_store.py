@@ -11,7 +11,7 @@ from raykd.config.experiment import load
 from raykd.config.resolve import resolve
 from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 from tests.small import prepare, trained
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tests.launch.faults import EPOCHS, KINDS, Site, differences, disturbed, leftovers, work
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]
 EACH = int(os.environ.get("RAYKD_FAULTS", "1"))

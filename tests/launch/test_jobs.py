@@ -11,8 +11,8 @@ import torch
 from raykd.storage.store import MARKER
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import CHECKPOINT
-from tests.launch.jobs import BIN, ROOT, Head
-from tests.launch.marks import RAY
+from tests.launch.ray_head import BIN, ROOT, Head
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.jobs import FOREIGN
-from tests.launch.marks import RAY
+from tests.launch.ray_head import FOREIGN
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from raykd.launch.pool import make_shards
 from tests.data.files import put
 from tests.data.packs import packed, packing, same
 from tests.data.photos import photos
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.launch.faults import Site, differences, disturbed, experiment
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(1800)]
 

@@ -24,7 +24,7 @@ from raykd.tracking.jsonl import read_metrics
 from raykd.tracking.tensorboard import events_folder
 from raykd.training.cache_builder import CacheBuild
 from raykd.training.inputs import open_cache
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 from tests.tracking.events import scalars
 

@@ -14,7 +14,7 @@ from raykd.core.errors import NoRoom, Unreachable, WorkFailed
 from raykd.launch import cluster_probe
 from raykd.launch.cluster import connected
 from raykd.launch.cluster_watch import Watch, check
-from tests.launch.jobs import free_ports
+from tests.launch.ray_head import free_ports
 
 FILE = """
 run: {model: resnet8, data: {name: digits, limit: 64}, method: label_only, optim: {epochs: 1}}

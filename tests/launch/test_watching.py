@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.launch.dashboards import EXPORTED, filled, queries
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 
 PROMETHEUS = os.environ.get("RAYKD_PROMETHEUS") or shutil.which("prometheus")
 pytestmark = [

@@ -23,7 +23,7 @@ from raykd.methods.reviewkd import ReviewKD
 from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.training.learner import Learner
-from tests.methods.adaptive import (
+from tests.methods.sakd_cases import (
     BASES,
     PAPER,
     SMALL,

@@ -32,7 +32,7 @@ from raykd.recipes import Optim
 from raykd.teachers.source import LiveTeacher
 from raykd.training.learner import Learner
 from raykd.training.optim import build_optimiser
-from tests.methods.adaptive import (
+from tests.methods.sakd_cases import (
     BASES,
     LABELS,
     PAPER,

@@ -23,7 +23,7 @@ from raykd.methods.sakd import SAKD
 from raykd.methods.sakd_policy import Selection, choose, gumbel, route_loss, segments
 from raykd.models import build, measure
 from raykd.teachers.source import LiveTeacher
-from tests.methods.adaptive import (
+from tests.methods.sakd_cases import (
     SMALL,
     answer,
     assert_state,

@@ -39,7 +39,7 @@ from raykd.training.result import result_of
 from raykd.training.runs import local_host, train_student, train_teacher
 from tests.small import CPU, digits
 from tests.tiers import slow_but
-from tests.training.chains import (
+from tests.training.route_runs import (
     EPOCHS,
     QUIET,
     carried,

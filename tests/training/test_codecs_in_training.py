@@ -28,7 +28,7 @@ from raykd.training.runs import train_student
 from raykd.training.weights import load_weights
 from tests.small import CPU, digits, pair, prepare, student_run, teacher_run, trained
 from tests.tiers import slow_but
-from tests.training.chains import twin
+from tests.training.route_runs import twin
 
 COOL = KD(temperature=1.0)
 CODECS = [Int8(), *(TopK(k=3, tail=tail) for tail in TAILS)]

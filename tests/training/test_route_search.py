@@ -40,7 +40,7 @@ from raykd.training.route_results import (
 )
 from tests.small import CPU
 from tests.tiers import slow_but
-from tests.training.chains import (
+from tests.training.route_runs import (
     QUIET,
     carried,
     released,

@@ -25,7 +25,7 @@ from raykd.storage.store import Store, read_json
 from raykd.tracking.console import Teller
 from raykd.training.route_results import route_found
 from raykd.training.sweep_sheets import Sheet, asked_by, folder_of
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::UserWarning")]
 QUIET = Teller(quiet=True)

@@ -13,7 +13,7 @@ from raykd.launch.sweep.driver import sweep
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
 from raykd.training.sweep_sheets import read_sheets, sweep_name
-from tests.launch.marks import RAY
+from tests.launch.ray_marks import RAY
 from tests.planted_files import Planted
 
 NAMES = [
