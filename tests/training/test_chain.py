@@ -70,15 +70,15 @@ def trained_of(store: Store, **changes) -> StudentRun:
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     """A store with the teacher."""
     return store_with_teacher(tmp_path_factory.mktemp("store"), 4)
 
 
 @pytest.fixture(scope="module")
-def done(ready, tmp_path_factory):
+def student_store(teacher_store, tmp_path_factory):
     """A store in which the students stay that tests have in common."""
-    return twin(ready, tmp_path_factory.mktemp("done") / "store")
+    return twin(teacher_store, tmp_path_factory.mktemp("done") / "store")
 
 
 class Stop(Exception):
@@ -98,15 +98,17 @@ def stopping(monkeypatch, epochs: int) -> None:
     monkeypatch.setattr(Journal, "record", dying)
 
 
-def assert_goes_on(whole: Store, cut: Store, run: StudentRun, monkeypatch, epochs: int) -> None:
+def assert_goes_on(
+    reference: Store, resumed: Store, run: StudentRun, monkeypatch, epochs: int
+) -> None:
     """That a run which stops after some epochs, and goes on, ends like one that does not stop."""
-    carried(whole, run)
+    carried(reference, run)
     with monkeypatch.context() as patch:
         stopping(patch, epochs)
         with pytest.raises(Stop):
-            carried(cut, run)
-    carried(cut, run)
-    assert released(cut, run) == released(whole, run)
+            carried(resumed, run)
+    carried(resumed, run)
+    assert released(resumed, run) == released(reference, run)
 
 
 # What a stage begins with
@@ -141,9 +143,9 @@ def at_its_beginning(store: Store, run: StudentRun):
 
 @METHOD
 def test_a_stage_goes_on_with_the_weights_of_the_one_before_and_nothing_else(
-    done, tmp_path, method
+    student_store, tmp_path, method
 ):
-    store = done
+    store = student_store
     run = along(trained_of(store, method=method), (1, 4), "multi_stage")
     carried(store, run)
     begun, fresh = at_its_beginning(store, run), at_its_beginning(store, run.after)
@@ -173,18 +175,18 @@ def test_a_stage_goes_on_with_the_weights_of_the_one_before_and_nothing_else(
     list(GOES_ON_WITH),
     ids=lambda method: method.name,
 )
-def test_images_that_are_only_measured_on_leave_no_trace(done, method):
-    run = trained_of(done, method=method, optim=Optim(epochs=1, batch=32))
-    learner, host = at_its_beginning(done, run).train(), local_host(done, run)
-    _, test = prepare.views(done, run, host)
+def test_images_that_are_only_measured_on_leave_no_trace(student_store, method):
+    run = trained_of(student_store, method=method, optim=Optim(epochs=1, batch=32))
+    learner, host = at_its_beginning(student_store, run).train(), local_host(student_store, run)
+    _, test = prepare.views(student_store, run, host)
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     evaluate(learner.student, run.method, learner.helpers, test, None, host)
     assert equal(learner.state_dict(), before)
 
 
-def test_every_stage_has_the_whole_schedule(done):
+def test_every_stage_has_the_whole_schedule(student_store):
     optim = Optim(epochs=3, batch=32, schedule="cosine", warmup_epochs=1, lr=0.03)
-    store = done
+    store = student_store
     run = along(trained_of(store, optim=optim), (1, 4), "multi_stage")
     carried(store, run)
     rates = [[m["lr"] for m in read_metrics(store.path(stage))] for stage in run.stages()]
@@ -192,8 +194,8 @@ def test_every_stage_has_the_whole_schedule(done):
     assert [m["epoch"] for m in read_metrics(store.path(run))] == [0, 1, 2]
 
 
-def test_averaged_weights_are_what_the_next_stage_begins_with(done, tmp_path):
-    store = done
+def test_averaged_weights_are_what_the_next_stage_begins_with(student_store, tmp_path):
+    store = student_store
     optim = EPOCHS.model_copy(update={"ema": 0.5})
     run = along(trained_of(store, optim=optim), (1, 4), "multi_stage")
     carried(store, run)
@@ -204,8 +206,8 @@ def test_averaged_weights_are_what_the_next_stage_begins_with(done, tmp_path):
     assert equal(begun.student.network.state_dict(), state(store, run.after))
 
 
-def test_a_stage_of_another_method_begins_with_helpers_of_its_own(done):
-    store = done
+def test_a_stage_of_another_method_begins_with_helpers_of_its_own(student_store):
+    store = student_store
     before = trained_of(store, method=FitNet())
     run = trained_of(store, method=FitNet(weight=1.0), after=before)
     carried(store, run)
@@ -216,8 +218,8 @@ def test_a_stage_of_another_method_begins_with_helpers_of_its_own(done):
 
 
 @pytest.mark.parametrize("name", [weights.STUDENT, weights.STAGE])
-def test_a_stage_does_not_go_on_after_weights_that_were_altered(ready, tmp_path, name):
-    store = twin(ready, tmp_path / "store")
+def test_a_stage_does_not_go_on_after_weights_that_were_altered(teacher_store, tmp_path, name):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=MimicEmbedding()), (1, 4), "multi_stage")
     carried(store, run.after)
     path = store.path(run.after) / name
@@ -226,8 +228,8 @@ def test_a_stage_does_not_go_on_after_weights_that_were_altered(ready, tmp_path,
         carried(store, run)
 
 
-def test_a_stage_does_not_go_on_without_the_helpers_of_the_one_before(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_stage_does_not_go_on_without_the_helpers_of_the_one_before(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=MimicEmbedding()), (1, 4), "multi_stage")
     carried(store, run.after)
     (store.path(run.after) / weights.STAGE).unlink()
@@ -235,12 +237,12 @@ def test_a_stage_does_not_go_on_without_the_helpers_of_the_one_before(ready, tmp
         carried(store, run)
 
 
-def test_a_stage_below_another_teacher_begins_with_helpers_of_its_own(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_stage_below_another_teacher_begins_with_helpers_of_its_own(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     before = trained_of(store, method=MimicEmbedding())
     (tmp_path / "store" / "teachers").unlink()
     (tmp_path / "store" / "teachers").mkdir()
-    (store.path(before.teacher)).symlink_to(ready.path(before.teacher))
+    (store.path(before.teacher)).symlink_to(teacher_store.path(before.teacher))
     # Its embedding is of another width.
     other = TeacherRun(model="wrn_16_2", data=before.data, optim=EPOCHS)
     run = trained_of(store, method=MimicEmbedding(), teacher=other, after=before)
@@ -290,8 +292,10 @@ def radius(store: Store, run: StudentRun, anchor: int, view: int) -> float:
 
 
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["multi_stage"]))
-def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(ready, tmp_path, stages):
-    store = twin(ready, tmp_path / "store")
+def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(
+    teacher_store, tmp_path, stages
+):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=SKD(), optim=Optim(epochs=4, batch=32)), (1, 4), stages)
     radii = set()
     for stage in run.stages():
@@ -309,16 +313,18 @@ def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(ready, tmp
 
 
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
-def test_a_radius_that_is_given_stays_as_it_is(ready, tmp_path, stages):
-    store = twin(ready, tmp_path / "store")
+def test_a_radius_that_is_given_stays_as_it_is(teacher_store, tmp_path, stages):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=SKD(radius=2.5)), (1, 4), stages)
     for stage in run.stages():
         assert {float(helpers["radius.value"]) for helpers in watched(store, stage)} == {2.5}
 
 
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
-def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(ready, tmp_path, stages):
-    store = twin(ready, tmp_path / "store")
+def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(
+    teacher_store, tmp_path, stages
+):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=SimKD()), (1, 4), stages)
     for stage in run.stages():
         for epoch, helpers in enumerate(watched(store, stage)):
@@ -328,8 +334,8 @@ def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(ready, tmp_
 
 
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["multi_stage"]))
-def test_margins_are_those_of_the_supervising_checkpoint(ready, tmp_path, stages):
-    store = twin(ready, tmp_path / "store")
+def test_margins_are_those_of_the_supervising_checkpoint(teacher_store, tmp_path, stages):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=OFD()), (1, 4), stages)
     for stage in run.stages():
         for epoch, helpers in enumerate(watched(store, stage)):
@@ -339,8 +345,8 @@ def test_margins_are_those_of_the_supervising_checkpoint(ready, tmp_path, stages
                 assert torch.equal(helpers[f"{name}.margin"], expected)
 
 
-def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=CONTRAST), (1, 4), "multi_stage")
     last = watched(store, run.after)[-1]
     targets = open_images(store, run.data)[0].targets
@@ -358,8 +364,8 @@ def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(ready, tmp_pa
 @pytest.mark.parametrize(
     "method", slow_but([KD(), SKD(), FitNet(), MimicEmbedding()], [KD()]), ids=lambda m: m.name
 )
-def test_a_route_of_the_last_epoch_alone_is_plain_distillation(done, method):
-    store = done
+def test_a_route_of_the_last_epoch_alone_is_plain_distillation(student_store, method):
+    store = student_store
     plain = trained_of(store, method=method)
     explicit = plain.model_copy(update={"route": Route(anchors=(4,))})
     for stages in ("multi_stage", "one_stage"):
@@ -396,8 +402,10 @@ READINGS = [
 
 
 @pytest.mark.parametrize(("method", "views", "stages"), slow_but(READINGS, READINGS[2:4]), ids=stop)
-def test_a_route_has_cached_exactly_what_its_epochs_read(ready, tmp_path, method, views, stages):
-    store = twin(ready, tmp_path / "store")
+def test_a_route_has_cached_exactly_what_its_epochs_read(
+    teacher_store, tmp_path, method, views, stages
+):
+    store = twin(teacher_store, tmp_path / "store")
     (tmp_path / "store" / "caches").unlink()
     optim = Optim(epochs=3, batch=32)
     chosen = trained_of(store, method=method, views=views, optim=optim)
@@ -424,45 +432,45 @@ def test_a_route_has_cached_exactly_what_its_epochs_read(ready, tmp_path, method
 
 @pytest.mark.parametrize(("method", "epochs"), STOPS, ids=stop)
 def test_stages_that_stop_go_on_to_equal_weights(
-    ready, done, tmp_path, monkeypatch, method, epochs
+    teacher_store, student_store, tmp_path, monkeypatch, method, epochs
 ):
-    run = along(trained_of(ready, method=method), (1, 4), "multi_stage")
-    whole, cut = done, twin(ready, tmp_path / "cut")
-    carried(whole, run)
+    run = along(trained_of(teacher_store, method=method), (1, 4), "multi_stage")
+    reference, resumed = student_store, twin(teacher_store, tmp_path / "cut")
+    carried(reference, run)
     with monkeypatch.context() as patch:
         stopping(patch, epochs)
         with pytest.raises(Stop):
-            carried(cut, run)
-    assert cut.has(run.after) == (epochs > 2)
-    assert not cut.has(run)
-    outcome = carried(cut, run)
+            carried(resumed, run)
+    assert resumed.has(run.after) == (epochs > 2)
+    assert not resumed.has(run)
+    outcome = carried(resumed, run)
     assert outcome.made["students"] == (1 if epochs > 2 else 2)
     for stage in run.stages():
-        assert released(cut, stage) == released(whole, stage)
+        assert released(resumed, stage) == released(reference, stage)
         for name in (weights.STAGE, weights.HELPERS):
-            assert equal(state(cut, stage, name), state(whole, stage, name))
+            assert equal(state(resumed, stage, name), state(reference, stage, name))
 
 
 @pytest.mark.parametrize("epochs", slow_but([1, 2], [2]))
 def test_averaged_weights_are_released_however_late_a_run_stopped(
-    ready, done, tmp_path, monkeypatch, epochs
+    teacher_store, student_store, tmp_path, monkeypatch, epochs
 ):
-    run = trained_of(ready, optim=EPOCHS.model_copy(update={"ema": 0.5}))
-    assert_goes_on(done, twin(ready, tmp_path / "cut"), run, monkeypatch, epochs)
+    run = trained_of(teacher_store, optim=EPOCHS.model_copy(update={"ema": 0.5}))
+    assert_goes_on(student_store, twin(teacher_store, tmp_path / "cut"), run, monkeypatch, epochs)
 
 
 @pytest.mark.parametrize(("method", "epochs"), STOPS_OF_ONE, ids=stop)
 def test_one_stage_that_stops_goes_on_at_the_same_checkpoint(
-    ready, done, tmp_path, monkeypatch, method, epochs
+    teacher_store, student_store, tmp_path, monkeypatch, method, epochs
 ):
     optim = Optim(epochs=4, batch=32)
-    run = along(trained_of(ready, method=method, optim=optim), (1, 2, 4), "one_stage")
-    whole, cut = done, twin(ready, tmp_path / "cut")
-    carried(whole, run)
+    run = along(trained_of(teacher_store, method=method, optim=optim), (1, 2, 4), "one_stage")
+    reference, resumed = student_store, twin(teacher_store, tmp_path / "cut")
+    carried(reference, run)
     with monkeypatch.context() as patch:
         stopping(patch, epochs)
         with pytest.raises(Stop):
-            carried(cut, run)
+            carried(resumed, run)
     asked: list[int] = []
     load, open_cache = weights.load_teacher, prepare.open_cache
 
@@ -477,12 +485,12 @@ def test_one_stage_that_stops_goes_on_at_the_same_checkpoint(
 
     monkeypatch.setattr(weights, "load_teacher", loading)
     monkeypatch.setattr(prepare, "open_cache", opening)
-    carried(cut, run)
+    carried(resumed, run)
     left = [run.route.at(epoch) for epoch in range(epochs, 4)]
     assert list(dict.fromkeys(asked)) == list(dict.fromkeys(left))
-    assert released(cut, run) == released(whole, run)
-    assert equal(state(cut, run, weights.HELPERS), state(whole, run, weights.HELPERS))
-    assert len(read_metrics(cut.path(run))) == 4
+    assert released(resumed, run) == released(reference, run)
+    assert equal(state(resumed, run, weights.HELPERS), state(reference, run, weights.HELPERS))
+    assert len(read_metrics(resumed.path(run))) == 4
 
 
 # Assistants
@@ -496,8 +504,8 @@ def assisted(store: Store, *models: str, **changes) -> StudentRun:
     return trained_of(store, teacher=teacher, **changes)
 
 
-def test_each_of_a_chain_learns_from_the_one_before(done):
-    store = done
+def test_each_of_a_chain_learns_from_the_one_before(student_store):
+    store = student_store
     run = assisted(store, "resnet14", "resnet8")
     assert carried(store, run).made["students"] == 3
     second, first = run.teacher, run.teacher.teacher
@@ -516,16 +524,16 @@ def test_each_of_a_chain_learns_from_the_one_before(done):
         assert (cached - live).abs().max() <= span * 2**-11 + 1e-5  # float16 below the maximum
 
 
-def test_an_assistant_is_the_student_that_it_would_be_alone(ready, done, tmp_path):
-    alone = twin(ready, tmp_path / "alone")
-    run = assisted(ready, "resnet14")
-    carried(done, run)
+def test_an_assistant_is_the_student_that_it_would_be_alone(teacher_store, student_store, tmp_path):
+    alone = twin(teacher_store, tmp_path / "alone")
+    run = assisted(teacher_store, "resnet14")
+    carried(student_store, run)
     carried(alone, run.teacher)
-    assert released(done, run.teacher) == released(alone, run.teacher)
+    assert released(student_store, run.teacher) == released(alone, run.teacher)
 
 
-def test_assistants_are_trained_once_for_all_students_below_them(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_assistants_are_trained_once_for_all_students_below_them(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     runs = [assisted(store, "resnet14", seed=seed) for seed in (0, 1)]
     assert carried(store, *runs).made["students"] == 3
     again = carried(store, assisted(store, "resnet14", seed=2))
@@ -534,11 +542,13 @@ def test_assistants_are_trained_once_for_all_students_below_them(ready, tmp_path
 
 
 @pytest.mark.slow
-def test_a_copy_of_the_teacher_as_an_assistant_teaches_what_the_teacher_does(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_copy_of_the_teacher_as_an_assistant_teaches_what_the_teacher_does(
+    teacher_store, tmp_path
+):
+    store = twin(teacher_store, tmp_path / "store")
     run = assisted(store, "resnet8x4")
     carried(store, run.teacher, trained_of(store))
-    network = ready.path(run.teacher.teacher) / "weights-0004.safetensors"
+    network = teacher_store.path(run.teacher.teacher) / "weights-0004.safetensors"
     path = store.path(run.teacher)
     (path / "weights.safetensors").write_bytes(network.read_bytes())
     result = read_json(path / "result.json")
@@ -549,15 +559,17 @@ def test_a_copy_of_the_teacher_as_an_assistant_teaches_what_the_teacher_does(rea
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [FitNet(), METHODS["sakd"](mode="both")], ids=lambda m: m.name)
-def test_an_assistant_can_be_asked_in_person(done, method):
-    store = done
+def test_an_assistant_can_be_asked_in_person(student_store, method):
+    store = student_store
     run = assisted(store, "resnet14", method=method)
     carried(store, run)
     assert store.has(run)
 
 
-def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained(
+    teacher_store, tmp_path
+):
+    store = twin(teacher_store, tmp_path / "store")
     good = assisted(store, "resnet14")
     worse = Optim(epochs=2, batch=32, lr=1e30)
     bad = trained_of(store, teacher=good.teacher.model_copy(update={"optim": worse}))
@@ -569,16 +581,18 @@ def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained
 
 
 @pytest.mark.parametrize("epochs", slow_but([1, 3], [3]))
-def test_a_chain_that_stops_goes_on_to_equal_weights(ready, done, tmp_path, monkeypatch, epochs):
-    run = assisted(ready, "resnet8")
-    assert_goes_on(done, twin(ready, tmp_path / "cut"), run, monkeypatch, epochs)
+def test_a_chain_that_stops_goes_on_to_equal_weights(
+    teacher_store, student_store, tmp_path, monkeypatch, epochs
+):
+    run = assisted(teacher_store, "resnet8")
+    assert_goes_on(student_store, twin(teacher_store, tmp_path / "cut"), run, monkeypatch, epochs)
 
 
 # Images to choose by
 
 
-def test_every_epoch_is_measured_on_the_validation_images(done):
-    store = done
+def test_every_epoch_is_measured_on_the_validation_images(student_store):
+    store = student_store
     run = trained_of(store)
     carried(store, run)
     for folder in (store.path(run), store.path(run.teacher)):
@@ -600,23 +614,23 @@ def test_every_epoch_is_measured_on_the_validation_images(done):
     assert last["validation_loss"] == pytest.approx(float(expected), rel=1e-4)  # float32
 
 
-def test_a_run_without_images_to_choose_by_says_nothing_of_them(done):
-    store = done
+def test_a_run_without_images_to_choose_by_says_nothing_of_them(student_store):
+    store = student_store
     data = digits(store, limit=64)
     run = StudentRun(model="resnet8", data=data, optim=EPOCHS)
     carried(store, run)
     assert not any("validation" in key for m in read_metrics(store.path(run)) for key in m)
 
 
-def test_the_best_epoch_is_chosen_by_the_validation_images(ready):
-    run = trained_of(ready)
+def test_the_best_epoch_is_chosen_by_the_validation_images(teacher_store):
+    run = trained_of(teacher_store)
     history = [
         {"epoch": 0, "loss": 1.0, "top1": 90.0, "validation_top1": 50.0, "seconds": 1.0},
         {"epoch": 1, "loss": 1.0, "top1": 60.0, "validation_top1": 70.0, "seconds": 1.0},
         {"epoch": 2, "loss": 1.0, "top1": 95.0, "validation_top1": 70.0, "seconds": 1.0},
         {"epoch": 3, "loss": 0.1, "top1": 80.0, "validation_top1": 60.0, "seconds": 1.0},
     ]
-    host, parts = local_host(ready, run), [nn.ModuleDict()]
+    host, parts = local_host(teacher_store, run), [nn.ModuleDict()]
     assert result_of(run, parts, history, host)["best"]["epoch"] == 1
     plain = [{k: v for k, v in m.items() if k != "validation_top1"} for m in history]
     assert result_of(run, parts, plain, host)["best"]["epoch"] == 2
@@ -655,12 +669,12 @@ def naive_statistics(network, pixels: list[torch.Tensor]) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("size", [512, 48])
 def test_refreshed_statistics_are_those_of_a_pass_over_all_images(
-    ready, tmp_path, monkeypatch, size
+    teacher_store, tmp_path, monkeypatch, size
 ):
     monkeypatch.setattr(fit, "BATCH", size)
     store = Store(tmp_path / "store")
     store.root.mkdir()
-    (store.root / "images").symlink_to(ready.root / "images")
+    (store.root / "images").symlink_to(teacher_store.root / "images")
     data = digits(store, limit=96, augment=Augment(pad=1))
     plain = TeacherRun(model="resnet8", data=data, optim=EPOCHS, save_every=1)
     fresh = plain.model_copy(update={"refresh_statistics": True})

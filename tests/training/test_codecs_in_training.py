@@ -48,7 +48,7 @@ def called(value):
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     """A store with a teacher, and the caches of the students."""
     store = Store(tmp_path_factory.mktemp("store"))
     prepare(store, *(student_run(store, method, codec=codec) for method, codec in QUICK))
@@ -68,11 +68,11 @@ class StoppingHost(LocalHost):
 
 
 @pytest.mark.parametrize(("method", "codec"), slow_but(RUNS, QUICK), ids=called)
-def test_a_student_stops_and_goes_on_to_equal_weights(ready, tmp_path, method, codec):
-    run = student_run(ready, method, codec=codec)
-    prepare(ready, run)
-    expected = trained(twin(ready, tmp_path / "whole"), run)
-    store = twin(ready, tmp_path / "cut")
+def test_a_student_stops_and_goes_on_to_equal_weights(teacher_store, tmp_path, method, codec):
+    run = student_run(teacher_store, method, codec=codec)
+    prepare(teacher_store, run)
+    expected = trained(twin(teacher_store, tmp_path / "whole"), run)
+    store = twin(teacher_store, tmp_path / "cut")
     for _ in range(2):
         with pytest.raises(Stop):
             train_student(store, run, StoppingHost(Journal(store.path(run)), CPU))
@@ -107,11 +107,13 @@ def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(tmp_path, meth
     assert far > 0.3
 
 
-def test_a_ghost_is_compared_with_the_student_s_other_classes_and_the_labels_with_all(ready):
-    run = student_run(ready, COOL, codec=TopK(k=3, tail="ghost"))
-    prepare(ready, run)
-    source = teachers(ready, run, CPU)(0)
-    train, _ = open_images(ready, run.data)
+def test_a_ghost_is_compared_with_the_student_s_other_classes_and_the_labels_with_all(
+    teacher_store,
+):
+    run = student_run(teacher_store, COOL, codec=TopK(k=3, tail="ghost"))
+    prepare(teacher_store, run)
+    source = teachers(teacher_store, run, CPU)(0)
+    train, _ = open_images(teacher_store, run.data)
     batch = Views(train, run.shown()).batch(torch.arange(16), 0)
     student, _ = pair()
     learner = Learner(student, run.method, torch.nn.ModuleDict()).eval()

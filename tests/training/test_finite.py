@@ -52,16 +52,16 @@ class Poisoned(LocalHost):
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     prepare(store, student_run(store), student_run(store, "ft"), student_run(store, "ofd"))
     return store
 
 
-def twin(ready, path, *kinds):
+def twin(teacher_store, path, *kinds):
     """Another store with the same images and, where they are named, other artefacts."""
     for kind in ("images", *kinds):
-        (path / kind).symlink_to(ready.root / kind)
+        (path / kind).symlink_to(teacher_store.root / kind)
     return Store(path)
 
 
@@ -103,9 +103,9 @@ def test_a_training_that_diverges_in_its_last_update_is_not_finished(tmp_path, k
     ],
 )
 def test_weights_and_statistics_that_are_not_finite_end_a_training(
-    ready, tmp_path, name, value, epoch
+    teacher_store, tmp_path, name, value, epoch
 ):
-    store = twin(ready, tmp_path)
+    store = twin(teacher_store, tmp_path)
     teacher = teacher_run(store)
     host = Poisoned(Journal(store.path(teacher)), name, value, epoch)
     with pytest.raises(WorkFailed, match=rf"after epoch {epoch} .*{name}.* not finite; lower"):
@@ -115,16 +115,16 @@ def test_weights_and_statistics_that_are_not_finite_end_a_training(
     assert len(read_metrics(store.path(teacher))) == epoch
 
 
-def test_helpers_of_a_student_are_looked_at_too(ready, tmp_path):
-    store = twin(ready, tmp_path, "teachers", "caches")
+def test_helpers_of_a_student_are_looked_at_too(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path, "teachers", "caches")
     run = student_run(store, "ofd")
     with pytest.raises(WorkFailed, match=r"helpers.*margin.* not finite"):
         train(store, run, Poisoned(Journal(store.path(run)), "margin", math.nan))
     assert not store.has(run)
 
 
-def test_so_is_a_prelude(ready, tmp_path):
-    store = twin(ready, tmp_path, "teachers", "caches")
+def test_so_is_a_prelude(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path, "teachers", "caches")
     prelude = student_run(store, "ft").prelude()
     assert prelude is not None
     with pytest.raises(WorkFailed, match=r"helpers.* not finite"):
@@ -133,21 +133,23 @@ def test_so_is_a_prelude(ready, tmp_path):
 
 
 @pytest.mark.parametrize("kept", ["weights", "metrics"])
-def test_a_run_that_was_stopped_before_its_end_is_looked_at_when_it_goes_on(ready, tmp_path, kept):
+def test_a_run_that_was_stopped_before_its_end_is_looked_at_when_it_goes_on(
+    teacher_store, tmp_path, kept
+):
     # What an earlier version left: the last epoch's checkpoint, with NaN in it.
-    store = twin(ready, tmp_path)
+    store = twin(teacher_store, tmp_path)
     teacher = teacher_run(store)
-    whole = local_host(store, teacher)
-    report = whole.report
+    reference = local_host(store, teacher)
+    report = reference.report
 
     def stopping(metrics, state, *, last):
         report(metrics, state, last=last)
         if last:
             raise KeyboardInterrupt
 
-    whole.report = stopping
+    reference.report = stopping
     with pytest.raises(KeyboardInterrupt):
-        train(store, teacher, whole)
+        train(store, teacher, reference)
     path = store.path(teacher) / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     if kept == "weights":
@@ -172,16 +174,16 @@ def _fill(name, value):
     ("place", "value", "said"),
     [(-2, math.nan, "weight is not finite"), (-1, math.inf, "bias is not finite")],
 )
-def test_a_given_teacher_without_numbers_is_refused(ready, tmp_path, place, value, said):
-    store = twin(ready, tmp_path)
+def test_a_given_teacher_without_numbers_is_refused(teacher_store, tmp_path, place, value, said):
+    store = twin(teacher_store, tmp_path)
     teacher = given(store, _fill([*build("resnet8", 10).network.state_dict()][place], value))
     with pytest.raises(WorkFailed, match=rf"given teacher resnet8 \(sha256.*{said}; give other"):
         train(store, teacher, local_host(store, teacher))
     assert not store.has(teacher)
 
 
-def test_a_given_teacher_whose_answers_are_no_numbers_is_refused(ready, tmp_path):
-    store = twin(ready, tmp_path)
+def test_a_given_teacher_whose_answers_are_no_numbers_is_refused(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
     variance = next(k for k in build("resnet8", 10).network.state_dict() if "running_var" in k)
     teacher = given(store, _fill(variance, -1.0))
     with pytest.raises(WorkFailed, match="answers to the test images are not finite"):
@@ -189,8 +191,8 @@ def test_a_given_teacher_whose_answers_are_no_numbers_is_refused(ready, tmp_path
     assert not store.has(teacher)
 
 
-def test_a_given_teacher_may_leave_a_class_out(ready, tmp_path):
-    store = twin(ready, tmp_path)
+def test_a_given_teacher_may_leave_a_class_out(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
     bias = [key for key in build("resnet8", 10).network.state_dict() if key.endswith("bias")][-1]
     teacher = given(store, _fill(bias, -math.inf))
     train(store, teacher, local_host(store, teacher))
@@ -201,8 +203,8 @@ def test_a_given_teacher_may_leave_a_class_out(ready, tmp_path):
     assert store.has(run)
 
 
-def test_a_teacher_whose_answers_are_no_numbers_fills_no_cache(ready, tmp_path):
-    store = twin(ready, tmp_path)
+def test_a_teacher_whose_answers_are_no_numbers_fills_no_cache(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
     teacher = teacher_run(store)
     train_teacher(store, teacher, local_host(store, teacher))
     folder = store.path(teacher)
@@ -218,20 +220,20 @@ def test_a_teacher_whose_answers_are_no_numbers_fills_no_cache(ready, tmp_path):
     assert not store.has(run.logits_at(0))
 
 
-def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_nan(ready):
+def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_nan(teacher_store):
     student, teacher, labels = golden_logits()
     teacher[torch.arange(4), labels] = -math.inf
     batch = Batch(torch.zeros(4, 3, 8, 8), labels, torch.arange(4), 0, 30)
     found = DKD().losses(Outputs(student), Outputs(teacher), batch, nn.ModuleDict())["logits"]
     assert torch.isfinite(found)
-    data = digits(ready, limit=96)
-    test = Views(open_images(ready, data)[1], data.test())
+    data = digits(teacher_store, limit=96)
+    test = Views(open_images(teacher_store, data)[1], data.test())
 
     def masking(batch):
         logits = torch.zeros(len(batch.ids), 10)
         return Outputs(logits.scatter(1, batch.labels[:, None], -math.inf))
 
-    host = local_host(ready, student_run(ready))
+    host = local_host(teacher_store, student_run(teacher_store))
     metrics = evaluate(build("resnet8", 10), LabelOnly(), nn.ModuleDict(), test, masking, host)
     assert math.isfinite(metrics["kl"])
     assert 0 < metrics["kl"] < 10
@@ -239,12 +241,12 @@ def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_n
 
 @pytest.mark.parametrize(("side", "equal"), [(4, False), (8, True)])
 def test_statistics_are_refreshed_where_a_chunk_has_one_image_too_many(
-    ready, monkeypatch, side, equal
+    teacher_store, monkeypatch, side, equal
 ):
     # Maps of 1 x 1 have no variance in a batch of one; larger ones have, and stay as they were.
     monkeypatch.setattr(runs, "BATCH", 48)
-    data = digits(ready, limit=97, resize=side)
-    train_views = Views(open_images(ready, data)[0], data)
+    data = digits(teacher_store, limit=97, resize=side)
+    train_views = Views(open_images(teacher_store, data)[0], data)
     torch.manual_seed(0)
     network = build("resnet8", 10)
     found = refreshed(network, train_views, 0)
@@ -258,15 +260,15 @@ def test_statistics_are_refreshed_where_a_chunk_has_one_image_too_many(
         assert torch.equal(found.state_dict()[name], value)
 
 
-def test_an_epoch_without_numbers_is_never_the_best(ready):
-    run = student_run(ready)
+def test_an_epoch_without_numbers_is_never_the_best(teacher_store):
+    run = student_run(teacher_store)
     lines = [{"top1": 40.0, "test_loss": 1.0}, {"top1": 75.0, "test_loss": math.nan}]
     history = [line | {"epoch": i, "loss": 1.0, "seconds": 1.0} for i, line in enumerate(lines)]
-    result = result_of(run, [nn.Linear(2, 2)], history, local_host(ready, run))
+    result = result_of(run, [nn.Linear(2, 2)], history, local_host(teacher_store, run))
     assert result["best"]["top1"] == 40.0
 
 
-def test_a_search_does_not_choose_by_distances_that_are_no_numbers(ready, tmp_path):
+def test_a_search_does_not_choose_by_distances_that_are_no_numbers(teacher_store, tmp_path):
     store = Store(tmp_path)
     data = digits(store, limit=96, validation=0.2)
     teacher = teacher_run(store, data=digits(store, limit=320, validation=0.2))
@@ -290,8 +292,8 @@ def test_a_search_does_not_choose_by_distances_that_are_no_numbers(ready, tmp_pa
         decide(store, wanted.search, CPU)
 
 
-def test_what_an_earlier_version_finished_without_numbers_has_no_score(ready, tmp_path):
-    store = twin(ready, tmp_path, "teachers", "caches")
+def test_what_an_earlier_version_finished_without_numbers_has_no_score(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path, "teachers", "caches")
     run = student_run(store)
     train(store, run, local_host(store, run))
     path = store.path(run) / "result.json"

@@ -51,7 +51,7 @@ def called(method):
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     """A store with a teacher, and the caches of the small students."""
     store = Store(tmp_path_factory.mktemp("store"))
     methods = ["kd", "skd", *FROM_A_CACHE, *MIXED, *ADAPTIVE]
@@ -102,12 +102,12 @@ class StoppingHost(LocalHost):
     ids=called,
 )
 def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
-    ready, tmp_path, name, optim
+    teacher_store, tmp_path, name, optim
 ):
-    run = student_run(ready, name, optim=optim)
-    prepare(ready, run)
-    expected = trained(twin(ready, tmp_path / "whole"), run)
-    store = twin(ready, tmp_path / "cut")
+    run = student_run(teacher_store, name, optim=optim)
+    prepare(teacher_store, run)
+    expected = trained(twin(teacher_store, tmp_path / "whole"), run)
+    store = twin(teacher_store, tmp_path / "cut")
     for epochs in (1, 1):
         with pytest.raises(Stop):
             train_student(store, run, StoppingHost(Journal(store.path(run)), epochs))
@@ -120,29 +120,31 @@ def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd", SAKD(base=KD(), homogeneous=False), "at"], ids=called)
 def test_a_student_with_dropout_goes_on_to_equal_weights(tmp_path, method):
-    ready = Store(tmp_path / "ready")
-    optim, data = Optim(epochs=2, batch=16), digits(ready, limit=32, resize=32)
-    network = teacher_run(ready, model="torchvision/resnet18", data=data, optim=optim)
+    teacher_store = Store(tmp_path / "ready")
+    optim, data = Optim(epochs=2, batch=16), digits(teacher_store, limit=32, resize=32)
+    network = teacher_run(teacher_store, model="torchvision/resnet18", data=data, optim=optim)
     run = student_run(
-        ready,
+        teacher_store,
         method,
         model="torchvision/mobilenet_v3_small",
         teacher=network,
         data=data,
         optim=optim,
     )
-    prepare(ready, run)
-    expected = trained(twin(ready, tmp_path / "whole"), run)
-    store = twin(ready, tmp_path / "cut")
+    prepare(teacher_store, run)
+    expected = trained(twin(teacher_store, tmp_path / "whole"), run)
+    store = twin(teacher_store, tmp_path / "cut")
     with pytest.raises(Stop):
         train_student(store, run, StoppingHost(Journal(store.path(run)), 1))
     assert trained(store, run) == expected
 
 
-def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(ready, tmp_path):
-    run = student_run(ready, "skd", views=3, optim=Optim(epochs=4, batch=32))
-    expected = trained(twin(ready, tmp_path / "whole"), run)
-    store = twin(ready, tmp_path / "cut")
+def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(
+    teacher_store, tmp_path
+):
+    run = student_run(teacher_store, "skd", views=3, optim=Optim(epochs=4, batch=32))
+    expected = trained(twin(teacher_store, tmp_path / "whole"), run)
+    store = twin(teacher_store, tmp_path / "cut")
     with pytest.raises(Stop):
         train_student(store, run, StoppingHost(Journal(store.path(run), seconds=0), 1))
     with pytest.raises(Stop):  # two more epochs, but no more checkpoint
@@ -151,27 +153,27 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(
     assert trained(store, run) == expected
 
 
-def test_a_teacher_stops_and_goes_on_to_the_same_route(ready, tmp_path):
-    run = teacher_run(ready, optim=Optim(epochs=4, batch=32), save_every=2)
-    whole, cut = (Store(tmp_path / name) for name in ("whole", "cut"))
-    for store in (whole, cut):
+def test_a_teacher_stops_and_goes_on_to_the_same_route(teacher_store, tmp_path):
+    run = teacher_run(teacher_store, optim=Optim(epochs=4, batch=32), save_every=2)
+    reference, resumed = (Store(tmp_path / name) for name in ("whole", "cut"))
+    for store in (reference, resumed):
         digits(store, limit=320)
-    train_teacher(whole, run, local_host(whole, run))
+    train_teacher(reference, run, local_host(reference, run))
     with pytest.raises(Stop):
-        train_teacher(cut, run, StoppingHost(Journal(cut.path(run)), 3))
-    train_teacher(cut, run, local_host(cut, run))
+        train_teacher(resumed, run, StoppingHost(Journal(resumed.path(run)), 3))
+    train_teacher(resumed, run, local_host(resumed, run))
     assert run.anchors() == (2, 4)
     for anchor in run.anchors():
         name = f"weights-{anchor:04d}.safetensors"
-        assert (cut.path(run) / name).read_bytes() == (whole.path(run) / name).read_bytes()
+        assert (resumed.path(run) / name).read_bytes() == (reference.path(run) / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", [*FROM_A_CACHE, *MIXED], ids=called)
-def test_a_cached_student_has_the_losses_of_a_live_one(ready, tmp_path, name):
+def test_a_cached_student_has_the_losses_of_a_live_one(teacher_store, tmp_path, name):
     histories = []
     for source in ("cache", "live"):
-        run = student_run(ready, name, source=source, optim=Optim(epochs=2, batch=32))
-        store = twin(ready, tmp_path / source)
+        run = student_run(teacher_store, name, source=source, optim=Optim(epochs=2, batch=32))
+        store = twin(teacher_store, tmp_path / source)
         trained(store, run)
         histories.append(read_metrics(store.path(run)))
     for cached, live in zip(*histories, strict=True):
@@ -179,23 +181,23 @@ def test_a_cached_student_has_the_losses_of_a_live_one(ready, tmp_path, name):
         assert cached["loss_label"] == pytest.approx(live["loss_label"], rel=5e-3)
 
 
-def test_logits_are_the_same_beside_embeddings(ready, tmp_path):
+def test_logits_are_the_same_beside_embeddings(teacher_store, tmp_path):
     alone, beside = Store(tmp_path / "alone"), Store(tmp_path / "beside")
     for store in (alone, beside):
         for kind in ("images", "teachers"):
-            (store.path(student_run(ready)).parents[1] / kind).parent.mkdir(exist_ok=True)
-            (store.root / kind).symlink_to(ready.root / kind)
-    kd = student_run(ready, "kd")
+            (store.path(student_run(teacher_store)).parents[1] / kind).parent.mkdir(exist_ok=True)
+            (store.root / kind).symlink_to(teacher_store.root / kind)
+    kd = student_run(teacher_store, "kd")
     prepare(alone, kd)
-    prepare(beside, kd, student_run(ready, "pkt"))
+    prepare(beside, kd, student_run(teacher_store, "pkt"))
     caches = [[*store.finished("caches")] for store in (alone, beside)]
     assert [len(found) for found in caches] == [2, 2]  # of the training and of the test images
     assert trained(alone, kd) == trained(beside, kd)
 
 
-def test_the_epochs_say_where_samples_were_taught(ready, tmp_path):
-    run = student_run(ready, ADAPTIVE[1])
-    store = twin(ready, tmp_path)
+def test_the_epochs_say_where_samples_were_taught(teacher_store, tmp_path):
+    run = student_run(teacher_store, ADAPTIVE[1])
+    store = twin(teacher_store, tmp_path)
     trained(store, run)
     for line in read_metrics(store.path(run)):
         spots = ["stage1", "stage2", "stage3", "logits"]
@@ -210,11 +212,11 @@ def test_the_epochs_say_where_samples_were_taught(ready, tmp_path):
         )
 
 
-def test_the_policy_has_a_rate_and_a_weight_decay_of_its_own(ready):
-    run = student_run(ready, ADAPTIVE[1])
-    host = LocalHost(Journal(ready.path(run)), CPU)
-    train, _ = prepare_views(ready, run, host)
-    learner = prepare_learner(ready, run, host, train.images.targets)
+def test_the_policy_has_a_rate_and_a_weight_decay_of_its_own(teacher_store):
+    run = student_run(teacher_store, ADAPTIVE[1])
+    host = LocalHost(Journal(teacher_store.path(run)), CPU)
+    train, _ = prepare_views(teacher_store, run, host)
+    learner = prepare_learner(teacher_store, run, host, train.images.targets)
     student, routing = build_optimiser(run.optim, learner).param_groups
     router = learner.helpers["routing"]
     assert {*routing["params"]} == {*router.parameters()}
@@ -223,11 +225,13 @@ def test_the_policy_has_a_rate_and_a_weight_decay_of_its_own(ready):
     assert "rate" not in student
 
 
-def test_a_student_taught_everywhere_equals_one_of_the_sum_of_both_methods(ready, tmp_path):
+def test_a_student_taught_everywhere_equals_one_of_the_sum_of_both_methods(teacher_store, tmp_path):
     both = Combine(combine=(VID(), KD(weight=1.0)))
-    always = student_run(ready, SAKD(base=VID(), mode="always"))
-    weights = [trained(twin(ready, tmp_path / "a"), always)]
-    assert trained(twin(ready, tmp_path / "b"), student_run(ready, both)) == weights[0]
+    always = student_run(teacher_store, SAKD(base=VID(), mode="always"))
+    weights = [trained(twin(teacher_store, tmp_path / "a"), always)]
+    assert (
+        trained(twin(teacher_store, tmp_path / "b"), student_run(teacher_store, both)) == weights[0]
+    )
 
 
 @pytest.mark.slow
@@ -251,24 +255,24 @@ def test_networks_of_torchvision_teach_each_other_where_they_choose(tmp_path, te
     assert "selected_stage1" in read_metrics(store.path(run))[0]
 
 
-def test_equal_seeds_give_equal_students_and_others_do_not(ready, tmp_path):
-    first = trained(twin(ready, tmp_path / "a"), student_run(ready, seed=1))
-    assert trained(twin(ready, tmp_path / "b"), student_run(ready, seed=1)) == first
-    assert trained(twin(ready, tmp_path / "c"), student_run(ready, seed=2)) != first
+def test_equal_seeds_give_equal_students_and_others_do_not(teacher_store, tmp_path):
+    first = trained(twin(teacher_store, tmp_path / "a"), student_run(teacher_store, seed=1))
+    assert trained(twin(teacher_store, tmp_path / "b"), student_run(teacher_store, seed=1)) == first
+    assert trained(twin(teacher_store, tmp_path / "c"), student_run(teacher_store, seed=2)) != first
 
 
-def test_released_weights_load_into_the_plain_network(ready, tmp_path):
-    store = twin(ready, tmp_path)
-    run = student_run(ready)
+def test_released_weights_load_into_the_plain_network(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
+    run = student_run(teacher_store)
     trained(store, run)
     state = safetensors.torch.load_file(store.path(run) / "weights.safetensors")
     build("resnet8", 10).network.load_state_dict(state)
     assert set(state) == set(build("resnet8", 10).network.state_dict())
 
 
-def test_the_result_holds_last_and_best_epoch_and_what_it_was_measured_on(ready, tmp_path):
-    store = twin(ready, tmp_path)
-    run = student_run(ready)
+def test_the_result_holds_last_and_best_epoch_and_what_it_was_measured_on(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
+    run = student_run(teacher_store)
     trained(store, run)
     result, history = read_json(store.path(run) / "result.json"), read_metrics(store.path(run))
     assert result["last"] == history[-1]
@@ -282,53 +286,53 @@ def test_the_result_holds_last_and_best_epoch_and_what_it_was_measured_on(ready,
     assert history[-1]["kl"] >= 0
 
 
-def test_a_route_changes_the_teacher_at_its_epochs(ready, tmp_path):
-    run = student_run(ready, route=Route(anchors=(1, 2), starts=(0, 2)))
-    store = twin(ready, tmp_path)
+def test_a_route_changes_the_teacher_at_its_epochs(teacher_store, tmp_path):
+    run = student_run(teacher_store, route=Route(anchors=(1, 2), starts=(0, 2)))
+    store = twin(teacher_store, tmp_path)
     (tmp_path / "caches").unlink()
     prepare(store, run)
     trained(store, run)
-    one = student_run(ready, route=Route(anchors=(2,)))
-    plain = student_run(ready)
+    one = student_run(teacher_store, route=Route(anchors=(2,)))
+    plain = student_run(teacher_store)
     assert one.logits_at(0) == plain.logits_at(0)
     assert run.logits_at(1) != plain.logits_at(1)
     assert run.logits_at(2) == plain.logits_at(2)
 
 
-def test_one_anchor_is_plain_distillation_bit_for_bit(ready, tmp_path):
-    plain = trained(twin(ready, tmp_path / "a"), student_run(ready))
-    one = student_run(ready, route=Route(anchors=(2,)))
-    assert trained(twin(ready, tmp_path / "b"), one) == plain
+def test_one_anchor_is_plain_distillation_bit_for_bit(teacher_store, tmp_path):
+    plain = trained(twin(teacher_store, tmp_path / "a"), student_run(teacher_store))
+    one = student_run(teacher_store, route=Route(anchors=(2,)))
+    assert trained(twin(teacher_store, tmp_path / "b"), one) == plain
 
 
-def test_averaged_weights_are_what_is_released(ready, tmp_path):
+def test_averaged_weights_are_what_is_released(teacher_store, tmp_path):
     optim = Optim(epochs=3, batch=32, ema=0.5)
-    averaged = trained(twin(ready, tmp_path / "a"), student_run(ready, optim=optim))
-    without = student_run(ready, optim=optim.model_copy(update={"ema": None}))
-    assert averaged != trained(twin(ready, tmp_path / "b"), without)
+    averaged = trained(twin(teacher_store, tmp_path / "a"), student_run(teacher_store, optim=optim))
+    without = student_run(teacher_store, optim=optim.model_copy(update={"ema": None}))
+    assert averaged != trained(twin(teacher_store, tmp_path / "b"), without)
     state = safetensors.torch.load(averaged)
     build("resnet8", 10).network.load_state_dict(state)
 
 
-def test_bfloat16_trains_close_to_float32(ready, tmp_path):
+def test_bfloat16_trains_close_to_float32(teacher_store, tmp_path):
     losses = []
     for precision in ("float32", "bfloat16"):
-        store = twin(ready, tmp_path / precision)
-        run = student_run(ready, precision=precision)
+        store = twin(teacher_store, tmp_path / precision)
+        run = student_run(teacher_store, precision=precision)
         trained(store, run)
         losses.append(read_metrics(store.path(run))[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)  # 8 bits of mantissa
     assert losses[1] != losses[0]
 
 
-def test_students_of_three_seeds_share_one_cache(ready):
-    runs = [student_run(ready, seed=seed) for seed in range(3)]
+def test_students_of_three_seeds_share_one_cache(teacher_store):
+    runs = [student_run(teacher_store, seed=seed) for seed in range(3)]
     assert len({run.logits_at(0) for run in runs}) == 1
 
 
-def test_the_order_follows_the_runs_seed_and_the_pixels_the_datas(ready):
-    other = student_run(ready, data=digits(ready, limit=96, seed=5))
-    assert other.logits_at(0) != student_run(ready).logits_at(0)
+def test_the_order_follows_the_runs_seed_and_the_pixels_the_datas(teacher_store):
+    other = student_run(teacher_store, data=digits(teacher_store, limit=96, seed=5))
+    assert other.logits_at(0) != student_run(teacher_store).logits_at(0)
 
 
 def test_a_finite_augmentation_has_no_more_views_than_there_are():
@@ -336,12 +340,12 @@ def test_a_finite_augmentation_has_no_more_views_than_there_are():
     assert run_views == 9
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(ready, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(teacher_store, tmp_path):
     from raykd.core.errors import WorkFailed
 
-    run = student_run(ready, optim=Optim(epochs=3, batch=32, lr=1e30))
+    run = student_run(teacher_store, optim=Optim(epochs=3, batch=32, lr=1e30))
     with pytest.raises(WorkFailed, match=r"epoch .* not finite.*run\.optim\.lr"):
-        trained(twin(ready, tmp_path), run)
+        trained(twin(teacher_store, tmp_path), run)
 
 
 def test_torch_is_left_with_one_thread():

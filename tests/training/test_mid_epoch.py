@@ -41,7 +41,7 @@ class LeavingHost(LocalHost):
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     prepare(store, student_run(store))
     return store
@@ -64,50 +64,69 @@ def losses(store, run):
 
 
 @pytest.mark.parametrize("name", SOME, ids=called)
-def test_a_run_that_stops_within_an_epoch_ends_with_equal_weights(ready, tmp_path, name):
-    run = student_run(ready, name, optim=ADAM)
-    prepare(ready, run)
-    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+def test_a_run_that_stops_within_an_epoch_ends_with_equal_weights(teacher_store, tmp_path, name):
+    run = student_run(teacher_store, name, optim=ADAM)
+    prepare(teacher_store, run)
+    reference, resumed = (
+        twin(teacher_store, tmp_path / "whole"),
+        twin(teacher_store, tmp_path / "cut"),
+    )
     # Two steps of the three of each epoch are followed by another one.
-    assert interrupted(cut, run, (1, 1, 1, 2)) == trained(whole, run)
-    assert losses(cut, run) == losses(whole, run)
+    assert interrupted(resumed, run, (1, 1, 1, 2)) == trained(reference, run)
+    assert losses(resumed, run) == losses(reference, run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_on_within_an_epoch(ready, tmp_path, name):
-    run = student_run(ready, name, optim=Optim(epochs=2, batch=32))
-    prepare(ready, run)
-    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
-    assert interrupted(cut, run, (1, 2)) == trained(whole, run)
-    assert losses(cut, run) == losses(whole, run)
+def test_every_method_goes_on_within_an_epoch(teacher_store, tmp_path, name):
+    run = student_run(teacher_store, name, optim=Optim(epochs=2, batch=32))
+    prepare(teacher_store, run)
+    reference, resumed = (
+        twin(teacher_store, tmp_path / "whole"),
+        twin(teacher_store, tmp_path / "cut"),
+    )
+    assert interrupted(resumed, run, (1, 2)) == trained(reference, run)
+    assert losses(resumed, run) == losses(reference, run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd", SAKD(base=KD(), homogeneous=False)], ids=called)
 def test_dropout_draws_on_where_it_was(tmp_path, method):
-    ready = Store(tmp_path / "ready")
-    optim, data = Optim(epochs=1, batch=16), digits(ready, limit=48, resize=32)
-    network = teacher_run(ready, model="torchvision/resnet18", data=data, optim=optim)
+    teacher_store = Store(tmp_path / "ready")
+    optim, data = Optim(epochs=1, batch=16), digits(teacher_store, limit=48, resize=32)
+    network = teacher_run(teacher_store, model="torchvision/resnet18", data=data, optim=optim)
     run = student_run(
-        ready, method, model="torchvision/mobilenet_v2", data=data, teacher=network, optim=optim
+        teacher_store,
+        method,
+        model="torchvision/mobilenet_v2",
+        data=data,
+        teacher=network,
+        optim=optim,
     )
-    prepare(ready, run)
-    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
-    assert interrupted(cut, run, (1,)) == trained(whole, run)
+    prepare(teacher_store, run)
+    reference, resumed = (
+        twin(teacher_store, tmp_path / "whole"),
+        twin(teacher_store, tmp_path / "cut"),
+    )
+    assert interrupted(resumed, run, (1,)) == trained(reference, run)
 
 
-def test_a_stage_that_another_anchor_teaches_goes_on_within_its_first_epoch(ready, tmp_path):
-    run = student_run(ready, "skd", route=Route(anchors=(1, 2), starts=(0, 1)))
-    prepare(ready, run)
-    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+def test_a_stage_that_another_anchor_teaches_goes_on_within_its_first_epoch(
+    teacher_store, tmp_path
+):
+    run = student_run(teacher_store, "skd", route=Route(anchors=(1, 2), starts=(0, 1)))
+    prepare(teacher_store, run)
+    reference, resumed = (
+        twin(teacher_store, tmp_path / "whole"),
+        twin(teacher_store, tmp_path / "cut"),
+    )
     # The second epoch begins with the third call.
-    assert interrupted(cut, run, (3, 1)) == trained(whole, run)
+    assert interrupted(resumed, run, (3, 1)) == trained(reference, run)
 
 
-def test_checkpoints_within_an_epoch_come_when_it_is_time(ready, tmp_path):
-    store = twin(ready, tmp_path / "timed")
-    run = student_run(ready)
+def test_checkpoints_within_an_epoch_come_when_it_is_time(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "timed")
+    run = student_run(teacher_store)
     kept = []
 
     class Counting(Journal):
@@ -128,9 +147,9 @@ class Warned(Notice):
         return True
 
 
-def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(ready, tmp_path):
-    store = twin(ready, tmp_path / "warned")
-    run = student_run(ready)
+def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "warned")
+    run = student_run(teacher_store)
     journal = Journal(store.path(run), 1e9, store)
     host, seen = LocalHost(journal, CPU, notice=Warned()), []
 
@@ -146,16 +165,19 @@ def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(ready, tmp_pat
     assert seen == [True]
 
 
-def test_a_process_that_is_told_to_end_does_so_after_a_checkpoint(ready, tmp_path):
-    run = student_run(ready, optim=ADAM)
-    whole, cut = twin(ready, tmp_path / "whole"), twin(ready, tmp_path / "cut")
+def test_a_process_that_is_told_to_end_does_so_after_a_checkpoint(teacher_store, tmp_path):
+    run = student_run(teacher_store, optim=ADAM)
+    reference, resumed = (
+        twin(teacher_store, tmp_path / "whole"),
+        twin(teacher_store, tmp_path / "cut"),
+    )
     with pytest.raises(Terminated), noticed() as notice:  # noqa: PT012
-        host = local_host(cut, run, Scale(checkpoint_seconds=1e9), notice=notice)
+        host = local_host(resumed, run, Scale(checkpoint_seconds=1e9), notice=notice)
         os.kill(os.getpid(), signal.SIGTERM)
-        train_student(cut, run, host)
-    state = Journal(cut.path(run)).restore()
+        train_student(resumed, run, host)
+    state = Journal(resumed.path(run)).restore()
     assert state is not None and (state["epoch"], state["within"]["steps"]) == (0, 1)
-    assert trained(cut, run) == trained(whole, run)
+    assert trained(resumed, run) == trained(reference, run)
 
 
 def test_a_region_is_ended_at_once_and_leaves_the_signal_as_it_was():

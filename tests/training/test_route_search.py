@@ -67,7 +67,7 @@ def sought(run: StudentRun, **choice) -> Sought:
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     """A store with the teacher."""
     return store_with_teacher(tmp_path_factory.mktemp("store"), 3)
 
@@ -80,9 +80,9 @@ WALK = {"threshold": 1e-9}  # through all three checkpoints
 
 
 @pytest.fixture(scope="module")
-def whole(ready, tmp_path_factory):
+def reference(teacher_store, tmp_path_factory):
     """A store in which nothing came between."""
-    store = twin(ready, tmp_path_factory.mktemp("uninterrupted") / "store")
+    store = twin(teacher_store, tmp_path_factory.mktemp("uninterrupted") / "store")
     carried(store, sought(basis(store), **WALK))
     return store
 
@@ -147,10 +147,10 @@ def naive_choice(far: dict[int, float], current: int, threshold: float) -> int:
 
 
 @FORM
-def test_a_search_measures_and_goes_as_a_computation_by_hand_does(whole, monkeypatch, form):
+def test_a_search_measures_and_goes_as_a_computation_by_hand_does(reference, monkeypatch, form):
     method, measure = form
     monkeypatch.setattr(searching, "BATCH", 100)  # the last batch is smaller
-    store = whole
+    store = reference
     wanted = sought(basis(store, method), threshold=1e-8)  # goes through all checkpoints
     assert wanted.search.measure == measure
     carried(store, wanted)
@@ -189,8 +189,8 @@ def test_a_search_measures_and_goes_as_a_computation_by_hand_does(whole, monkeyp
     ("method", "temperature"),
     slow_but([(FitNet(), 4.0), (MimicEmbedding(), 1.0)], [(FitNet(), 4.0)]),
 )
-def test_hint_and_mimic_learning_can_be_measured_by_divergence(whole, method, temperature):
-    store = whole
+def test_hint_and_mimic_learning_can_be_measured_by_divergence(reference, method, temperature):
+    store = reference
     choice = {"threshold": 1e30, "measure": "kl", "temperature": temperature}
     wanted = sought(basis(store, method), **choice)
     carried(store, wanted)
@@ -200,8 +200,8 @@ def test_hint_and_mimic_learning_can_be_measured_by_divergence(whole, method, te
         assert found == pytest.approx(expected, rel=2e-3)  # float16 logits
 
 
-def test_a_student_of_equal_distributions_is_at_no_distance(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_student_of_equal_distributions_is_at_no_distance(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     # The student is a copy of the teacher's first checkpoint.
     wanted = sought(basis(store, model="resnet8x4"), threshold=1e6)
     stage = wanted.search.stage((1,))
@@ -226,8 +226,8 @@ def carried_caches(store: Store, wanted: Sought) -> None:
     execute(experiment, store, QUIET, students=False)
 
 
-def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(whole):
-    store = whole
+def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(reference):
+    store = reference
     wanted = sought(basis(store, SimKD()), threshold=1e30)
     carried(store, wanted)
     (decision,) = read_decisions(store, wanted.search)
@@ -247,8 +247,8 @@ def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(whole):
 
 
 @pytest.mark.parametrize("variant", ["layer_norm", "teacher_std"])
-def test_spherical_kd_is_measured_between_the_logits_that_it_compares(whole, variant):
-    store = whole
+def test_spherical_kd_is_measured_between_the_logits_that_it_compares(reference, variant):
+    store = reference
     wanted = sought(basis(store, SKD(variant=variant)), threshold=1e30)
     carried(store, wanted)
     (decision,) = read_decisions(store, wanted.search)
@@ -269,8 +269,8 @@ def test_spherical_kd_is_measured_between_the_logits_that_it_compares(whole, var
         assert found == pytest.approx(expected, rel=2e-3)  # float16 logits
 
 
-def test_a_loss_that_remembers_training_samples_is_no_measure(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_loss_that_remembers_training_samples_is_no_measure(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     run = basis(store, METHODS["crd"](negatives=64))
     with pytest.raises(ValueError, match=r"'crd' remembers training samples.*rco\.measure: kl"):
         carried(store, sought(run, measure="loss"))
@@ -299,11 +299,11 @@ def wandered(far: dict[tuple[int, int], float], threshold: float, at_most: int |
     [(None, 0.5), (None, 1.1), (None, 3.0), (2, 1.1), (3, 1.6), (4, 0.5), (9, 1.1)],
 )
 def test_decisions_follow_one_another_to_the_last_checkpoint(
-    ready, tmp_path, monkeypatch, at_most, threshold
+    teacher_store, tmp_path, monkeypatch, at_most, threshold
 ):
     store = Store(tmp_path)
-    teacher = basis(ready).teacher.model_copy(update={"optim": Optim(epochs=9, batch=32)})
-    wanted = sought(basis(ready, teacher=teacher), threshold=threshold, anchors=at_most)
+    teacher = basis(teacher_store).teacher.model_copy(update={"optim": Optim(epochs=9, batch=32)})
+    wanted = sought(basis(teacher_store, teacher=teacher), threshold=threshold, anchors=at_most)
     saved = wanted.search.candidates()
     assert saved == tuple(range(1, 10))
     draws = np.random.default_rng([at_most or 0, round(10 * threshold)])
@@ -334,10 +334,10 @@ def test_decisions_follow_one_another_to_the_last_checkpoint(
 
 
 def test_a_checkpoint_that_is_reached_leaves_the_others_infinitely_hard(
-    ready, tmp_path, monkeypatch
+    teacher_store, tmp_path, monkeypatch
 ):
     store = Store(tmp_path)
-    wanted = sought(basis(ready), threshold=1e30)
+    wanted = sought(basis(teacher_store), threshold=1e30)
     far = {1: 1e-9, 2: 1e-9, 3: 0.5}
     monkeypatch.setattr(searching, "distances", lambda *_: far)
     store.finish(wanted.search.stage((1,)))
@@ -352,9 +352,9 @@ def test_a_checkpoint_that_is_reached_leaves_the_others_infinitely_hard(
 
 
 @FORM
-def test_a_search_makes_exactly_what_it_reads(ready, tmp_path, form):
+def test_a_search_makes_exactly_what_it_reads(teacher_store, tmp_path, form):
     method, _ = form
-    store = twin(ready, tmp_path / "store", "images", "teachers")
+    store = twin(teacher_store, tmp_path / "store", "images", "teachers")
     optim = Optim(epochs=3, batch=32)
     run = basis(store, method, optim=optim, views=2)
     wanted = sought(run, anchors=2, threshold=1e-9)
@@ -389,9 +389,9 @@ def test_a_search_makes_exactly_what_it_reads(ready, tmp_path, form):
     ],
 )
 def test_a_search_with_a_live_teacher_caches_nothing_that_it_does_not_read(
-    ready, tmp_path, monkeypatch, measure
+    teacher_store, tmp_path, monkeypatch, measure
 ):
-    store = twin(ready, tmp_path / "store", "images", "teachers")
+    store = twin(teacher_store, tmp_path / "store", "images", "teachers")
     wanted = sought(basis(store, source="live"), threshold=1e30, measure=measure)
     opened = []
     open_cache = searching.inputs.open_cache
@@ -406,8 +406,8 @@ def test_a_search_with_a_live_teacher_caches_nothing_that_it_does_not_read(
     assert made == {fingerprint(logits) for logits in opened}
 
 
-def test_what_was_found_can_be_walked_in_one_stage(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_what_was_found_can_be_walked_in_one_stage(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     wanted = sought(basis(store), threshold=1e30, stages="one_stage")
     carried(store, wanted)
     final = route_found(store, wanted)
@@ -418,16 +418,16 @@ def test_what_was_found_can_be_walked_in_one_stage(ready, tmp_path):
     assert not store.has(wanted.search.stage((1, 3))), "nobody asked for that"
 
 
-def test_searches_that_begin_alike_share_their_first_stages(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_searches_that_begin_alike_share_their_first_stages(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     wanted = [sought(basis(store), threshold=t, anchors=3) for t in (1e-9, 1e30)]
     outcome = carried(store, *wanted)
     # (1), (1, 2), (1, 2, 3) and (1, 3)
     assert outcome.made["students"] == 4
 
 
-def test_precompute_makes_what_is_measured_by_and_trains_no_student(ready, tmp_path):
-    store = twin(ready, tmp_path / "store", "images", "teachers")
+def test_precompute_makes_what_is_measured_by_and_trains_no_student(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store", "images", "teachers")
     wanted = sought(basis(store))
     outcome = execute(Experiment("small", (wanted,), Scale()), store, QUIET, students=False)
     assert outcome.made["caches"] == 5, "two for the first stage, and one for each checkpoint"
@@ -436,8 +436,8 @@ def test_precompute_makes_what_is_measured_by_and_trains_no_student(ready, tmp_p
     assert not store.path(wanted.search).exists()
 
 
-def test_a_stage_that_fails_ends_its_search_and_no_other(ready, tmp_path):
-    store = twin(ready, tmp_path / "store")
+def test_a_stage_that_fails_ends_its_search_and_no_other(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store")
     bad = sought(basis(store, optim=Optim(epochs=2, batch=32, lr=1e30)), threshold=1e30)
     good = sought(basis(store), threshold=1e30)
     with pytest.raises(WorkFailed, match="not finite"):
@@ -524,26 +524,26 @@ ENDS = {
 
 @pytest.mark.parametrize("end", slow_but(ENDS, ["before the first decision"]))
 def test_a_search_that_ends_goes_on_to_equal_decisions_and_weights(
-    ready, whole, tmp_path, monkeypatch, end
+    teacher_store, reference, tmp_path, monkeypatch, end
 ):
-    store = twin(ready, tmp_path / "store")
+    store = twin(teacher_store, tmp_path / "store")
     wanted = sought(basis(store), **WALK)
     with monkeypatch.context() as patch:
         ENDS[end](patch)
         with pytest.raises(Stop):
             carried(store, wanted)
     carried(store, wanted)
-    assert decided(store, wanted.search) == decided(whole, wanted.search)
+    assert decided(store, wanted.search) == decided(reference, wanted.search)
     final = wanted.along((1, 2, 3))
     for stage in final.stages():
-        assert released(store, stage) == released(whole, stage)
+        assert released(store, stage) == released(reference, stage)
     assert store.has(wanted.search)
 
 
 def test_a_search_that_ends_before_its_marker_is_marked_when_it_goes_on(
-    ready, tmp_path, monkeypatch
+    teacher_store, tmp_path, monkeypatch
 ):
-    store = twin(ready, tmp_path / "store")
+    store = twin(teacher_store, tmp_path / "store")
     wanted = sought(basis(store), threshold=1e30)
     with monkeypatch.context() as patch:
         before_the_marker(patch)
@@ -554,22 +554,22 @@ def test_a_search_that_ends_before_its_marker_is_marked_when_it_goes_on(
     assert store.has(wanted.search)
 
 
-def test_what_was_decided_is_not_measured_again(whole, tmp_path, monkeypatch):
-    wanted = sought(basis(whole), **WALK)
+def test_what_was_decided_is_not_measured_again(reference, tmp_path, monkeypatch):
+    wanted = sought(basis(reference), **WALK)
     monkeypatch.setattr(searching, "distances", pytest.fail)
-    assert carried(whole, wanted).made["students"] == 0
+    assert carried(reference, wanted).made["students"] == 0
 
 
 # What is written down
 
 
-def test_decisions_are_read_back_as_they_were_written(whole, tmp_path):
-    wanted = sought(basis(whole), **WALK)
-    decisions = read_decisions(whole, wanted.search)
+def test_decisions_are_read_back_as_they_were_written(reference, tmp_path):
+    wanted = sought(basis(reference), **WALK)
+    decisions = read_decisions(reference, wanted.search)
     other = Store(tmp_path)
     write_decisions(other, wanted.search, decisions)
     assert read_decisions(other, wanted.search) == decisions
-    assert decided(other, wanted.search) == decided(whole, wanted.search)
+    assert decided(other, wanted.search) == decided(reference, wanted.search)
     value = json.loads(decided(other, wanted.search))
     assert (value["anchors"], value["candidates"]) == ([1, 2, 3], [1, 2, 3])
 
@@ -619,19 +619,19 @@ DAMAGE |= {
     [*DAMAGE.items()],
     ids=lambda damage: damage[0],
 )
-def test_damaged_decisions_are_named(ready, whole, tmp_path, damage):
-    wanted = sought(basis(whole), **WALK)
-    store = twin(ready, tmp_path / "store")
+def test_damaged_decisions_are_named(teacher_store, reference, tmp_path, damage):
+    wanted = sought(basis(reference), **WALK)
+    store = twin(teacher_store, tmp_path / "store")
     path = store.path(wanted.search) / DECISIONS
     path.parent.mkdir(parents=True)
-    path.write_text(damage[1](decided(whole, wanted.search).decode()))
+    path.write_text(damage[1](decided(reference, wanted.search).decode()))
     with pytest.raises(CacheCorrupt, match=rf"{path}: .*remove the folder to measure again"):
         carried(store, wanted)
 
 
-def test_damaged_decisions_do_not_stop_what_can_do_without_them(ready, whole, tmp_path):
-    wanted = sought(basis(whole), **WALK)
-    store = twin(ready, tmp_path / "store")
+def test_damaged_decisions_do_not_stop_what_can_do_without_them(teacher_store, reference, tmp_path):
+    wanted = sought(basis(reference), **WALK)
+    store = twin(teacher_store, tmp_path / "store")
     path = store.path(wanted.search) / DECISIONS
     path.parent.mkdir(parents=True)
     path.write_text("")
@@ -641,8 +641,8 @@ def test_damaged_decisions_do_not_stop_what_can_do_without_them(ready, whole, tm
     assert store.has(other)
 
 
-def test_a_search_that_is_over_measures_by_nothing(ready, tmp_path):
-    store = twin(ready, tmp_path / "store", "images", "teachers")
+def test_a_search_that_is_over_measures_by_nothing(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path / "store", "images", "teachers")
     wanted = sought(basis(store), threshold=1e30)
     carried(store, wanted)
     shutil.rmtree(store.root / "caches")  # to make room

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*resource_tr
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def teacher_store(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     prepare(store, student_run(store))
     return store
@@ -91,30 +91,30 @@ def test_the_routing_loss_does_not_depend_on_the_number_of_workers(compared):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # float32 sums
 
 
-def test_two_workers_train_helpers_preludes_and_mixed_samples(ready, tmp_path):
-    students = [student_run(ready, name) for name in ("crd", "ft", "simkd", "stkd")]
+def test_two_workers_train_helpers_preludes_and_mixed_samples(teacher_store, tmp_path):
+    students = [student_run(teacher_store, name) for name in ("crd", "ft", "simkd", "stkd")]
     students += [
-        student_run(ready, SAKD(base=CRD(negatives=64), homogeneous=False)),
-        student_run(ready, SAKD(mode="both", homogeneous=False)),
+        student_run(teacher_store, SAKD(base=CRD(negatives=64), homogeneous=False)),
+        student_run(teacher_store, SAKD(mode="both", homogeneous=False)),
     ]
-    first = student_run(ready, "ab")
-    prepare(ready, *students)
-    run_group(2, tmp_path, train_each, str(ready.root), [*students, first.prelude(), first])
+    first = student_run(teacher_store, "ab")
+    prepare(teacher_store, *students)
+    run_group(2, tmp_path, train_each, str(teacher_store.root), [*students, first.prelude(), first])
     for run in (*students, first):
-        assert len(read_metrics(ready.path(run))) == 3
-        assert read_json(ready.path(run) / "result.json")["workers"] == 2
+        assert len(read_metrics(teacher_store.path(run))) == 3
+        assert read_json(teacher_store.path(run) / "result.json")["workers"] == 2
 
 
-def test_two_workers_train_one_student_and_count_each_test_image_once(ready, tmp_path):
+def test_two_workers_train_one_student_and_count_each_test_image_once(teacher_store, tmp_path):
     # One epoch from the same weights: the workers differ by their batch norms' batches alone.
-    run = student_run(ready, optim=Optim(epochs=1, batch=32, lr=1e-6))
-    run_group(2, tmp_path, train, str(ready.root), run, 0)
-    [two] = read_metrics(ready.path(run))
-    result = read_json(ready.path(run) / "result.json")
+    run = student_run(teacher_store, optim=Optim(epochs=1, batch=32, lr=1e-6))
+    run_group(2, tmp_path, train, str(teacher_store.root), run, 0)
+    [two] = read_metrics(teacher_store.path(run))
+    result = read_json(teacher_store.path(run) / "result.json")
     assert result["workers"] == 2
-    ready.discard(run)
-    trained(ready, run)
-    [one] = read_metrics(ready.path(run))
+    teacher_store.discard(run)
+    trained(teacher_store, run)
+    [one] = read_metrics(teacher_store.path(run))
     images = 180
     for metric in ("top1", "agreement"):
         count = two[metric] / 100 * images
@@ -123,79 +123,79 @@ def test_two_workers_train_one_student_and_count_each_test_image_once(ready, tmp
     assert two["test_loss"] == pytest.approx(one["test_loss"], rel=0.1)
 
 
-def test_two_workers_that_stop_and_go_on_end_with_equal_weights(ready, tmp_path):
-    run = student_run(ready, "skd")
-    run_group(2, tmp_path, train, str(ready.root), run, 0)
-    whole = (ready.path(run) / "weights.safetensors").read_bytes()
-    ready.discard(run)
-    run_group(2, tmp_path, train, str(ready.root), run, 2)
-    assert not ready.has(run)
-    run_group(2, tmp_path, train, str(ready.root), run, 0)
-    assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
-    state = safetensors.torch.load(whole)
+def test_two_workers_that_stop_and_go_on_end_with_equal_weights(teacher_store, tmp_path):
+    run = student_run(teacher_store, "skd")
+    run_group(2, tmp_path, train, str(teacher_store.root), run, 0)
+    reference = (teacher_store.path(run) / "weights.safetensors").read_bytes()
+    teacher_store.discard(run)
+    run_group(2, tmp_path, train, str(teacher_store.root), run, 2)
+    assert not teacher_store.has(run)
+    run_group(2, tmp_path, train, str(teacher_store.root), run, 0)
+    assert (teacher_store.path(run) / "weights.safetensors").read_bytes() == reference
+    state = safetensors.torch.load(reference)
     assert all(
         bool(value.isfinite().all()) for value in state.values() if value.dtype.is_floating_point
     )
 
 
-def test_one_process_goes_on_where_two_workers_stopped(ready, tmp_path):
-    run = student_run(ready, "kd", seed=9)
-    run_group(2, tmp_path, train, str(ready.root), run, 1)
-    trained(ready, run)
-    assert [line["epoch"] for line in read_metrics(ready.path(run))] == [0, 1, 2]
-    assert torch.isfinite(torch.tensor(read_metrics(ready.path(run))[-1]["loss"]))
+def test_one_process_goes_on_where_two_workers_stopped(teacher_store, tmp_path):
+    run = student_run(teacher_store, "kd", seed=9)
+    run_group(2, tmp_path, train, str(teacher_store.root), run, 1)
+    trained(teacher_store, run)
+    assert [line["epoch"] for line in read_metrics(teacher_store.path(run))] == [0, 1, 2]
+    assert torch.isfinite(torch.tensor(read_metrics(teacher_store.path(run))[-1]["loss"]))
 
 
 @pytest.mark.parametrize(
     "method", ["skd", SAKD(base=CRD(negatives=64), homogeneous=False)], ids=["skd", "sakd"]
 )
-def test_workers_that_stop_within_an_epoch_go_on_to_equal_weights(ready, tmp_path, method):
-    run = student_run(ready, method)
-    prepare(ready, run)
-    run_group(2, tmp_path, train, str(ready.root), run, 0)
-    whole = (ready.path(run) / "weights.safetensors").read_bytes()
-    losses = [line["loss"] for line in read_metrics(ready.path(run))]
-    ready.discard(run)
+def test_workers_that_stop_within_an_epoch_go_on_to_equal_weights(teacher_store, tmp_path, method):
+    run = student_run(teacher_store, method)
+    prepare(teacher_store, run)
+    run_group(2, tmp_path, train, str(teacher_store.root), run, 0)
+    reference = (teacher_store.path(run) / "weights.safetensors").read_bytes()
+    losses = [line["loss"] for line in read_metrics(teacher_store.path(run))]
+    teacher_store.discard(run)
     for steps in (1, 3, 0):
-        run_group(2, tmp_path, train_within, str(ready.root), run, steps)
-    assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
-    assert [line["loss"] for line in read_metrics(ready.path(run))] == losses
-    ready.discard(run)
+        run_group(2, tmp_path, train_within, str(teacher_store.root), run, steps)
+    assert (teacher_store.path(run) / "weights.safetensors").read_bytes() == reference
+    assert [line["loss"] for line in read_metrics(teacher_store.path(run))] == losses
+    teacher_store.discard(run)
 
 
-def test_three_workers_go_on_to_equal_weights(ready, tmp_path):
+def test_three_workers_go_on_to_equal_weights(teacher_store, tmp_path):
     # Sums of three depend on their order.
-    run = student_run(ready, "kd", seed=9, optim=Optim(epochs=2, batch=24))
-    prepare(ready, run)
-    run_group(3, tmp_path, train_within, str(ready.root), run, 0)
-    whole = (ready.path(run) / "weights.safetensors").read_bytes()
-    ready.discard(run)
+    run = student_run(teacher_store, "kd", seed=9, optim=Optim(epochs=2, batch=24))
+    prepare(teacher_store, run)
+    run_group(3, tmp_path, train_within, str(teacher_store.root), run, 0)
+    reference = (teacher_store.path(run) / "weights.safetensors").read_bytes()
+    teacher_store.discard(run)
     for steps in (2, 0):
-        run_group(3, tmp_path, train_within, str(ready.root), run, steps)
-    assert (ready.path(run) / "weights.safetensors").read_bytes() == whole
-    ready.discard(run)
+        run_group(3, tmp_path, train_within, str(teacher_store.root), run, steps)
+    assert (teacher_store.path(run) / "weights.safetensors").read_bytes() == reference
+    teacher_store.discard(run)
 
 
-def test_more_and_fewer_workers_go_on_within_an_epoch(ready, tmp_path):
-    run = student_run(ready, "skd", seed=7)
-    prepare(ready, run)
-    expected = read_metrics(ready.path(run)) if trained(ready, run) else []
-    ready.discard(run)
+def test_more_and_fewer_workers_go_on_within_an_epoch(teacher_store, tmp_path):
+    run = student_run(teacher_store, "skd", seed=7)
+    prepare(teacher_store, run)
+    expected = read_metrics(teacher_store.path(run)) if trained(teacher_store, run) else []
+    teacher_store.discard(run)
     for world, steps in ((2, 1), (3, 2), (1, 2), (2, 0)):
-        run_group(world, tmp_path, train_within, str(ready.root), run, steps)
-    lines = read_metrics(ready.path(run))
+        run_group(world, tmp_path, train_within, str(teacher_store.root), run, steps)
+    lines = read_metrics(teacher_store.path(run))
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     for line, other in zip(lines, expected, strict=True):
         # They differ by what each worker's batch norms saw, and by sums of other shares.
         assert line["loss"] == pytest.approx(other["loss"], rel=0.15)
-    ready.discard(run)
+    teacher_store.discard(run)
 
 
-def test_a_notice_to_one_worker_has_the_first_one_keep_a_checkpoint(ready, tmp_path):
-    run = student_run(ready, optim=Optim(epochs=2, batch=4))
-    prepare(ready, run)
-    run_group(2, tmp_path, train_told, str(ready.root), str(tmp_path), run)
+def test_a_notice_to_one_worker_has_the_first_one_keep_a_checkpoint(teacher_store, tmp_path):
+    run = student_run(teacher_store, optim=Optim(epochs=2, batch=4))
+    prepare(teacher_store, run)
+    run_group(2, tmp_path, train_told, str(teacher_store.root), str(tmp_path), run)
     first, second = (json.loads((tmp_path / f"kept-{rank}.json").read_text()) for rank in range(2))
     # Asked after 8 steps of 24, answered after 8 more; then every epoch's end.
     assert first[0] == [0, 16] and first[-1] == [2, None] and second == []
-    ready.discard(run)
+    teacher_store.discard(run)
