@@ -1,4 +1,4 @@
-"""Asking an address whether a Ray cluster answers there, for some seconds and no longer.
+"""Probe of an address: does a Ray cluster answer there within some seconds?
 
 `ray.init` waits for a cluster that is down for ten minutes (Ray 2.60), in code that no signal
 interrupts.
@@ -14,8 +14,8 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
-_MESSAGES: Any = gcs_service_pb2  # whose classes are made when it is imported
-_CLIENT = "ray://"  # Ray's client protocol; what answers there is a server of its own
+_MESSAGES: Any = gcs_service_pb2  # its classes are made at import, so they have no types
+_CLIENT = "ray://"  # prefix of Ray's client protocol, which has a server of its own
 _CLIENT_PORT = 10001
 ANSWER_SECONDS = 10.0
 _TRIES = 2
@@ -23,7 +23,7 @@ _PAUSE_SECONDS = 1.0
 
 _ALIVE = 0  # the state of a node (`GcsNodeInfo.GcsNodeState`)
 
-Answer = Literal["ready", "token", ""]  # the second: it wants a token, or another one
+Answer = Literal["ready", "token"]  # token: it wants one, or another one than was sent
 
 
 def answer_of(address: str, tries: int = _TRIES, seconds: float = ANSWER_SECONDS) -> Answer:
@@ -31,10 +31,10 @@ def answer_of(address: str, tries: int = _TRIES, seconds: float = ANSWER_SECONDS
 
     Raises `ConnectionError` with the reason where no cluster does.
     """
-    place = _place(address)
+    target = _target(address)
     for left in reversed(range(tries)):
         try:
-            return _asked(place, seconds, client=address.startswith(_CLIENT))
+            return _check_alive(target, seconds, client=address.startswith(_CLIENT))
         except ConnectionError:
             if not left:
                 raise
@@ -42,19 +42,20 @@ def answer_of(address: str, tries: int = _TRIES, seconds: float = ANSWER_SECONDS
     raise AssertionError("unreachable")
 
 
-def _place(address: str) -> str:
-    """The host and the port of an address."""
-    place = address.removeprefix(_CLIENT)
-    host, colon, port = place.rpartition(":")
+def _target(address: str) -> str:
+    """HOST:PORT of an address. Raises `ConnectionError` where it is malformed."""
+    target = address.removeprefix(_CLIENT)
+    host, colon, port = target.rpartition(":")
     if address.startswith(_CLIENT) and not colon:
-        return f"{place}:{_CLIENT_PORT}"
-    if not (host and port.isdigit() and 0 < int(port) < 1 << 16) or "/" in place:
+        return f"{target}:{_CLIENT_PORT}"
+    if not (host and port.isdigit() and 0 < int(port) < 1 << 16) or "/" in target:
         raise ConnectionError("an address is HOST:PORT, or ray://HOST:PORT")
-    return place
+    return target
 
 
-def _asked(place: str, seconds: float, *, client: bool) -> Answer:
-    with _nodes(place) as nodes:
+def _check_alive(target: str, seconds: float, *, client: bool) -> Answer:
+    """Call the head's health check; raises `ConnectionError`."""
+    with _nodes(target) as nodes:
         try:
             nodes.CheckAlive(_MESSAGES.CheckAliveRequest(), timeout=seconds)
         except AuthenticationError:  # RAY_AUTH_MODE=token, and there is none to send (Ray 2.60)
@@ -65,15 +66,15 @@ def _asked(place: str, seconds: float, *, client: bool) -> Answer:
             if code == grpc.StatusCode.UNAUTHENTICATED:
                 return "token"
             if client and code == grpc.StatusCode.UNIMPLEMENTED:
-                return "ready"  # which answers, and knows only its own calls
+                return "ready"  # the client's server answers, and knows only its own calls
             raise ConnectionError(_reason(code, call.details() or "", seconds)) from error
     return "ready"
 
 
 @contextlib.contextmanager
-def _nodes(place: str) -> Iterator[Any]:
-    """The calls about nodes that a cluster's head answers, with the token where one is used."""
-    channel: Any = init_grpc_channel(place, [("grpc.enable_http_proxy", 0)])
+def _nodes(target: str) -> Iterator[Any]:
+    """Context manager: stub for the head's calls about nodes, with the token where one is used."""
+    channel: Any = init_grpc_channel(target, [("grpc.enable_http_proxy", 0)])
     with contextlib.closing(channel):
         yield gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
 
@@ -86,7 +87,7 @@ def has_node(address: str, node: str, seconds: float = ANSWER_SECONDS) -> bool:
     wanted = bytes.fromhex(node)
     request = _MESSAGES.GetAllNodeInfoRequest()
     request.node_selectors.add().node_id = wanted
-    with _nodes(_place(address)) as nodes:
+    with _nodes(_target(address)) as nodes:
         try:
             answer = nodes.GetAllNodeInfo(request, timeout=seconds)
         except grpc.RpcError as error:
@@ -96,7 +97,7 @@ def has_node(address: str, node: str, seconds: float = ANSWER_SECONDS) -> bool:
 
 
 def _reason(code: grpc.StatusCode, details: str, seconds: float) -> str:
-    """Why there is no cluster, in a few words."""
+    """The reason why there is no cluster, for messages."""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {seconds:g} s"
     if "resol" in details or "Domain name" in details:
