@@ -1,5 +1,8 @@
 # Every command of a developer's day. Each target first brings .venv up to date.
 
+# Without bytecode every process would compile torch and Ray again, for many seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := ".[dev,export,optuna,tensorboard,timm]"
