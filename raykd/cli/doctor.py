@@ -1,4 +1,4 @@
-"""The command that looks for what would go wrong: doctor."""
+"""`raykd doctor`: prints one line per check of the cluster and the store."""
 
 import os
 import sys
@@ -33,7 +33,7 @@ def doctor(
     With an EXPERIMENT, also whether its caches and its workers fit. Ends with status 6 where a
     check failed. Without a cluster, this machine is checked.
     """
-    # Before Ray is imported: what it says of itself is in the findings.
+    # Set before Ray is imported, which else prints a notice about usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from raykd.config.scale import Scale
     from raykd.launch.doctor import examine

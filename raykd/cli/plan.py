@@ -1,4 +1,4 @@
-"""What a run would compute, write and take, said before anything runs."""
+"""`raykd plan`: tables of what a run would compute, write and take."""
 
 from dataclasses import asdict, replace
 
@@ -20,7 +20,7 @@ from raykd.training.route_results import so_far
 
 
 def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -> None:
-    """Print what an experiment, whose data were read, has still to do.
+    """Print the remaining work of an experiment whose data were read.
 
     Raises `NoRoom` where its caches do not fit on the disk.
     """
@@ -54,7 +54,7 @@ def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -
 def print_forecast(
     experiment: Experiment, place: Store, cluster: Cluster, *, as_json: bool = False
 ) -> None:
-    """Print what an experiment has still to do, and how long that takes on a cluster."""
+    """Print the remaining work of an experiment, with its time and cost on a cluster."""
     work, missing, known = _missing(experiment, place)
     lines = forecast(experiment, place, work, cluster)
     sums = totals(lines)
@@ -83,7 +83,7 @@ def print_forecast(
 
 
 def _missing(experiment: Experiment, place: Store) -> tuple[Plan, int, int]:
-    """What is to be done, how many students are not there, and how many are known."""
+    """The remaining work, the number of missing students, and that of all students."""
     preflight(experiment, place)
     students, measured = so_far(place, experiment.runs)
     missing = [student for student in students if not place.has(student)]

@@ -1,7 +1,7 @@
-"""What this process has done so far: plain numbers that only grow, for whoever shows them.
+"""Counters of this process: steps, images, waits, cache look-ups. They only grow.
 
-Times are those of the host's clock: no tensor is read, and no device is waited for. A GPU may be
-some steps behind.
+Times are by the host's clock: no tensor is read and no device is waited for, so a GPU may be some
+steps behind.
 """
 
 import time
@@ -13,28 +13,28 @@ from raykd.core.types import Batch
 
 @dataclass
 class Meter:
-    """Counts of one process."""
+    """Counters of one process."""
 
     steps: int = 0  # forward and backward passes
-    images: int = 0  # in them
-    step_seconds: float = 0.0  # in them, without `cache_seconds`
-    data_seconds: float = 0.0  # in which a step waited for its batch
-    cache_hits: int = 0  # look-ups of teacher outputs in a view that was open
-    cache_misses: int = 0  # those that waited for it to be opened
-    cache_seconds: float = 0.0  # in which they waited
-    cache_bytes: int = 0  # of the rows that were looked up, as they lie in the files
-    shards_here: int = 0  # shards of views that were opened, and which this node had
-    shards_fetched: int = 0  # and which it had not
-    fetched_bytes: int = 0  # of those
-    made_rows: int = 0  # of shards that were computed
-    made_bytes: int = 0  # of them
+    images: int = 0  # in steps
+    step_seconds: float = 0.0  # in steps, without `cache_seconds`
+    data_seconds: float = 0.0  # waiting for batches
+    cache_hits: int = 0  # look-ups of teacher outputs in an open view
+    cache_misses: int = 0  # look-ups that waited for their view to be opened
+    cache_seconds: float = 0.0  # waiting for views to be opened
+    cache_bytes: int = 0  # size of the rows that were looked up, as stored
+    shards_here: int = 0  # opened shards that were on this node
+    shards_fetched: int = 0  # opened shards that had to be fetched
+    fetched_bytes: int = 0  # size of fetched shards
+    made_rows: int = 0  # rows of computed shards
+    made_bytes: int = 0  # size of computed shards
 
 
 METER = Meter()
 
 
 class Timed:
-    """The batches of an epoch, whose steps are timed while they are gone through."""
+    """Iterator over an epoch's batches that times the steps between them."""
 
     def __init__(self, batches: Iterable[Batch], meter: Meter = METER) -> None:
         self._batches = iter(batches)
@@ -45,16 +45,16 @@ class Timed:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            asked = time.monotonic()
+            requested = time.monotonic()
             batch = next(self._batches, None)
-            given, cached = time.monotonic(), self._meter.cache_seconds
-            self._meter.data_seconds += given - asked
-            self._wait_seconds += given - asked
+            received, cached = time.monotonic(), self._meter.cache_seconds
+            self._meter.data_seconds += received - requested
+            self._wait_seconds += received - requested
             if batch is None:
                 return
             yield batch
             waited = self._meter.cache_seconds - cached
-            worked = time.monotonic() - given - waited
+            worked = time.monotonic() - received - waited
             self._meter.step_seconds += worked
             self._meter.steps += 1
             self._meter.images += len(batch.ids)
@@ -63,6 +63,6 @@ class Timed:
             self._steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Seconds of a step, and those in which steps waited for images or teacher outputs."""
+        """Mean seconds per step, and total seconds of waiting for images or teacher outputs."""
         mean = self._step_seconds / max(1, self._steps)
         return {"step_seconds": mean, "data_wait_seconds": self._wait_seconds}

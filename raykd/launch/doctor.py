@@ -1,18 +1,17 @@
-"""`raykd doctor`: what would go wrong with a run, looked for before it.
+"""`raykd doctor`: looks for what would go wrong with a run, before it starts.
 
-With a cluster, a process on every node says what it has, and writes into the store and reads there
-what the others wrote; without one, this machine is looked at.
+With a cluster, a process on every node reports on its machine and exchanges files with the others
+through the store; without one, this machine alone is checked. The checks are functions of what the
+machines reported, so they need no Ray.
 """
 
 import contextlib
-import importlib
-import os
 import secrets
 import shutil
-import statistics
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import ray
 from ray import cloudpickle
@@ -22,18 +21,43 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raykd.config.experiment import Experiment, basis
 from raykd.config.scale import Scale, least
 from raykd.core.errors import RaykdError
-from raykd.launch import doctor_node, doctor_rules
+from raykd.launch import doctor_node
 from raykd.launch.capacity import fitting, worker_needs
 from raykd.launch.cluster import address_file, address_to_join, connected
-from raykd.launch.doctor_rules import Finding
 from raykd.planning.forecast import missing_bytes
 from raykd.recipes import TeacherRun
-from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
 
 ANSWER_SECONDS = 120.0  # for a node to start a process
-_CALLS = 5  # of which the median is taken
+SKEW_SECONDS = 3.0  # between two clocks: checkpoints and notes are compared by their times
+LITTLE_BYTES, LEAST_BYTES = 10 << 30, 1 << 30  # free on a disk, to warn and to fail
+STRICT = ("raykd", "torch", "ray", "python")  # of other packages a difference is a warning
 DRIVER = "this machine"
+_SHM = "containers: --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm"
+_LIMITS = (  # check, key of the facts, least amount, its unit, advice
+    ("/dev/shm", "shm_bytes", 2 << 30, 2**30, " GiB", _SHM),  # else Ray's objects go to a disk
+    ("open files", "open_files", 65536, 1, "", "ulimit -n 65536 before `ray start`"),
+    (
+        "temporary files",
+        "temp_free",
+        LITTLE_BYTES,
+        2**30,
+        " GiB free",
+        "make room for Ray's sessions, or set RAY_TMPDIR",
+    ),
+)
+
+Machines = Mapping[str, Mapping[str, Any]]  # name -> `doctor_node.facts()`
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check and its result."""
+
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    said: str
+    todo: str = ""  # unless it is ok
 
 
 def examine(store: Store, scale: Scale, experiment: Experiment | None = None) -> list[Finding]:
@@ -41,160 +65,114 @@ def examine(store: Store, scale: Scale, experiment: Experiment | None = None) ->
 
     With an `experiment`, whose data were read, also whether its caches and its workers fit.
     """
-    findings = [installed(), stale()]
     needed = 0 if experiment is None else missing_bytes(experiment, store)
-    address = address_to_join(scale)
-    if address is None:
+    if address_to_join(scale) is None:
         said = f"none runs here; raykd starts one of its own: {DRIVER} alone is looked at"
-        return [*findings, Finding("cluster", "ok", said), *here(store, needed)]
+        return [stale(), Finding("cluster", "ok", said), *_machines(store, needed, {})]
     try:
         with connected(scale, lambda text: None):
-            return [*findings, *_of_cluster(store, scale, experiment, needed)]
-    except (RaykdError, RuntimeError, RayError) as error:  # Ray's own: versions, a node that goes
+            return _cluster(store, scale, experiment, needed)
+    except (RaykdError, RuntimeError, RayError) as error:  # Ray's own: versions, a lost node
         said = str(error).strip().splitlines()[0]
         todo = f"{DRIVER} alone was looked at; start the cluster, or correct --address"
-        return [*findings, Finding("cluster", "failed", said, todo), *here(store, needed)]
-
-
-def installed() -> Finding:
-    """Whether the dashboard's packages are there, which also serves Ray Train's state."""
-    try:
-        importlib.import_module("ray.dashboard.optional_deps")
-    except ImportError as error:
-        todo = "pip install 'ray[default,train,tune]'; runs of Ray Train leak their place without"
-        return Finding("ray[default]", "failed", str(error), todo)
-    return Finding("ray[default]", "ok", f"ray {ray.__version__} with its dashboard")
+        return [Finding("cluster", "failed", said, todo), *_machines(store, needed, {})]
 
 
 def stale() -> Finding:
-    """Whether a cluster is noted on this machine that is not there any more."""
-    note, address = address_file(), address_to_join(Scale())
-    if note.is_file() and address is None:
+    """Ray's note of the last cluster on this machine names one that runs."""
+    note = address_file()
+    if note.is_file() and address_to_join(Scale()) is None:
         said = f"{note} names {note.read_text().strip()}, where nobody answers"
         return Finding("last cluster", "warning", said, f"rm {note}: Ray waits for it otherwise")
     return Finding("last cluster", "ok", "no dead one is noted")
 
 
-def here(store: Store, needed: int) -> list[Finding]:
-    """The checks of this machine alone."""
-    with _own_environment():
-        facts = {DRIVER: doctor_node.facts()}
-    findings = [doctor_rules.versions(facts), doctor_rules.auth(facts), *doctor_rules.limits(facts)]
+def _machines(store: Store, needed: int, probes: Mapping[str, Any]) -> list[Finding]:
+    """Checks of this machine, and of those on which `probes` run."""
+    machines = {DRIVER: doctor_node.facts()}
+    skews: dict[str, float] = {}
+    for name, probe in probes.items():
+        machines[name] = ray.get(probe.facts.remote())
+        before = time.time()
+        there: float = ray.get(probe.clock.remote())  # pyright: ignore[reportAssignmentType]
+        after = time.time()
+        # The node read its clock between the two: a difference within them is travel time.
+        skews[name] = there - after if there > after else min(0.0, there - before)
     with _marks(store) as (place, folder):
-        wrong = doctor_node.leave(place, f"{folder}/{DRIVER}", DRIVER)
-        views = {DRIVER: wrong or doctor_node.seen(place, folder)}
-    return [*findings, doctor_rules.shared(store.shown, DRIVER, views), _room(store, needed)]
-
-
-def _room(store: Store, needed: int) -> Finding:
-    """Of the disk on which this machine has the store, or its copy of it."""
+        wrong = {DRIVER: doctor_node.leave(place, f"{folder}/{DRIVER}", DRIVER)}
+        left = {n: p.leave.remote(place, f"{folder}/{n}", n) for n, p in probes.items()}
+        wrong |= {name: ray.get(answer) for name, answer in left.items()}
+        views: dict[str, Any] = {DRIVER: doctor_node.seen(place, folder)}
+        views |= {name: ray.get(p.seen.remote(place, folder)) for name, p in probes.items()}
+    views = {name: wrong[name] or view for name, view in views.items()}
     bound = needed if store.local_bytes is None else min(needed, store.local_bytes)
     root = next(path for path in (store.root, *store.root.parents) if path.is_dir())
-    return doctor_rules.room(str(root), shutil.disk_usage(root).free, bound)
-
-
-@contextlib.contextmanager
-def _own_environment() -> Iterator[None]:
-    """A region after which the environment is as it was."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return [
+        versions(machines),
+        *([clocks(skews)] if skews else []),
+        auth(machines),
+        *limits(machines),
+        shared(store.shown, views),
+        room(str(root), shutil.disk_usage(root).free, bound),
+    ]
 
 
 @contextlib.contextmanager
 def _marks(store: Store) -> Iterator[tuple[str, str]]:
-    """The store's place and a folder in it for the marks of machines, removed at the end."""
+    """The store's place and a folder in it for files of the machines, removed at the end."""
     folder = f"doctor-{secrets.token_hex(4)}"
     made = [path for path in (store.root, *store.root.parents) if not path.exists()]
     if store.mirror is None:
-        with contextlib.suppress(OSError):  # whoever writes there will say what is wrong
+        with contextlib.suppress(OSError):  # writing into it reports what is wrong
             (store.root / folder).mkdir(parents=True)
     try:
         yield store.url, folder
     finally:
-        if store.mirror is None:
-            shutil.rmtree(store.root / folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                for path in made:
-                    path.rmdir()
-        else:
-            with contextlib.suppress(RaykdError):  # it was said already
-                remote = Remote(store.url)
-                for entry in remote.entries(folder):
-                    remote.delete(entry.name)
+        with contextlib.suppress(RaykdError, OSError):  # it was reported already
+            store.remove(store.root / folder)
+            for path in made:
+                path.rmdir()
 
 
-def _of_cluster(
+def _cluster(
     store: Store, scale: Scale, experiment: Experiment | None, needed: int
 ) -> list[Finding]:
-    """The checks of a cluster that was joined."""
-    nodes = ray.nodes()
-    named = _named([each for each in nodes if each["Alive"]])
-    findings = [_nodes(named, [each for each in nodes if not each["Alive"]])]
-    probes, silent = _probes(named)
+    """Checks of a cluster that was joined."""
+    nodes = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            name = node["NodeManagerHostname"]
+            nodes[name if name not in nodes else f"{name} ({node['NodeID'][:6]})"] = node
+    findings = [Finding("cluster", "ok", f"{len(nodes)} nodes: {', '.join(nodes)}")]
+    probes, silent = _probes(nodes)
     if silent:
         said = "; ".join(f"{name}: {why}" for name, why in silent.items())
         findings.append(Finding("nodes", "failed", said, "look at the logs of these nodes"))
-    facts, skews, times = _asked(probes)
-    findings += [
-        doctor_rules.versions(facts),
-        doctor_rules.clocks(skews),
-        doctor_rules.answers(times),
-    ]
-    findings += [doctor_rules.auth(facts), *doctor_rules.limits(facts)]
-    views = _views(store, probes)
-    findings += [doctor_rules.shared(store.shown, DRIVER, views), _room(store, needed)]
-    offered = {name: each["Resources"].get("GPU", 0.0) for name, each in named.items()}
-    findings.append(doctor_rules.gpus({name: f["gpus"] for name, f in facts.items()}, offered))
-    groups = _groups(scale, experiment)
+    findings += _machines(store, needed, probes)
+    seen: dict[str, Any] = {name: ray.get(probe.facts.remote()) for name, probe in probes.items()}
+    offered = {name: node["Resources"].get("GPU", 0.0) for name, node in nodes.items()}
+    findings.append(gpus({name: each["gpus"] for name, each in seen.items()}, offered))
+    groups = [1, scale.workers]
+    for run in map(basis, () if experiment is None else experiment.runs):
+        assert experiment is not None
+        groups.append(experiment.workers(run))
+        if isinstance(run.teacher, TeacherRun):
+            groups.append(experiment.teacher_workers(run.teacher))
     fit, grows = fitting(scale), scale.wait_minutes > 0
-    findings.append(
-        doctor_rules.fits(groups, fit, worker_needs(scale), scale.parallel, grows=grows)
-    )
-    findings.append(_dashboard(needed=max(groups) > 1))
+    wide = [least(workers) for workers in groups]
+    findings.append(fits(wide, fit, worker_needs(scale), scale.parallel, grows=grows))
+    findings.append(_dashboard(needed=max(wide) > 1))
     return findings
 
 
-def _groups(scale: Scale, experiment: Experiment | None) -> list[int]:
-    """The least workers of whatever trains or computes."""
-    asked = [1, scale.workers]
-    for run in map(basis, () if experiment is None else experiment.runs):
-        assert experiment is not None
-        asked.append(experiment.workers(run))
-        if isinstance(run.teacher, TeacherRun):
-            asked.append(experiment.teacher_workers(run.teacher))
-    return [least(workers) for workers in asked]
-
-
-def _nodes(named: Mapping[str, Any], dead: list[dict[str, Any]]) -> Finding:
-    """Which nodes there are, and which there were."""
-    said = f"{len(named)} nodes: {', '.join(named)}"
-    if not dead:
-        return Finding("cluster", "ok", said)
-    gone = ", ".join(each["NodeManagerAddress"] for each in dead)
-    todo = "look at their logs; a run goes on without them"
-    return Finding("cluster", "warning", f"{said}; gone: {gone}", todo)
-
-
-def _named(alive: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Nodes by names that tell them apart."""
-    named: dict[str, dict[str, Any]] = {}
-    for each, name in ((each, each["NodeManagerHostname"]) for each in alive):
-        named[name if name not in named else f"{name} ({each['NodeID'][:6]})"] = each
-    return named
-
-
-def _probes(named: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A process on every node, and of the others why there is none."""
+def _probes(nodes: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A process on every node, and why others have none."""
     cloudpickle.register_pickle_by_value(doctor_node)
     try:
         kind: Any = ray.remote(num_cpus=0, max_restarts=0)(doctor_node.Probe)
         started = {}
-        for name, each in named.items():
-            there = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
+        for name, node in nodes.items():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             started[name] = kind.options(scheduling_strategy=there).remote()
         first = {name: probe.clock.remote() for name, probe in started.items()}
     finally:
@@ -209,41 +187,8 @@ def _probes(named: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[s
     return started, silent
 
 
-def _asked(
-    probes: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
-    """Facts of the driver and of every node; how far off clocks are, and how long calls take."""
-    with _own_environment():
-        facts = {DRIVER: doctor_node.facts()}
-    skews, times = {}, {}
-    for name, probe in probes.items():
-        told: Any = ray.get(probe.facts.remote())
-        facts[name], taken = told, []
-        for _ in range(_CALLS):
-            before, began = time.time(), time.monotonic()
-            there: Any = ray.get(probe.clock.remote())
-            after = time.time()
-            taken.append(time.monotonic() - began)
-            # It was asked between the two: what lies within them is no difference.
-            skews[name] = there - after if there > after else min(0.0, there - before)
-        times[name] = statistics.median(taken)
-    return facts, skews, times
-
-
-def _views(store: Store, probes: Mapping[str, Any]) -> dict[str, Any]:
-    """What every machine sees in the store, once each has left a mark there."""
-    with _marks(store) as (place, folder):
-        wrong = {DRIVER: doctor_node.leave(place, f"{folder}/{DRIVER}", DRIVER)}
-        left = {n: p.leave.remote(place, f"{folder}/{n}", n) for n, p in probes.items()}
-        wrong |= {name: ray.get(answer) for name, answer in left.items()}
-        found = {name: probe.seen.remote(place, folder) for name, probe in probes.items()}
-        views = {DRIVER: doctor_node.seen(place, folder)}
-        views |= {name: ray.get(answer) for name, answer in found.items()}
-    return {name: wrong[name] or view for name, view in views.items()}
-
-
 def _dashboard(*, needed: bool) -> Finding:
-    """Whether the dashboard answers about state, as Ray Train's clean-up asks it to."""
+    """The dashboard answers about state, as Ray Train's clean-up asks it to."""
     from ray.util.state import list_nodes
 
     try:
@@ -254,3 +199,136 @@ def _dashboard(*, needed: bool) -> Finding:
         todo += "early keep their processors for ever without it (Ray 2.60)"
         return Finding("dashboard", "failed" if needed else "warning", said, todo)
     return Finding("dashboard", "ok", "answers")
+
+
+def versions(machines: Machines) -> Finding:
+    """All machines run the same code as the first, the driver's."""
+    driver, found = next(iter(machines)), {n: each["versions"] for n, each in machines.items()}
+    differ = [
+        (package, f"{name} has {package} {version}, {driver} {found[driver].get(package)}")
+        for name, each in found.items()
+        for package, version in each.items()
+        if version != found[driver].get(package)
+    ]
+    if not differ:
+        said = ", ".join(f"{package} {version}" for package, version in found[driver].items())
+        return Finding("versions", "ok", said)
+    todo = "install the same versions on every machine, as from one image or one constraints file"
+    status = "failed" if any(package in STRICT for package, _ in differ) else "warning"
+    return Finding("versions", status, "; ".join(line for _, line in differ), todo)
+
+
+def clocks(skews: Mapping[str, float]) -> Finding:
+    """Clocks agree; `skews` are seconds after the driver's, travel left out."""
+    far = {name: skew for name, skew in skews.items() if abs(skew) > SKEW_SECONDS}
+    if far:
+        said = ", ".join(f"{name} is off by {skew:+.1f} s" for name, skew in far.items())
+        return Finding("clocks", "failed", said, "let chrony or ntpd set the clocks")
+    most = max(abs(skew) for skew in skews.values())
+    return Finding("clocks", "ok", f"{len(skews)} nodes, {most:.1f} s apart at most")
+
+
+def shared(place: str, views: Mapping[str, Mapping[str, str] | str]) -> Finding:
+    """Every machine has written into the store and sees what all others wrote.
+
+    `views`: by machine, the files that it sees there, or what went wrong. The driver's is first.
+    """
+    driver = next(iter(views))
+    wrong = [f"{name}: {view}" for name, view in views.items() if isinstance(view, str)]
+    for name, view in views.items():
+        unseen = [] if isinstance(view, str) else [other for other in views if other not in view]
+        if driver in unseen and name != driver:
+            wrong.append(f"{name} sees another folder there than {driver}")
+        elif unseen:
+            wrong.append(f"{name} does not see what {', '.join(unseen)} wrote")
+    if wrong:
+        todo = "use a folder that all nodes mount at the same path, or a URL (s3://, gs://)"
+        return Finding("shared store", "failed", f"{place}: " + "; ".join(wrong), todo)
+    others = f" with {len(views) - 1} nodes" if len(views) > 1 else ""
+    return Finding("shared store", "ok", f"{place}: written and read{others}")
+
+
+def room(what: str, free: int, needed: int = 0) -> Finding:
+    """A disk has room, for `needed` bytes of caches where that is known."""
+    said = f"{what}: {free / 1e9:.1f} GB free"
+    if needed:
+        said += f", caches to make take {needed / 1e9:.2f} GB"
+    if needed > free or free < LEAST_BYTES:
+        return Finding("room", "failed", said, "make room, or choose another disk")
+    if free - needed < LITTLE_BYTES:
+        return Finding("room", "warning", said, "make room: logs and checkpoints come on top")
+    return Finding("room", "ok", said)
+
+
+def limits(machines: Machines) -> list[Finding]:
+    """Shared memory, open files and temporary files of machines are enough."""
+    findings = []
+    for check, key, least_amount, unit, name, todo in _LIMITS:
+        amounts = {n: each[key] for n, each in machines.items() if each[key] is not None}
+        low = {n: amount for n, amount in amounts.items() if 0 <= amount < least_amount}
+        said = ", ".join(f"{n} {round(amount / unit, 2):.10g}{name}" for n, amount in low.items())
+        good = Finding(check, "ok", f"{least_amount // unit}{name} or more")
+        findings.append(Finding(check, "warning", said, todo) if low else good)
+    return findings
+
+
+def auth(machines: Machines) -> Finding:
+    """All machines ask for a token and have one, or none does."""
+    check = "authentication"
+    modes = {name: each["auth_mode"] for name, each in machines.items()}
+    tokens, mode = [n for n, each in machines.items() if each["token"]], next(iter(modes.values()))
+    if len(set(modes.values())) > 1:
+        said = ", ".join(f"{name} {mode or 'unset'}" for name, mode in modes.items())
+        todo = "set RAY_AUTH_MODE to the same on every machine before `ray start`"
+        return Finding(check, "failed", f"RAY_AUTH_MODE: {said}", todo)
+    if mode == "token":
+        if lacking := [name for name in machines if name not in tokens]:
+            todo = "`ray get-auth-token --generate`, and the same ~/.ray/auth_token everywhere"
+            return Finding(check, "failed", f"no token on {', '.join(lacking)}", todo)
+        return Finding(check, "ok", "a token, on every machine: whoever has it can run code there")
+    if mode == "disabled":
+        if len(machines) == 1:
+            said = "RAY_AUTH_MODE=disabled: none; whoever has an account on this machine can run "
+            return Finding(check, "ok", f"{said}code in a cluster that raykd starts, as its user")
+        todo = "RAY_AUTH_MODE=token, unless nobody else can reach the network of the nodes"
+        return Finding(check, "warning", "none: whoever reaches a node runs code", todo)
+    if len(machines) == 1 and not tokens:
+        said = "a cluster that raykd starts here asks for a token that its user alone can read"
+        return Finding(check, "ok", said)
+    said = "RAY_AUTH_MODE is not set"
+    said += ", and a token lies there: `ray start` asks for it, clients send none" if tokens else ""
+    todo = "set RAY_AUTH_MODE=token (or disabled) wherever Ray or raykd is started"
+    return Finding(check, "warning", said, todo)
+
+
+def gpus(seen: Mapping[str, int | None], offered: Mapping[str, float]) -> Finding:
+    """The GPUs that Ray offers on each node are those that torch sees there."""
+    more = [n for n, count in offered.items() if seen.get(n) is not None and count > (seen[n] or 0)]
+    less = [n for n, count in offered.items() if count < (seen.get(n) or 0)]
+    said = ", ".join(f"{n}: Ray {offered[n]:g}, torch {seen.get(n)}" for n in offered)
+    if more:
+        todo = f"look at the driver and torch's CUDA build on {', '.join(more)}"
+        return Finding("GPUs", "failed", said, todo)
+    if less:
+        return Finding("GPUs", "warning", said, "start the node with --num-gpus, or leave them out")
+    return Finding("GPUs", "ok", said if any(offered.values()) else "none, and none offered")
+
+
+def fits(
+    wide: Sequence[int], fit: int, scale: str, parallel: int | None = None, *, grows: bool = False
+) -> Finding:
+    """Groups of `wide` workers each, and `parallel` single ones, fit the cluster.
+
+    `fit` is how many workers of this `scale` do; `grows`: a run waits for nodes to come.
+    """
+    most = max(wide, default=1)
+    said = f"{fit} workers with {scale} fit, at most {most} train one network"
+    if most > fit and grows:
+        todo = "the run will wait for more of them, up to scale.wait_minutes"
+        return Finding("fit", "warning", said, todo)
+    if most > fit:
+        return Finding("fit", "failed", said, "lower scale.workers, or add nodes")
+    if parallel is not None and parallel > fit:
+        said = f"{fit} workers with {scale} fit, scale.parallel is {parallel}"
+        return Finding("fit", "warning", said, "lower scale.parallel, or add nodes")
+    return Finding("fit", "ok", said)

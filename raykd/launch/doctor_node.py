@@ -1,14 +1,13 @@
-"""What a machine says of itself to `raykd doctor`.
+"""Facts about a machine, for `raykd doctor`.
 
-These functions are sent to the nodes as they are, so that one answers that has another raykd, or
-none: they import nothing but Python's own modules before they are called.
+This module is sent to the nodes by value, so that a node with another raykd, or none, answers too:
+it imports only the standard library until a function is called.
 """
 
 import os
 import platform
 import resource
 import shutil
-import socket
 import tempfile
 import time
 from importlib import metadata
@@ -20,15 +19,13 @@ _SHM = "/dev/shm"  # where Ray keeps its objects on Linux
 
 
 def facts() -> dict[str, Any]:
-    """Versions, limits, room and processors of this machine, as this process finds them."""
+    """Versions, limits, free disk space and GPUs of this machine."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     shm = shutil.disk_usage(_SHM) if Path(_SHM).is_dir() else None
     home = Path("~/.ray/auth_token").expanduser()
     token = any(os.environ.get(f"RAY_AUTH_TOKEN{end}") for end in ("", "_PATH")) or home.is_file()
     return {
-        "host": socket.gethostname(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "time": time.time(),
+        "versions": {"python": platform.python_version()} | {n: _version(n) for n in PACKAGES},
         "open_files": soft,
         "shm_bytes": None if shm is None else shm.total,
         "temp_free": shutil.disk_usage(tempfile.gettempdir()).free,
@@ -38,36 +35,33 @@ def facts() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = _imported(name)
-    return found
-
-
-def _imported(name: str) -> str:
-    """The version of a package that is on the path but was not installed."""
+def _version(name: str) -> str:
+    """The version of a package, also of one that is on the path but was not installed."""
     try:
-        return str(getattr(__import__(name), "__version__", "unknown"))
-    except ImportError:
-        return "missing"
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        try:
+            return str(getattr(__import__(name), "__version__", "unknown"))
+        except ImportError:
+            return "missing"
 
 
 def _gpus() -> int | None:
-    """The GPUs that torch sees here, whatever Ray has hidden of them; None without torch."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides them from what asks for none
+    """Number of GPUs that torch sees here, also those hidden by Ray; None without torch."""
+    hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by Ray, from what asks for none
     try:
         import torch
+
+        return torch.cuda.device_count()
     except (ImportError, OSError):  # the second: a library of CUDA's that is missing
         return None
-    return torch.cuda.device_count()
+    finally:
+        if hidden is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = hidden
 
 
 def leave(place: str, name: str, text: str) -> str:
-    """Write a small file below a store; what went wrong, or nothing."""
+    """Write a small file below a store; returns an error message, empty on success."""
     try:
         if "://" in place:
             from raykd.storage.filesystem import Remote
@@ -78,17 +72,17 @@ def leave(place: str, name: str, text: str) -> str:
                 Remote(place).push(path, name)
         else:
             path = Path(place, name)
-            with path.open("x") as file:  # in a folder that is there
+            with path.open("x") as file:  # the folder must exist
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
     except Exception as error:
-        return _said(error)
+        return _message(error)
     return ""
 
 
 def seen(place: str, folder: str) -> dict[str, str] | str:
-    """What the files in a folder below a store hold, by their names; or what went wrong."""
+    """Contents of the files in a folder below a store, by name; or an error message."""
     try:
         if "://" in place:
             from raykd.storage.filesystem import Remote
@@ -98,29 +92,29 @@ def seen(place: str, folder: str) -> dict[str, str] | str:
             return {Path(name).name: text.decode() for name, text in texts.items()}
         return {path.name: path.read_text() for path in Path(place, folder).iterdir()}
     except Exception as error:
-        return _said(error)
+        return _message(error)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error).strip() or "no message"
     return f"{type(error).__name__}: {str(reason).splitlines()[0]}"
 
 
 class Probe:
-    """A process on a node that answers."""
+    """Actor on a node that calls this module's functions there."""
 
     def facts(self) -> dict[str, Any]:
-        """Of the node."""
+        """`facts` of the node."""
         return facts()
 
     def leave(self, place: str, name: str, text: str) -> str:
-        """See there."""
+        """`leave` on the node."""
         return leave(place, name, text)
 
     def seen(self, place: str, folder: str) -> dict[str, str] | str:
-        """See there."""
+        """`seen` on the node."""
         return seen(place, folder)
 
     def clock(self) -> float:
-        """Seconds since 1970."""
+        """Seconds since 1970, by the node's clock."""
         return time.time()

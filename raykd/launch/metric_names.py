@@ -1,4 +1,4 @@
-"""The metrics that raykd has: their names, what they say, their tags, and where values come from.
+"""Prometheus metrics: names, descriptions, tags, and the values of each.
 
 Ray puts `ray_` before a name, and `_total` after a counter's. Dashboards: `cluster/grafana`.
 """
@@ -12,7 +12,7 @@ from raykd.core.record import fingerprint
 from raykd.recipes import StudentRun, TeacherRun, Training
 
 _RUN = ("experiment", "trial", "model", "method")
-_RANK = ("experiment", "trial", "rank")
+_WORKER = ("experiment", "trial", "rank")
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "raykd_epochs_done": ("Epochs that a training has done", _RUN),
     "raykd_epochs": ("Epochs that it will have done in the end", _RUN),
@@ -20,9 +20,9 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "raykd_top1": ("Top-1 accuracy in percent, on test or validation images", (*_RUN, "images")),
     "raykd_agreement": ("Percent of test images on which it agrees with its teacher", _RUN),
     "raykd_learning_rate": ("Learning rate at the start of its last epoch", _RUN),
-    "raykd_images_per_second": ("Training images per second of a worker", _RANK),
-    "raykd_step_seconds": ("Seconds of a worker's step, without waits for data", _RANK),
-    "raykd_data_wait_share": ("Share of its time in which a worker waits for data", _RANK),
+    "raykd_images_per_second": ("Training images per second of a worker", _WORKER),
+    "raykd_step_seconds": ("Seconds of a worker's step, without waits for data", _WORKER),
+    "raykd_data_wait_share": ("Share of its time in which a worker waits for data", _WORKER),
     "raykd_trials": ("Trials of a sweep, by state", ("experiment", "state")),
 }
 _ALL = ("experiment",)
@@ -39,7 +39,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "raykd_cache_made_rows": ("Rows of caches that were computed", _ALL),
     "raykd_cache_made_bytes": ("Bytes of caches that were computed", _ALL),
 }
-# Fields of a `Meter`, and the counters (with the tag `result`) that they add to.
+# Fields of a `Meter`, and the counters (with the tag `result`) that they raise.
 _COUNTED = (
     ("images", "raykd_images", None),
     ("step_seconds", "raykd_busy_seconds", None),
@@ -60,23 +60,25 @@ Key = tuple[str, Tags]  # a metric and its tags
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Which training a process's numbers belong to."""
+class TrainingLabels:
+    """Labels of a training's metrics."""
 
     run: Training
     experiment: str
-    trial: str  # Tune's, or the first letters of the run's fingerprint
+    trial: str  # Tune's id, or the start of the run's fingerprint
     rank: int = 0
 
     @classmethod
-    def of(cls, run: Training, experiment: str, trial: str | None, rank: int = 0) -> "Shown":
-        """A training, by a trial's name if it has one."""
+    def of(
+        cls, run: Training, experiment: str, trial: str | None, rank: int = 0
+    ) -> "TrainingLabels":
+        """Labels of a training; without a trial, the fingerprint's start stands for it."""
         return cls(run, experiment, trial or fingerprint(run)[:8], rank)
 
     def key(self, name: str, **more: str) -> Key:
-        """One of the gauges, with the tags of this training and `more`."""
+        """Key of a gauge, with the tags of this training and `more`."""
         method = "teacher" if isinstance(self.run, TeacherRun) else self.run.method.name
-        known = {
+        values = {
             "experiment": self.experiment,
             "trial": self.trial,
             "model": self.run.model or "of the teacher",
@@ -84,16 +86,16 @@ class Shown:
             "rank": str(self.rank),
             **more,
         }
-        return name, tuple((tag, known[tag]) for tag in GAUGES[name][1])
+        return name, tuple((tag, values[tag]) for tag in GAUGES[name][1])
 
-    def learnt(self, metrics: Mapping[str, Any]) -> dict[Key, float]:
-        """What an epoch's metrics say; of other workers than the first, nothing."""
+    def gauges(self, metrics: Mapping[str, Any]) -> dict[Key, float]:
+        """Gauges of an epoch's metrics; empty on other workers than the first."""
         if self.rank:
             return {}
         run, key = self.run, self.key
         whole = run.all_epochs() if isinstance(run, StudentRun) else run.optim.epochs
-        before = whole - run.optim.epochs  # in the stages before this one
-        found = {
+        before = whole - run.optim.epochs  # epochs of the stages before this one
+        gauges = {
             key("raykd_epochs_done"): before + metrics["epoch"] + 1,
             key("raykd_epochs"): whole,
             key("raykd_top1", images="test"): metrics.get("top1"),
@@ -103,11 +105,13 @@ class Shown:
         }
         for name, value in metrics.items():
             if name == "loss" or name.startswith("loss_"):
-                found[key("raykd_loss", part=name.removeprefix("loss").strip("_") or "all")] = value
-        return {key: float(value) for key, value in found.items() if value is not None}
+                gauges[key("raykd_loss", part=name.removeprefix("loss").strip("_") or "all")] = (
+                    value
+                )
+        return {key: float(value) for key, value in gauges.items() if value is not None}
 
     def speeds(self, before: Meter, now: Meter) -> dict[Key, float]:
-        """How fast this worker was between two moments; nothing where it did no step."""
+        """Gauges of this worker's speed between two readings; empty without a step."""
         steps = now.steps - before.steps
         if not steps:
             return {}
@@ -121,12 +125,12 @@ class Shown:
         }
 
 
-def counted(experiment: str, before: Meter, now: Meter) -> dict[Key, float]:
-    """What counters have to be raised by between two moments; those that stay are left out."""
-    found = {}
+def increments_of(experiment: str, before: Meter, now: Meter) -> dict[Key, float]:
+    """Increments of the counters between two readings; unchanged counters are left out."""
+    increments = {}
     for field, name, result in _COUNTED:
         more = getattr(now, field) - getattr(before, field)
         if more > 0:
             tags = {"experiment": experiment} | ({"result": result} if result else {})
-            found[name, tuple(tags.items())] = more
-    return found
+            increments[name, tuple(tags.items())] = more
+    return increments

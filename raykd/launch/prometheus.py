@@ -17,7 +17,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from raykd.core.counters import METER, Meter
-from raykd.launch.metric_names import COUNTERS, GAUGES, Key, Shown, counted
+from raykd.launch.metric_names import COUNTERS, GAUGES, Key, TrainingLabels, increments_of
 from raykd.recipes import Training
 from raykd.tracking.logger import Metrics
 
@@ -31,7 +31,7 @@ class Exporter:
     def __init__(self, meter: Meter = METER) -> None:
         self._meter = meter
         self._experiment = ""
-        self._training: Shown | None = None
+        self._training: TrainingLabels | None = None
         self._values: dict[Key, float] = {}
         self._until: dict[Key, float] = {}  # when gauges of ended trainings are removed
         self._counted = self._measured = replace(meter)
@@ -55,12 +55,12 @@ class Exporter:
             self._stopped = None
             self._values, self._until, self._metrics = {}, {}, {}
 
-    def begin(self, training: Shown) -> None:
+    def begin(self, training: TrainingLabels) -> None:
         """Count steps as this training's."""
         self._training = training
         self._measured = replace(self._meter)
 
-    def end(self, training: Shown) -> None:
+    def end(self, training: TrainingLabels) -> None:
         """Count steps as no training's, and remove its gauges after a while."""
         with self._lock:
             if self._training == training:  # Tune may have begun another one in this process
@@ -92,7 +92,7 @@ class Exporter:
                 del self._values[key], self._until[key]
             for (name, tags), value in self._values.items():
                 self._metric(Gauge, name, *GAUGES[name]).set(value, tags=dict(tags))
-            for (name, tags), more in counted(self._experiment, self._counted, now).items():
+            for (name, tags), more in increments_of(self._experiment, self._counted, now).items():
                 self._metric(Counter, name, *COUNTERS[name]).inc(more, tags=dict(tags))
             self._counted = now
 
@@ -131,17 +131,17 @@ class Prometheus:
 
     def begin(self, run: Training, history: Sequence[Metrics]) -> None:
         """Count steps as this training's, and show how far it is."""
-        self._exporter.begin(self._shown(run))
+        self._exporter.begin(self._labels(run))
         if history:
             self.epoch(run, history[-1])
 
     def epoch(self, run: Training, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
-        self._exporter.show(self._shown(run).learnt(metrics))
+        self._exporter.show(self._labels(run).gauges(metrics))
 
     def end(self, run: Training, result: Metrics | None) -> None:
         """Remove the training's gauges after a while."""
-        self._exporter.end(self._shown(run))
+        self._exporter.end(self._labels(run))
 
     def trials(self, counts: Mapping[str, int]) -> None:
         """Show how many trials of a sweep are in each state."""
@@ -153,5 +153,5 @@ class Prometheus:
         """Export nothing more from this process."""
         self._exporter.stop()
 
-    def _shown(self, run: Training) -> Shown:
-        return Shown.of(run, self._experiment, self._trial, self._rank)
+    def _labels(self, run: Training) -> TrainingLabels:
+        return TrainingLabels.of(run, self._experiment, self._trial, self._rank)

@@ -1,4 +1,4 @@
-"""How much a plan will read, write and compute, and how long that takes on this machine."""
+"""Bytes, teacher forwards and time of a plan on this machine, from a few measured steps."""
 
 import os
 import time
@@ -11,10 +11,10 @@ from torch import Tensor
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, most
 from raykd.data.dataset import open_images, open_split
-from raykd.data.loading.loader import Views
 from raykd.data.record import Data
 from raykd.outputs.manifest import gaps, manifest_of
 from raykd.planning.plan import CacheJob, Plan
+from raykd.planning.scaling import GROUP_SECONDS
 from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
 from raykd.storage.store import Store
 from raykd.training import inputs
@@ -23,11 +23,9 @@ from raykd.training.inputs import serving
 from raykd.training.microbenchmark import forward_of, step_of
 from raykd.training.runs import default_device
 
-TRAIN_GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
-RAY_SECONDS = 10.0  # to start Ray itself
-_MEASURE_SECONDS = 0.3  # of a step or a forward
-_FORWARD = 256  # images of a measured forward
-_DECODED = 32  # images of a measured batch that is decoded
+_MEASURE_SECONDS = 0.3  # to repeat a step or a forward
+_FORWARD = 256  # images per measured forward
+_DECODED = 32  # images per measured batch of decoding
 _HERE = Scale(decoders=0)
 
 
@@ -37,17 +35,16 @@ class Item:
 
     kind: str  # "teacher", "cache", "prelude" or "students"
     label: str
-    count: int  # of students; 1 otherwise
-    forwards: int  # of the teacher, in images
-    bytes: int  # that will be written
+    count: int  # students; 1 for other kinds
+    forwards: int  # images that the teacher answers
+    bytes: int  # to be written
     seconds: float  # expected, on this machine
 
 
 def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
-    """What is to be done, a line each, measured with a few steps of every network and method.
+    """One item per piece of work, timed by a few steps of every network and method.
 
-    Times hold for workers like this process; students in parallel are taken to share the
-    work evenly.
+    Times assume workers like this process, and parallel students that share the work evenly.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(experiment.scale.cpus)))  # as a worker has
@@ -58,7 +55,7 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 
 
 def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
-    """See `estimate`."""
+    """The items of `estimate`."""
     items = []
     rates = Rates(store, experiment.scale)
     for teacher in work.teachers:
@@ -67,7 +64,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
         if teacher.weights is None:
             seconds, _ = rates.cost(training_of(teacher))
             seconds /= max(1, workers)
-        seconds += TRAIN_GROUP_SECONDS if workers > 1 else 0.0
+        seconds += GROUP_SECONDS if workers > 1 else 0.0
         items.append(Item("teacher", teacher.model, 1, 0, 0, seconds))
     for job in work.caches:
         if serving(store, job.run, job.views) != job.run:
@@ -93,7 +90,7 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     for (model, workers), runs in groups.items():
         costs = [rates.cost(run) for run in runs]
         seconds = sum(cost for cost, _ in costs) / max(1, workers)
-        seconds += TRAIN_GROUP_SECONDS * len(runs) if workers > 1 else 0.0
+        seconds += GROUP_SECONDS * len(runs) if workers > 1 else 0.0
         if workers == 1:
             seconds /= min(len(runs), experiment.scale.parallel or os.cpu_count() or 1)
         items.append(Item("students", model, len(runs), sum(n for _, n in costs), 0, seconds))
@@ -101,14 +98,14 @@ def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 
 
 def missing_rows(store: Store, job: CacheJob, rows: int) -> int:
-    """The rows of a cache's views that are not there; a view has `rows`."""
+    """Number of rows missing in a cache's views; a view has `rows`."""
     known = manifest_of(store, job.run)
     shards = known.shards if known is not None else ()
     return sum(len(part) for view in job.views for part in gaps(shards, view, rows))
 
 
 class Rates:
-    """What steps, forwards and decoding take here, each measured once."""
+    """Times of steps, forwards and decoding on this machine, each measured once."""
 
     def __init__(self, store: Store, scale: Scale) -> None:
         self._store = store
@@ -118,19 +115,19 @@ class Rates:
         self._forwards: dict[tuple[str, Data], float] = {}
 
     def cost(self, run: StudentRun) -> tuple[float, int]:
-        """Seconds of a training, and the images that a live teacher answers for in it."""
+        """Seconds of a training, and the images that a live teacher answers in it."""
         images = len(self._targets(run)) * run.optim.epochs
         live = run.method.needs() and not run.cached()
         forwards = images * len(run.method.looks().teacher) if live else 0
         return images / self.training(run), forwards
 
     def training(self, run: StudentRun) -> float:
-        """Images per second of a step, a live teacher's forward included."""
+        """Images per second of a training, decoding and a live teacher's forward included."""
         return 1 / self._with_decoding(self.step(run), run.shown(), default_device())
 
     def step(self, run: StudentRun) -> float:
-        """Seconds of an image in a step, once it is decoded; a live teacher's forward included."""
-        # Equal but for what no step depends on.
+        """Seconds per decoded image in a step, a live teacher's forward included."""
+        # A run with the same steps: a key without the fields that no step depends on.
         optim = Optim(batch=run.optim.batch)
         alike = run.model_copy(update={"seed": 0, "optim": optim, "route": None, "views": "all"})
         if alike not in self._steps:
@@ -144,7 +141,7 @@ class Rates:
         return 1 / self._with_decoding(self.answer(teacher, data), data, default_device())
 
     def answer(self, teacher: AnyTeacher, data: Data) -> float:
-        """Seconds of an image in a teacher's forward, once it is decoded."""
+        """Seconds per decoded image in a teacher's forward."""
         key = (teacher.model, data)
         if key not in self._forwards:
             device = default_device()
@@ -153,18 +150,18 @@ class Rates:
         return self._forwards[key]
 
     def decoding(self, data: Data) -> float:
-        """Seconds of an image that one processor decodes; 0 for those in memory."""
+        """Seconds of one CPU to decode an image; 0 for images in memory."""
         if data.stream is None:
             return 0.0
         if data not in self._decoding:
             images = open_images(self._store, data)[0]
             views = inputs.shown(images, data, torch.device("cpu"), _HERE)
             rows = torch.arange(min(_DECODED, len(images)))
-            self._decoding[data] = _seconds(lambda: _run(views, rows), views.device) / len(rows)
+            self._decoding[data] = _seconds(lambda: views.batch(rows, 0), views.device) / len(rows)
         return self._decoding[data]
 
     def _with_decoding(self, seconds: float, data: Data, device: torch.device) -> float:
-        """Seconds of an image that takes as long on the network, once it is decoded, too."""
+        """Seconds per image, given those of the network alone."""
         each = self.decoding(data)
         processes = inputs.decoders(self._scale, device)
         return max(seconds, each / processes) if processes else seconds + each
@@ -174,13 +171,8 @@ class Rates:
         return open_images(self._store, run.data)[0].targets
 
 
-def _run(views: Views, rows: Tensor) -> None:
-    """Make one batch."""
-    views.batch(rows, 0)
-
-
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call: the fastest of those that fit in the time, after one more."""
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: the fastest within `_MEASURE_SECONDS`, after a warm-up call."""
     call()
     fastest, until = float("inf"), time.monotonic() + _MEASURE_SECONDS
     while time.monotonic() < until or fastest == float("inf"):

@@ -1,8 +1,8 @@
-"""A plan on a given cluster: for each piece of work its time, bytes, cost, and what limits it.
+"""A plan on a described cluster: time, bytes, cost and limit of each piece of work.
 
-The arithmetic is in `scaling.py`. How long a network takes for an image is measured on this machine
-and divided by the cluster's `rate`, or follows from its operations (`Cluster.tflops`): of a step, a
-forward of the student and twice as much for the backward, and the forward of a live teacher.
+The formulas are in `scaling.py`. The time of a network per image is measured on this machine and
+divided by the cluster's `rate`, or follows from its operations (`Cluster.tflops`): a step counts
+the student's forward three times (a backward is worth two) and a live teacher's forward once.
 """
 
 import functools
@@ -34,8 +34,8 @@ from raykd.training.cache_builder import needed_bytes
 from raykd.training.inputs import serving
 from raykd.training.route_results import so_far
 
-_BACKWARD = 2  # forwards that a backward is worth: by its inputs, and by its weights
-_FLOAT = 4  # bytes of a gradient's number, which are averaged in float32
+_BACKWARD = 2  # forwards that a backward is worth: gradients of inputs and of weights
+_FLOAT = 4  # bytes per gradient element: gradients are averaged in float32
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Line:
     kind: str  # "teacher", "cache", "prelude" or "students"
     label: str
     count: int
-    workers: int  # that one of them has
-    at_once: int  # trainings side by side
-    read: int  # bytes, from the storage
+    workers: int  # per training
+    at_once: int  # concurrent trainings
+    read: int  # bytes from the storage
     written: int  # bytes of cache
     seconds: float
-    cost: float  # of the whole cluster meanwhile
-    limit: str  # what would have to be faster
+    cost: float  # of the whole cluster for that time
+    limit: str  # the slowest part
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -70,18 +70,18 @@ def read_cluster(path: Path) -> Cluster:
 
 
 def forecast(experiment: Experiment, store: Store, work: Plan, cluster: Cluster) -> list[Line]:
-    """What is still to be done, a line each. Raises `NoRoom` where workers do not fit."""
-    ahead = _Ahead(experiment, store, cluster)
+    """One line per piece of work. Raises `NoRoom` where workers do not fit."""
+    forecaster = _Forecaster(experiment, store, cluster)
     lines = [
-        ahead.training("teacher", teacher.model, [training_of(teacher)], workers)
+        forecaster.training("teacher", teacher.model, [training_of(teacher)], workers)
         for teacher in work.teachers
         if teacher.weights is None
         for workers in [experiment.teacher_workers(teacher)]
     ]
-    lines += [line for job in work.caches if (line := ahead.cache(job)) is not None]
+    lines += [line for job in work.caches if (line := forecaster.cache(job)) is not None]
     for prelude in work.preludes:
         run = prelude.training()
-        lines.append(ahead.training("prelude", run.model, [run], experiment.workers(prelude)))
+        lines.append(forecaster.training("prelude", run.model, [run], experiment.workers(prelude)))
     groups: dict[Any, list[StudentRun]] = {}
     for run in work.students:
         data = run.data.model_copy(update={"seed": 0})
@@ -89,19 +89,19 @@ def forecast(experiment: Experiment, store: Store, work: Plan, cluster: Cluster)
         groups.setdefault((alike, experiment.workers(run)), []).append(run)
     for (alike, workers), runs in groups.items():
         label = f"{alike.model}, {alike.method.label}"
-        lines.append(ahead.training("students", label, runs, workers))
+        lines.append(forecaster.training("students", label, runs, workers))
     return lines
 
 
-class _Ahead:
-    """One cluster, and what was found out about networks and data."""
+class _Forecaster:
+    """Forecasts for one cluster; measurements are shared between lines."""
 
     def __init__(self, experiment: Experiment, store: Store, cluster: Cluster) -> None:
         self._store, self._cluster = store, cluster
         self._rates = Rates(store, experiment.scale)
 
     def training(self, kind: str, label: str, runs: list[StudentRun], asked: Workers) -> Line:
-        """Of equal trainings, of which the first stands for all."""
+        """Line of equal trainings; the first stands for all."""
         fewest, workers = max(1, least(asked)), max(1, most(asked))
         workers = max(fewest, min(workers, self._cluster.workers()))
         if workers > self._cluster.workers():
@@ -117,7 +117,7 @@ class _Ahead:
         return self._line((kind, label, len(runs), workers), read, 0, found)
 
     def work(self, run: StudentRun) -> Work:
-        """A student's training, or a teacher's in the same form."""
+        """The amounts of a training."""
         pictures = open_images(self._store, run.data)[0]
         encoded = pictures.ranges.length if isinstance(pictures, Encoded) else torch.zeros(1)
         view = 0
@@ -136,7 +136,7 @@ class _Ahead:
         )
 
     def cache(self, job: CacheJob) -> Line | None:
-        """Of the views of a cache that are not there; None where they are."""
+        """Line of a cache's missing views; None if there are none."""
         run = job.run
         if serving(self._store, run, job.views) != run:
             return None
@@ -170,7 +170,7 @@ class _Ahead:
         return self._cluster.decode_ms / 1000
 
     def _step_seconds(self, run: StudentRun) -> float:
-        """Of an image in a step on one GPU."""
+        """Seconds per image in a step on one GPU."""
         if self._cluster.rate is not None:
             return self._cluster.image_seconds(self._rates.step(run), 0.0)
         flops = (1 + _BACKWARD) * _cost(run.model, run.data)[1]
@@ -180,14 +180,14 @@ class _Ahead:
         return self._cluster.image_seconds(0.0, flops)
 
     def _forward_seconds(self, run: LogitsRun) -> float:
-        """Of an image in a teacher's forward on one GPU."""
+        """Seconds per image in a teacher's forward on one GPU."""
         if self._cluster.rate is not None:
             return self._cluster.image_seconds(self._rates.answer(run.teacher, run.data), 0.0)
         return self._cluster.image_seconds(0.0, _cost(run.teacher.model, run.data)[1])
 
 
 def missing_bytes(experiment: Experiment, store: Store) -> int:
-    """Bytes of the caches that an experiment's students read and that are not there yet."""
+    """Bytes of the caches that an experiment's students still lack."""
     students, measured = so_far(store, experiment.runs)
     total = 0
     for job in plan(students, store.has, measured).caches:
@@ -197,7 +197,7 @@ def missing_bytes(experiment: Experiment, store: Store) -> int:
 
 
 def _cost(model: str, data: Data) -> tuple[int, int]:
-    """Parameters of a network, and operations of a forward of one of the data's images."""
+    """Parameters of a network, and operations of a forward of one image."""
     read = data.resolved()
     return network_cost(model, read.classes, read.size)
 
@@ -215,5 +215,5 @@ def network_cost(model: str, classes: int, size: tuple[int, int]) -> tuple[int, 
 
 
 def totals(lines: list[Line]) -> dict[str, float]:
-    """Of all pieces, one after the other."""
+    """Sums over all lines, one after the other."""
     return {name: sum(getattr(line, name) for line in lines) for name in ("seconds", "cost")}

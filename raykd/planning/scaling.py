@@ -1,15 +1,15 @@
-"""How long a training takes on a cluster, by arithmetic: pure, nothing is measured here.
+"""Time of a training on a cluster, computed from numbers alone.
 
 A step of n workers, with a batch of B images in all, takes
 
     max(compute + allreduce, decoding, storage, network)     seconds, where
 
-    compute    fixed + B / n * image                         what one worker does by itself
-    allreduce  max(0, ring(n) - overlap * compute)           what does not hide behind it
+    compute    fixed + B / n * image                         time of one worker by itself
+    allreduce  max(0, ring(n) - overlap * compute)           the part not hidden by compute
     ring(n)    2 (n - 1) / n * bytes / bandwidth + 2 (n - 1) * latency
     decoding   B * decode / (nodes * cpus)
-    storage    what all nodes read for a step / bandwidth of the storage
-    network    what one node reads for a step / bandwidth of its network + ring(n)
+    storage    bytes that all nodes read for a step / bandwidth of the storage
+    network    bytes that one node reads for a step / bandwidth of its network + ring(n)
 
 A ring passes every node's network once in each direction, however many GPUs the node has
 (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", section 3); within one node it
@@ -21,6 +21,7 @@ All times are in seconds, sizes in bytes; a GB is 10**9 bytes.
 
 import math
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -29,49 +30,35 @@ from raykd.core.record import Limits, Record
 GROUP_SECONDS = 25.0  # to start a group of Ray Train workers, on 2 cores (Ray 2.60)
 REPORT_EVERY_SECONDS = 5.0  # at least, between a training's reports: `launch.train.REPORT_SECONDS`
 
+_Count = Annotated[int, Field(ge=1, le=Limits.WORKERS)]
+_Positive = Annotated[float, Field(gt=0, le=Limits.WEIGHT)]
+_Amount = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
+
 
 class Cluster(Record):
-    """Machines of one kind, what joins them, and what they cost.
+    """Machines of one kind, the network between them, and their price.
 
-    How fast a GPU is must be said: as `rate`, a multiple of this machine, whose networks are then
-    measured; or as `tflops` and the share of them that is used. Neither is known before it was
-    tried on such a GPU: they are the assumptions that the forecast stands on.
+    The speed of a GPU is given either by `rate`, a multiple of this machine's, where steps are then
+    measured, or by `tflops` and `utilisation`. Both are assumptions until a step was timed on
+    such a GPU.
     """
 
-    nodes: int = Field(ge=1, le=Limits.WORKERS)
-    gpus: int = Field(
-        ge=1, le=Limits.WORKERS
-    )  # of a node; of one without, how many workers on CPUs
-    cpus: int = Field(default=8, ge=1, le=Limits.WORKERS)  # of a node, that decode images
-    network_gbit: float = Field(gt=0, le=Limits.WEIGHT)  # Gbit/s of a node, in each direction
-    latency_us: float = Field(
-        default=20.0, ge=0, le=Limits.WEIGHT
-    )  # of one message between two nodes
-    link_gb: float = Field(
-        default=50.0, gt=0, le=Limits.WEIGHT
-    )  # GB/s between two GPUs of one node
-    storage_gb: float = Field(
-        gt=0, le=Limits.WEIGHT
-    )  # GB/s that the storage gives all nodes together
-    node_price: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)  # of a node, for an hour
+    nodes: _Count
+    gpus: _Count  # per node; for a node without GPUs, its workers on CPUs
+    cpus: _Count = 8  # per node, for decoding
+    network_gbit: _Positive  # Gbit/s of a node, in each direction
+    latency_us: _Amount = 20.0  # of a message between two nodes
+    link_gb: _Positive = 50.0  # GB/s between two GPUs of one node
+    storage_gb: _Positive  # GB/s that the storage gives all nodes together
+    node_price: _Amount = 0.0  # of a node, per hour
     currency: str = "USD"
-    rate: float | None = Field(
-        default=None, gt=0, le=Limits.WEIGHT
-    )  # a GPU's speed, in that of this machine
-    tflops: float | None = Field(
-        default=None, gt=0, le=Limits.WEIGHT
-    )  # 10**12 operations a second, at its best
-    utilisation: float = Field(default=0.3, gt=0, le=1)  # share of `tflops` that a step uses
-    fixed_ms: float = Field(
-        default=5.0, ge=0, le=Limits.WEIGHT
-    )  # of a step, however small the batch is
+    rate: _Positive | None = None  # speed of a GPU, in multiples of this machine's
+    tflops: _Positive | None = None  # peak of a GPU, in 10**12 operations per second
+    utilisation: float = Field(default=0.3, gt=0, le=1)  # share of `tflops` that a step reaches
+    fixed_ms: _Amount = 5.0  # of a step, for any batch size
     overlap: float = Field(default=0.0, ge=0, le=1)  # share of compute that hides an allreduce
-    decode_ms: float | None = Field(
-        default=None, gt=0, le=Limits.WEIGHT
-    )  # of an image on one CPU; None: as here
-    report_ms: float = Field(
-        default=5.0, ge=0, le=Limits.WEIGHT
-    )  # of the head node, for one worker's report
+    decode_ms: _Positive | None = None  # of an image on one CPU; None: measured on this machine
+    report_ms: _Amount = 5.0  # of the head node, for one worker's report
 
     @model_validator(mode="after")
     def _check(self) -> "Cluster":
@@ -82,15 +69,15 @@ class Cluster(Record):
         return self
 
     def workers(self) -> int:
-        """All GPUs."""
+        """Number of GPUs of all nodes."""
         return self.nodes * self.gpus
 
     def nodes_of(self, workers: int) -> int:
-        """The nodes that so many workers fill."""
+        """Number of nodes that so many workers fill."""
         return math.ceil(workers / self.gpus)
 
     def image_seconds(self, here: float, flops: float) -> float:
-        """Of an image on one GPU: from its seconds on this machine, or its operations."""
+        """Seconds of an image on one GPU, from its seconds `here` or its operations."""
         if self.rate is not None:
             return here / self.rate
         assert self.tflops is not None, "validated"
@@ -99,47 +86,47 @@ class Cluster(Record):
 
 @dataclass(frozen=True)
 class Work:
-    """A training, whoever does it."""
+    """A training, independent of the machines."""
 
-    images: int  # of an epoch
+    images: int  # per epoch
     epochs: int
-    batch: int  # of all workers together
-    image_seconds: float  # of forward and backward on one GPU, a live teacher's forward included
-    parameter_bytes: int  # of the gradients that are averaged
-    view_bytes: int = 0  # of a view of the cache, which every node reads in every epoch
-    encoded_bytes: int = 0  # of the encoded images of an epoch; 0 where they are in memory
-    decode_seconds: float = 0.0  # of an image on one CPU; 0 where nothing is decoded
+    batch: int  # images per step, all workers together
+    image_seconds: float  # forward and backward on one GPU, with a live teacher's forward
+    parameter_bytes: int  # size of the gradients
+    view_bytes: int = 0  # size of a view of the cache, which every node reads in every epoch
+    encoded_bytes: int = 0  # size of an epoch's encoded images; 0 if they are in memory
+    decode_seconds: float = 0.0  # per image on one CPU; 0 if nothing is decoded
 
     def steps(self) -> int:
-        """Of an epoch; the rest that does not fill a batch is left out."""
+        """Number of steps of an epoch; an incomplete last batch is left out."""
         return max(1, self.images // self.batch)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where the seconds of a step go; see the top of this file."""
+    """Seconds of the parts of a step; see the formulas above."""
 
     compute: float
-    allreduce: float  # beyond what hides behind compute
+    allreduce: float  # the part not hidden by compute
     decoding: float
     storage: float
     network: float
 
     @property
     def seconds(self) -> float:
-        """Of a step, once the first images are there: the slowest of what goes on side by side."""
+        """Seconds of a step: the slowest of its concurrent parts."""
         return max(self.compute + self.allreduce, self.decoding, self.storage, self.network)
 
     @property
     def limit(self) -> str:
-        """What would have to be faster, by name."""
+        """Name of the slowest part."""
         if self.seconds == self.compute + self.allreduce:
             return "allreduce" if self.allreduce > self.compute else "compute"
         return max(fields(self), key=lambda field: getattr(self, field.name)).name
 
 
 def ring_seconds(cluster: Cluster, size: int, workers: int) -> float:
-    """Of averaging `size` bytes over the workers; nothing over one."""
+    """Seconds to average `size` bytes over the workers; 0 for one."""
     between = cluster.nodes_of(workers) > 1
     bandwidth = cluster.network_gbit / 8 * 1e9 if between else cluster.link_gb * 1e9
     passes = 2 * (workers - 1)
@@ -148,16 +135,13 @@ def ring_seconds(cluster: Cluster, size: int, workers: int) -> float:
 
 
 def step(work: Work, cluster: Cluster, workers: int, at_once: int = 1) -> Step:
-    """A step of one training on `workers` GPUs, while `at_once` such trainings share the storage.
-
-    More workers than images of a batch leave some without work.
-    """
+    """A step on `workers` GPUs, while `at_once` such trainings share the storage."""
     nodes = cluster.nodes_of(workers)
     share = math.ceil(work.batch / workers)
     compute = cluster.fixed_ms / 1000 + share * work.image_seconds
     ring = ring_seconds(cluster, work.parameter_bytes, workers)
-    views = work.view_bytes / work.steps()  # of a step, each node
-    encoded = work.encoded_bytes / work.images * work.batch  # of a step, all nodes
+    views = work.view_bytes / work.steps()  # bytes per step and node
+    encoded = work.encoded_bytes / work.images * work.batch  # bytes per step, all nodes
     network = (views + encoded / nodes) / (cluster.network_gbit / 8 * 1e9)
     cpus = nodes * cluster.cpus * min(1.0, workers / (nodes * cluster.gpus))
     return Step(
@@ -169,14 +153,8 @@ def step(work: Work, cluster: Cluster, workers: int, at_once: int = 1) -> Step:
     )
 
 
-def efficiency(work: Work, cluster: Cluster, workers: int) -> float:
-    """Images a second of each worker, in those of one worker that has all to itself."""
-    one = step(work, cluster, 1)
-    return one.seconds / (workers * step(work, cluster, workers).seconds)
-
-
 def head_load(cluster: Cluster, trainings: int, workers: int, epoch_seconds: float) -> float:
-    """Share of its time that the head node is busy with reports; more than 1 cannot be.
+    """Share of the head node's time spent on reports; above 1 it is overloaded.
 
     A training's workers report after an epoch, at most every `REPORT_EVERY_SECONDS`.
     """
@@ -186,15 +164,15 @@ def head_load(cluster: Cluster, trainings: int, workers: int, epoch_seconds: flo
 
 @dataclass(frozen=True)
 class Forecast:
-    """How long something takes on a cluster."""
+    """Time on a cluster."""
 
     seconds: float
-    limit: str  # what would have to be faster
-    at_once: int = 1  # trainings
+    limit: str  # the slowest part
+    at_once: int = 1  # concurrent trainings
 
 
 def trainings(work: Work, cluster: Cluster, workers: int, count: int = 1) -> Forecast:
-    """Of `count` equal trainings with `workers` GPUs each, as many at a time as fit."""
+    """Time of `count` equal trainings with `workers` GPUs each, as many at a time as fit."""
     at_once = max(1, min(count, cluster.workers() // workers))
     one = step(work, cluster, workers, at_once)
     epoch = work.steps() * one.seconds
@@ -214,9 +192,9 @@ def outputs(
     encoded_bytes: int = 0,
     decode_seconds: float = 0.0,
 ) -> Forecast:
-    """Of a cache of `rows` outputs, which all GPUs make side by side.
+    """Time of a cache of `rows` outputs, which all GPUs compute together.
 
-    `image_seconds` are of a forward on one GPU, `written` the bytes of the cache.
+    image_seconds: of a forward on one GPU. written: size of the cache in bytes.
     """
     moved = encoded_bytes + written
     parts = {
@@ -230,5 +208,5 @@ def outputs(
 
 
 def cost(cluster: Cluster, seconds: float) -> float:
-    """Of all nodes for so long, in the cluster's currency."""
+    """Price of all nodes for so long, in the cluster's currency."""
     return cluster.nodes * cluster.node_price * seconds / 3600

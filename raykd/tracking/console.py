@@ -1,4 +1,4 @@
-"""What a command says while it works: bars with an ETA on a terminal, plain lines in a log."""
+"""Messages and progress of a command: bars with an ETA on a terminal, plain lines in a log."""
 
 import contextlib
 import time
@@ -19,11 +19,11 @@ from raykd.core.safe_names import printable, printable_lines
 from raykd.recipes import Training
 from raykd.tracking.logger import Metrics
 
-LINE_SECONDS = 10.0  # at most one line per task and so many seconds, in a log
+LINE_SECONDS = 10.0  # least time between two lines of a task, in a log
 
 
 class Task:
-    """One countable piece of work that is being shown."""
+    """Progress of one countable piece of work."""
 
     def __init__(self, teller: "Teller", label: str, total: int, unit: str) -> None:
         self.label = label
@@ -31,34 +31,34 @@ class Task:
         self.done = 0
         self._teller = teller
         self._unit = unit
-        self._spoke = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when it first moved, and how far it was
+        self._printed = time.monotonic()
+        self._first: tuple[float, int] | None = None  # time and value of the first update
         self._bar: TaskID | None = None
         if teller.bars is not None:
             self._bar = teller.bars.add_task(printable(label), total=total, note="")
 
     def update(self, done: int, note: str = "") -> None:
-        """Say how far it is; a line where it is time for one, or at the end."""
+        """Move the bar; in a log, print a line at the end and at most every `LINE_SECONDS`."""
         self.done = done
         if self._bar is not None and self._teller.bars is not None:
             self._teller.bars.update(self._bar, completed=done, note=note)
             return
         now = time.monotonic()
         first, before = self._first = self._first or (now, done)
-        if done < self.total and now - self._spoke < LINE_SECONDS:
+        if done < self.total and now - self._printed < LINE_SECONDS:
             return
-        self._spoke = now
+        self._printed = now
         parts = [f"{self.label}: {self._unit} {done}/{self.total}"]
         parts += [note] if note else []
         if before < done < self.total:
-            # From the first step on, so that starting workers does not count as work.
+            # Extrapolated from the first update on, so that the start of workers does not count.
             left = (now - first) * (self.total - done) / (done - before)
             parts.append(f"{clock(left)} left")
         self._teller.say(", ".join(parts))
 
 
 class Teller:
-    """Speaks to a person on a terminal, or to a log."""
+    """Output of a command for people: a terminal or a log."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, quiet=quiet)
@@ -66,14 +66,14 @@ class Teller:
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
-        """One line of text, with the seconds since the start in a log."""
+        """Print a line; in a log it begins with the seconds since the start."""
         console = self.bars.console if self.bars is not None else self.console
         stamp = "" if self.console.is_terminal else f"[{time.monotonic() - self._started:6.1f} s] "
         console.print(stamp + printable_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
-        """Show bars for the tasks inside, where this is a terminal."""
+        """Region whose tasks are bars, where this is a terminal."""
         if not self.console.is_terminal:
             yield
             return
@@ -92,7 +92,7 @@ class Teller:
                 self.bars, _ = None, self.bars
 
     def task(self, label: str, total: int, unit: str) -> Task:
-        """A new piece of work of `total` units."""
+        """Progress of a new piece of work of `total` units."""
         return Task(self, label, total, unit)
 
 
@@ -121,7 +121,7 @@ class EpochLines:
 
 
 def clock(seconds: float) -> str:
-    """A duration as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
+    """A duration in readable units: 42 s, 3 min 5 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from raykd.cli import main
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.launch import cluster as joining
-from raykd.launch import doctor, doctor_node, doctor_rules
+from raykd.launch import doctor, doctor_node
 from raykd.planning.forecast import missing_bytes
 from raykd.storage.store import Store
 from tests.launch.ray_marks import RAY
@@ -38,40 +37,34 @@ def nodes(**changes) -> dict[str, Any]:
 
 
 def test_equal_versions_are_told():
-    found = doctor_rules.versions(nodes())
+    found = doctor.versions(nodes())
     assert found.status == "ok" and "torch 2.15.0" in found.said
 
 
 @pytest.mark.parametrize("package", ["raykd", "torch", "ray", "python"])
 def test_another_version_fails_and_names_the_node(package):
-    found = doctor_rules.versions(nodes(versions=VERSIONS | {package: "9"}))
+    found = doctor.versions(nodes(versions=VERSIONS | {package: "9"}))
     assert found.status == "failed"
     assert found.said == f"b has {package} 9, driver {VERSIONS[package]}"
 
 
 def test_another_version_of_what_matters_less_is_a_warning():
-    assert doctor_rules.versions(nodes(versions=VERSIONS | {"numpy": "1"})).status == "warning"
+    assert doctor.versions(nodes(versions=VERSIONS | {"numpy": "1"})).status == "warning"
 
 
 @pytest.mark.parametrize("skew", [4.0, -4.0])
 def test_a_clock_that_is_off_is_named(skew):
-    assert doctor_rules.clocks({"a": 0.1, "b": -2.9}).status == "ok"
-    found = doctor_rules.clocks({"a": 0.0, "b": skew})
+    assert doctor.clocks({"a": 0.1, "b": -2.9}).status == "ok"
+    found = doctor.clocks({"a": 0.0, "b": skew})
     assert (found.status, found.said) == ("failed", f"b is off by {skew:+.1f} s")
-
-
-def test_a_node_that_is_slow_to_answer_is_a_warning():
-    assert doctor_rules.answers({"a": 0.001, "b": 0.05}).status == "ok"
-    found = doctor_rules.answers({"a": 0.001, "b": 0.5})
-    assert found.status == "warning" and "b 500.0 ms" in found.said
 
 
 def test_rooms():
     gb = 10**9
-    assert doctor_rules.room("/x", 100 * gb, 50 * gb).status == "ok"
-    assert doctor_rules.room("/x", 100 * gb, 95 * gb).status == "warning"
-    assert doctor_rules.room("/x", 100 * gb, 101 * gb).status == "failed"
-    assert doctor_rules.room("/x", gb // 2).status == "failed"
+    assert doctor.room("/x", 100 * gb, 50 * gb).status == "ok"
+    assert doctor.room("/x", 100 * gb, 95 * gb).status == "warning"
+    assert doctor.room("/x", 100 * gb, 101 * gb).status == "failed"
+    assert doctor.room("/x", gb // 2).status == "failed"
 
 
 @pytest.mark.parametrize(
@@ -79,51 +72,51 @@ def test_rooms():
     [({"shm_bytes": 64 << 20}, "/dev/shm"), ({"open_files": 1024}, "open files")],
 )
 def test_small_limits_are_warnings_that_name_the_node(change, check):
-    assert {found.status for found in doctor_rules.limits(nodes())} == {"ok"}
-    assert {found.status for found in doctor_rules.limits(nodes(shm_bytes=None))} == {"ok"}
-    (found,) = [f for f in doctor_rules.limits(nodes(**change)) if f.status == "warning"]
+    assert {found.status for found in doctor.limits(nodes())} == {"ok"}
+    assert {found.status for found in doctor.limits(nodes(shm_bytes=None))} == {"ok"}
+    (found,) = [f for f in doctor.limits(nodes(**change)) if f.status == "warning"]
     assert found.check == check and found.said.startswith("b ") and found.todo
 
 
 def test_an_unbounded_number_of_open_files_is_no_small_one():
-    assert {found.status for found in doctor_rules.limits(nodes(open_files=-1))} == {"ok"}
+    assert {found.status for found in doctor.limits(nodes(open_files=-1))} == {"ok"}
 
 
 def test_authentication_is_the_same_everywhere_or_fails():
-    assert doctor_rules.auth(nodes()).status == "ok"
-    half = doctor_rules.auth(nodes(auth_mode=""))
+    assert doctor.auth(nodes()).status == "ok"
+    half = doctor.auth(nodes(auth_mode=""))
     assert half.status == "failed" and "b unset" in half.said
-    lacking = doctor_rules.auth(nodes(token=False))
+    lacking = doctor.auth(nodes(token=False))
     assert (lacking.status, lacking.said) == ("failed", "no token on b")
 
 
 def test_authentication_that_is_off_is_a_warning_on_several_machines():
     for mode in ("", "disabled"):
         off = {name: GOOD | {"auth_mode": mode, "token": False} for name in ("driver", "a")}
-        assert doctor_rules.auth(off).status == "warning"
-        alone = doctor_rules.auth({"driver": off["driver"]})
+        assert doctor.auth(off).status == "warning"
+        alone = doctor.auth({"driver": off["driver"]})
         assert alone.status == "ok"
         trusted = "whoever has an account" if mode else "that its user alone can read"
         assert trusted in alone.said
     left = {
         "driver": GOOD | {"auth_mode": ""}
     }  # `ray start` would ask for the token that lies here
-    assert doctor_rules.auth(left).status == "warning"
+    assert doctor.auth(left).status == "warning"
 
 
 def test_gpus_that_torch_does_not_see_fail_and_others_are_a_warning():
-    assert doctor_rules.gpus({"a": 0}, {"a": 0.0}).status == "ok"
-    assert doctor_rules.gpus({"a": 4}, {"a": 4.0}).status == "ok"
-    found = doctor_rules.gpus({"a": 4, "b": 0}, {"a": 4.0, "b": 4.0})
+    assert doctor.gpus({"a": 0}, {"a": 0.0}).status == "ok"
+    assert doctor.gpus({"a": 4}, {"a": 4.0}).status == "ok"
+    found = doctor.gpus({"a": 4, "b": 0}, {"a": 4.0, "b": 4.0})
     assert found.status == "failed" and "build on b" in found.todo
-    assert doctor_rules.gpus({"a": 4}, {"a": 2.0}).status == "warning"
+    assert doctor.gpus({"a": 4}, {"a": 2.0}).status == "warning"
 
 
 def test_more_workers_than_fit_fail():
-    assert doctor_rules.fits([1, 4], 4, "1 CPU").status == "ok"
-    assert doctor_rules.fits([1, 5], 4, "1 CPU").status == "failed"
-    assert doctor_rules.fits([1], 4, "1 CPU", parallel=5).status == "warning"
-    assert doctor_rules.fits([1, 5], 4, "1 CPU", grows=True).status == "warning"
+    assert doctor.fits([1, 4], 4, "1 CPU").status == "ok"
+    assert doctor.fits([1, 5], 4, "1 CPU").status == "failed"
+    assert doctor.fits([1], 4, "1 CPU", parallel=5).status == "warning"
+    assert doctor.fits([1, 5], 4, "1 CPU", grows=True).status == "warning"
 
 
 def marks(places: dict[str, Path]) -> dict[str, Any]:
@@ -138,9 +131,7 @@ def marks(places: dict[str, Path]) -> dict[str, Any]:
 
 def test_a_shared_store_is_seen_by_all(tmp_path):
     (tmp_path / "m").mkdir()
-    found = doctor_rules.shared(
-        "/s", "driver", marks(dict.fromkeys(["driver", "a", "b"], tmp_path))
-    )
+    found = doctor.shared("/s", marks(dict.fromkeys(["driver", "a", "b"], tmp_path)))
     assert (found.status, found.said) == ("ok", "/s: written and read with 2 nodes")
 
 
@@ -148,7 +139,7 @@ def test_a_node_with_a_folder_of_its_own_is_named(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name / "m").mkdir(parents=True)
     places = {"driver": tmp_path / "one", "a": tmp_path / "one", "b": tmp_path / "other"}
-    found = doctor_rules.shared("/s", "driver", marks(places))
+    found = doctor.shared("/s", marks(places))
     assert found.status == "failed"
     assert "b sees another folder there than driver" in found.said
     assert "a does not see what b wrote" in found.said
@@ -156,7 +147,7 @@ def test_a_node_with_a_folder_of_its_own_is_named(tmp_path):
 
 def test_a_node_without_the_folder_is_named(tmp_path):
     (tmp_path / "m").mkdir()
-    found = doctor_rules.shared("/s", "driver", marks({"driver": tmp_path, "a": tmp_path / "none"}))
+    found = doctor.shared("/s", marks({"driver": tmp_path, "a": tmp_path / "none"}))
     assert found.status == "failed" and "a: FileNotFoundError: No such file" in found.said
 
 
@@ -168,7 +159,6 @@ def test_a_machine_says_what_it_has(monkeypatch):
     assert facts["versions"]["torch"][0].isdigit()
     assert (facts["auth_mode"], facts["token"]) == ("token", True)
     assert facts["open_files"] > 0 and facts["temp_free"] > 0 and facts["gpus"] is not None
-    assert abs(facts["time"] - time.time()) < 600
 
 
 @pytest.fixture
@@ -312,7 +302,7 @@ def test_a_cluster_is_checked_and_a_node_with_a_store_of_its_own_is_found(tmp_pa
     found = {each["check"]: each for each in json.loads(output)["findings"]}
     assert found["cluster"]["said"].startswith("2 nodes: ")
     assert found["shared store"]["said"].endswith("written and read with 2 nodes")
-    for check in ("versions", "clocks", "time to nodes", "fit", "dashboard", "GPUs"):
+    for check in ("versions", "clocks", "fit", "dashboard", "GPUs"):
         assert found[check]["status"] == "ok", found[check]
     assert found["authentication"]["status"] == "warning"  # off, on several machines
 
