@@ -54,7 +54,7 @@ from raykd.training import initial_state, inputs
 from raykd.training.cache_verify import SPOT_CHECK, compare
 from raykd.training.checkpointing import CHECKPOINT, RESULT, Journal
 from raykd.training.hosts.base import LocalHost
-from raykd.training.loop import distil
+from raykd.training.loop import Sources, distil
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import ShardMaker, default_device
 
@@ -299,7 +299,7 @@ class Watch:
         learner = initial_state.learner(self.store, run, host, train.images.targets)
         teacher_at = inputs.teachers(self.store, run, self.device)
         teacher_at(0)  # is loaded before
-        return self._timed(lambda: distil(run, learner, teacher_at, train, None, None, host))
+        return self._timed(lambda: distil(run, learner, Sources(teacher_at, train), host))
 
     def _views(self) -> float:
         """Seconds of views of the first images, as a cache is made."""

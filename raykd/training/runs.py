@@ -38,7 +38,7 @@ from raykd.training.checkpointing import RESULT, Journal
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
 from raykd.training.hosts.base import EVERY_EPOCH, NOBODY, Host, LocalHost
-from raykd.training.loop import distil
+from raykd.training.loop import Sources, distil
 from raykd.training.result import result_of
 
 # Seconds that a writer may take to notice that its driver is gone, or NFS that a node is.
@@ -93,7 +93,7 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> Metrics | No
         return _adopt_teacher(store, teacher, host)
     saved = set(teacher.anchors())
 
-    def keep(epoch: int, network: Staged) -> None:
+    def save_anchor(epoch: int, network: Staged) -> None:
         if epoch in saved and host.rank == 0:
             if teacher.refresh_statistics:
                 network = refreshed(network, train, run.view_at(epoch - 1))
@@ -106,13 +106,12 @@ def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> Metrics | No
     train, test = inputs.views(store, run, host)
     validation = inputs.validation(store, run, host.device, host.scale)
     learner = initial_state.learner(store, run, host, train.images.targets)
-    history = distil(
-        run, learner, lambda epoch: None, train, test, None, host, validation, keep=keep
-    )
-    learner = host.whole(learner)
+    sources = Sources(lambda epoch: None, train, test, validation=validation)
+    trained = distil(run, learner, sources, host, save_anchor)
     if host.rank:
         return None
-    return _finish(store, teacher, result_of(run, [learner.student], history, host))
+    result = result_of(run, [trained.learner.student], trained.history, host)
+    return _finish(store, teacher, result)
 
 
 def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> Metrics | None:
@@ -123,8 +122,8 @@ def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> Metrics | No
     train, _ = inputs.views(store, run, host)
     learner = initial_state.learner(store, run, host, train.images.targets)
     teacher_at = inputs.teachers(store, run, host.device)
-    history = distil(run, learner, teacher_at, train, None, None, host)
-    learner = host.whole(learner)
+    trained = distil(run, learner, Sources(teacher_at, train), host)
+    learner = trained.learner
     if host.rank == 0:
         parts: list[nn.Module] = [learner.helpers]
         if prelude.model is not None:
@@ -132,7 +131,7 @@ def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> Metrics | No
             parts.append(learner.student)
         if learner.helpers.state_dict():
             weights.save_state(folder / weights.HELPERS, learner.helpers)
-        return _finish(store, prelude, result_of(run, parts, history, host))
+        return _finish(store, prelude, result_of(run, parts, trained.history, host))
     return None
 
 
@@ -140,7 +139,6 @@ def train_student(store: Store, run: StudentRun, host: Host) -> Metrics | None:
     """Train a student and finish its artefact; its result, on rank 0."""
     folder = store.path(run)
     make_folder(folder)
-    released: list[Staged] = []
     train, test = inputs.views(store, run, host)
     validation = inputs.validation(store, run, host.device, host.scale)
     teacher_at = inputs.teachers(store, run, host.device)
@@ -149,27 +147,18 @@ def train_student(store: Store, run: StudentRun, host: Host) -> Metrics | None:
     if test_teacher is not None:
         test_teacher.prefetch(0)
     learner = initial_state.learner(store, run, host, train.images.targets)
-    history = distil(
-        run,
-        learner,
-        teacher_at,
-        train,
-        test,
-        CachedTeacher(test_teacher) if test_teacher else None,
-        host,
-        validation,
-        keep=lambda epoch, network: released.append(network) if not released else None,
-    )
-    learner = host.whole(learner)
+    answers = CachedTeacher(test_teacher) if test_teacher else None
+    sources = Sources(teacher_at, train, test, answers, validation)
+    trained = distil(run, learner, sources, host)
     if host.rank == 0:
-        network = released[0] if released else learner.student
+        learner, network = trained.learner, trained.released
         weights.save_weights(folder / weights.STUDENT, network)
         kept = run.method.releases(learner.helpers) if run.method.needs() else nn.ModuleDict()
         if kept.state_dict():
             weights.save_state(folder / weights.HELPERS, kept)
         if last := initial_state.lasting(learner.helpers):
             weights.save_tensors(folder / weights.STAGE, last)
-        return _finish(store, run, result_of(run, [network, kept], history, host))
+        return _finish(store, run, result_of(run, [network, kept], trained.history, host))
     return None
 
 

@@ -73,7 +73,8 @@ def distil_plainly(
         for name, child in part.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(part, name, nn.Identity())
-    history = distil(run, learner, inputs.teachers(store, run, CPU), train, None, None, host)
+    sources = Sources(inputs.teachers(store, run, CPU), train)
+    history = distil(run, learner, sources, host).history
     return history, host.whole(learner).state_dict()
 
 

@@ -34,7 +34,7 @@ from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.checkpointing import Journal
 from raykd.training.evaluation import evaluate
 from raykd.training.hosts.base import LocalHost
-from raykd.training.loop import distil
+from raykd.training.loop import Sources, distil
 from raykd.training.result import result_of
 from raykd.training.runs import local_host, train_student, train_teacher
 from tests.small import CPU, digits
@@ -126,7 +126,7 @@ def by_hand(store: Store, stage: StudentRun, kept: tuple[str, ...], folder):
     helpers |= {name: value for name, value in before.items() if name.startswith(kept)}
     learner.helpers.load_state_dict(helpers)
     folder.mkdir(exist_ok=True)
-    distil(alone, learner, prepare.teachers(store, alone, CPU), train, None, None, host)
+    distil(alone, learner, Sources(prepare.teachers(store, alone, CPU), train), host)
     return learner
 
 

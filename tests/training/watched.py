@@ -11,7 +11,7 @@ from raykd.data.loading.loader import Views
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training import initial_state, inputs
-from raykd.training.loop import Metrics, distil
+from raykd.training.loop import Metrics, Sources, distil
 from raykd.training.runs import local_host
 
 # Operators whose result, or the size of it, the host reads from the device, and one that sends
@@ -93,4 +93,4 @@ def watched_losses(
     views = WatchedViews(train, guard)
     learner = initial_state.learner(store, run, host, train.images.targets)
     teacher_at = inputs.teachers(store, run, host.device)
-    return distil(run, learner, teacher_at, views, None, None, host)
+    return distil(run, learner, Sources(teacher_at, views), host).history
