@@ -37,7 +37,7 @@ from raykd.training import initial_state, inputs, weights
 from raykd.training.checkpointing import RESULT, Journal
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
-from raykd.training.hosts.base import EVERY_EPOCH, NOBODY, Host, LocalHost
+from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, Host, LocalHost
 from raykd.training.loop import Sources, distil
 from raykd.training.result import result_of
 
@@ -55,7 +55,7 @@ def local_host(
     run: Training,
     scale: Scale = EVERY_EPOCH,
     loggers: Sequence[Logger] = (),
-    notice: Notice = NOBODY,
+    notice: Notice = NO_NOTICE,
 ) -> LocalHost:
     """A host that trains `run` in this process, as `scale` says it is to be done.
 

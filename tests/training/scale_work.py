@@ -15,7 +15,7 @@ from raykd.training import initial_state, inputs, runs
 from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import Host, LocalHost
 from raykd.training.hosts.fsdp import group_host
-from raykd.training.loop import Metrics, distil
+from raykd.training.loop import Metrics, Sources, distil
 from raykd.training.runs import train_student
 from tests.small import CPU
 

@@ -1,4 +1,4 @@
-"""Where a run trains: one process, or one worker of many. The loop cannot tell which."""
+"""Protocol of hosts, which the loop trains on, and the host of a single process."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,31 +14,32 @@ from raykd.tracking.logger import RunLog
 from raykd.training import optim
 from raykd.training.checkpointing import Journal
 
-EVERY_EPOCH = Scale(checkpoint_seconds=0)  # here, with a checkpoint after every epoch
-NOBODY = Notice()  # says anything
+EVERY_EPOCH = Scale(checkpoint_seconds=0)  # in this process, with a checkpoint after every epoch
+NO_NOTICE = Notice()  # never signals a shutdown
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 State = dict[str, Any]
 
 
 class Host(Protocol):
-    """A place to train."""
+    """One worker of a training: its collectives, checkpoints, and who holds which weights."""
 
     rank: int
     world: int
     device: torch.device
-    scale: Scale  # how the work is done: nothing of it changes what a run means
+    scale: Scale  # how the work is done; no result depends on it
     log: RunLog  # where the metrics of epochs go
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
-        """The learner, with its gradients averaged over the workers; before its optimiser is made.
+        """The learner, with its gradients averaged over the workers; called before its optimiser
+        is made.
 
-        `average` is what follows its weights. Both are as every worker has them.
+        `average` is the running average of its weights. Both are equal on all workers.
         """
         ...
 
     def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-        """A region for the forward and backward of a part of a step, in which gradients add up.
+        """Context manager for forward and backward of a part of a step, in which gradients add up.
 
         They are averaged over the workers in the `last` part.
         """
@@ -88,10 +89,11 @@ class Host(Protocol):
         ...
 
 
-class Complete:
-    """A host that holds all weights itself."""
+class LocalHost:
+    """This process alone."""
 
-    rank: int
+    rank = 0
+    world = 1
 
     def __init__(
         self,
@@ -99,38 +101,26 @@ class Complete:
         device: torch.device,
         log: RunLog | None = None,
         scale: Scale = EVERY_EPOCH,
-        notice: Notice = NOBODY,
+        notice: Notice = NO_NOTICE,
     ) -> None:
         """`log`: None keeps metrics.jsonl alone."""
         self.journal = journal
         self.device = device
+        self.log = log or RunLog(None, (JsonLines(journal.folder),))
         self.scale = scale
         self._notice = notice
-        self._begin()
-        lines = (JsonLines(journal.folder),) if self.rank == 0 else ()
-        self.log = log or RunLog(None, lines)
-
-    def _begin(self) -> None:
-        """What a host does at last to be made."""
 
     def whole(self, module: AnyModule) -> AnyModule:
         """The module itself."""
         return module
 
     def saved(self, optimiser: torch.optim.Optimizer) -> State:
-        """Its own state."""
+        """The optimiser's own state."""
         return optimiser.state_dict()
 
     def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
-        """As it is."""
+        """Set the optimiser to a state."""
         optim.load_state(optimiser, state)
-
-
-class LocalHost(Complete):
-    """This process alone."""
-
-    rank = 0
-    world = 1
 
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner itself."""
@@ -161,16 +151,16 @@ class LocalHost(Complete):
 
     def between(self, state: Callable[[], State]) -> None:
         """Replace the journal's checkpoint, where it is time to."""
-        told = self._notice.given()
-        if self.journal.due_within(told=told):
+        leaving = self._notice.given()
+        if self.journal.due_within(told=leaving):
             self.journal.keep(state())
-        if told:
+        if leaving:
             self._notice.heeded()
 
     def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Log the metrics, and keep a checkpoint where it is time to."""
-        told = self._notice.given()
+        leaving = self._notice.given()
         self.log.epoch(metrics)
-        self.journal.record(state, last=last or told)
-        if told and not last:
+        self.journal.record(state, last=last or leaving)
+        if leaving and not last:
             self._notice.heeded()

@@ -1,18 +1,24 @@
-"""One worker of many that train together, each with all weights."""
+"""A worker of a process group, and replicas of all weights (DDP)."""
 
 import inspect
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
-from raykd.training.hosts.base import Complete, State
+from raykd.core.shutdown import Notice
+from raykd.tracking.jsonl import JsonLines
+from raykd.tracking.logger import RunLog
+from raykd.training import optim
+from raykd.training.checkpointing import Journal
+from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, AnyModule, State
 
 # Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -24,30 +30,50 @@ _FIRST_STEPS = 8
 _MOST_STEPS = 64
 
 
-class GroupHost(Complete):
-    """One worker of a torch process group that is already up, under Ray Train or torchrun.
+class Weights(Protocol):
+    """The way in which the workers of a group hold what they train."""
 
-    Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes it.
-    Every worker calls its loggers.
-    """
+    def wrap(self, host: "GroupHost", learner: nn.Module, average: nn.Module | None) -> nn.Module:
+        """The learner, with its gradients averaged; see `Host.wrap`."""
+        ...
 
-    def _begin(self) -> None:
-        self.rank = dist.get_rank()
-        self.world = dist.get_world_size()
-        self._every, self._steps, self._since = _FIRST_STEPS, 0, time.monotonic()
-        self._asked: Callable[[], list[int]] | None = None  # what was asked the last time
+    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """Context manager for a part of a step; see `Host.averaging`."""
+        ...
 
-    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+    def whole(self, module: AnyModule) -> AnyModule:
+        """A module with all weights; see `Host.whole`."""
+        ...
+
+    def saved(self, optimiser: torch.optim.Optimizer) -> State:
+        """The optimiser's state as one process would have it."""
+        ...
+
+    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
+        """Set the optimiser to what `saved` returned."""
+        ...
+
+    def put_away(self) -> None:
+        """Free the device's memory of what `whole` returned."""
+        ...
+
+
+class Replicas:
+    """Each worker has all weights (torch's DistributedDataParallel)."""
+
+    def wrap(self, host: "GroupHost", learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner with its gradients averaged; buffers stay each worker's own in an epoch."""
-        if self.world == 1:
+        if host.world == 1:
             return learner  # averaging over one worker costs 7 % of a small network's step
-        # After a first backward, torch cuts the gradients into messages anew, and gloo adds them up
-        # in an order that follows from the cut: of three workers and more, a run that goes on would
-        # begin with other sums than one that was not stopped. It does not where it looks for
-        # parameters without a gradient.
-        same = self.device.type == "cpu" and self.world > 2
+        # DDP rebuilds its buckets after the first backward. With gloo and three or more workers
+        # that changes the order of summation, so a resumed run would differ.
+        # `find_unused_parameters=True` keeps the first buckets.
+        keep_buckets = host.device.type == "cpu" and host.world > 2
         return DistributedDataParallel(
-            learner, gradient_as_bucket_view=True, find_unused_parameters=same, **_OWN_BUFFERS
+            learner,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=keep_buckets,
+            **_OWN_BUFFERS,
         )
 
     def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
@@ -56,6 +82,71 @@ class GroupHost(Complete):
             return nullcontext()
         return wrapped.no_sync()
 
+    def whole(self, module: AnyModule) -> AnyModule:
+        """The module itself."""
+        return module
+
+    def saved(self, optimiser: torch.optim.Optimizer) -> State:
+        """The optimiser's own state."""
+        return optimiser.state_dict()
+
+    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
+        """Set the optimiser to a state."""
+        optim.load_state(optimiser, state)
+
+    def put_away(self) -> None:
+        """Nothing was copied."""
+
+
+class GroupHost:
+    """One worker of a torch process group that is already up, under Ray Train or torchrun.
+
+    Every worker reads the same checkpoint, from a folder that all can reach; rank 0 writes it.
+    Every worker calls its loggers.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        device: torch.device,
+        log: RunLog | None = None,
+        scale: Scale = EVERY_EPOCH,
+        notice: Notice = NO_NOTICE,
+        weights: Weights | None = None,
+    ) -> None:
+        """`log`: None keeps metrics.jsonl alone. `weights`: None gives each worker all of them."""
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        self.journal = journal
+        self.device = device
+        lines = (JsonLines(journal.folder),) if self.rank == 0 else ()
+        self.log = log or RunLog(None, lines)
+        self.scale = scale
+        self._notice = notice
+        self._weights: Weights = weights or Replicas()
+        self._every, self._steps, self._since = _FIRST_STEPS, 0, time.monotonic()
+        self._asked: Callable[[], list[int]] | None = None  # the last question to all workers
+
+    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+        """The learner with its gradients averaged over the workers."""
+        return self._weights.wrap(self, learner, average)
+
+    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """One message for all parts of a step."""
+        return self._weights.averaging(wrapped, last=last)
+
+    def whole(self, module: AnyModule) -> AnyModule:
+        """The module with all weights."""
+        return self._weights.whole(module)
+
+    def saved(self, optimiser: torch.optim.Optimizer) -> State:
+        """The optimiser's state as one process would have it."""
+        return self._weights.saved(optimiser)
+
+    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
+        """Set the optimiser to what was saved."""
+        self._weights.load(optimiser, state)
+
     def total(self, values: Tensor) -> Tensor:
         """The sum over the workers."""
         summed = values.clone()
@@ -63,7 +154,7 @@ class GroupHost(Complete):
         return summed
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all workers, of which each may have another number."""
+        """The rows of all workers, each of which may have a different number of them."""
         count = torch.tensor([len(rows)], device=rows.device)
         counts = [torch.empty_like(count) for _ in range(self.world)]
         dist.all_gather(counts, count)
@@ -88,11 +179,11 @@ class GroupHost(Complete):
     def restore(self) -> State | None:
         """The last checkpoint. Raises `NoRoom` where the workers do not see the same folder."""
         state = self.journal.restore()
-        place = [-1, 0]
+        position = [-1, 0]
         if state is not None:
-            place = [state["epoch"], (state.get("within") or {"steps": 0})["steps"]]
-        places = self.gather(torch.tensor([place], device=self.device))
-        if len(places.unique(dim=0)) > 1:
+            position = [state["epoch"], (state.get("within") or {"steps": 0})["steps"]]
+        positions = self.gather(torch.tensor([position], device=self.device))
+        if len(positions.unique(dim=0)) > 1:
             raise NoRoom(
                 f"{self.journal.folder}: the workers see different checkpoints there; "
                 "the store must be a folder that all nodes share"
@@ -105,9 +196,9 @@ class GroupHost(Complete):
         self.log.begin(history)
 
     def between(self, state: Callable[[], State]) -> None:
-        """Have rank 0 replace its journal's checkpoint, where any worker finds it time to.
+        """Have rank 0 replace its checkpoint, where any worker finds it time to.
 
-        They ask each other every few seconds, and act on what they asked the last time, so that no
+        The workers exchange this every few seconds, and act on the exchange before, so that no
         device is waited for.
         """
         self._steps += 1
@@ -116,20 +207,19 @@ class GroupHost(Complete):
         due, self._every = (False, self._every) if self._asked is None else self._asked()
         if due:
             kept = state()
-            if self.rank == 0:
-                self.journal.keep(kept)
-            self.journal.kept()
-        now, told = time.monotonic(), self._notice.given()
+            self._weights.put_away()
+            self._keep(kept)
+        now, leaving = time.monotonic(), self._notice.given()
         pace = self._steps / max(now - self._since, 1e-6)  # steps per second
         steps = min(max(round(_ASK_SECONDS * pace), 1), _MOST_STEPS)
-        due = (told or self.rank == 0) and self.journal.due_within(told=told)
+        due = (leaving or self.rank == 0) and self.journal.due_within(told=leaving)
         self._asked = self._ask(int(due), steps if self.rank == 0 else 0)
         self._steps, self._since = 0, now
-        if told:
+        if leaving:
             self._notice.heeded()
 
     def _ask(self, *mine: int) -> Callable[[], list[int]]:
-        """The sums of some numbers over the workers, once somebody asks."""
+        """A function that returns the sums of some numbers over the workers."""
         answer = self.total(torch.tensor(mine).to(self.device, non_blocking=True))
         if self.device.type != "cuda":
             return answer.tolist
@@ -144,16 +234,19 @@ class GroupHost(Complete):
 
         return read
 
-    def report(
-        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
-    ) -> None:
+    def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Log the metrics, and keep a checkpoint on rank 0 where it is time to."""
-        self.log.epoch(metrics)
         asked, self._asked = self._asked is not None and bool(self._asked()[0]), None
-        told = torch.tensor(int(asked or self._notice.given()), device=self.device)
-        self._record(state, now=last or bool(self.total(told)))
+        self.log.epoch(metrics)
+        leaving = asked or self._notice.given()
+        due = leaving or (self.rank == 0 and self.journal.due(last=last))
+        if self.total(torch.tensor(int(due), device=self.device)):
+            self._keep(state())
+        if not last:
+            self._weights.put_away()
 
-    def _record(self, state: Callable[[], State] | None, *, now: bool) -> None:
-        """Keep a checkpoint on rank 0 where it is time to; `now`: in any case."""
+    def _keep(self, state: State) -> None:
+        """Replace the checkpoint, on rank 0."""
         if self.rank == 0:
-            self.journal.record(state, last=now)
+            self.journal.keep(state)
+        self.journal.kept()

@@ -1,7 +1,7 @@
-"""A worker that holds a share of all weights, gradients and optimiser state (FSDP2)."""
+"""Shares of all weights, gradients and optimiser state, one per worker (FSDP2)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from raykd.training import optim
 from raykd.training.checkpointing import Journal
 from raykd.training.dry_run import check_shares
 from raykd.training.ema import Average
-from raykd.training.hosts.base import EVERY_EPOCH, NOBODY, AnyModule, State
+from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, AnyModule, State
 from raykd.training.hosts.ddp import GroupHost
 from raykd.training.learner import Learner
 
@@ -29,29 +29,29 @@ from raykd.training.learner import Learner
 _INSIDE = Signal.LIVE | Signal.PREACTIVATIONS | Signal.PIXELS
 
 
-class ShardedHost(GroupHost):
-    """One of several workers that share out what they train.
+class Shards:
+    """Each worker has a share of the weights.
 
     A stage's weights are gathered when it runs and let go again, those of all else stay for a
     whole step. Buffers are every worker's own. After an epoch, a copy with all weights is what is
     evaluated, saved and released; it waits on the CPU meanwhile.
     """
 
-    def _begin(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         """Raises `ConfigError` where the group cannot do it."""
-        super()._begin()
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        self._check_group()
-        self._mesh = init_device_mesh(self.device.type, (self.world,))
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        _check_group(device)
+        self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self._copies: dict[nn.Module, nn.Module] = {}
 
-    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+    def wrap(self, host: GroupHost, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner itself, which from here on has its share of the weights."""
         assert isinstance(learner, Learner) and (average is None or isinstance(average, Average))
         check_shares(learner, learner.method)
         for module in (learner, *([] if average is None else [average])):
-            self._copies[module] = copy.deepcopy(module, {id(self): self}).cpu()
+            self._copies[module] = copy.deepcopy(module, {id(host): host}).cpu()
             for value in module.parameters():
                 value.data = value.data.contiguous()  # torch 2.15 shards no other layout
         method = learner.method
@@ -72,7 +72,7 @@ class ShardedHost(GroupHost):
 
     def whole(self, module: AnyModule) -> AnyModule:
         """A copy with all weights, which is the same one every time."""
-        copied = self._copies[module].to(self.device).train(module.training)
+        copied = self._copies[module].to(self._device).train(module.training)
         pairs = zip(module.state_dict().values(), copied.state_dict().values(), strict=True)
         for value, target in pairs:  # one by one: no worker holds all of them twice
             target.copy_(value.full_tensor() if isinstance(value, DTensor) else value)
@@ -91,45 +91,24 @@ class ShardedHost(GroupHost):
         }
         optim.load_state(optimiser, state | {"state": shares})
 
-    def between(self, state: Callable[[], State]) -> None:
-        """The same; the copies with all weights wait on the CPU again."""
+    def put_away(self) -> None:
+        """Move the copies with all weights to the CPU."""
+        for copied in self._copies.values():
+            copied.cpu()
 
-        def gathered() -> State:
-            kept = state()
-            for copied in self._copies.values():
-                copied.cpu()
-            return kept
 
-        super().between(gathered)
-
-    def report(
-        self, metrics: Mapping[str, Any], state: Callable[[], State] | None, *, last: bool
-    ) -> None:
-        """The same, once all workers have given what a checkpoint needs, where it is time to."""
-        super().report(metrics, state, last=last)
-        if not last:
-            for copied in self._copies.values():
-                copied.cpu()
-
-    def _record(self, state: Callable[[], State] | None, *, now: bool) -> None:
-        due = self.rank == 0 and self.journal.due(last=now)
-        kept = None
-        if state is not None and self.total(torch.tensor(int(due), device=self.device)):
-            kept = state()
-        super()._record(None if kept is None else lambda: kept, now=now)
-
-    def _check_group(self) -> None:
-        """Raise `ConfigError` where gradients would not be averaged: some versions of gloo sum."""
-        share, every = (torch.ones(size, device=self.device) for size in (1, self.world))
-        try:
-            dist.reduce_scatter_tensor(share, every, op=dist.ReduceOp.AVG)
-        except RuntimeError:
-            share.zero_()
-        if share.item() != 1:
-            raise ConfigError(
-                f"scale.shard: the {dist.get_backend()} backend of torch {torch.__version__} does "
-                "not average shares of gradients; use GPUs, a newer torch, or ddp"
-            )
+def _check_group(device: torch.device) -> None:
+    """Raise `ConfigError` where gradients would not be averaged: some versions of gloo sum."""
+    share, every = (torch.ones(size, device=device) for size in (1, dist.get_world_size()))
+    try:
+        dist.reduce_scatter_tensor(share, every, op=dist.ReduceOp.AVG)
+    except RuntimeError:
+        share.zero_()
+    if share.item() != 1:
+        raise ConfigError(
+            f"scale.shard: the {dist.get_backend()} backend of torch {torch.__version__} does "
+            "not average shares of gradients; use GPUs, a newer torch, or ddp"
+        )
 
 
 def group_host(
@@ -137,11 +116,11 @@ def group_host(
     device: torch.device,
     log: RunLog | None = None,
     scale: Scale = EVERY_EPOCH,
-    notice: Notice = NOBODY,
+    notice: Notice = NO_NOTICE,
 ) -> GroupHost:
-    """One worker of a process group that is already up, as `scale` says it is to hold weights."""
+    """One worker of a running process group; `scale.shard` says who holds the weights."""
     sharded = scale.shard == "fsdp" and dist.get_world_size() > 1
-    return (ShardedHost if sharded else GroupHost)(journal, device, log, scale, notice)
+    return GroupHost(journal, device, log, scale, notice, Shards(device) if sharded else None)
 
 
 def _gathered(tree: Any) -> Any:
