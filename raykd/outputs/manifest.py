@@ -1,4 +1,4 @@
-"""What a cache's folder holds: shards, and the manifest that commits them.
+"""The files in a cache's folder: shards, and the manifest that commits them.
 
 A shard is the rows [start, stop) of one view in id order. It is written under a temporary name,
 synced and renamed, and its final name carries its checksum; the manifest, with the full recipe
@@ -22,7 +22,7 @@ from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store, first_line, read_json, write_json
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the folder; another number is refused
+FORMAT = 1  # the folder's layout; another number is refused
 SHARD_ROWS = 1 << 16  # at most, per shard
 # Shards begin at multiples of so many rows, which are one forward of the teacher: rounding
 # depends on what is in a batch, so no way of cutting a view changes a bit of the outputs.
@@ -60,7 +60,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache's folder says of itself."""
+    """The content of a cache."""
 
     recipe: dict[str, Any]  # the full recipe of the outputs
     weights: str  # checksum of the teacher's weights file
@@ -93,7 +93,7 @@ def gaps(shards: Iterable[Shard], view: int, rows: int) -> list[Part]:
 
 
 def split(parts: Iterable[Part], size: int) -> list[Part]:
-    """The same parts in pieces of `size` rows, rounded up to whole grains, at most SHARD_ROWS."""
+    """Parts cut into pieces of `size` rows, rounded up to whole grains, at most SHARD_ROWS."""
     size = min(-(-size // GRAIN) * GRAIN, SHARD_ROWS)
     return [
         Part(part.view, start, min(start + size, part.stop))

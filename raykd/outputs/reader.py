@@ -24,7 +24,7 @@ from raykd.outputs.manifest import Manifest, Shard, check_identity, read_manifes
 from raykd.outputs.shard_files import Shelf
 from raykd.storage import arrow
 
-_Columns = list[dict[str, Tensor]]  # of the shards of a view, or of all of them together
+_Columns = list[dict[str, Tensor]]  # one entry per shard of a view, or one for all of them
 JOINED_BYTES = 1 << 28  # a view of several shards up to this size is copied into one block
 _OPEN_VIEWS = 2  # kept: the one being read, and the one before or after; file handles are few
 _TRIES = 3  # to map copies that other processes may remove at any moment
@@ -54,7 +54,7 @@ class LogitsCache:
         self._shelf = shelf
         self._open: OrderedDict[int, _Columns] = OrderedDict()
         self._coming: dict[int, Future[_Columns]] = {}
-        self._latest: Future[_Columns] | None = None  # of those that are under way
+        self._latest: Future[_Columns] | None = None  # the load that was begun last
         self._stream: torch.cuda.Stream | None = None  # for copies to a GPU
         self._verified: set[Shard] = set()
 
@@ -68,7 +68,7 @@ class LogitsCache:
         device: torch.device | str = "cpu",
         shelf: Shelf | None = None,
     ) -> "LogitsCache":
-        """The cache in `folder`, once it is seen to be of this recipe and to have these views.
+        """The cache in `folder`, after a check of its recipe and its views.
 
         Raises `CacheMismatch` where it is not or has not. A shard's bytes are checked when its
         view is first read: `CacheCorrupt` then names the file.
@@ -118,7 +118,7 @@ class LogitsCache:
         """
         if view in self._open or view in self._coming:
             return
-        while len(self._open) >= _OPEN_VIEWS:  # its room
+        while len(self._open) >= _OPEN_VIEWS:  # make room for it
             self._open.popitem(last=False)
         before = self._latest
 
@@ -176,7 +176,7 @@ class LogitsCache:
         return columns
 
     def _load(self, view: int, *, ahead: bool = False) -> _Columns:
-        """Open a view; `ahead` of its use, so that what is read now is not read then."""
+        """Open a view. `ahead`: called by the prefetcher; also pages verified files in."""
         columns = self._mapped(view, ahead)
         size = sum(shard.bytes for shard in self._shards[view])
         if len(columns) > 1 and size <= JOINED_BYTES:

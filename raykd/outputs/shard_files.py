@@ -1,9 +1,9 @@
-"""Where the shards of one cache lie: in the cache's folder, or elsewhere with copies on this node.
+"""The files of a cache's shards: in its folder, or in a remote store with copies on this node.
 
-Of a remote store a shard is there when it is listed: it was uploaded whole, and its name carries
+A shard of a remote store exists when it is listed: it was uploaded whole, and its name carries
 its checksum. A copy is fetched once per node, when a view is about to be read, and its bytes are
-checked on the way. Copies are bounded by `Store.local_bytes`, of all caches together: the ones
-that were used longest ago go first. A process that reads one goes on: its map outlives the file.
+checked on the way. Copies are bounded by `Store.local_bytes`, over all caches: the least recently
+used are removed first. A process that reads one goes on: its map outlives the file.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Shelf:
         said = [f"{path}: the shard was truncated or altered" for path in bad]
         if self._mirror is None:
             return good, said
-        for shard in good:  # of a build that was killed before it could upload them
+        for shard in good:  # left by a build that was killed before their upload
             self.add(shard)
         return self._listed(), said
 

@@ -1,4 +1,4 @@
-"""A look at everything that an experiment will train, before anything is trained.
+"""Checks of everything that an experiment will train, before anything is trained.
 
 Networks are made and asked, methods are held against the two networks, batches against the images
 and the workers. A grid of students that differ in rates and seeds costs what one of them does.

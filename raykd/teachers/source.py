@@ -1,4 +1,4 @@
-"""Teacher outputs for a batch, whoever computes them: the network itself, or its cache.
+"""Teacher outputs for a batch, from the network itself or from its cache.
 
 Shapes: B batch, C classes, H, W pixels.
 """
@@ -18,7 +18,7 @@ Triple = tuple[float, float, float]
 
 
 class Source(Protocol):
-    """Whoever answers for the teacher."""
+    """A source of the teacher's outputs."""
 
     def __call__(self, batch: Batch) -> Outputs:
         """The teacher's outputs for the samples of a batch, as they look in its view."""
@@ -73,7 +73,7 @@ class LiveTeacher:
 def _affine(
     student: tuple[Triple, Triple] | None, own: tuple[Triple, Triple] | None, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What takes pixels from one normalisation to the other; Nones where they are the same."""
+    """Scale and shift from one normalisation to the other; Nones where they are equal."""
     if student is None or own is None or student == own:
         return None, None
     (mean, std), (mean_own, std_own) = (
@@ -106,7 +106,7 @@ class CachedTeacher:
 
 
 class LookingTeacher:
-    """A teacher that is asked about several looks at the same samples."""
+    """A teacher's outputs for several looks at the same samples."""
 
     def __init__(self, sources: Mapping[Look, Source]) -> None:
         """`sources` answer for a look each; the first is the main one."""
@@ -122,5 +122,5 @@ class LookingTeacher:
 
 
 def looking(source: Source, looks: tuple[Look, ...]) -> Source:
-    """Whoever answers, asked about all of some looks."""
+    """A source that answers for each of some looks."""
     return source if looks == ("given",) else LookingTeacher(dict.fromkeys(looks, source))

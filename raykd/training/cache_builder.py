@@ -1,4 +1,4 @@
-"""Building a cache: what is there, what is missing, and whether it answers like the teacher."""
+"""Builds of caches: the shards that exist, those that are missing, and the room they need."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -67,7 +67,7 @@ class CacheBuild:
             self.finish()  # its marker was lost, or it was stopped just before
 
     def parts(self, workers: int) -> list[Part]:
-        """What is missing, in pieces that keep `workers` busy."""
+        """The missing parts, in pieces that keep `workers` busy."""
         rows = sum(len(part) for part in self.missing)
         return split(self.missing, max(1, -(-rows // workers)))
 
@@ -97,7 +97,7 @@ def build_here(
     done: Callable[[int], None] = lambda rows: None,
     scale: Scale = EVERY_EPOCH,
 ) -> None:
-    """Compute what is missing in this process; `done` is told the rows of every shard."""
+    """Compute what is missing in this process; `done` is called with the rows of every shard."""
     parts = build.parts(1)
     if parts:
         maker = ShardMaker(build.store, build.run, device, scale)

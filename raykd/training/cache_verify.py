@@ -1,4 +1,4 @@
-"""Whether a cache answers like the teacher whose outputs it holds.
+"""Comparison of a cache with the live teacher whose outputs it holds.
 
 Shapes: n rows, C classes, k classes kept.
 """
@@ -33,9 +33,9 @@ class Comparison:
 
 
 def compare(store: Store, run: LogitsRun, rows: int, device: torch.device) -> Comparison:
-    """Ask the live teacher about random rows of a cache again.
+    """Run the live teacher on random rows of a cache again.
 
-    Raises `CacheMismatch` where the answers are further apart than the storage explains.
+    Raises `CacheMismatch` where the outputs differ by more than storage and rounding explain.
     """
     if not rows:
         return Comparison(0, 0.0, 0.0, 1.0)
@@ -77,7 +77,7 @@ def _rounding(live: Tensor, precision: Precision) -> Tensor | float:
 
 
 def _comparison(live: Tensor, stored: Tensor, largest: float) -> Comparison:
-    """What two sets of logits [n, C] have in common."""
+    """Comparison of two sets of logits [n, C]."""
     kl = F.kl_div(
         stored.double().log_softmax(1),
         live.double().log_softmax(1),

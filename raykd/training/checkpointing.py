@@ -25,8 +25,8 @@ from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import METRICS, Amount, Epoch, Percent, Shape
 
 CHECKPOINT = "checkpoint.pt"
-RESULT = "result.json"  # of a finished run
-_TOLD_SECONDS = 5.0  # between checkpoints on a machine that is about to go
+RESULT = "result.json"  # written when a run has finished
+_LEAVING_SECONDS = 5.0  # between checkpoints on a machine that is about to go
 _SEAL = b"\nraykd-seal:"  # at the end of a checkpoint, before a SHA-256 in hex digits
 
 
@@ -56,14 +56,14 @@ class Result(Shape):
 
 
 class Tested(Result):
-    """That of a teacher or a student."""
+    """Result of a teacher or a student."""
 
     last: _Tested  # pyright: ignore[reportIncompatibleVariableOverride]
     best: _Tested  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Untested(Result):
-    """That of a prelude, which answers nothing."""
+    """Result of a prelude, which is not tested."""
 
     last: _Loss  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -106,7 +106,7 @@ class Checkpoint(dict[str, Any]):
 
 @contextlib.contextmanager
 def fitting(path: Path | None) -> Iterator[None]:
-    """A region that sets a run to a checkpoint. Raises `CacheCorrupt` where it is of another."""
+    """Context manager for loading a checkpoint; raises `CacheCorrupt` where it is another run's."""
     try:
         yield
     except RaykdError:
@@ -147,11 +147,11 @@ class Journal:
         self.within = within
         self._store = store
         self._saved = time.monotonic()
-        self._told = False
+        self._leaving = False
 
     @classmethod
     def of(cls, store: Store, folder: Path, scale: Scale) -> "Journal":
-        """That of a folder in a store, with checkpoints as often as `scale` says."""
+        """The journal of a folder in a store, with checkpoints as often as `scale` says."""
         return cls(folder, scale.checkpoint_seconds, store, scale.checkpoint_within_seconds)
 
     def restore(self) -> Checkpoint | None:
@@ -190,15 +190,15 @@ class Journal:
         return _SEAL + digest.hexdigest().encode()
 
     def due(self, *, last: bool) -> bool:
-        """Whether it is time to replace the checkpoint."""
+        """True where it is time to replace the checkpoint at the end of an epoch."""
         return last or time.monotonic() - self._saved >= self.seconds
 
-    def due_within(self, *, told: bool) -> bool:
-        """The same between two steps; `told`: that this machine is about to go."""
-        urgent = told and not self._told
-        self._told = told
+    def due_within(self, *, leaving: bool) -> bool:
+        """True where it is time to between two steps; `leaving`: this machine is about to stop."""
+        urgent = leaving and not self._leaving
+        self._leaving = leaving
         passed = time.monotonic() - self._saved
-        return urgent or passed >= (_TOLD_SECONDS if told else self.within)
+        return urgent or passed >= (_LEAVING_SECONDS if leaving else self.within)
 
     def record(self, state: Callable[[], dict[str, Any]] | None, *, last: bool) -> None:
         """Replace the checkpoint at the end of an epoch, where it is time to.

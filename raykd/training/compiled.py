@@ -13,7 +13,7 @@ Mode = bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"]  # as in 
 
 
 def refusal(method: Method) -> str | None:
-    """Why the student's pass cannot be compiled beside a method; None where it can."""
+    """The reason why the student's pass cannot be compiled with a method; None where it can."""
     if method.trains == "helpers":
         return "the student has no part in it"
     if Signal.PIXELS in method.needs():
@@ -22,7 +22,7 @@ def refusal(method: Method) -> str | None:
 
 
 def compiled_as(method: Method, mode: Mode) -> Mode | str:
-    """What a result says of it: the mode, or why it was not compiled."""
+    """The entry of a result: the mode, or the reason why the pass was not compiled."""
     why = refusal(method)
     return mode if not mode or why is None else f"no: {why}"
 

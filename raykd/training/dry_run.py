@@ -1,4 +1,4 @@
-"""Networks and methods tried on images of no content, before anything is trained.
+"""Trial forwards of networks and methods on empty images, before anything is trained.
 
 Networks are made on torch's meta device, without memory or initialisation, where they can be.
 

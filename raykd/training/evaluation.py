@@ -1,4 +1,4 @@
-"""How good a network is on the test images, and how much it resembles its teacher.
+"""Evaluation of a network on test images, and its agreement with its teacher.
 
 Shapes: B batch, C classes.
 """

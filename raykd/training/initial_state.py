@@ -76,7 +76,7 @@ def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
 
 
 def _fits(run: StudentRun, before: StudentRun) -> bool:
-    """Whether the helpers of the student before are the same kind of helpers."""
+    """True where the helpers of the student before are of the same kind."""
     theirs = before.teacher.model if before.teacher else None
     return run.teacher is not None and run.method == before.method and run.teacher.model == theirs
 

@@ -1,4 +1,4 @@
-"""What a run reads: its images, and what its teacher says about them."""
+"""The inputs of a run: views of its images, and its teacher's outputs, live or from caches."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -44,7 +44,7 @@ def shown(
 
 
 def decoders(scale: Scale, device: torch.device) -> int:
-    """How many processes decode streamed images for one worker.
+    """Number of processes that decode streamed images for one worker.
 
     Where that is not given, a GPU has its share of this machine's processors to feed it, and a
     worker on CPUs those of its own that it does not train with.
@@ -70,7 +70,7 @@ def validation(
 
 
 def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
-    """What the teacher of one epoch says about the validation images."""
+    """The teacher of one epoch for the validation images."""
     asked, needs = run.validation_logits(anchor), run.method.needs()
     if not run.cached():
         live = live_teacher(store, asked, device, needs)
@@ -149,7 +149,7 @@ def live_teacher(
     *,
     trained: bool = False,
 ) -> LiveTeacher:
-    """The teacher whose outputs a cache holds, to ask in person, or to train."""
+    """The teacher whose outputs a cache holds, as a network to run, or to train."""
     network = weights.load_teacher(store, run.teacher, run.anchor, device)
     own, student = run.teacher.data.resolved(), run.data.resolved()
     return LiveTeacher(
@@ -168,7 +168,7 @@ def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
 
 
 def served(store: Store, run: LogitsRun, views: Iterable[int]) -> tuple[LogitsRun, Manifest | None]:
-    """The same with its manifest, if there is one."""
+    """The cache that answers for a recipe, with its manifest if there is one."""
     wanted, own = set(views), manifest_of(store, run)
     if run.wider() == run or (own is not None and wanted.issubset(own.views())):
         return run, own

@@ -1,4 +1,4 @@
-"""Artefacts looked at without being used: whether their files are as they were written."""
+"""Audit of a store: checks that the files of artefacts are as they were written."""
 
 import hashlib
 import re
@@ -59,7 +59,7 @@ def audit(store: Store) -> Audit:
 
 
 def audit_of(store: Store, runs: Iterable[Training | Search]) -> Audit:
-    """The same of those among some recipes that are finished, and of their images."""
+    """Audit of the finished artefacts among some recipes, and of their images."""
     made, folders = Audit({}, []), dict[Path, None]()
     for run in dict.fromkeys(runs):
 
@@ -151,7 +151,7 @@ def _of_stamp(path: Path) -> Iterator[RaykdError]:
 
 
 def progress_of(store: Store, cache: LogitsRun) -> str:
-    """How far a cache is that is being built, in words."""
+    """Progress of a cache that is being built, in words."""
     ready = [*store.path(cache).glob("view-*.arrow")]
     if not ready and not (store.path(cache) / MANIFEST).exists():
         return "not begun"
@@ -187,7 +187,7 @@ def faults(store: Store, run: Training) -> Iterator[RaykdError]:
 
 
 def finish_again(store: Store, run: Training) -> bool:
-    """Finish an artefact that is whole but for its marker; whether it is.
+    """Finish an artefact that lacks only its marker; True where it was one.
 
     A run that was stopped between its result and its marker leaves that, and so does a lost marker.
     """

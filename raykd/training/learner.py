@@ -62,7 +62,7 @@ class Learner(nn.Module):
         method's own, named by their spots.
         """
         if self._through is not None:
-            torch.compiler.cudagraph_mark_step_begin()  # what it said before may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # earlier outputs may be overwritten
         if self.teacher is not None:
             teacher = self.teacher(batch)
         student = self._student(batch, teacher)
@@ -86,7 +86,7 @@ class Learner(nn.Module):
         return self
 
     def _student(self, batch: Batch, teacher: Outputs | None) -> Outputs:
-        """What the student says about every look that the method asks it about."""
+        """The student's outputs for every look that the method reads."""
         if self.method.trains == "helpers":
             assert teacher is not None
             return teacher  # the student has no part in it

@@ -1,4 +1,4 @@
-"""A finished network as it is used: with its own weights, and what its method keeps beside them.
+"""Finished networks with their weights and the helpers that their method keeps.
 
 Shapes: B batch, C classes, H, W pixels.
 """
@@ -41,7 +41,7 @@ class Finished:
 
 
 def finished(store: Store, run: AnyTeacher) -> Finished:
-    """What the store has of a run that is done; of a teacher, its last epoch.
+    """The network of a finished run, from the store; a teacher's is that of its last epoch.
 
     Raises `CacheCorrupt` where its weights are missing or were altered.
     """

@@ -1,4 +1,4 @@
-"""How this process asks the system for memory, and how much it has had."""
+"""Settings of the memory allocator, and the peak use of memory."""
 
 import ctypes
 import platform
@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> bool:
-    """Let the allocator keep what a step frees for the next one; whether it could be asked to.
+    """Let the allocator keep what a step frees for the next one; False where it cannot.
 
     glibc gives large blocks back to the system at once, so every step on a CPU takes page
     faults for all its activations anew: 10 to 15 % of a small network's step. Other systems'

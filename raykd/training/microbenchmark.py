@@ -1,4 +1,4 @@
-"""Forwards and training steps on noise, to see how long they take.
+"""Forwards and training steps on noise, for measuring their time.
 
 Shapes: B batch, C classes, N training rows.
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint in the middle of an epoch holds beside the weights.
+"""The part of a checkpoint within an epoch that is not weights.
 
 Within an epoch every worker has some things of its own: what its batch norms have seen, what it
 has counted, what it will draw next, its sums of losses. They are kept for each of them, so that as
@@ -19,11 +19,11 @@ from raykd.methods.helper_kinds import Shared, Tally
 from raykd.training.hosts.base import Host
 
 State = dict[str, Any]
-Sums = dict[str, Tensor]  # of losses over the steps that are done, by name
+Sums = dict[str, Tensor]  # losses by name, summed over the steps that are done
 
 
 def save(steps: int, sums: Sums, modules: Sequence[nn.Module], host: Host) -> State:
-    """What the workers have after `steps` steps of an epoch; all of them call it."""
+    """The workers' state after `steps` steps of an epoch; all of them call it."""
     noise = _noise(host.device)
     values = [*noise, *sums.values(), *_own(modules), *_counts(modules)]
     row = torch.cat([_bytes(value).to(host.device) for value in values])
@@ -71,7 +71,7 @@ def _own(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def _counts(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """What the workers have counted in this epoch."""
+    """The workers' counts in this epoch."""
     return [m.counts for one in modules for m in one.modules() if isinstance(m, Tally)]
 
 

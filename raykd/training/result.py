@@ -1,4 +1,4 @@
-"""What a finished run is remembered by."""
+"""The result of a finished run: its last and best epoch, size, speed and hardware."""
 
 import math
 import platform
@@ -22,8 +22,8 @@ from raykd.training.finite import is_finite
 from raykd.training.hosts.base import Host
 from raykd.training.loop import Metrics
 
-_PASSES = 20  # of which the median is taken
-_MEASURE_SECONDS = 0.2  # after which a slow network is passed no more
+_PASSES = 20  # forwards at most; their median is the latency
+_MEASURE_SECONDS = 0.2  # a slow network is measured no longer than this
 
 
 def result_of(
@@ -96,7 +96,7 @@ def training_seconds(store: Store, run: Training) -> float:
 
 
 def _worth(metrics: Metrics) -> float:
-    """How good an epoch was: by validation images, where there are some.
+    """The score of an epoch: on validation images, where there are some.
 
     What was not evaluated, as before a method's own training, has its loss alone. An epoch with a
     number that is not finite is the worst.

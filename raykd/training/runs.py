@@ -240,7 +240,7 @@ def _given(teacher: TeacherRun) -> str:
 def _finish(store: Store, run: Training, result: dict[str, Any]) -> Metrics:
     """Write the result, with the checksums of the weights, and then the artefact's marker."""
     folder = store.path(run)
-    store.pull_all(folder, "weights")  # of epochs on other nodes
+    store.pull_all(folder, "weights")  # epochs that were saved on other nodes
     with lasting(folder / RESULT):
         sums = {"weights": weights.checksums(folder), "metrics": metrics_checksum(folder)}
         write_json(folder / RESULT, result | sums)

@@ -26,8 +26,10 @@ from raykd.storage.store import Store
 from raykd.training.checkpointing import RESULT, read_result
 
 STUDENT = "weights.safetensors"
-HELPERS = "weights-helpers.safetensors"  # of a prelude, or what a student cannot be used without
-STAGE = "weights-stage.safetensors"  # of a student: helpers, for those who go on after it
+HELPERS = (
+    "weights-helpers.safetensors"  # a prelude's, or those that a student cannot be used without
+)
+STAGE = "weights-stage.safetensors"  # a student's helpers, for the next stage of its chain
 
 
 def save_weights(path: Path, network: Staged) -> None:

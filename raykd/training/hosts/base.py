@@ -152,7 +152,7 @@ class LocalHost:
     def between(self, state: Callable[[], State]) -> None:
         """Replace the journal's checkpoint, where it is time to."""
         leaving = self._notice.given()
-        if self.journal.due_within(told=leaving):
+        if self.journal.due_within(leaving=leaving):
             self.journal.keep(state())
         if leaving:
             self._notice.heeded()

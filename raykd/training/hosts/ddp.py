@@ -212,7 +212,7 @@ class GroupHost:
         now, leaving = time.monotonic(), self._notice.given()
         pace = self._steps / max(now - self._since, 1e-6)  # steps per second
         steps = min(max(round(_ASK_SECONDS * pace), 1), _MOST_STEPS)
-        due = (leaving or self.rank == 0) and self.journal.due_within(told=leaving)
+        due = (leaving or self.rank == 0) and self.journal.due_within(leaving=leaving)
         self._asked = self._ask(int(due), steps if self.rank == 0 else 0)
         self._steps, self._since = 0, now
         if leaving:
