@@ -42,7 +42,7 @@ INNER_LEVELS = {
         "cache_builder cache_verify integrity",
     ],
     "data": ["transforms", "sources", "packing.packer", "dataset", "loading.loader"],
-    "launch": ["private_folder peer_locks", "cluster capacity pool", "executor", "sweep"],
+    "launch": ["private_cluster", "cluster capacity pool", "executor", "sweep"],
 }
 
 
