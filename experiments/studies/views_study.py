@@ -425,8 +425,7 @@ class Study:
             axes.legend(frameon=False, loc="lower right")
 
         numbers = ", ".join(f"{arm} {point.mean:.2f}" for arm, point in points.items())
-        svg = draw(paint, f"Top-1 in percent by the number of views: {numbers}.")
-        return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        return draw(paint, f"Top-1 in percent by the number of views: {numbers}.").svg
 
     def _agreement(self) -> str:
         """How far students of every fresh view from a cache are from those of a live teacher."""

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import EngFormatter, Formatter, LogLocator, MaxNLocator, NullLocator
 
-from raykd.report.svg import INK, draw, look
+from raykd.report.svg import INK, Picture, draw, look
 from raykd.report.types import Group, Report
 
 
@@ -19,7 +19,7 @@ class Chart:
     """A picture with its words."""
 
     title: str
-    svg: str  # "" where there are no numbers yet
+    picture: Picture | None  # None where there are no numbers yet
     note: str
     wide: bool = False  # takes the whole width of a page
 
@@ -51,7 +51,7 @@ def charts(report: Report) -> Iterator[Chart]:
         yield Chart(f"Top-1 by {words}, %", _front(report, key, words), f"{spread} {note}")
 
 
-def sample(number: int) -> str:
+def sample(number: int) -> Picture:
     """The line and marker of a group of students, for a legend."""
 
     def paint(axes: Axes) -> None:
@@ -80,12 +80,12 @@ def history(group: Group, key: str) -> np.ndarray:
     return np.where(np.isfinite(table), table, np.nan)
 
 
-def _curves(report: Report, key: str, title: str) -> str:
+def _curves(report: Report, key: str, title: str) -> Picture | None:
     """A metric by epoch: a line per group, the mean of its seeds, in a band from least to most."""
     tables = [(look(i), group, history(group, key)) for i, group in enumerate(report.students)]
     tables = [entry for entry in tables if np.isfinite(entry[2]).all(0).any()]
     if not tables:
-        return ""
+        return None
     levels = [(report.called(g), g.top1.mean) for g in report.teachers if g.top1 and key == "top1"]
 
     def paint(axes: Axes) -> None:
@@ -121,7 +121,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def _front(report: Report, key: str, words: str) -> str:
+def _front(report: Report, key: str, words: str) -> Picture | None:
     """Accuracy against a price: a mark per group, teachers in the colour of text, and the front."""
     teacher: dict[str, Any] = {"color": INK, "marker": "D"}
     groups = [(look(i), group) for i, group in enumerate(report.students)]
@@ -129,7 +129,7 @@ def _front(report: Report, key: str, words: str) -> str:
     known = [(style, g, getattr(g, key), g.top1) for style, g in groups if getattr(g, key)]
     known = [(style, group, price, top1) for style, group, price, top1 in known if top1]
     if not known:
-        return ""
+        return None
     prices = [price for *_, price, _ in known]
     ends = min(prices) / 1.5, max(prices) * 1.5
     best = front([(price, top1.mean) for *_, price, top1 in known])

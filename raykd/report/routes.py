@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raykd.recipes import StudentRun
 from raykd.report.charts import Chart
-from raykd.report.svg import INK, PAPER, draw, on
+from raykd.report.svg import INK, PAPER, Picture, draw, on
 from raykd.report.types import Report, RouteSearch
 
 Leg = tuple[int, int, int]  # from a student epoch to another one, not included; the anchor
@@ -55,7 +55,7 @@ def ratios(search: RouteSearch) -> np.ndarray:
     )
 
 
-def _chosen(searches: Sequence[RouteSearch]) -> str:
+def _chosen(searches: Sequence[RouteSearch]) -> Picture:
     """The anchors of every search on the axis of the teacher's epochs."""
 
     def paint(axes: Axes) -> None:
@@ -147,7 +147,7 @@ def _routes(report: Report) -> Iterator[tuple[str, list[Leg]]]:
                 yield report.called(group) + which, [*route]
 
 
-def _timeline(routes: Sequence[tuple[str, list[Leg]]]) -> str:
+def _timeline(routes: Sequence[tuple[str, list[Leg]]]) -> Picture:
     """A bar for each student, in the colours of its anchors."""
     last = max(anchor for _, route in routes for *_, anchor in route)
     longest = max(route[-1][1] for _, route in routes)

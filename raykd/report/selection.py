@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from raykd.report.charts import Chart, curve, history
-from raykd.report.svg import INK, draw, look
+from raykd.report.svg import INK, Picture, draw, look
 from raykd.report.types import Group, Report
 
 _SHARE = "selected_"  # a key of an epoch's metrics: this and the name of a spot
@@ -65,7 +65,7 @@ def _epochs(shares: Mapping[str, np.ndarray]) -> int:
 
 def _picture(
     title: str, shares: Mapping[str, np.ndarray], maps: Mapping[str, np.ma.MaskedArray]
-) -> str:
+) -> Picture:
     """A line per spot for all classes together, then a map of the classes for each spot."""
 
     def paint(first: Axes, *others: Axes) -> None:

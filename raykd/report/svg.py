@@ -1,19 +1,22 @@
-"""Pictures that matplotlib draws, as SVG elements for a page.
-
-Text and axes take the colour of the text around the picture, which may be light or dark.
-"""
+"""Pictures that matplotlib draws, as SVG documents for light and for dark screens."""
 
 import io
-import re
 from collections.abc import Callable
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import style
 from matplotlib.figure import Figure
 
-INK = "#010203"  # stands for the colour of the text around
+INK = "#010203"  # stands for the colour of text and axes
 PAPER = "#030201"  # stands for the colour of the page
+# A picture's own style sheet, since the page's does not hold in an image.
+_SHEET = """<style>
+svg { color: #5f656d; --paper: #fdfdfc; }
+@media (prefers-color-scheme: dark) { svg { color: #9ba2ab; --paper: #15171a; } }
+text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
+text[style*="fill: #111111"], text[style*="fill: #fafafa"] { stroke: none; }
+</style>"""
 _BLACK, _WHITE = "#111111", "#fafafa"  # of text on colours
 
 # A group of students has one of each, so that no two of the first 120 look alike, and few in
@@ -52,20 +55,27 @@ def on(colour: tuple[float, float, float, float]) -> str:
     return _BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else _WHITE
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An SVG document, and the text that stands for it."""
+
+    svg: str
+    alt: str
+
+
 def draw(
     paint: Callable[..., None],
-    label: str,
+    alt: str,
     inches: tuple[float, float] = (6, 3.6),
     panels: int = 1,
-) -> str:
-    """What `paint` draws, as an element that says `label` and is as wide as its place.
+) -> Picture:
+    """The drawing of `paint`, which gets the axes of as many `panels`, three in a row at most.
 
-    `paint` gets the axes of as many `panels`, of which at most three stand in a row. The same
-    picture gives the same text. No two pictures of a page may have the same label.
+    Equal drawings give equal text.
     """
     out = io.StringIO()
-    # Ids are hashes; the salt keeps those of two pictures apart. The user's own style is reset.
-    with style.context(_STYLE | {"svg.hashsalt": label}, after_reset=True):
+    # Ids are hashes of the salt and of the drawing. The user's own style is reset.
+    with style.context(_STYLE | {"svg.hashsalt": "raykd"}, after_reset=True):
         figure = Figure(figsize=inches, layout="constrained")
         rows = -(-panels // 3)
         axes = figure.subplots(rows, -(-panels // rows), squeeze=False).ravel()
@@ -74,16 +84,7 @@ def draw(
         paint(*axes[:panels])
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    _, opening, inner = re.split(r"(<svg [^>]*>)", out.getvalue(), maxsplit=1)
-    box = re.findall(r'viewBox="[^"]*"', opening)[0]
-    # Its style sheet would hold for the whole page, and its groups have the same ids every time.
-    inner = re.sub(r'<style.*?</style>|(?<=<g) id="[^"]*"', "", inner, flags=re.DOTALL)
-    # Equal images of one picture would have equal ids.
-    inner = re.sub(r'(<image [^>]*base64,)\n([^>]*?) id="[^"]*"', r"\1\2", inner)
-    # Six decimals of a point are five too many for an eye.
-    inner = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), inner)
-    # The page puts a rim of its own colour around text, which helps on lines, not on colours.
-    inner = re.sub(f"fill: ({_BLACK}|{_WHITE})", r"fill: \1; stroke: none", inner)
-    text = f'<svg role="img" aria-label="{escape(label)}" {box}>{inner}'
-    text = text.replace(PAPER, "var(--paper)")
-    return text.replace(INK, "currentColor").replace("xlink:href", "href")
+    _, opening, inner = out.getvalue().partition("<svg ")
+    opening += inner.partition(">")[0] + ">"
+    text = opening + _SHEET + inner.partition(">")[2]
+    return Picture(text.replace(PAPER, "var(--paper)").replace(INK, "currentColor"), alt)

@@ -1,7 +1,8 @@
 import json
 import re
-from html import escape
 from html.parser import HTMLParser
+
+from markupsafe import escape
 
 from raykd.config.experiment import parse
 from raykd.report import gather, write_page
@@ -12,7 +13,7 @@ from tests.report.stored import TEXT, finished
 class Page(HTMLParser):
     """The tags, links and anchors of a page; fails where tags do not close as they open."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "img")
 
     def __init__(self, text):
         super().__init__()
@@ -24,7 +25,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
         self.tags.append((tag, values))
-        self.links += [values[key] for key in ("href", "src", "xlink:href") if key in values]
+        self.links += [values[key] for key in ("href",) if key in values]
         self.anchors += [values["id"]] if "id" in values else []
         if tag not in self.VOID:
             self.open.append(tag)
@@ -50,8 +51,8 @@ def test_the_page_stands_alone(report, tmp_path):
     text = path.read_text()
     parsed = Page(text)
     names = {tag for tag, _ in parsed.tags}
-    assert not names & {"script", "link", "img", "iframe", "object"}
-    assert not re.search(r"https?:|url\((?!#)|@import|//", text)
+    assert not names & {"script", "link", "iframe", "object", "svg"}
+    assert not re.search(r"https?:|url\(|@import|//", re.sub(r'base64,[^"]*"', "", text))
     assert text == page(report)
     (policy,) = (a["content"] for _, a in parsed.tags if "http-equiv" in a)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -67,12 +68,11 @@ def test_every_line_of_the_page_leads_to_its_recipes(report):
 
 def test_pictures_and_tables_can_be_read_aloud(report):
     tags = Page(page(report)).tags
-    pictures = [values for tag, values in tags if values.get("role") == "img"]
-    pictures = [values for values in pictures if "sample" not in values["aria-label"]]
+    pictures = [values for tag, values in tags if tag == "img" and values["alt"]]
     assert len(pictures) == 6
-    assert "kd 93.17" in pictures[0]["aria-label"]
-    assert "On the front: kd, teacher." in pictures[3]["aria-label"]
-    assert "teacher 97.00" in pictures[0]["aria-label"]
+    assert "kd 93.17" in pictures[0]["alt"]
+    assert "On the front: kd, teacher." in pictures[3]["alt"]
+    assert "teacher 97.00" in pictures[0]["alt"]
     assert all(values.get("scope") in ("row", "col") for tag, values in tags if tag == "th")
 
 
@@ -83,5 +83,5 @@ def test_names_from_files_are_escaped_in_a_page(store):
     finished(store, experiment)
     written = page(gather(store, experiment))
     assert "script" not in {tag for tag, _ in Page(written).tags}
-    assert escape(evil) in written
+    assert str(escape(evil)) in written
     assert "a &lt;fast&gt; processor" in written

@@ -78,17 +78,19 @@ def charts(report):
 def test_a_map_says_its_ratios_its_threshold_and_where_it_went(report):
     chart = next(chart for chart in route_charts(report) if chart.title.startswith("Relative"))
     assert chart.title.endswith("seed=0 resnet8, threshold 1.6")
-    assert "after 6 6: 1.00, 8: 1.25, next 8" in chart.svg
-    numbers = re.findall(r">([\d.]+|inf)</text>", chart.svg)
+    assert "after 6 6: 1.00, 8: 1.25, next 8" in chart.picture.alt
+    numbers = re.findall(r">([\d.]+|inf)</text>", chart.picture.svg)
     assert [number for number in numbers if "." in number].count("1.25") == 2
-    assert chart.svg.count("stroke: var(--paper)") == 2  # a frame for each decision
+    assert chart.picture.svg.count("stroke: var(--paper)") == 2  # a frame for each decision
 
 
 def test_infinity_is_a_number_of_the_map_and_null_in_json(store, experiment):
     for search in experiment.searches():
         decide(store, search, 2, 8, ratio=float("inf"))
     report = gather(store, experiment)
-    svg = next(chart.svg for chart in route_charts(report) if chart.title.startswith("Relative"))
+    svg = next(
+        chart.picture.svg for chart in route_charts(report) if chart.title.startswith("Relative")
+    )
     assert len(re.findall(">inf</text>", svg)) == 3
     assert not re.search(r'(d|x|y|transform)="[^"]*(nan|inf)', svg)
     assert to_json(report)["searches"][0]["decisions"][0]["ratios"]["8"] is None
@@ -105,7 +107,7 @@ def test_any_number_of_checkpoints_can_be_drawn(store, every):
         decide(store, search, anchors[0], anchors[3], anchors[-1])
     (chart, _) = [c for c in route_charts(gather(store, experiment)) if "Relative" in c.title]
     assert chart.wide == (every < 8)
-    assert (">1.25</text>" in chart.svg) == (every > 1)  # no room for 64 numbers
+    assert (">1.25</text>" in chart.picture.svg) == (every > 1)  # no room for 64 numbers
 
 
 def test_legs_go_through_all_stages(store, experiment):
@@ -128,8 +130,8 @@ def test_legs_go_through_all_stages(store, experiment):
 
 def test_a_timeline_has_a_row_for_every_route(report):
     (chart,) = (chart for chart in route_charts(report) if "student epoch" in chart.title)
-    assert "kd anchors=[2,4,6,8] one_stage 2 to epoch 1, 4 to epoch 2" in chart.svg
-    assert "multi_stage seed 1 2 to epoch 4, 8 to epoch 8" in chart.svg
+    assert "kd anchors=[2,4,6,8] one_stage 2 to epoch 1, 4 to epoch 2" in chart.picture.alt
+    assert "multi_stage seed 1 2 to epoch 4, 8 to epoch 8" in chart.picture.alt
 
 
 def test_without_routes_there_are_no_pictures_of_them(store):
@@ -162,5 +164,5 @@ def test_a_run_that_two_lines_share_has_one_anchor(store, experiment):
 def test_a_long_name_is_cut_in_a_picture(report):
     students = tuple(replace(group, label="k" * 200) for group in report.students)
     (chart,) = (c for c in route_charts(replace(report, students=students)) if "student" in c.title)
-    texts = re.findall(r"<text[^>]*>(k+[^<]*)</text>", chart.svg)
+    texts = re.findall(r"<text[^>]*>(k+[^<]*)</text>", chart.picture.svg)
     assert {len(text) for text in texts} == {64}
