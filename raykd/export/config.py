@@ -1,4 +1,4 @@
-"""`config.json`: what a folder holds, how its images are made ready, what its answers mean.
+"""`config.json`: contents of an exported folder, preprocessing of images, meaning of outputs.
 
 In the layout of the Hugging Face Hub as timm writes it, for networks of every library.
 """
@@ -39,7 +39,7 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
 
 
 def preprocessing(finished: Finished) -> dict[str, Any]:
-    """How an image file becomes what the network sees, in timm's words.
+    """The steps from an image file to normalised pixels, under timm's keys.
 
     The shorter side is brought to size / crop_pct pixels and the centre is cropped; then come mean
     and std.
@@ -48,7 +48,7 @@ def preprocessing(finished: Finished) -> dict[str, Any]:
     shorter, crop_pct = shorter_side(finished), 1.0
     if shorter != min(data.size):
         crop_pct = min(data.size) / shorter
-        while math.floor(min(data.size) / crop_pct) < shorter:  # as timm computes it again
+        while math.floor(min(data.size) / crop_pct) < shorter:  # timm rounds it down
             crop_pct = math.nextafter(crop_pct, 0)
     return {
         "input_size": [3, *data.size],
@@ -61,13 +61,13 @@ def preprocessing(finished: Finished) -> dict[str, Any]:
 
 
 def shorter_side(finished: Finished) -> int:
-    """What the shorter side of an image is brought to before its centre is cropped, in pixels."""
+    """Length of an image's shorter side, in pixels, before its centre is cropped."""
     data = finished.run.data.resolved()
     return min(data.size) if data.stream is None else data.stream.resize
 
 
 def graphs(finished: Finished) -> dict[str, Any]:
-    """What goes into `model.pt2` and `model.onnx`, and what comes out."""
+    """Input and output of `model.pt2` and `model.onnx`."""
     size = finished.run.data.resolved().size
     return {
         "input": {
@@ -87,7 +87,7 @@ def graphs(finished: Finished) -> dict[str, Any]:
 
 
 def provenance(finished: Finished) -> dict[str, Any]:
-    """What the network is, and how good; percentages are of the test images."""
+    """Origin and accuracy of the network; percentages are of the test images."""
     run, result = finished.run, finished.result
     facts: dict[str, Any] = {
         "version": __version__,

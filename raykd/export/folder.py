@@ -33,7 +33,7 @@ from raykd.training.load_trained import Finished, finished
 FORMATS = {"safetensors": WEIGHTS, "torch": "model.pt2", "onnx": "model.onnx"}
 CARD, RECIPE = "README.md", "recipe.json"
 IMAGES = 32  # test images, evenly spread, on which every file is compared with the network
-TOLERANCE = 1e-3  # of the largest score, or of 1: other kernels add float32 in another order
+TOLERANCE = 1e-3  # share of the largest score, or of 1: other kernels add float32 in another order
 
 
 class Written(NamedTuple):
@@ -41,18 +41,18 @@ class Written(NamedTuple):
 
     name: str
     bytes: int
-    difference: float  # the largest of any score
+    difference: float  # the largest difference of any score
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written of one network."""
+    """The written files of one network."""
 
     run: AnyTeacher
     folder: Path
     files: tuple[Written, ...]
-    images: int  # that the differences are of
-    plain: bool  # whether there is a plain network to write
+    images: int  # number of test images that the differences were measured on
+    plain: bool  # True where the plain network alone answers as the student does
 
 
 def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] = ()) -> Exported:
@@ -69,11 +69,11 @@ def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] =
     files = _files(made, formats)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        place = Path(temporary)
+        draft = Path(temporary)
         normalised, pixels = _real(made)
-        _write(made, files, place, pixels)
-        written = tuple(_checked(made, place / file, normalised, pixels) for file in files)
-        _publish(place, folder)
+        _write(made, files, draft, pixels)
+        written = tuple(_checked(made, draft / file, normalised, pixels) for file in files)
+        _publish(draft, folder)
     plain = made.method.rescaling(made.helpers) is not None
     return Exported(run, folder, written, len(pixels), plain)
 
@@ -127,21 +127,21 @@ def _real(made: Finished) -> tuple[Tensor, Tensor]:
     return normalised, (255 * (normalised * std + mean)).round().to(torch.uint8)
 
 
-def _write(made: Finished, files: list[str], place: Path, pixels: Tensor) -> None:
+def _write(made: Finished, files: list[str], folder: Path, pixels: Tensor) -> None:
     """Write every file to a folder, unchecked."""
     config = configuration(made, files)
     text = json.dumps(config, indent=2)
     if WEIGHTS in files:
-        weights.save_weights(place / WEIGHTS, made.network)
+        weights.save_weights(folder / WEIGHTS, made.network)
     if FORMATS["torch"] in files or FORMATS["onnx"] in files:
         program = graph.traced(made, pixels)
         if FORMATS["torch"] in files:
-            graph.write_torch(place / FORMATS["torch"], program, text)
+            graph.write_torch(folder / FORMATS["torch"], program, text)
         if FORMATS["onnx"] in files:
-            graph.write_onnx(place / FORMATS["onnx"], program, text, made)
-    write_atomic(place / CONFIG, text.encode())
-    write_atomic(place / CARD, card(config, files).encode())
-    write_json(place / RECIPE, made.run.plain(), sealed=False)
+            graph.write_onnx(folder / FORMATS["onnx"], program, text, made)
+    write_atomic(folder / CONFIG, text.encode())
+    write_atomic(folder / CARD, card(config, files).encode())
+    write_json(folder / RECIPE, made.run.plain(), sealed=False)
 
 
 def _checked(made: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
@@ -155,7 +155,7 @@ def _checked(made: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> 
             found = made.method.scores(Outputs(logits), None, made.helpers)
     else:
         answers = graph.answers_of_torch if path.suffix == ".pt2" else graph.answers_of_onnx
-        found = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # of two sizes
+        found = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # two batch sizes
     difference = float((found - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # nor is NaN
@@ -167,11 +167,11 @@ def _checked(made: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> 
     return Written(path.name, path.stat().st_size, difference)
 
 
-def _publish(place: Path, folder: Path) -> None:
+def _publish(draft: Path, folder: Path) -> None:
     """Move what was written to its folder, in place of an earlier export; configuration last."""
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     for name in (*FORMATS.values(), CARD, RECIPE):
         (folder / name).unlink(missing_ok=True)
-    for file in sorted(place.iterdir(), key=lambda file: file.name == CONFIG):
+    for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
         os.replace(file, folder / file.name)

@@ -20,7 +20,7 @@ from raykd.training.load_trained import Finished
 PIXELS, LOGITS = "pixels", "logits"  # what a graph calls its input and its output
 BATCHES = {PIXELS: {0: Dim("batch")}}  # the axis that may have any size
 CONFIG = "config.json"
-OPSET = 18  # of ONNX: the one that torch's exporter is written in; runtimes read it since 2023
+OPSET = 18  # ONNX's: the one that torch's exporter is written in; runtimes read it since 2023
 
 
 class Answer(nn.Module):
@@ -93,14 +93,14 @@ def write_onnx(path: Path, program: ExportedProgram, config: str, finished: Fini
 
 
 def answers_of_torch(path: Path, batches: list[Tensor]) -> list[Tensor]:
-    """What a written archive says about batches of pixels."""
+    """The scores that a written archive computes for batches of pixels."""
     module = torch.export.load(path).module()
     with torch.no_grad():
         return [module(pixels) for pixels in batches]
 
 
 def answers_of_onnx(path: Path, batches: list[Tensor]) -> list[Tensor]:
-    """What onnxruntime says about batches of pixels."""
+    """The scores that onnxruntime computes for batches of pixels."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

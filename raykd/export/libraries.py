@@ -26,7 +26,7 @@ def split(model: str) -> tuple[str, str]:
 
 
 def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a library needs to know: the arguments of its builder, and more of `pretrained_cfg`."""
+    """Facts that a library needs: the arguments of its builder, and more of `pretrained_cfg`."""
     library, name = split(finished.run.model)
     if library == "timm":
         own: Any = finished.network.network.pretrained_cfg

@@ -1,4 +1,4 @@
-"""Which networks of a store a person means: by fingerprint, or by experiment."""
+"""Finished networks of a store, by fingerprint or by experiment."""
 
 import re
 
@@ -13,7 +13,7 @@ _KINDS = {kind.kind: kind for kind in (StudentRun, TeacherRun)}
 
 
 def is_fingerprint(name: str) -> bool:
-    """Whether a word can be the beginning of a fingerprint."""
+    """True for a word that can be the beginning of a fingerprint."""
     return re.fullmatch(f"[0-9a-f]{{1,{DIGITS}}}", name) is not None
 
 
@@ -62,5 +62,5 @@ def by_experiment(store: Store, experiment: Experiment) -> tuple[list[StudentRun
 
 
 def folder_name(run: StudentRun) -> str:
-    """What the folder of one of many is called: network, method, digits of the fingerprint."""
+    """Name of one of many exported folders: network, method, digits of the fingerprint."""
     return f"{run.model.replace('/', '-')}-{run.method.name}-{fingerprint(run)[:8]}"

@@ -158,7 +158,7 @@ def _built(config: dict[str, Any]) -> str:
 
 
 def _sentence(facts: dict[str, Any]) -> str:
-    """What the network is."""
+    """A sentence on the network's origin."""
     if "weights" in facts:
         return f"A teacher of other networks, with the weights {facts['weights']}."
     if "method" not in facts:

@@ -15,7 +15,7 @@ from raykd.core.types import NOTHING, Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
 from raykd.methods.base import Method, Prelude, Schedule
 
-SCALE = 3 / 1000  # of every stage's loss; the CRD benchmark's
+SCALE = 3 / 1000  # factor of every stage's loss; the CRD benchmark's
 
 
 def boundary_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -49,12 +49,12 @@ class ABInit(feature_maps.StageMethod):
     factor: ClassVar[float] = SCALE
 
     name: Literal["ab_init"] = "ab_init"
-    weight: Schedule = 1.0  # by the prelude's own epochs
+    weight: Schedule = 1.0  # over the prelude's own epochs
     margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
     settled_norm: bool = False  # the norm after the last stage stays in evaluation mode
 
     def settles(self) -> bool:
-        """As `settled_norm` says."""
+        """True with `settled_norm`."""
         return self.settled_norm
 
     def compared(self, student: Shapes, teacher: Shapes) -> list[str]:
@@ -85,15 +85,13 @@ class AB(Method):
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
     name: Literal["ab"] = "ab"
-    weight: Schedule = 1.0  # of the prelude's loss, by its own epochs
-    margin: float = Field(
-        default=1.0, gt=0, le=Limits.WEIGHT
-    )  # of the prelude, in units of the pre-activations
-    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # of the prelude
-    settled_norm: bool = False  # of the prelude: the norm after the last stage in evaluation mode
+    weight: Schedule = 1.0  # the prelude's, over its own epochs
+    margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
+    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # the prelude's length
+    settled_norm: bool = False  # the norm after the last stage stays in evaluation mode
 
     def needs(self) -> Signal:
-        """Nothing: all is done in the prelude."""
+        """No signals: the prelude does all the distilling."""
         return Signal(0)
 
     def prelude(self) -> Prelude:
@@ -104,12 +102,12 @@ class AB(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """None, once both networks are seen to suit the method."""
+        """No helpers; raises `ConfigError` where the networks do not suit the method."""
         feature_maps.covered(student, teacher, self.name)
         return nn.ModuleDict()
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """None."""
+        """No losses after the prelude."""
         return NOTHING

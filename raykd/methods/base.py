@@ -1,4 +1,4 @@
-"""What a method is: hyperparameters, and functions from two networks' outputs to losses.
+"""The interface of methods: hyperparameters, and functions from two networks' outputs to losses.
 
 A method never sees an optimiser, a device or a worker, and runs no network (spot-adaptive
 distillation, whose policy learns from running both, is the exception). Its fields are
@@ -52,7 +52,7 @@ def at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:
 
 
 def ramp(epoch: int, epochs: int) -> float:
-    """What a loss is multiplied by while it warms up: (epoch + 1) / epochs, at most 1."""
+    """Warm-up factor of a loss: (epoch + 1) / epochs, at most 1."""
     return min(1.0, (epoch + 1) / epochs) if epochs else 1.0
 
 
@@ -104,19 +104,19 @@ class Method(Record):
     """One way to distil. A subclass is final: to change a method, wrap it."""
 
     title: ClassVar[str] = ""  # the paper, with its arXiv number or venue
-    cost: ClassVar[str] = "B C"  # of the loss, beyond both networks: operations, in shape letters
-    label_weight: ClassVar[Schedule] = 1.0  # of the labels' cross entropy, where a run names none
+    cost: ClassVar[str] = "B C"  # operations of the loss alone, in shape letters
+    label_weight: ClassVar[Schedule] = 1.0  # the cross entropy's, where a run names none
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "student"  # besides helpers
     released: ClassVar[tuple[str, ...]] = ()  # helpers without which the student cannot be used
     beside: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # other defaults in `combine`
-    adapted: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # and as the base of `sakd`
-    joint: ClassVar[bool] = False  # whether a spot's loss reads other spots, too
+    adapted: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # and in `sakd`
+    joint: ClassVar[bool] = False  # True where a spot's loss reads other spots, too
 
     name: str
 
     @property
     def label(self) -> str:
-        """What a person calls it."""
+        """The method's name in tables, with its parts where it has some."""
         return self.name
 
     def needs(self) -> Signal:
@@ -131,19 +131,19 @@ class Method(Record):
         return coverage.classes == "all" or Signal.LOGITS not in self.needs()
 
     def looks(self) -> Looks:
-        """The ways of looking at the samples that each network is asked about."""
+        """The looks at the samples that each network is run on."""
         return Looks()
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
-        """How the method mixes its samples, with the parameter of Beta; None: as the data say."""
+        """The mixing that the method asks for, with Beta's parameter; None: the data's."""
         return None
 
     def prelude(self) -> Prelude | None:
-        """What is to be trained before."""
+        """The training that comes before the method's own, if any."""
         return None
 
     def trains_teacher(self) -> bool:
-        """Whether the teacher is trained beside the student, by the method's losses."""
+        """True where the method's losses train the teacher together with the student."""
         return False
 
     def settles(self) -> bool:
@@ -197,7 +197,7 @@ class Method(Record):
         return nn.ModuleDict({name: helpers[name] for name in self.released})
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
-        """Whether `calibrate` has work to do before the first step."""
+        """True where `calibrate` must be called before the first step."""
         return False
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
@@ -222,7 +222,7 @@ class Method(Record):
         return self.scores(student, None, helpers), precise(teacher.logits)
 
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
-        """What a user of the plain network does to its logits to have `scores`: nothing by default.
+        """The function from the plain network's logits to `scores`: the identity ({}) by default.
 
         As words and numbers that need no raykd: the `kind` of function and its constants. None
         where the scores are no function of the logits.
@@ -234,7 +234,7 @@ class Method(Record):
     ) -> Mapping[str, Tensor]:
         """Weighted scalar losses, keyed by the spot that each compares.
 
-        The teacher's outputs come without a graph, unless the method trains the teacher, too.
+        The teacher's outputs carry no autograd graph, unless the method trains the teacher.
         A spot is "logits", "embedding" or a stage's name. A loss is a mean over the rows of
         its spot and reads no other spot (unless `joint`), so that spot-adaptive distillation can
         hand it a subset of rows; with more than one spot it reads no rows of `batch`, either.
@@ -302,12 +302,12 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float | Te
 
 
 def divergence(student: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
-    """The same from log-probabilities [B, C] that are at `temperature` already."""
+    """`soft_cross_entropy` of a target of log-probabilities [B, C] at `temperature`."""
     log_student = F.log_softmax(student / temperature, dim=1)
     mean = F.kl_div(log_student, finite(target), reduction="batchmean", log_target=True)
     return mean * temperature**2
 
 
 def finite(log_probabilities: Tensor) -> Tensor:
-    """The same with a finite log 0: what a teacher leaves out (-inf) adds 0 * log 0 = 0, no NaN."""
+    """Log-probabilities with a finite log 0, so that a class left out adds 0 and no NaN."""
     return log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)

@@ -54,9 +54,9 @@ class CC(Method):
 
     name: Literal["cc"] = "cc"
     form: Form = "product"
-    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # of the linear maps, form `product`
-    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # of the kernel, form `gaussian`
-    order: int = Field(default=2, ge=1, le=100)  # of its Taylor series
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # `product`: outputs of the maps
+    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # `gaussian`: the kernel's
+    order: int = Field(default=2, ge=1, le=100)  # last power of the kernel's Taylor series
     weight: Schedule | None = None  # None: the form's own
 
     def needs(self) -> Signal:

@@ -61,9 +61,9 @@ class Combine(Wrapper):
         self, student: Mapping[str, object], teacher: Mapping[str, object]
     ) -> Mapping[str, str]:
         """The spots of all parts."""
-        found = {s: t for part in self.combine for s, t in part.spots(student, teacher).items()}
+        spots = {s: t for part in self.combine for s, t in part.spots(student, teacher).items()}
         order = [*student, "embedding", "logits"]
-        return {spot: found[spot] for spot in sorted(found, key=order.index)}
+        return {spot: spots[spot] for spot in sorted(spots, key=order.index)}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

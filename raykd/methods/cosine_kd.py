@@ -56,15 +56,15 @@ class CosineKD(Method):
 
     name: Annotated[Literal["cosine_kd", "cswt"], canonical("cosine_kd")] = "cosine_kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
-    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)  # of the weighted temperature
+    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)  # for the weighted term
     high: float = Field(default=6.0, gt=0, le=Limits.TEMPERATURE)
-    weighted: bool = True  # whether the second term is there
+    weighted: bool = True  # False leaves the second term out
     weight: Schedule = 1.0
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """What the cosines lack to 1, at the spot "logits"; 0 for a single sample."""
+        """One minus the mean cosine, scaled, at the spot "logits"; 0 for a single sample."""
         with full_precision(student.logits):
             mine, theirs = precise(student.logits), precise(teacher.logits)
             if len(mine) < 2:

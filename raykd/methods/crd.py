@@ -20,7 +20,7 @@ from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
 from raykd.methods.helper_kinds import Shared
 
-EPSILON = 1e-7  # of the official code
+EPSILON = 1e-7  # from the official code
 
 
 class Projection(nn.Module):
@@ -130,11 +130,11 @@ def contrastive_loss(scores: Tensor, rows: int) -> Tensor:
     """
     noise = (scores.shape[1] - 1) / rows
     positive, negative = scores[:, 0], scores[:, 1:]
-    told = (positive / (positive + noise + EPSILON)).log()
+    log_chances = (positive / (positive + noise + EPSILON)).log()
     # Scores of negatives are far below the noise: log(noise / (score + noise)) in float32 would be
     # off by a thousandth of itself.
     others = ((negative + EPSILON) / noise).log1p().sum(1)
-    return (others - told).sum() / max(1, len(scores))
+    return (others - log_chances).sum() / max(1, len(scores))
 
 
 class CRD(Method):
@@ -159,7 +159,7 @@ class CRD(Method):
     width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # E
     negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)  # K, of each sample
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
-    momentum: float = Field(default=0.5, ge=0, lt=1)  # of the memory
+    momentum: float = Field(default=0.5, ge=0, lt=1)  # the memory's
     positive: Literal["exact", "relaxed"] = "exact"  # the sample itself, or any of its class
     weight: Schedule = 0.8
 

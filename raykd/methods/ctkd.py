@@ -55,7 +55,7 @@ class CTKD(Method):
         return nn.ModuleDict({"temperature": Temperature()})
 
     def reversal(self, epoch: int) -> float:
-        """What the temperature's gradient is multiplied by in an epoch (from 0): 0 to -1."""
+        """Factor of the temperature's gradient in an epoch (from 0): from 0 to -1."""
         if epoch + 1 >= self.curriculum_epochs:
             return -1.0
         return -(1 - math.cos(math.pi * (epoch + 1) / self.curriculum_epochs)) / 2

@@ -14,7 +14,7 @@ from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
 
-EPSILON = 1e-8  # of the official code, added to the product of the norms
+EPSILON = 1e-8  # from the official code; added to the product of the norms
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

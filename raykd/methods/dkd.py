@@ -62,8 +62,8 @@ class DKD(Method):
 
     name: Literal["dkd"] = "dkd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
-    alpha: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # of the target class
-    beta: float = Field(default=8.0, ge=0, le=Limits.WEIGHT)  # of the others
+    alpha: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # the target class's weight
+    beta: float = Field(default=8.0, ge=0, le=Limits.WEIGHT)  # weight of the other classes' term
     warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # both grow linearly
     standardise: bool = False
 

@@ -1,4 +1,4 @@
-"""Feature maps of two networks beside each other: which belong together, and how sizes are met.
+"""Feature maps of two networks: pairs of stages, equal sizes, and losses per stage.
 
 Shapes: B batch, K channels, H, W pixels.
 """
@@ -165,7 +165,7 @@ def _transposed_kernel(
 
 
 def energy(maps: Tensor) -> Tensor:
-    """Where a network looks: the mean square over channels, flat and of length 1, [B, H W].
+    """Attention map: the mean square over channels, flat and of length 1, [B, H W].
 
     Zagoruyko and Komodakis 2017 (arXiv 1612.03928), section 3.1, with p = 2; a mean in place
     of the sum, which the length takes out again.
@@ -189,7 +189,7 @@ class StageMethod(Method):
     doubling: ClassVar[bool] = (
         False  # the last stage has the factor 1, each before it half the next's
     )
-    factor: ClassVar[float] = 1.0  # of every stage's loss
+    factor: ClassVar[float] = 1.0  # factor of every stage's loss
 
     weight: Schedule
 

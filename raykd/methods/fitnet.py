@@ -29,7 +29,7 @@ class FitNet(Method):
 
     name: Literal["fitnet"] = "fitnet"
     weight: Schedule = 100.0
-    stage: str = "stage2"  # of both networks
+    stage: str = "stage2"  # the stage of both networks that is compared
 
     def needs(self) -> Signal:
         """Stage outputs."""

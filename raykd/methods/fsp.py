@@ -45,7 +45,7 @@ class FSPInit(Method):
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "backbone"
 
     name: Literal["fsp_init"] = "fsp_init"
-    weight: Schedule = 50.0  # by the prelude's own epochs
+    weight: Schedule = 50.0  # over the prelude's own epochs
 
     def needs(self) -> Signal:
         """Stage outputs."""
@@ -54,7 +54,7 @@ class FSPInit(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """None, once both networks are seen to suit the method."""
+        """No helpers; raises `ConfigError` where the networks do not suit the method."""
         check(student, teacher)
         return nn.ModuleDict()
 
@@ -85,11 +85,11 @@ class FSP(Method):
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
 
     name: Literal["fsp"] = "fsp"
-    weight: Schedule = 50.0  # of the prelude's loss, by its own epochs
-    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # of the prelude
+    weight: Schedule = 50.0  # the prelude's, over its own epochs
+    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # the prelude's length
 
     def needs(self) -> Signal:
-        """Nothing: all is done in the prelude."""
+        """No signals: the prelude does all the distilling."""
         return Signal(0)
 
     def prelude(self) -> Prelude:
@@ -99,14 +99,14 @@ class FSP(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """None, once both networks are seen to suit the method."""
+        """No helpers; raises `ConfigError` where the networks do not suit the method."""
         check(student, teacher)
         return nn.ModuleDict()
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """None."""
+        """No losses after the prelude."""
         return NOTHING
 
 

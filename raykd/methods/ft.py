@@ -16,7 +16,7 @@ from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
 from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
 
-SLOPE = 0.1  # of the leaky ReLUs; the CRD benchmark's
+SLOPE = 0.1  # slope of the leaky ReLUs; the CRD benchmark's
 
 
 def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class FT(Method):
 
     name: Literal["ft"] = "ft"
     weight: Schedule = 200.0
-    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # of the prelude
-    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # of the prelude, constant
+    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # the prelude's length
+    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # the prelude's, constant
 
     def needs(self) -> Signal:
         """Stage outputs."""

@@ -1,4 +1,4 @@
-"""Roles that a helper can have in the loop; others are just trained."""
+"""Kinds of helpers that the loop treats in a special way; others are only trained."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,19 +21,19 @@ class Shared(nn.Module):
 class Paced(nn.Module):
     """A helper that is optimised at a rate and a weight decay of its own."""
 
-    rate: float  # times the run's
+    rate: float  # learning rate, as a multiple of the run's
     weight_decay: float
 
 
 class Calibrated(nn.Module):
     """A helper that the teacher sets before the first step, and again where another takes over."""
 
-    known: Tensor  # bool: whether it is set
-    given = False  # whether the recipe says what it is, so that no teacher sets it
+    known: Tensor  # bool scalar: True once it is set
+    given = False  # True where the recipe gives the value, so that no teacher sets it
 
 
 class Tally(nn.Module, ABC):
-    """A helper that counts in every step what the epoch's metrics then say."""
+    """A helper that counts during the steps; its counts become the epoch's metrics."""
 
     counts: Tensor
 
@@ -44,11 +44,11 @@ class Tally(nn.Module, ABC):
 
     @abstractmethod
     def metrics(self, counts: Tensor) -> dict[str, Any]:
-        """What to say of an epoch, from its `counts` over all workers, on any device."""
+        """An epoch's metrics from its `counts` over all workers, on any device."""
 
 
 def forget(helpers: nn.Module) -> None:
-    """Let what a teacher has set be set again by the one that takes over."""
+    """Mark calibrated helpers as unset, so that the next teacher sets them again."""
     for module in helpers.modules():
         if isinstance(module, Calibrated):
             module.known.fill_(module.given)

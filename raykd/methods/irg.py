@@ -30,7 +30,7 @@ def edges(features: Tensor) -> Tensor:
 
 
 def transformation(earlier: Tensor, later: Tensor) -> Tensor:
-    """How far each sample moves from one stage to the next [B], over the largest one.
+    """Squared distance of each sample between two stages [B], over the largest one.
 
     The earlier map is pooled to the later one's size; where one has more channels, neighbouring
     ones of it are averaged.
@@ -64,7 +64,7 @@ class IRG(Method):
     vertex: float = Field(default=0.1, ge=0, le=Limits.WEIGHT)
     edge: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
     transformation: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
-    weight: Schedule = 1.0  # of all three
+    weight: Schedule = 1.0  # weight of all three terms
 
     def needs(self) -> Signal:
         """Logits, embeddings and stages."""
@@ -80,7 +80,7 @@ class IRG(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """None. Raises `ConfigError` where a network has fewer than two stages."""
+        """No helpers. Raises `ConfigError` where a network has fewer than two stages."""
         for who, shapes in (("student", student), ("teacher", teacher)):
             if len(shapes.features) < 2:
                 raise ConfigError(

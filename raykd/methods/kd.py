@@ -36,7 +36,7 @@ class KD(Method):
     weight: Schedule = 0.9
 
     def accepts(self, coverage: Coverage) -> bool:
-        """Any: what few classes leave of the divergence depends on the temperature alone."""
+        """True for any coverage that suits the temperature; nothing else of the loss matters."""
         return coverage.suits(self.temperature)
 
     def losses(

@@ -18,7 +18,7 @@ class LabelOnly(Method):
     name: Literal["label_only"] = "label_only"
 
     def needs(self) -> Signal:
-        """Nothing of a teacher."""
+        """No signals: there is no teacher."""
         return Signal(0)
 
     def losses(

@@ -28,12 +28,12 @@ REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits
 
 
 def class_gram(student: Tensor, teacher: Tensor) -> Tensor:
-    """How much each class's row of P^T P differs, squared and summed: [C], of probabilities."""
+    """Squared differences of P^T P, summed over each class's row [C]; P is [B, C]."""
     return (teacher.T @ teacher - student.T @ student).square().sum(1)
 
 
 def batch_gram(student: Tensor, teacher: Tensor) -> Tensor:
-    """How much each sample's row of P P^T differs, squared and summed: [B]."""
+    """Squared differences of P P^T, summed over each sample's row [B]."""
     return (teacher @ teacher.T - student @ student.T).square().sum(1)
 
 
@@ -69,9 +69,9 @@ class MLKD(Method):
     temperatures: tuple[Annotated[float, Field(gt=0, le=Limits.TEMPERATURE)], ...] = Field(
         default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1
     )
-    weight: Schedule = 0.9  # of every term
+    weight: Schedule = 0.9  # weight of every term
     strong_view: bool = True
-    strong_label_weight: Schedule = 0.1  # of the labels' cross entropy on the strong view
+    strong_label_weight: Schedule = 0.1  # weight of the cross entropy on the strong view
     as_released: bool = False
     standardise: bool = False
 

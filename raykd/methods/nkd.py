@@ -41,7 +41,7 @@ class NKD(Method):
     title: ClassVar[str] = "Yang et al. 2023, arXiv 2303.13005"
 
     name: Literal["nkd"] = "nkd"
-    temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # of the other classes
+    temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # other classes'
     gamma: float = Field(default=1.5, ge=0, le=Limits.WEIGHT)
     weight: Schedule = 1.0
 

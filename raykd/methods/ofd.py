@@ -95,7 +95,7 @@ class OFD(feature_maps.StageMethod):
         return partial_loss(helper(student), teacher, helper.margin)
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
-        """Whether the margins are still to be taken from the teacher."""
+        """True until the margins are taken from the teacher."""
         return not all(bool(connector.known) for connector in helpers.values())
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:

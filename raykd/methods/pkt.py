@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, Schedule, at, full_precision, precise
 
-EPSILON = 1e-7  # of the official code: added to norms and to probabilities
+EPSILON = 1e-7  # from the official code; added to norms and to probabilities
 
 
 def neighbours(embedding: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
 
-_SMALLEST = 1e-12  # of a squared distance, and of a mean
+_SMALLEST = 1e-12  # lower bound of a squared distance, and of a mean
 # Where |x - y|**2 is less than this part of |x|**2 + |y|**2, it is rounding: of inner products in
 # float64 up to about 1e-14, of embeddings in float32 up to about 1e-14 too.
 _ROUNDING = 1e-13

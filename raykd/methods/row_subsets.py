@@ -1,4 +1,4 @@
-"""A method's losses where only some of the samples are taught at each spot.
+"""Losses of a method over subsets of the rows, one subset for each spot.
 
 Shapes: B batch, n rows chosen at a spot, K channels, H, W pixels.
 """
@@ -64,7 +64,7 @@ def _counts(
     teacher: Outputs,
     helpers: nn.ModuleDict,
 ) -> dict[str, int]:
-    """How many rows each spot's loss is over."""
+    """Number of rows in each spot's loss."""
     counts = {spot: len(rows[spot]) for spot in spots}
     if 1 not in counts.values() or not any(isinstance(m, _NORMS) for m in helpers.modules()):
         return counts

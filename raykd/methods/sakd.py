@@ -68,16 +68,15 @@ class SAKD(Wrapper):
     name: Annotated[Literal["sakd", "spot_adaptive_kd"], canonical("sakd")] = "sakd"
     base: "AnyBase" = AT()
     mode: Literal["adaptive", "always", "random", "reverse", "both"] = "adaptive"
-    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)  # of KD
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)  # KD's
     kd_weight: Schedule = 1.0
-    gamma: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)  # of the routing loss
+    gamma: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)  # factor of the routing loss
     gumbel_temperature: float = Field(default=5.0, gt=0, le=Limits.TEMPERATURE)
     homogeneous: bool | None = None
     adapter_relu: bool = True
-    rate: float = Field(
-        default=0.5, gt=0, le=Limits.WEIGHT
-    )  # of policy and adapters, times the run's
-    weight_decay: float = Field(default=1e-3, ge=0, le=1000)  # of policy and adapters
+    # Learning rate of policy and adapters, as a multiple of the run's.
+    rate: float = Field(default=0.5, gt=0, le=Limits.WEIGHT)
+    weight_decay: float = Field(default=1e-3, ge=0, le=1000)  # policy's and adapters'
     as_released: bool = False
 
     @model_validator(mode="after")
@@ -105,7 +104,7 @@ class SAKD(Wrapper):
         return f"{self.name}({self.base.label}{mode})"
 
     def needs(self) -> Signal:
-        """What the base reads, both logits, and for the policy both networks."""
+        """The base's signals, both logits and, for the policy, both networks."""
         needs = super().needs() | Signal.LOGITS
         needs |= Signal.FEATURES if needs & _MAPS else Signal(0)
         if self._routes():
@@ -223,11 +222,11 @@ class SAKD(Wrapper):
         return GAMMA.get(self.base.name, 1.0) if self.gamma is None else self.gamma
 
     def _joint(self) -> bool:
-        """Whether one decision is for all of the base's spots."""
+        """True where one decision covers all of the base's spots."""
         return any(part.joint for part in self._leaves())
 
     def _routes(self) -> bool:
-        """Whether there is a policy."""
+        """True where a policy decides (and the routing network trains it)."""
         return self.mode not in ("always", "random")
 
     def _columns(self, spots: Iterable[str]) -> dict[str, int]:

@@ -170,7 +170,7 @@ class Router(Paced, Shared):
             return gate * theirs + (1 - gate) * mine
 
     def _teacher(self, teacher: Outputs) -> tuple[Tensor, list[list[nn.Module]]]:
-        """What the teacher is at the first spot, and its modules from each spot to the next."""
+        """The teacher's features at the first spot, and its modules from each spot to the next."""
         spots = [*self.spots.values()]
         if self.again:
             first, *others = segments(teacher.network, spots)
@@ -197,7 +197,7 @@ def _settled(*networks: nn.Module) -> Iterator[None]:
 
 
 def _adapter(source: Shapes, target: Shapes, spot: str, other: str, relu: bool) -> nn.Module:
-    """What brings the features of one network at a spot to the shape of the other's."""
+    """The adapter from one network's features at a spot to the shape of the other's."""
     if spot == "embedding":
         return nn.Linear(source.embedding, target.embedding)
     return Regressor(source.features[spot], target.features[other], relu=relu)
@@ -220,7 +220,7 @@ def _frozen(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 class Selection(Tally):
-    """How many samples of each class were taught, by decision: counts int64 [R + 1, C].
+    """Numbers of chosen samples by decision and class: counts int64 [R + 1, C].
 
     The last row counts all samples.
     """

@@ -69,9 +69,8 @@ class SimKD(Method):
 
     name: Literal["simkd"] = "simkd"
     weight: Schedule = 1.0
-    factor: int = Field(
-        default=2, ge=1, le=Limits.WIDTH
-    )  # the teacher's channels by the projector's in the middle
+    # The teacher's channels over the projector's in its middle.
+    factor: int = Field(default=2, ge=1, le=Limits.WIDTH)
 
     def needs(self) -> Signal:
         """Stage outputs, and the teacher's classifier."""
@@ -106,7 +105,7 @@ class SimKD(Method):
         )
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
-        """Whether the classifier is still to be taken from the teacher."""
+        """True until the classifier is copied from the teacher."""
         return not bool(_classifier(helpers).known)
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:

@@ -25,7 +25,7 @@ from raykd.methods.base import (
 )
 from raykd.methods.helper_kinds import Calibrated
 
-EPSILON = 1e-7  # of the official training code
+EPSILON = 1e-7  # from the official training code
 Variant = Literal["layer_norm", "teacher_std", "l2"]
 
 
@@ -38,7 +38,7 @@ def normalise(logits: Tensor, radius: Tensor | float) -> Tensor:
 
 
 def by_moments(logits: Tensor, moments: Tensor, radius: Tensor | float) -> Tensor:
-    """The same of logits [B, C] whose rows have these moments [B, 2]: mean and deviation.
+    """`normalise` of logits [B, C] whose rows have these moments [B, 2]: mean and deviation.
 
     For rows of which some classes only were kept, and the moments of all.
     """
@@ -110,7 +110,7 @@ class SKD(Method):
     )  # None: from the teacher's logits
 
     def accepts(self, coverage: Coverage) -> bool:
-        """As KD, since a row's moments are kept beside few of its classes, if not its norm.
+        """True where KD accepts it: a cache of few classes keeps a row's moments, not its norm.
 
         Where the other classes are merged there is no student row to normalise.
         """
@@ -124,7 +124,7 @@ class SKD(Method):
         return nn.ModuleDict({"radius": Radius(self.radius)})
 
     def calibrates(self, helpers: nn.ModuleDict) -> bool:
-        """Whether the radius is still to be taken from the teacher."""
+        """True until the radius is taken from the teacher."""
         return self.variant != "teacher_std" and not bool(_radius(helpers).known)
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:

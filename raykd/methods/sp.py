@@ -55,7 +55,7 @@ class SP(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """None, once both networks are seen to have what is compared."""
+        """No helpers; raises `ConfigError` for a network without stages where they are compared."""
         if self.on == "features":
             feature_maps.deepest(student, self.name)
             feature_maps.deepest(teacher, self.name)

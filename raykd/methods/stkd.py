@@ -67,12 +67,12 @@ class STKD(Method):
     weight: Schedule = 0.9
     teacher: Literal["mixed_input", "mixed_output"] = "mixed_input"
     mix: Literal["mixup", "cutmix"] = "mixup"
-    alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # of Beta(alpha, alpha)
+    alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # Beta(alpha, alpha)
     incorrect_only: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
     clean_kd: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
 
     def accepts(self, coverage: Coverage) -> bool:
-        """As KD, of which its terms are; those among the incorrect classes read all of these.
+        """True where KD accepts it; terms among the incorrect classes read all of them.
 
         Merged classes are others in each prediction, so two predictions cannot be mixed, and
         the labels of clean samples find no class of theirs.
@@ -86,7 +86,7 @@ class STKD(Method):
         )
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float]:
-        """As its fields say."""
+        """The mixing of its fields."""
         return self.mix, self.alpha
 
     def looks(self) -> Looks:
@@ -112,7 +112,7 @@ class STKD(Method):
             return {"logits": loss}
 
     def _target(self, teacher: Outputs, batch: Batch) -> Tensor:
-        """What the student should say of the mixed samples: log-probabilities [B, C]."""
+        """The target for the mixed samples: log-probabilities [B, C]."""
         if self.teacher == "mixed_input":
             return F.log_softmax(precise(teacher.logits) / self.temperature, dim=1)
         assert batch.weights is not None, "the batch is not mixed"
@@ -128,7 +128,7 @@ class STKD(Method):
 
 
 def _mixed(batch: Batch, like: Tensor) -> Tensor:
-    """Which classes are in each sample, bool [B, C]."""
+    """Mask of the classes in each mixed sample, bool [B, C]."""
     if batch.targets.dim() == 2:
         return batch.targets > 0
     return torch.zeros_like(like, dtype=torch.bool).scatter_(1, batch.targets[:, None], value=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raykd.methods import feature_maps
 from raykd.methods.base import Schedule
 
-VARIANCE = 5.0  # of every channel at the start; the CRD benchmark's
+VARIANCE = 5.0  # each channel's at the start; the CRD benchmark's
 EPSILON = 1e-5  # the least variance; the CRD benchmark's
 
 

@@ -54,8 +54,8 @@ _VGG = (
 
 def _right(stage: str, block: str, kind: str, number: int) -> str:
     """A layer of the right branch of a ShuffleNetV2's block; a ReLU follows its first norm."""
-    place = {1: 0, 2: 3, 3: 5}[number] + (kind == "bn")
-    return f"stage{stage}.{block}.right.{place}."
+    index = {1: 0, 2: 3, 3: 5}[number] + (kind == "bn")
+    return f"stage{stage}.{block}.right.{index}."
 
 
 def _inverted(group: int, block: int, layer: int) -> str:

@@ -36,7 +36,7 @@ _IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
 # An item was put into a stand-in of a mapping or a list.
 _FILLED = re.compile(r"Can only (SETITEMS?|append|extend) .*_Ignored_(\d+)")
-_MOST_CLASSES = 100  # that a checkpoint's other values are of
+_MOST_CLASSES = 100  # the most unknown classes that one checkpoint may name
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def entries(path: Path) -> list[Entry]:
             f"{path}: the weights cannot be read ({_reason(error)}); expected a .safetensors file, "
             "or one that torch.save wrote of a state_dict"
         ) from error
-    found = sorted(_states(value), key=_likeliness)
-    if not found:
+    states = sorted(_states(value), key=_likeliness)
+    if not states:
         keys = ", ".join(map(str, list(value)[:8])) if isinstance(value, dict) else ""
         held = f"the keys {keys}" if keys else f"a value of type {type(value).__name__}"
         if isinstance(value, _Ignored):
@@ -138,7 +138,7 @@ def entries(path: Path) -> list[Entry]:
             f"{path}: expected tensors by their names, as a state_dict has them; found {held}. "
             "Save network.state_dict() with torch.save or safetensors"
         )
-    return found
+    return states
 
 
 def _loaded(path: Path) -> Any:

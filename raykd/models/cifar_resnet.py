@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raykd.models.resnet import BasicBlock, shortcut
 from raykd.models.staged import Rectified, Staged, he_normal, in_order
 
-WIDTHS = (64, 128, 256, 512)  # of the stages; bottlenecks end four times wider
+WIDTHS = (64, 128, 256, 512)  # channels of the stages; bottlenecks end four times wider
 LAYERS = {  # depth -> blocks of each stage
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),

@@ -50,7 +50,7 @@ class GivenWeights:
         return self._known[key]
 
     def _kept(self, weights: str) -> str:
-        """The same name, once the store is seen to have the file."""
+        """Check that the store has the file of a "sha256:..." name; returns the name."""
         if _KEPT.fullmatch(weights) is None:
             raise ConfigError(
                 f"{KEY}: expected sha256:, 64 hex digits and .pt, .pth or .safetensors, "
@@ -137,7 +137,7 @@ def is_path(weights: str) -> bool:
 
 
 def _without_memory(model: str, classes: int) -> Staged:
-    """A network of which only the names and shapes are wanted."""
+    """A network on the meta device: names and shapes of its tensors, without memory."""
     try:
         with torch.device("meta"):
             return models.build(model, classes)

@@ -32,8 +32,8 @@ def build(library: str, name: str, classes: int, weights: str | None = None) -> 
     """A library's classifier with `classes` outputs and no auxiliary ones.
 
     `weights` is a name of torchvision's ("IMAGENET1K_V2"), a tag of timm's ("a1_in1k") or
-    "DEFAULT"; None starts from torch's global generator. Raises `ConfigError` for weights that
-    do not exist, know another number of classes, or cannot be downloaded.
+    "DEFAULT"; None draws parameters from torch's global generator. Raises `ConfigError` for weights
+    that do not exist, have another number of classes, or cannot be downloaded.
     """
     check_name(library, name)
     network = _network(library, name, classes, weights)
@@ -54,7 +54,7 @@ def preprocessing(library: str, name: str, weights: str) -> tuple[Colour, Colour
 
 
 def known_classes(library: str, name: str, weights: str) -> int:
-    """How many classes published weights know, as the library says without a download."""
+    """Number of classes of published weights, from the library's metadata, without a download."""
     check_name(library, name)
     published = _published(library, name, weights)
     if library == "timm":
@@ -117,7 +117,7 @@ def _downloaded(name: str, published: Any, num_classes: int) -> nn.Module:
 
 
 def _published(library: str, name: str, weights: str) -> Any:
-    """What the library calls `weights`: a torchvision enum, or timm's "resnet18.a1_in1k"."""
+    """The library's own name of `weights`: a torchvision enum, or timm's "resnet18.a1_in1k"."""
     known: dict[str, Any]
     if library == "timm":
         names = _timm().list_pretrained(f"{name}.*")

@@ -19,8 +19,6 @@ from torchvision.ops import Permute
 
 from raykd.models.staged import Staged, parameter_count
 
-BLOCK_STAGES = 4  # of networks whose blocks all have one resolution, as most others have
-
 
 class Split(NamedTuple):
     """The children of a network that make its stages, its pooling and its classifier, in order.

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     expansion: int
     width: int  # at width factor 1
     blocks: int
-    stride: int  # of the first block
+    stride: int  # the first block's; 1 in the others
 
 
 STAGES = (

@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 def shortcut(width_in: int, width: int, stride: int) -> nn.Module:
-    """What a block's input passes through: nothing, or a projection where the shape changes."""
+    """The shortcut of a block: the identity, or a projection where the shape changes."""
     if stride == 1 and width_in == width:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))

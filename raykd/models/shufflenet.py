@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd.models.staged import Rectified, Staged, in_order
 
 STEM = 24  # width
-GROUPS = 3  # of version 1
+GROUPS = 3  # groups of the 1x1 convolutions of version 1
 STAGES_V1 = ((240, 4), (480, 8), (960, 4))  # width and blocks, the first of which halves the map
 STAGES_V2 = ((116, 4), (232, 8), (464, 4))
 EMBEDDING_V2 = 1024

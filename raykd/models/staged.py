@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from raykd.core.types import Outputs, Shapes, Signal
 
-Through = Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]  # as Staged.through
+Through = Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]  # the signature of Staged.through
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
 
 
 class Rectified(nn.Sequential):
-    """A stage that ends in a ReLU, which can say what it was before it."""
+    """A stage that ends in a ReLU and can return its pre-activation, too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's output."""
@@ -203,5 +203,5 @@ def measure(network: Staged, size: tuple[int, int]) -> Shapes:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """How many numbers the network learns: batch-norm affine included, buffers not."""
+    """Number of learned values: batch-norm weights and biases included, buffers not."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -25,10 +25,9 @@ _PREFIXES = ("module", "model", "backbone", "net", "network", "encoder")
 _OF_NO_USE = re.compile(
     r"(?:.*\.)?(?:total_ops|total_params|n_averaged)|(?:AuxLogits|aux1|aux2)\..*"
 )
-_COUNTER = (
-    "num_batches_tracked"  # of batch norms; torch before 0.4.1 has none, and it changes nothing
-)
-_SHOWN = 3  # names of each kind of difference
+# A counter of batch norms that changes nothing; torch before 0.4.1 has none.
+_COUNTER = "num_batches_tracked"
+_SHOWN = 3  # names listed for each kind of difference
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _agreement(reading: _Reading, expected: Mapping[str, Tensor]) -> int:
-    """How many tensors of a network are there with their shapes; names alone count less."""
+    """Score of a reading: 1000 for each tensor with its shape, 1 for each with its name."""
     names = reading.tensors.keys() & expected.keys()
     fitting = sum(reading.tensors[name].shape == expected[name].shape for name in names)
     return 1000 * fitting + len(names)
