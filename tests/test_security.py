@@ -256,7 +256,7 @@ def test_sheets_of_a_sweep(tmp_path, planted):
     with pytest.raises(CacheCorrupt, match="it is of trial"):
         sweep_sheets.read_sheets(store, "s")
     with pytest.raises(CacheCorrupt, match="a sheet is of a trial called"):
-        sweep_sheets.forget(store, "s", sweep_sheets.Sheet("../../../../victim", {}, "x"))
+        sweep_sheets.read_sheet(store, "s", "../../../../victim")
     assert victim.exists()
 
 

@@ -117,6 +117,14 @@ class Space:
             labelled[label] = value
         return labelled
 
+    def position(self, config: Mapping[str, Scalar]) -> int:
+        """The index of a combination of the grid, where the last axis runs fastest."""
+        index = 0
+        for axis in self.grid:
+            labels = [*self.choices(axis)]
+            index = index * len(labels) + labels.index(config[axis])
+        return index
+
     def asked(self, config: Mapping[str, Scalar]) -> Asked:
         """The student of one trial, from its label or number on every axis.
 

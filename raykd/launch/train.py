@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -38,7 +39,6 @@ from raykd.launch import cluster_watch
 from raykd.launch.capacity import check_fit, resources_per_worker
 from raykd.launch.preemption import NodeNotice
 from raykd.launch.prometheus import Prometheus
-from raykd.launch.sweep import tune_storage
 from raykd.recipes import Training
 from raykd.storage.store import Store
 from raykd.tracking import run_log
@@ -95,7 +95,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=fingerprint(run),
-            **tune_storage.storage(tune_storage.place(store, folder)),
+            **ray_storage(store, folder),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[*callbacks],
@@ -116,6 +116,14 @@ def fit(
         store.remove(folder / fingerprint(run))
         time.sleep(_PAUSE_SECONDS)
     store.remove(folder / fingerprint(run))
+
+
+def ray_storage(store: Store, folder: Path) -> dict[str, Any]:
+    """Arguments of Ray's `RunConfig` for a folder of the store, which every node can write."""
+    if store.mirror is None:
+        return {"storage_path": str(folder)}
+    files, path = store.mirror.remote.at(store.mirror.name(folder))
+    return {"storage_path": path, "storage_filesystem": files}
 
 
 def _is_loss(error: Exception) -> bool:

@@ -6,7 +6,7 @@
     root/students/<fingerprint>/   weights.safetensors, metrics.jsonl, result.json
     root/searches/<fingerprint>/   decisions.json: the anchors that a greedy search chose, and why
     root/sweeps/<name>/            a sheet per trial; results.csv, results.arrow
-    root/tune/<name>/              Ray Tune's own notes, and TensorBoard's files
+    root/tune/<name>/              Ray Tune's logs, TensorBoard's files among them
     root/tensorboard/<kind>/       a folder of events per training, with scale.track: [tensorboard]
     root/images/<digest>/          where each image lies, of those that stay encoded
     root/images/<digest>-<side>/   decoded pixels and labels

@@ -81,11 +81,6 @@ def folder_of(store: Store, name: str) -> Path:
     return store.root / "sweeps" / name
 
 
-def forget(store: Store, name: str, sheet: Sheet) -> None:
-    """Drop the sheet of a trial that there will not be; what it made stays."""
-    store.remove(_path(store, name, sheet.trial))
-
-
 def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
     """Write one trial down."""
     value, asked = vars(sheet) | {}, sheet.asked

@@ -1,8 +1,8 @@
 """A sweep: every student of a space as a trial of Ray Tune, from one store.
 
-What is known to be needed is made first, by all processors; what turns out later is made by the
-first trial that needs it. Artefacts are named by their recipes, so nothing is made twice, and a
-sweep whose driver was killed goes on when it is started again.
+Teachers and caches that are known to be needed are made first, by all processors; what is found out
+later is made by the first trial that needs it. Artefacts are named by their recipes, so none is
+made twice, and a sweep whose driver was killed goes on when it is started again.
 """
 
 import contextlib
@@ -24,32 +24,25 @@ from raykd.config.resolve import Digests, portable, resolve
 from raykd.core.errors import ConfigError, NoRoom, RaykdError, Unreachable, WorkFailed, of_codes
 from raykd.launch.cluster import connected
 from raykd.launch.executor import execute
-from raykd.launch.sweep import leases, signed, tune_storage
+from raykd.launch.prometheus import Prometheus
+from raykd.launch.sweep import trial_locks
 from raykd.launch.sweep.pbt import run_generations
-from raykd.launch.sweep.reporter import Reporter, said, short
+from raykd.launch.sweep.reporter import Reporter, in_words, rounded
 from raykd.launch.sweep.trial import Brief, run_trial
-from raykd.launch.sweep.tune_setup import (
+from raykd.launch.sweep.trials import (
+    Proposals,
     check_searcher,
     concurrent,
     metric_of,
-    parameters,
     resources,
     scheduler,
-    searcher,
-    trials_of,
 )
+from raykd.launch.train import ray_storage
 from raykd.planning.preflight import preflight
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
-from raykd.training.sweep_sheets import (
-    Sheet,
-    folder_of,
-    forget,
-    read_sheets,
-    sweep_name,
-    write_results,
-)
+from raykd.training.sweep_sheets import Sheet, folder_of, read_sheets, sweep_name, write_results
 
 _SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
@@ -64,7 +57,7 @@ _DECISIVE = ("run.teacher", "run.data", "run.assistants", "run.rco", "run.route"
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep did."""
+    """The outcome of a sweep."""
 
     name: str  # of its folder: the experiment's, and a digest of what it varies
     sheets: tuple[Sheet, ...]
@@ -73,7 +66,7 @@ class Swept:
     seconds: float
 
     def count(self, state: str) -> int:
-        """How many trials ended so."""
+        """The number of trials in a state."""
         return sum(sheet.state == state for sheet in self.sheets)
 
 
@@ -82,10 +75,11 @@ def sweep(
 ) -> Swept:
     """Carry out an experiment as a sweep of Ray Tune.
 
-    A sweep that was begun in this store goes on: finished trials are kept, failed ones are tried
-    again, with the limits on trials at a time and failures that it began with. `fresh` forgets its
-    trials, though not what they made. Failed trials are told by `raise_failures`; a sweep that was
-    stopped ends with `KeyboardInterrupt`.
+    A sweep that was begun in this store is continued: trials that are over are kept, failed ones
+    are tried again. Only the sheets of its trials are read for that, so it may go on with another
+    driver, on another machine, with other limits; schedulers begin anew, see `trials.scheduler`.
+    `fresh` forgets the trials, though not the artefacts that they made. Errors of failed trials
+    are raised by `raise_failures`; a sweep that was stopped ends with `KeyboardInterrupt`.
     """
     teller, started = teller or Teller(), time.monotonic()
     if experiment.space is None:
@@ -98,42 +92,37 @@ def sweep(
     preflight(experiment, store)
     name = sweep_name(experiment)
     experiment = portable(experiment, store)
-    space = experiment.space
+    space, metric = experiment.space, metric_of(experiment)
     assert space is not None
-    total = trials_of(space)
     logs = store.root / "tune" / name
     if fresh:
         for folder in (logs, folder_of(store, name)):
             store.remove(folder)
     store.stand()
+    names: dict[str, str] = {}
+    proposals = Proposals(space, metric, store, read_sheets(store, name), names)
+    total, left = proposals.total, proposals.left
     session = secrets.token_hex(4)
-    signed.key(make=True)
-    with connected(experiment.scale, teller.say):
-        _make_shared(experiment, store, teller)
-        brief = Brief(
-            name=name,
-            session=session,
-            place=store.url,
-            space=space,
-            scale=experiment.scale,
-            where=experiment.where,
-            digests=digests,
-        )
-        curves = f"tensorboard --logdir {store.where(logs)}"
-        if _can_restore(store, logs):
-            teller.say(f"going on with a sweep of {total} trials; {curves}")
+    with contextlib.ExitStack() as stack:
+        if not left:
+            teller.say(f"all {total} trials are over")
         else:
-            count = concurrent(experiment, space.sweep.concurrent, teller.say)
-            teller.say(f"{total} trials, {count} at a time; {curves}")
-        claims_actor = leases.start(name)
-        try:
-            with Reporter.speaking(name, teller, claims_actor, store, session, total), _quiet():
-                _tuner(experiment, brief, store, logs).fit()
-        finally:
-            ray.kill(claims_actor)
-    for sheet in read_sheets(store, name):
-        if sheet.state == "running" and sheet.session != session:
-            forget(store, name, sheet)  # begun just before a driver died, and proposed anew since
+            stack.enter_context(connected(experiment.scale, teller.say))
+            _make_shared(experiment, store, teller)
+            count = concurrent(experiment, teller.say)
+            before = f"going on with {left} of {total}" if left < total else f"{total}"
+            curves = f"tensorboard --logdir {store.where(logs)}"
+            teller.say(f"{before} trials, {count} at a time; {curves}")
+            locks = trial_locks.start(name)
+            stack.callback(ray.kill, locks)
+            held = ray.put(experiment)
+            brief = Brief(name, session, store.url, experiment.scale, held, digests)
+            prometheus = stack.enter_context(contextlib.closing(Prometheus(name)))
+            reporter = Reporter(
+                name, session, store, teller, locks, prometheus, metric, total, over=total - left
+            )
+            with _quiet():
+                _tuner(brief, experiment, store, proposals, names, reporter, count).fit()
     sheets = tuple(read_sheets(store, name))
     swept = Swept(name, sheets, write_results(store, name), logs, time.monotonic() - started)
     if swept.count("running") or len(sheets) < total:
@@ -148,7 +137,7 @@ def raise_failures(swept: Swept) -> None:
     """
     failed = [sheet for sheet in swept.sheets if sheet.state == "failed"]
     if failed:
-        lines = [f"{sheet.trial} ({said(sheet.config)}): {sheet.error}" for sheet in failed]
+        lines = [f"{sheet.trial} ({in_words(sheet.config)}): {sheet.error}" for sheet in failed]
         head = f"{len(failed)} of {len(swept.sheets)} trials failed; the others are done:"
         codes = (sheet.code or WorkFailed.code for sheet in failed)
         raise of_codes(codes, "\n".join([head, *lines]))
@@ -179,71 +168,55 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
         teller.say(f"going on without what failed: {error}")
 
 
-def _can_restore(store: Store, logs: Path) -> bool:
-    """Whether Tune has noted which trials there are.
+def _tuner(
+    brief: Brief,
+    experiment: Experiment,
+    store: Store,
+    proposals: Proposals,
+    names: dict[str, str],
+    reporter: Reporter,
+    concurrent: int,
+) -> tune.Tuner:
+    """Tune's driver for the trials that are left.
 
-    Raises `CacheCorrupt` where others than this user may have written its notes.
+    Tune writes its state beside the logs, with pickles in it. It is never restored from there.
     """
-    if store.mirror is None:
-        noted = any(logs.glob("experiment_state*"))
-    else:
-        names = (entry.name for entry in store.mirror.remote.entries(store.mirror.name(logs)))
-        noted = any(Path(name).name.startswith("experiment_state") for name in names)
-    place = tune_storage.marked(store, logs)
-    if not (noted and tune.Tuner.can_restore(**place)):
-        return False
-    signed.check(place["storage_filesystem"], place["path"])
-    return True
-
-
-def _tuner(experiment: Experiment, brief: Brief, store: Store, logs: Path) -> tune.Tuner:
-    """Tune's driver, new or where it was."""
-    space, settings = brief.space, brief.space.sweep
-    generations = settings.scheduler == "pbt"
-    kind = run_generations if generations else run_trial
+    space, metric = brief.space, str(proposals.metric)
+    function = run_generations if space.sweep.scheduler == "pbt" else run_trial
     trainable = tune.with_resources(
-        tune.with_parameters(kind, brief=brief), lambda config: resources(brief, config)
+        tune.with_parameters(function, brief=brief), lambda config: resources(brief, config)
     )
-    axes = parameters(space)
-    if _can_restore(store, logs):
-        return tune.Tuner.restore(
-            **tune_storage.marked(store, logs),
-            trainable=trainable,
-            resume_errored=True,
-            param_space=axes,
-        )
-    metric = settings.metric or metric_of(experiment)
     return tune.Tuner(
         trainable,
-        param_space=axes,
         tune_config=tune.TuneConfig(
-            search_alg=searcher(space, metric),
+            search_alg=proposals,
             scheduler=scheduler(experiment, space, metric),
-            num_samples=settings.samples,
-            max_concurrent_trials=concurrent(experiment, settings.concurrent),
+            num_samples=proposals.left,
+            max_concurrent_trials=concurrent,
             reuse_actors=True,
-            trial_dirname_creator=_folder,
+            trial_name_creator=lambda trial: names.pop(trial.trial_id),
+            trial_dirname_creator=_log_folder,
         ),
         run_config=tune.RunConfig(
-            name=logs.name,
-            **tune_storage.storage(tune_storage.marked(store, logs.parent)),
+            name=brief.name,
+            **ray_storage(store, store.root / "tune"),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=experiment.scale.max_failures),
-            callbacks=[Reporter(brief.name)],
+            failure_config=tune.FailureConfig(max_failures=brief.scale.max_failures),
+            callbacks=[reporter],
         ),
     )
 
 
-def _folder(trial: Any) -> str:
-    """The folder of a trial in Tune's notes, by which TensorBoard names its curves."""
-    words = "-".join(str(short(value)) for value in trial.evaluated_params.values())
+def _log_folder(trial: Any) -> str:
+    """The folder of a trial's logs, by which TensorBoard names its curves."""
+    words = "-".join(str(rounded(value)) for value in trial.evaluated_params.values())
     clean = "".join(c if c.isalnum() or c in "._+=-" else "_" for c in words)
-    return f"{clean[:80]}-{trial.trial_id}".lstrip("-")
+    return f"{clean[:80]}-{trial}".lstrip("-")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Tune prints, some of which is not so (the folder for TensorBoard)."""
+    """Suppress Tune's messages, some of which are wrong (the folder for TensorBoard)."""
     logger = logging.getLogger("ray.tune")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,9 +1,12 @@
 """Population based training: a trial as a chain of short students, each after another's.
 
 Jaderberg et al. 2017, arXiv 1711.09846. A generation is a student of some epochs that goes on after
-the one before it. Where a trial takes over from a better one, its next student goes on after that
-one's, with other numbers. So what comes out is a recipe like any other: the schedule that was
+the one before it. When PBT copies a better trial, the next student starts from that trial's weights
+with perturbed hyperparameters. So the result is a recipe like any other: the schedule that was
 found can be trained again, bit for bit.
+
+If the driver is lost, trials that are not finished begin again with their first draws, as a
+population of their own. Students that were made stay in the store and are found again by recipe.
 """
 
 import tempfile
@@ -15,33 +18,33 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import PopulationBasedTraining
 
 from raykd.config.search_space import Domain, Space, check_generation
-from raykd.launch.sweep.trial import Brief, TrialCompany, last_report, make, sheet_of
+from raykd.launch.sweep.trial import Brief, last_report, make, open_sheet
 from raykd.recipes import StudentRun
 from raykd.storage.store import read_json, write_json
 
-_RECIPE = "recipe.json"  # what a checkpoint of Tune's holds: the last student, by its recipe
+_RECIPE = "recipe.json"  # the content of a checkpoint of Tune's: the last student, by its recipe
 
 
 def run_generations(config: dict[str, Any], brief: Brief) -> None:
-    """What Tune runs: one student after the other, reported as generations."""
-    with sheet_of(config, brief) as sheet:
+    """Train one student after the other, each reported as a generation: the function of a trial."""
+    with open_sheet(config, brief) as sheet:
         store = brief.store()
-        before, done = _taken_over()
-        sheet.update(asked=before)  # who takes over after the last generation trains no more
-        asked = brief.asked(config, store)
+        before, done = _last_generation()
+        sheet.update(asked=before)  # a copy of a trial's last generation trains no more
+        asked = brief.recipe(config, store)
         check_generation(asked)
         assert isinstance(asked, StudentRun)
         every = brief.space.sweep.generation_epochs
         optim = asked.optim.model_copy(update={"epochs": every, "warmup_epochs": 0})
         for generation in range(done, asked.optim.epochs // every):
-            place = {"after": before, "first_epoch": generation * every}
-            student = asked.model_copy(update={"optim": optim, **place})
-            make(student, brief, store, TrialCompany(brief, student, reporting=False))
-            sheet.update(asked=student)
+            start = {"after": before, "first_epoch": generation * every}
+            student = asked.model_copy(update={"optim": optim, **start})
+            make(student, brief, store, reporting=False)
+            report = last_report(store, student) | {"generation": generation + 1}
+            sheet.update(asked=student, last=report)
             with tempfile.TemporaryDirectory() as folder:
                 kept = {"student": student.plain(), "generations": generation + 1}
                 write_json(Path(folder) / _RECIPE, kept, sealed=False)  # Tune moves it
-                report = last_report(store, student) | {"generation": generation + 1}
                 tune.report(report, checkpoint=Checkpoint.from_directory(folder))
             before = student
         sheet.update(state="finished")
@@ -55,17 +58,15 @@ def population(space: Space, metric: str) -> PopulationBasedTraining:
         metric=metric,
         mode=space.sweep.mode,
         perturbation_interval=1,
-        hyperparam_mutations={axis: drawn(domain) for axis, domain in domains.items()},
+        hyperparam_mutations={axis: tune_domain(domain) for axis, domain in domains.items()},
         quantile_fraction=space.sweep.quantile,
         custom_explore_fn=lambda config: _within(config, domains),
         log_config=False,
     )
 
 
-def drawn(domain: Domain) -> Any:
-    """The domain as Tune draws from it."""
-    if domain.choice is not None:
-        return tune.choice(list(domain.choice))
+def tune_domain(domain: Domain) -> Any:
+    """A domain of numbers as Tune draws from it."""
     return getattr(tune, domain.kind)(*getattr(domain, domain.kind))
 
 
@@ -78,8 +79,8 @@ def _within(config: dict[str, Any], domains: dict[str, Domain]) -> dict[str, Any
     return config
 
 
-def _taken_over() -> tuple[StudentRun | None, int]:
-    """The student to go on after, a trial's own or another's, and the generations behind it."""
+def _last_generation() -> tuple[StudentRun | None, int]:
+    """The student to go on after, the trial's own or a copied one, and its generations so far."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return None, 0

@@ -1,13 +1,14 @@
 """One trial of a sweep, in a process that Ray Tune starts: a student with all that it needs.
 
-The trial makes whatever the store lacks, each thing under a claim, so that no other trial makes it
-too. A training goes on from its checkpoint in the store, whoever began it, so a trial that is
-started again needs no checkpoint of Tune's.
+The trial makes whatever the store lacks, each artefact under its lock, so that no other trial makes
+it too. A training goes on from its checkpoint in the store, whichever process began it, so a trial
+that is started again needs no checkpoint of Tune's.
 """
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -15,17 +16,16 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raykd.config.experiment import Experiment, Where, basis
+from raykd.config.experiment import Experiment, basis
 from raykd.config.resolve import Digests, resolve
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Space
 from raykd.core.errors import RaykdError, WorkFailed, of_codes
 from raykd.core.record import Recipe
-from raykd.core.shutdown import Notice
 from raykd.launch.executor import Executor
 from raykd.launch.preemption import NodeNotice
 from raykd.launch.prometheus import Prometheus
-from raykd.launch.sweep import leases
+from raykd.launch.sweep import trial_locks
 from raykd.planning.plan import lineage
 from raykd.planning.preflight import preflight
 from raykd.recipes import Asked, Sought, StudentRun, Training
@@ -42,65 +42,114 @@ from raykd.training.sweep_sheets import Sheet, read_sheet, write_sheet
 
 @dataclass(frozen=True)
 class Brief:
-    """What every trial of a sweep is told."""
+    """The part of a sweep's description that every trial needs."""
 
-    name: str
+    name: str  # of the sweep
     session: str  # of the driver
-    place: str  # of the store, a folder or a URL
-    space: Space
+    store_url: str
     scale: Scale
-    where: Where
+    experiment: ray.ObjectRef  # resolved, with its space
     digests: Digests  # of the images that the driver has read
+
+    @property
+    def space(self) -> Space:
+        """The space of the experiment."""
+        space = _fetch(self.experiment).space
+        assert space is not None
+        return space
 
     def store(self) -> Store:
         """The store that all trials share, and that the driver has begun to use."""
-        store = Store(self.place, self.scale.local_gb)
+        store = Store(self.store_url, self.scale.local_gb)
         store.stand(made=True)
         return store
 
-    def asked(self, config: Mapping[str, Any], store: Store) -> Asked:
-        """The resolved student of a trial. Raises `ConfigError`."""
-        whole = Experiment(self.name, (self.space.asked(config),), self.scale, self.where)
-        return resolve(whole, store, digests=self.digests).runs[0]
+    def student(self, config: Mapping[str, Any]) -> Asked:
+        """A trial's student: one of the experiment's runs, or a drawn one, not yet resolved.
 
-    def workers(self, run: Asked) -> Workers:
-        """How many workers train it; 0 for this process, which is one, too."""
-        workers = Experiment(self.name, (run,), self.scale).workers(basis(run))
+        Raises `ConfigError` if drawn values do not go together.
+        """
+        if self.space.search:
+            return self.space.asked(config)
+        return _fetch(self.experiment).runs[self.space.position(config)]
+
+    def recipe(self, config: Mapping[str, Any], store: Store) -> Asked:
+        """A trial's resolved student, which can be made. Raises `ConfigError`."""
+        student = self.student(config)
+        if not self.space.search:
+            return student
+        drawn = replace(_fetch(self.experiment), runs=(student,))
+        drawn = resolve(drawn, store, digests=self.digests)
+        preflight(drawn, store)
+        return drawn.runs[0]
+
+    def workers(self, student: Asked) -> Workers:
+        """The number of workers of Ray Train for a student; 0 for the trial's own process."""
+        workers = _fetch(self.experiment).workers(basis(student))
         return workers if most(workers) > 1 else 0
 
 
+@functools.cache
+def _fetch(experiment: ray.ObjectRef) -> Experiment:
+    """The experiment, once in each process: Tune uses processes again, and grids may be large."""
+    return ray.get(experiment)
+
+
 def run_trial(config: dict[str, Any], brief: Brief) -> None:
-    """What Tune runs: make a student, and report its epochs."""
-    with sheet_of(config, brief) as sheet:
+    """Make a student and report its epochs: the function that Tune runs."""
+    with open_sheet(config, brief) as sheet:
         store = brief.store()
-        asked = brief.asked(config, store)
+        asked = brief.recipe(config, store)
         sheet.update(asked=asked)
-        make(asked, brief, store, TrialCompany(brief, asked))
+        make(asked, brief, store)
         student = route_found(store, asked)
         assert student is not None
-        sheet.update(state="finished")
-        tune.report(last_report(store, student))
+        report = last_report(store, student)
+        sheet.update(state="finished", last=report)
+        tune.report(report)
 
 
-def make(asked: Asked, brief: Brief, store: Store, company: "TrialCompany") -> None:
-    """Make a student and what it needs, in this process or with workers of Ray Train."""
+def make(asked: Asked, brief: Brief, store: Store, *, reporting: bool = True) -> None:
+    """Make a student and what it needs, in this process or with workers of Ray Train.
+
+    With `reporting` its epochs are reported to Tune.
+    """
+    trial = trial_name()
+    reports = _TuneLogger(asked) if reporting else None
+    locks_of_sweep = trial_locks.find(brief.name)
+
+    @contextlib.contextmanager
+    def lock(recipe: Recipe, *, wait: bool = True) -> Iterator[bool]:
+        """Among the trials first, then as any other process has it."""
+        folder = store.path(recipe)
+        artefact = f"{folder.parent.name}/{folder.name}"
+        with trial_locks.held(locks_of_sweep, artefact, trial, wait=wait) as mine:
+            if not mine:
+                yield False
+                return
+            with locks.held(store, recipe, "maker", wait=wait) as held:
+                yield held
+
     wide, model = brief.workers(asked), basis(asked).model
-    scale = brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0, "rules": ()})
-    preflight(Experiment(brief.name, (asked,), scale, brief.where), store)
     executor = Executor(
         store,
-        scale,
+        brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0}),
         Teller(quiet=True),
         name=brief.name,
-        trial=company.trial,
+        trial=trial,
         workers=lambda run: wide if isinstance(run, StudentRun) and run.model == model else 0,
-        lock=company.lock,
-        notice=company.notice,
-        loggers=company.loggers,
-        train_callbacks=company.callbacks,
+        lock=lock,
+        notice=lambda: contextlib.closing(NodeNotice()),
+        loggers=[Prometheus(brief.name, trial), *([reports] if reports else [])],
+        train_callbacks=reports.callbacks if reports else lambda run: [],
         survey=False,
     )
     executor.make([asked])
+
+
+def trial_name() -> str:
+    """The name of the trial that this process runs."""
+    return str(tune.get_context().get_trial_name())
 
 
 def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
@@ -115,69 +164,43 @@ def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
     return last | {"epochs_done": student.all_epochs(), "parameters": result["parameters"]}
 
 
-class TrialCompany:
-    """The other trials, and Tune."""
+class _TuneLogger:
+    """Logger that reports a trial's epochs to Tune.
 
-    def __init__(self, brief: Brief, asked: Asked, *, reporting: bool = True) -> None:
-        """`reporting`: whether Tune hears of epochs, too."""
-        self._store = brief.store()
-        self.trial = tune.get_context().get_trial_id()
-        self.loggers = [Prometheus(brief.name, self.trial), TuneReports(self._is_own)]
-        self._claims = leases.of(brief.name)
-        self._reporting = reporting
-        # Of a search that only finds the anchors of one stage, no epoch is the student's.
+    The last epoch is reported when the student is in the store: a scheduler may end the trial with
+    any report.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        # If a search only finds the anchors of one stage, no epoch of it is the student's.
         self._whole_route = isinstance(asked, Sought) and asked.stages == "one_stage"
         teacher = basis(asked).teacher
         self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
 
-    @contextlib.contextmanager
-    def lock(self, recipe: Recipe, *, wait: bool = True) -> Iterator[bool]:
-        """A claim among the trials, by the name of the artefact, and then as anyone has."""
-        folder = self._store.path(recipe)
-        what, who = f"{folder.parent.name}/{folder.name}", str(self.trial)
-        claim = leases.claimed(self._claims, what, who)
-        with claim, locks.held(self._store, recipe, "maker", wait=wait) as held:
-            yield held
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """Report nothing."""
 
-    def notice(self) -> contextlib.AbstractContextManager[Notice]:
-        """Notice that the trial's node is being drained."""
-        return contextlib.closing(NodeNotice())
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """Report an epoch of the student, or of a stage on its way."""
+        if self._is_own(run) and metrics["epoch"] + 1 < run.optim.epochs:
+            tune.report(_counted(run, metrics))
+
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """Report nothing."""
 
     def callbacks(self, run: Training) -> list[Any]:
-        """Who reports the epochs that workers of Ray Train end."""
-        return [PassedOn(run)] if self._is_own(run) else []
+        """Callbacks that report the epochs of Ray Train's workers."""
+        return [_TrainReports(run)] if self._is_own(run) else []
 
     def _is_own(self, run: Training) -> TypeGuard[StudentRun]:
-        """Whether its epochs are the trial's, and not those of what it needs."""
-        if not (self._reporting and isinstance(run, StudentRun)) or run in self._teachers:
+        """True if its epochs are the trial's, and not those of what the student needs."""
+        if not isinstance(run, StudentRun) or run in self._teachers:
             return False
         return not self._whole_route or (run.route is not None and len(run.route.anchors) > 1)
 
 
-class TuneReports:
-    """Logger that reports the epochs of a trial's student, and of the stages before it, to Tune.
-
-    The last epoch is reported when the student is in the store: a scheduler may end the trial
-    with any report.
-    """
-
-    def __init__(self, is_reported: Callable[[Training], TypeGuard[StudentRun]]) -> None:
-        self._is_reported = is_reported
-
-    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
-        """Nothing to report."""
-
-    def epoch(self, run: Training, metrics: Metrics) -> None:
-        """Report an epoch."""
-        if self._is_reported(run) and metrics["epoch"] + 1 < run.optim.epochs:
-            tune.report(_counted(run, metrics))
-
-    def end(self, run: Training, result: Metrics | None) -> None:
-        """Nothing: the trial reports the result."""
-
-
-class PassedOn(TuneReportCallback):
-    """Hands the metrics of Ray Train's workers to Tune; it lives in Train's controller."""
+class _TrainReports(TuneReportCallback):
+    """Reports of Ray Train's workers to Tune; runs in Train's controller."""
 
     def __init__(self, run: StudentRun) -> None:
         super().__init__()
@@ -186,19 +209,19 @@ class PassedOn(TuneReportCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Pass rank 0's on, but for the last epoch's."""
+        """Pass on rank 0's, except for the last epoch."""
         own = _counted(self._run, metrics[0])
         if own["epoch"] + 1 < self._run.optim.epochs:
             super().after_report(run_context, [own], checkpoint)
 
 
 def _counted(run: StudentRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers among an epoch's metrics, and the epochs done with the stages before."""
+    """The numbers among an epoch's metrics, and the epochs so far, earlier stages included."""
     before = run.all_epochs() - run.optim.epochs
     return numbers(metrics) | {"epochs_done": before + metrics["epoch"] + 1}
 
 
-class _Open:
+class _OpenSheet:
     """A trial's sheet that is being filled in."""
 
     def __init__(self, store: Store, name: str, sheet: Sheet) -> None:
@@ -207,25 +230,25 @@ class _Open:
         write_sheet(store, name, sheet)
 
     def update(self, **changes: Any) -> None:
-        """Write down what changed."""
+        """Write the changes."""
         seconds = time.monotonic() - self._started
         self._sheet = replace(self._sheet, seconds=seconds, **changes)
         write_sheet(self._store, self._name, self._sheet)
 
 
 @contextlib.contextmanager
-def sheet_of(config: dict[str, Any], brief: Brief) -> Iterator[_Open]:
-    """A trial's sheet: running, or failed in the end; who fills it in says what is finished.
+def open_sheet(config: dict[str, Any], brief: Brief) -> Iterator[_OpenSheet]:
+    """A trial's sheet: running, or failed in the end; the caller marks it as finished.
 
-    Tune starts a failed trial again, since its node may have been lost. Our own errors would come
-    again, so the trial fails at once where this driver has seen it fail before.
+    Tune starts a failed trial again, since its node may have been lost. A `RaykdError` would come
+    again, so the trial fails at once if it has failed with one under the same driver.
     """
-    trial, store = tune.get_context().get_trial_id(), brief.store()
-    known = read_sheet(store, brief.name, trial)
-    if known is not None and known.state == "failed" and known.session == brief.session:
-        raise of_codes([known.code or WorkFailed.code], known.error or "")
-    ray.get(leases.of(brief.name).begin.remote(trial))
-    sheet = _Open(store, brief.name, Sheet(trial, dict(config), brief.session))
+    trial, store = trial_name(), brief.store()
+    before = read_sheet(store, brief.name, trial)
+    if before is not None and before.state == "failed" and before.session == brief.session:
+        raise of_codes([before.code or WorkFailed.code], before.error or "")
+    ray.get(trial_locks.find(brief.name).begin.remote(trial))
+    sheet = _OpenSheet(store, brief.name, Sheet(trial, dict(config), brief.session))
     try:
         yield sheet
     except RaykdError as error:

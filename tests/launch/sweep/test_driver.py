@@ -2,6 +2,7 @@
 
 import csv
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -26,6 +27,7 @@ from raykd.tracking.console import Teller
 from raykd.training.route_results import route_found
 from raykd.training.sweep_sheets import Sheet, asked_by, folder_of
 from tests.launch.ray_marks import RAY
+from tests.planted_files import Planted
 
 pytestmark = [*RAY, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::UserWarning")]
 QUIET = Teller(quiet=True)
@@ -156,6 +158,24 @@ scale: {workers: 1, max_failures: 1}
 
     again = sweep(experiment(more), store, QUIET)  # goes on: failed trials are tried once more
     assert (again.name, again.count("finished"), again.count("failed")) == (swept.name, 2, 2)
+
+
+def test_a_sweep_goes_on_from_its_sheets_and_reads_no_pickle(cluster, store, tmp_path):
+    more = "grid: {run.seed: [0, 1]}\nscale: {workers: 1}\n"
+    first = sweep(experiment(more), store, QUIET)
+    assert first.count("finished") == 2
+    lost, kept = (sheet.asked for sheet in first.sheets)
+    before = (store.path(kept) / "result.json").stat().st_mtime_ns
+    store.discard(lost)
+    marker = tmp_path / "marker"
+    notes = [path for path in first.tensorboard.rglob("*") if path.is_file()]
+    assert any(path.name == "tuner.pkl" for path in notes)
+    for path in [*notes, first.tensorboard / "searcher-state-9999.pkl"]:
+        path.write_bytes(pickle.dumps(Planted(marker)))
+    again = sweep(experiment(more), store, QUIET)
+    assert again.count("finished") == 2 and store.has(lost)
+    assert (store.path(kept) / "result.json").stat().st_mtime_ns == before
+    assert not marker.exists()
 
 
 def test_wide_and_packed_trials_share_two_processors(cluster, store):

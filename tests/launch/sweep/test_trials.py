@@ -1,0 +1,64 @@
+"""The trials that a sweep still has to run, from the sheets in the store."""
+
+import pytest
+
+from raykd.config.experiment import parse
+from raykd.config.search_space import Space
+from raykd.launch.sweep.trials import Proposals, configurations
+from raykd.storage.store import Store
+from raykd.training.sweep_sheets import Sheet
+
+pytestmark = pytest.mark.ray
+RUN = """
+run: {model: resnet8, data: {name: digits}, teacher: {model: resnet8}}
+grid: {run.method: [kd, skd]}
+search: {run.optim.lr: {loguniform: [0.01, 0.1]}}
+"""
+
+
+def space_of(sweep: str) -> Space:
+    space = parse(f"{RUN}sweep: {sweep}", "small").space
+    assert space is not None
+    return space
+
+
+def proposed(space: Space, store: Store, sheets: list[Sheet]) -> dict[str, dict]:
+    """Every trial that is still to be run and its configuration, by name."""
+    names: dict[str, str] = {}
+    proposals = Proposals(space, "top1", store, sheets, names)
+    configs = [proposals.suggest(str(number)) for number in range(proposals.left)]
+    assert proposals.suggest("one more") == proposals.FINISHED
+    return dict(zip(names.values(), configs, strict=True))
+
+
+def test_trials_that_are_over_are_not_proposed_again(tmp_path):
+    space, store = space_of("{samples: 3, seed: 5}"), Store(tmp_path)
+    configs = configurations(space)
+    assert configs == configurations(space) and len(configs) == 6
+    names = [f"{number:05d}" for number in range(6)]
+    assert proposed(space, store, []) == dict(zip(names, configs, strict=True))
+    sheets = [
+        Sheet("00001", configs[1], "one", "stopped"),
+        Sheet("7c3f9_00002", configs[2], "one", "stopped"),  # as older versions named it
+        Sheet("00004", configs[4], "one", "failed"),
+        Sheet("00005", configs[5], "one", "running"),
+    ]
+    left = proposed(space, store, sheets)
+    assert left == {names[n]: configs[n] for n in (0, 3, 4, 5)}
+
+
+def test_optuna_goes_on_with_what_it_drew_and_draws_nothing_twice(tmp_path):
+    pytest.importorskip("optuna")
+    space, store = space_of("{samples: 6, algorithm: optuna}"), Store(tmp_path)
+    first = proposed(space, store, [])
+    assert len(first) == 6 and first == proposed(space, store, [])
+    sheets = [
+        Sheet("00000", first["00000"], "one", "stopped", last={"top1": 10.0}),
+        Sheet("00001", first["00001"], "one", "stopped"),
+        Sheet("00002", first["00002"], "one", "failed"),
+    ]
+    left = proposed(space, store, sheets)
+    assert sorted(left) == ["00002", "00003", "00004", "00005"]
+    assert left.pop("00002") == first["00002"]
+    earlier = {config["run.optim.lr"] for config in first.values()}
+    assert not earlier & {config["run.optim.lr"] for config in left.values()}
