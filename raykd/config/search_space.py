@@ -1,7 +1,7 @@
-"""What a sweep varies, and how it searches: the parts `grid`, `search` and `sweep` of a file.
+"""The search space of a sweep: the parts `grid`, `search` and `sweep` of an experiment file.
 
-A trial is named by its choice on every axis. A choice that is more than a number or a word (a
-method with its settings, a list of anchors) has a label, by which loggers and samplers know it.
+The configuration of a trial is its choice on every axis. A choice that is more than a number or a
+word (a method with its settings, a list of anchors) has a label, which loggers and samplers see.
 """
 
 import copy
@@ -23,7 +23,7 @@ from raykd.recipes import Asked, StudentRun
 _Number = Annotated[float, Field(ge=-Limits.RATE, le=Limits.RATE)]
 _Whole = Annotated[int, Field(ge=-Limits.SEED, le=Limits.SEED)]
 Scalar = str | int | float | bool | None
-METRICS = {  # of an epoch, and which is better
+METRICS = {  # metric of an epoch -> the better direction
     "top1": "max",
     "top5": "max",
     "validation_top1": "max",
@@ -35,31 +35,26 @@ METRICS = {  # of an epoch, and which is better
     "validation_loss": "min",
     "kl": "min",
 }
-_TRIED = 256  # combinations of a grid with which every draw is tried when a file is read
+_CHECKED = 256  # combinations of a grid with which every draw is checked when a file is read
 
 
 class Sweep(Record):
-    """How a sweep goes through its trials. None of it changes what a student's recipe means."""
+    """Settings of a sweep. None of them changes the recipe of a student."""
 
-    algorithm: Literal["random", "optuna"] = "random"  # of what `search` varies
-    samples: int = Field(
-        default=1, ge=1, le=1_000_000
-    )  # draws of it; of each combination of the grid if random
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # of the draws
+    algorithm: Literal["random", "optuna"] = "random"  # draws the values of `search`
+    # Number of draws: in all with optuna, for each combination of the grid with random.
+    samples: int = Field(default=1, ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # seed of the draws
     metric: str | None = None  # None: validation_top1 where images are held out, else top1
     mode: Literal["max", "min"] = "max"
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
-    grace_epochs: int = Field(
-        default=1, ge=1, le=Limits.ROWS
-    )  # asha, median: no trial is stopped before
-    reduction: int = Field(
-        default=3, ge=2, le=Limits.WORKERS
-    )  # asha: 1 in so many goes on at each rung
+    grace_epochs: int = Field(default=1, ge=1, le=Limits.ROWS)  # asha, median: no earlier stop
+    # asha: one trial in so many goes on at each rung.
+    reduction: int = Field(default=3, ge=2, le=Limits.WORKERS)
     generation_epochs: int = Field(default=1, ge=1, le=Limits.EPOCHS)  # pbt: between two exchanges
-    quantile: float = Field(default=0.25, gt=0, le=0.5)  # pbt: share that takes over from the best
-    concurrent: int | None = Field(
-        default=None, ge=1, le=Limits.WORKERS
-    )  # trials at a time; None: all that fit
+    quantile: float = Field(default=0.25, gt=0, le=0.5)  # pbt: share that copies the best ones
+    # Trials at a time; None: as many as fit.
+    concurrent: int | None = Field(default=None, ge=1, le=Limits.WORKERS)
 
 
 class Domain(Record):
@@ -89,7 +84,7 @@ class Domain(Record):
 
     @property
     def kind(self) -> Literal["uniform", "loguniform", "randint", "choice"]:
-        """Which of them is given."""
+        """The name of the field that is given."""
         for name in ("uniform", "loguniform", "randint"):
             if getattr(self, name) is not None:
                 return name
@@ -98,7 +93,7 @@ class Domain(Record):
 
 @dataclass(frozen=True)
 class Space:
-    """The students that a sweep can ask for: a base, and the axes on which they differ."""
+    """The students of a sweep: a base, and the axes on which they differ."""
 
     base: Mapping[str, Any]  # `run` of the file
     grid: Mapping[str, list[Any]]
@@ -106,7 +101,7 @@ class Space:
     sweep: Sweep = field(default_factory=Sweep)
 
     def choices(self, axis: str) -> dict[Scalar, Any]:
-        """The values of an axis that names them, each by its label."""
+        """The values of an axis of choices, by their labels."""
         values = self.grid[axis] if axis in self.grid else self.search[axis].choice
         assert values is not None, f"{axis} draws numbers"
         labelled: dict[Scalar, Any] = {}
@@ -128,12 +123,12 @@ class Space:
     def asked(self, config: Mapping[str, Scalar]) -> Asked:
         """The student of one trial, from its label or number on every axis.
 
-        Raises `ConfigError` where the values do not go together.
+        Raises `ConfigError` if the values do not go together.
         """
         return read_student(self.tree(config))
 
     def tree(self, config: Mapping[str, Scalar]) -> dict[str, Any]:
-        """`run` of the file with one trial's values in their places."""
+        """The part `run` of the file with one trial's values."""
         axes = {axis: [self._value(axis, config[axis])] for axis in (*self.grid, *self.search)}
         return next(iter(laid_out(copy.deepcopy(dict(self.base)), axes)))
 
@@ -151,7 +146,7 @@ def read_space(
 ) -> Space:
     """The space of an experiment file.
 
-    Raises `ConfigError` where a part cannot be read, or has more than `limit` trials.
+    Raises `ConfigError` if a part cannot be read, or if there are more than `limit` trials.
     """
     if not isinstance(search, dict):
         raise ConfigError("experiment.search: expected keys of run, each with what to draw from")
@@ -181,7 +176,7 @@ def read_space(
 
 
 def _check_metric(sweep: Sweep) -> None:
-    """Raise `ConfigError` where trials cannot be compared by the metric."""
+    """Raise `ConfigError` if trials cannot be compared by the metric."""
     metric = sweep.metric
     if metric is None:
         return
@@ -193,10 +188,10 @@ def _check_metric(sweep: Sweep) -> None:
 
 
 def _check_draws(space: Space) -> None:
-    """Raise `ConfigError` where a value that can be drawn does not suit the students."""
+    """Raise `ConfigError` if a value that can be drawn does not suit the students."""
     axes = {axis: [*space.choices(axis)] for axis in space.grid}
     drawn = {axis: _examples(space, axis) for axis in space.search}
-    for chosen in itertools.islice(itertools.product(*axes.values()), _TRIED):
+    for chosen in itertools.islice(itertools.product(*axes.values()), _CHECKED):
         first = dict(zip(axes, chosen, strict=True)) | {a: v[0] for a, v in drawn.items()}
         for axis, values in drawn.items():
             for value in values:
@@ -207,7 +202,7 @@ def _check_draws(space: Space) -> None:
 
 
 def _examples(space: Space, axis: str) -> list[Scalar]:
-    """Values that can be drawn for an axis: all choices, or the least number."""
+    """Values that can be drawn for an axis: all choices, or the lowest number."""
     domain = space.search[axis]
     return (
         [*space.choices(axis)] if domain.choice is not None else [getattr(domain, domain.kind)[0]]
@@ -215,7 +210,7 @@ def _examples(space: Space, axis: str) -> list[Scalar]:
 
 
 def _check_generations(space: Space) -> None:
-    """Raise `ConfigError` where a population cannot exchange what the space varies."""
+    """Raise `ConfigError` if population based training cannot search the space."""
     optim = space.base.get("optim") or {}
     if optim.get("schedule") != "constant":
         raise ConfigError(
@@ -237,7 +232,7 @@ def _check_generations(space: Space) -> None:
 
 
 def check_generation(asked: Asked) -> None:
-    """Raise `ConfigError` where a student cannot be one of a population."""
+    """Raise `ConfigError` if a student cannot be trained in a population."""
     if not isinstance(asked, StudentRun) or asked.route is not None or asked.after is not None:
         raise ConfigError(
             "experiment.sweep.scheduler: population based training makes stages of its own; "
@@ -251,7 +246,7 @@ def check_generation(asked: Asked) -> None:
 
 
 def _label(value: Any) -> str:
-    """What a person calls a value: a method by its name, anything else as JSON."""
+    """The label of a value: the name of a method with its settings, else JSON."""
     if isinstance(value, dict):
         if "combine" in value and isinstance(value["combine"], list):
             return " + ".join(_label(part) for part in value["combine"])

@@ -1,4 +1,4 @@
-"""What is known of the routes that searches are to find.
+"""Decisions of route searches, and the routes that follow from them.
 
 A search's artefact is a folder with the decisions so far, which is complete when the last anchor
 is chosen. The students that it trains on the way are artefacts of their own.
@@ -21,17 +21,17 @@ DECISIONS = "decisions.json"
 
 @dataclass(frozen=True)
 class Decision:
-    """What was measured after a stage, and where the search went."""
+    """Measurements after a stage, and the anchor that the search chose next."""
 
-    anchor: int  # of the stage
+    anchor: int  # the stage's checkpoint of the teacher, by its epoch
     student: str  # fingerprint of the stage's student
-    distances: dict[int, float]  # from that student to the stage's checkpoint and every later one
-    ratios: dict[int, float]  # relative hardness r of those; infinity where nothing is left to do
+    distances: dict[int, float]  # checkpoint -> distance of the student, from `anchor` on
+    ratios: dict[int, float]  # checkpoint -> relative hardness r; infinity if the student is there
     next: int
 
 
 class _Decision(BaseModel):
-    """A decision as its file has it."""
+    """A decision in the file."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -43,31 +43,31 @@ class _Decision(BaseModel):
 
 
 class _Decisions(BaseModel):
-    """The file."""
+    """The content of the file."""
 
     decisions: list[_Decision]
 
 
 def anchors_of(search: Search, decisions: list[Decision]) -> tuple[int, ...]:
-    """The anchors that are known: those of the stages, and the one to go to."""
+    """The anchors so far: those of the stages, and the next one."""
     first = search.candidates()[0]
     return (first, *(decision.next for decision in decisions))
 
 
 def is_complete(search: Search, decisions: list[Decision]) -> bool:
-    """Whether the last anchor, the trained teacher, is among the decisions."""
+    """True if the last anchor, the trained teacher, is among the decisions."""
     return anchors_of(search, decisions)[-1] == search.candidates()[-1]
 
 
 def is_found(store: Store, search: Search) -> bool:
-    """True where a search is over and its decisions are there. Raises `CacheCorrupt`."""
+    """True if a search is over and its decisions are there. Raises `CacheCorrupt`."""
     return store.has(search) and is_complete(search, read_decisions(store, search))
 
 
 def read_decisions(store: Store, search: Search) -> list[Decision]:
-    """What a search has decided so far. Raises `CacheCorrupt` where that cannot be read."""
+    """The decisions of a search so far. Raises `CacheCorrupt` if they cannot be read."""
     path = store.path(search) / DECISIONS
-    if not store.has(search):  # otherwise they are final, and came with it
+    if not store.has(search):  # otherwise they are final, and were fetched with the artefact
         store.renew(path)
     if not path.exists():
         return []
@@ -84,7 +84,7 @@ def read_decisions(store: Store, search: Search) -> list[Decision]:
 
 
 def _check(search: Search, decisions: list[Decision]) -> None:
-    """Raise `ValueError` where decisions are not those of a search, one after the other."""
+    """Raise `ValueError` unless the decisions are a search's, one after the other."""
     candidates = search.candidates()
     for number, decision in enumerate(decisions):
         anchors = anchors_of(search, decisions[:number])
@@ -96,7 +96,7 @@ def _check(search: Search, decisions: list[Decision]) -> None:
 
 
 def write_decisions(store: Store, search: Search, decisions: list[Decision]) -> None:
-    """Keep what a search has decided so far."""
+    """Write the decisions of a search so far."""
     value = {
         "candidates": search.candidates(),
         "threshold": search.threshold,
@@ -107,7 +107,7 @@ def write_decisions(store: Store, search: Search, decisions: list[Decision]) -> 
 
 
 def next_stage(store: Store, search: Search) -> StudentRun | None:
-    """The student that a search has to train next; None where the search is over."""
+    """The student that a search has to train next; None if the search is over."""
     decisions = read_decisions(store, search)
     if is_complete(search, decisions):
         return None
@@ -115,16 +115,19 @@ def next_stage(store: Store, search: Search) -> StudentRun | None:
 
 
 def route_found(store: Store, run: Asked) -> StudentRun | None:
-    """The student that was asked for; None where its route is not found yet."""
+    """The student itself, or the one along the route that its search found; None before that."""
     if isinstance(run, StudentRun):
         return run
     decisions = read_decisions(store, run.search)
-    known = is_complete(run.search, decisions)
-    return run.along(anchors_of(run.search, decisions)) if known else None
+    complete = is_complete(run.search, decisions)
+    return run.along(anchors_of(run.search, decisions)) if complete else None
 
 
 def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[LogitsRun]]:
-    """The students that are known, or the stages that searches are at, and what they measure by."""
+    """The students that can be planned so far, and the caches that searches measure with.
+
+    While a search is under way, its next stage stands for its student.
+    """
     students, caches = [], []
     for run in runs:
         student = route_found(store, run)
@@ -139,12 +142,12 @@ def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[
 def measures(search: Search) -> list[LogitsRun]:
     """The caches by which a search measures distances."""
     if not search.student.cached():
-        return []  # it asks the teacher in person
+        return []  # the live teacher answers
     return [search.student.validation_logits(anchor) for anchor in search.candidates()]
 
 
 def _plain(decision: Decision) -> dict[str, Any]:
-    """A decision as JSON has it, where infinity is null."""
+    """A decision as JSON, with null for infinity."""
     ratios = {str(a): r if math.isfinite(r) else None for a, r in decision.ratios.items()}
     return {
         "anchor": decision.anchor,

@@ -1,8 +1,10 @@
-"""What a sweep leaves in the store: a sheet per trial, and the table of all of them.
+"""Files of a sweep in the store: a sheet per trial, and the table of all of them.
 
-root/sweeps/<name>/trials/<trial>.json   what was asked, and how it ended
+root/sweeps/<name>/trials/<trial>.json   configuration, recipe and outcome of a trial
 root/sweeps/<name>/results.csv, .arrow   a line per trial
-root/tune/<name>/                        Ray Tune's own notes, TensorBoard's files
+root/tune/<name>/                        Ray Tune's logs, TensorBoard's files among them
+
+The sheets are all that a sweep is restored from.
 """
 
 import hashlib
@@ -28,8 +30,8 @@ from raykd.training.finite import is_finite
 from raykd.training.result import training_seconds
 from raykd.training.route_results import route_found
 
-SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # of an epoch
-_TRIAL = re.compile(r"[A-Za-z0-9_-]+")  # names of trials, which are names of files
+SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # metrics of an epoch
+_TRIAL_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it is the name of a file, too
 State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
 
 
@@ -37,15 +39,15 @@ State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, b
 class Sheet:
     """One trial of a sweep."""
 
-    trial: str
-    config: dict[str, Any]  # its choice on every axis
-    session: str  # of the driver that saw it last
+    trial: str  # its name: the number, with five digits
+    config: dict[str, Any]  # axis -> label or number
+    session: str  # names the driver that started it last
     state: State = "running"
-    asked: Asked | None = None  # None: the values do not go together
+    asked: Asked | None = None  # None if the values do not go together
     error: str | None = None
-    seconds: float = 0.0  # since it began, waiting included
-    last: dict[str, float] | None = None  # of its last report: the numbers of an epoch
-    code: int | None = None  # the exit status of its error, where that is one of ours
+    seconds: float = 0.0  # since its start, waiting included
+    last: dict[str, float] | None = None  # metrics of its last report
+    code: int | None = None  # exit status of its error, if that is a RaykdError
 
 
 def sweep_name(experiment: Experiment) -> str:
@@ -64,9 +66,10 @@ def sweep_name(experiment: Experiment) -> str:
 
 
 def asked_by(experiment: Experiment, store: Store) -> tuple[Experiment, list[Sheet]]:
-    """A resolved experiment with the students that its sweep asked for, and the trials so far.
+    """A resolved experiment with the students of its sweep as runs, and the sheets so far.
 
-    A search asks for what it draws; a grid for all of its combinations, begun or not.
+    The students of a grid are all of its combinations, begun or not; those of a search are the
+    ones that were drawn.
     """
     if experiment.space is None:
         return experiment, []
@@ -82,7 +85,7 @@ def folder_of(store: Store, name: str) -> Path:
 
 
 def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
-    """Write one trial down."""
+    """Write the sheet of one trial."""
     value, asked = vars(sheet) | {}, sheet.asked
     del value["asked"]
     if isinstance(asked, StudentRun):
@@ -93,13 +96,13 @@ def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
 
 
 def read_sheet(store: Store, name: str, trial: str) -> Sheet | None:
-    """One trial of a sweep; None where it never began."""
+    """The sheet of one trial; None if it never began."""
     path = store.renew(_path(store, name, trial))
     return _read(path) if path.is_file() else None
 
 
 def read_sheets(store: Store, name: str) -> list[Sheet]:
-    """The trials of a sweep that began, in their order."""
+    """The sheets of all trials that began, in the order of their names."""
     paths = sorted(store.renew_all(folder_of(store, name) / "trials").glob("*.json"))
     return [_read(path) for path in paths]
 
@@ -125,7 +128,7 @@ def _write_arrow(table: pa.Table, sink: Any) -> None:
 
 
 def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
-    """A trial as a line of the table: axes, then what came of it."""
+    """A trial as a row of the table: its choices, then its results."""
     row: dict[str, Any] = {"trial": sheet.trial, "state": sheet.state, **sheet.config}
     row["epochs_done"] = (sheet.last or {}).get("epochs_done")
     student = None if sheet.asked is None else route_found(store, sheet.asked)
@@ -134,7 +137,7 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
     if student is not None and store.has(student):
         result = read_result(store.path(student), Tested)
         row |= dict.fromkeys(SCORES)
-        if is_finite(result["last"]):  # earlier versions finished trainings without numbers
+        if is_finite(result["last"]):  # earlier versions finished diverged trainings
             row |= {key: result["last"].get(key) for key in SCORES}
             row["best_top1"] = result["best"].get("top1")
         for key in ("parameters", "flops", "latency_ms"):
@@ -153,7 +156,7 @@ def _anchors(stage: StudentRun) -> tuple[int, ...]:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """A column; of several kinds of values, or of nothing, as text."""
+    """A column; as text if its values are of several types, or if there are none."""
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) == 1 or kinds == {int, float}:
         return pa.array(
@@ -163,14 +166,14 @@ def _column(values: Sequence[Any]) -> pa.Array:
 
 
 def _path(store: Store, name: str, trial: str) -> Path:
-    """A trial's file. Raises `CacheCorrupt` for a name that Tune gives no trial."""
-    if _TRIAL.fullmatch(trial) is None:
+    """A trial's file. Raises `CacheCorrupt` if it is not the name of a trial."""
+    if _TRIAL_NAME.fullmatch(trial) is None:
         raise CacheCorrupt(f"{folder_of(store, name)}: a sheet is of a trial called {trial!r}")
     return folder_of(store, name) / "trials" / f"{trial}.json"
 
 
-class _Written(BaseModel):
-    """A sheet as its file has it."""
+class _SheetFile(BaseModel):
+    """The content of a sheet's file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -188,11 +191,11 @@ class _Written(BaseModel):
 
 
 def _read(path: Path) -> Sheet:
-    """The sheet in a file. Raises `CacheCorrupt` where it is none."""
+    """Read the sheet in a file. Raises `CacheCorrupt` if it is not one."""
     advice = "remove the file, or begin anew with --fresh"
     value = read_json(path, advice=advice)
     try:
-        sheet = _sheet(_Written.model_validate(value))
+        sheet = _sheet(_SheetFile.model_validate(value))
         if sheet.trial != path.stem:
             raise ValueError(f"it is of trial {sheet.trial!r}")
         return sheet
@@ -202,7 +205,7 @@ def _read(path: Path) -> Sheet:
         ) from error
 
 
-def _sheet(written: _Written) -> Sheet:
+def _sheet(written: _SheetFile) -> Sheet:
     asked: Asked | None = None
     if written.student is not None:
         asked = StudentRun.read(written.student)  # pyright: ignore[reportAssignmentType]
