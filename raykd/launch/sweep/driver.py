@@ -31,6 +31,7 @@ from raykd.launch.sweep.reporter import Reporter, in_words, rounded
 from raykd.launch.sweep.trial import Brief, run_trial
 from raykd.launch.sweep.trials import (
     Proposals,
+    axes_of,
     check_searcher,
     concurrent,
     metric_of,
@@ -182,19 +183,26 @@ def _tuner(
     Tune writes its state beside the logs, with pickles in it. It is never restored from there.
     """
     space, metric = brief.space, str(proposals.metric)
-    function = run_generations if space.sweep.scheduler == "pbt" else run_trial
+    population = space.sweep.scheduler == "pbt"
+    function = run_generations if population else run_trial
+
+    def name(trial: Any) -> str:
+        trial.evaluated_params = dict(trial.config)  # TensorBoard shows them as hparams
+        return names.pop(trial.trial_id.rpartition("_")[2])
+
     trainable = tune.with_resources(
         tune.with_parameters(function, brief=brief), lambda config: resources(brief, config)
     )
     return tune.Tuner(
         trainable,
+        param_space=axes_of(space) if population else None,
         tune_config=tune.TuneConfig(
-            search_alg=proposals,
+            search_alg=proposals.population() if population else proposals,
             scheduler=scheduler(experiment, space, metric),
             num_samples=proposals.left,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
-            trial_name_creator=lambda trial: names.pop(trial.trial_id),
+            trial_name_creator=name,
             trial_dirname_creator=_log_folder,
         ),
         run_config=tune.RunConfig(

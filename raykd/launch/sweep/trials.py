@@ -9,6 +9,7 @@ import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
 
 from raykd.config.experiment import Experiment, basis
@@ -32,7 +33,7 @@ class Proposals(Searcher):
     trials that are over are observations of the study, and configurations that were drawn for
     others are tried again first.
 
-    `names` holds the names of trials that were proposed, by the ids that Tune gave them.
+    `names` holds the names of trials that are proposed, by Tune's ids or their ends.
     """
 
     def __init__(
@@ -71,6 +72,13 @@ class Proposals(Searcher):
         self._names[trial_id], config = self._waiting.pop(0)
         return config if self._study is None else self._study.suggest(trial_id)
 
+    def population(self) -> BasicVariantGenerator:
+        """All trials at once, in a generator of Tune's: its PBT accepts no other searcher."""
+        for index, (name, _) in enumerate(self._waiting):
+            self._names[f"{index:05d}"] = name  # the end of the id that Tune will give it
+        configs = [config for _, config in self._waiting]
+        return BasicVariantGenerator(points_to_evaluate=configs)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass a trial's report on to Optuna."""
         if self._study is not None:
@@ -106,14 +114,18 @@ def _is_over(store: Store, sheet: Sheet) -> bool:
 
 def configurations(space: Space) -> list[dict[str, Any]]:
     """The choice or number of every trial on every axis: the same draws for the same seed."""
-    axes: dict[str, Any] = {axis: tune.grid_search([*space.choices(axis)]) for axis in space.grid}
-    axes |= {axis: _domain(space, axis) for axis in space.search}
-    random = np.random.default_rng(space.sweep.seed)
+    axes, random = axes_of(space), np.random.default_rng(space.sweep.seed)
     return [
         spec["config"]
         for _ in range(space.sweep.samples)
         for _, spec in generate_variants({"config": axes}, random_state=random)
     ]
+
+
+def axes_of(space: Space) -> dict[str, Any]:
+    """The space in Tune's terms: every label on the grid, and draws from the search."""
+    grid: dict[str, Any] = {axis: tune.grid_search([*space.choices(axis)]) for axis in space.grid}
+    return grid | {axis: _domain(space, axis) for axis in space.search}
 
 
 def _study(
