@@ -81,7 +81,8 @@ def test_a_map_says_its_ratios_its_threshold_and_where_it_went(report):
     assert "after 6 6: 1.00, 8: 1.25, next 8" in chart.picture.alt
     numbers = re.findall(r">([\d.]+|inf)</text>", chart.picture.svg)
     assert [number for number in numbers if "." in number].count("1.25") == 2
-    assert chart.picture.svg.count("stroke: var(--paper)") == 2  # a frame for each decision
+    frames = chart.picture.svg.count("fill: none; stroke: var(--paper)")
+    assert frames == 2  # one for each decision
 
 
 def test_infinity_is_a_number_of_the_map_and_null_in_json(store, experiment):
