@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from raykd.cli import main
 from raykd.config.experiment import load, parse
 from raykd.config.resolve import resolve
-from raykd.data.packing.pack_into_store import into_store
+from raykd.data.packing import into_store
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet, sweep_name, write_sheet
 from tests.data.photos import photos, streamed

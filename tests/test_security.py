@@ -27,9 +27,11 @@ from raykd.core import safe_names
 from raykd.core.errors import CacheCorrupt, ConfigError, DataError, Unreachable
 from raykd.data.dataset import open_images, read
 from raykd.data.record import Data
-from raykd.data.sources import byte_ranges, pack_shards
+from raykd.data.sources import pack_shards
 from raykd.data.sources.decode import decoded
 from raykd.data.sources.files import Files
+from raykd.data.sources.pack_shards import read_pack
+from raykd.data.sources.tars import read_webdataset
 from raykd.export.folder import check_folder
 from raykd.export.lookup import by_fingerprint
 from raykd.outputs.manifest import read_manifest
@@ -348,7 +350,7 @@ def test_packs(tmp_path, planted, name):
     pack = pack_of(tmp_path)
     (pack / name).write_bytes(planted)
     with pytest.raises(CacheCorrupt, match=name):
-        byte_ranges.pack(str(pack))
+        read_pack(str(pack))
 
 
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", "x/../../victim", "..\\victim"])
@@ -362,12 +364,12 @@ def test_names_in_packs_lead_nowhere_else(tmp_path, name):
     facts["splits"]["train"]["index"] = index | {name: arrow.checksum(b"before")}
     (pack / "pack.json").write_text(json.dumps(pack_shards.sealed(facts)))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
-        byte_ranges.pack(str(pack))
+        read_pack(str(pack))
     train = facts["splits"]["train"] | {"index": index}
     facts["splits"] = {"train": train, name: train}
     (pack / "pack.json").write_text(json.dumps(pack_shards.sealed(facts)))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
-        byte_ranges.pack(str(pack))
+        read_pack(str(pack))
 
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "a\0b", ".."]
@@ -394,7 +396,7 @@ def test_other_names_are_names():
 
 
 def test_names_in_an_index_lead_nowhere_else(tmp_path):
-    from raykd.data.sources.encoded import Names, Ranges
+    from raykd.data.sources.byte_ranges import Names, Ranges
 
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "root").mkdir()
@@ -419,7 +421,7 @@ def test_members_of_tar_files_are_never_unpacked(tmp_path, planted):
         file.addfile(link)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError):
-        byte_ranges.webdataset(str(tmp_path))
+        read_webdataset(str(tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -43,7 +43,7 @@ from raykd.data.loading.decode_workers import Decoder
 from raykd.data.loading.loader import Views
 from raykd.data.loading.raw_batches import Wanted
 from raykd.data.record import Data, Stream
-from raykd.data.sources.encoded import Encoded
+from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
 from raykd.data.transforms.crop import Crop

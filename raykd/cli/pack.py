@@ -10,7 +10,7 @@ import click
 from raykd.cli.shared import JSON, print_json, speaking
 
 if TYPE_CHECKING:
-    from raykd.data.packing.packer import Packed, Packing, Part
+    from raykd.data.packing import Packed, Packing, Part
     from raykd.tracking.console import Teller
 
 
@@ -61,9 +61,8 @@ def pack(
     of `raykd show datasets`, - where that has a downloader of its own. Images stay encoded as
     they are. The same command goes on where one was stopped, and repairs what was damaged.
     """
-    from raykd.data.packing.pack_sources import kind_of, of_located, stock_of
-    from raykd.data.packing.packer import Packing
-    from raykd.data.sources.byte_ranges import Located
+    from raykd.data.packing import Packing, kind_of
+    from raykd.data.sources import SOURCES
     from raykd.data.sources.files import Files
     from raykd.tracking.console import Teller
 
@@ -72,8 +71,7 @@ def pack(
     root = None if source == "-" else source
     chosen = name or kind_of(source)
     teller.say(f"looking for the images of {source} ({chosen})")
-    found = stock_of(chosen, root)
-    stock = of_located(found) if isinstance(found, Located) else found
+    stock = SOURCES[chosen](root)
     packing = Packing(
         stock,
         chosen if root is None else Files.at(root).describe(""),

@@ -1,5 +1,6 @@
-"""Images: read from any source, cut and mixed by the sample's key, batched.
+"""Images: read from any source, augmented by the sample's key, batched.
 
-Imports `core` and `storage`. `sources/` is where images come from, `transforms/` are pure functions
-of a sample's key, `packing/` makes shards, `loading/` makes batches. Begin with `dataset.py`.
+`record.py` has what a recipe says of images, and `dataset.py` reads and opens them. `sources/` are
+the layouts in which images come, `transforms/` pure functions of a sample's key, `packing.py`
+writes shards, `loading/` makes batches. Imports `core` and `storage`.
 """

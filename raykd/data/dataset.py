@@ -18,14 +18,13 @@ from raykd.data import image_index, in_memory
 from raykd.data.image_index import DIGEST_DIGITS, MARKER, read_record
 from raykd.data.in_memory import Images, decode_into, undecodable
 from raykd.data.loading.sampler import stratified
-from raykd.data.packing.pack_into_store import into_store
-from raykd.data.packing.pack_sources import Stock, stock_of
+from raykd.data.packing import into_store
 from raykd.data.record import Data, ResolvedData, Split
 from raykd.data.sources import SOURCES
-from raykd.data.sources.byte_ranges import Located
-from raykd.data.sources.encoded import Encoded
+from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.files import Files
-from raykd.data.sources.raw_split import listed, numbered, summary, unusable
+from raykd.data.sources.pack_shards import check_shards
+from raykd.data.sources.splits import Dataset, listed, numbered, summary, unusable
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 
@@ -100,10 +99,8 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
 
     Raises `DataError` where other images than these were expected.
     """
-    if root is not None and not is_url(root) and "{" not in root and not Path(root).exists():
-        raise DataError(f"{root}: there is no such file or folder (data.path)")
     if data.stream is None:
-        found = stock_of(data.name, root)
+        found = SOURCES[data.name](root)
     else:
         found = into_store(store, data.name, root, say, skip_bad=skip_bad)
     taken, reading = image_index.known(store, data.name, found, skip_bad=skip_bad), None
@@ -118,16 +115,17 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
         )
     folder = folder_of(store, data, taken.digest)
     if data.stream is not None:
-        assert isinstance(found, Located), "what is streamed lies in files"
         whole = image_index.is_at(store, folder, found)
     else:
         whole = store.whole(folder, MARKER)
     if not whole and reading is None:
         reading = image_index.read_again(found, taken, say, skip_bad=skip_bad)
     if not whole and reading is not None:
-        if isinstance(found, Located) and data.stream is not None:
+        if data.stream is not None:
             image_index.write(store, found, reading)
         else:
+            if found.digest:  # of a pack, whose images were not read for it
+                check_shards(Files.at(image_index.root_of(found)))
             decode_into(folder, found, reading, data.resize, say, skip_bad=skip_bad)
         store.share(folder, MARKER)
     image_index.remember(store, data.name, found, taken, skip_bad=skip_bad)
@@ -137,9 +135,7 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
     return facts
 
 
-def _tell(
-    say: Say, data: Data, found: Located | Stock, taken: image_index.Taken, facts: Facts
-) -> None:
+def _tell(say: Say, data: Data, found: Dataset, taken: image_index.Taken, facts: Facts) -> None:
     """Say what was read, and what was left out."""
     counts, skipped, bad = taken.counts, taken.skipped, taken.bad
     if isinstance(facts, in_memory.Facts):

@@ -26,11 +26,17 @@ from pydantic import ConfigDict, ValidationError
 from raykd.core.errors import CacheCorrupt, DataError
 from raykd.core.record import Record
 from raykd.core.safe_names import is_below, text
-from raykd.data.packing.pack_sources import Readable, Stock, of_located
-from raykd.data.sources.byte_ranges import Located
-from raykd.data.sources.encoded import Encoded, index_names, read_index, write_index
+from raykd.data.sources.byte_ranges import Encoded, Ranges, index_names, read_index, write_index
 from raykd.data.sources.encoded_image import check
-from raykd.data.sources.raw_split import NAMED, check_any, check_filled, empty_classes, unusable
+from raykd.data.sources.splits import (
+    NAMED,
+    Dataset,
+    Images,
+    check_any,
+    check_filled,
+    empty_classes,
+    unusable,
+)
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_json, write_json
 
@@ -43,7 +49,7 @@ _BYTES = "bytes:"  # before the hex digits of a path that is not UTF-8
 _SAY_SECONDS = 10.0
 
 Say = Callable[[str], None]
-MoreFaults = Callable[[Stock, Mapping[str, np.ndarray]], list[str]]  # of the rows of each split
+MoreFaults = Callable[[Dataset, Mapping[str, np.ndarray]], list[str]]  # of the rows of each split
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
@@ -119,9 +125,9 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
     return hasher.hexdigest()[:DIGEST_DIGITS]
 
 
-def known(store: Store, name: str, found: Located | Stock, *, skip_bad: bool) -> Taken | None:
+def known(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Taken | None:
     """The summary of an earlier reading of files that have not changed; None without one."""
-    if isinstance(found, Located) and found.digest:
+    if found.digest:
         counts = {split: len(labels) for split, (_, labels) in found.splits.items()}
         empty = empty_classes(found.names, found.splits["train"][1])
         return Taken(digest=found.digest, counts=counts, empty=tuple(empty))
@@ -129,47 +135,50 @@ def known(store: Store, name: str, found: Located | Stock, *, skip_bad: bool) ->
     return read_record(Taken, path) if found.stamp and path.is_file() else None
 
 
-def remember(
-    store: Store, name: str, found: Located | Stock, taken: Taken, *, skip_bad: bool
-) -> None:
+def remember(store: Store, name: str, found: Dataset, taken: Taken, *, skip_bad: bool) -> None:
     """Keep what was seen of files, for as long as they are as they are."""
     if found.stamp:
         write_json(_stamp(store, name, found, skip_bad=skip_bad), taken.plain())
 
 
-def is_at(store: Store, folder: Path, found: Located) -> bool:
+def is_at(store: Store, folder: Path, found: Dataset) -> bool:
     """Whether an index in the store is of these files, and not of others with the same images."""
     return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).place == root_of(
         found
     )
 
 
-def root_of(found: Located) -> str:
-    """Where the files of located images lie."""
-    ranges, _ = next(iter(found.splits.values()))
-    return ranges.files.root
+def ranges_of(found: Dataset) -> dict[str, Ranges]:
+    """The splits of a dataset whose images are ranges of files; empty for another one."""
+    images = {split: samples.images for split, samples in found.splits.items()}
+    ranges = {split: part for split, part in images.items() if isinstance(part, Ranges)}
+    return ranges if len(ranges) == len(images) else {}
 
 
-def _stamp(store: Store, name: str, found: Located | Stock, *, skip_bad: bool) -> Path:
-    place = root_of(found) if isinstance(found, Located) else name
+def root_of(found: Dataset) -> str:
+    """The root of the files that images are ranges of; empty for other images."""
+    return next((part.files.root for part in ranges_of(found).values()), "")
+
+
+def _stamp(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Path:
+    place = root_of(found) or name
     seen = json.dumps([STAMPS, place, skip_bad, found.stamp])
     key = hashlib.sha256(seen.encode())
     return store.root / "images" / "stamps" / key.hexdigest()[:20]
 
 
 def read_through(
-    found: Located | Stock, say: Say, *, skip_bad: bool, more: MoreFaults | None = None
+    found: Dataset, say: Say, *, skip_bad: bool, more: MoreFaults | None = None
 ) -> Reading:
     """Read every image once, for what identifies it.
 
     Raises `DataError` that names those that cannot be images, all of them at once, together with
     what is wrong with `more` of them. With `skip_bad` they are left out.
     """
-    stock = of_located(found) if isinstance(found, Located) else found
     rows: dict[str, np.ndarray] = {}
     contents: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     faults: list[str] = []
-    for split, (images, labels) in stock.splits.items():
+    for split, (images, labels) in found.splits.items():
         codes, bad = _read_split(split, images, say)
         faults += bad.values()
         good = np.ones(len(labels), dtype=bool)
@@ -177,22 +186,22 @@ def read_through(
         rows[split] = np.flatnonzero(good)
         contents[split] = (labels[good], codes[good])
     if faults and not skip_bad:
-        faults += more(stock, rows) if more is not None else []
+        faults += more(found, rows) if more is not None else []
         raise unusable(faults, len(faults))
     for split, own in rows.items():
         check_any(split, len(own))
-    check_filled(stock.names, contents["train"][0], stock.about)
+    check_filled(found.names, contents["train"][0], found.about)
     taken = Taken(
-        digest=digest_of(stock.names, contents),
+        digest=digest_of(found.names, contents),
         counts={split: len(own) for split, own in rows.items()},
-        empty=tuple(empty_classes(stock.names, contents["train"][0])),
+        empty=tuple(empty_classes(found.names, contents["train"][0])),
         skipped=len(faults),
         bad=tuple(faults[:NAMED]),
     )
     return Reading(taken, rows)
 
 
-def read_again(found: Located | Stock, taken: Taken, say: Say, *, skip_bad: bool) -> Reading:
+def read_again(found: Dataset, taken: Taken, say: Say, *, skip_bad: bool) -> Reading:
     """Which images of files that were read before can be used; read only where some cannot."""
     if taken.skipped:
         return read_through(found, say, skip_bad=skip_bad)
@@ -200,12 +209,12 @@ def read_again(found: Located | Stock, taken: Taken, say: Say, *, skip_bad: bool
     return Reading(taken, rows)
 
 
-def write(store: Store, found: Located, reading: Reading) -> str:
+def write(store: Store, found: Dataset, reading: Reading) -> str:
     """Write where images lie into the store, for those that can be used; returns their digest."""
     digest = reading.taken.digest
     folder, checksums = folder_of(store, digest), {}
-    for split, (ranges, labels) in found.splits.items():
-        rows = reading.rows[split]
+    for split, ranges in ranges_of(found).items():
+        rows, labels = reading.rows[split], found.splits[split].labels
         own = ranges.take(torch.from_numpy(rows))
         checksums[split] = write_index(folder, split, own, torch.from_numpy(labels[rows]))
     facts = Facts(digest=digest, root=_written(root_of(found)), names=found.names, splits=checksums)
@@ -267,7 +276,7 @@ def check_labels(folder: Path, labels: torch.Tensor, names: Sequence[str]) -> No
         )
 
 
-def _read_split(split: str, images: Readable, say: Say) -> tuple[np.ndarray, dict[int, str]]:
+def _read_split(split: str, images: Images, say: Say) -> tuple[np.ndarray, dict[int, str]]:
     """Contents uint8 [N, 16] of a split's images, and by row why some cannot be images."""
     codes = np.zeros((len(images), CONTENT_BYTES), dtype=np.uint8)
     bad: dict[int, str] = {}

@@ -6,7 +6,7 @@
 Shapes: N images, H, W pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raykd.core.errors import CacheCorrupt, DataError
+from raykd.core.errors import CacheCorrupt
 from raykd.core.record import Record
 from raykd.data.image_index import (
     MARKER,
@@ -27,10 +27,8 @@ from raykd.data.image_index import (
     read_record,
     whole,
 )
-from raykd.data.packing.pack_sources import Readable, Stock, of_located
-from raykd.data.sources.byte_ranges import Located
 from raykd.data.sources.decode import decode
-from raykd.data.sources.raw_split import NAMED, Samples, check_any, check_filled, numbered, unusable
+from raykd.data.sources.splits import NAMED, Dataset, check_any, check_filled, numbered, unusable
 from raykd.storage import arrow
 from raykd.storage.store import Store, write_json
 
@@ -91,43 +89,19 @@ def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
     return facts, splits
 
 
-class _Chosen:
-    """The images of a split at some rows, which rise."""
-
-    def __init__(self, images: Readable, rows: np.ndarray) -> None:
-        self._images = images
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[bytes | DataError]:
-        wanted, row = set(self._rows.tolist()), 0
-        for block in self._images.blocks(0, len(self._images)):
-            for image in block:
-                if row in wanted:
-                    yield image
-                row += 1
-
-
-def _samples(stock: Stock, split: str, rows: np.ndarray) -> Samples:
-    images, labels = stock.splits[split]
-    return Samples(_Chosen(images, rows), labels[rows], lambda row: images.origin(int(rows[row])))
-
-
-def undecodable(stock: Stock, rows: Mapping[str, np.ndarray]) -> list[str]:
+def undecodable(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> list[str]:
     """Why some images at the rows of each split cannot be decoded."""
     faults: list[str] = []
     for split, own in rows.items():
         found: dict[int, str] = {}
-        decode(_samples(stock, split, own), 1, faults=found)
+        decode(dataset.splits[split].images, own, 1, faults=found)
         faults += found.values()
     return faults
 
 
 def decode_into(
     folder: Path,
-    found: Located | Stock,
+    dataset: Dataset,
     reading: Reading,
     resize: int | None,
     say: Say,
@@ -139,23 +113,23 @@ def decode_into(
     Raises `DataError` that names all images that cannot be decoded; with `skip_bad` they are left
     out.
     """
-    stock = of_located(found) if isinstance(found, Located) else found
     size: tuple[int, int] | None = None
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     faults: list[str] = []
     for split, rows in reading.rows.items():
-        samples, bad = _samples(stock, split, rows), {}
-        pixels = decode(samples, resize, size, faults=bad)
+        images, bad = dataset.splits[split].images, {}
+        labels = dataset.splits[split].labels[rows]
+        pixels = decode(images, rows, resize, size, faults=bad)
         size = size or ((pixels.shape[1], pixels.shape[2]) if pixels.size else None)
         faults += bad.values()
-        arrays[split] = pixels, samples.labels
+        arrays[split] = pixels, labels
         if bad:
-            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(samples.labels, [*bad])
+            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(labels, [*bad])
     if faults and not skip_bad:
         raise unusable(faults, len(faults))
     for split, (_, labels) in arrays.items():
         check_any(split, len(labels))
-    check_filled(stock.names, arrays["train"][1], stock.about)
+    check_filled(dataset.names, arrays["train"][1], dataset.about)
     assert size is not None, "a dataset has a split"
     volume = sum(pixels.nbytes for pixels, _ in arrays.values())
     counts = {split: len(labels) for split, (_, labels) in arrays.items()}
@@ -170,7 +144,7 @@ def decode_into(
         checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
     facts = Facts(
         digest=reading.taken.digest,
-        names=stock.names,
+        names=dataset.names,
         size=size,
         splits=checksums,
         counts=counts,

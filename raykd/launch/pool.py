@@ -17,7 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError, WorkFailed
-from raykd.data.packing.packer import Packed, Packing, Part
+from raykd.data.packing import Packed, Packing, Part
 from raykd.launch import cluster_watch
 from raykd.launch.capacity import await_room, fitting, gpus_per_worker
 from raykd.launch.preemption import NodeNotice, draining

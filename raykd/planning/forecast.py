@@ -22,7 +22,7 @@ from raykd.config.tree import read_yaml
 from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
 from raykd.data.record import Data
-from raykd.data.sources.encoded import Encoded
+from raykd.data.sources.byte_ranges import Encoded
 from raykd.models.staged import parameter_count
 from raykd.planning import scaling
 from raykd.planning.estimate import Rates, missing_rows

@@ -17,7 +17,7 @@ from PIL import Image
 from raykd.core.errors import DataError
 from raykd.data.sources import SOURCES
 from raykd.data.sources.decode import decode
-from raykd.data.sources.raw_split import Found
+from raykd.data.sources.splits import Dataset
 
 
 def picture(seed: int = 0, height: int = 6, width: int = 8) -> Image.Image:
@@ -39,8 +39,8 @@ def put(path: Path, data: bytes | str | None = None) -> Path:
     return path
 
 
-def pixels(found: Found, split: str = "train", resize: int | None = None) -> np.ndarray:
-    return decode(found.splits[split], resize)
+def pixels(found: Dataset, split: str = "train", resize: int | None = None) -> np.ndarray:
+    return decode(found.splits[split].images, resize=resize)
 
 
 def refusal(name: str, path: Path | None) -> str:

@@ -12,11 +12,10 @@ from click.testing import CliRunner
 
 from raykd.cli import main
 from raykd.data import image_index
-from raykd.data.packing.pack_sources import of_located
-from raykd.data.packing.packer import Packed, Packing
-from raykd.data.sources import byte_ranges
-from raykd.data.sources.byte_ranges import Located
+from raykd.data.packing import Packed, Packing
 from raykd.data.sources.files import Files
+from raykd.data.sources.folders import read_folder
+from raykd.data.sources.splits import Dataset
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture
 
@@ -31,9 +30,9 @@ def quiet(text: str) -> None:
 
 
 def packing(source: Path | str, place: Path | str, **changes) -> Packing:
-    found = byte_ranges.folder(str(source))
+    found = read_folder(str(source))
     values = {"shard_mb": MB} | changes
-    return Packing(of_located(found), str(source), Files.at(place), **values)
+    return Packing(found, str(source), Files.at(place), **values)
 
 
 def packed(source: Path | str, place: Path | str, **changes) -> list[Packed]:
@@ -43,11 +42,11 @@ def packed(source: Path | str, place: Path | str, **changes) -> list[Packed]:
     return made
 
 
-def images(found: Located, split: str = "train") -> list[bytes]:
+def images(found: Dataset, split: str = "train") -> list[bytes]:
     return [*found.splits[split][0]]
 
 
-def same(a: Located, b: Located) -> None:
+def same(a: Dataset, b: Dataset) -> None:
     """The same images with the same labels and class names, in the same order."""
     assert (a.names, sorted(a.splits)) == (b.names, sorted(b.splits))
     for split in a.splits:
@@ -55,7 +54,7 @@ def same(a: Located, b: Located) -> None:
         assert images(a, split) == images(b, split)
 
 
-def digest(store: Store, found: Located, *, skip_bad: bool = False) -> str:
+def digest(store: Store, found: Dataset, *, skip_bad: bool = False) -> str:
     """The digest of the images of some files, which are in the store then."""
     reading = image_index.read_through(found, quiet, skip_bad=skip_bad)
     return image_index.write(store, found, reading)

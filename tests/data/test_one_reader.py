@@ -13,11 +13,10 @@ from PIL import Image
 from raykd.core.errors import CacheCorrupt, DataError
 from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.loader import Views
-from raykd.data.packing.pack_sources import of_located
-from raykd.data.packing.packer import Packing
+from raykd.data.packing import Packing
 from raykd.data.record import Data, Stream
-from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files
+from raykd.data.sources.folders import read_folder
 from raykd.data.transforms.augment import Augment
 from raykd.storage.store import Store, read_json, write_json
 from tests.data.files import encoded, picture, put
@@ -158,7 +157,7 @@ STREAM = Stream(size=SIDE, resize=SIDE)
 
 def pack(root: Path, place: Path) -> Path:
     """A pack of a folder, made in this process."""
-    stock = of_located(byte_ranges.folder(str(root)))
+    stock = read_folder(str(root))
     packing = Packing(stock, str(root), Files.at(place), skip_bad=True)
     packing.finish(packing.make_all(packing.begin()))
     return place

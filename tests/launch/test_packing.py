@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from raykd.core.errors import DataError
-from raykd.data.packing.pack_sources import of_located
-from raykd.data.packing.packer import Packing
-from raykd.data.sources import byte_ranges
+from raykd.data.packing import Packing
 from raykd.data.sources.files import Files
+from raykd.data.sources.folders import read_folder
+from raykd.data.sources.pack_shards import read_pack
 from raykd.launch.pool import make_shards
 from tests.data.files import put
 from tests.data.packs import packed, packing, same
@@ -37,7 +37,7 @@ def made_on_ray(work: Packing, workers: int = 2) -> list[str]:
 def test_two_workers_make_the_pack_of_one_process(cluster, root, tmp_path):
     alone = sorted(one.shard.name for one in packed(root, tmp_path / "a"))
     assert made_on_ray(packing(root, tmp_path / "b")) == alone
-    same(byte_ranges.pack(str(tmp_path / "a")), byte_ranges.pack(str(tmp_path / "b")))
+    same(read_pack(str(tmp_path / "a")), read_pack(str(tmp_path / "b")))
     names = {path.name for path in (tmp_path / "b").iterdir()}
     assert names == {path.name for path in (tmp_path / "a").iterdir()}
 
@@ -70,8 +70,8 @@ def packers() -> list[int]:
 
 def test_a_worker_that_is_killed_makes_its_shard_anew(cluster, tmp_path):
     root = photos(tmp_path / "photos", each=60)
-    found = byte_ranges.folder(str(root))
-    work = Packing(of_located(found), str(root), Files.at(tmp_path / "pack"), 0.002, decode=True)
+    found = read_folder(str(root))
+    work = Packing(found, str(root), Files.at(tmp_path / "pack"), 0.002, decode=True)
     killed = []
 
     def kill() -> None:
@@ -86,4 +86,4 @@ def test_a_worker_that_is_killed_makes_its_shard_anew(cluster, tmp_path):
     made_on_ray(work)
     thread.join()
     assert killed
-    same(byte_ranges.pack(str(tmp_path / "pack")), found)
+    same(read_pack(str(tmp_path / "pack")), found)

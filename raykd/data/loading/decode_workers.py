@@ -29,8 +29,8 @@ from raykd.core.errors import DataError, NoRoom, RaykdError, WorkFailed
 from raykd.core.futures import begun
 from raykd.data.loading.raw_batches import Frames, Key, Wanted, Who
 from raykd.data.record import Data
+from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.decode import ADVICE
-from raykd.data.sources.encoded import Encoded
 from raykd.data.sources.encoded_image import Picture, look_at
 from raykd.data.transforms.crop import resized
 

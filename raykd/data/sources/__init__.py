@@ -4,16 +4,16 @@ The table imports a reader when it is first used, so that recipes can name datas
 any decoder.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raykd.core.errors import DataError
 from raykd.core.registry import Registry
 
 if TYPE_CHECKING:
-    from raykd.data.sources.raw_split import Found
+    from raykd.data.sources.splits import Dataset
 
 Triple = tuple[float, float, float]  # red, green, blue, of pixels in 0 to 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for photographs
@@ -23,20 +23,45 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for ph
 class Source:
     """A dataset by name: a line about it, its reader, and the mean and std of its pixels.
 
-    `reader` is a function of a module of this package, written `module:function`.
+    `reader` is a function of a module of this package, written `module:function`. It takes a path,
+    or where `in_files` the path or URL as a text, and returns a `splits.Dataset`.
     """
 
     title: str
     reader: str
     normalisation: tuple[Triple, Triple] = IMAGENET
+    in_files: bool = False  # a path or URL must be given
 
-    def __call__(self, path: Path | None) -> "Found":
-        """Labels and encoded images at a path. Raises `DataError` naming the file or the row."""
+    def __call__(self, root: str | Path | None) -> "Dataset":
+        """Labels and encoded images at a path or URL. Raises `DataError` naming file or row."""
+        from raykd.storage.filesystem import is_url  # loads Arrow
+
+        name = next(name for name, source in SOURCES.items() if source is self)
+        if root is not None:
+            check_exists(root)
+        elif self.in_files:
+            raise DataError(f"a dataset of kind {name!r} lies in files; say where: data.path=PATH")
         module, _, function = self.reader.partition(":")
-        read: Callable[[Path | None], Found] = getattr(
-            import_module(f"raykd.data.sources.{module}"), function
-        )
-        return read(path)
+        read = getattr(import_module(f"raykd.data.sources.{module}"), function)
+        if self.in_files or root is None:
+            return read(None if root is None else str(root))
+        if is_url(str(root)):
+            raise DataError(
+                f"{root}: {name!r} is read from files of this machine; at a URL there can be "
+                f"{', '.join(sorted(key for key, source in SOURCES.items() if source.in_files))}"
+            )
+        return read(Path(root))
+
+
+def check_exists(place: str | Path) -> None:
+    """Raise `DataError` where nothing is at a path of this machine.
+
+    A pattern with braces stands for many paths, each of which is looked for by its reader.
+    """
+    from raykd.storage.filesystem import is_url  # loads Arrow
+
+    if not (is_url(str(place)) or "{" in str(place) or Path(place).expanduser().exists()):
+        raise DataError(f"{place}: there is no such file or folder (data.path)")
 
 
 # Mean and std: CIFAR-10 as in SAKD's and KD_Lib's code, CIFAR-100 as in RepDistiller's and
@@ -48,46 +73,49 @@ SOURCES: Registry[Source] = Registry("dataset")
 for _name, _source in {
     "digits": Source(
         "1,797 real handwritten digits of 8 x 8 pixels (UCI), from scikit-learn; no test split.",
-        "decoded:digits",
+        "published:digits",
         ((0.3053, 0.3053, 0.3053), (0.3759, 0.3759, 0.3759)),
     ),
     "cifar10": Source(
         "CIFAR-10: downloaded by torchvision, or image tables at `path`.",
-        "decoded:cifar10",
+        "published:cifar10",
         ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ),
     "cifar100": Source(
         "CIFAR-100 with its fine labels: downloaded by torchvision, or image tables at `path`.",
-        "decoded:cifar100",
+        "published:cifar100",
         ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     ),
     "tiny_imagenet": Source(
         "Tiny-ImageNet, 200 classes: downloaded, or as distributed or image tables at `path`.",
-        "decoded:tiny_imagenet",
+        "published:tiny_imagenet",
         ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
     ),
     "cinic10": Source(
         "CINIC-10, to train on `train`: downloaded, or as distributed or image tables at `path`.",
-        "decoded:cinic10",
+        "published:cinic10",
         _CINIC10,
     ),
     "cinic10_trainvalid": Source(
         "CINIC-10, to train on `train` and `valid`: downloaded, or as distributed at `path`.",
-        "decoded:cinic10_trainvalid",
+        "published:cinic10_trainvalid",
         _CINIC10,
     ),
     "folder": Source(
         "Image files in one folder per class, at the top or in `train` and `test` (or `val`).",
-        "decoded:folder",
+        "folders:read_folder",
+        in_files=True,
     ),
     "table": Source(
         "Parquet, Arrow or Feather tables with a column of encoded images and one of labels.",
-        "decoded:table",
+        "tables:read_tables",
+        in_files=True,
     ),
     "webdataset": Source(
         "Tar shards of images and labels: a folder, one, or a pattern such as "
         "train-{000..146}.tar.",
-        "decoded:webdataset",
+        "tars:read_webdataset",
+        in_files=True,
     ),
 }.items():
     SOURCES.add(_name, _source)

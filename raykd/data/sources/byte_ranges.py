@@ -1,210 +1,170 @@
-"""Where the images of a dataset lie, found without reading them."""
+"""Images that stay encoded: where each one lies, and its bytes when its turn comes.
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+An image is a range of bytes of a file: a whole file of a folder, a member of a tar shard, a value
+of an Arrow shard. The ranges are columns of a memory-mapped index, so a worker's memory does not
+grow with the number of images, nor with epochs.
+
+Shapes: N images, B batch.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raykd.core.errors import DataError
-from raykd.data.sources import foreign_text, pack_shards
-from raykd.data.sources.class_labels import declared_names, numbered
-from raykd.data.sources.encoded import Names, Ranges
-from raykd.data.sources.files import Entry, Files
-from raykd.data.sources.folders import Tree, layout
-from raykd.data.sources.raw_split import About, Found, Samples
-from raykd.data.sources.split_names import by_split, unread
-from raykd.data.sources.tables import Rows, open_tables
-from raykd.data.sources.tars import BLOCK, TarSamples, expanded, is_packed_tar, is_tar, tar_samples
-from raykd.storage.filesystem import is_url
+from raykd.data.sources.files import Files
+from raykd.data.sources.splits import Images, cuts
+from raykd.storage import arrow
 
-_REMOTE_BLOCK = 1 << 16  # bytes of a tar file that are read at a time over a network
-_OPENED = 16  # files at a time, each of which may wait for a network
+_THREADS = 16  # read at the same time, each of which may wait for a network
+
+
+class Names:
+    """Many short texts in two flat arrays."""
+
+    def __init__(self, text: Tensor, stops: Tensor) -> None:
+        """`text` is uint8 [characters], `stops` int64 [n], where each of them ends."""
+        self._text = text
+        self._stops = stops
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Names":
+        """The same texts."""
+        encoded = [os.fsencode(name) for name in names]
+        text = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+        stops = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(torch.from_numpy(text), torch.from_numpy(stops))
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    def __getitem__(self, number: int) -> str:
+        start = int(self._stops[number - 1]) if number else 0
+        return os.fsdecode(self._text[start : int(self._stops[number])].numpy().tobytes())
+
+    def columns(self) -> dict[str, Tensor]:
+        """The two arrays."""
+        return {"text": self._text, "stops": self._stops}
 
 
 @dataclass(frozen=True)
-class Located:
-    """A dataset's splits, as ranges of bytes with labels (int64 [N]), and its class names."""
+class Ranges(Images):
+    """The bytes of some images, in files below one root."""
 
-    splits: Mapping[str, tuple[Ranges, np.ndarray]]
-    names: tuple[str, ...]
-    stamp: str = ""  # what changes when files are changed, without reading them
-    digest: str = ""  # `contents.digest_of`, where it is known: nothing needs to be read
-    about: About = field(default_factory=About)
+    files: Files
+    names: Names  # of the files, below the root
+    file: Tensor  # int64 [N], a place in `names`
+    offset: Tensor  # int64 [N], in bytes
+    length: Tensor  # int64 [N], in bytes
+    lacking: Mapping[int, DataError] = field(default_factory=dict)  # images that lie nowhere
 
-    def found(self) -> Found:
-        """The same, to be read into memory. Raises `DataError` for labels that are no class's."""
-        splits = {
-            split: Samples(ranges, labels, ranges.origin)
-            for split, (ranges, labels) in self.splits.items()
-        }
-        return Found(splits, self.names, self.stamp, self.about)
+    def __len__(self) -> int:
+        return len(self.file)
 
+    def lengths(self) -> np.ndarray:
+        """Bytes of each image, int64 [N]."""
+        return self.length.numpy()
 
-def folder(root: str) -> Located:
-    """Image files in one folder per class, at the top or in `train` and `test` (or `val`).
+    def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
+        """The images from `start` to `stop`; those of the next block are read meanwhile."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ahead = None
+            for low, high in cuts(self.lengths()[start:stop]):
+                after = pool.map(self.attempt, range(start + low, start + high))
+                if ahead is not None:
+                    yield list(ahead)
+                ahead = after
+            if ahead is not None:
+                yield list(ahead)
 
-    Or a pack, which was made of such a folder.
-    """
-    files = Files.at(root)
-    if pack_shards.is_pack(files):
-        return pack(root)
-    tree = Tree.of(files)
-    found = layout(tree)
-    splits = {split: tree.samples([start], found.folders) for split, start in found.starts.items()}
-    return of_files(Found(splits, found.names, tree.stamp, found.about))
+    def origin(self, row: int) -> str:
+        """Where an image lies, for people."""
+        name = self.files.describe(self.names[int(self.file[row])])
+        offset = int(self.offset[row])
+        return f"{name}, byte {offset}" if offset else name
 
-
-def of_files(found: Found) -> Located:
-    """A dataset whose images are ranges of files."""
-    splits = {}
-    for split, samples in found.splits.items():
-        assert isinstance(samples.images, Ranges), "images that are no files are not located"
-        splits[split] = (samples.images, samples.labels)
-    return Located(splits, found.names, found.stamp, about=found.about)
-
-
-def pack(root: str) -> Located:
-    """What `raykd pack` wrote, here or at a URL; its digest is known.
-
-    Raises `CacheCorrupt` where a shard is missing, has another size, or where the index was
-    altered.
-    """
-    files = Files.at(root)
-    facts = pack_shards.read_json(files, pack_shards.MARKER)
-    names = tuple(facts["classes"])
-    splits = pack_shards.read_splits(files, facts["splits"], names)
-    # A class without images has a declared name: it was seen when the pack was made.
-    about = About(declared=True)
-    return Located(splits, names, facts["digest"], facts["digest"], about)
-
-
-def table(root: str) -> Located | None:
-    """A pack, or Arrow files of this machine that are not compressed; None for other tables."""
-    if pack_shards.is_pack(Files.at(root)):
-        return pack(root)
-    tables = open_tables(root)
-    splits = {}
-    for split, (rows, labels) in tables.splits.items():
-        ranges = _in_tables(rows)
-        if ranges is None:
-            return None
-        splits[split] = (ranges, labels)
-    return Located(splits, tables.names, tables.stamp, about=tables.about)
-
-
-def _in_tables(rows: Rows) -> Ranges | None:
-    """Images that are values of tables; None where they are compressed there, or far away."""
-    files = rows.files[0].files
-    spans = [None if files.remote else file.spans() for file in rows.files]
-    found = [span for span in spans if span is not None]
-    if len(found) < len(spans):
-        return None
-    numbers = np.repeat(np.arange(len(found)), [len(file) for file in rows.files])
-    offset, length = np.concatenate([np.stack(span) for span in found], axis=1)
-    names, lacking, first = [file.name for file in rows.files], {}, 0
-    for file in rows.files:
-        for row, place in file.elsewhere().items():
-            if isinstance(place, DataError):
-                lacking[first + row] = place
-            else:
-                numbers[first + row], offset[first + row] = len(names), 0
-                length[first + row] = place.size
-                names.append(place.name)
-        first += len(file)
-    file, offset, length = map(torch.from_numpy, (numbers, offset, length))
-    return Ranges(files, Names.of(names), file, offset, length, lacking)
-
-
-def webdataset(root: str) -> Located:
-    """Tar shards of images and labels: a folder of them, one, or a pattern with braces.
-
-    In a pattern {000..146} counts and {train,val} lists. Words of the names say train, test or
-    validation; one file alone is all data. Labels that are texts are classes in sorted order; the
-    names of those that are numbers may lie beside the shards, in classes.json or classes.txt.
-    """
-    files, entries, alone = _tar_files(root)
-    archives = [entry for entry in entries if is_tar(entry.name)]
-    if not archives:
-        packed = next((entry.name for entry in entries if is_packed_tar(entry.name)), None)
-        if packed is not None:
+    def read(self, row: int) -> bytes:
+        """The bytes of one image. Raises `DataError`, naming the file, where they are not there."""
+        if row in self.lacking:
+            raise self.lacking[row]
+        name, length = self.names[int(self.file[row])], int(self.length[row])
+        data = self.files.read(name, int(self.offset[row]), length)
+        if len(data) != length:
             raise DataError(
-                f"{files.describe(packed)}: is compressed, so that no single image can be taken "
-                "from it; unpack it to a plain .tar, which is hardly larger"
+                f"{self.origin(row)}: expected {length} bytes, found {len(data)}; the file has "
+                "changed since it was read first; restore it, or run again with the new one"
             )
-        raise DataError(f"{root}: expected .tar files of images and labels, found none")
-    chosen = by_split(root, archives, "tar files", alone=alone)
-    splits, labels, passed = {}, {}, Counter(unread(entries, chosen))
-    with ThreadPoolExecutor(_OPENED) as pool:
-        for split, found in chosen.items():
-            parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
-            counts = [len(part.labels) for part in parts]
-            numbers = np.repeat(np.arange(len(parts)), counts)
-            offset = np.concatenate([part.offsets for part in parts])
-            length = np.concatenate([part.lengths for part in parts])
-            lacking = {
-                int(first) + row: error
-                for first, part in zip(np.cumsum([0, *counts]), parts, strict=False)
-                for row, error in part.lacking.items()
-            }
-            own = Names.of([entry.name for entry in found])
-            columns = map(torch.from_numpy, (numbers, offset, length))
-            ranges = splits[split] = Ranges(files, own, *columns, lacking=lacking)
-            labels[split] = ([label for part in parts for label in part.labels], ranges.origin)
-            for part in parts:
-                passed.update(part.unread)
-    declared = _names_beside(files)
-    names, classes = numbered(labels, declared)
-    splits = {split: (ranges, classes[split]) for split, ranges in splits.items()}
-    about = About(unread=passed, declared=bool(declared))
-    located = Located(splits, names, repr(archives), about=about)
-    located.found()
-    return located
+        return data
+
+    def attempt(self, row: int) -> bytes | DataError:
+        """The bytes of one image, or why they are not there."""
+        try:
+            return self.read(row)
+        except DataError as error:
+            return error
+
+    def read_all(self, rows: Sequence[int]) -> list[bytes]:
+        """The bytes of some images; from a remote file system many at a time."""
+        if not self.files.remote:
+            return [self.read(row) for row in rows]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self.read, rows))
+
+    def take(self, rows: Tensor) -> "Ranges":
+        """The images at `rows` (int64 [n]), renumbered from 0."""
+        columns = {name: getattr(self, name)[rows] for name in ("file", "offset", "length")}
+        places = {int(row): place for place, row in enumerate(rows)} if self.lacking else {}
+        lacking = {places[row]: error for row, error in self.lacking.items() if row in places}
+        return replace(self, **columns, lacking=lacking)
 
 
-def _tar_files(root: str) -> tuple[Files, list[Entry], bool]:
-    """The tar files at a path, URL or pattern, and whether it is that of a single one."""
-    path, mark, options = root.partition("?") if is_url(root) else (root, "", "")
-    if not (is_tar(path) or is_packed_tar(path)) or Path(path).expanduser().is_dir():
-        files = Files.at(root)
-        return files, files.walk(), False
-    folder = path.partition("{")[0].rpartition("/")[0]
-    files = Files.at((folder or ("/" if path[:1] == "/" else ".")) + mark + options)
-    names = expanded(path[len(folder) :].lstrip("/"))
-    entries = []
-    for name in names:
-        entry = files.find(name)
-        if entry is None:
-            raise DataError(f"{files.describe(name)}: there is no such file")
-        entries.append(entry)
-    return files, entries, "{" not in path
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded images and their labels: what `Images` is to decoded ones."""
+
+    ranges: Ranges
+    targets: Tensor  # int64 [N]
+    names: tuple[str, ...]  # of the classes
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def index_bytes(self) -> int:
+        """Bytes of the index, which every process that decodes has in shared memory."""
+        ranges = self.ranges
+        columns = (ranges.file, ranges.offset, ranges.length, self.targets)
+        return sum(one.nbytes for one in (*columns, *ranges.names.columns().values()))
+
+    def take(self, rows: Tensor) -> "Encoded":
+        """The images at `rows` (int64 [n]), renumbered from 0."""
+        return Encoded(self.ranges.take(rows), self.targets[rows], self.names)
 
 
-def _tar(files: Files, name: str) -> TarSamples:
-    """The samples of one tar file."""
-    block = _REMOTE_BLOCK if files.remote is not None else BLOCK
-    with files.open(name) as file:
-        return tar_samples(file, files.describe(name), block)
+def write_index(folder: Path, split: str, ranges: Ranges, targets: Tensor) -> dict[str, str]:
+    """Write where a split's images lie; the checksums of the files by their names."""
+    rows = {"file": ranges.file, "offset": ranges.offset, "length": ranges.length}
+    tables = {"index": rows | {"targets": targets}}
+    tables |= {name: {name: column} for name, column in ranges.names.columns().items()}
+    names = {f"{split}-{table}.arrow": columns for table, columns in tables.items()}
+    return {name: arrow.write(folder / name, columns) for name, columns in names.items()}
 
 
-def _names_beside(files: Files) -> tuple[str, ...]:
-    """Class names from classes.json or classes.txt in a folder; none where there is neither."""
-    if files.has("classes.txt"):
-        place = files.describe("classes.txt")
-        lines = foreign_text.text(files.load("classes.txt").to_pybytes(), place).splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
-    if not files.has("classes.json"):
-        return ()
-    place = files.describe("classes.json")
-    value = foreign_text.value(files.load("classes.json").to_pybytes(), place)
-    return declared_names(value, place)
+def index_names(split: str) -> list[str]:
+    """The names of the files that `write_index` writes of a split."""
+    return [f"{split}-{table}.arrow" for table in ("index", "text", "stops")]
 
 
-LOCATED: Mapping[str, Callable[[str], Located | None]] = {
-    "folder": folder,
-    "table": table,
-    "webdataset": webdataset,
-}
+def read_index(folder: Path, split: str, root: str, names: tuple[str, ...]) -> Encoded:
+    """The encoded images of a split whose index lies in `folder` and whose files below `root`."""
+    columns: dict[str, Any] = arrow.read(folder / f"{split}-index.arrow")
+    targets = columns.pop("targets")
+    parts = {part: arrow.read(folder / f"{split}-{part}.arrow")[part] for part in ("text", "stops")}
+    files = Names(**parts)
+    return Encoded(Ranges(Files.at(root), files, **columns), targets, names)

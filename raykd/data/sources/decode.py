@@ -12,29 +12,36 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raykd.core.errors import DataError, WorkFailed
 from raykd.data.sources.formats import FORMATS
-from raykd.data.sources.raw_split import Samples
+from raykd.data.sources.splits import Images
 
 # Where memory is too small for the images that are decoded at a time.
 ADVICE = "set fewer scale.decoders or a smaller batch, or give the run more memory"
 
 
 def decode(
-    samples: Samples,
+    images: Images,
+    rows: np.ndarray | None = None,
     resize: int | None = None,
     expected: tuple[int, int] | None = None,
     faults: dict[int, str] | None = None,
 ) -> np.ndarray:
-    """The images of a split as uint8 [N, H, W, 3]; grey ones get three equal channels.
+    """Images as uint8 [N, H, W, 3], all or those at `rows`, which rise; grey ones become RGB.
 
     `resize` brings the shorter side to that many pixels and crops the centre; without it
     every image must have the size of the first one, or the `expected` (H, W). Raises
     `DataError`, naming the file or the row of an image that cannot be decoded or fits not. With
-    `faults`, why one cannot be decoded is put there by its number, and its pixels are left open.
+    `faults`, why one cannot be decoded is put there by its place among the rows, and its pixels are
+    left open.
     """
     out: np.ndarray | None = None
-    for index, image in enumerate(samples.images):
+    rows = np.arange(len(images)) if rows is None else rows
+    index, wanted = -1, set(rows.tolist())
+    for row, image in enumerate(images):
+        if row not in wanted:
+            continue
+        index += 1
         try:
-            pixels = _pixels(image, samples.origin(index), resize)
+            pixels = _pixels(image, images.origin(row), resize)
         except DataError as error:
             if faults is None:
                 raise
@@ -45,22 +52,20 @@ def decode(
             expected = (shape[0], shape[1])
         if shape != expected:
             raise DataError(
-                f"{samples.origin(index)}: {shape[1]} x {shape[0]} pixels, but the images before "
+                f"{images.origin(row)}: {shape[1]} x {shape[0]} pixels, but the images before "
                 f"have {expected[1]} x {expected[0]}; set run.data.resize to bring all to one size"
             )
         if out is None:
-            out = np.empty((len(samples.images), *expected, 3), dtype=np.uint8)
+            out = np.empty((len(rows), *expected, 3), dtype=np.uint8)
         out[index] = pixels
-    return np.empty((len(samples.images), 0, 0, 3), np.uint8) if out is None else out
+    return np.empty((len(rows), 0, 0, 3), np.uint8) if out is None else out
 
 
-def _pixels(image: bytes | np.ndarray | DataError, origin: str, resize: int | None) -> np.ndarray:
+def _pixels(image: bytes | DataError, origin: str, resize: int | None) -> np.ndarray:
     """One image as uint8 [H, W, 3]."""
     if isinstance(image, DataError):
         raise image
-    if isinstance(image, np.ndarray) and resize is None:
-        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-    rgb = _rgb(image, origin) if isinstance(image, bytes) else Image.fromarray(image).convert("RGB")
+    rgb = _rgb(image, origin)
     if resize is not None:
         rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
     return np.asarray(rgb)

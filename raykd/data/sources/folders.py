@@ -16,12 +16,12 @@ import torch
 
 from raykd.core.errors import DataError
 from raykd.core.safe_names import printable, text
+from raykd.data.sources import pack_shards
+from raykd.data.sources.byte_ranges import Names, Ranges
 from raykd.data.sources.class_labels import in_order
-from raykd.data.sources.encoded import Names, Ranges
 from raykd.data.sources.files import Entry, Files
 from raykd.data.sources.formats import SUFFIXES, is_image, suffix
-from raykd.data.sources.raw_split import About, Samples
-from raykd.data.sources.split_names import SPLITS
+from raykd.data.sources.splits import SPLITS, About, Dataset, Samples
 
 _LOOSE = "images in no class folder"
 _NO_FILE = "links to nothing, pipes and devices"
@@ -101,6 +101,20 @@ class Tree:
                 entries += classes.get(name, [])
                 labels += [label] * len(classes.get(name, []))
         return labelled(self.files, entries, labels)
+
+
+def read_folder(root: str) -> Dataset:
+    """Image files in one folder per class, at the top or in `train` and `test` (or `val`).
+
+    Or a pack, which was made of such a folder.
+    """
+    files = Files.at(root)
+    if pack_shards.is_pack(files):
+        return pack_shards.read_pack(root)
+    tree = Tree.of(files)
+    found = layout(tree)
+    splits = {split: tree.samples([start], found.folders) for split, start in found.starts.items()}
+    return Dataset(splits, found.names, tree.stamp, about=found.about)
 
 
 class Layout(NamedTuple):
@@ -233,7 +247,7 @@ def labelled(files: Files, entries: Sequence[Entry], labels: Sequence[int]) -> S
     names = Names.of([entry.name for entry in entries])
     zeros = torch.zeros(len(entries), dtype=torch.int64)
     ranges = Ranges(files, names, torch.arange(len(entries)), zeros, lengths)
-    return Samples(ranges, np.asarray(labels, dtype=np.int64), ranges.origin)
+    return Samples(ranges, np.asarray(labels, dtype=np.int64))
 
 
 def _list(names: Sequence[str], most: int = 5) -> str:

@@ -27,8 +27,10 @@ import torch
 
 from raykd.core.errors import CacheCorrupt, DataError
 from raykd.data.sources import foreign_text
-from raykd.data.sources.encoded import Names, Ranges, index_names, read_index, write_index
+from raykd.data.sources.byte_ranges import Names, Ranges, index_names, read_index, write_index
 from raykd.data.sources.files import Files
+from raykd.data.sources.splits import About, Dataset, Samples
+from raykd.data.sources.table_batches import spans
 from raykd.storage import arrow
 
 MARKER, PLAN = "pack.json", "plan.json"
@@ -135,24 +137,6 @@ def look_into(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
     return Shard(split, number, checksum, data.size, *columns)
 
 
-def spans(values: pa.Array, file: pa.Buffer) -> tuple[np.ndarray, np.ndarray] | None:
-    """Offset and length int64 [N] of binary values, in the bytes of the file that they are of.
-
-    None where the values are not among those bytes: they were compressed.
-    """
-    _, stops, data = values.buffers()
-    if not len(values) or data is None or not data.size:
-        nothing = np.zeros(len(values), dtype=np.int64)
-        return nothing, nothing
-    kind = np.dtype(np.int64 if pa.types.is_large_binary(values.type) else np.int32)
-    edges = np.frombuffer(stops, kind, len(values) + 1, values.offset * kind.itemsize)
-    edges = edges.astype(np.int64)
-    start = data.address - file.address
-    if start < 0 or start + int(edges[-1]) > file.size:
-        return None
-    return start + edges[:-1], np.diff(edges)
-
-
 def checksum_of(data: pa.Buffer) -> str:
     """The checksum that a shard's name carries."""
     return hashlib.sha256(data).hexdigest()[: arrow.CHECKSUM_DIGITS]
@@ -248,10 +232,8 @@ def _check_size(files: Files, name: str, size: int, sizes: dict[str, int]) -> No
         raise _damaged(files, name, f"expected {size} bytes, found {sizes.get(name, 0)}")
 
 
-def read_splits(
-    files: Files, facts: dict[str, Any], names: tuple[str, ...]
-) -> dict[str, tuple[Ranges, np.ndarray]]:
-    """The images and labels int64 [N] of every split that `write_splits` wrote.
+def read_splits(files: Files, facts: dict[str, Any], names: tuple[str, ...]) -> dict[str, Samples]:
+    """The images and labels of every split that `write_splits` wrote.
 
     No shard is read. Raises `CacheCorrupt`, naming the file, where one is missing or is not as
     it was written.
@@ -274,8 +256,22 @@ def read_splits(
         labels = found.targets.numpy()
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise _damaged(files, MARKER, f"its labels are of other classes than the {len(names)}")
-        splits[split] = (found.ranges, labels)
+        splits[split] = Samples(found.ranges, labels)
     return splits
+
+
+def read_pack(root: str) -> Dataset:
+    """The dataset that `raykd pack` wrote, here or at a URL; its digest is known.
+
+    Raises `CacheCorrupt` where a shard is missing, has another size, or where the index was
+    altered.
+    """
+    files = Files.at(root)
+    facts = read_json(files, MARKER)
+    names = tuple(facts["classes"])
+    splits = read_splits(files, facts["splits"], names)
+    # A class without images has a declared name: it was seen when the pack was made.
+    return Dataset(splits, names, facts["digest"], facts["digest"], About(declared=True))
 
 
 def _damaged(files: Files, name: str, what: str) -> CacheCorrupt:

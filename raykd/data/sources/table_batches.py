@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from raykd.core.errors import DataError, RaykdError
 from raykd.core.safe_names import is_below
 from raykd.data.sources.files import Entry, Files
-from raykd.data.sources.pack_shards import spans
 from raykd.storage.arrow import extension_in
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -354,6 +353,24 @@ def _child(column: pa.Array, name: str) -> pa.Array:
 def _is_flat(kind: pa.DataType) -> bool:
     """True for values that lie one after another in one buffer."""
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def spans(values: pa.Array, file: pa.Buffer) -> tuple[np.ndarray, np.ndarray] | None:
+    """Offset and length int64 [N] of binary values, in the bytes of the file that they are of.
+
+    None where the values are not among those bytes: they were compressed.
+    """
+    _, stops, data = values.buffers()
+    if not len(values) or data is None or not data.size:
+        nothing = np.zeros(len(values), dtype=np.int64)
+        return nothing, nothing
+    kind = np.dtype(np.int64 if pa.types.is_large_binary(values.type) else np.int32)
+    edges = np.frombuffer(stops, kind, len(values) + 1, values.offset * kind.itemsize)
+    edges = edges.astype(np.int64)
+    start = data.address - file.address
+    if start < 0 or start + int(edges[-1]) > file.size:
+        return None
+    return start + edges[:-1], np.diff(edges)
 
 
 def _nulls(values: pa.Array) -> np.ndarray:

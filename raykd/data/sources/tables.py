@@ -1,43 +1,25 @@
 """Image tables: Parquet, Arrow or Feather files with encoded images and labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from raykd.core.errors import DataError
 from raykd.data.sources import foreign_text, pack_shards
+from raykd.data.sources.byte_ranges import Names, Ranges
 from raykd.data.sources.class_labels import Label, declared_names, numbered
 from raykd.data.sources.files import Entry, Files, parted
-from raykd.data.sources.raw_split import About, Found, Samples
-from raykd.data.sources.split_names import by_split, unread
+from raykd.data.sources.splits import About, Dataset, Images, Samples, by_split, unread
 from raykd.data.sources.table_batches import SUFFIXES, TableFile
 from raykd.storage.filesystem import is_url
 
 _OPENED = 16  # files at a time, each of which may wait for a network
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The splits of a dataset of tables, their labels (int64 [N]), and its class names."""
-
-    splits: Mapping[str, tuple["Rows", np.ndarray]]
-    names: tuple[str, ...]
-    stamp: str  # what changes when files are changed, without reading them
-    about: About = field(default_factory=About)
-
-    def found(self) -> Found:
-        """The same, its images not read. Raises `DataError` for a label that is out of range."""
-        splits = {
-            split: Samples(rows, labels, rows.origin)
-            for split, (rows, labels) in self.splits.items()
-        }
-        return Found(splits, self.names, self.stamp, self.about)
-
-
-class Rows:
+class Rows(Images):
     """The encoded images of one split, in the order of its files and their rows."""
 
     def __init__(self, files: list[TableFile]) -> None:
@@ -46,10 +28,6 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    def __iter__(self) -> Iterator[bytes | DataError]:
-        for images in self.blocks(0, len(self)):
-            yield from images
 
     def blocks(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
         """The images from `start` to `stop`, some at a time: those in memory are a few.
@@ -114,7 +92,7 @@ def _is_file(place: str) -> bool:
     return is_table(place) and Path(place).expanduser().is_file()
 
 
-def open_tables(place: str | Path) -> Tables:
+def read_tables(place: str | Path) -> Dataset:
     """The dataset in a table file, or in a folder whose files or folders name the split.
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
@@ -132,7 +110,7 @@ def open_tables(place: str | Path) -> Tables:
     if not entries:
         raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
     if not alone and pack_shards.is_pack(files):
-        pack_shards.check_shards(files)
+        return pack_shards.read_pack(files.root)
     chosen = by_split(str(place), entries, "table files", alone=alone)
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {
@@ -143,12 +121,38 @@ def open_tables(place: str | Path) -> Tables:
     labels = {split: (part.labels(), part.origin) for split, part in rows.items()}
     declared = _declared(opened)
     names, numbers = numbered(labels, declared)
-    splits = {split: (part, numbers[split]) for split, part in rows.items()}
+    ranges = [_in_place(part) for part in rows.values()]
+    in_place = [part for part in ranges if part is not None]
+    images: Sequence[Images] = in_place if len(in_place) == len(rows) else [*rows.values()]
+    splits = {
+        split: Samples(part, numbers[split]) for split, part in zip(rows, images, strict=True)
+    }
     stamp = repr(entries) + "".join(repr(named) for file in opened if (named := file.named()))
     about = About(unread=unread(everything, chosen), declared=bool(declared))
-    tables = Tables(splits, names, stamp, about)
-    tables.found()
-    return tables
+    return Dataset(splits, names, stamp, about=about)
+
+
+def _in_place(rows: Rows) -> Ranges | None:
+    """Images that are values of tables; None where they are compressed there, or far away."""
+    files = rows.files[0].files
+    spans = [None if files.remote else file.spans() for file in rows.files]
+    found = [span for span in spans if span is not None]
+    if len(found) < len(spans):
+        return None
+    numbers = np.repeat(np.arange(len(found)), [len(file) for file in rows.files])
+    offset, length = np.concatenate([np.stack(span) for span in found], axis=1)
+    names, lacking, first = [file.name for file in rows.files], {}, 0
+    for file in rows.files:
+        for row, place in file.elsewhere().items():
+            if isinstance(place, DataError):
+                lacking[first + row] = place
+            else:
+                numbers[first + row], offset[first + row] = len(names), 0
+                length[first + row] = place.size
+                names.append(place.name)
+        first += len(file)
+    file, offset, length = map(torch.from_numpy, (numbers, offset, length))
+    return Ranges(files, Names.of(names), file, offset, length, lacking)
 
 
 def _declared(files: list[TableFile]) -> tuple[str, ...]:

@@ -13,16 +13,22 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+import torch
 
 from raykd.core.errors import DataError, RaykdError
 from raykd.data.sources import foreign_text
-from raykd.data.sources.files import shown
+from raykd.data.sources.byte_ranges import Names, Ranges
+from raykd.data.sources.class_labels import declared_names, numbered
+from raykd.data.sources.files import Entry, Files, shown
 from raykd.data.sources.formats import SUFFIXES
-from raykd.data.sources.split_names import NO_SUFFIX
+from raykd.data.sources.splits import NO_SUFFIX, About, Dataset, Samples, by_split, unread
+from raykd.storage.filesystem import is_url
 
 # What follows the first dot of an image's name. Where a sample has one of the usual kinds, the
 # others beside it are no images of it: a mask, a map of depths.
@@ -31,6 +37,8 @@ IMAGES = (*_USUAL, *sorted({suffix[1:] for suffix in SUFFIXES} - {*_USUAL}))
 LABELS = ("cls", "json", "txt")  # of a label's; the first that a sample has counts
 PACKED = (".tgz", ".tbz2", ".txz", *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4")))
 MOST_LABEL = 1 << 24  # bytes of a label's member
+_REMOTE_BLOCK = 1 << 16  # bytes of a tar file that are read at a time over a network
+_OPENED = 16  # files at a time, each of which may wait for a network
 BLOCK = 1 << 13  # bytes read at once: headers and labels of one sample lie close together
 MOST_NAMES = 1_000_000  # that one pattern may stand for
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -59,6 +67,88 @@ class _Sample:
     def ends(self) -> list[str]:
         """The ends of its members' names."""
         return [*self.images, *self.labels, *self.others]
+
+
+def read_webdataset(root: str) -> Dataset:
+    """Tar shards of images and labels: a folder of them, one, or a pattern with braces.
+
+    In a pattern {000..146} counts and {train,val} lists. Words of the names say train, test or
+    validation; one file alone is all data. Labels that are texts are classes in sorted order; the
+    names of those that are numbers may lie beside the shards, in classes.json or classes.txt.
+    """
+    files, entries, alone = _tar_files(root)
+    archives = [entry for entry in entries if is_tar(entry.name)]
+    if not archives:
+        packed = next((entry.name for entry in entries if is_packed_tar(entry.name)), None)
+        if packed is not None:
+            raise DataError(
+                f"{files.describe(packed)}: is compressed, so that no single image can be taken "
+                "from it; unpack it to a plain .tar, which is hardly larger"
+            )
+        raise DataError(f"{root}: expected .tar files of images and labels, found none")
+    chosen = by_split(root, archives, "tar files", alone=alone)
+    splits, labels, passed = {}, {}, Counter(unread(entries, chosen))
+    with ThreadPoolExecutor(_OPENED) as pool:
+        for split, found in chosen.items():
+            parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
+            counts = [len(part.labels) for part in parts]
+            numbers = np.repeat(np.arange(len(parts)), counts)
+            offset = np.concatenate([part.offsets for part in parts])
+            length = np.concatenate([part.lengths for part in parts])
+            lacking = {
+                int(first) + row: error
+                for first, part in zip(np.cumsum([0, *counts]), parts, strict=False)
+                for row, error in part.lacking.items()
+            }
+            own = Names.of([entry.name for entry in found])
+            columns = map(torch.from_numpy, (numbers, offset, length))
+            ranges = splits[split] = Ranges(files, own, *columns, lacking=lacking)
+            labels[split] = ([label for part in parts for label in part.labels], ranges.origin)
+            for part in parts:
+                passed.update(part.unread)
+    declared = _names_beside(files)
+    names, classes = numbered(labels, declared)
+    splits = {split: Samples(ranges, classes[split]) for split, ranges in splits.items()}
+    about = About(unread=passed, declared=bool(declared))
+    return Dataset(splits, names, repr(archives), about=about)
+
+
+def _tar_files(root: str) -> tuple[Files, list[Entry], bool]:
+    """The tar files at a path, URL or pattern, and whether it is that of a single one."""
+    path, mark, options = root.partition("?") if is_url(root) else (root, "", "")
+    if not (is_tar(path) or is_packed_tar(path)) or Path(path).expanduser().is_dir():
+        files = Files.at(root)
+        return files, files.walk(), False
+    folder = path.partition("{")[0].rpartition("/")[0]
+    files = Files.at((folder or ("/" if path[:1] == "/" else ".")) + mark + options)
+    names = expanded(path[len(folder) :].lstrip("/"))
+    entries = []
+    for name in names:
+        entry = files.find(name)
+        if entry is None:
+            raise DataError(f"{files.describe(name)}: there is no such file")
+        entries.append(entry)
+    return files, entries, "{" not in path
+
+
+def _tar(files: Files, name: str) -> TarSamples:
+    """The samples of one tar file."""
+    block = _REMOTE_BLOCK if files.remote is not None else BLOCK
+    with files.open(name) as file:
+        return tar_samples(file, files.describe(name), block)
+
+
+def _names_beside(files: Files) -> tuple[str, ...]:
+    """Class names from classes.json or classes.txt in a folder; none where there is neither."""
+    if files.has("classes.txt"):
+        place = files.describe("classes.txt")
+        lines = foreign_text.text(files.load("classes.txt").to_pybytes(), place).splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if not files.has("classes.json"):
+        return ()
+    place = files.describe("classes.json")
+    value = foreign_text.value(files.load("classes.json").to_pybytes(), place)
+    return declared_names(value, place)
 
 
 def is_tar(name: str) -> bool:

@@ -12,7 +12,7 @@ from raykd.core.errors import DataError
 from raykd.data.sources.archives import Archive
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import Tree, check_classes, labelled
-from raykd.data.sources.raw_split import Found, Samples
+from raykd.data.sources.splits import Dataset, Samples
 
 TINY_IMAGENET = Archive(
     title="Tiny-ImageNet",
@@ -24,7 +24,7 @@ TINY_IMAGENET = Archive(
 )
 
 
-def read_tiny_imagenet(root: Path) -> Found:
+def read_tiny_imagenet(root: Path) -> Dataset:
     """The dataset in its folder; the validation images are its test split.
 
     Classes are numbered in the sorted order of their wnids, which is not that of `wnids.txt`.
@@ -38,7 +38,7 @@ def read_tiny_imagenet(root: Path) -> Found:
     check_classes(tree, "train/", wnids, "wnids.txt")
     splits = {"train": tree.samples(["train/"], wnids), "test": _validation(tree, root, wnids)}
     stamp = repr([tree.stamp, splits["test"].labels.tolist()])
-    return Found(splits, _names(root / "words.txt", wnids), stamp)
+    return Dataset(splits, _names(root / "words.txt", wnids), stamp)
 
 
 def _wnids(file: Path) -> tuple[str, ...]:

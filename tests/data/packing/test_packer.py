@@ -16,12 +16,14 @@ from PIL import Image
 
 from raykd.core.errors import CacheCorrupt, DataError, NoRoom
 from raykd.data.dataset import open_images, read
-from raykd.data.packing.pack_into_store import into_store
-from raykd.data.packing.pack_sources import cuts, png
+from raykd.data.packing import into_store
 from raykd.data.record import Data, Stream
-from raykd.data.sources import SOURCES, byte_ranges
+from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
-from raykd.data.sources.pack_shards import MARKER, PLAN, declared, is_pack
+from raykd.data.sources.folders import read_folder
+from raykd.data.sources.pack_shards import MARKER, PLAN, declared, is_pack, read_pack
+from raykd.data.sources.pixels import png
+from raykd.data.sources.splits import cuts
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.packs import MB, call, digest, images, packed, packing, quiet, same
@@ -43,9 +45,9 @@ def names(place: Path) -> list[str]:
 def test_a_class_without_images_is_refused_as_in_memory(root):
     (root / "train" / "nothing").mkdir()
     with pytest.raises(DataError, match="nothing: the class folder holds no image"):
-        byte_ranges.folder(str(root))
+        read_folder(str(root))
     with pytest.raises(DataError, match="elsewhere: there is no such folder"):
-        byte_ranges.folder(str(root.parent / "elsewhere"))
+        read_folder(str(root.parent / "elsewhere"))
 
 
 # What a pack is
@@ -54,9 +56,9 @@ def test_a_class_without_images_is_refused_as_in_memory(root):
 def test_a_pack_has_the_images_of_its_folder_and_their_digest(store, root, tmp_path):
     made = packed(root, tmp_path / "pack")
     assert len(made) > 5 and not any(one.adopted for one in made)
-    found = byte_ranges.pack(str(tmp_path / "pack"))
-    same(found, byte_ranges.folder(str(root)))
-    assert found.digest == digest(store, byte_ranges.folder(str(root)))
+    found = read_pack(str(tmp_path / "pack"))
+    same(found, read_folder(str(root)))
+    assert found.digest == digest(store, read_folder(str(root)))
     assert not (tmp_path / "pack" / PLAN).exists()
 
 
@@ -103,7 +105,7 @@ def test_class_names_may_have_commas(tmp_path):
         put(tmp_path / "photos" / name / "1.png")
     packed(tmp_path / "photos", tmp_path / "pack")
     assert SOURCES["table"](tmp_path / "pack").names == ("[c", "a, b", "d")
-    assert byte_ranges.pack(str(tmp_path / "pack")).names == ("[c", "a, b", "d")
+    assert read_pack(str(tmp_path / "pack")).names == ("[c", "a, b", "d")
     assert declared(["no", "yes"]) == "no,yes"
 
 
@@ -114,9 +116,9 @@ def test_names_that_are_not_utf_8_are_packed_as_they_are(store, tmp_path):
         put(path, encoded(picture(number)))
     source, place = path.parents[1], tmp_path / os.fsdecode(b"pack \xe9")
     call(source, place)
-    found = byte_ranges.pack(str(place))
-    same(found, byte_ranges.folder(str(source)))
-    assert found.digest == digest(store, byte_ranges.folder(str(source)))
+    found = read_pack(str(place))
+    same(found, read_folder(str(source)))
+    assert found.digest == digest(store, read_folder(str(source)))
     assert SOURCES["table"](place).names == found.names
 
 
@@ -159,7 +161,7 @@ def test_what_was_made_is_kept_and_only_the_rest_is_made(root, tmp_path):
     made = packed(root, place)
     assert [one.adopted for one in made] == [True] * 3 + [False] * (len(made) - 3)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    same(byte_ranges.pack(str(place)), byte_ranges.folder(str(root)))
+    same(read_pack(str(place)), read_folder(str(root)))
 
 
 def test_a_killed_pack_is_gone_on_with(store, root, tmp_path):
@@ -176,8 +178,8 @@ def test_a_killed_pack_is_gone_on_with(store, root, tmp_path):
     assert not (place / MARKER).exists()
     result = json.loads(call(*words[1:], "--json").stdout)
     assert 0 < result["made"] < result["shards"]
-    assert result["digest"] == digest(store, byte_ranges.folder(str(root)))
-    same(byte_ranges.pack(str(place)), byte_ranges.folder(str(root)))
+    assert result["digest"] == digest(store, read_folder(str(root)))
+    same(read_pack(str(place)), read_folder(str(root)))
     assert "which were all there, and are whole" in call(*words[1:]).stderr
 
 
@@ -194,7 +196,7 @@ def test_a_damaged_shard_is_made_again(root, tmp_path, damage):
     victim.unlink() if damage == "removed" else victim.write_bytes(new[damage])
     if damage != "altered":
         with pytest.raises(CacheCorrupt, match=f"{victim.name}: expected {len(data)} bytes"):
-            byte_ranges.pack(str(place))
+            read_pack(str(place))
     made = packed(root, place)
     assert [one.shard.name for one in made if not one.adopted] == [victim.name]
     assert victim.read_bytes() == data and names(place) == before
@@ -206,19 +208,19 @@ def test_an_altered_index_is_named(root, tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:-9] + b"x" + data[-8:])
     with pytest.raises(CacheCorrupt, match=r"train-index\.arrow: it was altered; run the"):
-        byte_ranges.pack(str(tmp_path / "pack"))
+        read_pack(str(tmp_path / "pack"))
     marker = tmp_path / "pack" / MARKER
     text = marker.read_text()
     place = text.index('"digest": "') + 12
     marker.write_text(text[:place] + ("0" if text[place] != "0" else "1") + text[place + 1 :])
     with pytest.raises(CacheCorrupt, match=r"pack\.json: it was altered; run the"):
-        byte_ranges.pack(str(tmp_path / "pack"))
+        read_pack(str(tmp_path / "pack"))
     (tmp_path / "pack" / MARKER).write_text("{")
     with pytest.raises(CacheCorrupt, match=r"pack\.json: cannot be read"):
-        byte_ranges.pack(str(tmp_path / "pack"))
+        read_pack(str(tmp_path / "pack"))
     (tmp_path / "pack" / MARKER).write_text('{"format": 99}')
     with pytest.raises(CacheCorrupt, match="format 99, this raykd reads 1"):
-        byte_ranges.pack(str(tmp_path / "pack"))
+        read_pack(str(tmp_path / "pack"))
 
 
 @pytest.mark.parametrize(
@@ -235,18 +237,18 @@ def test_an_altered_index_is_named(root, tmp_path):
 def test_a_marker_of_another_shape_is_named(tmp_path, facts):
     put(tmp_path / "pack" / MARKER, json.dumps(facts))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: .*; run the `raykd pack` again"):
-        byte_ranges.pack(str(tmp_path / "pack"))
+        read_pack(str(tmp_path / "pack"))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_a_pack_that_is_read_as_tables_is_checked_shard_by_shard(root, tmp_path, damage):
+def test_a_pack_that_is_read_into_memory_is_checked_shard_by_shard(store, root, tmp_path, damage):
     packed(root, tmp_path / "pack")
     victim = sorted((tmp_path / "pack").glob("train-0*.arrow"))[1]
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.unlink() if damage == "missing" else victim.write_bytes(data)
     with pytest.raises(CacheCorrupt, match=f"{victim.name}: (it was altered|expected .* bytes)"):
-        SOURCES["table"](tmp_path / "pack")
+        read(store, Data(name="table", resize=8), tmp_path / "pack")
 
 
 # What is refused
@@ -290,8 +292,8 @@ def test_bad_images_are_named_or_left_out(store, root, tmp_path):
     made = packed(root, place, skip_bad=True)
     assert sum(one.skipped for one in made) == 2
     assert all(one.adopted for one in made)  # what was made before is kept
-    found = byte_ranges.pack(str(place))
-    assert found.digest == digest(store, byte_ranges.folder(str(root)), skip_bad=True)
+    found = read_pack(str(place))
+    assert found.digest == digest(store, read_folder(str(root)), skip_bad=True)
     assert len(found.splits["train"][1]) == 24
     result = call(root, place, "--shard-mb", MB, "--on-bad-image", "skip")
     assert "2 files that are no images were left out" in result.stderr
@@ -307,7 +309,7 @@ def test_a_refused_pack_is_begun_anew_once_its_files_were_mended(root, tmp_path)
     assert (place / PLAN).exists() and len(names(place)) > 1
     put(bad, encoded(picture(9), "JPEG"))
     packed(root, place)
-    same(byte_ranges.pack(str(place)), byte_ranges.folder(str(root)))
+    same(read_pack(str(place)), read_folder(str(root)))
     assert len(names(place)) == len([*place.glob("*-*-*.arrow")]) + 7
 
 
@@ -337,7 +339,7 @@ def test_pixels_are_packed_as_png_files(store):
     ranges, labels = found.splits["train"]
     assert np.array_equal(labels, digits.labels)
     decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in ranges]
-    assert np.array_equal(np.stack(decoded), np.asarray(digits.images))
+    assert np.array_equal(np.stack(decoded), digits.images.pixels)
     heard = []
     again = into_store(store, "digits", None, heard.append)
     assert again.digest == found.digest and not heard
@@ -379,7 +381,7 @@ def test_the_command_says_what_it_does_and_what_to_write(store, root, tmp_path):
     assert run == "run: {data: {name: table, stream: {}}}"
     value = json.loads(call(root, place, "--shard-mb", MB, "--json").stdout)
     assert value["images"] == {"train": 24, "test": 6} and value["made"] == 0
-    assert value["digest"] == digest(store, byte_ranges.folder(str(root)))
+    assert value["digest"] == digest(store, read_folder(str(root)))
     bad = call(root, root / "train", code=3)
     assert "the folder is not empty" in bad.stderr
     assert "x: there is no such file or folder" in call(tmp_path / "x", place, code=3).stderr
@@ -390,8 +392,8 @@ def test_the_command_says_what_it_does_and_what_to_write(store, root, tmp_path):
 def test_a_pack_can_be_packed_again_and_a_dataset_without_files_too(root, tmp_path):
     call(root, tmp_path / "a", "--shard-mb", MB)
     call(tmp_path / "a", tmp_path / "b", "--shard-mb", 1)
-    a, b = (byte_ranges.pack(str(tmp_path / name)) for name in "ab")
+    a, b = (read_pack(str(tmp_path / name)) for name in "ab")
     same(a, b)
     assert a.digest == b.digest and len(b.splits["train"][0].names) == 1
     call("-", tmp_path / "digits", "--name", "digits")
-    assert len(byte_ranges.pack(str(tmp_path / "digits")).splits["train"][1]) == 1797
+    assert len(read_pack(str(tmp_path / "digits")).splits["train"][1]) == 1797

@@ -8,13 +8,12 @@ import pytest
 
 from raykd.core.errors import CacheCorrupt, DataError, Unreachable
 from raykd.data.dataset import open_images, read
-from raykd.data.packing.pack_into_store import into_store
-from raykd.data.packing.pack_sources import kind_of, of_located
-from raykd.data.packing.packer import Packing
+from raykd.data.packing import Packing, into_store, kind_of
 from raykd.data.record import Data, Stream
-from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files, below, parted
-from raykd.data.sources.pack_shards import MARKER, PLAN, is_pack
+from raykd.data.sources.folders import read_folder
+from raykd.data.sources.pack_shards import MARKER, PLAN, is_pack, read_pack
+from raykd.data.sources.tars import read_webdataset
 from raykd.storage.store import Store
 from tests.data.packs import (
     IMAGES,
@@ -59,7 +58,7 @@ def test_a_pack_is_made_from_one_bucket_into_another_and_streamed(store, root, b
         is_pack(Files.at(place))
     result = json.loads(call(source, place, "--shard-mb", MB, "--json").stdout)
     assert result["made"] == result["shards"] > 2
-    found, folder = byte_ranges.pack(place), byte_ranges.folder(str(root))
+    found, folder = read_pack(place), read_folder(str(root))
     same(found, folder)
     assert found.digest == digest(store, folder)
     assert not Files.at(place).has(PLAN)
@@ -81,10 +80,10 @@ def test_a_pack_in_a_bucket_is_gone_on_with_and_mended(root, bucket):
     data = files.load(name).to_pybytes()
     files.put(name, data[:-1])
     with pytest.raises(CacheCorrupt, match=f"{name}: expected {len(data)} bytes, found"):
-        byte_ranges.pack(bucket)
+        read_pack(bucket)
     files.put(name, b"x" + data[1:])
     assert [one.shard.name for one in packed(root, bucket) if not one.adopted] == [name]
-    same(byte_ranges.pack(bucket), byte_ranges.folder(str(root)))
+    same(read_pack(bucket), read_folder(str(root)))
 
 
 def test_a_bucket_with_other_things_is_refused(root, bucket):
@@ -98,11 +97,11 @@ def test_a_bucket_with_other_things_is_refused(root, bucket):
 
 def test_a_pack_is_read_from_a_bucket_into_another(root, bucket):
     call(root, below(bucket, "a"), "--shard-mb", MB)
-    source = byte_ranges.pack(below(bucket, "a"))
+    source = read_pack(below(bucket, "a"))
     files = Files.at(below(bucket, "b"))
-    work = Packing(of_located(source), "a", files, shard_mb=1.0)
+    work = Packing(source, "a", files, shard_mb=1.0)
     work.finish(work.make_all(work.begin()))
-    again = byte_ranges.pack(files.root)
+    again = read_pack(files.root)
     same(source, again)
     assert again.digest == source.digest and len(work.parts) == 2
 
@@ -131,7 +130,7 @@ def test_parquet_files_of_two_splits_are_packed_from_a_bucket_to_a_bucket(bucket
     url = uploaded(source, below(bucket, "tables"))
     result = json.loads(call(url, below(bucket, "pack"), "--shard-mb", 0.001, "--json").stdout)
     assert result["images"] == {"train": 23, "test": 6}
-    found = byte_ranges.pack(below(bucket, "pack"))
+    found = read_pack(below(bucket, "pack"))
     assert images(found) == IMAGES and images(found, "test") == IMAGES[:6]
 
 
@@ -145,17 +144,17 @@ def test_what_lies_in_no_file_is_packed_into_a_store_in_a_bucket(tmp_path, bucke
 
 
 def test_tar_shards_in_a_bucket_are_streamed_and_packed(store, bucket, tmp_path):
-    here = byte_ranges.webdataset(str(shards(tmp_path / "shards")))
+    here = read_webdataset(str(shards(tmp_path / "shards")))
     url = uploaded(tmp_path / "shards", below(bucket, "tars"))
-    same(byte_ranges.webdataset(url), here)
+    same(read_webdataset(url), here)
     pattern = below(bucket, "tars/train-{000..001}.tar")
-    found = byte_ranges.webdataset(pattern)
+    found = read_webdataset(pattern)
     assert np.array_equal(found.splits["train"][1], here.splits["train"][1])
     data = read(store, Data(name="webdataset", stream=Stream(size=4, resize=5)), url)
     train, _ = open_images(store, data)
     assert train.ranges.read_all([3]) == [images(here)[3]]
     call(url, tmp_path / "pack")
-    packed_found = byte_ranges.pack(str(tmp_path / "pack"))
+    packed_found = read_pack(str(tmp_path / "pack"))
     same(packed_found, here)
     assert packed_found.digest == data.digest
     assert not (tmp_path / "pack" / MARKER).with_name(PLAN).exists()

@@ -10,7 +10,7 @@ import pytest
 
 from raykd.data.dataset import read
 from raykd.data.record import Data
-from raykd.data.sources import SOURCES, decoded
+from raykd.data.sources import SOURCES, published
 from tests.data.files import closed_port, encoded, md5, picture, put, refusal, serving
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -39,17 +39,21 @@ def test_it_trains_on_the_train_part_and_tests_on_the_test_part(whole):
     for split in ("train", "test"):
         samples = found.splits[split]
         assert samples.labels.tolist() == [label for label in range(10) for _ in range(2)]
-        origins = [samples.origin(row) for row in range(20)]
+        origins = [samples.images.origin(row) for row in range(20)]
         assert all(origin.startswith(str(whole / split)) for origin in origins)
-    assert found.splits["train"].origin(2) == str(whole / "train/automobile/cifar10-train-7.png")
+    assert found.splits["train"].images.origin(2) == str(
+        whole / "train/automobile/cifar10-train-7.png"
+    )
 
 
 def test_the_enlarged_set_has_the_rows_of_train_and_then_those_of_valid(whole):
     small, large = SOURCES["cinic10"](whole), SOURCES["cinic10_trainvalid"](whole)
     train, more = small.splits["train"], large.splits["train"]
-    assert [more.origin(row) for row in range(20)] == [train.origin(row) for row in range(20)]
-    assert [more.origin(row) for row in range(20, 40)] == [
-        train.origin(row).replace("/train/", "/valid/") for row in range(20)
+    assert [more.images.origin(row) for row in range(20)] == [
+        train.images.origin(row) for row in range(20)
+    ]
+    assert [more.images.origin(row) for row in range(20, 40)] == [
+        train.images.origin(row).replace("/train/", "/valid/") for row in range(20)
     ]
     assert more.labels.tolist() == train.labels.tolist() * 2
     assert large.splits["test"].labels.tolist() == small.splits["test"].labels.tolist()
@@ -85,7 +89,9 @@ def test_it_is_downloaded_and_unpacked(cinic, tmp_path, monkeypatch, name, aroun
     file = Path(shutil.make_archive(str(tmp_path / "server/CINIC-10"), "gztar", root, base))
     with serving(file.parent) as server:
         urls = (f"{server.address}/moved", f"{server.address}/{file.name}")
-        monkeypatch.setattr(decoded, "CINIC10", replace(decoded.CINIC10, md5=md5(file), urls=urls))
+        monkeypatch.setattr(
+            published, "CINIC10", replace(published.CINIC10, md5=md5(file), urls=urls)
+        )
         found = SOURCES[name](None)
     expected = SOURCES[name](cinic)
     assert found.splits["train"].labels.tolist() == expected.splits["train"].labels.tolist()
@@ -97,7 +103,7 @@ def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYKD_DATA", str(tmp_path))
     with closed_port() as address:
         urls = (f"{address}/first", f"{address}/second")
-        monkeypatch.setattr(decoded, "CINIC10", replace(decoded.CINIC10, urls=urls))
+        monkeypatch.setattr(published, "CINIC10", replace(published.CINIC10, urls=urls))
         message = refusal("cinic10", None)
     assert message.startswith(f"CINIC-10 is not in {tmp_path} and could not be downloaded (")
     assert all(f"{url}: " in message for url in urls)

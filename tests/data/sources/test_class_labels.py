@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykd.core.errors import DataError
-from raykd.data.sources import SOURCES, byte_ranges
+from raykd.data.sources import SOURCES
 from raykd.data.sources.class_labels import declared_names, in_order, numbered
+from raykd.data.sources.tars import read_webdataset
 from tests.data.files import put
 from tests.data.packs import IMAGES, put_table, put_tar, samples, table
 
@@ -162,7 +163,7 @@ def test_tar_shards_of_two_writers_have_one_numbering(tmp_path, kinds):
     put_tar(tmp_path / "train-0.tar", samples(range(11), how[kinds[0]]))
     put_tar(tmp_path / "train-1.TAR", samples(range(11, 22), how[kinds[1]]))
     put_tar(tmp_path / "test.tar", samples(range(3, 6), how[kinds[1]]))
-    found = byte_ranges.webdataset(str(tmp_path))
+    found = read_webdataset(str(tmp_path))
     assert found.names == tuple(map(str, range(11)))
     assert found.splits["train"][1].tolist() == [row % 11 for row in range(22)]
     assert found.splits["test"][1].tolist() == [3, 4, 5]
@@ -290,7 +291,7 @@ def test_a_declared_class_without_images_is_kept(tmp_path):
     assert SOURCES["table"](tmp_path / "tables").names == ("w", "x", "y", "z", "never")
     put_tar(tmp_path / "tars/train.tar", samples(range(6)))
     put(tmp_path / "tars/classes.txt", "a\nb\nc\nnever\n")
-    assert byte_ranges.webdataset(str(tmp_path / "tars")).names == ("a", "b", "c", "never")
+    assert read_webdataset(str(tmp_path / "tars")).names == ("a", "b", "c", "never")
 
 
 TEXTS = {
@@ -304,7 +305,7 @@ TEXTS = {
 def test_names_beside_shards_may_be_written_by_any_editor(tmp_path, data):
     put_tar(tmp_path / "train.tar", samples(range(6)))
     put(tmp_path / "classes.txt", data)
-    assert byte_ranges.webdataset(str(tmp_path)).names == TEXTS[data]
+    assert read_webdataset(str(tmp_path)).names == TEXTS[data]
 
 
 @pytest.mark.parametrize("data", ["caf\u00e9\nb\nc\n".encode("latin-1"), "a\nb".encode("utf-16")])
@@ -312,7 +313,7 @@ def test_names_beside_shards_in_another_encoding_are_named(tmp_path, data):
     put_tar(tmp_path / "train.tar", samples(range(6)))
     put(tmp_path / "classes.txt", data)
     with pytest.raises(DataError, match=r"classes\.txt: cannot be read as text, expected UTF-8"):
-        byte_ranges.webdataset(str(tmp_path))
+        read_webdataset(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def test_names_in_json_of_another_shape_are_named(tmp_path, data):
     put_tar(tmp_path / "train.tar", samples(range(6)))
     put(tmp_path / "classes.json", data)
     with pytest.raises(DataError, match=r"classes\.json: (expected a list of|cannot be read as)"):
-        byte_ranges.webdataset(str(tmp_path))
+        read_webdataset(str(tmp_path))
 
 
 def test_names_that_stand_for_bytes_are_texts():

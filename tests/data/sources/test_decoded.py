@@ -18,8 +18,7 @@ from raykd.core.errors import DataError
 from raykd.data.dataset import open_images, read
 from raykd.data.record import Data, Stream
 from raykd.data.sources import SOURCES
-from raykd.data.sources.decode import decode
-from raykd.data.sources.raw_split import Found, Samples
+from raykd.data.sources.splits import Dataset
 from tests.data.files import closed_port, encoded, md5, picture, pixels, put, refusal, serving
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +42,7 @@ def test_digits_are_scikit_learn_s_in_256_grey_levels():
     # 17 grey levels, spread over 0 to 255 and rounded.
     assert np.abs(decoded[..., 0] - bunch.images / 16 * 255).max() <= 0.5
     assert (decoded == decoded[..., :1]).all()
-    assert found.splits["train"].origin(5) == "digits, row 5"
+    assert found.splits["train"].images.origin(5) == "digits train, row 5"
 
 
 # Folders
@@ -62,7 +61,7 @@ def test_a_tree_with_train_and_test_is_read_in_the_order_of_class_and_name(tmp_p
     for row, number in enumerate([2, 1, 0]):
         assert np.array_equal(pixels(found)[row], np.asarray(picture(number)))
     assert np.array_equal(pixels(found, "test")[0], np.asarray(picture(9)))
-    assert found.splits["train"].origin(1) == str(tmp_path / "train/b/10.jpg")
+    assert found.splits["train"].images.origin(1) == str(tmp_path / "train/b/10.jpg")
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -202,10 +201,11 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_image_becomes_three_channels(form):
+def test_every_form_of_image_becomes_three_channels(tmp_path, form):
     data, expected = FORMS[form]
-    samples = Samples([data], np.zeros(1, dtype=np.int64), lambda row: "one")
-    found = decode(samples)
+    for name in ("a", "b"):
+        put(tmp_path / name / "1.png", data)
+    found = pixels(SOURCES["folder"](tmp_path))
     if expected is None:
         expected = np.asarray(picture().convert("1").convert("RGB"))
     assert found.dtype == np.uint8
@@ -245,7 +245,7 @@ def put_stream(path: Path, content: pa.Table) -> Path:
     return path
 
 
-def check(found: Found, labels: list[int], split: str = "train") -> None:
+def check(found: Dataset, labels: list[int], split: str = "train") -> None:
     assert found.splits[split].labels.tolist() == labels
     expected = [np.asarray(picture(seed)) for seed in range(len(labels))]
     assert np.array_equal(pixels(found, split), np.stack(expected))
@@ -295,7 +295,7 @@ def test_files_belong_to_the_split_that_their_name_or_folder_says(tmp_path, layo
     assert found.splits["train"].labels.tolist() == [0, 1, 1, 1, 0, 0]
     check(found, [1, 1, 0], "test")
     third = str(tmp_path / f"{LAYOUTS[layout][1]}.parquet")
-    assert found.splits["train"].origin(4) == f"{third}, row 1"
+    assert found.splits["train"].images.origin(4) == f"{third}, row 1"
 
 
 def test_test_files_come_before_validation_files(tmp_path):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from raykd.core.errors import DataError
-from raykd.data.sources import SOURCES, byte_ranges
+from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
-from raykd.data.sources.folders import Tree, check_classes
+from raykd.data.sources.folders import Tree, check_classes, read_folder
 from tests.data.files import encoded, picture, pixels, put, refusal
 
 
@@ -69,7 +69,7 @@ def test_several_starts_follow_one_another(tmp_path):
         put(tmp_path / name)
     samples = Tree.of(Files.at(tmp_path)).samples(["one/", "two/"], ["a", "b"])
     assert samples.labels.tolist() == [1, 0, 1]
-    assert [samples.origin(row) for row in range(3)] == [
+    assert [samples.images.origin(row) for row in range(3)] == [
         str(tmp_path / name) for name in ("one/b/1.png", "two/a/1.png", "two/b/1.png")
     ]
 
@@ -220,8 +220,8 @@ def test_names_that_are_numbers_are_in_the_order_of_numbers(tmp_path):
     found = SOURCES["folder"](tmp_path)
     assert found.names == tuple(map(str, range(12)))
     assert found.splits["train"].labels.tolist() == [*range(12)]
-    assert found.splits["train"].origin(2) == str(tmp_path / "2/1.png")
-    assert byte_ranges.folder(str(tmp_path)).names == found.names
+    assert found.splits["train"].images.origin(2) == str(tmp_path / "2/1.png")
+    assert read_folder(str(tmp_path)).names == found.names
 
 
 def test_numbers_with_zeros_keep_their_text_and_other_names_are_texts(tmp_path):
@@ -235,6 +235,6 @@ def test_names_that_are_no_text_become_text(tmp_path):
     fill(tmp_path, "caf\udce9", "b\x1b[31m")
     found = SOURCES["folder"](tmp_path)
     assert found.names == ("b\x1b[31m", r"caf\xe9")
-    assert found.splits["train"].origin(0) == f"{tmp_path}/b\\x1b[31m/1.png"
-    assert found.splits["train"].origin(1) == f"{tmp_path}/caf\\xe9/1.png"
+    assert found.splits["train"].images.origin(0) == f"{tmp_path}/b\\x1b[31m/1.png"
+    assert found.splits["train"].images.origin(1) == f"{tmp_path}/caf\\xe9/1.png"
     assert pixels(found).shape == (2, 6, 8, 3)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from raykd.core.errors import DataError
-from raykd.data.packing.pack_sources import kind_of, of_tables, stock_of
-from raykd.data.packing.packer import Packing
-from raykd.data.sources import SOURCES, byte_ranges
+from raykd.data.packing import Packing, kind_of
+from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
+from raykd.data.sources.pack_shards import read_pack
 from raykd.data.sources.table_batches import TableFile
-from raykd.data.sources.tables import open_tables
+from raykd.data.sources.tables import read_tables
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, call, put_table, table
 
@@ -33,15 +33,14 @@ def use(path: Path) -> None:
 
 def read_rows(path: Path) -> int:
     """How many images there are, once they were all read."""
-    return sum(1 for rows, _ in open_tables(path).splits.values() for _ in rows)
+    return sum(1 for rows, _ in read_tables(path).splits.values() for _ in rows)
 
 
 def find(path: Path) -> None:
-    """Look for where the images lie, and read them there."""
-    found = byte_ranges.table(str(path))
-    for ranges, _ in found.splits.values() if found else ():
-        for row in range(len(ranges)):
-            ranges.attempt(row)
+    """Read every image by itself."""
+    for images, _ in read_tables(str(path)).splits.values():
+        for row in range(len(images)):
+            assert len([*images.blocks(row, row + 1)]) == 1
 
 
 def apart(script: str, *words: object) -> str:
@@ -216,8 +215,8 @@ IMAGE_COLUMNS = {
 def test_bytes_of_any_width_are_images(tmp_path, kind, name):
     content = pa.table({"image": IMAGE_COLUMNS[kind], "label": LABELS})
     path = put_table(tmp_path / name, content, each=ROWS)
-    assert [*open_tables(path).splits["train"][0]] == IMAGES
-    found = stock_of("table", str(path))
+    assert [*read_tables(path).splits["train"][0]] == IMAGES
+    found = SOURCES["table"](str(path))
     assert len(found.splits["train"][1]) == ROWS
 
 
@@ -266,7 +265,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_row_of_a_path_alone_has_the_file_beside_the_table(folder, name):
     path = put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
-    images = [*open_tables(folder).splits["train"][0]]
+    images = [*read_tables(folder).splits["train"][0]]
     assert [images[row] for row in (0, 1, 2, 11)] == [IMAGES[row] for row in (0, 1, 2, 11)]
     for row in (3, 4, 5, 6, 7, 8, 9, 10):
         assert isinstance(images[row], DataError), row
@@ -278,7 +277,7 @@ def test_a_row_of_a_path_alone_has_the_file_beside_the_table(folder, name):
 @pytest.mark.parametrize("name", ["file.arrow", "stream.arrow"])
 def test_a_row_of_a_path_alone_is_streamed_from_that_file(folder, name):
     put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
-    found = byte_ranges.table(str(folder))
+    found = read_tables(str(folder))
     assert found is not None
     ranges, _ = found.splits["train"]
     images = [ranges.attempt(row) for row in range(len(ranges))]
@@ -292,17 +291,17 @@ def test_a_row_of_a_path_alone_is_streamed_from_that_file(folder, name):
 @pytest.mark.parametrize("name", ["groups.parquet", "file.arrow"])
 def test_what_tables_name_is_part_of_what_changes(folder, name):
     put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
-    before = open_tables(folder).stamp
-    assert open_tables(folder).stamp == before
+    before = read_tables(folder).stamp
+    assert read_tables(folder).stamp == before
     put(folder / "tables/images/1.png", IMAGES[3] + b" ")
-    assert open_tables(folder).stamp != before
+    assert read_tables(folder).stamp != before
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_missing_images_are_said_all_at_once_or_left_out(tmp_path, name):
     images = [*IMAGES[:3], None, b"", *IMAGES[5:9], None, *IMAGES[10:]]
     path = put_table(tmp_path / name, table(images))
-    tables = of_tables(open_tables(path))
+    tables = read_tables(path)
 
     def pack(place, **how):
         packing = Packing(tables, str(path), Files.at(tmp_path / place), **how)
@@ -314,7 +313,7 @@ def test_missing_images_are_said_all_at_once_or_left_out(tmp_path, name):
         assert f"{path}, row {row}: the image is missing" in str(caught.value)
     facts = pack("lenient", skip_bad=True)
     assert facts["skipped"] == 3 and facts["splits"]["train"]["rows"] == ROWS - 3
-    ranges, labels = byte_ranges.pack(str(tmp_path / "lenient")).splits["train"]
+    ranges, labels = read_pack(str(tmp_path / "lenient")).splits["train"]
     kept = [row for row in range(ROWS) if row not in (3, 4, 9)]
     assert [*ranges] == [IMAGES[row] for row in kept]
     assert labels.tolist() == [LABELS[row] for row in kept]
@@ -333,9 +332,9 @@ def test_endings_are_known_in_any_letters(tmp_path, name):
     put(tmp_path / "rows/LICENSE", "text")
     for place in (path, tmp_path / "rows"):
         assert kind_of(str(place)) == "table"
-        assert [*open_tables(place).splits["train"][0]] == IMAGES
+        assert [*read_tables(place).splits["train"][0]] == IMAGES
     unread = {".md": 1, ".txt": 1, "no suffix": 1}
-    assert open_tables(tmp_path / "rows").about.unread == unread
+    assert read_tables(tmp_path / "rows").about.unread == unread
 
 
 def test_one_shard_of_a_pack_is_a_table_of_its_own(tmp_path):
@@ -347,18 +346,18 @@ def test_one_shard_of_a_pack_is_a_table_of_its_own(tmp_path):
     assert "files that are not read: .txt 1" in result.stderr
     (shard,) = (tmp_path / "pack").glob("train-0*.arrow")
     (tmp_path / "pack/train-index.arrow").unlink()
-    assert [*open_tables(shard).splits["train"][0]] == IMAGES
+    assert [*read_tables(shard).splits["train"][0]] == IMAGES
 
 
 def test_validation_tables_beside_test_tables_are_counted(tmp_path):
     for name in ("train", "test", "val"):
         put_table(tmp_path / f"{name}.parquet", table())
-    assert open_tables(tmp_path).about.unread == {".parquet": 1}
+    assert read_tables(tmp_path).about.unread == {".parquet": 1}
 
 
 @pytest.mark.parametrize("name", ["folder", "table", "webdataset"])
 def test_a_missing_path_is_refused_alike_for_every_source(tmp_path, name):
     with pytest.raises(DataError, match=r"gone: there is no such file or folder"):
-        stock_of(name, str(tmp_path / "gone"))
+        SOURCES[name](str(tmp_path / "gone"))
     with pytest.raises(DataError, match=r"gone: there is no such file or folder"):
         SOURCES[name](tmp_path / "gone")

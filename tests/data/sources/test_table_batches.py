@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raykd.data.dataset import open_images, read
-from raykd.data.packing.pack_into_store import into_store
+from raykd.data.packing import into_store
 from raykd.data.record import Data, Stream
-from raykd.data.sources import byte_ranges
 from raykd.data.sources.files import Files
+from raykd.data.sources.folders import read_folder
 from raykd.data.sources.pack_shards import spans
 from raykd.data.sources.table_batches import TableFile
 from tests.data.files import put
@@ -99,7 +99,7 @@ def test_tables_are_packed_into_the_store_and_streamed(store, tmp_path, name):
     heard = []
     found = into_store(store, "table", str(path), heard.append)
     assert heard[0].startswith("packing 23 images of 'table' into")
-    folder = byte_ranges.folder(str(tmp_path / "folder"))
+    folder = read_folder(str(tmp_path / "folder"))
     # Same classes, labels and bytes in the same order.
     assert found.digest == digest(store, folder)
     assert into_store(store, "table", str(path), heard.append).digest == found.digest

@@ -12,7 +12,7 @@ from PIL import Image
 
 from raykd.data.dataset import open_images, read
 from raykd.data.record import Data
-from raykd.data.sources import SOURCES, decoded
+from raykd.data.sources import SOURCES, published
 from tests.data.files import encoded, md5, picture, pixels, put, refusal, serving
 
 WNIDS = ("n02", "n10", "n01")  # not sorted, as in the real file
@@ -59,8 +59,8 @@ def test_classes_are_numbered_in_the_sorted_order_of_their_wnids(tiny):
     found = SOURCES["tiny_imagenet"](tiny)
     assert found.splits["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert found.splits["test"].labels.tolist() == [2, 2, 0, 1, 0]
-    assert found.splits["train"].origin(3) == str(tiny / "train/n02/images/n02_1.JPEG")
-    assert found.splits["test"].origin(3) == str(tiny / "val/images/val_3.JPEG")
+    assert found.splits["train"].images.origin(3) == str(tiny / "train/n02/images/n02_1.JPEG")
+    assert found.splits["test"].images.origin(3) == str(tiny / "val/images/val_3.JPEG")
 
 
 def test_a_class_is_called_by_its_first_word_where_that_is_its_own(tiny):
@@ -83,7 +83,7 @@ def test_grey_images_get_three_channels(store, tiny):
 def test_the_folder_is_found_through_its_parent_and_its_archive(tiny, monkeypatch):
     labels = SOURCES["tiny_imagenet"](tiny.parent).splits["test"].labels
     file = Path(shutil.make_archive(str(tiny), "zip", tiny.parent, tiny.name))
-    monkeypatch.setattr(decoded, "TINY_IMAGENET", replace(decoded.TINY_IMAGENET, md5=md5(file)))
+    monkeypatch.setattr(published, "TINY_IMAGENET", replace(published.TINY_IMAGENET, md5=md5(file)))
     for path in (file.parent, file):
         shutil.rmtree(tiny)
         found = SOURCES["tiny_imagenet"](path)
@@ -98,9 +98,9 @@ def test_without_a_path_it_is_downloaded(tiny, tmp_path, monkeypatch):
     )
     with serving(file.parent) as server:
         archive = replace(
-            decoded.TINY_IMAGENET, md5=md5(file), urls=(f"{server.address}/{file.name}",)
+            published.TINY_IMAGENET, md5=md5(file), urls=(f"{server.address}/{file.name}",)
         )
-        monkeypatch.setattr(decoded, "TINY_IMAGENET", archive)
+        monkeypatch.setattr(published, "TINY_IMAGENET", archive)
         found = SOURCES["tiny_imagenet"](None)
     assert np.array_equal(pixels(found), pixels(SOURCES["tiny_imagenet"](tiny)))
 

@@ -7,9 +7,11 @@ import pytest
 
 from raykd.core.errors import DataError
 from raykd.data.dataset import open_images, read
-from raykd.data.packing.pack_sources import kind_of, stock_of
+from raykd.data.packing import kind_of
 from raykd.data.record import Data, Stream
-from raykd.data.sources import SOURCES, byte_ranges
+from raykd.data.sources import SOURCES
+from raykd.data.sources.folders import read_folder
+from raykd.data.sources.tars import read_webdataset
 from tests.data.files import picture, put
 from tests.data.packs import IMAGES, digest, put_tar, samples, shards
 
@@ -24,7 +26,7 @@ LABELS = {
 def test_a_label_is_a_number_or_the_name_of_a_class(tmp_path, how):
     label, names = LABELS[how]
     path = put_tar(tmp_path / "a.tar", samples(range(6), label))
-    found = byte_ranges.webdataset(str(path))
+    found = read_webdataset(str(path))
     assert found.names == names and list(found.splits) == ["train"]
     ranges, labels = found.splits["train"]
     assert [*ranges] == IMAGES[:6]
@@ -45,7 +47,7 @@ def test_a_label_is_a_number_or_the_name_of_a_class(tmp_path, how):
 def test_names_of_classes_may_lie_beside_the_shards(tmp_path, name, text):
     shards(tmp_path)
     put(tmp_path / name, text)
-    assert byte_ranges.webdataset(str(tmp_path)).names == ("owl", "cat", "dog")
+    assert read_webdataset(str(tmp_path)).names == ("owl", "cat", "dog")
 
 
 @pytest.mark.parametrize("text", ['{"a": [1]}', '{"3": "owl"}', "3", "[]", "{"])
@@ -53,17 +55,17 @@ def test_names_that_are_none_are_refused(tmp_path, text):
     shards(tmp_path)
     put(tmp_path / "classes.json", text)
     with pytest.raises(DataError, match=r"classes\.json: (expected a list|cannot be read)"):
-        byte_ranges.webdataset(str(tmp_path))
+        read_webdataset(str(tmp_path))
 
 
 def test_folders_and_patterns_are_the_same_shards(tmp_path):
     root = shards(tmp_path / "shards")
-    whole = byte_ranges.webdataset(str(root))
-    pattern = byte_ranges.webdataset(f"{root}/{{train,val}}-000.tar")
+    whole = read_webdataset(str(root))
+    pattern = read_webdataset(f"{root}/{{train,val}}-000.tar")
     assert [len(whole.splits[split][1]) for split in ("train", "test")] == [9, 3]
     assert [len(pattern.splits[split][1]) for split in ("train", "test")] == [5, 3]
     assert [*whole.splits["train"][0]] == IMAGES[:9]
-    counted = byte_ranges.webdataset(f"{root}/train-{{000..001}}.tar")
+    counted = read_webdataset(f"{root}/train-{{000..001}}.tar")
     assert [*counted.splits["train"][0]] == IMAGES[:9]
 
 
@@ -77,13 +79,13 @@ def test_folders_and_patterns_are_the_same_shards(tmp_path):
 )
 def test_shards_that_are_not_there_are_said(tmp_path, pattern, says):
     with pytest.raises(DataError, match=says):
-        stock_of("webdataset", f"{shards(tmp_path)}/{pattern}")
+        SOURCES["webdataset"](f"{shards(tmp_path)}/{pattern}")
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path):
     put(tmp_path / "classes.txt", "owl\ncat\n")
     with pytest.raises(DataError, match=r"train-000\.tar, byte \d+: label 2 is out of range"):
-        byte_ranges.webdataset(str(shards(tmp_path)))
+        read_webdataset(str(shards(tmp_path)))
 
 
 def test_shards_of_a_folder_have_its_digest(store, tmp_path):
@@ -92,7 +94,7 @@ def test_shards_of_a_folder_have_its_digest(store, tmp_path):
         put(tmp_path / "folder/train" / f"{row % 3}" / f"{row:04d}.png", IMAGES[row])
         members |= samples([row])
     path = put_tar(tmp_path / "train.tar", members)
-    found = [byte_ranges.folder(str(tmp_path / "folder")), byte_ranges.webdataset(str(path))]
+    found = [read_folder(str(tmp_path / "folder")), read_webdataset(str(path))]
     first, second = (digest(store, one) for one in found)
     assert first == second
 
@@ -116,7 +118,7 @@ def test_compressed_shards_are_refused_with_what_to_do(tmp_path, name):
     for place in (path, path.parent):
         assert kind_of(str(place)) == "webdataset"
         with pytest.raises(DataError, match=rf"{name}: is compressed, .* unpack it to a plain"):
-            byte_ranges.webdataset(str(place))
+            read_webdataset(str(place))
 
 
 def test_what_is_no_shard_is_counted(tmp_path):
@@ -124,7 +126,7 @@ def test_what_is_no_shard_is_counted(tmp_path):
     for name in ("old.tar.gz", "README.md", "more/notes.txt", "index.idx"):
         put(tmp_path / name, b"x")
     put_tar(tmp_path / "test.tar", {**samples(range(3)), "about.yaml": "x"})
-    found = byte_ranges.webdataset(str(tmp_path))
+    found = read_webdataset(str(tmp_path))
     assert len(found.splits["train"][1]) == 9
     assert found.about.unread == {
         ".gz": 1, ".md": 1, ".txt": 1, ".idx": 1, ".tar": 1, ".yaml": 1,

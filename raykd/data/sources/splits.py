@@ -1,53 +1,84 @@
-"""One split of a dataset as a source has it: labels, and images that are not decoded yet."""
+"""A dataset as a source has it: splits of encoded images with labels; nothing is decoded yet.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+Shapes: N images.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from raykd.core.errors import DataError
 from raykd.core.safe_names import printable
+from raykd.data.sources.files import Entry
 
-NAMED = 10  # images that cannot be used, at most, that a message names
+NAMED = 10  # most unusable images that a message names
+NO_SUFFIX = "no suffix"  # how files without one are counted
+SPLITS = {  # words that name a split, in the order in which folders of them are looked for
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
+_BLOCK_BYTES = 1 << 24  # bytes of images that are read at a time
 
 
-class Images(Protocol):
-    """Images by number, in order: each the bytes of an encoded file, or uint8 pixels.
+class Images(ABC):
+    """The encoded images of one split, in order."""
 
-    An error stands in the place of one that is not there, and says why.
-    """
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[bytes | np.ndarray | DataError]: ...
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Bytes of each image, exact or estimated: int64 [N]."""
+
+    @abstractmethod
+    def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
+        """The images from `start` to `stop`, some at a time; an error in place of a missing one."""
+
+    @abstractmethod
+    def origin(self, row: int) -> str:
+        """Where an image lies, for messages."""
+
+    def __iter__(self) -> Iterator[bytes | DataError]:
+        for block in self.blocks(0, len(self)):
+            yield from block
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The images (pixels are [H, W] or [H, W, 3]) and labels of one split."""
+class Samples(NamedTuple):
+    """One split."""
 
     images: Images
     labels: np.ndarray  # int64 [N]
-    origin: Callable[[int], str]  # where image i lies, for error messages
 
 
 @dataclass(frozen=True)
 class About:
     """Facts about a dataset for its user, besides classes and counts."""
 
-    test: str = ""  # where the test images are from; nothing where the dataset says it itself
+    test: str = ""  # where the test images are from; empty where the dataset says it itself
     unread: Mapping[str, int] = field(default_factory=dict)  # files, by suffix or kind
     declared: bool = False  # class names are not those of the images, so some may have none
 
 
 @dataclass(frozen=True)
-class Found:
-    """A dataset's splits ("train", and "test" where it has one) and its class names."""
+class Dataset:
+    """Splits ("train", and "test" where there is one) and class names.
+
+    Raises `DataError` for a split without images, a label out of range, and a class without a
+    training image whose name is not declared.
+    """
 
     splits: Mapping[str, Samples]
     names: tuple[str, ...]
-    stamp: str = ""  # what changes when files are changed, without reading them
+    stamp: str = ""  # changes when the files do, which are not read for it
+    digest: str = ""  # `image_index.digest_of`, where it is known without reading any image
     about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:
@@ -58,10 +89,60 @@ class Found:
             if len(wrong):
                 row = int(wrong[0])
                 raise DataError(
-                    f"{samples.origin(row)}: label {samples.labels[row]} is out of range; "
+                    f"{samples.images.origin(row)}: label {samples.labels[row]} is out of range; "
                     f"the {len(self.names)} classes are numbered from 0"
                 )
         check_filled(self.names, self.splits["train"].labels, self.about)
+
+
+def cuts(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int, int]]:
+    """Ranges of rows of about `size` bytes each, at most one image more."""
+    if not len(lengths):
+        return []
+    number = (np.cumsum(lengths) - lengths) // size
+    edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(lengths)]
+    return [*pairwise(edges)]
+
+
+def by_split(
+    place: str, entries: Sequence[Entry], what: str, *, alone: bool
+) -> dict[str, list[Entry]]:
+    """The files of `train` and, if there are any, `test`; one that is `alone` is all data.
+
+    Where there are both, validation files are left out. Raises `DataError` where no file is of
+    the training split.
+    """
+    parts: dict[str, list[Entry]] = {"train": [], "test": [], "val": []}
+    for entry in entries:
+        parts["train" if alone else split_of(entry.name)].append(entry)
+    if not parts["train"]:
+        raise DataError(
+            f"{place}: none of its {len(entries)} {what} is a training split; "
+            "their names have the word 'train', 'test' or 'val'"
+        )
+    test = parts["test"] or parts["val"]
+    return {"train": parts["train"]} | ({"test": test} if test else {})
+
+
+def unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
+    """How many files are in no split, by the ending of their names."""
+    names = {entry.name for own in chosen.values() for entry in own}
+    passed = (PurePosixPath(entry.name) for entry in entries if entry.name not in names)
+    return dict(Counter(path.suffix.lower() or NO_SUFFIX for path in passed))
+
+
+def split_of(name: str) -> str:
+    """The split that a word of a file's name, or else of its folders', names: train, test, val."""
+    file = PurePosixPath(name)
+    for part in (file.stem, *reversed(file.parts[:-1])):
+        for word in re.findall("[a-z]+", part.lower()):
+            if word.startswith("train"):
+                return "train"
+            if word.startswith("test"):
+                return "test"
+            if word in SPLITS["val"]:
+                return "val"
+    return "train"
 
 
 def empty_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:

@@ -9,27 +9,34 @@ Shapes: N images.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raykd.core.errors import DataError
-from raykd.data.image_index import CONTENT_BYTES, content, digest_of
-from raykd.data.packing.pack_sources import Stock, cuts
-from raykd.data.packing.pack_target import claim, settle
-from raykd.data.sources import pack_shards
+from raykd.core.errors import DataError, NoRoom
+from raykd.data.image_index import CONTENT_BYTES, Say, content, digest_of, ranges_of
+from raykd.data.sources import SOURCES, check_exists, pack_shards
 from raykd.data.sources.encoded_image import check, look_at
-from raykd.data.sources.files import Files
-from raykd.data.sources.pack_shards import Shard
-from raykd.data.sources.raw_split import NAMED, check_filled, unusable
+from raykd.data.sources.files import Files, below
+from raykd.data.sources.formats import is_image
+from raykd.data.sources.pack_shards import MARKER, PLAN, Shard
+from raykd.data.sources.splits import NAMED, Dataset, check_filled, cuts, listed, numbered, unusable
+from raykd.data.sources.tables import is_table
+from raykd.data.sources.tars import is_packed_tar, is_tar
+from raykd.storage.filesystem import is_url
+from raykd.storage.store import Store
 
 SHARD_MB = 256
 _THREADS = 16  # that look at images
+_SAY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, order=True)
@@ -65,7 +72,7 @@ class Packed:
 class Packing:
     """What is packed, where, and how."""
 
-    stock: Stock
+    stock: Dataset
     source: str  # where the images come from, for people
     files: Files  # of the pack
     shard_mb: float = SHARD_MB  # of a shard's images, about; a process holds one shard in memory
@@ -97,7 +104,7 @@ class Packing:
         Raises `DataError` where the folder holds something else, `NoRoom` where the disk cannot
         hold the shards.
         """
-        there = claim(self.files, self._plan(), self.volume)
+        there = _claim(self.files, self._plan(), self.volume)
         return {part: tuple(there.get((part.split, part.number), ())) for part in self.parts}
 
     def make(self, part: Part, there: Sequence[str] = ()) -> Packed:
@@ -163,7 +170,7 @@ class Packing:
             "skipped": skipped,
             "splits": pack_shards.write_splits(self.files, [packed.shard for packed in made]),
         }
-        settle(self.files, facts, {packed.shard.name for packed in made})
+        _settle(self.files, facts, {packed.shard.name for packed in made})
         return facts
 
     def _fault(self, data: bytes | DataError, origin: str) -> str | None:
@@ -225,3 +232,145 @@ def _read(part: Part, checksum: str, data: pa.Buffer) -> Packed:
         codes = b"".join(pool.map(hashed, shard.offset.tolist(), shard.length.tolist()))
     contents = np.frombuffer(codes, dtype=np.uint8).reshape(-1, CONTENT_BYTES)
     return Packed(part, shard, contents)
+
+
+def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int], list[str]]:
+    """Write the plan of a pack of about `size` bytes into its folder, which may be one of before.
+
+    Returns the names of shards that are there, by split and number. Those of a pack that was never
+    finished are removed where the files that it is made of have changed since. Raises `DataError`
+    where the folder holds something else, `NoRoom` where the disk cannot hold the shards.
+    """
+    sizes = {entry.name: entry.size for entry in files.walk()}
+    said = next((name for name in (MARKER, PLAN) if name in sizes), None)
+    if said is not None:
+        facts = pack_shards.read_json(files, said)
+        if said == PLAN and _is_outdated(facts, plan):
+            for name in [*filter(pack_shards.numbered, sizes)]:
+                files.remove(name)
+                del sizes[name]
+            said = None
+        else:
+            _check_plan(files, facts.get("plan", facts), plan)
+    elif sizes:
+        raise DataError(
+            f"{files.describe('')}: the folder is not empty, and holds no pack; choose another one"
+        )
+    there: dict[tuple[str, int], list[str]] = {}
+    for name, present in sizes.items():
+        found = pack_shards.numbered(name)
+        if found is not None:
+            there.setdefault(found[:2], []).append(name)
+            size -= present
+    _check_room(files, size)
+    if said is None:
+        files.put(PLAN, _as_json(plan))
+    return there
+
+
+def _settle(files: Files, facts: dict[str, Any], kept: Collection[str]) -> None:
+    """Write the marker, which makes a pack complete, and remove what is no part of it."""
+    files.put(MARKER, _as_json(pack_shards.sealed(facts)))
+    for entry in files.walk():
+        if entry.name == PLAN or (pack_shards.numbered(entry.name) and entry.name not in kept):
+            files.remove(entry.name)
+
+
+def _is_outdated(said: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """True for the plan of a pack of the same place, made in the same way, of other files."""
+    other = [key for key, value in plan.items() if said.get(key) != value]
+    return bool(other) and {*other} <= {"files", "images"}
+
+
+def _check_plan(files: Files, said: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Raise `DataError` where what is said of a folder is not the plan."""
+    names = {"files": "its files have changed since"}
+    other = [
+        names.get(key, f"{key} was {said.get(key)}, now {value}")
+        for key, value in plan.items()
+        if key != "source" and said.get(key) != value
+    ]
+    if other:
+        raise DataError(
+            f"{files.describe('')}: holds a pack of {said.get('source')} that was made of other "
+            f"images or in another way ({'; '.join(other)}); remove it, or choose another folder"
+        )
+
+
+def _check_room(files: Files, wanted: int) -> None:
+    """Raise `NoRoom` where the disk of this machine is too small for so many bytes more."""
+    if files.remote is not None:
+        return
+    place = Path(files.root)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if wanted > free:
+        raise NoRoom(
+            f"{files.root}: the pack needs {wanted / 1e6:.0f} MB more, the disk has "
+            f"{free / 1e6:.0f} MB; make room, or choose another disk"
+        )
+
+
+def _as_json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def into_store(
+    store: Store, name: str, root: str | None, say: Say, *, skip_bad: bool = False
+) -> Dataset:
+    """Where a dataset's images lie; where they lie nowhere as they are, they are packed before.
+
+    `root` is a path, a URL, or None, where the dataset has a downloader of its own. A pack that
+    was begun is gone on with. Raises `DataError` for what cannot be an image, which `skip_bad`
+    leaves out.
+    """
+    stock = SOURCES[name](root)
+    if ranges_of(stock):
+        return stock
+    text = json.dumps([name, root, stock.stamp, skip_bad])
+    key = hashlib.sha256(text.encode()).hexdigest()[:20]
+    files = Files.at(below(store.url, f"images/packs/{key}"))
+    source = name if root is None else Files.at(root).describe("")
+    packing = Packing(stock, source, files, skip_bad=skip_bad)
+    if not _is_whole(files):
+        say(f"packing {packing.images:,} images of {name!r} into {files.describe('')}")
+        packing.finish(_told(packing, say))
+    return replace(pack_shards.read_pack(files.root), about=stock.about)
+
+
+def _is_whole(files: Files) -> bool:
+    try:
+        return pack_shards.is_pack(files)
+    except DataError:
+        return False  # it was begun
+
+
+def _told(packing: Packing, say: Say) -> Iterator[Packed]:
+    """Every shard as it is made, and now and then a line that says how far that is."""
+    started = spoken = time.monotonic()
+    done = 0
+    for packed in packing.make_all(packing.begin()):
+        done += len(packed.part)
+        if packed.skipped:
+            left = numbered(packed.skipped, "image")
+            say(f"{left} that cannot be used, left out:\n{listed(packed.bad, packed.skipped)}")
+        now = time.monotonic()
+        if now - spoken > _SAY_SECONDS:
+            spoken, left = now, (now - started) / done * (packing.images - done) / 60
+            say(f"packing: {done:,} of {packing.images:,} images, about {left:.0f} min left")
+        yield packed
+
+
+def kind_of(place: str) -> str:
+    """The name of the source that reads what lies at a path or URL, as its files look."""
+    check_exists(place)
+    path = place.partition("?")[0] if is_url(place) else place
+    for name in (path, *Files.at(place).names()):
+        if is_tar(name) or is_packed_tar(name):
+            return "webdataset"
+        if is_table(name):
+            return "table"
+        if is_image(name):
+            return "folder"
+    raise DataError(f"{place}: found no images, tables or tar shards; look at the path")
