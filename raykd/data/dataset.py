@@ -1,6 +1,6 @@
-"""Which images a recipe means: found once, taken into the store, opened by every worker.
+"""The images of a recipe: read once, taken into the store, opened by every worker.
 
-Small ones are decoded there, into one uint8 tensor; those of a `stream` stay where they are.
+Small images are decoded into one uint8 tensor per split; those of a `stream` stay where they are.
 
 Shapes: N dataset rows, H, W pixels.
 """
@@ -42,7 +42,7 @@ Facts = in_memory.Facts | image_index.Facts
 def read(
     store: Store, data: Data, path: str | Path | None, say: Say = _quiet, *, skip_bad: bool = False
 ) -> ResolvedData:
-    """`data` with what only its files can tell; they are taken into the store on first use.
+    """`data` with the values that its files have; they are taken into the store on first use.
 
     `path` is where the files lie, a URL where they are to be streamed; None: where the dataset's
     own downloader puts them. Where the digest is known and its images are in the store, the files
@@ -124,7 +124,7 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
         if data.stream is not None:
             image_index.write(store, found, reading)
         else:
-            if found.digest:  # of a pack, whose images were not read for it
+            if found.digest:  # a pack, whose digest is known without reading its images
                 check_shards(Files.at(image_index.root_of(found)))
             decode_into(folder, found, reading, data.resize, say, skip_bad=skip_bad)
         store.share(folder, MARKER)
@@ -195,7 +195,7 @@ def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | No
 def _apart(
     images: Pictures, share: float, field: str, seed: int, stream: int
 ) -> tuple[Pictures, Pictures]:
-    """The images without a share of them, classes in proportion, and that share."""
+    """Stratified split: (remaining, held out)."""
     count = round(share * len(images))
     if not 0 < count < len(images):
         raise ConfigError(
@@ -209,7 +209,7 @@ def _apart(
 
 
 def folder_of(store: Store, data: Data, digest: str) -> Path:
-    """Where images lie in the store. Raises `ConfigError` for what cannot be a digest."""
+    """The folder of images in the store. Raises `ConfigError` for what cannot be a digest."""
     if re.fullmatch(r"[0-9a-f]*", digest) is None:
         raise ConfigError(f"run.data.digest: expected {DIGEST_DIGITS} hex digits, got {digest!r}")
     if data.stream is None:

@@ -1,7 +1,7 @@
-"""Encoded images as part of the store: read once, for what identifies them, and found again.
+"""Index of encoded images in the store: their digest, and the byte range of each.
 
     root/images/<digest>/   where each image lies, and images.json, which says below which root
-    root/images/stamps/     what was read of files that have not changed since
+    root/images/stamps/     results of reading files, valid until they change
 
 The digest is of what the images are: the class names and, for each split, labels and bytes in their
 order. A folder, its tar shards and its Arrow shards have the same one, if their order is the same,
@@ -41,26 +41,28 @@ from raykd.storage import arrow
 from raykd.storage.store import Store, read_json, write_json
 
 MARKER = "images.json"
-CONTENT_BYTES = 16  # of the BLAKE2b of an image's bytes
+CONTENT_BYTES = 16  # length of an image's BLAKE2b hash
 DIGEST_DIGITS = 20
 STAMPS = 2  # the revision of what is read of files: it goes up where that changes
-_THREADS = 16  # that look at images
+_THREADS = 16  # that check images
 _BYTES = "bytes:"  # before the hex digits of a path that is not UTF-8
 _SAY_SECONDS = 10.0
 
 Say = Callable[[str], None]
-MoreFaults = Callable[[Dataset, Mapping[str, np.ndarray]], list[str]]  # of the rows of each split
+MoreFaults = Callable[
+    [Dataset, Mapping[str, np.ndarray]], list[str]
+]  # faults of the rows of each split
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Facts(Record):
     """The content of images.json for encoded images."""
 
-    model_config = ConfigDict(extra="ignore")  # as a raykd before this one wrote it
+    model_config = ConfigDict(extra="ignore")  # earlier versions wrote more
 
     digest: str
-    root: str  # of their files, as `_written` has it
-    names: tuple[str, ...]  # of the classes
+    root: str  # folder or URL of the files, as `_written` has it
+    names: tuple[str, ...]  # class names
     splits: dict[str, dict[str, str]]  # checksums of each split's index files by their names
 
     @property
@@ -83,7 +85,7 @@ class Taken(Record):
     """A summary of one reading of all images."""
 
     digest: str
-    counts: dict[str, int]  # of the images of each split that can be used
+    counts: dict[str, int]  # usable images of each split
     empty: tuple[str, ...] = ()  # classes without a training image
     skipped: int = 0  # images that cannot be used
     bad: tuple[str, ...] = ()  # why, for some of them
@@ -111,7 +113,7 @@ def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
 
 
 def content(data: bytes) -> bytes:
-    """What identifies the bytes of an image."""
+    """Hash of the bytes of an image."""
     return hashlib.blake2b(data, digest_size=CONTENT_BYTES).digest()
 
 
@@ -142,7 +144,7 @@ def remember(store: Store, name: str, found: Dataset, taken: Taken, *, skip_bad:
 
 
 def is_at(store: Store, folder: Path, found: Dataset) -> bool:
-    """Whether an index in the store is of these files, and not of others with the same images."""
+    """True for an index of these files, and not of others with the same images."""
     return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).place == root_of(
         found
     )
@@ -202,7 +204,7 @@ def read_through(
 
 
 def read_again(found: Dataset, taken: Taken, say: Say, *, skip_bad: bool) -> Reading:
-    """Which images of files that were read before can be used; read only where some cannot."""
+    """Rows of usable images in files that were read before; read again only if some are not."""
     if taken.skipped:
         return read_through(found, say, skip_bad=skip_bad)
     rows = {split: np.arange(len(labels)) for split, (_, labels) in found.splits.items()}
@@ -223,7 +225,7 @@ def write(store: Store, found: Dataset, reading: Reading) -> str:
 
 
 def folder_of(store: Store, digest: str) -> Path:
-    """Where the store says of encoded images where they lie."""
+    """The folder of the index of encoded images in the store."""
     return store.root / "images" / digest
 
 

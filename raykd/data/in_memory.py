@@ -39,10 +39,10 @@ class Facts(Record):
     """The content of images.json for decoded images."""
 
     digest: str
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]  # class names
     size: tuple[Side, Side]  # (H, W)
     splits: dict[str, str]  # the checksum of each split's file
-    counts: dict[str, int]  # of the images of each split
+    counts: dict[str, int]  # images of each split
     skipped: int = 0  # images that could not be decoded
     bad: tuple[str, ...] = ()  # why, for some of them
 
@@ -53,13 +53,13 @@ class Images:
 
     pixels: Tensor  # uint8 [N, H, W, 3]
     targets: Tensor  # int64 [N]
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]  # class names
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device) -> "Images":
-        """The same images on `device`."""
+        """A copy of the images on `device`."""
         return Images(self.pixels.to(device), self.targets.to(device), self.names)
 
     def take(self, rows: Tensor) -> "Images":
@@ -68,7 +68,7 @@ class Images:
 
 
 def folder_of(store: Store, digest: str, resize: int | None) -> Path:
-    """Where the store has images that were brought to a size."""
+    """The folder of decoded images of a size in the store."""
     return store.root / "images" / f"{digest}-{resize or 'original'}"
 
 

@@ -1,8 +1,8 @@
-"""Making a pack: shard by shard, by any number of processes, gone on with where it was left.
+"""Packing: images of any source into Arrow shards, by any number of processes; resumable.
 
 A shard is a stretch of a split's images in their order. How a dataset is cut follows from the
 lengths of its images and the size of shards alone, and a shard's bytes from its images alone, so
-whoever makes a shard makes the same one.
+every process makes the same one.
 
 Shapes: N images.
 """
@@ -35,7 +35,7 @@ from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 
 SHARD_MB = 256
-_THREADS = 16  # that look at images
+_THREADS = 16  # that check images
 _SAY_SECONDS = 10.0
 
 
@@ -64,18 +64,18 @@ class Packed:
 
     @property
     def skipped(self) -> int:
-        """How many images were left out."""
+        """Number of images left out."""
         return len(self.part) - len(self.shard.labels)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What is packed, where, and how."""
+    """A dataset to be packed, its destination, and options."""
 
     stock: Dataset
-    source: str  # where the images come from, for people
-    files: Files  # of the pack
-    shard_mb: float = SHARD_MB  # of a shard's images, about; a process holds one shard in memory
+    source: str  # origin of the images, for messages
+    files: Files  # destination
+    shard_mb: float = SHARD_MB  # approximate size of a shard, which a process holds in memory
     skip_bad: bool = False  # leave out what is no image; else it is an error
     decode: bool = False  # to find damaged images, too: slow
 
@@ -90,16 +90,16 @@ class Packing:
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return sum(len(part) for part in self.parts)
 
     @property
     def volume(self) -> int:
-        """About how many bytes the images have."""
+        """Approximate bytes of all images."""
         return sum(int(images.lengths().sum()) for images, _ in self.stock.splits.values())
 
     def begin(self) -> dict[Part, tuple[str, ...]]:
-        """Say in the folder what is being made; for each part, files that may be its shard.
+        """Write the plan into the folder; returns, for each part, files that may be its shard.
 
         Raises `DataError` where the folder holds something else, `NoRoom` where the disk cannot
         hold the shards.
@@ -204,7 +204,7 @@ class Packing:
         return None
 
     def _plan(self) -> dict[str, Any]:
-        """What is being made, in a form that can be compared."""
+        """The plan of the pack, in a form that can be compared."""
         hasher = hashlib.sha256(json.dumps([self.stock.names, self.stock.stamp]).encode())
         for split, (images, labels) in sorted(self.stock.splits.items()):
             hasher.update(f"{split} {len(images)}".encode())
@@ -319,7 +319,7 @@ def _as_json(value: object) -> bytes:
 def into_store(
     store: Store, name: str, root: str | None, say: Say, *, skip_bad: bool = False
 ) -> Dataset:
-    """Where a dataset's images lie; where they lie nowhere as they are, they are packed before.
+    """Byte ranges of a dataset's images; one without files is packed into the store first.
 
     `root` is a path, a URL, or None, where the dataset has a downloader of its own. A pack that
     was begun is gone on with. Raises `DataError` for what cannot be an image, which `skip_bad`

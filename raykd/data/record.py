@@ -64,7 +64,7 @@ class Data(Record):
     `mean` and `std` replace the dataset's own.
     """
 
-    name: str  # of `raykd show datasets`
+    name: str  # one of `raykd show datasets`
     # Shorter side, then a centre crop; None: as is.
     resize: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
     stream: Stream | None = None  # decode while training; None: once, into memory
@@ -78,7 +78,7 @@ class Data(Record):
     seed: int = Field(default=0, ge=0, le=Limits.SEED)
     # Seed of views alone; None: `seed`.
     view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
-    digest: str = ""  # of labels, encoded images, class names
+    digest: str = ""  # hash of labels, encoded images, class names
     classes: _Classes | None = None
     size: _Size | None = None
     mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1

@@ -1,7 +1,7 @@
 """Imported by the process that forks decoding processes, before it forks the first one.
 
-SIGTERM often goes to all processes of a group at once (`timeout`, Slurm). Whoever trains says when
-those that decode for it end: a training that keeps a checkpoint first still needs them.
+SIGTERM often goes to all processes of a group at once (`timeout`, Slurm). It is ignored here: a
+training that writes a checkpoint before it ends still needs its decoding processes.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Encoded images become frames: in this process, or in others that work ahead.
+"""Decoding of encoded images into frames, in this process or in workers that prefetch.
 
 Shapes: B batch, H, W pixels.
 """
@@ -35,9 +35,9 @@ from raykd.data.sources.encoded_image import Picture, look_at
 from raykd.data.transforms.crop import resized
 
 SHARED = Path("/dev/shm")  # where Linux keeps the memory that processes share
-LOOK_SECONDS = 1.0  # between two looks at processes that are waited for
-PATIENCE_SECONDS = 600.0  # for a batch of processes that are there
-_AHEAD = 3  # batches that each process has ready
+LOOK_SECONDS = 1.0  # polling interval
+PATIENCE_SECONDS = 600.0  # longest wait for a batch while the processes are alive
+_AHEAD = 3  # prefetched batches of each process
 _LONGEST_FOLDER = 70  # bytes, below which sockets have a path of 37 more
 _UNKNOWN = 255  # the status of a process whose server was killed
 _NO_MEMORY = "can't allocate memory"  # torch says so in a RuntimeError
@@ -91,7 +91,7 @@ class Decoding:
 
 
 class _Context(ForkServerContext):
-    """A context that knows the processes that were started with it.
+    """A multiprocessing context that lists the processes started with it.
 
     Not forked from this process: one that has threads may hang in a copy of itself.
     """
@@ -107,9 +107,9 @@ class _Context(ForkServerContext):
 
 
 class _Processes:
-    """Processes that decode batches ahead; they are started with the first one, and stay.
+    """Worker processes that prefetch batches; started for the first batch and kept.
 
-    Every wait for them has an end: they are looked at while it lasts.
+    Every wait for them ends: their state is polled meanwhile.
     """
 
     def __init__(self, decoder: "Decoder", count: int, *, pin: bool) -> None:
@@ -159,7 +159,7 @@ class _Processes:
             self._needs = needs
 
     def _in_time(self, call: Callable[[], Any]) -> Any:
-        """The value of a call that waits for the processes; they end where it has none."""
+        """The value of a call that waits for the processes; they are killed where it fails."""
         value, until = begun(call), time.monotonic() + PATIENCE_SECONDS
         try:
             while not wait([value], LOOK_SECONDS).done:
@@ -291,10 +291,10 @@ class _Sharing:
 
 
 def _live_with_parent(number: int) -> None:
-    """Let a process that decodes end when the one that it works for does, and not before.
+    """End a decoding process when its parent ends, and not before.
 
-    torch watches its parent by the process id, and that one is the server that forked it; and it
-    ends at a SIGTERM, which `decoding_server` is about.
+    torch watches the parent's process id, which is that of the fork server, and ends at a SIGTERM
+    (see `decode_server`).
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -309,7 +309,7 @@ def _live_with_parent(number: int) -> None:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What each process does: all frames of one batch."""
+    """The decoder of one process: all frames of one batch."""
 
     images: Encoded
     wanted: Wanted
@@ -335,7 +335,7 @@ class Decoder:
     ) -> tuple[list[Tensor], Tensor]:
         """Framed images for each of some ways, uint8 [B, size, size, 3], and the rows shown.
 
-        Randomness is that of the `ids`, whose images are shown wherever they can be decoded.
+        Random draws use `ids` even where a bad image was replaced by the next one.
         """
         rows = ids.tolist()
         read = self.images.ranges.read_all(rows)
@@ -380,7 +380,7 @@ _GONE = Picture(0, 0, lambda least: np.empty((0, 0, 3), dtype=np.uint8))
 
 
 class _Framer:
-    """Which part of each image of a batch is shown, and how large."""
+    """Cuts one part out of each image of a batch and resizes it."""
 
     def __init__(self, data: Data, ids: Tensor, view: int, pictures: list[Picture]) -> None:
         assert data.stream is not None

@@ -22,7 +22,7 @@ _GIVEN: Look = "given"
 
 @dataclass(frozen=True)
 class _Way:
-    """A look, and which of the wanted frames it is made of."""
+    """A look and the numbers of its frames; None where it has none."""
 
     look: Look
     data: Data
@@ -55,7 +55,7 @@ def _what_is_wanted(looks: Mapping[Look, Data], size: int) -> tuple[Wanted, list
 
 
 class Views:
-    """Images, the recipe that says which pixels a view of them shows, and other looks at them."""
+    """Batches of images as a recipe's views show them, with other looks at the same samples."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Views:
         self._decoders, self._skip_bad = decoders, skip_bad
 
     def to(self, device: torch.device) -> "Views":
-        """The same views on another device."""
+        """A copy of the views on another device."""
         return Views(
             self.images,
             self.data,

@@ -1,7 +1,7 @@
-"""The pixels of the views of a batch, before they are mixed and normalised: what a loader loads.
+"""Pixels of a batch before they are mixed and normalised.
 
-Samples are shown themselves, and beside them what they are mixed with; each in as many ways as
-there are looks, a teacher with another resolution among them.
+For every look (a teacher at another resolution is one): the pixels of the samples and, if mixing is
+on, of their mixing partners.
 
 Shapes: B batch, H, W pixels.
 """
@@ -23,14 +23,16 @@ Key = tuple[Tensor, int]  # ids int64 [B], view
 
 @dataclass(frozen=True)
 class Frames:
-    """What is shown of one batch."""
+    """The pixels of one batch, of samples and of their mixing partners."""
 
-    pixels: Mapping[tuple[Who, int], Tensor]  # uint8 [B, H, W, 3], by who is shown and which way
-    rows: Mapping[Who, Tensor]  # int64 [B]: the samples that are shown, whose labels count
-    bad: tuple[int, ...] = ()  # rows whose image cannot be decoded, so that another is shown
+    pixels: Mapping[
+        tuple[Who, int], Tensor
+    ]  # uint8 [B, H, W, 3], by kind of row and number of the way
+    rows: Mapping[Who, Tensor]  # int64 [B]: dataset rows of the pixels, whose labels count
+    bad: tuple[int, ...] = ()  # rows whose image cannot be decoded; the next one is shown
 
     def to(self, device: torch.device) -> "Frames":
-        """The same on `device`, without waiting for it."""
+        """A copy on `device`, without waiting for it."""
 
         def moved(tensors: Mapping) -> dict:
             return {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
@@ -43,22 +45,22 @@ class Frames:
             tensor.share_memory_()
 
     def pin_memory(self) -> "Frames":
-        """The same in memory from which a GPU can copy by itself; called by torch's loader."""
+        """A copy in pinned memory; called by torch's loader."""
         pixels = {k: v.pin_memory() for k, v in self.pixels.items()}
         return Frames(pixels, {k: v.pin_memory() for k, v in self.rows.items()}, self.bad)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which frames a batch is made of."""
+    """The frames that a batch is made of."""
 
     own: tuple[Data, ...]  # the ways in which samples are shown
-    partner: tuple[Data, ...] = ()  # and those that they are mixed with
-    mix: Mix | None = None  # which says who those are
-    size: int = 0  # training rows, among which they are
+    partner: tuple[Data, ...] = ()  # the ways in which mixing partners are shown
+    mix: Mix | None = None  # draws the partners
+    size: int = 0  # training rows, from which partners are drawn
 
     def rows(self, key: Key) -> dict[Who, Tensor]:
-        """Who is asked for: int64 [B] each."""
+        """Dataset rows of samples and partners, int64 [B] each."""
         ids, view = key
         rows: dict[Who, Tensor] = {"own": ids} if self.own else {}
         if self.partner:
@@ -73,12 +75,12 @@ class Wanted:
         return sum(3 * stream.size**2 for stream in streams if stream is not None)
 
     def ways(self, who: Who) -> tuple[Data, ...]:
-        """The ways in which those are shown."""
+        """The ways in which samples or partners are shown."""
         return self.own if who == "own" else self.partner
 
 
 class Shower(Protocol):
-    """Whoever has the images."""
+    """A supplier of frames."""
 
     def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
         """The frames of some batches, in order."""

@@ -1,4 +1,4 @@
-"""Who sees which sample when: pure functions of (seed, epoch) and of the worker's rank.
+"""Order of samples: pure functions of (seed, epoch) and of the worker's rank.
 
 Shapes: N dataset rows.
 """
@@ -45,7 +45,7 @@ def check_batch(size: int, batch: int, world: int, parts: int = 1) -> None:
 
 
 def check_uneven(size: int, batch: int, world: int, parts: int = 1) -> None:
-    """The same where some workers may have one sample of a batch more than others."""
+    """Raise `ConfigError` as `check_batch`, but allow shares that differ by one sample."""
     if batch < world:
         raise ConfigError(
             f"a global batch of {batch} has no sample for each of {world} workers; "

@@ -1,4 +1,4 @@
-"""Where images come from: the table of datasets, and readers of files in each layout.
+"""Sources of images: the table of datasets, and readers of files in each layout.
 
 The table imports a reader when it is first used, so that recipes can name datasets without loading
 any decoder.

@@ -1,4 +1,4 @@
-"""Datasets that are distributed as one archive: found, unpacked, or downloaded first."""
+"""Datasets distributed as one archive: located, unpacked, or downloaded first."""
 
 import os
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from raykd.core.errors import DataError
 
 @dataclass(frozen=True)
 class Archive:
-    """What a dataset is distributed as. `marker` is a path that only its folder has."""
+    """The file that a dataset is distributed as. `marker` is a path that only its folder has."""
 
     title: str
     file: str
     md5: str
     urls: tuple[str, ...]  # tried one after the other
-    folder: str  # that its files lie in, once it is unpacked
+    folder: str  # name of the unpacked folder
     marker: str
 
 
@@ -27,7 +27,7 @@ def downloads() -> Path:
 
 
 def is_at(archive: Archive, path: Path) -> bool:
-    """Whether `path` is the archive, its unpacked folder, or the folder of one of them."""
+    """True where `path` is the archive, its unpacked folder, or the folder of one of them."""
     names = (archive.marker, archive.folder, archive.file)
     is_file = path.name == archive.file and path.is_file()
     return is_file or any((path / name).exists() for name in names)
@@ -38,7 +38,7 @@ def unpacked(archive: Archive, path: Path | None) -> Path:
 
     It is looked for at `path`, where an archive that lies there is unpacked; without a path, in
     `downloads()`, into which the archive is downloaded once. Where nothing is found at `path`,
-    this is `path` itself, and whoever reads it says what is missing. Raises `DataError` for an
+    this is `path` itself, and the reader says what is missing. Raises `DataError` for an
     archive that cannot be downloaded or unpacked, or is another one.
     """
     root = downloads() if path is None else path
@@ -86,7 +86,7 @@ def _unpack(archive: Archive, file: Path, folder: Path) -> None:
         with TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as temporary:
             content = Path(temporary, archive.folder)
             extract_archive(str(file), str(content))
-            inner = content / archive.folder  # of an archive that has its folder in it
+            inner = content / archive.folder  # an archive that has its folder in it
             (inner if inner.is_dir() else content).rename(folder)
     except OSError as error:
         raise DataError(f"{file}: cannot be unpacked ({error})") from error

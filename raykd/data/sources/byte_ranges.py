@@ -1,4 +1,4 @@
-"""Images that stay encoded: where each one lies, and its bytes when its turn comes.
+"""Encoded images as byte ranges of files, read when they are needed.
 
 An image is a range of bytes of a file: a whole file of a folder, a member of a tar shard, a value
 of an Arrow shard. The ranges are columns of a memory-mapped index, so a worker's memory does not
@@ -36,7 +36,7 @@ class Names:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Names":
-        """The same texts."""
+        """Texts packed into two arrays."""
         encoded = [os.fsencode(name) for name in names]
         text = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
         stops = np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -59,7 +59,7 @@ class Ranges(Images):
     """The bytes of some images, in files below one root."""
 
     files: Files
-    names: Names  # of the files, below the root
+    names: Names  # file names below the root
     file: Tensor  # int64 [N], a place in `names`
     offset: Tensor  # int64 [N], in bytes
     length: Tensor  # int64 [N], in bytes
@@ -85,7 +85,7 @@ class Ranges(Images):
                 yield list(ahead)
 
     def origin(self, row: int) -> str:
-        """Where an image lies, for people."""
+        """File and byte of an image, for messages."""
         name = self.files.describe(self.names[int(self.file[row])])
         offset = int(self.offset[row])
         return f"{name}, byte {offset}" if offset else name
@@ -104,7 +104,7 @@ class Ranges(Images):
         return data
 
     def attempt(self, row: int) -> bytes | DataError:
-        """The bytes of one image, or why they are not there."""
+        """The bytes of one image, or the error that names its file."""
         try:
             return self.read(row)
         except DataError as error:
@@ -127,11 +127,11 @@ class Ranges(Images):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded images and their labels: what `Images` is to decoded ones."""
+    """Encoded images and their labels; the counterpart of `in_memory.Images`."""
 
     ranges: Ranges
     targets: Tensor  # int64 [N]
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]  # class names
 
     def __len__(self) -> int:
         return len(self.targets)

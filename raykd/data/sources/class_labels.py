@@ -1,4 +1,4 @@
-"""From labels as they are written, integers or texts, to the numbers of classes.
+"""Class numbers of labels that are written as integers or texts.
 
 One rule holds for a whole dataset, all its files and splits: where any label is an integer, a
 label is the number of its class, also one that is the text of an integer; otherwise labels are
@@ -17,8 +17,8 @@ import numpy as np
 from raykd.core.errors import DataError
 from raykd.data.sources.foreign_text import is_text, shown
 
-Label = Any  # as a file has it: an integer or a text, or what is refused
-Origin = Callable[[int], str]  # where a row lies, for people
+Label = Any  # value in a file: an integer or a text, or one that is refused
+Origin = Callable[[int], str]  # a row's place, for messages
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMED = 20  # classes, at most, that a message lists
 
@@ -90,7 +90,7 @@ class _Kinds:
     def __init__(self, splits: Mapping[str, tuple[Sequence[Label], Origin]]) -> None:
         self._origins = [origin for _, origin in splits.values()]
         self.integer: tuple[int, int] | None = None  # split and row of the first integer
-        self.texts: dict[str, tuple[int, int]] = {}  # of the first row of each text
+        self.texts: dict[str, tuple[int, int]] = {}  # first row of each text
         for split, (labels, origin) in enumerate(splits.values()):
             for row, label in enumerate(labels):
                 if isinstance(label, int):

@@ -1,4 +1,4 @@
-"""From encoded images to one uint8 array.
+"""Decoding of images into one uint8 array.
 
 Shapes: N images, H, W pixels.
 """

@@ -22,7 +22,7 @@ except ImportError:  # no wheel for this platform
     simplejpeg = None
 
 _UPRIGHT = 1  # in EXIF's numbers
-_SMALLEST_STEP = 2  # by which a JPEG file is scaled down while it is decoded
+_SMALLEST_STEP = 2  # smallest factor of scaling down a JPEG file while it is decoded
 
 
 class Picture:
@@ -39,7 +39,7 @@ class Picture:
         self._decoded: tuple[tuple[int, int] | None, np.ndarray] | None = None
 
     def shrinks(self, at_least: tuple[int, int]) -> bool:
-        """Whether a JPEG file is scaled down where no more than `at_least` (H, W) is wanted."""
+        """True for a JPEG file that is scaled down where `at_least` (H, W) is enough."""
         sides = (self.height, self.width)
         return all(
             _SMALLEST_STEP * least <= side + 1 for least, side in zip(at_least, sides, strict=True)

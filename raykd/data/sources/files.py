@@ -19,7 +19,7 @@ from raykd.core.safe_names import is_below, printable
 from raykd.storage.atomic import write_atomic
 from raykd.storage.filesystem import Remote, is_url
 
-_OPEN_FILES = 16  # that each thread keeps open
+_OPEN_FILES = 16  # kept open by each thread
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class Files:
         try:
             if self.remote is not None:
                 return pa.py_buffer(self.remote.read(name))
-            with pa.memory_map(os.fsencode(self._path(name))) as file:  # of a text, UTF-8 alone
+            with pa.memory_map(
+                os.fsencode(self._path(name))
+            ) as file:  # bytes: a str would have to be UTF-8
                 return file.read_buffer()
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(name, error) from error
@@ -163,7 +165,7 @@ class Files:
         return Entry(name, stat.st_size, stat.st_mtime)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """True where there is such a file."""
         return self.find(name) is not None
 
     def _path(self, name: str) -> Path:
@@ -233,7 +235,7 @@ class Files:
 
 
 def shown(name: str) -> bool:
-    """Whether a file or folder counts: macOS leaves ._x.jpg and __MACOSX in archives."""
+    """True for a file or folder that counts: macOS leaves ._x.jpg and __MACOSX in archives."""
     return not name.startswith(".") and name != "__MACOSX"
 
 

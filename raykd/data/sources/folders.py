@@ -118,10 +118,10 @@ def read_folder(root: str) -> Dataset:
 
 
 class Layout(NamedTuple):
-    """Where in a tree the splits of a dataset lie, and what its classes are called."""
+    """Folders of the splits and of the classes in a tree."""
 
-    starts: Mapping[str, str]  # of "train", and of "test" where there is one
-    folders: tuple[str, ...]  # of the classes, in the order of their labels
+    starts: Mapping[str, str]  # folder of "train", and of "test" where there is one
+    folders: tuple[str, ...]  # class folders, in the order of their labels
     about: About
 
     @property

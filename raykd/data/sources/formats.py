@@ -1,4 +1,4 @@
-"""Kinds of image files that are read, by the suffixes of their names.
+"""Image formats that are read, by the suffixes of their names.
 
 What Pillow knows beside these is left alone: for EPS, it runs another program on what the file
 says. A suffix says which files of a folder are images; what each of them is, its bytes say.

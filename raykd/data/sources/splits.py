@@ -62,7 +62,7 @@ class Samples(NamedTuple):
 class About:
     """Facts about a dataset for its user, besides classes and counts."""
 
-    test: str = ""  # where the test images are from; empty where the dataset says it itself
+    test: str = ""  # folder of the test images; empty where the dataset has a fixed one
     unread: Mapping[str, int] = field(default_factory=dict)  # files, by suffix or kind
     declared: bool = False  # class names are not those of the images, so some may have none
 

@@ -22,8 +22,8 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "cls")
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (*PARQUET, ".arrow", ".feather", ".ipc")
-_BATCH_BYTES = 1 << 24  # of Parquet rows that are decoded at a time, about
-_BUFFER_BYTES = 1 << 20  # of a Parquet column that is read at a time
+_BATCH_BYTES = 1 << 24  # approximate size of Parquet rows decoded at a time
+_BUFFER_BYTES = 1 << 20  # part of a Parquet column read at a time
 
 T = TypeVar("T")
 
@@ -292,7 +292,7 @@ class TableFile:
                 raise DataError(f"{self.place}: {present.count(name)} columns are called {name!r}")
             if name in present:
                 extension = extension_in(self.schema.field(name))
-                if extension:  # of which a library may run code to read values
+                if extension:  # a library may run code to read its values
                     raise DataError(f"{self.place}: {name!r} is a column of {extension} values")
                 return name
         raise DataError(
@@ -327,7 +327,7 @@ class TableFile:
             yield array
 
     def _guard(self, read: Callable[[], T]) -> T:
-        """What is read. Raises `DataError`, naming the file, where it cannot be."""
+        """The value of `read`. Raises `DataError`, naming the file, where it fails."""
         try:
             return read()
         except RaykdError:
@@ -382,4 +382,4 @@ def _opened(files: Files, name: str, open_here: Callable[[bytes], Any]) -> Any:
     """A file for pyarrow: opened by `open_here` where it lies on this machine."""
     if files.remote is not None:
         return files.open(name)
-    return open_here(os.fsencode(Path(files.root, name)))  # of a text, Arrow wants UTF-8
+    return open_here(os.fsencode(Path(files.root, name)))  # bytes: Arrow wants a str to be UTF-8

@@ -34,13 +34,13 @@ from raykd.storage.filesystem import is_url
 # others beside it are no images of it: a mask, a map of depths.
 _USUAL = ("jpg", "jpeg", "png", "webp", "ppm")
 IMAGES = (*_USUAL, *sorted({suffix[1:] for suffix in SUFFIXES} - {*_USUAL}))
-LABELS = ("cls", "json", "txt")  # of a label's; the first that a sample has counts
+LABELS = ("cls", "json", "txt")  # endings of a label; the first that a sample has counts
 PACKED = (".tgz", ".tbz2", ".txz", *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4")))
 MOST_LABEL = 1 << 24  # bytes of a label's member
 _REMOTE_BLOCK = 1 << 16  # bytes of a tar file that are read at a time over a network
 _OPENED = 16  # files at a time, each of which may wait for a network
 BLOCK = 1 << 13  # bytes read at once: headers and labels of one sample lie close together
-MOST_NAMES = 1_000_000  # that one pattern may stand for
+MOST_NAMES = 1_000_000  # limit for one pattern
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -225,7 +225,7 @@ def expanded(pattern: str) -> list[str]:
 
 
 def _choices(inside: str, pattern: str) -> list[str]:
-    """What may stand in place of one brace."""
+    """The texts that one brace stands for."""
     bounds = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
     if bounds is None:
         if "," in inside and ".." not in inside:
@@ -317,7 +317,7 @@ def _check_end(file: io.BufferedReader, name: str, end: int, size: int) -> None:
 
 
 def _image(sample: _Sample, origin: str) -> tuple[int, int] | None:
-    """Where the one image of a sample lies, offset and length in bytes; None where it has none."""
+    """Offset and length in bytes of a sample's one image; None where it has none."""
     usual = [place for end, place in sample.images.items() if end in _USUAL]
     places = usual or [*sample.images.values()]
     if len(places) > 1:

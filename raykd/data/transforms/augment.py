@@ -1,4 +1,4 @@
-"""Which pixels a view of a sample shows: a pure function of (seed, sample id, view).
+"""Augmentation of a sample: a pure function of (seed, sample id, view).
 
 Shapes: B batch, H, W pixels. Pixels are uint8, channels last, until the loader normalises them.
 """
@@ -23,7 +23,7 @@ ENDLESS = 1 << 31  # views
 
 
 class Augment(Record):
-    """What is done to an image, in the order of the fields; `mix` comes last.
+    """Augmentation of an image, in the order of the fields; `mix` comes last.
 
     The CIFAR standard of the field is `pad: 4, flip: true`: 81 crops x 2 = 162 views. ImageNet's
     is `crop: {}, flip: true`. `revision` goes up whenever the same key would show other pixels.
@@ -50,7 +50,7 @@ class Augment(Record):
         return self._geometries() if finite else ENDLESS
 
     def unmixed(self) -> "Augment":
-        """The same without mixing."""
+        """The augmentation without mixing."""
         return self.model_copy(update={"mix": None})
 
     def _geometries(self) -> int:

@@ -66,7 +66,7 @@ class Colour(Record):
 
 
 def _changes() -> list[Callable[[Tensor, float], Tensor]]:
-    """What is done to an image uint8 [3, H, W] by a factor."""
+    """The changes of an image uint8 [3, H, W] by a factor, in the order of the fields."""
     from torchvision.transforms.v2 import functional as change  # takes seconds to import
 
     return [

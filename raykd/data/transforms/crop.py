@@ -17,7 +17,7 @@ from torch import Tensor
 from raykd.core import keyed_random
 from raykd.core.record import Record
 
-TRIES = 10  # of an area and an aspect ratio that fit into the image
+TRIES = 10  # draws of an area and an aspect ratio, until one fits into the image
 _STEPS = 1 << 20  # ratios are multiples of 1 / this, so that a last digit of exp changes nothing
 
 _Bound = Annotated[float, Field(gt=0, le=1000)]
@@ -32,7 +32,7 @@ class Crop(Record):
     draws fits, the largest central part is taken whose ratio is allowed.
     """
 
-    scale: Range = (0.08, 1.0)  # of the image's area
+    scale: Range = (0.08, 1.0)  # share of the image's area
     ratio: Range = (3 / 4, 4 / 3)  # width over height
 
     @model_validator(mode="after")
@@ -111,7 +111,7 @@ def boxes(
     lengths: Sequence[Tensor],
     size: tuple[int, int],
 ) -> Tensor:
-    """Which pixels lie in each sample's box, bool [B, H, W].
+    """Mask of the pixels in each sample's random box, bool [B, H, W].
 
     Its centre is uniform in the image, of `size` (H, W), row and column from a stream each; what
     reaches over the border is cut off. `lengths` are its height and width, int64 [B] each.

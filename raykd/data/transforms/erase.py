@@ -11,7 +11,7 @@ from raykd.core import keyed_random
 from raykd.core.record import Record
 from raykd.data.transforms.crop import Range, parts
 
-GREY = 127  # what is painted
+GREY = 127  # colour of the box
 
 
 class Erase(Record):
@@ -23,7 +23,7 @@ class Erase(Record):
     """
 
     probability: float = Field(default=0.5, gt=0, le=1)
-    scale: Range = (0.02, 0.33)  # of the image's area
+    scale: Range = (0.02, 0.33)  # share of the image's area
     ratio: Range = (0.3, 3.3)  # width over height
 
     @model_validator(mode="after")

@@ -32,9 +32,8 @@ class Mix(Record):
     """
 
     kind: Literal["mixup", "cutmix"] = "mixup"
-    alpha: float = Field(
-        default=1.0, gt=0, le=Limits.TEMPERATURE
-    )  # of Beta(alpha, alpha); 1 is uniform
+    # Beta(alpha, alpha); 1 is uniform.
+    alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
 
     def partners(self, ids: Tensor, view: int, seed: int, size: int) -> Tensor:
         """The rows (int64 [B], 0 to size - 1) that samples are mixed with."""
@@ -78,7 +77,7 @@ def mixed_targets(own: Tensor, partner: Tensor, weights: Tensor, classes: int) -
 
 @functools.lru_cache
 def _edges(alpha: float, device: torch.device) -> Tensor:
-    """Where uniform numbers turn into the next weight: float32 [256], rising.
+    """Edges in [0, 1] between the weights of uniform numbers: float32 [256], rising.
 
     P(weight = k / 256) is that of Beta(alpha, alpha) being rounded to k / 256. The edges are
     multiples of 2**-24, as the uniform numbers are, so that libraries which differ in a last

@@ -13,7 +13,7 @@ from raykd.core import keyed_random
 from raykd.core.record import Record
 from raykd.data.transforms.crop import boxes
 
-GREY = 127  # of the hole
+GREY = 127  # colour of the hole
 _SIGN = 1 << 7  # added to the stream of a strength, for its sign
 
 
@@ -28,7 +28,7 @@ class Strong(Record):
     """
 
     operations: int = Field(default=2, ge=0, le=100)  # on each image
-    magnitude: float = Field(default=1.0, gt=0, le=1)  # of the largest strength
+    magnitude: float = Field(default=1.0, gt=0, le=1)  # share of the largest strength
     hole: float = Field(default=0.5, ge=0, le=1)  # its side, of the image's; cut off at the border
 
     def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
