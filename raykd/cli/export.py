@@ -103,7 +103,7 @@ def _print(exported: "Exported") -> None:
 
 
 def _plain(exported: "Exported") -> dict[str, Any]:
-    """The same for scripts."""
+    """Export as JSON, for scripts."""
     from raykd.core.record import fingerprint
 
     return {

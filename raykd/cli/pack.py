@@ -120,7 +120,7 @@ def _made(
 def _followed(
     packing: "Packing", made: Iterable["Packed"], teller: "Teller"
 ) -> tuple[list["Packed"], float]:
-    """The same, saying how far it is."""
+    """Make the pack, with progress on the console."""
     packed, done, volume, started = [], 0, 0, time.monotonic()
     with teller.showing():
         task = teller.task("packing", packing.images, "image")
@@ -137,7 +137,7 @@ def _followed(
 def _summary(
     packing: "Packing", facts: dict[str, Any], packed: Sequence["Packed"], seconds: float
 ) -> dict[str, Any]:
-    """What was packed, and how fast."""
+    """Sentence about a finished pack: images, bytes, rate."""
     made = [one for one in packed if not one.adopted]
     return {
         "pack": packing.files.describe(""),

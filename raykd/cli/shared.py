@@ -1,4 +1,4 @@
-"""What the commands of the command line share: arguments, errors, the experiment, printing."""
+"""Parts that commands share: arguments, errors, loading an experiment, printing."""
 
 import functools
 import json
@@ -83,7 +83,7 @@ def resolved_experiment(
 
 
 def published(summary: "Report", place: "Store", teller: "Teller") -> Path | None:
-    """Where the page of a report was written in the store; None, and said why, where it was not.
+    """Write the page of a report into the store; its path, or None after a message with the reason.
 
     A store that can only be read has its tables all the same.
     """
@@ -97,7 +97,7 @@ def published(summary: "Report", place: "Store", teller: "Teller") -> Path | Non
 
 
 def print_recipe(experiment: "Experiment", teller: "Teller") -> None:
-    """What will be run, in full: the first student, and which keys the others differ in."""
+    """Print the experiment in full: the first student, and the keys in which the others differ."""
     import yaml
 
     from raykd.config.experiment import basis

@@ -29,7 +29,7 @@ from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, Te
 
 
 class Where(Record):
-    """Where the images are. `path` is a file or folder; None: the dataset's own downloader."""
+    """Location of the images. `path` is a file or folder; None: the dataset's own downloader."""
 
     path: str | None = None
 
@@ -50,13 +50,13 @@ class Experiment:
     """A named set of students, and how to carry them out."""
 
     name: str
-    runs: tuple[Asked, ...]  # of a search: the base alone
+    runs: tuple[Asked, ...]  # for a search: the base alone
     scale: Scale
     where: Where = field(default_factory=Where)
     space: Space | None = None  # what the runs were laid out from, or are to be drawn from
     places: Places = field(
         default_factory=dict, compare=False, repr=False
-    )  # of its keys in the file
+    )  # position of each key in the file
 
     def students(self) -> tuple[StudentRun, ...]:
         """Those whose route is known from the beginning."""
@@ -68,14 +68,14 @@ class Experiment:
         return tuple(dict.fromkeys(found))
 
     def workers(self, run: StudentRun | PreludeRun) -> Workers:
-        """How many workers train a student together, or what comes before it."""
+        """Number of workers that train a student, its prelude or its route together."""
         for rule in self.scale.rules:
             if _matches(run, rule.match):
                 return rule.workers
         return self.scale.workers
 
     def teacher_workers(self, teacher: TeacherRun) -> Workers:
-        """How many workers train a teacher together; given weights are work for one at most."""
+        """Number of workers that train a teacher together; given weights take one at most."""
         given = self.scale.teacher_workers
         workers = self.scale.workers if given is None else given
         return workers if teacher.weights is None else min(most(workers), 1)
@@ -163,7 +163,7 @@ def basis(run: Asked) -> StudentRun:
 def _matches(
     run: StudentRun | PreludeRun, wanted: Mapping[str, Any], *, anything: bool = False
 ) -> bool:
-    """Whether a run has these values at these dotted keys; `anything`: whether it has the keys."""
+    """True if a run has these values at these dotted keys; with `anything`, if it has the keys."""
 
     def equal(value: Any, given: Any) -> bool:
         alias = isinstance(given, str) and given in METHODS and METHODS.canonical(given) == value

@@ -20,7 +20,7 @@ _BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def explain(error: ValidationError, model: type[BaseModel], place: str) -> ConfigError:
-    """The same errors as one `ConfigError`, a line each.
+    """Join errors into one `ConfigError`, a line each.
 
     `model` is what was being read and `place` what messages call it, such as "experiment.run".
     """
@@ -163,7 +163,7 @@ class Mistakes:
 
 
 def place_of(key: str, places: Places) -> str | None:
-    """Where a dotted key stands, or the part that it lies in; None where that is not known.
+    """Line of a dotted key, or of the part that it lies in; None if unknown.
 
     A key of `run` that a grid or a search varies stands there.
     """

@@ -1,4 +1,4 @@
-"""What an experiment's recipes cannot say until files are read: digests, sizes, weights."""
+"""Resolution of an experiment: digests, sizes and weights, which only files can tell."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ ALIKE = (
     "teacher and student answer for the same classes, whatever the method reads: leave weights out "
     "to train the teacher on the student's images, or give weights that were trained on them"
 )
-Digests = dict[tuple[str, int | None, bool], str]  # of images, by dataset, resize, stream
+Digests = dict[tuple[str, int | None, bool], str]  # digest of images, by dataset, resize, stream
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""How the work of an experiment is spread over machines."""
+"""Scale: the spread of an experiment's work over machines."""
 
 from typing import Annotated, Literal, TypeAlias
 
@@ -11,17 +11,17 @@ Workers: TypeAlias = int | Between  # 0: this process, without Ray
 
 
 def least(workers: Workers) -> int:
-    """How many there must be."""
+    """Least number of workers."""
     return workers if isinstance(workers, int) else workers[0]
 
 
 def most(workers: Workers) -> int:
-    """How many there may be."""
+    """Largest number of workers."""
     return workers if isinstance(workers, int) else workers[1]
 
 
 def _form(value: object) -> str:
-    """Which form a number of workers has, so that a mistake is explained as one of that form."""
+    """Tag of the form of a number of workers, so that messages speak of that form."""
     return "between" if isinstance(value, list | tuple) else "number"
 
 
@@ -39,7 +39,7 @@ class Rule(Record):
 
 
 class Scale(Record):
-    """How the work is spread over machines; none of it changes what a run means."""
+    """Spread of the work over machines; no part of it changes what a run means."""
 
     # That train one student together; 0: here, without Ray; [least, most]: as many as there are.
     workers: Annotated[_Any | _Between, Discriminator(_form)] = 0
@@ -51,14 +51,14 @@ class Scale(Record):
     )  # one-worker students at a time; None: all fit
     cpus: float = Field(
         default=1.0, gt=0, le=Limits.WORKERS
-    )  # of each worker; threads of this process without Ray
+    )  # CPUs per worker; threads of this process without Ray
     gpus: float | None = Field(
         default=None, ge=0, le=Limits.WORKERS
-    )  # of each worker; None: 1 where there are GPUs
+    )  # GPUs per worker; None: 1 where there are GPUs
     decoders: int | None = Field(
         default=None, ge=0, le=1024
     )  # processes that decode streamed images
-    on_bad_image: Literal["error", "skip"] = "error"  # of streamed ones; skip: show the next one
+    on_bad_image: Literal["error", "skip"] = "error"  # for streamed images; skip: show the next one
     shard: Literal["ddp", "fsdp"] = "ddp"  # workers together: each holds all weights, or a share
     accumulate: int = Field(
         default=1, ge=1, le=Limits.ROWS
@@ -73,7 +73,7 @@ class Scale(Record):
     )  # the same, within an epoch
     max_failures: int = Field(
         default=3, ge=0, le=Limits.WORKERS
-    )  # of one run's workers, before it is given up
+    )  # failures of a run's workers before it is given up
     # For nodes that an autoscaler still has to add; 0: work that does not fit is refused.
     wait_minutes: float = Field(default=0.0, ge=0, le=Limits.SECONDS)
     grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)  # students of a grid, or trials
@@ -81,11 +81,11 @@ class Scale(Record):
         default=None, gt=0, le=1e9
     )  # copies of a remote store's shards on a node
     track: tuple[str, ...] = ()  # trackers of metrics, beside metrics.jsonl: tensorboard
-    address: str | None = None  # of a Ray cluster; None: a running one, else one of our own
+    address: str | None = None  # address of a Ray cluster; None: a running one, else a new one
 
     @property
     def elastic(self) -> bool:
-        """Whether the workers of a training may become more or fewer, and their shares uneven."""
+        """True if a training's number of workers may change, with uneven shares."""
         return any(isinstance(workers, tuple) for workers in self._given())
 
     @model_validator(mode="after")

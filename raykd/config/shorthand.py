@@ -31,7 +31,7 @@ _SHARED = (
 
 
 def read_student(tree: dict[str, Any]) -> Asked:
-    """What `run` of a file asks for: a student, or one whose route is still to be found.
+    """Recipe that `run` of a file describes: a student, or one whose route has to be searched.
 
     Raises `ConfigError`, with every mistake on a line of its own.
     """
@@ -109,7 +109,7 @@ def _assisted(tree: dict[str, Any], assistants: Any) -> dict[str, Any]:
 
 
 def _unmixed(data: Any) -> Any:
-    """What the student learns from, as its teacher learns from it: not mixed."""
+    """The student's data as its teacher learns from them: without mixing."""
     augment = data.get("augment") if isinstance(data, dict) else None
     if not isinstance(augment, dict) or "mix" not in augment:
         return data

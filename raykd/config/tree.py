@@ -219,7 +219,7 @@ def override(tree: dict[str, Any], text: str) -> None:
 
 
 def within(key: str, axis: str) -> bool:
-    """Whether a grid axis (a dotted key that begins with run.) sets this key of run."""
+    """True if a grid axis (a dotted key that begins with run.) sets this key of run."""
     axis = axis.removeprefix("run.")
     return key == axis or key.startswith(axis + ".")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's multipliers
 _WORD = 1 << 64
-_ROUNDS = 3  # of the Feistel network, each of two halves
+_ROUNDS = 3  # rounds of the Feistel network, each of two halves
 
 # Streams: one per independent decision about a sample.
 ORDER, CROP_STEP, CROP_START, HOLDOUT, LIMIT, CHECK = range(6)
@@ -93,7 +93,7 @@ def shuffled(
     counts: Tensor,
     most: int | None = None,
 ) -> Tensor:
-    """What stands at `places` of a shuffled range(counts), a shuffle for each sample: int64 [B, K].
+    """Values at `places` of a shuffled range(counts), a shuffle for each sample: int64 [B, K].
 
     `places` are int64 [K], smaller than each of `counts` (int64 [B], up to 2**31). No count is
     above `most`; where that is None, a GPU is waited for. The shuffle is a Feistel network on a
@@ -127,7 +127,7 @@ def _past(value: Tensor, counts: Tensor, ends: Tensor) -> Tensor:
 
 
 def _turned(value: Tensor, keys: Tensor, side: Tensor, other: Tensor) -> Tensor:
-    """Where the cells of grids of side x other go."""
+    """Permuted positions of the cells of grids of side x other."""
     left, right = value // other, value % other
     for turn in range(_ROUNDS):
         left = (left + _round(keys, right, 2 * turn)) % side

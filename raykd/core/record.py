@@ -16,11 +16,11 @@ class Limits:
     EPOCHS = 100_000
     SEED = 2**63 - 1
     ROWS = 2**31 - 1  # samples, and the bits that choose among them
-    PIXELS = 16_384  # of a side
+    PIXELS = 16_384  # per side
     PAD = 128  # pixels; their crops are counted one by one
     WORKERS = 100_000
     WIDTH = 1 << 20  # channels, classes, negatives
-    WEIGHT = 1e9  # of a loss, and of what is added up or multiplied with one
+    WEIGHT = 1e9  # weight of a loss, and factors and terms beside one
     TEMPERATURE = 1e4
     RATE = 1e30  # float32 holds its products with a gradient
     SECONDS = 1e9  # thirty years

@@ -9,7 +9,7 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 
 def is_below(name: str) -> bool:
-    """Whether a name, with slashes, stays in the folder that it is relative to."""
+    """True if a name, with slashes, stays in the folder that it is relative to."""
     away = ".." in _SEPARATORS.split(name) or _ABSOLUTE.match(name) is not None
     return not away and "\0" not in name
 

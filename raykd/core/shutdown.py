@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 SECONDS = 9.5  # from SIGTERM to the end of the process, whatever it does
-ORDERLY_SECONDS = 1.5  # of these, the last, in which it lets go of what it has
+ORDERLY_SECONDS = 1.5  # the last of these seconds, in which resources are released
 SAVING_SECONDS = 25.0  # to the end where a checkpoint is being written; Kubernetes waits for 30
 HURRIED_SECONDS = 1.0  # after a second SIGTERM
 CLEANING_SECONDS = 1.0  # for what is done before a process is ended
@@ -39,7 +39,7 @@ class Notice:
     """A notice that is never given. A host asks between the steps of a training."""
 
     def given(self) -> bool:
-        """Whether a checkpoint should be kept now; costs nothing."""
+        """True if a checkpoint should be kept now; costs nothing."""
         return False
 
     def heeded(self) -> None:
@@ -126,7 +126,7 @@ def cleaning(clean: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # of a forked process
+        with contextlib.suppress(ValueError):  # in a forked process
             _cleanings.remove(clean)
 
 
@@ -192,7 +192,7 @@ class _Watch:
     since: ClassVar[float | None] = None  # when SIGTERM came first (time.monotonic)
 
     def __init__(self) -> None:
-        self.notice: _OwnNotice | None = None  # of a region where a checkpoint may be kept
+        self.notice: _OwnNotice | None = None  # set in a region where a checkpoint may be kept
         self.last = STATUS, TEXT  # with which the process is ended
         self._over = False
         self._off = False  # whether what was counted is called off

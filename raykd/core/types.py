@@ -19,7 +19,7 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Signal(enum.Flag):
-    """What a method reads of a network; as text, the names: "features, live"."""
+    """Signals of a network that a method reads; as text, their names: "features, live"."""
 
     LOGITS = enum.auto()  # class scores [B, C]
     EMBEDDING = enum.auto()  # pooled features [B, D]
@@ -53,7 +53,7 @@ class Shapes:
 
 
 class Outputs:
-    """What one network said about one batch; only the signals that were asked for are there.
+    """Outputs of one network for one batch; only the requested signals are there.
 
     `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
     `pixels` [B, 3, H, W], `network`, `classifier` and other looks raise `LookupError` where nobody
@@ -122,33 +122,33 @@ class Outputs:
         return self._pixels
 
     def look(self, look: Look) -> "Outputs":
-        """What the network said about the same samples, looked at in another way."""
+        """Outputs of the network for another look at these samples."""
         if look not in self._looks:
             raise LookupError(f"these outputs have no {look!r} look; name it in looks()")
         return self._looks[look]
 
     def beside(self, looks: "Mapping[Look, Outputs]") -> "Outputs":
-        """The same outputs, with those of other looks at the same samples."""
+        """Copy with the outputs of other looks at these samples."""
         return self._but(_looks=looks)
 
     def of(self, pixels: Tensor) -> "Outputs":
-        """The same outputs, with the pixels that they can be differentiated by, or are from."""
+        """Copy with the pixels that the outputs are from, or can be differentiated by."""
         return self._but(_pixels=pixels)
 
     def by(self, classifier: nn.Module) -> "Outputs":
-        """The same outputs, of whose network the last layer is known."""
+        """Copy with the network's last layer."""
         return self._but(_classifier=classifier)
 
     def embedded(self, embedding: Tensor) -> "Outputs":
-        """The same outputs, of which the embedding is known."""
+        """Copy with an embedding."""
         return self._but(_embedding=embedding)
 
     def answering(self, logits: Tensor) -> "Outputs":
-        """The same outputs with other logits."""
+        """Copy with other logits."""
         return self._but(logits=logits)
 
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
-        """The same outputs with only the rows `keep[spot]` (int64 [n]) of each spot.
+        """Copy with only the rows `keep[spot]` (int64 [n]) of each spot.
 
         A spot is "logits", "embedding" or a stage, with its pre-activation; a spot that `keep`
         lacks keeps every row. Other looks lose the same rows; the pixels keep all of theirs.

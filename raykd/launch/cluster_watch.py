@@ -28,7 +28,7 @@ class Lost(KeyboardInterrupt):
 class Watch:
     """Watch over the main thread while it is connected to a cluster, or connects."""
 
-    current: "Watch | None" = None  # of this process
+    current: "Watch | None" = None  # the watch of this process
 
     def __init__(self) -> None:
         self.error: RaykdError | None = None  # why the cluster is lost

@@ -31,7 +31,7 @@ from raykd.storage.store import Store
 ANSWER_SECONDS = 120.0  # for a node to start a process
 SKEW_SECONDS = 3.0  # between two clocks: checkpoints and notes are compared by their times
 LITTLE_BYTES, LEAST_BYTES = 10 << 30, 1 << 30  # free on a disk, to warn and to fail
-STRICT = ("raykd", "torch", "ray", "python")  # of other packages a difference is a warning
+STRICT = ("raykd", "torch", "ray", "python")  # a difference in other packages is a warning
 DRIVER = "this machine"
 _SHM = "containers: --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm"
 _LIMITS = (  # check, key of the facts, least amount, its unit, advice

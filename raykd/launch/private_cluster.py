@@ -51,7 +51,7 @@ class PrivateFolder:
                 f"{preferred} is too long a name for Ray's sockets (at most {_longest_parent()} "
                 f"bytes), or cannot be written: Ray's files lie below {parent}"
             )
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # of mode 0700
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700
         self.session = self.folder / "ray"
         self.token = self.folder / "token"
         _write(self.token, secrets.token_hex(32))

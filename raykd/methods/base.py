@@ -84,7 +84,7 @@ class Prelude:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of each row of a teacher's logits is known, and where it suffices.
+    """Part of each row of a teacher's logits that is available, and where it suffices.
 
     `classes`: a logit for "all" of them; for "some", with the others filled in; or some and one
     logit for all others, "merged". Divergences are near those of all logits at temperatures from

@@ -50,7 +50,7 @@ class Line:
     read: int  # bytes from the storage
     written: int  # bytes of cache
     seconds: float
-    cost: float  # of the whole cluster for that time
+    cost: float  # price of the whole cluster for that time
     limit: str  # the slowest part
 
 

@@ -1,4 +1,4 @@
-"""What a set of students needs, each thing once. Pure: no files, no Ray."""
+"""The plan: all that a set of students needs, each thing once. Pure: no files, no Ray."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -78,7 +78,7 @@ def plan(
 
 
 def depth(run: StudentRun) -> int:
-    """How many students have to be finished one after the other before this one can begin."""
+    """Number of students that have to be finished in turn before this one can begin."""
     after = 0 if run.after is None else depth(run.after) + 1
     return max(after, _readiness(run.teacher))
 

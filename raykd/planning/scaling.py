@@ -47,18 +47,20 @@ class Cluster(Record):
     gpus: _Count  # per node; for a node without GPUs, its workers on CPUs
     cpus: _Count = 8  # per node, for decoding
     network_gbit: _Positive  # Gbit/s of a node, in each direction
-    latency_us: _Amount = 20.0  # of a message between two nodes
+    latency_us: _Amount = 20.0  # latency of a message between two nodes
     link_gb: _Positive = 50.0  # GB/s between two GPUs of one node
     storage_gb: _Positive  # GB/s that the storage gives all nodes together
-    node_price: _Amount = 0.0  # of a node, per hour
+    node_price: _Amount = 0.0  # price of a node per hour
     currency: str = "USD"
     rate: _Positive | None = None  # speed of a GPU, in multiples of this machine's
     tflops: _Positive | None = None  # peak of a GPU, in 10**12 operations per second
     utilisation: float = Field(default=0.3, gt=0, le=1)  # share of `tflops` that a step reaches
-    fixed_ms: _Amount = 5.0  # of a step, for any batch size
+    fixed_ms: _Amount = 5.0  # constant part of a step, for any batch size
     overlap: float = Field(default=0.0, ge=0, le=1)  # share of compute that hides an allreduce
-    decode_ms: _Positive | None = None  # of an image on one CPU; None: measured on this machine
-    report_ms: _Amount = 5.0  # of the head node, for one worker's report
+    decode_ms: _Positive | None = (
+        None  # decoding an image on one CPU; None: measured on this machine
+    )
+    report_ms: _Amount = 5.0  # time of the head node for one worker's report
 
     @model_validator(mode="after")
     def _check(self) -> "Cluster":

@@ -1,4 +1,4 @@
-"""What determines a result: frozen values whose fingerprint names the artefact.
+"""Recipes: frozen values that determine a result; their fingerprint names the artefact.
 
 How a run is carried out (workers, GPUs, paths, logging) is no part of them. Recipes nest by
 value, so a change in the teacher's learning rate changes the name of everything downstream.

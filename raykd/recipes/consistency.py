@@ -1,4 +1,4 @@
-"""Whether the parts of a student's recipe agree with each other."""
+"""Checks that the parts of a student's recipe agree with each other."""
 
 from operator import attrgetter
 from typing import TYPE_CHECKING

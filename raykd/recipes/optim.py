@@ -1,4 +1,4 @@
-"""How a network is trained: optimiser and schedule."""
+"""Optim: the optimiser and the schedule of a training."""
 
 from typing import Annotated, Literal
 
@@ -22,9 +22,9 @@ class Optim(Record):
     epochs: int = Field(default=240, ge=1, le=Limits.EPOCHS)
     batch: int = Field(default=64, ge=1, le=Limits.ROWS)  # global: over all workers
     lr: float = Field(default=0.05, gt=0, le=Limits.RATE)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
-    nesterov: bool = False  # of sgd
-    weight_decay: float = Field(default=5e-4, ge=0, le=1000)  # of every parameter
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # for sgd
+    nesterov: bool = False  # for sgd
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)  # on every parameter
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: tuple[Epoch, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
     gamma: float = Field(default=0.1, gt=0, le=1000)  # the rate's factor at each milestone

@@ -1,4 +1,4 @@
-"""What determines the cache of what a teacher says."""
+"""LogitsRun: the recipe of a cache of a teacher's outputs."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,7 +30,7 @@ class LogitsRun(Recipe):
         default=None, ge=1, le=Limits.WIDTH
     )  # logits per row, for codecs that take it
     embedding: bool = False  # whether pooled features are stored beside the logits
-    precision: Precision = "float32"  # of the teacher's forward
+    precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
     def _check(self) -> "LogitsRun":
@@ -47,5 +47,5 @@ class LogitsRun(Recipe):
         return self.model_copy(update={"embedding": True})
 
     def signals(self) -> Signal:
-        """What the cache can answer."""
+        """Signals that the cache has."""
         return Signal.LOGITS | (Signal.EMBEDDING if self.embedding else Signal(0))

@@ -25,7 +25,7 @@ _REGRESSION = ("fitnet", "mimic_embedding", "mimic_logits")  # hint and mimic le
 
 
 class RCO(Record):
-    """How a route is chosen, as `run.rco` of an experiment file says it.
+    """Choice of a route, as `run.rco` of an experiment file describes it.
 
     `select: equal` takes checkpoints at equal intervals of the teacher's epochs. `select: greedy`
     goes to the farthest checkpoint whose relative hardness r is at most `threshold`, each time
@@ -50,14 +50,16 @@ class RCO(Record):
     )  # equal: how many (4); greedy: at most
     interval: int | None = Field(
         default=None, ge=1, le=Limits.EPOCHS
-    )  # of the teacher's epochs, in place of those
+    )  # the teacher's epochs, in place of those
     stages: Stages = "multi_stage"  # a schedule for each anchor, or one schedule for all
     hardness: Hardness = "ratio"  # the form of r
     # The largest r of the next anchor; None: 1.6, or 0.8 of a change.
     threshold: float | None = Field(default=None, gt=0, le=Limits.RATE)
     # That of the divergence that measures distances.
     temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
-    measure: Measure = "auto"  # of distances; auto: the loss for hint and mimic learning, else kl
+    measure: Measure = (
+        "auto"  # measure of distances; auto: the loss for hint and mimic learning, else kl
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "RCO":

@@ -1,4 +1,4 @@
-"""What determines a student, and the training that some methods have done before."""
+"""StudentRun: the recipe of a student; PreludeRun: of a training that some methods need before."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -49,20 +49,20 @@ class StudentRun(Recipe):
         default=0, ge=0, le=Limits.ROWS
     )  # by which views, order and methods' schedules go on
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
-    label_weight: Schedule | None = None  # of the labels' cross entropy; None: the method's own
+    label_weight: Schedule | None = None  # on the labels' cross entropy; None: the method's own
     label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
     optim: Optim = Optim()
     views: Views | Literal["all"] = "all"  # different augmentations that the epochs go through
     views_by_seed: bool = False  # each seed has views, and caches of them, of its own
     source: Literal["auto", "cache", "live"] = (
-        "auto"  # of the teacher's outputs; auto: cache if it can
+        "auto"  # source of the teacher's outputs; auto: cache if it can
     )
     # Of the cache of the training images, where there is one.
     codec: AnyCodec = Dense()  # pyright: ignore[reportInvalidTypeForm]
-    strong: Strong = Strong()  # of the strongly augmented look, where the method takes one
-    teacher_precision: Precision = "float32"  # of the teacher's forward
-    precision: Precision = "float32"  # of the student's forward and backward
-    seed: int = Field(default=0, ge=0, le=Limits.SEED)  # of the initial weights and the order
+    strong: Strong = Strong()  # for the strongly augmented look, where the method takes one
+    teacher_precision: Precision = "float32"  # in the teacher's forward
+    precision: Precision = "float32"  # in the student's forward and backward
+    seed: int = Field(default=0, ge=0, le=Limits.SEED)  # for the initial weights and the order
 
     @model_validator(mode="after")
     def _check(self) -> "StudentRun":
@@ -70,7 +70,7 @@ class StudentRun(Recipe):
         return self
 
     def cached(self) -> bool:
-        """Whether the teacher's outputs come from a cache."""
+        """True if the teacher's outputs come from a cache."""
         return self.source != "live" and not self.method.needs() & ~CACHEABLE
 
     def shown(self, look: Look = "given") -> Data:
@@ -104,12 +104,12 @@ class StudentRun(Recipe):
         return data.model_copy(update={"stream": own, "size": (own.size, own.size)})
 
     def asked_at_another_size(self) -> bool:
-        """Whether a live teacher is asked in training, at another resolution than the student's."""
+        """True if a live teacher runs in training, at another resolution than the student."""
         asked = self.method.needs() and not self.cached()
         return bool(asked) and self.as_teacher_sees(self.data) != self.data
 
     def prelude(self) -> "PreludeRun | None":
-        """What is to be trained before, where the method asks for it."""
+        """Recipe of the training before this one, if the method needs one."""
         before = self.method.prelude()
         if before is None:
             return None
@@ -143,7 +143,7 @@ class StudentRun(Recipe):
         return sum(stage.optim.epochs for stage in self.stages())
 
     def view_count(self) -> int:
-        """How many different views the epochs go through."""
+        """Number of different views that the epochs go through."""
         distinct = self.shown().augment.views() if self.views == "all" else self.views
         return min(distinct, self.first_epoch + self.optim.epochs)
 

@@ -1,4 +1,4 @@
-"""What determines a teacher."""
+"""TeacherRun: the recipe of a teacher."""
 
 from typing import Annotated, ClassVar
 

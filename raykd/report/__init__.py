@@ -1,4 +1,4 @@
-"""What an experiment has found so far: read from the store, shown as a table, data or a page."""
+"""Results of an experiment so far: read from the store, shown as a table, data or a page."""
 
 from raykd.report.files import to_csv, to_json, to_markdown
 from raykd.report.gather import gather

@@ -1,4 +1,4 @@
-"""What students are compared with, seed by seed."""
+"""Baselines: the students that others are compared with, seed by seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -49,7 +49,7 @@ def of_line(
 
 
 def _untaught(run: StudentRun) -> StudentRun:
-    """The same training with the labels alone."""
+    """Recipe of this training with the labels alone."""
     names = ("method", "label_weight", "teacher", "route", "after", "source", "teacher_precision")
     fields = StudentRun.model_fields
     return run.model_copy(update={name: fields[name].default for name in names})

@@ -1,4 +1,4 @@
-"""What there is: artefacts in a store, and the names that an experiment may use."""
+"""Listings: artefacts in a store, and the names that an experiment may use."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -118,7 +118,7 @@ def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
 
 
 def _building(store: Store, run: LogitsRun) -> str | None:
-    """How far a cache is that is being built, or whose teacher is; None where neither is."""
+    """Progress of a cache that is being built, or of its teacher; None if neither is."""
     owner = locks.owner(store, run, "maker")
     if owner is not None:
         return f"being built by {owner}, {progress_of(store, run)}"

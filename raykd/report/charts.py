@@ -112,7 +112,7 @@ def _curves(report: Report, key: str, title: str) -> Picture | None:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of some (price, worth) no other one surpasses at that price or less, cheapest first."""
+    """Pareto front: indices of the (price, worth) that no other surpasses, cheapest first."""
     order = sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1]))
     found: list[int] = []
     for number in order:
@@ -137,7 +137,7 @@ def _front(report: Report, key: str, words: str) -> Picture | None:
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", xlim=ends)
         _log(axes.xaxis, (1, 2, 5), "{x:g}" if key == "latency_ms" else EngFormatter())
-        ranks: Counter[float] = Counter()  # of those so far, among the groups of one price
+        ranks: Counter[float] = Counter()  # values so far, among the groups of one price
         shown: list[tuple[float, float]] = []
         for style, group, price, top1 in known:
             count = prices.count(price)

@@ -1,4 +1,4 @@
-"""What an experiment took, and what sharing teachers and caches spared it."""
+"""Costs of an experiment, and the savings from sharing teachers and caches."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def cost_of(
     tried: Mapping[Search, Sequence[StudentRun]],
     found: Mapping[Any, Run],
 ) -> Cost:
-    """What is in the caches of `work`, what its finished runs took, and what they shared.
+    """Costs of `work`: contents of its caches, time of its finished runs, and savings by sharing.
 
     `asked` are the students of the experiment, None where their route is still to be found, and
     `tried` those that a search has trained for it.
@@ -69,10 +69,10 @@ def cost_of(
 
 
 class _Held:
-    """What the caches of some work hold, and how many rows the splits have."""
+    """Contents of the caches of some work, and numbers of rows of the splits."""
 
     def __init__(self, store: Store, work: Plan) -> None:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a store elsewhere, each is a request
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # in a store elsewhere, each is a request
             caches = dict(pool.map(lambda job: served(store, job.run, job.views), work.caches))
         self._store = store
         self._rows: dict[tuple[Data, Split], int] = {}
@@ -84,7 +84,7 @@ class _Held:
                 self.bytes += sum(shard.bytes for shard in manifest.shards)
 
     def asked(self, work: Plan) -> int:
-        """How many images its teachers answer for, from caches and live."""
+        """Number of images that its teachers answer for, from caches and live."""
         cached = sum(
             len(job.views) * self._count(job.run.data, job.run.split) for job in work.caches
         )
@@ -107,7 +107,7 @@ class _Held:
 
 
 def _images(data: Data, split: Split) -> tuple[Data, Split]:
-    """What determines the rows of a split."""
+    """Key of the data that the rows of a split depend on."""
     return data.model_copy(update={"augment": Augment()}), split
 
 
@@ -116,7 +116,7 @@ def _needed(
     asked: Mapping[Asked, StudentRun | None],
     tried: Mapping[Search, Sequence[StudentRun]],
 ) -> Plan:
-    """What finished students needed, with the searches for their routes."""
+    """Runs that finished students needed, with the searches for their routes."""
     searches = [run.search for run in runs if isinstance(run, Sought)]
     students = [student for run in runs if (student := asked[run]) is not None]
     students += [stage for search in searches for stage in tried[search]]
@@ -131,6 +131,6 @@ def _teachers(work: Plan) -> list[TeacherRun | StudentRun]:
 
 
 def _before(work: Plan, lines: Sequence[StudentRun | None]) -> int:
-    """How many trainings come before those that are asked for, but for teachers'."""
+    """Number of trainings before the requested ones, without teachers'."""
     apart = dict.fromkeys((*lines, *_teachers(work)))
     return len([run for run in work.students if run not in apart]) + len(work.preludes)

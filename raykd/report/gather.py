@@ -148,7 +148,7 @@ def _named(
 
 
 def _run(store: Store, recipe: Training) -> Run:
-    """What the store has of a run."""
+    """State of a run in the store."""
     folder, result, seconds = store.path(recipe), None, None
     if store.has(recipe):
         result = read_result(folder, Untested if isinstance(recipe, PreludeRun) else Tested)
@@ -166,7 +166,7 @@ def _sought(store: Store, run: Asked) -> Run:
 
 
 def _searches(store: Store, searches: Sequence[Search]) -> tuple[RouteSearch, ...]:
-    """What the store has of some searches."""
+    """State of some searches in the store."""
     told = [_settings(search) | {"name": "greedy", "stages": ""} for search in searches]
     names = labels(
         [one.student.plain() | {"rco": rco} for one, rco in zip(searches, told, strict=True)]
@@ -187,7 +187,7 @@ def _searches(store: Store, searches: Sequence[Search]) -> tuple[RouteSearch, ..
 
 
 def _settings(search: Search) -> dict[str, Any]:
-    """What a search goes by, apart from its student."""
+    """Settings of a search, apart from its student."""
     return {key: value for key, value in search.plain().items() if key != "student"}
 
 

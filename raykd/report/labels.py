@@ -1,4 +1,4 @@
-"""What tells recipes apart, in few words: the method, then the keys that differ.
+"""Labels of recipes: the method, then the keys that differ.
 
 A chain of stages or of assistants is a few words too, however deep its recipe nests.
 """
@@ -40,7 +40,7 @@ def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def called(named: dict[str, Any]) -> str:
-    """What a person calls a plain method or another named thing.
+    """Name of a method or of another named record without settings.
 
     "kd", "crd + kd" for a sum, or "sakd(at)" for one over a base.
     """
@@ -124,7 +124,7 @@ def _up(recipe: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
 
 
 def _place(key: str) -> tuple[bool, bool, int]:
-    """Where a key stands in a label."""
+    """Position of a key in a label."""
     first = _FIRST.index(key) if key in _FIRST else len(_FIRST)
     return key.endswith(_FOLLOWS), not key.startswith("method"), first
 

@@ -22,7 +22,7 @@ _MAP = mpl.colormaps["cividis"]  # even steps to any eye, colour-blind or not, a
 
 
 def route_charts(report: Report) -> Iterator[Chart]:
-    """What searches chose and why, then when which anchor teaches; nothing without routes."""
+    """Charts of searches' choices, then of the epochs of each anchor; empty without routes."""
     if report.searches:
         note = "Dots are the teacher's saved epochs, squares the anchors; a ring is to come next."
         yield Chart("Anchors that searches chose", _chosen(report.searches), note)

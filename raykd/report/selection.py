@@ -59,7 +59,7 @@ def _maps(group: Group, shares: Mapping[str, np.ndarray]) -> dict[str, np.ma.Mas
 
 
 def _epochs(shares: Mapping[str, np.ndarray]) -> int:
-    """How many epochs all runs have."""
+    """Number of epochs that all runs have."""
     return next(iter(shares.values())).shape[1]
 
 

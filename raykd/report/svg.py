@@ -17,7 +17,7 @@ svg { color: #5f656d; --paper: #fdfdfc; }
 text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 text[style*="fill: #111111"], text[style*="fill: #fafafa"] { stroke: none; }
 </style>"""
-_BLACK, _WHITE = "#111111", "#fafafa"  # of text on colours
+_BLACK, _WHITE = "#111111", "#fafafa"  # for text on colours
 
 # A group of students has one of each, so that no two of the first 120 look alike, and few in
 # grey. The colours have a contrast of 3.4 to 5.1 on white as on black paper (WCAG asks for 3).

@@ -15,7 +15,7 @@ from raykd.tracking.console import clock
 
 
 def sentence(report: Report) -> str:
-    """What was run, and how much of it is finished."""
+    """Sentence: runs, and how many of them are finished."""
     runs = [run for group in report.students for run in group.runs]
     if not runs:
         return "No student is known yet."
@@ -27,7 +27,7 @@ def sentence(report: Report) -> str:
 
 
 def legend(report: Report) -> str:
-    """What the columns of the table say."""
+    """Notes on the columns of the table."""
     recipes = [run.recipe for group in report.students for run in group.runs]
     shares = {recipe["data"].get("validation") for recipe in recipes}
     chosen = "which was chosen on the test images and flatters"
@@ -74,12 +74,12 @@ def share_views(report: Report) -> bool:
 
 
 def versus(report: Report) -> str:
-    """What the column of gains is called."""
+    """Heading of the column of gains."""
     return "vs label_only" if report.baseline is None else "vs baseline"
 
 
 def cost_lines(report: Report) -> list[tuple[str, str]]:
-    """What it took, and what was spared by sharing: a name and a sentence of each."""
+    """Costs and savings by sharing, each as (name, sentence)."""
     cost = report.cost
     lines = [
         (

@@ -15,7 +15,7 @@ class Summary:
 
     n: int
     mean: float
-    std: float | None  # of the sample (n - 1)
+    std: float | None  # sample standard deviation (n - 1)
     low: float | None  # ends of the 95 % t interval of the mean
     high: float | None
 
@@ -24,16 +24,16 @@ class Summary:
 class Run:
     """One network of the experiment, trained or not yet."""
 
-    fingerprint: str  # of the search, where the run's route is still to be found
+    fingerprint: str  # the search's, while the run's route is open
     seed: int
     recipe: dict[str, Any]
     result: dict[str, Any] | None  # as `raykd.training.runs` writes it; None: not finished
-    metrics: tuple[dict[str, Any], ...]  # of every epoch so far: numbers, or dicts of lists of them
+    metrics: tuple[dict[str, Any], ...]  # every epoch so far: numbers, or dicts of lists of them
     anchors: tuple[int, ...] | None = None  # found so far, where its route is still to be found
-    seconds: float | None = None  # of a finished run, with the stages before it
+    seconds: float | None = None  # duration of a finished run, with the stages before it
 
     def state(self) -> str:
-        """How far it is."""
+        """Progress of the run."""
         if self.result is not None:
             return "finished" if self.is_finite() else "not finite"
         if self.anchors is not None:
@@ -57,14 +57,14 @@ class Group:
     network: str
     runs: tuple[Run, ...]  # all that were asked for
     parameters: int | None
-    flops: int | None  # of one image's forward; a multiply-add is two
-    latency_ms: float | None  # of one image's forward, median
+    flops: int | None  # one image's forward; a multiply-add is two
+    latency_ms: float | None  # one image's forward, median
     top1: Summary | None  # percent, after the last epoch
     best: Summary | None  # percent, after the best epoch of each run
     validation: Summary | None  # percent of the validation images, after the last epoch
     agreement: Summary | None  # percent of the test images answered as the teacher does
     kl: Summary | None  # KL(teacher || student) on the test images, in nats
-    gain: Summary | None  # of top-1 over the baseline, seed by seed
+    gain: Summary | None  # top-1 over the baseline, seed by seed
     images_per_second: float | None  # median
     seconds: float | None  # mean of a run, with the stages before it
     hardware: tuple[str, ...]
@@ -74,7 +74,7 @@ class Group:
         return [run for run in self.runs if run.result is not None]
 
     def is_complete(self) -> bool:
-        """Whether every run has a result."""
+        """True if every run has a result."""
         return len(self.finished()) == len(self.runs)
 
     def is_ranked(self) -> bool:
@@ -105,7 +105,7 @@ class Trial:
 
     name: str
     config: Mapping[str, Any]  # dotted key to a readable value
-    fingerprint: str | None  # of the student that it trained; None: it came to none
+    fingerprint: str | None  # its student's; None: it trained none
     state: str
     error: str | None  # a sentence; None: it did not fail
     seconds: float | None
@@ -113,7 +113,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Shared:
-    """How much of something all finished students needed together, each thing once."""
+    """Total over all finished students, each thing once."""
 
     what: str
     together: int
@@ -122,11 +122,11 @@ class Shared:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the experiment took, each thing once."""
+    """Costs of the experiment, each thing once."""
 
     forwards: int  # teacher outputs that the caches hold: views x rows
-    bytes: int  # of the caches
-    epochs: int  # of the finished students that learned from them
+    bytes: int  # all caches together
+    epochs: int  # summed over the finished students that learned from them
     teacher_seconds: float
     student_seconds: float  # sum over the finished students, with their stages and assistants
     shared: tuple[Shared, ...]
@@ -141,7 +141,7 @@ class Report:
     teachers: tuple[Group, ...]  # and assistants: students that teach, and nothing else
     students: tuple[Group, ...]  # in the order of the experiment
     cost: Cost
-    stages: tuple[Group, ...] = ()  # of chains, but for the last ones: no lines of the table
+    stages: tuple[Group, ...] = ()  # earlier links of chains: no lines of the table
     searches: tuple[RouteSearch, ...] = ()
     trials: tuple[Trial, ...] = ()
     baseline: str | None = None  # the line that gains are over; None: label_only, like for like
@@ -160,7 +160,7 @@ class Report:
         return tuple(sorted(self.students, key=place))
 
     def called(self, group: Group) -> str:
-        """What to call a group where no column names its network."""
+        """Name of a group where no column names its network."""
         peers = self.students if group in self.students else self.teachers
         several = len({peer.network for peer in peers}) > 1
         return f"{group.label} {group.network}" if several else group.label

@@ -51,7 +51,7 @@ def checksum(data: bytes) -> str:
 
 
 def file_checksum(path: Path) -> str:
-    """The same of a file, read in blocks."""
+    """Checksum of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -81,7 +81,7 @@ def read(path: Path) -> dict[str, Tensor]:
     file, where it is not an Arrow file of this form.
     """
     try:
-        source = pa.memory_map(os.fsencode(path))  # of a text, Arrow wants UTF-8
+        source = pa.memory_map(os.fsencode(path))  # Arrow wants a text in UTF-8
         reader = pa.ipc.open_file(source)
         if reader.num_record_batches != 1:
             raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches, not 1")

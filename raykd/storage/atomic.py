@@ -29,12 +29,12 @@ def lasting(path: Path) -> Iterator[None]:
 
 
 def is_there(folder: Path) -> bool:
-    """Whether a folder is there; of a mount that is broken, too, which pathlib raises for."""
+    """True if a folder is there; False for a broken mount, for which pathlib raises."""
     return os.path.isdir(folder)  # noqa: PTH112
 
 
 def gone(folder: Path) -> Unreachable:
-    """What to say where a folder was."""
+    """Error for a folder that has gone."""
     return Unreachable(
         f"{folder} was there and is gone; what was finished lies on the storage, so bring it back "
         "and run the same command again"
@@ -42,7 +42,7 @@ def gone(folder: Path) -> Unreachable:
 
 
 def unwritable(path: Path, error: OSError) -> Unreachable:
-    """What to say where a file or a folder cannot be made."""
+    """Error for a file or a folder that cannot be made."""
     return Unreachable(
         f"{path}: cannot be written ({error.strerror or error}); what was finished is kept, so "
         "mend the storage, or its permissions, and run the same command again"
@@ -61,7 +61,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _failed(path: Path, error: OSError) -> NoRoom | Unreachable:
-    """What to say where a file was not written: for want of room, or otherwise."""
+    """Error for a file that was not written: for want of room, or otherwise."""
     if error.errno not in FULL:
         return unwritable(path, error)
     return NoRoom(

@@ -53,7 +53,7 @@ class Entry:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL, and no path."""
+    """True if a text is a URL, and no path."""
     return "://" in text
 
 
@@ -319,7 +319,7 @@ def _is_in(error: OSError, words: tuple[str, ...]) -> bool:
 
 
 def _said(error: OSError) -> str:
-    """What an error means, and what to do."""
+    """Meaning of an error, with the remedy."""
     if _is_in(error, _NO_BUCKET):
         return "there is no such bucket; make it first, or correct the URL"
     if _is_in(error, _REFUSED):

@@ -26,7 +26,7 @@ _SAME_SECONDS = 1e-3  # two times that are further apart are not equal
 
 
 def place_of(remote: Remote) -> Path:
-    """Where a node keeps its copy of a remote store: below $RAYKD_LOCAL or ~/.cache."""
+    """Folder of a node's copy of a remote store: below $RAYKD_LOCAL or ~/.cache."""
     given = os.environ.get("RAYKD_LOCAL")
     base = Path(given) if given else Path("~/.cache/raykd/stores")
     # What the query says is part of the place: the same bucket's name on another server.
@@ -82,7 +82,7 @@ class Mirror:
         self._here.add(self.name(path.parent))
 
     def whole(self, folder: Path, marker: str) -> bool:
-        """Whether a folder is complete there; if so, its texts are brought here."""
+        """True if a folder is complete in the remote store; its texts are then fetched."""
         name = self.name(folder)
         if name in self._here:
             return True
@@ -161,7 +161,7 @@ class Mirror:
             path.unlink(missing_ok=True)
 
     def read(self, path: Path) -> bytes | None:
-        """What a file holds there, which is left alone here; None where it is not there."""
+        """Content of a remote file, without a copy here; None if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return self.remote.read(self.name(path))
         return None

@@ -52,7 +52,7 @@ MARKER = "recipe.json"
 LOCKS = "locks"
 SEAL = "seal"  # a key of every file that `write_json` writes
 _SEAL_DIGITS = 24
-_NAME_BYTES = 255  # of a folder's or a file's name, on every file system in use
+_NAME_BYTES = 255  # limit of a name, on every file system in use
 # The names by which an earlier raykd hashed recipes: those of its classes.
 _EARLIER_KINDS = {
     "teachers": "TeacherRun",
@@ -276,7 +276,7 @@ class Store:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
         write_json(folder / MARKER, recipe.plain(), sealed=False)
-        for path in folder.glob(".*.tmp"):  # of writers that were killed
+        for path in folder.glob(".*.tmp"):  # left by writers that were killed
             path.unlink(missing_ok=True)
         self.share(folder, MARKER)
 
@@ -298,7 +298,7 @@ class Store:
         return str(path) if self.mirror is None else self.mirror.shown(path)
 
     def whole(self, folder: Path, marker: str) -> bool:
-        """Whether a folder is complete, by the file that is written last."""
+        """True if a folder is complete, by the file that is written last."""
         if self.mirror is None:
             return (folder / marker).is_file()
         return self.mirror.whole(folder, marker)
@@ -325,19 +325,19 @@ class Store:
             self.mirror.pull_all(folder, beginning)
 
     def renew(self, path: Path) -> Path:
-        """The same for a file that other nodes may have changed or removed."""
+        """Renew a file that other nodes may have changed or removed."""
         if self.mirror is not None:
             self.mirror.renew(path)
         return path
 
     def renew_all(self, folder: Path) -> Path:
-        """The same for a folder of texts."""
+        """Renew a folder of texts."""
         if self.mirror is not None:
             self.mirror.renew_all(folder)
         return folder
 
     def elsewhere(self, path: Path) -> bytes | None:
-        """What a file holds for all nodes, if that may be more than it holds here."""
+        """Content of a file for all nodes, if that may be more than here."""
         return None if self.mirror is None else self.mirror.read(path)
 
     def write(self, path: Path, data: bytes) -> None:
@@ -355,7 +355,7 @@ class Store:
             aside.unlink(missing_ok=True)
 
     def write_json(self, path: Path, value: object) -> None:
-        """The same with a value as indented JSON, which is sealed."""
+        """Write a value as indented, sealed JSON."""
         self.write(path, _json(value, path))
 
     def remove(self, path: Path) -> None:

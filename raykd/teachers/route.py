@@ -1,4 +1,4 @@
-"""Which teacher checkpoint supervises which student epoch, and how checkpoints are chosen.
+"""Routes: the teacher checkpoint of each student epoch, and the choice of checkpoints.
 
 Route constrained optimisation (RCO): Jin et al. 2019, arXiv 1904.09149. The paper's text on the
 choice was not at hand; what is not in its abstract is marked as decided here.

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from raykd.recipes import Training
 
-Metrics = Mapping[str, Any]  # of an epoch: numbers, and dicts of lists from some methods
+Metrics = Mapping[str, Any]  # one epoch's numbers, and dicts of lists from some methods
 
 
 class Logger(Protocol):

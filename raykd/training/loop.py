@@ -115,7 +115,7 @@ class _Training:
         host.restart([*self.history])
         self._wrapped = host.wrap(learner, self._average)
         self._optimiser = build_optimiser(run.optim, learner)
-        self._interrupted: mid_epoch.State | None = None  # of the first epoch to train
+        self._interrupted: mid_epoch.State | None = None  # for the first epoch to train
         if checkpoint is not None:
             with fitting(self._file):
                 host.load(self._optimiser, checkpoint["optimiser"])

@@ -101,7 +101,7 @@ class Views:
 
     @property
     def bad(self) -> int:
-        """How many images could not be decoded so far, in place of which others were shown."""
+        """Number of images so far that could not be decoded and were replaced by others."""
         return len(self._shower.bad) if isinstance(self._shower, Decoding) else 0
 
     def batch(self, ids: Tensor, view: int, epoch: int = 0) -> Batch:

@@ -44,7 +44,7 @@ class Images(ABC):
 
     @abstractmethod
     def origin(self, row: int) -> str:
-        """Where an image lies, for messages."""
+        """Place of an image, for messages."""
 
     def __iter__(self) -> Iterator[bytes | DataError]:
         for block in self.blocks(0, len(self)):
@@ -125,7 +125,7 @@ def by_split(
 
 
 def unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
-    """How many files are in no split, by the ending of their names."""
+    """Number of files in no split, by the ending of their names."""
     names = {entry.name for own in chosen.values() for entry in own}
     passed = (PurePosixPath(entry.name) for entry in entries if entry.name not in names)
     return dict(Counter(path.suffix.lower() or NO_SUFFIX for path in passed))

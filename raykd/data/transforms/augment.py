@@ -44,7 +44,7 @@ class Augment(Record):
         return self
 
     def views(self) -> int:
-        """How many different views there are of one sample: finite for pad and flip alone."""
+        """Number of different views of one sample: finite for pad and flip alone."""
         drawn = (self.crop, self.colour, self.strong, self.erase, self.mix)
         finite = all(change is None for change in drawn)
         return self._geometries() if finite else ENDLESS
@@ -54,7 +54,7 @@ class Augment(Record):
         return self.model_copy(update={"mix": None})
 
     def _geometries(self) -> int:
-        """How many crops and flips there are."""
+        """Number of crops and flips."""
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
 
     def geometry(self, ids: Tensor, view: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

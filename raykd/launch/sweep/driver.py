@@ -60,7 +60,7 @@ _DECISIVE = ("run.teacher", "run.data", "run.assistants", "run.rco", "run.route"
 class Swept:
     """The outcome of a sweep."""
 
-    name: str  # of its folder: the experiment's, and a digest of what it varies
+    name: str  # folder: the experiment's name, and a digest of what it varies
     sheets: tuple[Sheet, ...]
     results: Path  # results.csv; results.arrow lies beside it
     tensorboard: Path

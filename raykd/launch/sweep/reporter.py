@@ -87,7 +87,7 @@ class Reporter(tune.Callback):
         left = self._total - ended - self._over
         now = time.monotonic()
         self._first_end = self._first_end or now
-        seconds = (now - self._first_end) / (ended - 1) if ended > 1 else 0.0  # of each trial
+        seconds = (now - self._first_end) / (ended - 1) if ended > 1 else 0.0  # seconds per trial
         rest = f"; about {clock(seconds * left)} left" if left > 0 and ended > 2 else ""
         self._teller.say(
             f"trial {ended + self._over} of {self._total}: {in_words(trial.evaluated_params)}"

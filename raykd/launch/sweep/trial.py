@@ -44,12 +44,12 @@ from raykd.training.sweep_sheets import Sheet, read_sheet, write_sheet
 class Brief:
     """The part of a sweep's description that every trial needs."""
 
-    name: str  # of the sweep
-    session: str  # of the driver
+    name: str  # the sweep's
+    session: str  # the driver's
     store_url: str
     scale: Scale
     experiment: ray.ObjectRef  # resolved, with its space
-    digests: Digests  # of the images that the driver has read
+    digests: Digests  # digests of the images that the driver has read
 
     @property
     def space(self) -> Space:

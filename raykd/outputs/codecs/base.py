@@ -92,7 +92,7 @@ class Codec(Record):
         raise NotImplementedError
 
     def coverage(self) -> Coverage:
-        """How much of a row of logits is kept."""
+        """Part of a row of logits that is kept."""
         return Coverage()
 
     def refusal(self, method: Method, classes: int | None) -> str | None:
