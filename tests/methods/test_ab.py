@@ -119,8 +119,3 @@ def test_the_norm_behind_a_wide_network_s_last_stage_can_stay_in_evaluation(mode
             connector = AB().prelude().method.helpers(*shape)["stage3"].train()
             expected = 0.003 * boundary_loss(connector(plain), known.features["stage3.pre"])
         torch.testing.assert_close(found[1]["stage3"], expected)
-
-
-def test_ab_as_it_was_keeps_its_fingerprint():
-    assert "settled_norm" not in AB().plain() and "settled_norm" not in ABInit().plain()
-    assert AB(settled_norm=True).plain()["settled_norm"] is True

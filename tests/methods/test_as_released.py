@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from raykd.core.record import fingerprint
 from raykd.methods.at import AT
 from raykd.methods.cc import CC
 from raykd.methods.combine import Combine
@@ -86,8 +85,3 @@ def test_random_with_one_spot_has_two_coins_either_way():
     for released in (False, True):
         method = SAKD(base=PKT(), mode="random", as_released=released)
         assert helpers_of(method, student, teacher)["selection"].names == ("embedding", "logits")
-
-
-def test_what_is_not_as_released_keeps_its_fingerprint():
-    assert "as_released" not in SAKD().plain()
-    assert fingerprint(SAKD()) != fingerprint(SAKD(as_released=True))

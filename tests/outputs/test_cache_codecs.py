@@ -91,7 +91,9 @@ def test_comparing_finds_nothing_and_tells_what_is_lost(made):
     assert comparison.difference < 0.1
     ids = torch.arange(96)
     live, found = live_of(store, run, ids).logits, opened(store, run).take(ids, 0).logits
-    assert comparison.kl == pytest.approx(soft_cross_entropy(found, live, 1.0).item(), rel=0.7)
+    # Other rows, so about as much; where a codec loses nothing, both are rounding.
+    expected = soft_cross_entropy(found, live, 1.0).item()
+    assert comparison.kl == pytest.approx(expected, rel=0.7, abs=1e-6)
 
 
 def test_comparing_finds_a_cache_that_answers_differently(copied):

@@ -92,12 +92,8 @@ def test_assistants_and_stages_have_the_students_codec():
     assert {stage.codec for stage in read(FILE + route).stages()} == {TopK(k=3)}
 
 
-def test_what_was_made_before_there_were_codecs_keeps_its_name():
+def test_the_default_codec_spelled_out_is_the_default():
     assert fingerprint(student()) == fingerprint(student(codec=Dense()))
-    assert "codec" not in student().plain()
-    plain = student().logits_at(0).plain()
-    assert plain["codec"] == "dense"
-    assert "k" not in plain
 
 
 def test_caches_of_test_and_validation_images_are_dense():
