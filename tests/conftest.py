@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raykd.data.dataset import read
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.augment import Augment
 from raykd.storage.store import Store
 from tests.servers.bucket import bucket, credentials, s3_server

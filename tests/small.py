@@ -5,7 +5,7 @@ from torch import Tensor
 
 from raykd.core.types import Batch, Look, Outputs, Signal
 from raykd.data.dataset import read
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.methods import METHODS, Method
 from raykd.models import build, measure
 from raykd.models.staged import Staged

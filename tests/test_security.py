@@ -26,11 +26,11 @@ from raykd.config.resolve import resolve
 from raykd.core import safe_names
 from raykd.core.errors import CacheCorrupt, ConfigError, DataError, Unreachable
 from raykd.data.dataset import open_images, read
-from raykd.data.record import Data
-from raykd.data.sources import pack_shards
+from raykd.data.recipe import Data
+from raykd.data.sources import pack_format
 from raykd.data.sources.decode import decoded
 from raykd.data.sources.files import Files
-from raykd.data.sources.pack_shards import read_pack
+from raykd.data.sources.pack_format import read_pack
 from raykd.data.sources.tars import read_webdataset
 from raykd.export.folder import check_folder
 from raykd.export.lookup import by_fingerprint
@@ -362,12 +362,12 @@ def test_names_in_packs_lead_nowhere_else(tmp_path, name):
     del facts["checksum"]
     index = facts["splits"]["train"]["index"]
     facts["splits"]["train"]["index"] = index | {name: arrow.checksum(b"before")}
-    (pack / "pack.json").write_text(json.dumps(pack_shards.sealed(facts)))
+    (pack / "pack.json").write_text(json.dumps(pack_format.sealed(facts)))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
         read_pack(str(pack))
     train = facts["splits"]["train"] | {"index": index}
     facts["splits"] = {"train": train, name: train}
-    (pack / "pack.json").write_text(json.dumps(pack_shards.sealed(facts)))
+    (pack / "pack.json").write_text(json.dumps(pack_format.sealed(facts)))
     with pytest.raises(CacheCorrupt, match=r"pack\.json: the index of"):
         read_pack(str(pack))
 

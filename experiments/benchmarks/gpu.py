@@ -42,7 +42,7 @@ from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.decode_workers import Decoder
 from raykd.data.loading.loader import Views
 from raykd.data.loading.raw_batches import Wanted
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour

@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import Field
 
 from raykd.config.messages import Mistakes, Places
+from raykd.config.overrides import PARTS, laid_out, override, read_lines, value_at
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Domain, Space, Sweep, check_generation, read_space
 from raykd.config.shorthand import read_student, record
-from raykd.config.tree import PARTS, laid_out, override, read_lines, value_at
 from raykd.core.errors import ConfigError
 from raykd.core.record import Record
 from raykd.core.registry import nearest

@@ -9,7 +9,7 @@ from raykd.config.experiment import Experiment
 from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError
 from raykd.data import dataset
-from raykd.data.record import Data, ResolvedData
+from raykd.data.recipe import Data, ResolvedData
 from raykd.models.given_weights import GivenWeights, copied, is_path, normalisation
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.consistency import check_student

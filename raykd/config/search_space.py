@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from raykd.config.overrides import check_count, laid_out, within
 from raykd.config.shorthand import read_student, record
-from raykd.config.tree import check_count, laid_out, within
 from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Record
 from raykd.core.registry import nearest

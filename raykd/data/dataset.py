@@ -19,11 +19,11 @@ from raykd.data.image_index import DIGEST_DIGITS, MARKER, read_record
 from raykd.data.in_memory import Images, decode_into, undecodable
 from raykd.data.loading.sampler import stratified
 from raykd.data.packing import into_store
-from raykd.data.record import Data, ResolvedData, Split
+from raykd.data.recipe import Data, ResolvedData, Split
 from raykd.data.sources import SOURCES
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.files import Files
-from raykd.data.sources.pack_shards import check_shards
+from raykd.data.sources.pack_format import check_shards
 from raykd.data.sources.splits import Dataset, listed, numbered, summary, unusable
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store

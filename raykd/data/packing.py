@@ -23,11 +23,11 @@ import pyarrow as pa
 
 from raykd.core.errors import DataError, NoRoom
 from raykd.data.image_index import CONTENT_BYTES, Say, content, digest_of, ranges_of
-from raykd.data.sources import SOURCES, check_exists, pack_shards
+from raykd.data.sources import SOURCES, check_exists, pack_format
 from raykd.data.sources.encoded_image import check, look_at
 from raykd.data.sources.files import Files, below
 from raykd.data.sources.formats import is_image
-from raykd.data.sources.pack_shards import MARKER, PLAN, Shard
+from raykd.data.sources.pack_format import MARKER, PLAN, Shard
 from raykd.data.sources.splits import NAMED, Dataset, check_filled, cuts, listed, numbered, unusable
 from raykd.data.sources.tables import is_table
 from raykd.data.sources.tars import is_packed_tar, is_tar
@@ -117,7 +117,7 @@ class Packing:
             if found is not None:
                 return found
         images, labels = self.stock.splits[part.split]
-        writer, bad, row = pack_shards.Writer(self.stock.names), [], part.start
+        writer, bad, row = pack_format.Writer(self.stock.names), [], part.start
 
         def look(number: int, data: bytes | DataError) -> str | None:
             return self._fault(data, images.origin(number))
@@ -135,7 +135,7 @@ class Packing:
                         bad.append(fault)
                 row = numbers.stop
         data = writer.finish()
-        packed = _read(part, pack_shards.checksum_of(data), data)
+        packed = _read(part, pack_format.checksum_of(data), data)
         self.files.put(packed.shard.name, memoryview(data))
         return replace(packed, bad=tuple(bad))
 
@@ -163,12 +163,12 @@ class Packing:
         }
         check_filled(self.stock.names, contents["train"][0], self.stock.about)
         facts = {
-            "format": pack_shards.FORMAT,
+            "format": pack_format.FORMAT,
             "plan": self._plan(),
             "digest": digest_of(self.stock.names, contents),
             "classes": list(self.stock.names),
             "skipped": skipped,
-            "splits": pack_shards.write_splits(self.files, [packed.shard for packed in made]),
+            "splits": pack_format.write_splits(self.files, [packed.shard for packed in made]),
         }
         _settle(self.files, facts, {packed.shard.name for packed in made})
         return facts
@@ -190,11 +190,11 @@ class Packing:
 
         It is damaged, or lacks images that are not to be left out now.
         """
-        found = pack_shards.numbered(name)
+        found = pack_format.numbered(name)
         assert found is not None
         try:
             data = self.files.load(name)
-            if pack_shards.checksum_of(data) == found[2]:
+            if pack_format.checksum_of(data) == found[2]:
                 packed = replace(_read(part, found[2], data), adopted=True)
                 if self.skip_bad or not packed.skipped:
                     return packed
@@ -211,7 +211,7 @@ class Packing:
             hasher.update(images.lengths().astype("<i8").tobytes())
             hasher.update(labels.astype("<i8").tobytes())
         return {
-            "format": pack_shards.FORMAT,
+            "format": pack_format.FORMAT,
             "source": self.source,
             "images": self.images,
             "files": hasher.hexdigest()[:20],
@@ -222,7 +222,7 @@ class Packing:
 
 def _read(part: Part, checksum: str, data: pa.Buffer) -> Packed:
     """The shard whose file's bytes are `data`, and the contents of its images."""
-    shard = pack_shards.look_into(part.split, part.number, checksum, data)
+    shard = pack_format.look_into(part.split, part.number, checksum, data)
     view = memoryview(data)
 
     def hashed(start: int, length: int) -> bytes:
@@ -244,9 +244,9 @@ def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int
     sizes = {entry.name: entry.size for entry in files.walk()}
     said = next((name for name in (MARKER, PLAN) if name in sizes), None)
     if said is not None:
-        facts = pack_shards.read_json(files, said)
+        facts = pack_format.read_json(files, said)
         if said == PLAN and _is_outdated(facts, plan):
-            for name in [*filter(pack_shards.numbered, sizes)]:
+            for name in [*filter(pack_format.numbered, sizes)]:
                 files.remove(name)
                 del sizes[name]
             said = None
@@ -258,7 +258,7 @@ def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int
         )
     there: dict[tuple[str, int], list[str]] = {}
     for name, present in sizes.items():
-        found = pack_shards.numbered(name)
+        found = pack_format.numbered(name)
         if found is not None:
             there.setdefault(found[:2], []).append(name)
             size -= present
@@ -270,9 +270,9 @@ def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int
 
 def _settle(files: Files, facts: dict[str, Any], kept: Collection[str]) -> None:
     """Write the marker, which makes a pack complete, and remove what is no part of it."""
-    files.put(MARKER, _as_json(pack_shards.sealed(facts)))
+    files.put(MARKER, _as_json(pack_format.sealed(facts)))
     for entry in files.walk():
-        if entry.name == PLAN or (pack_shards.numbered(entry.name) and entry.name not in kept):
+        if entry.name == PLAN or (pack_format.numbered(entry.name) and entry.name not in kept):
             files.remove(entry.name)
 
 
@@ -336,12 +336,12 @@ def into_store(
     if not _is_whole(files):
         say(f"packing {packing.images:,} images of {name!r} into {files.describe('')}")
         packing.finish(_told(packing, say))
-    return replace(pack_shards.read_pack(files.root), about=stock.about)
+    return replace(pack_format.read_pack(files.root), about=stock.about)
 
 
 def _is_whole(files: Files) -> bool:
     try:
-        return pack_shards.is_pack(files)
+        return pack_format.is_pack(files)
     except DataError:
         return False  # it was begun
 

@@ -10,7 +10,7 @@ from raykd.methods.base import Method
 
 
 class LabelOnly(Method):
-    """Cross entropy with the labels; reads no teacher."""
+    """Cross entropy with the labels, which the learner computes for every method; no teacher."""
 
     title: ClassVar[str] = "baseline: cross entropy with the labels"
     cost: ClassVar[str] = "nothing"

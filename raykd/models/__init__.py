@@ -14,11 +14,11 @@ from functools import partial
 
 from raykd.core.errors import ConfigError
 from raykd.core.registry import Registry
-from raykd.models.cifar_resnet import LAYERS, cifar_resnet
+from raykd.models.imagenet_resnet import LAYERS, cifar_resnet
 from raykd.models.mobilenet import mobilenet_v2
-from raykd.models.resnet import WIDE, WIDTHS, resnet
 from raykd.models.shufflenet import shufflenet_v1, shufflenet_v2
 from raykd.models.staged import Staged, measure, parameter_count
+from raykd.models.thin_resnet import WIDE, WIDTHS, resnet
 from raykd.models.vgg import CONVOLUTIONS, vgg
 from raykd.models.wide_resnet import wide_resnet
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, most
 from raykd.data.dataset import open_images, open_split
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.outputs.manifest import gaps, manifest_of
 from raykd.planning.plan import CacheJob, Plan
 from raykd.planning.scaling import GROUP_SECONDS

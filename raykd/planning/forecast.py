@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from raykd import models
 from raykd.config.experiment import Experiment
 from raykd.config.messages import explain
+from raykd.config.overrides import read_yaml
 from raykd.config.scale import Workers, least, most
-from raykd.config.tree import read_yaml
 from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.models.staged import parameter_count
 from raykd.planning import scaling

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from raykd.config.experiment import Experiment, basis
 from raykd.config.messages import Mistakes
+from raykd.config.overrides import value_at, within
 from raykd.config.resolve import ALIKE
 from raykd.config.scale import Workers, least, most
-from raykd.config.tree import value_at, within
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError
 from raykd.core.types import Shapes
 from raykd.data.dataset import open_images, open_split
 from raykd.data.loading.sampler import check_batch, check_uneven
-from raykd.data.record import Data, ResolvedData
+from raykd.data.recipe import Data, ResolvedData
 from raykd.planning.estimate import missing_rows
 from raykd.planning.plan import plan
 from raykd.recipes import PreludeRun, StudentRun, TeacherRun, Training, training_of

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from raykd.core.record import Limits, Recipe
 from raykd.core.types import Signal
-from raykd.data.record import AnyData, Split
+from raykd.data.recipe import AnyData, Split
 from raykd.outputs.codecs import CODECS, Codec, CodecName, codec_of
 from raykd.recipes.optim import Precision
 

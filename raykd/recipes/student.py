@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from raykd.core.record import Limits, Recipe
 from raykd.core.types import CACHEABLE, Look, Signal
-from raykd.data.record import AnyData, Data
+from raykd.data.recipe import AnyData, Data
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude

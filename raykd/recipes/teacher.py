@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from raykd import models
 from raykd.core.record import Limits, Recipe
-from raykd.data.record import AnyData
+from raykd.data.recipe import AnyData
 from raykd.recipes.optim import Optim, Precision
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name

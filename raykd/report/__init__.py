@@ -3,8 +3,8 @@
 from raykd.report.files import to_csv, to_json, to_markdown
 from raykd.report.gather import gather
 from raykd.report.page import publish, write_page
+from raykd.report.sweep import gather_sweep
 from raykd.report.tables import console_table
-from raykd.report.trials import gather_sweep
 from raykd.report.types import Report, Trial
 
 __all__ = [

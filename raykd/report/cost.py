@@ -6,7 +6,7 @@ from typing import Any
 
 from raykd.core.errors import DataError
 from raykd.data.dataset import open_split
-from raykd.data.record import Data, Split
+from raykd.data.recipe import Data, Split
 from raykd.data.transforms.augment import Augment
 from raykd.planning.plan import Plan, plan
 from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun

@@ -35,8 +35,8 @@ def page(report: Report) -> str:
     """The report as an HTML document; equal reports give equal text."""
     # matplotlib takes a second to import.
     from raykd.report.charts import charts, sample
-    from raykd.report.routes import route_charts
-    from raykd.report.selection import selections
+    from raykd.report.route_charts import route_charts
+    from raykd.report.selection_charts import selections
 
     lines = [row for _, row in rows(report)]
     names = {run.fingerprint for group in report.groups() for run in group.runs}

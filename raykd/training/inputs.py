@@ -10,7 +10,7 @@ from raykd.config.scale import Scale
 from raykd.core.types import Look, Signal
 from raykd.data.dataset import Pictures, open_images, open_split
 from raykd.data.loading.loader import Views
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import LogitsCache
 from raykd.outputs.shard_files import Shelf

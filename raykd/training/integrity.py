@@ -11,8 +11,8 @@ from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.safe_names import is_below
 from raykd.data import image_index, in_memory
 from raykd.data.dataset import folder_of
-from raykd.data.record import ResolvedData
-from raykd.data.sources import pack_shards
+from raykd.data.recipe import ResolvedData
+from raykd.data.sources import pack_format
 from raykd.data.sources.files import Files
 from raykd.outputs.manifest import MANIFEST
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
@@ -88,7 +88,7 @@ def _look_at_files(store: Store, made: Audit) -> None:
         made.look("images", lambda p=path: _of_images(store, p.parent))
     for path in sorted((images / "stamps").glob("[!.]*")):
         made.look("stamps", lambda p=path: _of_stamp(p))
-    for path in sorted((images / "packs").glob(f"*/{pack_shards.MARKER}")):
+    for path in sorted((images / "packs").glob(f"*/{pack_format.MARKER}")):
         made.look("packs", lambda p=path: _of_pack(p.parent))
     for path in sorted((store.root / "weights").glob("[!.]*")):
         made.look("weights", lambda p=path: _of_weights(p))
@@ -122,7 +122,7 @@ def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
 
 def _of_pack(folder: Path) -> Iterator[RaykdError]:
     """Faults of a pack in the store: shards, whose names have checksums, and indices."""
-    facts = pack_shards.read_json(Files.at(folder), pack_shards.MARKER)
+    facts = pack_format.read_json(Files.at(folder), pack_format.MARKER)
     for said in facts["splits"].values():
         own = {name: found[1] for name in said["shards"] if (found := _SUM.search(name))}
         for name, checksum in {**own, **said["index"]}.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raykd import models
 from raykd.core.types import Batch, Look
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.models.staged import Staged, measure
 from raykd.recipes import AnyTeacher, StudentRun
 from raykd.teachers.source import LiveTeacher, looking

@@ -21,7 +21,7 @@ from raykd.config.scale import Scale
 from raykd.config.search_space import Space
 from raykd.core.errors import ConfigError, DataError
 from raykd.core.record import fingerprint
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from raykd.core.record import Recipe, Record, fingerprint
-from raykd.data.record import ResolvedData, Stream
+from raykd.data.recipe import ResolvedData, Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
 from raykd.data.transforms.crop import Crop

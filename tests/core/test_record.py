@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from raykd.core.record import DIGITS, Recipe, Record, canonical, difference, fingerprint
-from raykd.data.record import Data, ResolvedData
+from raykd.data.recipe import Data, ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD

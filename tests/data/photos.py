@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from raykd.data.dataset import read
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.crop import Crop
 from raykd.storage.store import Store

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raykd.core.errors import CacheCorrupt, ConfigError, DataError
 from raykd.data.dataset import Images, open_images, open_split, read
-from raykd.data.record import Data, ResolvedData
+from raykd.data.recipe import Data, ResolvedData
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_json
 

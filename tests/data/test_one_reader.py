@@ -14,7 +14,7 @@ from raykd.core.errors import CacheCorrupt, DataError
 from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.packing import Packing
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import read_folder
 from raykd.data.transforms.augment import Augment

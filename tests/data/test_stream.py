@@ -18,7 +18,7 @@ from raykd.core import keyed_random
 from raykd.core.errors import ConfigError, DataError
 from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources.byte_ranges import Names
 from raykd.data.sources.decode import decoded
 from raykd.data.sources.encoded_image import look_at

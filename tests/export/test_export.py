@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from raykd.core.errors import ConfigError, ExportFailed
 from raykd.core.record import fingerprint
 from raykd.data.loading.loader import Views
-from raykd.data.record import Stream
+from raykd.data.recipe import Stream
 from raykd.export import FORMATS, export, folder
 from raykd.models import build
 from raykd.recipes import Optim, StudentRun

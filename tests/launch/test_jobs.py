@@ -107,7 +107,7 @@ def test_the_upload_is_the_code_and_nothing_else(head):
         head.submit("upload", "true", wait=True)
     files = head.uploaded()
     names = {path.name for path in files}
-    assert {"imagenet_skd.py", "rco_sweep.py", "storage/store.py"} <= names
+    assert {"imagenet_skd.py", "rco_sweep.py", "store.py"} <= names
     assert not [path for path in files if {"tests", ".git", ".venv"} & {*path.parts}]
     assert not [path for path in files if path.suffix in (".png", ".pyc")]
     assert sum(path.stat().st_size for path in files) < 5e6

@@ -12,7 +12,7 @@ from raykd.core.errors import DataError
 from raykd.data.packing import Packing
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import read_folder
-from raykd.data.sources.pack_shards import read_pack
+from raykd.data.sources.pack_format import read_pack
 from raykd.launch.pool import make_shards
 from tests.data.files import put
 from tests.data.packs import packed, packing, same

@@ -10,7 +10,7 @@ from raykd.config.experiment import parse, schema
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.core.types import Signal
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.augment import Augment
 from raykd.methods import METHODS
 from raykd.methods.combine import Combine

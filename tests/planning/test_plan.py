@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from raykd.core.types import CACHEABLE, Signal
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.augment import Augment
 from raykd.methods import METHODS
 from raykd.methods.kd import KD

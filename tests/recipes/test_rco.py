@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raykd.core.record import fingerprint
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.augment import Augment
 from raykd.methods import METHODS
 from raykd.methods.kd import KD

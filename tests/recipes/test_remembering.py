@@ -2,7 +2,7 @@
 
 import pytest
 
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.mixing import Mix
 from raykd.methods import METHODS

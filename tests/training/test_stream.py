@@ -10,7 +10,7 @@ import torch
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale
 from raykd.data.dataset import open_images
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.crop import Crop
 from raykd.launch.executor import execute

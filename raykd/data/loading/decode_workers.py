@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from raykd.core.errors import DataError, NoRoom, RaykdError, WorkFailed
 from raykd.core.futures import begun
 from raykd.data.loading.raw_batches import Frames, Key, Wanted, Who
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.decode import ADVICE
 from raykd.data.sources.encoded_image import Picture, look_at
@@ -120,7 +120,7 @@ class _Processes:
         self._keys: list[_Place] = []
         _shorten_sockets()
         self._context = _Context()
-        self._context.set_forkserver_preload(["raykd.data.loading.decode_server"])
+        self._context.set_forkserver_preload(["raykd.data.loading.decode_forkserver"])
         self._loader = DataLoader(
             _Sharing(decoder),  # pyright: ignore[reportArgumentType]
             batch_size=None,

@@ -14,7 +14,7 @@ from raykd.core.types import Batch, Look
 from raykd.data.dataset import Images, Pictures
 from raykd.data.loading.decode_workers import Decoding
 from raykd.data.loading.raw_batches import Frames, InMemory, Key, Shower, Wanted, Who
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.mixing import Mix, mixed_targets
 
 _GIVEN: Look = "given"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raykd.data.in_memory import Images
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.transforms.mixing import Mix
 
 Who = Literal["own", "partner"]

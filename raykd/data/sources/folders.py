@@ -16,7 +16,7 @@ import torch
 
 from raykd.core.errors import DataError
 from raykd.core.safe_names import printable, text
-from raykd.data.sources import pack_shards
+from raykd.data.sources import pack_format
 from raykd.data.sources.byte_ranges import Names, Ranges
 from raykd.data.sources.class_labels import in_order
 from raykd.data.sources.files import Entry, Files
@@ -109,8 +109,8 @@ def read_folder(root: str) -> Dataset:
     Or a pack, which was made of such a folder.
     """
     files = Files.at(root)
-    if pack_shards.is_pack(files):
-        return pack_shards.read_pack(root)
+    if pack_format.is_pack(files):
+        return pack_format.read_pack(root)
     tree = Tree.of(files)
     found = layout(tree)
     splits = {split: tree.samples([start], found.folders) for split, start in found.starts.items()}

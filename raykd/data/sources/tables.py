@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from raykd.core.errors import DataError
-from raykd.data.sources import foreign_text, pack_shards
+from raykd.data.sources import foreign_text, pack_format
 from raykd.data.sources.byte_ranges import Names, Ranges
 from raykd.data.sources.class_labels import Label, declared_names, numbered
 from raykd.data.sources.files import Entry, Files, parted
@@ -65,8 +65,8 @@ def table_files(place: str | Path) -> tuple[Files, list[Entry]]:
 def _tables_of(files: Files, entries: list[Entry], *, alone: bool) -> list[Entry]:
     """The table files among all files of a folder, or the one that is `alone`."""
     tables = [entry for entry in entries if is_table(entry.name)]
-    if not alone and pack_shards.is_pack(files):
-        tables = [entry for entry in tables if pack_shards.numbered(entry.name)]
+    if not alone and pack_format.is_pack(files):
+        tables = [entry for entry in tables if pack_format.numbered(entry.name)]
     return tables
 
 
@@ -109,8 +109,8 @@ def read_tables(place: str | Path) -> Dataset:
     entries = _tables_of(files, everything, alone=alone)
     if not entries:
         raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
-    if not alone and pack_shards.is_pack(files):
-        return pack_shards.read_pack(files.root)
+    if not alone and pack_format.is_pack(files):
+        return pack_format.read_pack(files.root)
     chosen = by_split(str(place), entries, "table files", alone=alone)
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {

@@ -29,7 +29,7 @@ from raykd.launch.sweep import trial_locks
 from raykd.launch.sweep.pbt import run_generations
 from raykd.launch.sweep.reporter import Reporter, in_words, rounded
 from raykd.launch.sweep.trial import Brief, run_trial
-from raykd.launch.sweep.trials import (
+from raykd.launch.sweep.tune_setup import (
     Proposals,
     axes_of,
     check_searcher,

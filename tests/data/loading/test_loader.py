@@ -6,7 +6,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from raykd.data.dataset import Images, open_images
 from raykd.data.loading.loader import Views
-from raykd.data.record import ResolvedData
+from raykd.data.recipe import ResolvedData
 from raykd.data.transforms.augment import Augment
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

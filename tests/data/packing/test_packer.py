@@ -17,11 +17,11 @@ from PIL import Image
 from raykd.core.errors import CacheCorrupt, DataError, NoRoom
 from raykd.data.dataset import open_images, read
 from raykd.data.packing import into_store
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import read_folder
-from raykd.data.sources.pack_shards import MARKER, PLAN, declared, is_pack, read_pack
+from raykd.data.sources.pack_format import MARKER, PLAN, declared, is_pack, read_pack
 from raykd.data.sources.pixels import png
 from raykd.data.sources.splits import cuts
 from raykd.storage.store import Store

@@ -9,10 +9,10 @@ import pytest
 from raykd.core.errors import CacheCorrupt, DataError, Unreachable
 from raykd.data.dataset import open_images, read
 from raykd.data.packing import Packing, into_store, kind_of
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources.files import Files, below, parted
 from raykd.data.sources.folders import read_folder
-from raykd.data.sources.pack_shards import MARKER, PLAN, is_pack, read_pack
+from raykd.data.sources.pack_format import MARKER, PLAN, is_pack, read_pack
 from raykd.data.sources.tars import read_webdataset
 from raykd.storage.store import Store
 from tests.data.packs import (

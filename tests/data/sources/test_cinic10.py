@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raykd.data.dataset import read
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.sources import SOURCES, published
 from tests.data.files import closed_port, encoded, md5, picture, put, refusal, serving
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from raykd.core.errors import DataError
 from raykd.data.dataset import open_images, read
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.splits import Dataset
 from tests.data.files import closed_port, encoded, md5, picture, pixels, put, refusal, serving

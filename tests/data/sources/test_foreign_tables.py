@@ -14,7 +14,7 @@ from raykd.core.errors import DataError
 from raykd.data.packing import Packing, kind_of
 from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
-from raykd.data.sources.pack_shards import read_pack
+from raykd.data.sources.pack_format import read_pack
 from raykd.data.sources.table_batches import TableFile
 from raykd.data.sources.tables import read_tables
 from tests.data.files import put

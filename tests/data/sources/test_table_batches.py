@@ -12,10 +12,10 @@ import pytest
 
 from raykd.data.dataset import open_images, read
 from raykd.data.packing import into_store
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import read_folder
-from raykd.data.sources.pack_shards import spans
+from raykd.data.sources.pack_format import spans
 from raykd.data.sources.table_batches import TableFile
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, digest, put_table, table

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from raykd.data.dataset import open_images, read
-from raykd.data.record import Data
+from raykd.data.recipe import Data
 from raykd.data.sources import SOURCES, published
 from tests.data.files import encoded, md5, picture, pixels, put, refusal, serving
 

@@ -8,7 +8,7 @@ import pytest
 from raykd.core.errors import DataError
 from raykd.data.dataset import open_images, read
 from raykd.data.packing import kind_of
-from raykd.data.record import Data, Stream
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.folders import read_folder
 from raykd.data.sources.tars import read_webdataset

@@ -5,7 +5,7 @@ import torch
 
 from raykd.data.dataset import Images
 from raykd.data.loading.loader import Views
-from raykd.data.record import ResolvedData
+from raykd.data.recipe import ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.mixing import Mix, mixed_targets
 from raykd.data.transforms.strong import Strong

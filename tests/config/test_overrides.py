@@ -5,7 +5,7 @@ import re
 import pytest
 
 from raykd.config.experiment import load
-from raykd.config.tree import override, read_lines, read_yaml
+from raykd.config.overrides import override, read_lines, read_yaml
 from raykd.core.errors import ConfigError
 
 FILE = """\

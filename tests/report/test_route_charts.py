@@ -8,7 +8,7 @@ from raykd.config.experiment import parse
 from raykd.recipes import StudentRun
 from raykd.report import gather, to_json, to_markdown
 from raykd.report.page import page
-from raykd.report.routes import legs, ratios, route_charts
+from raykd.report.route_charts import legs, ratios, route_charts
 from tests.report.stored import EPOCHS, ROUTES, decide, put, routed
 
 

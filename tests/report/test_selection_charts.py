@@ -13,7 +13,7 @@ from PIL import Image
 from raykd.config.experiment import parse
 from raykd.report import gather, to_json
 from raykd.report.page import page
-from raykd.report.selection import selections
+from raykd.report.selection_charts import selections
 from tests.report.stored import EPOCHS, TEXT, put
 
 SPOTS = ("stage1", "embedding", "logits")

@@ -8,8 +8,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from raykd.models.resnet import BasicBlock, shortcut
 from raykd.models.staged import Rectified, Staged, he_normal, in_order
+from raykd.models.thin_resnet import BasicBlock, shortcut
 
 WIDTHS = (64, 128, 256, 512)  # channels of the stages; bottlenecks end four times wider
 LAYERS = {  # depth -> blocks of each stage

@@ -4,7 +4,7 @@ import pytest
 
 from raykd.config.experiment import parse
 from raykd.config.search_space import Space
-from raykd.launch.sweep.trials import Proposals, configurations
+from raykd.launch.sweep.tune_setup import Proposals, configurations
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet
 

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from raykd.models import build
-from raykd.models.cifar_resnet import LAYERS, Bottleneck
+from raykd.models.imagenet_resnet import LAYERS, Bottleneck
 from tests.models.starts import assert_he_normal, assert_uniform
 
 DEPTHS = [pytest.param(d, marks=pytest.mark.slow if d > 50 else []) for d in LAYERS]
