@@ -294,7 +294,7 @@ def _live_with_parent(number: int) -> None:
     """End a decoding process when its parent ends, and not before.
 
     torch watches the parent's process id, which is that of the fork server, and ends at a SIGTERM
-    (see `decode_server`).
+    (see `decode_forkserver`).
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
