@@ -198,7 +198,12 @@ def test_a_run_that_is_killed_wherever_it_is_goes_on_to_equal_weights(tmp_path):
         "caches/*/view-*.arrow": signal.SIGKILL,
         "students/*/metrics.jsonl": signal.SIGINT,
     }
-    words = [str(RAYKD), "run", str(path), "--store", str(store)]
+    # SIGINT is handled as in a terminal: jobs in a shell's background would ignore it.
+    heard = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", heard, str(RAYKD), "run", str(path), "--store", str(store)]
     for pattern, kind in moments.items():
         before = size(pattern)
         process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
