@@ -3,8 +3,8 @@
     python -m tests.experiments.quick [NAME ...]
 
 What they measure or train is far too little to say anything; each keeps what it makes in a
-temporary folder, and as many run at a time as there are processors. Ends with status 1 where one
-failed.
+temporary folder. One runs at a time: a Ray cluster beside another script may miss its heartbeats.
+Ends with status 1 where one failed.
 """
 
 import os
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -42,8 +41,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 @click.argument("names", nargs=-1, type=click.Choice(sorted(RUNS)))
 def main(names: tuple[str, ...]) -> None:
     """Run all scripts, or those that are named."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        failures = [*pool.map(_failure, names or RUNS)]
+    failures = [_failure(name) for name in names or RUNS]
     sys.exit(1 if any(failures) else 0)
 
 
