@@ -1,8 +1,9 @@
-"""A call in a thread of its own."""
+"""Calls in threads of their own: once (`begun`), or again and again (`repeating`)."""
 
 import atexit
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
@@ -24,11 +25,33 @@ def begun(call: Callable[[], _Value]) -> Future[_Value]:
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # whoever asks for the value hears of it
+        except BaseException as error:  # raised where the value is read
             future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
     return future
+
+
+@contextlib.contextmanager
+def repeating(call: Callable[[], object], seconds: float, *, join: bool = True) -> Iterator[None]:
+    """Context manager: repeats a call in a thread, each time `seconds` after the last one ended.
+
+    `join`: wait at the end for a call that goes on; False where it may not return.
+    """
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if join:
+            thread.join()
 
 
 @atexit.register

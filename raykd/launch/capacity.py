@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +10,7 @@ from ray.autoscaler import sdk
 
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
+from raykd.core.futures import repeating
 from raykd.launch import cluster_watch
 from raykd.launch.preemption import draining
 
@@ -86,32 +86,27 @@ def reporting_losses(
 
     Ray Train waits for new nodes forever and prints nothing.
     """
-    over = threading.Event()
+    since: float | None = None
 
-    def watch() -> None:
-        since: float | None = None
-        while not over.wait(_WATCH_SECONDS):
-            try:
-                is_lacking = fitting(scale) < workers
-            except Exception:  # the head does not answer: reported elsewhere
-                continue
-            if is_lacking and since is None:
-                since = time.monotonic()
-                say(
-                    f"{label}: nodes were lost; {_demand(scale, workers, 'it')}. It goes on from "
-                    "its checkpoint when there is room again; Ctrl-C stops it, and the same "
-                    "command goes on later"
-                )
-            elif not is_lacking and since is not None:
-                say(f"{label}: there is room again, after {time.monotonic() - since:.0f} s")
-                since = None
+    def look() -> None:
+        nonlocal since
+        try:
+            is_lacking = fitting(scale) < workers
+        except Exception:  # the head does not answer: reported elsewhere
+            return
+        if is_lacking and since is None:
+            since = time.monotonic()
+            say(
+                f"{label}: nodes were lost; {_demand(scale, workers, 'it')}. It goes on from "
+                "its checkpoint when there is room again; Ctrl-C stops it, and the same "
+                "command goes on later"
+            )
+        elif not is_lacking and since is not None:
+            say(f"{label}: there is room again, after {time.monotonic() - since:.0f} s")
+            since = None
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, _WATCH_SECONDS, join=False):
         yield
-    finally:
-        over.set()
 
 
 def worker_needs(scale: Scale) -> str:

@@ -34,6 +34,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raykd.config.scale import Scale, Workers, least, most
 from raykd.core.errors import RaykdError, WorkFailed
+from raykd.core.futures import repeating
 from raykd.core.record import fingerprint
 from raykd.launch import cluster_watch
 from raykd.launch.capacity import check_fit, resources_per_worker
@@ -165,20 +166,13 @@ def _removing_orphans() -> Iterator[None]:
     a controller that fails in between (Ray 2.60). The processors that such a group holds are
     missing when a run is tried again.
     """
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(_ORPHANS_SECONDS):
-            with contextlib.suppress(Exception):  # the head does not answer: reported elsewhere
-                _remove_orphans()
+        with contextlib.suppress(Exception):  # the head does not answer: reported elsewhere
+            _remove_orphans()
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, _ORPHANS_SECONDS):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _remove_orphans() -> None:

@@ -1,8 +1,8 @@
 """metrics.jsonl of a run: one line of JSON per epoch. Writing, reading, following."""
 
 import contextlib
+import itertools
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from raykd.core.errors import CacheCorrupt, Unreachable
+from raykd.core.futures import repeating
 from raykd.recipes import Training
 from raykd.storage import arrow
 from raykd.storage.atomic import appending, lasting, write_atomic
@@ -124,7 +125,6 @@ def following(store: Store, run: Training, logger: Logger) -> Iterator[None]:
     A thread reads metrics.jsonl, also what another node has pushed to a remote store.
     """
     folder = store.path(run)
-    stop = threading.Event()
     before: list[dict[str, Any]] = []
     with contextlib.suppress(CacheCorrupt):  # the training writes the file anew
         before = read_metrics(folder)
@@ -137,20 +137,16 @@ def following(store: Store, run: Training, logger: Logger) -> Iterator[None]:
             logger.epoch(run, metrics)
         done = max(done, len(history))
 
+    polls = itertools.count(1)
+
     def poll() -> None:
-        polls = 0
-        while not stop.wait(_POLL_SECONDS):
-            polls += 1
-            with contextlib.suppress(Unreachable):  # the process that trains reports it
-                look(store if polls % _FAR == 0 else None)
+        with contextlib.suppress(Unreachable):  # the process that trains reports it
+            look(store if next(polls) % _FAR == 0 else None)
 
     logger.begin(run, before)
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(poll, _POLL_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         look()
         logger.end(run, None)

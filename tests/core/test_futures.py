@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from raykd.core.futures import begun
+from raykd.core.futures import begun, repeating
 
 ENDS_BEFORE_IT = """
 import torch
@@ -20,6 +21,21 @@ def test_a_value_and_an_error_come_to_whoever_asks():
     assert begun(lambda: 2 + 2).result() == 4
     with pytest.raises(ZeroDivisionError):
         begun(lambda: 1 / 0).result()
+
+
+def test_a_call_is_repeated_until_the_region_ends():
+    calls, thrice = [], threading.Event()
+
+    def call() -> None:
+        calls.append(threading.current_thread())
+        if len(calls) == 3:
+            thrice.set()
+
+    with repeating(call, 0.01):
+        assert thrice.wait(60)
+    count = len(calls)
+    assert not calls[0].is_alive()
+    assert len(calls) == count and threading.current_thread() not in calls
 
 
 def test_a_process_ends_in_order_while_a_call_goes_on():
