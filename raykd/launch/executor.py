@@ -432,7 +432,7 @@ class Executor:
             trained = (*work.preludes, *work.students)
             missing += [run for run in trained if not self._store.has(run)]
         todo = ", ".join(f"{count} {kind}" for kind, count in _counts(missing).items() if count)
-        reused = _counts(run for run in self._reused if run.kind != "caches")
+        reused = _counts(self._reused)
         there = ", ".join(f"{n} {kind}" for kind, n in reused.items() if kind != "caches")
         self._teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
 

@@ -92,12 +92,8 @@ class Proposals(Searcher):
             self._study.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Leave an empty file: sweeps are restored from sheets alone."""
+        """Leave an empty file: sweeps are restored from sheets alone, never by `restore`."""
         Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles the searcher, and no pickle of Tune's is read."""

@@ -3,6 +3,7 @@
 Shapes: n rows of a shard, B batch, C classes, D embedding width, S stored numbers of a row.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -77,19 +78,19 @@ class Codec(Record):
 
     # A codec implements the following; the defaults are those of one that keeps all classes.
 
+    @abstractmethod
     def encode_logits(self, shifted: Tensor, maximum: Tensor) -> dict[str, Tensor]:
         """The columns for float32 logits [n, C] relative to their `maximum` [n]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_logits(
         self, columns: Mapping[str, Tensor], rows: Tensor, classes: int | None
     ) -> Outputs:
         """The logits at `rows` (int64 [B]) as float32 outputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits_bytes(self, classes: int) -> int:
         """Bytes of a row's logits."""
-        raise NotImplementedError
 
     def coverage(self) -> Coverage:
         """Part of a row of logits that is kept."""
