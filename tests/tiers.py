@@ -1,4 +1,4 @@
-"""Which cases of a law over a whole table the default run takes; the slow one takes the others."""
+"""Cases of a law over a whole table: the default run takes some, the slow one the others."""
 
 from collections.abc import Iterable
 from typing import Any

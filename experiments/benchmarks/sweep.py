@@ -109,7 +109,7 @@ def cost(folder: Path, students: int, network: str, epochs: int) -> Row:
     scale = Scale()
     warm = Store(folder / "warm")
     one = Experiment("warm", resolve(planned("kd", least), warm).runs[:1], scale)
-    execute(one, warm, quiet)  # imports and first calls are nobody's
+    execute(one, warm, quiet)  # imports and first calls are not measured
     for name, work in (
         ("teacher and views", lambda: execute(_on(kd, scale), here, quiet, students=False)),
         (

@@ -98,7 +98,7 @@ def _assisted(tree: dict[str, Any], assistants: Any) -> dict[str, Any]:
         raise ConfigError("experiment.run.assistants: they stand below a teacher; add run.teacher")
     method = tree.get("method")
     if not isinstance(method, dict) or method.get("name") == "label_only":
-        return tree  # nobody asks them
+        return tree  # no method reads them
     for number, assistant in enumerate(assistants):
         own = {"model": assistant} if isinstance(assistant, str) else assistant
         if not isinstance(own, dict):

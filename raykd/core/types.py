@@ -56,8 +56,8 @@ class Outputs:
     """Outputs of one network for one batch; only the requested signals are there.
 
     `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
-    `pixels` [B, 3, H, W], `network`, `classifier` and other looks raise `LookupError` where nobody
-    asked for them, or where a cache lacks them.
+    `pixels` [B, 3, H, W], `network`, `classifier` and other looks raise `LookupError` where they
+    were not requested, or where a cache lacks them.
 
     Where a cache keeps some classes only, `moments` [B, 2] are mean and population deviation of
     the row of all classes, on the scale of the logits. Where all other classes are one, the last

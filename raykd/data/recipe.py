@@ -69,7 +69,7 @@ class Data(Record):
     resize: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
     stream: Stream | None = None  # decode while training; None: once, into memory
     holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
-    # Share of the rest that no one trains on.
+    # Share of the rest that is not trained on.
     validation: float | None = Field(default=None, gt=0, lt=1)
     # Train on this many rows, classes in proportion.
     limit: int | None = Field(default=None, ge=1, le=Limits.ROWS)

@@ -82,7 +82,7 @@ def stale() -> Finding:
     """Ray's note of the last cluster on this machine names one that runs."""
     note = address_file()
     if note.is_file() and address_to_join(Scale()) is None:
-        said = f"{note} names {note.read_text().strip()}, where nobody answers"
+        said = f"{note} names {note.read_text().strip()}, which does not answer"
         return Finding("last cluster", "warning", said, f"rm {note}: Ray waits for it otherwise")
     return Finding("last cluster", "ok", "no dead one is noted")
 
@@ -285,13 +285,13 @@ def auth(machines: Machines) -> Finding:
         if lacking := [name for name in machines if name not in tokens]:
             todo = "`ray get-auth-token --generate`, and the same ~/.ray/auth_token everywhere"
             return Finding(check, "failed", f"no token on {', '.join(lacking)}", todo)
-        return Finding(check, "ok", "a token, on every machine: whoever has it can run code there")
+        return Finding(check, "ok", "a token, on every machine: its holders can run code there")
     if mode == "disabled":
         if len(machines) == 1:
             said = "RAY_AUTH_MODE=disabled: none; whoever has an account on this machine can run "
             return Finding(check, "ok", f"{said}code in a cluster that raykd starts, as its user")
-        todo = "RAY_AUTH_MODE=token, unless nobody else can reach the network of the nodes"
-        return Finding(check, "warning", "none: whoever reaches a node runs code", todo)
+        todo = "RAY_AUTH_MODE=token, unless the network of the nodes is closed to others"
+        return Finding(check, "warning", "none: all who reach a node can run code", todo)
     if len(machines) == 1 and not tokens:
         said = "a cluster that raykd starts here asks for a token that its user alone can read"
         return Finding(check, "ok", said)

@@ -142,7 +142,7 @@ class Mirror:
         if path.is_file():
             return
         with self.lock(self.name(path)), contextlib.suppress(FileNotFoundError):
-            if not path.is_file():  # nobody brought it while we waited
+            if not path.is_file():  # not fetched by another process meanwhile
                 self.remote.fetch(self.name(path), path)
                 stat = path.stat()
                 self._sent[self.name(path)] = (stat.st_size, stat.st_mtime_ns)

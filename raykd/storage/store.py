@@ -162,7 +162,7 @@ def _check_age(path: Path, data: bytes) -> None:
     *_, kind, name, _ = path.parts
     try:
         value = {"kind": _EARLIER_KINDS.get(kind), "value": json.loads(data)}
-    except (ValueError, RecursionError):  # damaged; whoever reads the recipe says so
+    except (ValueError, RecursionError):  # damaged; reported where the recipe is read
         return
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(text.encode()).hexdigest()[:DIGITS] == name:
@@ -345,7 +345,7 @@ class Store:
         if self.mirror is None:
             write_atomic(path, data)
             return
-        # It is there first, so that nobody on this node renews it to what was before.
+        # Pushed before the local rename; else another process could fetch the old version.
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
         write_atomic(aside, data)
         try:

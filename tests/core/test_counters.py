@@ -27,7 +27,7 @@ def test_steps_and_waits_are_counted_apart(monkeypatch):
     timed = Timed(batches(), meter)
     for _ in timed:
         now += 3.0
-        meter.cache_seconds += 1.0  # of these
+        meter.cache_seconds += 1.0  # part of the waiting
     metrics = timed.metrics()
     assert (meter.steps, meter.images) == (3, 24)
     assert (meter.data_seconds, meter.step_seconds) == (12.0, 6.0)

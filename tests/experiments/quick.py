@@ -46,7 +46,7 @@ def main(names: tuple[str, ...]) -> None:
 
 
 def _failure(name: str) -> str | None:
-    """How a script failed, if it did; prints how long it took, and a failed one's last lines."""
+    """Run a script; the reason of its failure, if any. A failed one's last lines are printed."""
     script = ["-m", f"experiments.{name}"] if "." in name else [str(EXPERIMENTS / f"{name}.py")]
     command = [sys.executable, *script, *RUNS[name]]
     environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent), "OMP_NUM_THREADS": "1"}

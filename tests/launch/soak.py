@@ -33,7 +33,7 @@ from tests.launch.faults import EPOCHS, KINDS, ROOT, Site, differences, disturbe
 
 METHODS = ("kd", "skd", "at", "{name: sakd, base: fitnet}")
 WHOLE = 20  # minutes from which on experiments are as long as `EPOCHS` says
-TEST_IMAGES = 180  # of the digits, held out
+TEST_IMAGES = 180  # held-out digits
 
 
 @click.command()

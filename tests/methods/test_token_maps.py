@@ -12,7 +12,7 @@ from tests.small import asked, batch, helpers_of
 
 pytest.importorskip("timm")
 
-SIDE = 160  # of the images that both networks take
+SIDE = 160  # pixels per side of the images for both networks
 STAGES = {"stage1", "stage2", "stage3", "stage4"}
 
 

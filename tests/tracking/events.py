@@ -1,4 +1,4 @@
-"""What TensorBoard reads of a folder of events."""
+"""Events of a folder, as TensorBoard reads them."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def caches_of(store, run):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """What is done in the background is done at once."""
+    """Background calls are made at once, in the caller."""
     for module in ("raykd.training.cache_prefetch", "raykd.outputs.reader"):
         monkeypatch.setattr(f"{module}.begun", at_once)
 

@@ -385,7 +385,7 @@ STOPS_OF_ONE = slow_but([(SKD(), 1), (SKD(), 3), (KD(), 2), (SimKD(), 3)], [(SKD
 
 
 def stop(value) -> str:
-    """What a test calls a method, or the number of epochs before the end of a process."""
+    """Name of a test for a method, or for the number of epochs before the end of a process."""
     return getattr(value, "name", str(value))
 
 

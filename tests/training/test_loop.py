@@ -44,7 +44,7 @@ MIXED = [
 
 
 def called(method):
-    """What a test calls a method, or the optimiser of a run."""
+    """Name of a test for a method, or for the optimiser of a run."""
     if isinstance(method, str | Optim):
         return getattr(method, "name", method)
     return getattr(method, "mix", method.label)

@@ -29,7 +29,7 @@ def store(tmp_path_factory):
 
 
 def called(method):
-    """What a test calls a method."""
+    """Name of a test for a method."""
     return method if isinstance(method, str) else method.label
 
 

@@ -273,7 +273,7 @@ def check_shared_memory(needs: int, decoders: int) -> None:
 class _Sharing:
     """The dataset of torch's loader: frames in shared memory, or the error that is to be raised.
 
-    Left to torch, frames are shared in a thread of the queue, whose errors reach nobody.
+    Left to torch, frames are shared in a thread of the queue, whose errors are lost.
     """
 
     decoder: "Decoder"
