@@ -10,7 +10,7 @@ from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError
 from raykd.data import dataset
 from raykd.data.recipe import Data, ResolvedData
-from raykd.models.given_weights import GivenWeights, copied, is_path, normalisation
+from raykd.models.weights_import import WeightsImporter, copy_to_store, is_path, normalisation
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.consistency import check_student
 from raykd.storage.filesystem import is_url
@@ -38,7 +38,7 @@ def resolve(
     root = path if path is None or is_url(path) else str(Path(path).expanduser())
     skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
-    given = GivenWeights(store, say)
+    given = WeightsImporter(store, say)
     known: dict[Data, ResolvedData] = {}
     mistakes = Mistakes(experiment.places)
 
@@ -107,7 +107,7 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
         if isinstance(value, list):
             return [within(inner, key) for inner in value]
         path = key == "weights" and isinstance(value, str) and is_path(value)
-        return copied(store, value) if path else value
+        return copy_to_store(store, value) if path else value
 
     space, path = experiment.space, experiment.where.path
     if space is not None:

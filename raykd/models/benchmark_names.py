@@ -1,4 +1,4 @@
-"""Names that the CIFAR benchmark's code gives the parts of its networks, and ours for them.
+"""Renaming of the CIFAR benchmark's parameters to this package's names.
 
 HobbitLong/RepDistiller (`models/`) and megvii-research/mdistiller (`mdistiller/models/cifar/`)
 have the networks of this package; spot-adaptive distillation's repository has the same names.
@@ -64,22 +64,22 @@ def _inverted(group: int, block: int, layer: int) -> str:
     return f"stage{stage}.{before + block}.{_INVERTED[layer]}."
 
 
-def _by(rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]) -> Renaming:
-    """The renaming that applies the first rules that match, one after another."""
+def _renaming(rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]) -> Renaming:
+    """The function that applies all rules to a name, one after another."""
 
-    def renamed(name: str) -> str:
+    def rename(name: str) -> str:
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         return name
 
-    return renamed
+    return rename
 
 
 # ShuffleNetV1's blocks have the same names in both.
 RENAMINGS: Mapping[str, Renaming] = {
-    "resnet": _by(_RESNET),
-    "wide_resnet": _by(_WIDE_RESNET),
-    "vgg": _by(_VGG),
-    "mobilenet_v2": _by(_MOBILENET),
-    "shufflenet_v2": _by(_SHUFFLENET_V2),
+    "resnet": _renaming(_RESNET),
+    "wide_resnet": _renaming(_WIDE_RESNET),
+    "vgg": _renaming(_VGG),
+    "mobilenet_v2": _renaming(_MOBILENET),
+    "shufflenet_v2": _renaming(_SHUFFLENET_V2),
 }

@@ -5,7 +5,7 @@ Hub has them (config.json beside model.safetensors or pytorch_model.bin).
 
 Nothing is unpickled. torch's reader of weights (`weights_only=True`) knows tensors and plain
 values; all else that a training program put beside them (arguments, schedules, numpy's numbers) is
-read as something empty (`_Ignored`): neither its class nor its code is looked for.
+read as an empty stand-in: neither its class nor its code is imported.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ _ENTRIES = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
     *("state_dict", "model", "model_state_dict", "net", "network", "weights", "params"),
 )
-_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
-_UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
-# An item was put into a stand-in of a mapping or a list.
-_FILLED = re.compile(r"Can only (SETITEMS?|append|extend) .*_Ignored_(\d+)")
-_MOST_CLASSES = 100  # the most unknown classes that one checkpoint may name
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
+# An item was added to a stand-in for a mapping or a list.
+_ADDED_ITEM = re.compile(r"Can only (SETITEMS?|append|extend) .*_Ignored_(\d+)")
+_MAX_CLASSES = 100  # unknown classes that one checkpoint may name
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Entry:
 
 
 class _Ignored(dict[Any, Any]):
-    """The stand-in for a value of a class that is not read: takes everything, keeps nothing."""
+    """A stand-in for objects of an unknown class: accepts every argument and keeps nothing."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class _Ignored(dict[Any, Any]):
 
 
 class _IgnoredMapping:
-    """The stand-in for a class of mappings: torch fills none but its own kinds."""
+    """A stand-in for an unknown class of mappings: torch adds items to its known kinds alone."""
 
     def __new__(cls, *args: object, **options: object) -> Any:
         return OrderedDict()
 
 
 class _IgnoredList:
-    """The stand-in for a class of lists: torch fills plain ones only."""
+    """A stand-in for an unknown class of lists: torch adds items to plain lists alone."""
 
     def __new__(cls, *args: object, **options: object) -> Any:
         return []
@@ -78,7 +78,7 @@ def file_of(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    for name in _IN_A_FOLDER:
+    for name in _HUB_FILES:
         if (path / name).is_file():
             return path / name
     if (path / "model.safetensors.index.json").is_file():
@@ -86,7 +86,7 @@ def file_of(path: Path) -> Path:
             f"{path}: the weights lie in several files (model.safetensors.index.json); join them "
             "into one model.safetensors"
         )
-    raise ConfigError(f"{path}: expected a folder with {' or '.join(_IN_A_FOLDER)}, found neither")
+    raise ConfigError(f"{path}: expected a folder with {' or '.join(_HUB_FILES)}, found neither")
 
 
 def preprocessing(path: Path) -> Mapping[str, Any]:
@@ -120,7 +120,7 @@ def entries(path: Path) -> list[Entry]:
     try:
         if kind_of(path) == SAFETENSORS:
             return [Entry("", safetensors.torch.load_file(path))]
-        value = _loaded(path)
+        value = _load(path)
     except ConfigError:
         raise
     except Exception as error:  # torch and safetensors raise half a dozen kinds
@@ -131,20 +131,20 @@ def entries(path: Path) -> list[Entry]:
     states = sorted(_states(value), key=_likeliness)
     if not states:
         keys = ", ".join(map(str, list(value)[:8])) if isinstance(value, dict) else ""
-        held = f"the keys {keys}" if keys else f"a value of type {type(value).__name__}"
+        content = f"the keys {keys}" if keys else f"a value of type {type(value).__name__}"
         if isinstance(value, _Ignored):
-            held = "a whole network or another object, which is not unpickled"
+            content = "a whole network or another object, which is not unpickled"
         raise ConfigError(
-            f"{path}: expected tensors by their names, as a state_dict has them; found {held}. "
+            f"{path}: expected tensors by their names, as a state_dict has them; found {content}. "
             "Save network.state_dict() with torch.save or safetensors"
         )
     return states
 
 
-def _loaded(path: Path) -> Any:
+def _load(path: Path) -> Any:
     """The value of a file that torch.save wrote, with stand-ins for all but tensors."""
     ignored: dict[str, type] = {}
-    for _ in range(_MOST_CLASSES):
+    for _ in range(_MAX_CLASSES):
         # One class for each name, since torch tells them apart by identity, and errors by name.
         stand_ins = [
             (type(f"{kind.__name__}_{number}", (kind,), {}), name)
@@ -155,17 +155,17 @@ def _loaded(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             text = str(error)
-            if unknown := _UNKNOWN.search(text):
+            if unknown := _UNKNOWN_CLASS.search(text):
                 name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
                 if name in ignored:
                     raise
                 ignored[name] = _Ignored
-            elif filled := _FILLED.search(text):
-                name = [*ignored][int(filled[2])]
-                ignored[name] = _IgnoredMapping if filled[1].startswith("SETITEM") else _IgnoredList
+            elif added := _ADDED_ITEM.search(text):
+                name = [*ignored][int(added[2])]
+                ignored[name] = _IgnoredMapping if added[1].startswith("SETITEM") else _IgnoredList
             else:
                 raise
-    raise ConfigError(f"{path}: it holds values of more than {_MOST_CLASSES} classes")
+    raise ConfigError(f"{path}: it holds values of more than {_MAX_CLASSES} classes")
 
 
 def _reason(error: Exception) -> str:
@@ -181,17 +181,16 @@ def _states(value: Any, path: str = "") -> Iterator[Entry]:
     """Every mapping from names to tensors within a value."""
     if not isinstance(value, Mapping):
         return
-    tensors = {name: held for name, held in value.items() if isinstance(held, Tensor)}
+    tensors = {name: item for name, item in value.items() if isinstance(item, Tensor)}
     if tensors and all(isinstance(name, str) for name in tensors):
         yield Entry(path, tensors)
-    for name, held in value.items():
-        if isinstance(name, str) and isinstance(held, Mapping):
+    for name, item in value.items():
+        if isinstance(name, str) and isinstance(item, Mapping):
             with contextlib.suppress(RecursionError):
-                yield from _states(held, f"{path}.{name}" if path else name)
+                yield from _states(item, f"{path}.{name}" if path else name)
 
 
 def _likeliness(entry: Entry) -> tuple[int, int]:
-    """The order in which entries are tried."""
-    keys = entry.path.split(".")
-    places = [_ENTRIES.index(key) for key in keys if key in _ENTRIES]
-    return (min(places, default=len(_ENTRIES)), -len(entry.tensors))
+    """Sort key of entries: the order in which they are tried."""
+    ranks = [_ENTRIES.index(key) for key in entry.path.split(".") if key in _ENTRIES]
+    return (min(ranks, default=len(_ENTRIES)), -len(entry.tensors))

@@ -21,11 +21,11 @@ def check_name(library: str, name: str) -> None:
         hint = nearest(library, SPLITS) or f"; there are: {', '.join(SPLITS)}"
         raise ConfigError(f"no library of networks is called {library!r}{hint}")
     if library == "timm":
-        known = _timm().list_models()
+        names = _timm().list_models()
     else:
-        known = torchvision.models.list_models(module=torchvision.models)  # classifiers only
-    if name not in known:
-        raise ConfigError(f"{library} has no classifier called {name!r}{nearest(name, known)}")
+        names = torchvision.models.list_models(module=torchvision.models)  # classifiers only
+    if name not in names:
+        raise ConfigError(f"{library} has no classifier called {name!r}{nearest(name, names)}")
 
 
 def build(library: str, name: str, classes: int, weights: str | None = None) -> Staged:
@@ -53,7 +53,7 @@ def preprocessing(library: str, name: str, weights: str) -> tuple[Colour, Colour
     return tuple(constants.mean), tuple(constants.std)
 
 
-def known_classes(library: str, name: str, weights: str) -> int:
+def published_classes(library: str, name: str, weights: str) -> int:
     """Number of classes of published weights, from the library's metadata, without a download."""
     check_name(library, name)
     published = _published(library, name, weights)
@@ -72,15 +72,15 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
         options = {"aux_logits": False, "init_weights": True} if auxiliary else {}
         return torchvision.models.get_model(name, num_classes=classes, **options)
     published = _published(library, name, weights)
-    known = known_classes(library, name, weights)
+    available = published_classes(library, name, weights)
     if library == "timm":
         make = partial(_timm().create_model, published, pretrained=True)
     else:
         make = partial(_downloaded, name, published)
-    if known != classes:
+    if available != classes:
         raise ConfigError(
-            f"the weights {weights!r} of {library}/{name} know {known} classes, and {classes} "
-            "were asked for. Leave the weights out to start from random numbers."
+            f"the weights {weights!r} of {library}/{name} have {available} classes, and {classes} "
+            "are needed. Leave the weights out to start from random numbers."
         )
     try:
         network: Any = make(num_classes=classes)
@@ -106,7 +106,7 @@ def _downloaded(name: str, published: Any, num_classes: int) -> nn.Module:
         published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError):
         raise
-    except Exception as error:  # an unpickler's own
+    except Exception as error:  # the unpickler raises many kinds
         raise ConfigError(
             f"the file of {name}'s weights in torch's cache holds more than tensors "
             f"({type(error).__name__}); remove it, so that it is downloaded again"
@@ -117,18 +117,20 @@ def _downloaded(name: str, published: Any, num_classes: int) -> nn.Module:
 
 
 def _published(library: str, name: str, weights: str) -> Any:
-    """The library's own name of `weights`: a torchvision enum, or timm's "resnet18.a1_in1k"."""
-    known: dict[str, Any]
+    """The library's name for `weights`: a torchvision enum, or timm's "resnet18.a1_in1k"."""
+    tags: dict[str, Any]
     if library == "timm":
         names = _timm().list_pretrained(f"{name}.*")
-        known = {"DEFAULT": name} if names else {}
-        known |= {full.partition(".")[2]: full for full in names}
+        tags = {"DEFAULT": name} if names else {}
+        tags |= {full.partition(".")[2]: full for full in names}
     else:
-        known = dict(torchvision.models.get_model_weights(name).__members__)
-    if weights not in known:
-        there = ", ".join(known) or "none"
-        raise ConfigError(f"{library}/{name} has no weights called {weights!r}; there are: {there}")
-    return known[weights]
+        tags = dict(torchvision.models.get_model_weights(name).__members__)
+    if weights not in tags:
+        choice = ", ".join(tags) or "none"
+        raise ConfigError(
+            f"{library}/{name} has no weights called {weights!r}; there are: {choice}"
+        )
+    return tags[weights]
 
 
 def _timm() -> Any:

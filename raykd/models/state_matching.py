@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, matched to a network whatever wrappers and programs called them.
+"""Matching of a checkpoint's tensors to a network, under the names of many wrappers and programs.
 
     DataParallel, DDP: module.   torch.compile: _orig_mod.   Lightning and others: model., backbone.
 
@@ -16,15 +16,13 @@ from raykd.models.benchmark_names import RENAMINGS
 from raykd.models.checkpoint_files import Entry
 from raykd.models.staged import Staged
 
-# Wrappers that can stand anywhere in a name, and words that networks as a whole are called by.
-_WITHIN = re.compile(
+# Wrappers that can stand anywhere in a name, and prefixes that stand for a whole network.
+_WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 _PREFIXES = ("module", "model", "backbone", "net", "network", "encoder")
-# Counters of profilers and of averaged weights, and networks' auxiliary classifiers.
-_OF_NO_USE = re.compile(
-    r"(?:.*\.)?(?:total_ops|total_params|n_averaged)|(?:AuxLogits|aux1|aux2)\..*"
-)
+# Counters of profilers and of averaged weights, and auxiliary classifiers.
+_UNUSED = re.compile(r"(?:.*\.)?(?:total_ops|total_params|n_averaged)|(?:AuxLogits|aux1|aux2)\..*")
 # A counter of batch norms that changes nothing; torch before 0.4.1 has none.
 _COUNTER = "num_batches_tracked"
 _SHOWN = 3  # names listed for each kind of difference
@@ -32,20 +30,20 @@ _SHOWN = 3  # names listed for each kind of difference
 
 @dataclass(frozen=True)
 class Match:
-    """A network's own state, and a sentence on what was done for it; empty where nothing was."""
+    """The state of a network in a checkpoint."""
 
     state: Mapping[str, Tensor]
-    note: str
+    note: str  # a sentence on how the checkpoint was interpreted; "" where nothing had to be
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """The tensors of an entry under the names that one way of reading them gives."""
+    """The tensors of an entry under the names that one interpretation gives them."""
 
     tensors: Mapping[str, Tensor]
-    apart: tuple[str, ...]  # names outside of the prefix
+    outside: tuple[str, ...]  # names without the prefix
     prefix: str
-    names: str  # the family of names that was translated; empty for the network's own
+    family: str  # the key of the `RENAMINGS` that were applied; "" for none
 
 
 def matched(candidates: Sequence[Entry], network: Staged) -> Match:
@@ -55,34 +53,34 @@ def matched(candidates: Sequence[Entry], network: Staged) -> Match:
     nearest to it, three names of each.
     """
     expected = network.network.state_dict()
-    nearest: tuple[int, str] | None = None
+    closest: tuple[int, str] | None = None
     for entry in candidates:
-        tensors = {_WITHIN.sub("", name): value for name, value in entry.tensors.items()}
+        tensors = {_WRAPPERS.sub("", name): value for name, value in entry.tensors.items()}
         reading = max(_readings(tensors), key=lambda one: _agreement(one, expected))
         differences = _differences(reading, expected, network)
         if not differences:
             return Match(_state(reading, expected), _note(entry, candidates, reading, tensors))
         agreement = _agreement(reading, expected)
-        if nearest is None or agreement > nearest[0]:
+        if closest is None or agreement > closest[0]:
             where = f" in {entry.path!r}" if entry.path else ""
-            nearest = agreement, f"{differences}{where}{_beginnings(entry.tensors, agreement)}"
-    assert nearest is not None, "a checkpoint has an entry"
-    raise ConfigError(nearest[1])
+            closest = agreement, f"{differences}{where}{_first_words(entry.tensors, agreement)}"
+    assert closest is not None, "a checkpoint has an entry"
+    raise ConfigError(closest[1])
 
 
 def _readings(tensors: Mapping[str, Tensor]) -> Iterator[_Reading]:
-    """Every way of reading names: the plainest first, which is taken where several are as good."""
+    """Every interpretation of the names, the plainest first, which wins where several agree."""
     prefixes = sorted({prefix for name in tensors for prefix in _prefixes(name)}, key=len)
-    for names, renamed in (("", str), *RENAMINGS.items()):
+    for family, rename in (("", str), *RENAMINGS.items()):
         for prefix in prefixes:
-            own = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            inside = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
             others = (name for name in tensors if not name.startswith(prefix))
-            apart = tuple(name for name in others if not _OF_NO_USE.fullmatch(name))
-            yield _Reading({renamed(n): v for n, v in own.items()}, apart, prefix, names)
+            outside = tuple(name for name in others if not _UNUSED.fullmatch(name))
+            yield _Reading({rename(n): v for n, v in inside.items()}, outside, prefix, family)
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """The beginnings of a name that are made of wrappers' words alone, the empty one first."""
+    """The prefixes of a name that consist of wrappers' words alone, the empty one first."""
     prefix = ""
     yield prefix
     for part in name.split(".")[:-1]:
@@ -100,17 +98,17 @@ def _agreement(reading: _Reading, expected: Mapping[str, Tensor]) -> int:
 
 
 def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Staged) -> str:
-    """A sentence on what a reading lacks, has more, or has in other shapes; empty where it fits."""
-    found = reading.tensors
-    missing = [n for n in expected if n not in found and not n.endswith(_COUNTER)]
-    unexpected = [n for n in found if n not in expected and not _OF_NO_USE.fullmatch(n)]
-    shaped = [n for n in expected if n in found and found[n].shape != expected[n].shape]
-    last = {id(parameter) for parameter in network.classifier.parameters()}
-    heads = [name for name, value in network.network.named_parameters() if id(value) in last]
-    if shaped and not missing and not unexpected and {*shaped} <= {*heads}:
-        known, classes = found[shaped[0]].shape[0], expected[shaped[0]].shape[0]
+    """A sentence on the missing, the unexpected and the misshapen tensors; "" where all fit."""
+    tensors = reading.tensors
+    missing = [n for n in expected if n not in tensors and not n.endswith(_COUNTER)]
+    unexpected = [n for n in tensors if n not in expected and not _UNUSED.fullmatch(n)]
+    misshapen = [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape]
+    head = {id(parameter) for parameter in network.classifier.parameters()}
+    head_names = {name for name, value in network.network.named_parameters() if id(value) in head}
+    if misshapen and not missing and not unexpected and head_names.issuperset(misshapen):
+        available, classes = tensors[misshapen[0]].shape[0], expected[misshapen[0]].shape[0]
         return (
-            f"they know {known} classes, and the data have {classes}; give weights that were "
+            f"they have {available} classes, and the data have {classes}; give weights that were "
             "trained on those classes, or leave weights out to train the network on the images"
         )
     parts = [
@@ -118,11 +116,11 @@ def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Sta
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
-    if shaped:
+    if misshapen:
         shapes = [
-            f"{n}: expected {[*expected[n].shape]}, found {[*found[n].shape]}" for n in shaped
+            f"{n}: expected {[*expected[n].shape]}, found {[*tensors[n].shape]}" for n in misshapen
         ]
-        parts.append(f"{len(shaped)} of another shape ({_shown(shapes, '; ')})")
+        parts.append(f"{len(misshapen)} of another shape ({_shown(shapes, '; ')})")
     if not parts:
         return ""
     return f"they are another network's; of {len(expected)} tensors, " + ", ".join(parts)
@@ -134,10 +132,10 @@ def _shown(names: Sequence[str], between: str = ", ") -> str:
     return between.join(name[:100] for name in names[:_SHOWN]) + more
 
 
-def _beginnings(tensors: Mapping[str, Tensor], agreement: int) -> str:
+def _first_words(tensors: Mapping[str, Tensor], agreement: int) -> str:
     """The first words of an entry's names, where none of them was recognised."""
-    first = dict.fromkeys(name.partition(".")[0] for name in tensors)
-    return "" if agreement else f"; names there begin with {_shown([*first])}"
+    words = dict.fromkeys(name.partition(".")[0] for name in tensors)
+    return "" if agreement else f"; names there begin with {_shown([*words])}"
 
 
 def _state(reading: _Reading, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,7 +148,7 @@ def _state(reading: _Reading, expected: Mapping[str, Tensor]) -> dict[str, Tenso
 def _note(
     entry: Entry, candidates: Sequence[Entry], reading: _Reading, tensors: Mapping[str, Tensor]
 ) -> str:
-    """A sentence on which tensors were taken, and how they were read."""
+    """A sentence on which tensors were taken, and how their names were interpreted."""
     parts = []
     others = [other.path for other in candidates if other.path and other is not entry]
     if entry.path:
@@ -158,18 +156,18 @@ def _note(
         parts.append(f"the weights under {entry.path!r}{beside}")
     if tensors.keys() != entry.tensors.keys() or reading.prefix:
         parts.append(f"names without {reading.prefix or 'wrappers'!r}")
-    if reading.names:
-        parts.append(f"names read as the CIFAR benchmark's {reading.names}")
-    if reading.apart:
-        parts.append(f"{len(reading.apart)} tensors left out ({_shown(reading.apart)})")
+    if reading.family:
+        parts.append(f"names read as the CIFAR benchmark's {reading.family}")
+    if reading.outside:
+        parts.append(f"{len(reading.outside)} tensors left out ({_shown(reading.outside)})")
     return "took " + ", ".join(parts) if parts else ""
 
 
 def load_matched(candidates: Sequence[Entry], network: Staged) -> str:
-    """Set a network to what a checkpoint holds of it; a sentence on what was taken, or ''.
+    """Load a checkpoint's state into a network; returns a sentence on what was taken, or "".
 
-    Tensors of other floating-point types become the network's own. Raises `ConfigError` where no
-    entry fits.
+    Tensors of other floating-point types are converted to the network's. Raises `ConfigError`
+    where no entry fits.
     """
     match = matched(candidates, network)
     nn.Module.load_state_dict(network.network, dict(match.state))

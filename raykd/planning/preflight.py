@@ -223,7 +223,7 @@ class _Look:
         if slash and not teacher.weights.startswith("sha256:"):
             from raykd.models import libraries  # torchvision takes seconds to import
 
-            known = libraries.known_classes(library, name, teacher.weights)
+            known = libraries.published_classes(library, name, teacher.weights)
             if known != teacher.data.classes:
                 return (
                     (

@@ -416,7 +416,7 @@ def test_tags_that_nobody_published_are_refused_with_those_there_are():
     "name", ["torchvision/resnet18", pytest.param("timm/resnet18", marks=needs_timm)]
 )
 def test_weights_for_other_classes_are_refused(name):
-    with pytest.raises(ConfigError, match="resnet18 know 1000 classes, and 10 were asked for"):
+    with pytest.raises(ConfigError, match="resnet18 have 1000 classes, and 10 are needed"):
         build(name, 10, "DEFAULT")
 
 

@@ -1,4 +1,4 @@
-"""Weights that a user names: checked against their network, then copied into the store.
+"""Import of weights files: checked against their network, then copied into the store.
 
 A copy is named by the SHA-256 of its bytes, so that a recipe means the same weights everywhere.
 Only files that fit their network are copied.
@@ -19,20 +19,20 @@ from raykd.models.state_matching import matched
 from raykd.storage.store import Store
 
 KEY = "experiment.run.teacher.weights"
-_KEPT = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # a file in the store
+_COPY = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # the name of a file in the store
 # Endings that mean a file, also where there is none; any path that exists is one, too.
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
 Colour = tuple[float, float, float]  # red, green, blue
 
 
-class GivenWeights:
-    """The weights that the recipes of an experiment name; each file is read and checked once."""
+class WeightsImporter:
+    """Importer of the weights in an experiment's recipes; each file is read and checked once."""
 
-    def __init__(self, store: Store, say: Callable[[str], None] = lambda text: None) -> None:
-        """`say` is given a sentence where a checkpoint had to be interpreted."""
+    def __init__(self, store: Store, log: Callable[[str], None] = lambda text: None) -> None:
+        """`log` is called with a sentence where a checkpoint had to be interpreted."""
         self._store = store
-        self._say = say
-        self._known: dict[tuple[str, str, int], str] = {}
+        self._log = log
+        self._names: dict[tuple[str, str, int], str] = {}
 
     def name(self, weights: str, model: str, classes: int) -> str:
         """The name of weights in a recipe: "sha256:..." of a file, or as published.
@@ -41,17 +41,17 @@ class GivenWeights:
         than `model` with `classes` classes; nothing is copied then.
         """
         if weights.startswith("sha256:"):
-            return self._kept(weights)
+            return self._check_copy(weights)
         if not is_path(weights):
             return weights
         key = (weights, model, classes)
-        if key not in self._known:
-            self._known[key] = self._imported(weights, model, classes)
-        return self._known[key]
+        if key not in self._names:
+            self._names[key] = self._import(weights, model, classes)
+        return self._names[key]
 
-    def _kept(self, weights: str) -> str:
+    def _check_copy(self, weights: str) -> str:
         """Check that the store has the file of a "sha256:..." name; returns the name."""
-        if _KEPT.fullmatch(weights) is None:
+        if _COPY.fullmatch(weights) is None:
             raise ConfigError(
                 f"{KEY}: expected sha256:, 64 hex digits and .pt, .pth or .safetensors, "
                 f"got {weights!r}"
@@ -63,20 +63,20 @@ class GivenWeights:
             )
         return weights
 
-    def _imported(self, weights: str, model: str, classes: int) -> str:
+    def _import(self, weights: str, model: str, classes: int) -> str:
         """The name of a file's copy in the store, which is made where the file fits the network."""
         file = _file(weights)
         try:
-            note = matched(checkpoint_files.entries(file), _without_memory(model, classes)).note
+            note = matched(checkpoint_files.entries(file), _meta_network(model, classes)).note
         except ConfigError as error:
-            about = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
-            raise ConfigError(f"{KEY}: {about}{error}") from error
+            subject = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
+            raise ConfigError(f"{KEY}: {subject}{error}") from error
         if note:
-            self._say(f"{weights}: {note}")
-        return copied(self._store, weights)
+            self._log(f"{weights}: {note}")
+        return copy_to_store(self._store, weights)
 
 
-def copied(store: Store, weights: str) -> str:
+def copy_to_store(store: Store, weights: str) -> str:
     """The name of a weights file's copy in the store, which is made where it is not there.
 
     Raises `ConfigError` where the file cannot be read.
@@ -87,9 +87,9 @@ def copied(store: Store, weights: str) -> str:
         suffix = file.suffix  # the name that earlier recipes gave such files
     data = file.read_bytes()
     name = hashlib.sha256(data).hexdigest() + suffix
-    kept = store.root / "weights" / name
-    if not store.pull(kept).is_file():
-        store.write(kept, data)
+    copy = store.root / "weights" / name
+    if not store.pull(copy).is_file():
+        store.write(copy, data)
     return f"sha256:{name}"
 
 
@@ -109,8 +109,8 @@ def normalisation(weights: str) -> tuple[Colour | None, Colour | None]:
     """Mean and standard deviation that a Hub folder's config.json names; None where it does not."""
     if not is_path(weights):
         return None, None
-    known = checkpoint_files.preprocessing(Path(weights).expanduser())
-    mean, std = (_colour(known.get(key)) for key in ("mean", "std"))
+    config = checkpoint_files.preprocessing(Path(weights).expanduser())
+    mean, std = (_colour(config.get(key)) for key in ("mean", "std"))
     return (mean, std) if mean and std and min(std) > 0 else (None, None)
 
 
@@ -130,13 +130,13 @@ def is_path(weights: str) -> bool:
         return False
     path = Path(weights).expanduser()
     try:
-        there = path.exists()
+        exists = path.exists()
     except (OSError, ValueError):  # a name that is too long, or has a null character
-        there = False
-    return there or path.suffix.lower() in _SUFFIXES or "/" in weights or weights.startswith("~")
+        exists = False
+    return exists or path.suffix.lower() in _SUFFIXES or "/" in weights or weights.startswith("~")
 
 
-def _without_memory(model: str, classes: int) -> Staged:
+def _meta_network(model: str, classes: int) -> Staged:
     """A network on the meta device: names and shapes of its tensors, without memory."""
     try:
         with torch.device("meta"):
