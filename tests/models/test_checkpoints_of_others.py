@@ -18,6 +18,7 @@ from raykd.models.weights_import import WeightsImporter, normalisation
 from raykd.storage.store import Store
 from raykd.training.weights import load_weights
 from tests.models.benchmark import FORWARD, Parameters
+from tests.tiers import NETWORK_KINDS, slow_but
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -166,7 +167,7 @@ def test_a_config_of_another_form_says_nothing_about_pixels(tmp_path):
             assert normalisation(str(tmp_path)) == (None, None)
 
 
-@pytest.mark.parametrize("model", FORWARD)
+@pytest.mark.parametrize("model", slow_but(FORWARD, NETWORK_KINDS))
 def test_the_benchmark_s_names_give_the_benchmark_s_answers(tmp_path, model):
     torch.manual_seed(0)
     pixels, parameters = torch.randn(2, 3, 32, 32), Parameters()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from raykd.core.types import Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
 from raykd.models.staged import Rectified
-from tests.tiers import NETWORK_FAMILIES, slow_but
+from tests.tiers import NETWORK_KINDS, slow_but
 
 # Parameters with 10, 100 and 200 classes, batch-norm affine included; the stages' outputs, stem
 # first, as channels x side for images of 32 x 32 pixels; the embedding. Of the CRD benchmark's
@@ -46,8 +46,9 @@ ALIASES = {
     **{f"ResNet{depth}": f"cifar_resnet{depth}" for depth in (18, 34, 50, 101, 152)},
 }
 
-# Others of the same families, which the same code makes.
-LARGER = ("resnet110", "wrn_40_2", "vgg19", "mobilenet_v2_x1_0", "cifar_resnet34")
+# Others, of families of their own or large ones.
+OTHERS = ("resnet8x4", "vgg8", "shufflenet_v1", "cifar_resnet18", "cifar_resnet50")
+LARGE = ("resnet110", "wrn_40_2", "vgg19", "mobilenet_v2_x1_0", "cifar_resnet34")
 
 # Small images, but three of them: MobileNetV2 normalises maps of one pixel.
 PIXELS = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -60,7 +61,7 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.fixture(scope="module", params=slow_but([*NETWORK_FAMILIES, *LARGER], NETWORK_FAMILIES))
+@pytest.fixture(scope="module", params=slow_but([*NETWORK_KINDS, *OTHERS, *LARGE], NETWORK_KINDS))
 def network(request) -> Staged:
     """A network that has seen one batch, so that its running statistics are its own."""
     torch.manual_seed(0)
@@ -74,7 +75,7 @@ def test_every_network_is_in_a_table_of_sizes():
     assert list(TABLE) == [name for name in NETWORKS if not name.startswith("resnet")]
 
 
-@pytest.mark.parametrize("name", slow_but(TABLE, NETWORK_FAMILIES))
+@pytest.mark.parametrize("name", slow_but(TABLE, NETWORK_KINDS))
 def test_networks_have_the_sizes_of_the_benchmark(name):
     counts, text = TABLE[name]
     *maps, embedding = text.split()
