@@ -122,7 +122,7 @@ def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16)
     """The method's helpers for two networks, calibrated on one batch where it asks for that."""
     shapes = measure(student, (side, side)), measure(teacher, (side, side))
     helpers = method.helpers(*shapes, torch.arange(40) % 10)
-    if method.calibrates(helpers):
+    if method.needs_calibration(helpers):
         outputs: list[Outputs] = [teacher.outputs(batch().pixels, ALL)]
         method.calibrate(helpers, outputs)
     return helpers

@@ -32,7 +32,7 @@ from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
 from raykd.methods import METHODS, Method
-from raykd.methods.base import aligned
+from raykd.methods.base import match_classes
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.models.staged import Staged, measure
@@ -176,7 +176,7 @@ class Real:
             live, student = _double(self.live[0]), self.young[0].logits.double()
             row: Row = {"codec": _called(codec, with_tail=True)}
             for temperature in TEMPERATURES:
-                same = aligned(live, found).logits if found.kept is not None else live.logits
+                same = match_classes(live, found).logits if found.kept is not None else live.logits
                 kl = _divergence(same, found.logits, temperature).mean().item()
                 apart = _gradient(student, live, temperature) - _gradient(
                     student, found, temperature
@@ -221,7 +221,7 @@ class Real:
         shapes = measure(self.student, self.size), measure(self.teacher, self.size)
         torch.manual_seed(0)
         helpers = method.helpers(*shapes, self.targets_of)
-        if method.calibrates(helpers):
+        if method.needs_calibration(helpers):
             method.calibrate(helpers, [self.live[0]])
         errors = []
         for places in torch.arange(len(self.rows)).split(GRAIN):
@@ -235,7 +235,7 @@ class Real:
             values = []
             for teacher in (live, found):
                 helpers.load_state_dict(state)
-                parts = method.losses(aligned(mine, teacher), teacher, batch, helpers)
+                parts = method.losses(match_classes(mine, teacher), teacher, batch, helpers)
                 values.append(torch.stack([*parts.values()]).sum().detach().item())
             errors.append(abs(values[1] / values[0] - 1))
         return errors
@@ -388,7 +388,7 @@ def _divergence(live: Tensor, found: Tensor, temperature: float) -> Tensor:
 def _gradient(student: Tensor, teacher: Outputs, temperature: float) -> Tensor:
     """The gradient of KD's loss of each row by the student's logits [B, C], over T."""
     leaf = student.clone().requires_grad_()
-    mine = aligned(Outputs(leaf), teacher)
+    mine = match_classes(Outputs(leaf), teacher)
     batch = Batch(torch.empty(0), torch.empty(0), torch.empty(0), 0, 0)
     method = KD(temperature=temperature, weight=1.0)
     (loss,) = method.losses(mine, teacher, batch, torch.nn.ModuleDict()).values()

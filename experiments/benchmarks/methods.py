@@ -44,7 +44,7 @@ from experiments.benchmarks.measure import (
 from experiments.benchmarks.plain_losses import PLAIN, Plain
 from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS, PRELUDES
-from raykd.methods.base import Method, at
+from raykd.methods.base import Method, value_at
 from raykd.methods.crd import Memory
 from raykd.methods.nst import NST
 from raykd.methods.relational_kd import RelationalKD
@@ -225,7 +225,7 @@ class Subject:
         self.live = LiveTeacher(networks.teacher, self.needs)
         self.teacher = LookingTeacher(dict.fromkeys(self.method.looks().teacher, self.live))
         self.student = LookingTeacher(dict.fromkeys(self.method.looks().student, self._seen))
-        if self.method.calibrates(helpers):
+        if self.method.needs_calibration(helpers):
             self.method.calibrate(helpers, [self.teacher(self.batch)])
 
     def source(self) -> str:
@@ -235,7 +235,7 @@ class Subject:
     def step(self) -> Callable[[], None]:
         """One training step; what comes from a cache was read before."""
         optimiser = build_optimiser(Optim(lr=1e-6), self.learner)
-        weight, live = at(self.method.label_weight, EPOCH), self.source() == "live"
+        weight, live = value_at(self.method.label_weight, EPOCH), self.source() == "live"
         read = self.teacher(self.batch) if self.source() == "cached" else None
 
         def once() -> None:

@@ -5,7 +5,7 @@ The name alone of a method or a codec, `combine: [crd, kd]`, a teacher without d
 """
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -116,10 +116,10 @@ def _unmixed(data: Any) -> Any:
     return {**data, "augment": {k: v for k, v in augment.items() if k != "mix"}}
 
 
-def _method(tree: Any, within: tuple[Literal["beside", "adapted"], ...] = ()) -> Any:
+def _method(tree: Any, within: tuple[str, ...] = ()) -> Any:
     """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`.
 
-    `within` a sum or as a base it has other defaults.
+    `within`: names of the class attributes whose defaults apply, inside a sum or as a base.
     """
     if isinstance(tree, str):
         tree = {"name": tree}
@@ -128,10 +128,10 @@ def _method(tree: Any, within: tuple[Literal["beside", "adapted"], ...] = ()) ->
     if "combine" in tree:
         parts = tree["combine"]
         if isinstance(parts, list):
-            parts = [_method(part, (*within, "beside")) for part in parts]
+            parts = [_method(part, (*within, "combine_defaults")) for part in parts]
         return {"name": "combine", **tree, "combine": parts}
     if "base" in tree:
-        tree = {**tree, "base": _method(tree["base"], ("adapted",))}
+        tree = {**tree, "base": _method(tree["base"], ("sakd_defaults",))}
     if tree.get("name") in METHODS:
         for defaults in within:
             tree = {**getattr(METHODS[tree["name"]], defaults), **tree}

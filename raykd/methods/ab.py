@@ -53,7 +53,7 @@ class ABInit(feature_maps.StageMethod):
     margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
     settled_norm: bool = False  # the norm after the last stage stays in evaluation mode
 
-    def settles(self) -> bool:
+    def head_in_eval_mode(self) -> bool:
         """True with `settled_norm`."""
         return self.settled_norm
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits, Record
 from raykd.core.types import Batch, Look, Outputs, Shapes, Signal
 
-NEVER = -1e9  # a logit without probability; finite, so that no difference of two is NaN
+MASKED_LOGIT = -1e9  # a logit without probability; finite, so that no difference of two is NaN
 _AS_IS = nullcontext()
 
 
@@ -44,14 +44,14 @@ _Weight = Annotated[float, Field(ge=-Limits.WEIGHT, le=Limits.WEIGHT)]
 Schedule = Annotated[_Weight | tuple[tuple[_Epoch, _Weight], ...], AfterValidator(_checked)]
 
 
-def at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:
+def value_at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:
     """The value of a schedule in one epoch (from 0)."""
     if isinstance(schedule, tuple):
         return [value for start, value in schedule if start <= epoch][-1]
     return schedule
 
 
-def ramp(epoch: int, epochs: int) -> float:
+def warmup_factor(epoch: int, epochs: int) -> float:
     """Warm-up factor of a loss: (epoch + 1) / epochs, at most 1."""
     return min(1.0, (epoch + 1) / epochs) if epochs else 1.0
 
@@ -88,16 +88,16 @@ class Coverage:
 
     `classes`: a logit for "all" of them; for "some", with the others filled in; or some and one
     logit for all others, "merged". Divergences are near those of all logits at temperatures from
-    `coldest` to `warmest`.
+    `min_temperature` to `max_temperature`.
     """
 
     classes: Literal["all", "some", "merged"] = "all"
-    coldest: float = 0.0
-    warmest: float = math.inf
+    min_temperature: float = 0.0
+    max_temperature: float = math.inf
 
     def suits(self, temperature: float) -> bool:
         """True where a divergence at this temperature is near that from all classes' logits."""
-        return self.coldest <= temperature <= self.warmest
+        return self.min_temperature <= temperature <= self.max_temperature
 
 
 class Method(Record):
@@ -108,8 +108,8 @@ class Method(Record):
     label_weight: ClassVar[Schedule] = 1.0  # the cross entropy's, where a run names none
     trains: ClassVar[Literal["student", "backbone", "helpers"]] = "student"  # besides helpers
     released: ClassVar[tuple[str, ...]] = ()  # helpers without which the student cannot be used
-    beside: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # other defaults in `combine`
-    adapted: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # and in `sakd`
+    combine_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # as a part of `combine`
+    sakd_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # as the base of `sakd`
     joint: ClassVar[bool] = False  # True where a spot's loss reads other spots, too
 
     name: str
@@ -146,11 +146,11 @@ class Method(Record):
         """True where the method's losses train the teacher together with the student."""
         return False
 
-    def settles(self) -> bool:
+    def head_in_eval_mode(self) -> bool:
         """True where all after the student's stages stays in evaluation mode in training."""
         return False
 
-    def remembers(self) -> bool:
+    def has_memory(self) -> bool:
         """True where helpers keep something of each training sample, by its id.
 
         Such a method takes no mixed samples, which are of two ids.
@@ -181,7 +181,7 @@ class Method(Record):
         """
         return nn.ModuleDict()
 
-    def adopt(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
+    def load_prelude(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
         """Set helpers to what the prelude's helpers of the same names became.
 
         `found` is the state of the prelude's helpers.
@@ -196,7 +196,7 @@ class Method(Record):
         """The helpers that are kept with the finished student."""
         return nn.ModuleDict({name: helpers[name] for name in self.released})
 
-    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+    def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
         """True where `calibrate` must be called before the first step."""
         return False
 
@@ -255,21 +255,21 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def others(logits: Tensor, labels: Tensor) -> Tensor:
+def without_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits [B, C] with the label's class (int64 [B]) taken out: its probability is 0.
 
     Its logit is finite, so that no difference of two is NaN, and gets no gradient. To pick the
     other columns by a mask would take three times as long, and make a GPU wait for their count.
     """
-    return logits.scatter(1, labels[:, None], NEVER)
+    return logits.scatter(1, labels[:, None], MASKED_LOGIT)
 
 
-def rest(logits: Tensor, kept: Tensor) -> Tensor:
+def logsumexp_without(logits: Tensor, kept: Tensor) -> Tensor:
     """The logsumexp [B] of the logits [B, C] without the classes `kept` (int64 [B, k])."""
-    return logits.scatter(1, kept, NEVER).logsumexp(1)
+    return logits.scatter(1, kept, MASKED_LOGIT).logsumexp(1)
 
 
-def aligned(student: Outputs, teacher: Outputs) -> Outputs:
+def match_classes(student: Outputs, teacher: Outputs) -> Outputs:
     """The student's outputs over the classes that the teacher's logits are over.
 
     Where the teacher's keep k classes and merge the others, the student's [B, C] become [B, k + 1]:
@@ -279,11 +279,11 @@ def aligned(student: Outputs, teacher: Outputs) -> Outputs:
         return student
     with full_precision(student.logits):
         logits = precise(student.logits)
-        merged = rest(logits, teacher.kept)[:, None]
+        merged = logsumexp_without(logits, teacher.kept)[:, None]
         return student.answering(torch.cat([logits.gather(1, teacher.kept), merged], dim=1))
 
 
-def standardised(logits: Tensor) -> Tensor:
+def standardise(logits: Tensor) -> Tensor:
     """Logits [B, C] with each row shifted to mean 0 and scaled to unbiased std 1.
 
     Sun et al. 2024, arXiv 2403.01427, equation 9; 1e-7 is added to the std, as in its code.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 Form = Literal["product", "gaussian"]
 WEIGHTS: Mapping[Form, float] = {"product": 0.02, "gaussian": 100.0}
@@ -84,4 +84,4 @@ class CC(Method):
                 kernel = gaussian_kernel(mine, self.gamma, self.order)
                 loss = F.mse_loss(kernel, gaussian_kernel(theirs, self.gamma, self.order))
             weight = WEIGHTS[self.form] if self.weight is None else self.weight
-            return {"embedding": at(weight, batch.epoch) * loss}
+            return {"embedding": value_at(weight, batch.epoch) * loss}

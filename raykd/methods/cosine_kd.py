@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
+from raykd.methods.base import Method, Schedule, canonical, full_precision, precise, value_at
 
 EPSILON = 1e-8
 
@@ -73,4 +73,4 @@ class CosineKD(Method):
             if self.weighted:
                 each = weighted_temperatures(mine, theirs, self.low, self.high)
                 loss = loss + class_cosine(mine, theirs, each)
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

@@ -17,7 +17,7 @@ from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 from raykd.methods.helper_kinds import Shared
 
 EPSILON = 1e-7  # from the official code
@@ -167,7 +167,7 @@ class CRD(Method):
         """The embeddings."""
         return Signal.EMBEDDING
 
-    def remembers(self) -> bool:
+    def has_memory(self) -> bool:
         """Yes: a vector of each training sample, for each network."""
         return True
 
@@ -202,4 +202,4 @@ class CRD(Method):
             size = len(memory.targets)
             loss = contrastive_loss(of_student, size) + contrastive_loss(of_teacher, size)
             memory.remember(batch.ids, mine, theirs)
-            return {"embedding": at(self.weight, batch.epoch) * loss}
+            return {"embedding": value_at(self.weight, batch.epoch) * loss}

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes
-from raykd.methods.base import Method, Schedule, at, full_precision, precise, soft_cross_entropy
+from raykd.methods.base import (
+    Method,
+    Schedule,
+    full_precision,
+    precise,
+    soft_cross_entropy,
+    value_at,
+)
 
 START, SPAN = 1.0, 20.0  # the temperature lies between START and START + SPAN
 
@@ -68,4 +75,4 @@ class CTKD(Method):
             temperature = helpers["temperature"](self.reversal(batch.epoch))
             mine, theirs = precise(student.logits), precise(teacher.logits)
             loss = soft_cross_entropy(mine, theirs, temperature)
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

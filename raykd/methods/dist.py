@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 EPSILON = 1e-8  # from the official code; added to the product of the norms
 
@@ -50,4 +50,4 @@ class DIST(Method):
             inter = 1 - correlation(mine, theirs).mean()
             intra = 1 - correlation(mine.T, theirs.T).mean()
             loss = self.temperature**2 * (self.beta * inter + self.gamma * intra)
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

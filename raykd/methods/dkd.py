@@ -17,11 +17,11 @@ from raykd.methods.base import (
     Method,
     finite,
     full_precision,
-    others,
     precise,
-    ramp,
     soft_cross_entropy,
-    standardised,
+    standardise,
+    warmup_factor,
+    without_labels,
 )
 
 
@@ -38,12 +38,13 @@ def other_divergence(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
 ) -> Tensor:
     """NCKD: T**2 KL(teacher || student) among the classes that are not the target."""
-    return soft_cross_entropy(others(student, labels), others(teacher, labels), temperature)
+    student, teacher = without_labels(student, labels), without_labels(teacher, labels)
+    return soft_cross_entropy(student, teacher, temperature)
 
 
 def _binary(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities [B, 2] of the target and of all else; sums of logs, never log(1 - p)."""
-    target, rest = logits.gather(1, labels[:, None]), others(logits, labels)
+    target, rest = logits.gather(1, labels[:, None]), without_labels(logits, labels)
     return F.log_softmax(torch.cat([target, rest.logsumexp(1, keepdim=True)], dim=1), dim=1)
 
 
@@ -74,8 +75,8 @@ class DKD(Method):
         with full_precision(student.logits):
             mine, theirs = precise(student.logits), precise(teacher.logits)
             if self.standardise:
-                mine, theirs = standardised(mine), standardised(theirs)
+                mine, theirs = standardise(mine), standardise(theirs)
             target = target_divergence(mine, theirs, batch.labels, self.temperature)
             other = other_divergence(mine, theirs, batch.labels, self.temperature)
             loss = self.alpha * target + self.beta * other
-            return {"logits": ramp(batch.epoch, self.warmup_epochs) * loss}
+            return {"logits": warmup_factor(batch.epoch, self.warmup_epochs) * loss}

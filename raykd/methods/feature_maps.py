@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Outputs, Shapes, Signal
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 Shape = tuple[int, int, int]  # K, H, W
 
@@ -229,7 +229,8 @@ class StageMethod(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One loss per stage, at the stage."""
-        weight, end = at(self.weight, batch.epoch) * self.factor, ".pre" if self.before_relu else ""
+        weight = value_at(self.weight, batch.epoch) * self.factor
+        end = ".pre" if self.before_relu else ""
         compared = [*helpers] or stages(student.features, teacher.features)
         losses: dict[str, Tensor] = {}
         with full_precision(student.logits):

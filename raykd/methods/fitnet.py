@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 
 class FitNet(Method):
@@ -25,7 +25,7 @@ class FitNet(Method):
 
     title: ClassVar[str] = "Romero et al. 2015, arXiv 1412.6550"
     cost: ClassVar[str] = "B K K H W"
-    adapted: ClassVar[Mapping[str, Any]] = {"weight": 1.0}
+    sakd_defaults: ClassVar[Mapping[str, Any]] = {"weight": 1.0}
 
     name: Literal["fitnet"] = "fitnet"
     weight: Schedule = 100.0
@@ -56,4 +56,4 @@ class FitNet(Method):
         with full_precision(student.logits):
             guess = helpers["regressor"](precise(student.features[self.stage]))
             loss = F.mse_loss(guess, precise(teacher.features[self.stage]))
-            return {self.stage: at(self.weight, batch.epoch) * loss}
+            return {self.stage: value_at(self.weight, batch.epoch) * loss}

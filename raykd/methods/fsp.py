@@ -15,7 +15,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import NOTHING, Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Prelude, Schedule, full_precision, precise, value_at
 
 
 def flow(shallow: Tensor, deep: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class FSPInit(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One loss per pair of successive spots, at the deeper one."""
-        weight = at(self.weight, batch.epoch)
+        weight = value_at(self.weight, batch.epoch)
         spots = _spots(student.features, teacher.features)
         with full_precision(student.logits):
             mine = {spot: precise(student.features[spot]) for spot in spots}

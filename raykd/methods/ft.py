@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Prelude, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Prelude, Schedule, full_precision, precise, value_at
 
 SLOPE = 0.1  # slope of the leaky ReLUs; the CRD benchmark's
 
@@ -147,4 +147,4 @@ class FT(Method):
             mine = helpers["translator"](precise(student.features[stage]))
             theirs = precise(teacher.features[feature_maps.last(teacher.features)])
             loss = factor_loss(mine, paraphraser.encoder(theirs))
-            return {stage: at(self.weight, batch.epoch) * loss}
+            return {stage: value_at(self.weight, batch.epoch) * loss}

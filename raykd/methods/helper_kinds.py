@@ -47,7 +47,7 @@ class Tally(nn.Module, ABC):
         """An epoch's metrics from its `counts` over all workers, on any device."""
 
 
-def forget(helpers: nn.Module) -> None:
+def reset_calibration(helpers: nn.Module) -> None:
     """Mark calibrated helpers as unset, so that the next teacher sets them again."""
     for module in helpers.modules():
         if isinstance(module, Calibrated):

@@ -14,7 +14,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 _SMALLEST = 1e-12
 
@@ -94,7 +94,7 @@ class IRG(Method):
     ) -> Mapping[str, Tensor]:
         """Vertices at "logits", edges at "embedding" and the last two stages, the rest there."""
         with full_precision(student.logits):
-            scale = at(self.weight, batch.epoch)
+            scale = value_at(self.weight, batch.epoch)
             vertex = F.mse_loss(precise(student.logits), precise(teacher.logits))
             own, theirs = _last_two(student), _last_two(teacher)
             moved = F.mse_loss(transformation(*own.values()), transformation(*theirs.values()))

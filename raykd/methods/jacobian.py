@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 
 def sensitivity(outputs: Outputs, labels: Tensor, *, differentiable: bool) -> Tensor:
@@ -53,4 +53,4 @@ class JacobianMatching(Method):
         with full_precision(student.logits):
             mine = sensitivity(student, batch.labels, differentiable=True)
             theirs = sensitivity(teacher, batch.labels, differentiable=False).detach()
-            return {"logits": at(self.weight, batch.epoch) * F.mse_loss(mine, theirs)}
+            return {"logits": value_at(self.weight, batch.epoch) * F.mse_loss(mine, theirs)}

@@ -12,10 +12,10 @@ from raykd.methods.base import (
     Coverage,
     Method,
     Schedule,
-    at,
     full_precision,
     precise,
     soft_cross_entropy,
+    value_at,
 )
 
 
@@ -29,7 +29,7 @@ class KD(Method):
 
     title: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     label_weight: ClassVar[Schedule] = 0.1
-    beside: ClassVar[Mapping[str, Any]] = {"weight": 1.0}  # the benchmark's "X + KD"
+    combine_defaults: ClassVar[Mapping[str, Any]] = {"weight": 1.0}  # the benchmark's "X + KD"
 
     name: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
@@ -47,4 +47,4 @@ class KD(Method):
             loss = soft_cross_entropy(
                 precise(student.logits), precise(teacher.logits), self.temperature
             )
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

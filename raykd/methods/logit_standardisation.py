@@ -11,12 +11,12 @@ from raykd.core.types import Batch, Outputs
 from raykd.methods.base import (
     Method,
     Schedule,
-    at,
     canonical,
     full_precision,
     precise,
     soft_cross_entropy,
-    standardised,
+    standardise,
+    value_at,
 )
 
 SLUG = "logit_standardisation"
@@ -43,6 +43,6 @@ class LogitStandardisation(Method):
     ) -> Mapping[str, Tensor]:
         """The softened divergence of the standardised logits, at the spot "logits"."""
         with full_precision(student.logits):
-            mine, theirs = standardised(precise(student.logits)), precise(teacher.logits)
-            loss = soft_cross_entropy(mine, standardised(theirs), self.temperature)
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            mine, theirs = standardise(precise(student.logits)), precise(teacher.logits)
+            loss = soft_cross_entropy(mine, standardise(theirs), self.temperature)
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

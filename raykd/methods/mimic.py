@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Shapes, Signal
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 
 class MimicLogits(Method):
@@ -31,7 +31,7 @@ class MimicLogits(Method):
         """The mean squared difference, at the spot "logits"."""
         with full_precision(student.logits):
             loss = F.mse_loss(precise(student.logits), precise(teacher.logits))
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}
 
 
 class MimicEmbedding(Method):
@@ -69,4 +69,4 @@ class MimicEmbedding(Method):
             if "projection" in helpers:
                 mine = helpers["projection"](mine)
             loss = F.mse_loss(mine, theirs, reduction="sum") / len(mine)
-            return {"embedding": at(self.weight, batch.epoch) * loss}
+            return {"embedding": value_at(self.weight, batch.epoch) * loss}

@@ -17,11 +17,11 @@ from raykd.methods.base import (
     Looks,
     Method,
     Schedule,
-    at,
     finite,
     full_precision,
     precise,
-    standardised,
+    standardise,
+    value_at,
 )
 
 REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits for strong ones
@@ -88,20 +88,20 @@ class MLKD(Method):
             weak = precise(student.logits), precise(teacher.logits)
             loss = self._weak(*weak)
             if not self.strong_view:
-                return {"logits": at(self.weight, batch.epoch) * loss}
+                return {"logits": value_at(self.weight, batch.epoch) * loss}
             seen, known = student.look("strong"), teacher.look("strong")
             strong = precise(seen.logits), precise(known.logits)
             for temperature in self.temperatures:
                 reused = self.as_released and temperature in REUSED
                 loss = loss + self._instances(*(weak if reused else strong), temperature).mean()
             label = F.cross_entropy(strong[0], batch.looks["strong"].targets)
-            label = at(self.strong_label_weight, batch.epoch) * label
-            return {"logits": at(self.weight, batch.epoch) * loss + label}
+            label = value_at(self.strong_label_weight, batch.epoch) * label
+            return {"logits": value_at(self.weight, batch.epoch) * loss + label}
 
     def _instances(self, mine: Tensor, theirs: Tensor, temperature: float) -> Tensor:
         """The divergence of each sample."""
         if self.standardise:
-            mine, theirs = standardised(mine), standardised(theirs)
+            mine, theirs = standardise(mine), standardise(theirs)
         return divergences(mine, theirs, temperature)
 
     def _weak(self, mine: Tensor, theirs: Tensor) -> Tensor:

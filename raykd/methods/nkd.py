@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import Method, Schedule, at, full_precision, others, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at, without_labels
 
 
 def target_term(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -24,8 +24,8 @@ def target_term(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def other_term(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """T**2 times the cross entropy between the distributions over all classes but the label's."""
-    log_student = F.log_softmax(others(student, labels) / temperature, dim=1)
-    soft = F.softmax(others(teacher, labels) / temperature, dim=1)
+    log_student = F.log_softmax(without_labels(student, labels) / temperature, dim=1)
+    soft = F.softmax(without_labels(teacher, labels) / temperature, dim=1)
     return -(temperature**2) * (soft * log_student).sum(1).mean()
 
 
@@ -53,4 +53,4 @@ class NKD(Method):
             mine, theirs = precise(student.logits), precise(teacher.logits)
             other = other_term(mine, theirs, batch.labels, self.temperature)
             loss = target_term(mine, theirs, batch.labels) + self.gamma * other
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

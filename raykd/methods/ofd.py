@@ -94,7 +94,7 @@ class OFD(feature_maps.StageMethod):
         student, teacher = feature_maps.met(student, teacher)
         return partial_loss(helper(student), teacher, helper.margin)
 
-    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+    def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
         """True until the margins are taken from the teacher."""
         return not all(bool(connector.known) for connector in helpers.values())
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 EPSILON = 1e-7  # from the official code; added to norms and to probabilities
 
@@ -50,4 +50,4 @@ class PKT(Method):
         """The divergence of the neighbourhoods, at the spot "embedding"; 0 for one sample."""
         with full_precision(student.embedding):
             loss = transfer(precise(student.embedding), precise(teacher.embedding))
-            return {"embedding": at(self.weight, batch.epoch) * loss}
+            return {"embedding": value_at(self.weight, batch.epoch) * loss}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
+from raykd.methods.base import Method, Schedule, canonical, full_precision, precise, value_at
 
 _SMALLEST = 1e-12  # lower bound of a squared distance, and of a mean
 # Where |x - y|**2 is less than this part of |x|**2 + |y|**2, it is rounding: of inner products in
@@ -106,4 +106,4 @@ class RelationalKD(Method):
             mine, theirs = precise(student.embedding), precise(teacher.embedding)
             distance, angle = relations(mine, theirs)
             loss = self.distance_weight * distance + self.angle_weight * angle
-            return {"embedding": at(self.weight, batch.epoch) * loss}
+            return {"embedding": value_at(self.weight, batch.epoch) * loss}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise, ramp
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at, warmup_factor
 
 WIDEST = 512  # channels in which maps are fused, at most; the authors'
 
@@ -117,7 +117,7 @@ class ReviewKD(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """One loss per spot; that of a stage reads the deeper spots too."""
-        weight = at(self.weight, batch.epoch) * ramp(batch.epoch, self.warmup_epochs)
+        weight = value_at(self.weight, batch.epoch) * warmup_factor(batch.epoch, self.warmup_epochs)
         losses: dict[str, Tensor] = {}
         with full_precision(student.logits):
             mine = precise(student.embedding)[:, :, None, None]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import Method, Schedule, at, canonical, full_precision, precise
+from raykd.methods.base import Method, Schedule, canonical, full_precision, precise, value_at
 
 SLUG = "sample_contrastive_kd"
 
@@ -43,4 +43,4 @@ class SampleContrastiveKD(Method):
         """The contrast, at the spot "logits"."""
         with full_precision(student.logits):
             loss = contrast(precise(student.logits), precise(teacher.logits))
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

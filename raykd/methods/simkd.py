@@ -15,7 +15,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 from raykd.methods.helper_kinds import Calibrated
 
 
@@ -104,7 +104,7 @@ class SimKD(Method):
             }
         )
 
-    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+    def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
         """True until the classifier is copied from the teacher."""
         return not bool(_classifier(helpers).known)
 
@@ -141,7 +141,7 @@ class SimKD(Method):
         with full_precision(student.logits):
             projected = helpers["projector"](precise(_last(student)))
             loss = F.mse_loss(*feature_maps.met(projected, precise(_last(teacher))))
-            return {feature_maps.last(student.features): at(self.weight, batch.epoch) * loss}
+            return {feature_maps.last(student.features): value_at(self.weight, batch.epoch) * loss}
 
 
 def _classifier(helpers: nn.ModuleDict) -> Classifier:

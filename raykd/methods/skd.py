@@ -17,11 +17,11 @@ from raykd.methods.base import (
     Coverage,
     Method,
     Schedule,
-    at,
     canonical,
     full_precision,
     precise,
     soft_cross_entropy,
+    value_at,
 )
 from raykd.methods.helper_kinds import Calibrated
 
@@ -123,7 +123,7 @@ class SKD(Method):
         """The radius, as a buffer."""
         return nn.ModuleDict({"radius": Radius(self.radius)})
 
-    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+    def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
         """True until the radius is taken from the teacher."""
         return self.variant != "teacher_std" and not bool(_radius(helpers).known)
 
@@ -179,7 +179,7 @@ class SKD(Method):
         mine, theirs = self.comparable(student, teacher, helpers)
         with full_precision(mine):
             loss = soft_cross_entropy(mine, theirs, self.temperature)
-            return {"logits": at(self.weight, batch.epoch) * loss}
+            return {"logits": value_at(self.weight, batch.epoch) * loss}
 
 
 def _radius(helpers: nn.ModuleDict) -> Radius:

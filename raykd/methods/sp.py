@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, at, full_precision, precise
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
 
 
 def similarity(rows: Tensor) -> Tensor:
@@ -75,4 +75,4 @@ class SP(Method):
             )
         with full_precision(student.logits):
             loss = similarity_loss(precise(mine), precise(theirs))
-            return {spot: at(self.weight, batch.epoch) * loss}
+            return {spot: value_at(self.weight, batch.epoch) * loss}

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Look, Outputs
 from raykd.methods.base import (
-    NEVER,
+    MASKED_LOGIT,
     Coverage,
     Looks,
     Method,
     Schedule,
-    at,
     divergence,
     full_precision,
     precise,
     soft_cross_entropy,
+    value_at,
 )
 
 
@@ -37,8 +37,8 @@ def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: flo
 
 def among_others(student: Tensor, teacher: Tensor, mixed: Tensor, temperature: float) -> Tensor:
     """`divergence` among the classes that are in no sample of the mix; `mixed` is bool [B, C]."""
-    rest = F.log_softmax(teacher.masked_fill(mixed, NEVER), dim=1)
-    return divergence(student.masked_fill(mixed, NEVER), rest, temperature)
+    rest = F.log_softmax(teacher.masked_fill(mixed, MASKED_LOGIT), dim=1)
+    return divergence(student.masked_fill(mixed, MASKED_LOGIT), rest, temperature)
 
 
 class STKD(Method):
@@ -101,7 +101,7 @@ class STKD(Method):
     ) -> Mapping[str, Tensor]:
         """All terms, at the spot "logits"."""
         with full_precision(student.logits):
-            mine, weight = precise(student.logits), at(self.weight, batch.epoch)
+            mine, weight = precise(student.logits), value_at(self.weight, batch.epoch)
             target = self._target(teacher, batch)
             loss = weight * divergence(mine, target, self.temperature)
             if self.incorrect_only:

@@ -53,15 +53,15 @@ class Wrapper(Method):
         """The prelude of the part that has one."""
         return next(filter(None, (part.prelude() for part in self.parts().values())), None)
 
-    def remembers(self) -> bool:
+    def has_memory(self) -> bool:
         """True where any part does."""
-        return any(part.remembers() for part in self.parts().values())
+        return any(part.has_memory() for part in self.parts().values())
 
-    def adopt(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
+    def load_prelude(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
         """Hand the state of the prelude's helpers to the part that has the prelude."""
         for part, own in self.with_helpers(helpers):
             if part.prelude() is not None:
-                part.adopt(own, found)
+                part.load_prelude(own, found)
 
     def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
         """The helpers that any part releases, by part."""
@@ -69,13 +69,14 @@ class Wrapper(Method):
         released = {name: part.releases(own) for name, (part, own) in every}
         return nn.ModuleDict({name: kept for name, kept in released.items() if len(kept)})
 
-    def calibrates(self, helpers: nn.ModuleDict) -> bool:
+    def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
         """True where any part still has to be calibrated."""
-        return any(part.calibrates(own) for part, own in self.with_helpers(helpers))
+        return any(part.needs_calibration(own) for part, own in self.with_helpers(helpers))
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
         """Calibrate the parts that still have to be."""
-        parts = [(part, own) for part, own in self.with_helpers(helpers) if part.calibrates(own)]
+        every = self.with_helpers(helpers)
+        parts = [(part, own) for part, own in every if part.needs_calibration(own)]
         for (part, own), outputs in zip(parts, itertools.tee(teacher, len(parts)), strict=True):
             part.calibrate(own, outputs)
 

@@ -25,7 +25,7 @@ def check_student(run: "StudentRun") -> None:
         raise ValueError(
             f"method {name!r} mixes the samples itself; leave run.data.augment.mix out"
         )
-    if run.method.remembers() and (run.data.augment.mix or run.method.mixing()):
+    if run.method.has_memory() and (run.data.augment.mix or run.method.mixing()):
         raise ValueError(
             f"method {name!r} remembers each training sample by what it was seen as, and a mixed "
             "one is two samples; leave run.data.augment.mix and methods that mix out"

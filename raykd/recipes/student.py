@@ -11,7 +11,7 @@ from raykd.data.recipe import AnyData, Data
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude
-from raykd.methods.base import Schedule, at
+from raykd.methods.base import Schedule, value_at
 from raykd.methods.label_only import LabelOnly
 from raykd.outputs.codecs import AnyCodec, Dense
 from raykd.recipes.consistency import check_student
@@ -161,7 +161,7 @@ class StudentRun(Recipe):
         """The weight of the labels' cross entropy in an epoch (from 0)."""
         own = self.label_weight
         weight = self.method.weight_of_labels() if own is None else own
-        return at(weight, epoch)
+        return value_at(weight, epoch)
 
     def logits_at(self, epoch: int, look: Look = "given") -> LogitsRun:
         """The cache that an epoch (from 0) of a cached run reads for one look."""

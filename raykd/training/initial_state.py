@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from raykd import models
 from raykd.core import keyed_random
-from raykd.methods.helper_kinds import Shared, forget
+from raykd.methods.helper_kinds import Shared, reset_calibration
 from raykd.models.staged import Staged, measure
 from raykd.recipes import PreludeRun, StudentRun
 from raykd.storage.store import Store
@@ -72,7 +72,7 @@ def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
         path = weights.finished(store, before, weights.STUDENT)
         weights.load_weights(weights.checked(path), learner.student)
     if state := weights.kept(weights.finished(store, before, weights.HELPERS)):
-        learner.method.adopt(learner.helpers, state)
+        learner.method.load_prelude(learner.helpers, state)
 
 
 def _fits(run: StudentRun, before: StudentRun) -> bool:
@@ -90,7 +90,7 @@ def _go_on_after(store: Store, before: StudentRun, learner: Learner, *, alike: b
     weights.load_weights(weights.checked(path), learner.student)
     if alike and (state := weights.kept(weights.finished(store, before, weights.STAGE))):
         learner.helpers.load_state_dict(state, strict=False)  # without memories
-        forget(learner.helpers)
+        reset_calibration(learner.helpers)
 
 
 def lasting(helpers: nn.ModuleDict) -> dict[str, Tensor]:

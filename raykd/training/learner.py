@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Look, Outputs, Signal
-from raykd.methods.base import Method, aligned, full_precision, precise
+from raykd.methods.base import Method, full_precision, match_classes, precise
 from raykd.models.staged import Staged, Through
 from raykd.teachers.source import LiveTeacher, Source, looking
 from raykd.training.compiled import Mode, compiled_pass, refusal
@@ -74,14 +74,14 @@ class Learner(nn.Module):
                 label = F.cross_entropy(precise(scores), batch.targets, label_smoothing=smoothing)
                 losses["label"] = label_weight * label
         if teacher is not None:
-            compared = aligned(student, teacher)
+            compared = match_classes(student, teacher)
             losses |= self.method.losses(compared, teacher, batch, self.helpers)
         return losses, student.logits
 
     def train(self, mode: bool = True) -> "Learner":
         """Switch to training or evaluation, but for what the method leaves in evaluation."""
         super().train(mode)
-        if self.method.settles():
+        if self.method.head_in_eval_mode():
             self.student.pool.eval()
         return self
 

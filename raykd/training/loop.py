@@ -19,7 +19,7 @@ from raykd.core.counters import Timed
 from raykd.core.types import Batch, Outputs
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order, steps
-from raykd.methods.helper_kinds import Shared, Tally, forget
+from raykd.methods.helper_kinds import Shared, Tally, reset_calibration
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
@@ -219,7 +219,7 @@ class _Training:
         run, teacher = self._run, self._sources.teacher_at(epoch)
         begins = epoch and not self._interrupted
         if begins and run.anchor_at(epoch) != run.anchor_at(epoch - 1):
-            forget(self._learner.helpers)
+            reset_calibration(self._learner.helpers)
             self._calibrate(teacher, epoch)
         return teacher
 
@@ -250,7 +250,7 @@ class _Training:
     def _calibrate(self, teacher: Source | None, epoch: int) -> None:
         """Let the method look at an epoch's teacher's outputs for some training samples."""
         run, learner, train = self._run, self._learner, self._sources.train
-        if teacher is None or not learner.method.calibrates(learner.helpers):
+        if teacher is None or not learner.method.needs_calibration(learner.helpers):
             return
         # Chosen by the data's key, so that every seed of a student sees the same ones.
         rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values

@@ -49,7 +49,7 @@ def step_of(
     batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
     theirs = batch if seen == run.data else _noise(run.optim.batch, seen, device, rows=len(targets))
     source = None if teacher is None else looking(teacher, looks.teacher)
-    if source is not None and method.calibrates(helpers):
+    if source is not None and method.needs_calibration(helpers):
         method.calibrate(helpers, [source(theirs)])
     asks = source if own is None and not run.cached() else None
     known = source(theirs) if source is not None and run.cached() else None

@@ -78,7 +78,7 @@ def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16)
     torch.manual_seed(1)
     shapes = measure(student, (side, side)), measure(teacher, (side, side))
     helpers = method.helpers(*shapes, LABELS)
-    if method.calibrates(helpers):
+    if method.needs_calibration(helpers):
         method.calibrate(helpers, [answer(method, teacher, batch(side=side))])
     return helpers
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raykd.methods.base import at, soft_cross_entropy
+from raykd.methods.base import soft_cross_entropy, value_at
 from raykd.methods.kd import KD
 from raykd.methods.mlkd import divergences
 from tests.small import golden_logits
@@ -57,10 +57,10 @@ def test_the_gradient_is_the_difference_of_the_probabilities():
 
 def test_a_schedule_holds_its_value_until_the_next_epoch():
     schedule = ((0, 0.9), (60, 0.5), (80, 0.1))
-    assert [at(schedule, epoch) for epoch in (0, 59, 60, 79, 80, 99)] == [
+    assert [value_at(schedule, epoch) for epoch in (0, 59, 60, 79, 80, 99)] == [
         0.9, 0.9, 0.5, 0.5, 0.1, 0.1,
     ]  # fmt: skip
-    assert at(0.3, 7) == 0.3
+    assert value_at(0.3, 7) == 0.3
 
 
 @pytest.mark.parametrize("epochs", [(1, 2), (0, 5, 5), (0, 9, 3)])

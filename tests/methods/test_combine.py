@@ -129,7 +129,7 @@ def test_every_part_that_asks_for_it_sees_all_of_the_teacher_s_outputs():
     method = combined(SKD(), KD(), CC())
     student, teacher = pair()
     helpers = method.helpers(*shapes(student, teacher))
-    assert method.calibrates(helpers)
+    assert method.needs_calibration(helpers)
 
     def outputs() -> Iterator[Outputs]:
         for seed in range(3):
@@ -139,7 +139,7 @@ def test_every_part_that_asks_for_it_sees_all_of_the_teacher_s_outputs():
     alone = SKD().helpers(*shapes(student, teacher))
     SKD().calibrate(alone, outputs())
     assert torch.equal(helpers["0"]["radius"].value, alone["radius"].value)
-    assert not method.calibrates(helpers)
+    assert not method.needs_calibration(helpers)
 
 
 def test_what_a_part_needs_to_be_used_is_released_under_its_number():
@@ -166,7 +166,7 @@ def test_the_prelude_s_helpers_go_to_the_part_that_asked_for_it():
     before = ft.prelude().method.helpers(*shapes(*student_teacher))
     found = {name: torch.full_like(value, 0.5) for name, value in before.state_dict().items()}
     translator = {k: v.clone() for k, v in helpers["1"]["translator"].state_dict().items()}
-    method.adopt(helpers, found)
+    method.load_prelude(helpers, found)
     assert all((value == 0.5).all() for value in helpers["1"]["paraphraser"].state_dict().values())
     for name, value in helpers["1"]["translator"].state_dict().items():
         assert torch.equal(value, translator[name])

@@ -12,7 +12,7 @@ import raykd.methods
 from raykd.core.record import fingerprint
 from raykd.core.types import Signal
 from raykd.methods import METHODS, PRELUDES, Method
-from raykd.methods.base import at
+from raykd.methods.base import value_at
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
@@ -115,7 +115,7 @@ def test_gradients_reach_every_student_and_helper_parameter_and_no_teacher(metho
     helpers = helpers_of(method, student, teacher)
     learner = Learner(student, method, helpers)
     answer = asked(teacher, sample, method.needs()) if method.needs() else None
-    losses, logits = learner(sample, answer, at(method.label_weight, 0))
+    losses, logits = learner(sample, answer, value_at(method.label_weight, 0))
     torch.stack([*losses.values()]).sum().backward()
     assert logits.shape == (8, 10)
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}

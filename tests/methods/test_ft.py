@@ -69,7 +69,7 @@ def test_the_method_takes_the_paraphraser_over_and_never_trains_it():
     method = FT(weight=3.0)
     trained = method.prelude().method.helpers(*shapes)
     helpers = method.helpers(*shapes)
-    method.adopt(helpers, trained.state_dict())
+    method.load_prelude(helpers, trained.state_dict())
     kept = helpers["paraphraser"].state_dict()
     assert all(torch.equal(kept[k], v) for k, v in trained["paraphraser"].state_dict().items())
     assert not any(p.requires_grad for p in helpers["paraphraser"].parameters())

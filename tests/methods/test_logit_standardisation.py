@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import standardised
+from raykd.methods.base import standardise
 from raykd.methods.logit_standardisation import LogitStandardisation
 from raykd.methods.skd import SKD
 from tests.small import golden_logits
@@ -56,7 +56,7 @@ def test_a_positive_scale_and_a_shift_of_either_network_do_not_matter():
 
 
 def test_rows_have_mean_0_and_unbiased_deviation_1():
-    rows = standardised(SCALE * STUDENT + SHIFT)
+    rows = standardise(SCALE * STUDENT + SHIFT)
     torch.testing.assert_close(rows.mean(1), torch.zeros(4).double(), rtol=0, atol=1e-14)
     torch.testing.assert_close(rows.std(1), torch.ones(4).double(), rtol=1e-6, atol=0)
 
@@ -80,7 +80,7 @@ def test_equal_logits_give_a_finite_loss_and_gradient():
         loss = loss_of(LogitStandardisation(), student, TEACHER.to(dtype))
         (gradient,) = torch.autograd.grad(loss, student)
         assert bool(loss.isfinite()) and bool(gradient.isfinite().all())
-        uniform = F.softmax(standardised(student), dim=1)
+        uniform = F.softmax(standardise(student), dim=1)
         torch.testing.assert_close(uniform, torch.full_like(uniform, 0.1))
 
 

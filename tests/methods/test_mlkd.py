@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs
-from raykd.methods.base import standardised
+from raykd.methods.base import standardise
 from raykd.methods.mlkd import MLKD, batch_gram, class_gram
 from tests.small import golden_logits
 
@@ -160,7 +160,7 @@ def test_standardised_instances_do_not_show_the_scale():
     with_strong = loss_of(method, student, teacher, strong, strong_teacher, labels)
     without = MLKD(standardise=True, temperatures=(2.0,), strong_view=False)
     added = (with_strong - loss_of(without, student, teacher)).item()
-    mine, theirs = (standardised(logits).tolist() for logits in (strong, strong_teacher))
+    mine, theirs = (standardise(logits).tolist() for logits in (strong, strong_teacher))
     expected = 0.9 * sum(divergences(mine, theirs, 2.0)) / len(mine)
     assert added == pytest.approx(expected, rel=1e-11)
 

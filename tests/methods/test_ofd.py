@@ -54,9 +54,9 @@ def test_the_margins_come_from_the_teachers_batch_norms():
     student, teacher = pair()
     method = OFD()
     helpers = method.helpers(measure(student, (16, 16)), measure(teacher, (16, 16)))
-    assert method.calibrates(helpers)
+    assert method.needs_calibration(helpers)
     method.calibrate(helpers, iter([teacher.outputs(batch(2).pixels, LIVE)]))
-    assert not method.calibrates(helpers)
+    assert not method.needs_calibration(helpers)
     for stage, connector in helpers.items():
         norm = teacher.norms[stage]
         expected = margins(norm.bias, norm.weight).float()

@@ -361,7 +361,7 @@ def test_helpers_of_the_base_come_from_and_go_to_where_the_base_s_own_do():
     helpers = helpers_of(method, student, teacher)
     found = {k: torch.full_like(v, 0.5) for k, v in helpers["base"].state_dict().items()}
     found = {k: v for k, v in found.items() if k.startswith("paraphraser.")}
-    method.adopt(helpers, found)
+    method.load_prelude(helpers, found)
     paraphraser = helpers["base"]["paraphraser"].state_dict()
     assert all(bool((value == 0.5).all()) for value in paraphraser.values())
     assert not [*method.releases(helpers)]

@@ -20,10 +20,10 @@ def ready(method=None):
     student, teacher = pair()
     method = method or SimKD()
     helpers = method.helpers(measure(student, (16, 16)), measure(teacher, (16, 16)))
-    assert method.calibrates(helpers)
+    assert method.needs_calibration(helpers)
     theirs = teacher.outputs(batch().pixels, NEEDS)
     method.calibrate(helpers, iter([theirs]))
-    assert not method.calibrates(helpers)
+    assert not method.needs_calibration(helpers)
     return student, teacher, student.outputs(batch().pixels, NEEDS), theirs, helpers
 
 
@@ -89,7 +89,7 @@ def test_a_student_is_released_with_what_it_needs_to_answer():
     assert set(released) == {"projector", "classifier"}
     copy = SimKD().helpers(Shapes(10, 64, {"s": (64, 4, 4)}), Shapes(10, 256, {"s": (256, 4, 4)}))
     copy.load_state_dict(released.state_dict())
-    assert not SimKD().calibrates(copy)
+    assert not SimKD().needs_calibration(copy)
     scores = (SimKD().scores(mine, None, each.eval()) for each in (copy, released))
     torch.testing.assert_close(next(scores), next(scores), rtol=0, atol=0)
 

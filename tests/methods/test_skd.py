@@ -17,7 +17,7 @@ SHIFT = torch.tensor([[1.0], [-4.0], [0.3], [9.0]], dtype=torch.float64)
 def objective(method, student=STUDENT, teacher=TEACHER, alpha=0.9):
     """alpha * divergence + (1 - alpha) * cross entropy, through the method's own functions."""
     helpers = method.helpers(None, None)
-    if method.calibrates(helpers):
+    if method.needs_calibration(helpers):
         method.calibrate(helpers, [Outputs(teacher)])
     sample = Batch(torch.empty(0), TARGETS, torch.arange(4), view=0, epoch=0)
     mine, theirs = Outputs(student), Outputs(teacher)
@@ -127,11 +127,11 @@ def test_equal_logits_of_a_student_give_a_finite_loss_and_gradient(variant):
 def test_the_automatic_radius_is_the_teachers_mean_row_std_over_all_batches():
     method = SKD()
     helpers = method.helpers(None, None)
-    assert method.calibrates(helpers)
+    assert method.needs_calibration(helpers)
     method.calibrate(helpers, [Outputs(TEACHER[:1]), Outputs(TEACHER[1:])])
     expected = TEACHER.std(1, correction=0).mean()
     assert helpers["radius"].value.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert not method.calibrates(helpers)
+    assert not method.needs_calibration(helpers)
 
 
 def test_the_automatic_radius_of_l2_is_the_mean_norm():
@@ -143,7 +143,7 @@ def test_the_automatic_radius_of_l2_is_the_mean_norm():
 
 def test_a_given_radius_and_teacher_std_need_no_calibration():
     for method in (SKD(radius=3.0), SKD(variant="teacher_std")):
-        assert not method.calibrates(method.helpers(None, None))
+        assert not method.needs_calibration(method.helpers(None, None))
 
 
 def test_the_best_reachable_probability_is_the_one_of_the_formula():

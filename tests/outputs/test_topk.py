@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import aligned, soft_cross_entropy
+from raykd.methods.base import match_classes, soft_cross_entropy
 from raykd.methods.skd import SKD, by_moments, normalise
 from raykd.outputs.codecs.topk import TAILS, TopK, bits_for, largest, packed, unpacked
 
@@ -109,7 +109,7 @@ def test_no_tail_gives_nan_at_any_temperature():
             logits[2, 5], logits[3] = float("-inf"), -1e30
             student = (0.1 * torch.randn(6, 12)).requires_grad_()
             teacher = through(logits, 3, tail)
-            mine = aligned(Outputs(student), teacher)
+            mine = match_classes(Outputs(student), teacher)
             loss = soft_cross_entropy(mine.logits, teacher.logits, temperature)
             loss.backward()
             assert bool(loss.isfinite())
@@ -126,7 +126,7 @@ def test_no_tail_gives_nan_at_any_temperature():
 def test_a_ghost_is_compared_as_one_class_of_k_and_one():
     logits, student = logits_of(9, 15, scale=2.0), logits_of(9, 15, seed=1).requires_grad_()
     teacher = through(logits, 4, "ghost")
-    found = soft_cross_entropy(aligned(Outputs(student), teacher).logits, teacher.logits, 1.0)
+    found = soft_cross_entropy(match_classes(Outputs(student), teacher).logits, teacher.logits, 1.0)
     (gradient,) = torch.autograd.grad(found, student)
     expected, of_student = 0.0, torch.zeros(9, 15, dtype=torch.float64)
     for number, row in enumerate(logits.tolist()):
@@ -147,14 +147,16 @@ def test_a_ghost_never_says_more_than_all_classes_do():
     whole, before = soft_cross_entropy(student, logits, 1.0), 0.0
     for k in (1, 4, 10, 14):
         teacher = through(logits, k, "ghost")
-        found = soft_cross_entropy(aligned(Outputs(student), teacher).logits, teacher.logits, 1.0)
+        found = soft_cross_entropy(
+            match_classes(Outputs(student), teacher).logits, teacher.logits, 1.0
+        )
         assert before <= found.item() + 1e-3 <= whole.item() + 2e-3  # float16
         before = found.item()
 
 
 def test_without_a_ghost_the_student_stays_as_it_is():
     student = Outputs(torch.randn(3, 12))
-    assert aligned(student, through(logits_of(3, 12), 3)) is student
+    assert match_classes(student, through(logits_of(3, 12), 3)) is student
 
 
 def test_of_equal_logits_the_lower_classes_are_kept():
@@ -214,7 +216,7 @@ def test_spherical_distillation_of_all_classes_but_one_is_that_of_all(variant):
     for teacher in (Outputs(logits), through(logits, 19)):
         method = SKD(variant=variant)
         helpers = method.helpers(None, None)
-        if method.calibrates(helpers):
+        if method.needs_calibration(helpers):
             method.calibrate(helpers, [teacher])
         scores = method.scores(mine, teacher, helpers)
         loss = method.losses(mine, teacher, sample, helpers)["logits"]

@@ -48,6 +48,6 @@ def test_a_sum_of_one_that_mixes_and_one_that_remembers_is_refused():
 def test_what_remembers_nothing_is_mixed_as_before():
     for name in [name for name in METHODS if name not in ("crd", "combine")]:
         method = METHODS[name]()
-        assert not method.remembers(), name
+        assert not method.has_memory(), name
         if method.mixing() is None:
             student(method, Mix(kind="mixup", alpha=1.0))

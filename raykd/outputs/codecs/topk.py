@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raykd.core.record import Limits
 from raykd.core.types import Outputs
-from raykd.methods.base import NEVER, Coverage, Method, rest
+from raykd.methods.base import MASKED_LOGIT, Coverage, Method, logsumexp_without
 from raykd.outputs.codecs.base import LOWEST, Codec
 
 Tail = Literal["uniform", "renormalise", "ghost"]
@@ -71,7 +71,7 @@ class TopK(Codec):
         deviation, mean = torch.std_mean(shifted, dim=1, correction=0)
         return columns | {
             "classes": packed(chosen, bits_for(classes)),
-            "tail": _half(rest(shifted, chosen)),
+            "tail": _half(logsumexp_without(shifted, chosen)),
             "mean": _half(mean),
             "deviation": deviation,
         }
@@ -100,7 +100,7 @@ class TopK(Codec):
         if self.tail == "uniform":
             spread = (others - math.log(classes - self.k)).expand(-1, classes)
         else:
-            spread = others.new_full((1, 1), NEVER).expand(len(others), classes)
+            spread = others.new_full((1, 1), MASKED_LOGIT).expand(len(others), classes)
         return Outputs(spread.scatter(1, kept, values), moments=moments)
 
     def logits_bytes(self, classes: int) -> int:
@@ -153,7 +153,7 @@ class TopK(Codec):
         assert outputs.kept is not None and outputs.moments is not None
         shifted = (live - live.amax(dim=1, keepdim=True)).clamp_min(LOWEST)
         deviation, mean = torch.std_mean(shifted, dim=1, correction=0)
-        beside = torch.stack([rest(shifted, outputs.kept), mean, deviation], dim=1)
+        beside = torch.stack([logsumexp_without(shifted, outputs.kept), mean, deviation], dim=1)
         numbers = torch.cat([shifted.gather(1, outputs.kept), beside], dim=1)
         return numbers, torch.cat([outputs.logits, outputs.moments], dim=1)
 
