@@ -14,7 +14,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,12 +26,11 @@ from raykd.core.errors import CacheCorrupt, DataError
 from raykd.core.record import Record
 from raykd.core.safe_names import is_below, text
 from raykd.data.sources.byte_ranges import Encoded, Ranges, index_names, read_index, write_index
-from raykd.data.sources.encoded_image import check
+from raykd.data.sources.encoded_image import fault_in
 from raykd.data.sources.splits import (
     NAMED,
     Dataset,
     Images,
-    check_any,
     check_filled,
     empty_classes,
     unusable,
@@ -44,7 +42,6 @@ MARKER = "images.json"
 CONTENT_BYTES = 16  # length of an image's BLAKE2b hash
 DIGEST_DIGITS = 20
 STAMPS = 2  # the revision of what is read of files: it goes up where that changes
-_THREADS = 16  # that check images
 _BYTES = "bytes:"  # before the hex digits of a path that is not UTF-8
 _SAY_SECONDS = 10.0
 
@@ -130,8 +127,8 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
 def known(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Taken | None:
     """The summary of an earlier reading of files that have not changed; None without one."""
     if found.digest:
-        counts = {split: len(labels) for split, (_, labels) in found.splits.items()}
-        empty = empty_classes(found.names, found.splits["train"][1])
+        counts = {split: len(labels) for split, labels in found.labels.items()}
+        empty = empty_classes(found.names, found.labels["train"])
         return Taken(digest=found.digest, counts=counts, empty=tuple(empty))
     path = _stamp(store, name, found, skip_bad=skip_bad)
     return read_record(Taken, path) if found.stamp and path.is_file() else None
@@ -190,13 +187,12 @@ def read_through(
     if faults and not skip_bad:
         faults += more(found, rows) if more is not None else []
         raise unusable(faults, len(faults))
-    for split, own in rows.items():
-        check_any(split, len(own))
-    check_filled(found.names, contents["train"][0], found.about)
+    labels = {split: own for split, (own, _) in contents.items()}
+    check_filled(found.names, labels, found.about)
     taken = Taken(
         digest=digest_of(found.names, contents),
         counts={split: len(own) for split, own in rows.items()},
-        empty=tuple(empty_classes(found.names, contents["train"][0])),
+        empty=tuple(empty_classes(found.names, labels["train"])),
         skipped=len(faults),
         bad=tuple(faults[:NAMED]),
     )
@@ -283,29 +279,23 @@ def _read_split(split: str, images: Images, say: Say) -> tuple[np.ndarray, dict[
     codes = np.zeros((len(images), CONTENT_BYTES), dtype=np.uint8)
     bad: dict[int, str] = {}
 
-    def look(row: int, data: bytes | DataError) -> int:
-        if isinstance(data, DataError):
-            bad[row] = str(data)
-            return 0
-        try:
-            check(data, images.origin(row))
-        except DataError as error:
-            bad[row] = str(error)
-        codes[row] = np.frombuffer(content(data), dtype=np.uint8)
-        return len(data)
+    def look(row: int, data: bytes | DataError) -> str | None:
+        if isinstance(data, bytes):
+            codes[row] = np.frombuffer(content(data), dtype=np.uint8)
+        return fault_in(data, images.origin(row))
 
     started = spoken = time.monotonic()
-    volume = done = 0
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for block in images.blocks(0, len(images)):
-            volume += sum(pool.map(look, range(done, done + len(block)), block))
-            done += len(block)
-            now = time.monotonic()
-            if now - spoken > _SAY_SECONDS:
-                spoken, seconds = now, now - started
-                left = seconds / done * (len(images) - done) / 60
-                say(
-                    f"reading {split} images once: {done:,} of {len(images):,}, "
-                    f"{volume / seconds / 1e6:.0f} MB/s, about {left:.0f} min left"
-                )
-    return codes, dict(sorted(bad.items()))
+    volume = 0
+    for row, data, fault in images.mapped(look, 0, len(images)):
+        if fault is not None:
+            bad[row] = fault
+        volume += len(data) if isinstance(data, bytes) else 0
+        now = time.monotonic()
+        if now - spoken > _SAY_SECONDS:
+            spoken, seconds, done = now, now - started, row + 1
+            left = seconds / done * (len(images) - done) / 60
+            say(
+                f"reading {split} images once: {done:,} of {len(images):,}, "
+                f"{volume / seconds / 1e6:.0f} MB/s, about {left:.0f} min left"
+            )
+    return codes, bad

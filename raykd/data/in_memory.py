@@ -28,7 +28,7 @@ from raykd.data.image_index import (
     whole,
 )
 from raykd.data.sources.decode import decode
-from raykd.data.sources.splits import NAMED, Dataset, check_any, check_filled, numbered, unusable
+from raykd.data.sources.splits import NAMED, Dataset, check_filled, numbered, unusable
 from raykd.storage import arrow
 from raykd.storage.store import Store, write_json
 
@@ -117,29 +117,28 @@ def decode_into(
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     faults: list[str] = []
     for split, rows in reading.rows.items():
-        images, bad = dataset.splits[split].images, {}
-        labels = dataset.splits[split].labels[rows]
-        pixels = decode(images, rows, resize, size, faults=bad)
+        bad: dict[int, str] = {}
+        pixels = decode(dataset.splits[split].images, rows, resize, size, faults=bad)
         size = size or ((pixels.shape[1], pixels.shape[2]) if pixels.size else None)
         faults += bad.values()
-        arrays[split] = pixels, labels
+        arrays[split] = pixels, dataset.labels[split][rows]
         if bad:
-            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(labels, [*bad])
+            pixels, own = arrays[split]
+            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(own, [*bad])
     if faults and not skip_bad:
         raise unusable(faults, len(faults))
-    for split, (_, labels) in arrays.items():
-        check_any(split, len(labels))
-    check_filled(dataset.names, arrays["train"][1], dataset.about)
+    labels = {split: own for split, (_, own) in arrays.items()}
+    check_filled(dataset.names, labels, dataset.about)
     assert size is not None, "a dataset has a split"
     volume = sum(pixels.nbytes for pixels, _ in arrays.values())
-    counts = {split: len(labels) for split, (_, labels) in arrays.items()}
+    counts = {split: len(own) for split, own in labels.items()}
     images = numbered(sum(counts.values()), "decoded image")
     say(f"writing {images}, {volume / 1e6:,.2f} MB, into {folder}")
     checksums = {}
-    for split, (pixels, labels) in arrays.items():
+    for split, (pixels, own) in arrays.items():
         columns = {
             "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
-            "targets": torch.from_numpy(labels),
+            "targets": torch.from_numpy(own),
         }
         checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
     facts = Facts(

@@ -24,7 +24,7 @@ import pyarrow as pa
 from raykd.core.errors import DataError, NoRoom
 from raykd.data.image_index import CONTENT_BYTES, Say, content, digest_of, ranges_of
 from raykd.data.sources import SOURCES, check_exists, pack_format
-from raykd.data.sources.encoded_image import check, look_at
+from raykd.data.sources.encoded_image import fault_in
 from raykd.data.sources.files import Files, below
 from raykd.data.sources.formats import is_image
 from raykd.data.sources.pack_format import MARKER, PLAN, Shard
@@ -35,7 +35,7 @@ from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 
 SHARD_MB = 256
-_THREADS = 16  # that check images
+_THREADS = 16  # that hash images
 _SAY_SECONDS = 10.0
 
 
@@ -117,23 +117,17 @@ class Packing:
             if found is not None:
                 return found
         images, labels = self.stock.splits[part.split]
-        writer, bad, row = pack_format.Writer(self.stock.names), [], part.start
+        writer, bad = pack_format.Writer(self.stock.names), []
 
-        def look(number: int, data: bytes | DataError) -> str | None:
-            return self._fault(data, images.origin(number))
+        def look(row: int, data: bytes | DataError) -> str | None:
+            return fault_in(data, images.origin(row), decode=self.decode)
 
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for block in images.blocks(part.start, part.stop):
-                numbers = range(row, row + len(block))
-                for data, number, fault in zip(
-                    block, numbers, pool.map(look, numbers, block), strict=True
-                ):
-                    if fault is None:
-                        assert isinstance(data, bytes)
-                        writer.add(data, int(labels[number]))
-                    elif len(bad) < NAMED:
-                        bad.append(fault)
-                row = numbers.stop
+        for row, data, fault in images.mapped(look, part.start, part.stop):
+            if fault is None:
+                assert isinstance(data, bytes)
+                writer.add(data, int(labels[row]))
+            elif len(bad) < NAMED:
+                bad.append(fault)
         data = writer.finish()
         packed = _read(part, pack_format.checksum_of(data), data)
         self.files.put(packed.shard.name, memoryview(data))
@@ -161,7 +155,8 @@ class Packing:
             split: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
             for split, parts in columns.items()
         }
-        check_filled(self.stock.names, contents["train"][0], self.stock.about)
+        labels = {split: own for split, (own, _) in contents.items()}
+        check_filled(self.stock.names, labels, self.stock.about)
         facts = {
             "format": pack_format.FORMAT,
             "plan": self._plan(),
@@ -172,18 +167,6 @@ class Packing:
         }
         _settle(self.files, facts, {packed.shard.name for packed in made})
         return facts
-
-    def _fault(self, data: bytes | DataError, origin: str) -> str | None:
-        """Why an image cannot be used; None where it can."""
-        if isinstance(data, DataError):
-            return str(data)
-        try:
-            check(data, origin)
-            if self.decode:
-                look_at(data, origin).pixels()
-        except DataError as error:
-            return str(error)
-        return None
 
     def _adopted(self, part: Part, name: str) -> Packed | None:
         """A shard that was made before; None, and the file is gone, where it cannot be used.

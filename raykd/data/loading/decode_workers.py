@@ -172,28 +172,25 @@ class _Processes:
                         f"{self.decoder.images.ranges.origin(0)} can be read; {_GOES_ON}"
                     )
             return value.result()
-        except RaykdError:
-            self._end()
-            raise
-        except Exception as error:
+        except BaseException as error:
             # What goes wrong between two processes comes out in many ways where one of them died.
-            raised = self._explained(error)
-            self._end()
-            if raised is None:
+            reason = self._explained(error)
+            self.ended = True
+            _kill(self._context.started)
+            if reason is None:
                 raise
-            raise raised from error
-        except BaseException:
-            self._end()
-            raise
+            raise reason from error
 
     def _gone(self, seconds: float) -> bool:
         """True where one of the processes has ended, at once or within some seconds."""
         ends = [one.sentinel for one in self._context.started if one.pid is not None]
         return bool(ends and connection.wait(ends, seconds))
 
-    def _explained(self, error: Exception) -> RaykdError | None:
-        """A sentence on the failure; None for a defect of raykd."""
+    def _explained(self, error: BaseException) -> RaykdError | None:
+        """The reason of a failure; None where the error itself says it."""
         text = str(error)
+        if isinstance(error, RaykdError) or not isinstance(error, Exception):
+            return None
         if self._gone(LOOK_SECONDS):
             return self._why()
         if isinstance(error, MemoryError) or _NO_MEMORY in text:
@@ -208,12 +205,9 @@ class _Processes:
             )
         return None
 
-    def _statuses(self) -> set[int]:
-        return {one.exitcode for one in self._context.started if one.exitcode is not None}
-
     def _why(self) -> RaykdError:
         """Why a process that decodes is gone, and what to do."""
-        ended = self._statuses() - {0}
+        ended = {process.exitcode for process in self._context.started if process.exitcode}
         if -signal.SIGBUS in ended:
             return NoRoom(_SHARED_FULL)
         if ended & {-signal.SIGKILL, _UNKNOWN} or not ended:
@@ -227,10 +221,6 @@ class _Processes:
             f"a decoding process ended {how}; it may have said above why; set scale.decoders=0 to "
             f"decode in the process that trains; {_GOES_ON}"
         )
-
-    def _end(self) -> None:
-        self.ended = True
-        _kill(self._context.started)
 
 
 def _shorten_sockets() -> None:

@@ -5,7 +5,7 @@ Shapes: B batch, H, W pixels.
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,45 +13,31 @@ from torch import Tensor
 from raykd.core.types import Batch, Look
 from raykd.data.dataset import Images, Pictures
 from raykd.data.loading.decode_workers import Decoding
-from raykd.data.loading.raw_batches import Frames, InMemory, Key, Shower, Wanted, Who
+from raykd.data.loading.raw_batches import Frames, InMemory, Key, Wanted, Who
 from raykd.data.recipe import Data
-from raykd.data.transforms.mixing import Mix, mixed_targets
+from raykd.data.transforms.mixing import mixed_targets
 
 _GIVEN: Look = "given"
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A look and the numbers of its frames; None where it has none."""
-
-    look: Look
-    data: Data
-    own: int | None
-    partner: int | None
-
-
-def _what_is_wanted(looks: Mapping[Look, Data], size: int) -> tuple[Wanted, list[_Way]]:
-    """The ways in which samples and their partners are shown, each once, and how looks use them.
+def _frames_of(looks: Mapping[Look, Data], size: int) -> Wanted:
+    """The ways in which samples and their partners are shown for some looks, each way once.
 
     `size` is the number of rows.
     """
-    own: dict[Data, int] = {}
-    partner: dict[Data, int] = {}
-    mix: Mix | None = None
-    ways = []
+    own, partner, mixes = [], [], []
     for look, data in looks.items():
-        plain = data.model_copy(update={"augment": data.augment.unmixed()})
-        mix = mix or data.augment.mix
-        alone, mixed = look == "partner", data.augment.mix is not None
-        ways.append(
-            _Way(
-                look,
-                data,
-                None if alone else own.setdefault(plain, len(own)),
-                partner.setdefault(plain, len(partner)) if alone or mixed else None,
-            )
-        )
-    return Wanted(tuple(own), tuple(partner), mix, size), ways
+        mixes += [data.augment.mix] if data.augment.mix is not None else []
+        if look != "partner":
+            own.append(_unmixed(data))
+        if look == "partner" or data.augment.mix is not None:
+            partner.append(_unmixed(data))
+    mix = mixes[0] if mixes else None
+    return Wanted(tuple(dict.fromkeys(own)), tuple(dict.fromkeys(partner)), mix, size)
+
+
+def _unmixed(data: Data) -> Data:
+    return data.model_copy(update={"augment": data.augment.unmixed()})
 
 
 class Views:
@@ -76,10 +62,10 @@ class Views:
         self.data = data.resolved()
         self.looks = looks or {}
         self.device = torch.device(device)
-        self._wanted, self._ways = _what_is_wanted({_GIVEN: data, **self.looks}, len(images))
+        self._wanted = _frames_of({_GIVEN: data, **self.looks}, len(images))
         if isinstance(images, Images):
             images = images.to(self.device)
-            self._shower: Shower = InMemory(images)
+            self._shower: InMemory | Decoding = InMemory(images)
             self._targets = images.targets
         else:
             pin = self.device.type == "cuda"
@@ -132,34 +118,34 @@ class Views:
 
     def _assembled(self, ids: Tensor, view: int, epoch: int, frames: Frames) -> Batch:
         """The batch of some frames, with all looks at it."""
-        looks = {way.look: self._look(way, ids, view, epoch, frames) for way in self._ways}
-        given = looks.pop(_GIVEN)
+        given = self._look(_GIVEN, self.data, ids, view, epoch, frames)
+        looks = {
+            look: self._look(look, data, ids, view, epoch, frames)
+            for look, data in self.looks.items()
+        }
         return replace(given, looks=looks) if looks else given
 
-    def _look(self, way: _Way, ids: Tensor, view: int, epoch: int, frames: Frames) -> Batch:
+    def _look(
+        self, look: Look, data: Data, ids: Tensor, view: int, epoch: int, frames: Frames
+    ) -> Batch:
         """The samples as one look shows them."""
-        data, mix, weights = way.data, way.data.augment.mix, None
-        if way.own is None:
-            partners = self._mix().partners(ids, view, data.seed_of_views(), len(self.images))
-            pixels, targets = self._shown("partner", way.partner, frames)
-            return Batch(self._normalised(pixels), targets, partners, view, epoch)
-        pixels, targets = self._shown("own", way.own, frames)
+        plain, mix, weights = _unmixed(data), data.augment.mix, None
+        if look == "partner":
+            ids = self._wanted.partners(ids, view, data.seed_of_views())
+            pixels, targets = self._shown("partner", plain, frames)
+            return Batch(self._normalised(pixels), targets, ids, view, epoch)
+        pixels, targets = self._shown("own", plain, frames)
         if mix is not None:
-            other, theirs = self._shown("partner", way.partner, frames)
+            other, theirs = self._shown("partner", plain, frames)
             blend = mix.blend(pixels, other, ids, view, data.seed_of_views())
             pixels, weights = blend.pixels, blend.weights
             targets = mixed_targets(targets, theirs, weights, len(self.images.names))
         return Batch(self._normalised(pixels), targets, ids, view, epoch, weights=weights)
 
-    def _mix(self) -> Mix:
-        mix = self._wanted.mix
-        assert mix is not None, "samples that are not mixed have no partners"
-        return mix
-
-    def _shown(self, who: Who, number: int | None, frames: Frames) -> tuple[Tensor, Tensor]:
+    def _shown(self, who: Who, data: Data, frames: Frames) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [B, H, W, 3] that are shown in a way, and their labels int64 [B]."""
-        assert number is not None
-        return frames.pixels[who, number], self._targets.index_select(0, frames.rows[who])
+        pixels = frames.pixels[who, self._wanted.ways(who).index(data)]
+        return pixels, self._targets.index_select(0, frames.rows[who])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """float32 [B, 3, H, W], channels last in memory, from grey levels [B, H, W, 3]."""

@@ -8,7 +8,7 @@ Shapes: B batch, H, W pixels.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,10 +64,13 @@ class Wanted:
         ids, view = key
         rows: dict[Who, Tensor] = {"own": ids} if self.own else {}
         if self.partner:
-            assert self.mix is not None, "samples that are not mixed have no partners"
-            seed = self.partner[0].seed_of_views()
-            rows["partner"] = self.mix.partners(ids, view, seed, self.size)
+            rows["partner"] = self.partners(ids, view, self.partner[0].seed_of_views())
         return rows
+
+    def partners(self, ids: Tensor, view: int, seed: int) -> Tensor:
+        """The rows int64 [B] that samples are mixed with."""
+        assert self.mix is not None, "samples that are not mixed have no partners"
+        return self.mix.partners(ids, view, seed, self.size)
 
     def pixel_bytes(self) -> int:
         """Bytes of all frames of one sample."""
@@ -77,14 +80,6 @@ class Wanted:
     def ways(self, who: Who) -> tuple[Data, ...]:
         """The ways in which samples or partners are shown."""
         return self.own if who == "own" else self.partner
-
-
-class Shower(Protocol):
-    """A supplier of frames."""
-
-    def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
-        """The frames of some batches, in order."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,15 @@ class Names:
         return {"text": self._text, "stops": self._stops}
 
 
+class FileRanges(NamedTuple):
+    """The byte ranges of the images in one file."""
+
+    name: str  # below the root
+    offset: np.ndarray  # int64 [n], in bytes
+    length: np.ndarray  # int64 [n], in bytes
+    lacking: Mapping[int, DataError] = {}  # images that are missing
+
+
 @dataclass(frozen=True)
 class Ranges(Images):
     """The bytes of some images, in files below one root."""
@@ -63,7 +72,25 @@ class Ranges(Images):
     file: Tensor  # int64 [N], a place in `names`
     offset: Tensor  # int64 [N], in bytes
     length: Tensor  # int64 [N], in bytes
-    lacking: Mapping[int, DataError] = field(default_factory=dict)  # images that lie nowhere
+    lacking: Mapping[int, DataError] = field(default_factory=dict)  # images that are missing
+
+    @classmethod
+    def joined(cls, files: Files, parts: Sequence[FileRanges]) -> "Ranges":
+        """The images of some files, one file after the other."""
+        first, lacking = 0, {}
+        for part in parts:
+            lacking |= {first + row: error for row, error in part.lacking.items()}
+            first += len(part.offset)
+        return cls(
+            files,
+            Names.of([part.name for part in parts]),
+            torch.arange(len(parts)).repeat_interleave(
+                torch.tensor([len(part.offset) for part in parts], dtype=torch.int64)
+            ),
+            joined([part.offset for part in parts]),
+            joined([part.length for part in parts]),
+            lacking,
+        )
 
     def __len__(self) -> int:
         return len(self.file)
@@ -145,6 +172,11 @@ class Encoded:
     def take(self, rows: Tensor) -> "Encoded":
         """The images at `rows` (int64 [n]), renumbered from 0."""
         return Encoded(self.ranges.take(rows), self.targets[rows], self.names)
+
+
+def joined(parts: Sequence[np.ndarray]) -> Tensor:
+    """Columns int64 [n] of some files, one after the other: int64 [N]."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
 
 
 def write_index(folder: Path, split: str, ranges: Ranges, targets: Tensor) -> dict[str, str]:

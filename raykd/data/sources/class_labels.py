@@ -19,6 +19,7 @@ from raykd.data.sources.foreign_text import is_text, shown
 
 Label = Any  # value in a file: an integer or a text, or one that is refused
 Origin = Callable[[int], str]  # a row's place, for messages
+_Row = tuple[int, Origin, int]  # how many kinds of labels come before it, its split's origin, row
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMED = 20  # classes, at most, that a message lists
 
@@ -58,13 +59,13 @@ def numbered(
     their order, or numbers up to the largest. Raises `DataError`, naming the row, for a label
     that is no class, and where some labels are integers and others are not.
     """
-    kinds = _Kinds(splits)
-    if kinds.integer is None:
+    first = _first_rows(splits)
+    if int in first:
+        numbers = {text: _number(text, names, first) for text in first if isinstance(text, str)}
+        names = names or _counted(*splits["train"], numbers)
+    else:
         names = names or in_order(splits["train"][0])
         numbers = {name: number for number, name in enumerate(names)}
-    else:
-        numbers = {text: kinds.number(text, names) for text in kinds.texts}
-        names = names or _counted(*splits["train"], numbers)
     twice = {name for name, count in Counter(names).items() if count > 1}
     columns = {}
     for split, (labels, origin) in splits.items():
@@ -84,61 +85,46 @@ def numbered(
     return names, columns
 
 
-class _Kinds:
-    """The kinds of labels in a dataset, with the first row of each."""
+def _first_rows(splits: Mapping[str, tuple[Sequence[Label], Origin]]) -> dict[Label, _Row]:
+    """The first row of each label that is a text, and of any integer, under the key `int`."""
+    first: dict[Label, _Row] = {}
+    for labels, origin in splits.values():
+        for row, label in enumerate(labels):
+            if not isinstance(label, int) and not is_text(label):
+                raise DataError(
+                    f"{origin(row)}: label {shown(label)} is no class; expected integers or strings"
+                )
+            key = label if isinstance(label, str) else int
+            if key not in first:
+                first[key] = (len(first), origin, row)
+    return first
 
-    def __init__(self, splits: Mapping[str, tuple[Sequence[Label], Origin]]) -> None:
-        self._origins = [origin for _, origin in splits.values()]
-        self.integer: tuple[int, int] | None = None  # split and row of the first integer
-        self.texts: dict[str, tuple[int, int]] = {}  # first row of each text
-        for split, (labels, origin) in enumerate(splits.values()):
-            for row, label in enumerate(labels):
-                if isinstance(label, int):
-                    self.integer = self.integer or (split, row)
-                elif is_text(label):
-                    self.texts.setdefault(label, (split, row))
-                else:
-                    raise DataError(
-                        f"{origin(row)}: label {shown(label)} is no class; expected integers or "
-                        "strings"
-                    )
 
-    def number(self, text: str, names: tuple[str, ...]) -> int:
-        """The class of a text in a dataset that has integers, too."""
-        by_name = names.index(text) if text in names else None
-        by_number = int(text) if _INTEGER.fullmatch(text) else None
-        if by_name is None or by_number is None or by_name == by_number:
-            number = by_name if by_number is None else by_number
-            if number is not None:
-                return number
-        assert self.integer is not None
-        first, second = sorted([self.integer, self.texts[text]])
-        kinds = ("an integer", f"the text {shown(text)}")
-        earlier, later = kinds if first == self.integer else kinds[::-1]
-        raise DataError(
-            f"{self._place(second)}: the label is {later}, but that of {self._place(first)} is "
-            f"{earlier}; write all labels as integers, or all as texts"
-        )
-
-    def _place(self, where: tuple[int, int]) -> str:
-        return self._origins[where[0]](where[1])
+def _number(text: str, names: tuple[str, ...], first: Mapping[Label, _Row]) -> int:
+    """The class of a text in a dataset that has integers, too."""
+    by_name = names.index(text) if text in names else None
+    by_number = int(text) if _INTEGER.fullmatch(text) else None
+    numbers = {number for number in (by_name, by_number) if number is not None}
+    if len(numbers) == 1:
+        return numbers.pop()
+    kinds = {"an integer": first[int], f"the text {shown(text)}": first[text]}
+    earlier, later = sorted(kinds, key=lambda kind: kinds[kind][0])
+    places = {kind: origin(row) for kind, (_, origin, row) in kinds.items()}
+    raise DataError(
+        f"{places[later]}: the label is {later}, but that of {places[earlier]} is {earlier}; write "
+        "all labels as integers, or all as texts"
+    )
 
 
 def _counted(
     labels: Sequence[Label], origin: Origin, numbers: Mapping[str, int]
 ) -> tuple[str, ...]:
     """The numbers from 0 to the largest training label, as names."""
-    largest, row = max(
-        (
-            (numbers[label] if isinstance(label, str) else int(label), row)
-            for row, label in enumerate(labels)
-        ),
-        default=(-1, 0),
-        key=lambda pair: pair[0],
-    )
+    values = [numbers[label] if isinstance(label, str) else int(label) for label in labels]
+    largest = max(values, default=-1)
     if largest >= len(labels):
         raise DataError(
-            f"{origin(row)}: label {shown(largest)} is out of range; "
+            f"{origin(values.index(largest))}: label {shown(largest)} is out of range; "
             f"{len(labels)} rows cannot fill the classes from 0 to that"
         )
     return tuple(str(number) for number in range(largest + 1))

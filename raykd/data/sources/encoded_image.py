@@ -98,8 +98,19 @@ def _jpeg(
     return pixels
 
 
-def check(data: bytes, origin: str) -> None:
-    """Raise `DataError` where the start of an image says that it cannot be one."""
-    if not data:
-        raise DataError(f"{origin}: the file is empty; replace or remove it")
-    look_at(data, origin)
+def fault_in(data: bytes | DataError, origin: str, *, decode: bool = False) -> str | None:
+    """The reason why an image cannot be used, as far as its header tells; None if it can.
+
+    With `decode`, its pixels are decoded, too: slow.
+    """
+    try:
+        if isinstance(data, DataError):
+            raise data
+        if not data:
+            raise DataError(f"{origin}: the file is empty; replace or remove it")
+        image = look_at(data, origin)
+        if decode:
+            image.pixels()
+    except DataError as error:
+        return str(error)
+    return None

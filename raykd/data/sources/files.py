@@ -1,11 +1,10 @@
 """Files below a root, on this machine or at a URL: listed, written, and read by ranges of bytes."""
 
 import errno
+import functools
 import os
 import stat
 import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from raykd.core.safe_names import is_below, printable
 from raykd.storage.atomic import write_atomic
 from raykd.storage.filesystem import Remote, is_url
 
-_OPEN_FILES = 16  # kept open by each thread
+_OPEN_FILES = 64  # kept open between reads
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class Files:
         """`root` is an absolute path, or a URL."""
         self.root = root
         self.remote = Remote(root) if is_url(root) else None
-        self._threads = threading.local()
+        # One that is evicted is closed once no thread reads from it.
+        self._descriptors = functools.lru_cache(_OPEN_FILES)(_Descriptor)
 
     @classmethod
     def at(cls, root: str | Path) -> "Files":
@@ -101,7 +101,7 @@ class Files:
                 if length is None:
                     return self.remote.read(name)[offset:]
                 return self.remote.read_at(name, offset, length)
-            file = self._opened(name)
+            file = self._descriptors(self._path(name))
             size = os.fstat(file.number).st_size - offset if length is None else length
             return os.pread(file.number, max(0, size), offset)
         except OSError as error:
@@ -174,18 +174,6 @@ class Files:
             raise DataError(f"{self.root}: {name!r} is not a name of a file in there")
         return Path(self.root, name)
 
-    def _opened(self, name: str) -> "_Descriptor":
-        """The file, kept open among those that this thread read last."""
-        if not hasattr(self._threads, "files"):
-            self._threads.files = OrderedDict()
-        files: OrderedDict[str, _Descriptor] = self._threads.files
-        if name not in files:
-            while len(files) >= _OPEN_FILES:
-                files.popitem(last=False)
-            files[name] = _Descriptor(self._path(name))
-        files.move_to_end(name)
-        return files[name]
-
     def _unreadable(self, name: str, error: Exception, what: str = "read") -> DataError:
         reason = getattr(error, "strerror", None) or error
         return DataError(f"{self.describe(name)}: cannot be {what} ({reason})")
@@ -253,10 +241,7 @@ def below(place: str, name: str) -> str:
 
 
 class _Descriptor:
-    """An open file of this machine, which is closed once nothing refers to it.
-
-    So a thread that ends leaves no file open.
-    """
+    """An open file of this machine, which is closed once nothing refers to it."""
 
     def __init__(self, path: Path) -> None:
         self.number = -1

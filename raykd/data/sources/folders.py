@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,26 +111,17 @@ def read_folder(root: str) -> Dataset:
     if pack_format.is_pack(files):
         return pack_format.read_pack(root)
     tree = Tree.of(files)
-    found = layout(tree)
-    splits = {split: tree.samples([start], found.folders) for split, start in found.starts.items()}
-    return Dataset(splits, found.names, tree.stamp, about=found.about)
+    starts = _split_folders(tree)
+    classes = {split: tree.by_class(start) for split, start in starts.items()}
+    _check(tree, starts, classes)
+    folders = in_order(classes["train"])
+    splits = {split: tree.samples([start], folders) for split, start in starts.items()}
+    about = About(test=starts.get("test", ""), unread=_unread(tree, starts))
+    return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
 
 
-class Layout(NamedTuple):
-    """Folders of the splits and of the classes in a tree."""
-
-    starts: Mapping[str, str]  # folder of "train", and of "test" where there is one
-    folders: tuple[str, ...]  # class folders, in the order of their labels
-    about: About
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return tuple(map(text, self.folders))
-
-
-def layout(tree: Tree) -> Layout:
-    """The splits and classes of a tree of images.
+def _split_folders(tree: Tree) -> dict[str, str]:
+    """The folder of the split "train", and of "test" where there is one, in a tree of images.
 
     Words for splits are known in any letters; test images come from a folder `test`, or else from
     one of validation images. Raises `DataError` where a tree is of another layout.
@@ -153,11 +143,7 @@ def layout(tree: Tree) -> Layout:
         # One without folders has no labels, as the test images of competitions.
         chosen = min(others, key=lambda name: (name not in tops, words.index(name.lower()), name))
         starts["test"] = f"{chosen}/"
-    classes = {split: tree.by_class(start) for split, start in starts.items()}
-    _check(tree, starts, classes)
-    folders = in_order(classes["train"])
-    about = About(test=starts.get("test", ""), unread=_unread(tree, starts))
-    return Layout(starts, folders, about)
+    return starts
 
 
 def _check(

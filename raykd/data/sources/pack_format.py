@@ -26,11 +26,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from raykd.core.errors import CacheCorrupt, DataError
 from raykd.data.sources import foreign_text
-from raykd.data.sources.byte_ranges import Names, Ranges, index_names, read_index, write_index
+from raykd.data.sources.byte_ranges import (
+    FileRanges,
+    Ranges,
+    index_names,
+    joined,
+    read_index,
+    write_index,
+)
 from raykd.data.sources.files import Files
 from raykd.data.sources.splits import About, Dataset, Samples
 from raykd.data.sources.table_batches import spans
@@ -136,7 +142,7 @@ def look_into(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
         offsets.append(offset)
         lengths.append(length)
         labels.append(batch.column("label").to_numpy())
-    columns = (_joined(parts) for parts in (offsets, lengths, labels))
+    columns = (joined(parts).numpy() for parts in (offsets, lengths, labels))
     return Shard(split, number, checksum, data.size, *columns)
 
 
@@ -152,13 +158,10 @@ def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
         splits.setdefault(shard.split, []).append(shard)
     facts = {}
     for split, parts in splits.items():
-        counts = [len(shard.labels) for shard in parts]
-        columns = [np.repeat(np.arange(len(parts)), counts)]
-        columns += [_joined([getattr(s, name) for s in parts]) for name in ("offset", "length")]
-        names = Names.of([shard.name for shard in parts])
-        file, offset, length = map(torch.from_numpy, columns)
-        ranges = Ranges(files, names, file, offset, length)
-        labels = torch.from_numpy(_joined([shard.labels for shard in parts]))
+        ranges = Ranges.joined(
+            files, [FileRanges(shard.name, shard.offset, shard.length) for shard in parts]
+        )
+        labels = joined([shard.labels for shard in parts])
         with TemporaryDirectory() as folder:
             index = write_index(Path(folder), split, ranges, labels)
             for name in index:
@@ -282,7 +285,3 @@ def _damaged(files: Files, name: str, what: str) -> CacheCorrupt:
         f"{files.describe(name)}: {what}; run the `raykd pack` again that made this pack, which "
         "keeps what is whole"
     )
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

@@ -15,7 +15,7 @@ from raykd.data.sources.files import Files
 from raykd.data.sources.folders import Tree, check_classes
 from raykd.data.sources.pixels import of_pixels
 from raykd.data.sources.splits import Dataset
-from raykd.data.sources.tables import read_tables, table_files
+from raykd.data.sources.tables import has_tables, read_tables
 from raykd.data.sources.tiny_imagenet import TINY_IMAGENET, read_tiny_imagenet
 
 # Alphabetical, and in the order of CIFAR-10.
@@ -79,7 +79,7 @@ def cifar100(path: Path | None) -> Dataset:
 
 def _cifar(kind: str, path: Path | None) -> Dataset:
     """One of torchvision's CIFAR datasets."""
-    if path is not None and table_files(path)[1]:
+    if path is not None and has_tables(path):
         return read_tables(path)
     from torchvision import datasets  # takes seconds to import
 
@@ -118,6 +118,6 @@ def cinic10_trainvalid(path: Path | None) -> Dataset:
 
 def _distributed(archive: Archive, path: Path | None, read: Callable[[Path], Dataset]) -> Dataset:
     """The dataset of an archive; or tables, where those are there."""
-    if path is not None and not is_at(archive, path) and table_files(path)[1]:
+    if path is not None and not is_at(archive, path) and has_tables(path):
         return read_tables(path)
     return read(unpacked(archive, path))

@@ -6,11 +6,12 @@ Shapes: N images.
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ SPLITS = {  # words that name a split, in the order in which folders of them are
     "val": ("val", "valid", "validation"),
 }
 _BLOCK_BYTES = 1 << 24  # bytes of images that are read at a time
+_THREADS = 16  # that look at images
+
+T = TypeVar("T")
 
 
 class Images(ABC):
@@ -49,6 +53,16 @@ class Images(ABC):
     def __iter__(self) -> Iterator[bytes | DataError]:
         for block in self.blocks(0, len(self)):
             yield from block
+
+    def mapped(
+        self, function: Callable[[int, bytes | DataError], T], start: int, stop: int
+    ) -> Iterator[tuple[int, bytes | DataError, T]]:
+        """Row, image and `function(row, image)` from `start` to `stop`, by several threads."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for block in self.blocks(start, stop):
+                rows = range(start, start + len(block))
+                yield from zip(rows, block, pool.map(function, rows, block), strict=True)
+                start = rows.stop
 
 
 class Samples(NamedTuple):
@@ -82,9 +96,7 @@ class Dataset:
     about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:
-        for split, samples in self.splits.items():
-            if not len(samples.labels):
-                raise DataError(f"the {split} split of this dataset has no images")
+        for samples in self.splits.values():
             wrong = np.flatnonzero((samples.labels < 0) | (samples.labels >= len(self.names)))
             if len(wrong):
                 row = int(wrong[0])
@@ -92,7 +104,12 @@ class Dataset:
                     f"{samples.images.origin(row)}: label {samples.labels[row]} is out of range; "
                     f"the {len(self.names)} classes are numbered from 0"
                 )
-        check_filled(self.names, self.splits["train"].labels, self.about)
+        check_filled(self.names, self.labels, self.about)
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """The labels of each split, int64 [N]."""
+        return {split: samples.labels for split, samples in self.splits.items()}
 
 
 def cuts(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int, int]]:
@@ -151,26 +168,21 @@ def empty_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
     return [name for number, name in enumerate(names) if number not in there]
 
 
-def check_filled(names: Sequence[str], labels: np.ndarray, about: About) -> None:
-    """Raise `DataError` where a class has no training image, unless its name is declared.
+def check_filled(names: Sequence[str], labels: Mapping[str, np.ndarray], about: About) -> None:
+    """Raise `DataError` where a split, or a class of the training split, has no image.
 
     Folders and labels name only classes that they fill; a declared list, as that of a teacher of
-    1,000 classes, may name more. `labels` are those of the training images, int64 [N].
+    1,000 classes, may name more. `labels` are those of the images of each split, int64 [N].
     """
-    empty = empty_classes(names, labels)
+    for split, own in labels.items():
+        if not len(own):
+            raise DataError(f"the {split} split of this dataset has no image that can be used")
+    empty = empty_classes(names, labels["train"])
     if empty and not about.declared:
         raise DataError(
             f"class {names.index(empty[0])} ({empty[0]!r}) has no training image that can be used; "
             "give it some, or leave the class out of the folders or labels"
         )
-    if not len(labels):
-        raise DataError("the train split of this dataset has no image that can be used")
-
-
-def check_any(split: str, count: int) -> None:
-    """Raise `DataError` where a split is left with no image."""
-    if not count:
-        raise DataError(f"the {split} split of this dataset has no image that can be used")
 
 
 def unusable(faults: Sequence[str], count: int) -> DataError:

@@ -5,7 +5,7 @@ Shapes: N rows.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +14,8 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from raykd.core.errors import DataError, RaykdError
-from raykd.core.safe_names import is_below
-from raykd.data.sources.files import Entry, Files
+from raykd.data.sources.byte_ranges import FileRanges
+from raykd.data.sources.files import Files
 from raykd.storage.arrow import extension_in
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -40,35 +40,22 @@ class _Parquet:
         self.rows = [group.num_rows for group in groups]
         self.sizes = [group.total_byte_size for group in groups]
 
-    def column(self, name: str, child: str = "") -> Iterator[pa.Array]:
-        """A column of small values; of structs, with one `child` of them alone."""
-        chosen = f"{name}.{child}" if child else name
-        yield from self._opened(pre_buffer=True).read(columns=[chosen]).column(name).chunks
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """A column of small values."""
+        yield from self._opened(pre_buffer=True).read(columns=[name]).column(name).chunks
 
     def images(self, name: str, part: int) -> Iterator[pa.Array]:
         """The column of images from a row group on."""
         # Without pre_buffer, a row group that is larger than memory is read page by page.
         opened = self._opened(pre_buffer=False, buffer_size=_BUFFER_BYTES)
         each = max(size // max(1, rows) for size, rows in zip(self.sizes, self.rows, strict=True))
-        kind = self.schema.field(name).type
-        children = _children(kind) if pa.types.is_struct(kind) else []
+        struct = pa.types.is_struct(self.schema.field(name).type)
         batches = opened.iter_batches(
             max(1, _BATCH_BYTES // max(1, each)),
             row_groups=range(part, len(self.rows)),
-            columns=[f"{name}.{child}" for child in children] or [name],
+            columns=[f"{name}.bytes" if struct else name],
         )
         yield from (batch.column(name) for batch in batches)
-
-    def may_lack(self, name: str) -> bool:
-        """True where bytes of an image may be missing, as the file's statistics say."""
-        metadata = self._opened().metadata
-        chunks = [
-            metadata.row_group(part).column(number)
-            for part in range(metadata.num_row_groups)
-            for number in range(metadata.num_columns)
-        ]
-        said = [chunk.statistics for chunk in chunks if chunk.path_in_schema == f"{name}.bytes"]
-        return any(statistics is None or statistics.null_count != 0 for statistics in said)
 
     def _opened(self, **options: Any) -> pq.ParquetFile:
         return pq.ParquetFile(_opened(self._files, self._name, pa.OSFile), **options)
@@ -95,17 +82,13 @@ class _Arrow:
             size = file.seek(0, 2)
         return [size * rows // max(1, sum(self.rows)) for rows in self.rows]
 
-    def column(self, name: str, child: str = "") -> Iterator[pa.Array]:
-        """A column of small values; of structs, with at least one `child` of them."""
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """A column of small values."""
         rows = []
         for column in self.images(name, 0):
             rows.append(len(column))
             yield column
         self.rows = [sum(rows)] if self._streamed else rows
-
-    def may_lack(self, name: str) -> bool:
-        """True where bytes of an image may be missing: its arrays tell."""
-        return self.schema.field(name).nullable
 
     def images(self, name: str, part: int) -> Iterator[pa.Array]:
         """The column of images from a record batch on."""
@@ -157,8 +140,6 @@ class TableFile:
             )
         # A row, images from there that were read already, and those after them.
         self._cursor: tuple[int, pa.Array | None, Iterator[pa.Array]] | None = None
-        # Rows, of those that were read, that hold no bytes, and the paths that they name instead.
-        self._lacking: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cursor": None}  # another process opens the file itself
@@ -171,51 +152,30 @@ class TableFile:
         rows = np.asarray(self._file.rows, dtype=np.int64)
         return np.repeat(np.asarray(self._file.sizes, dtype=np.int64) // np.maximum(rows, 1), rows)
 
-    def spans(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Offset and length int64 [N] of every image, where they lie in the file as they are.
-
-        The length is 0 for a row of `elsewhere`. None where images are compressed in the file.
-        """
+    def ranges(self) -> FileRanges | None:
+        """Byte range of every image in the file; None where images are compressed in it."""
         if isinstance(self._file, _Parquet) or not _is_flat(self._kind):
             return None
-        parts, row = [np.zeros((2, 0), dtype=np.int64)], 0
+        parts, lacking, row = [np.zeros((2, 0), dtype=np.int64)], {}, 0
         data, columns = self._file.mapped(self._image)
         for column in self._arrays(columns):
-            values = self._values(column, row)
+            values = _bytes_of(column)
             found = spans(values, data)
             if found is None:
                 return None
-            offset, length = found
-            parts.append(np.stack([offset, np.where(_nulls(values), 0, length)]))
+            parts.append(np.stack(found))
+            for number in np.flatnonzero(_nulls(values)).tolist():
+                parts[-1][1, number] = 0
+                lacking[row + number] = self._missing(row + number)
             row += len(column)
         offset, length = np.concatenate(parts, axis=1)
-        return offset, length
-
-    def elsewhere(self) -> dict[int, Entry | DataError]:
-        """The rows, of those that were read, that hold no bytes: the file that each names.
-
-        Or, where there is none, an error that says so.
-        """
-        return {row: self._instead(row) for row in self._lacking}
-
-    def named(self) -> list[Entry]:
-        """The files that rows without bytes name; of Parquet, where there are any, all rows."""
-        kind = self.schema.field(self._image).type
-        if "path" not in _children(kind) or not self._file.may_lack(self._image):
-            return []
-        paths: set[str] = set()
-        for column in self._arrays(self._file.column(self._image, "path")):
-            named = _child(column, "path")
-            if "bytes" in _children(column.type):
-                named = named.filter(_child(column, "bytes").is_null())
-            paths.update(filter(None, named.to_pylist()))
-        return [entry for entry in map(self._beside, sorted(paths)) if entry is not None]
+        return FileRanges(self.name, offset, length, lacking)
 
     def images(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
         """The encoded images of the rows from `start` to `stop`, some at a time.
 
-        Where rows are asked for in their order, the file is read once. A row without bytes has
-        those of the file that its path names; without such a file, an error stands there.
+        Where rows are asked for in their order, the file is read once. An error stands in place of
+        an image that is missing.
         """
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
         row = int(self._starts[part])
@@ -232,48 +192,17 @@ class TableFile:
             end = min(row + len(column), stop)
             if end > start:
                 first = max(row, start)
-                values = self._values(column.slice(first - row, end - first), first).to_pylist()
+                values = _bytes_of(column.slice(first - row, end - first)).to_pylist()
                 yield [
-                    self._of_file(number) if data is None else data
+                    self._missing(number) if data is None else data
                     for number, data in enumerate(values, first)
                 ]
             column = column.slice(end - row)
             row = end
         self._cursor = (row, column, batches)
 
-    def _values(self, column: pa.Array, row: int) -> pa.Array:
-        """The bytes of an image column whose first row is `row`; missing where a struct is, too."""
-        struct = pa.types.is_struct(column.type)
-        values = _child(column, "bytes") if struct else column
-        if values.null_count:
-            paths = _child(column, "path") if "path" in _children(column.type) else None
-            for number in np.flatnonzero(_nulls(values)).tolist():
-                path = None if paths is None else paths[number].as_py()
-                self._lacking[row + number] = path or ""
-        return values
-
-    def _of_file(self, row: int) -> bytes | DataError:
-        """The image of a row without bytes, from the file that it names."""
-        instead = self._instead(row)
-        return instead if isinstance(instead, DataError) else self.files.read(instead.name)
-
-    def _instead(self, row: int) -> Entry | DataError:
-        """The file that a row without bytes names, or what is to be said of the row."""
-        path = self._lacking[row]
-        return self._beside(path) or DataError(
-            f"{self.place}, row {row}: the image is missing"
-            + (f" (no bytes, and no file {path!r} in the folder of the table)" if path else "")
-            + "; replace or remove it"
-        )
-
-    def _beside(self, path: str) -> Entry | None:
-        """The file that a row names by a path from the folder of this one."""
-        if not path or not is_below(path):
-            return None
-        try:
-            return self.files.find(str(PurePosixPath(self.name).parent / path))
-        except OSError:  # no name that a file can have
-            return None
+    def _missing(self, row: int) -> DataError:
+        return DataError(f"{self.place}, row {row}: the image is missing; replace or remove it")
 
     def _labels(self) -> list[Any]:
         labels: list[Any] = []
@@ -305,10 +234,10 @@ class TableFile:
         kind = self.schema.field(self._image).type
         if pa.types.is_struct(kind):
             children = [field.name for field in kind]
-            if children.count("bytes") != 1 or children.count("path") > 1:
+            if children.count("bytes") != 1:
                 raise DataError(
                     f"{self.place}: the image column is a struct without a field 'bytes', or with "
-                    f"two of one name: {', '.join(children)}"
+                    f"two of them: {', '.join(children)}"
                 )
             kind = kind.field("bytes").type
         if not _is_flat(kind) and not pa.types.is_binary_view(kind):
@@ -337,17 +266,11 @@ class TableFile:
             raise DataError(f"{self.place}: cannot be read as a table ({error})") from error
 
 
-def _children(kind: pa.DataType) -> list[str]:
-    """The fields of a struct that tell an image: its bytes, and where it lies otherwise."""
-    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    has_path = "path" in fields and any(is_text(fields["path"]) for is_text in texts)
-    return ["bytes"] * ("bytes" in fields) + ["path"] * has_path
-
-
-def _child(column: pa.Array, name: str) -> pa.Array:
-    """One field of an array of structs; missing where the struct is."""
-    return column.flatten()[[field.name for field in column.type].index(name)]
+def _bytes_of(column: pa.Array) -> pa.Array:
+    """The bytes of a column of images; missing where a whole struct is."""
+    if not pa.types.is_struct(column.type):
+        return column
+    return column.flatten()[column.type.get_field_index("bytes")]
 
 
 def _is_flat(kind: pa.DataType) -> bool:

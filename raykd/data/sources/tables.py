@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from raykd.core.errors import DataError
 from raykd.data.sources import foreign_text, pack_format
-from raykd.data.sources.byte_ranges import Names, Ranges
+from raykd.data.sources.byte_ranges import Ranges
 from raykd.data.sources.class_labels import Label, declared_names, numbered
 from raykd.data.sources.files import Entry, Files, parted
 from raykd.data.sources.splits import About, Dataset, Images, Samples, by_split, unread
@@ -53,43 +52,29 @@ class Rows(Images):
         return [label for file in self.files for label in file.labels]
 
 
-def table_files(place: str | Path) -> tuple[Files, list[Entry]]:
-    """The table files at a path or URL (one file, or a folder of them), in order.
-
-    Those of a pack are its shards.
-    """
-    files, entries = _all_files(place)
-    return files, _tables_of(files, entries, alone=_is_file(str(place)))
-
-
-def _tables_of(files: Files, entries: list[Entry], *, alone: bool) -> list[Entry]:
-    """The table files among all files of a folder, or the one that is `alone`."""
-    tables = [entry for entry in entries if is_table(entry.name)]
-    if not alone and pack_format.is_pack(files):
-        tables = [entry for entry in tables if pack_format.numbered(entry.name)]
-    return tables
-
-
 def is_table(name: str) -> bool:
     """True for a file that is called as tables are."""
     return name.lower().endswith(SUFFIXES)
 
 
-def _all_files(place: str | Path) -> tuple[Files, list[Entry]]:
-    """Every file in a folder, or the one at a path or URL."""
-    if not _is_file(str(place)):
-        files = Files.at(place)
-        return files, files.walk()
-    root, name = parted(str(place))
-    entry = Files.at(root).find(name)
-    return Files.at(root), [entry] if entry else []
+def has_tables(path: Path) -> bool:
+    """True for a table file, and for a folder with some."""
+    return any(is_table(entry.name) for entry in _files_at(str(path))[1])
 
 
-def _is_file(place: str) -> bool:
-    """True for the path or URL of a table file."""
+def _files_at(place: str) -> tuple[Files, list[Entry], bool]:
+    """Every file in a folder, or the one table at a path or URL, and whether it is that one."""
     if is_url(place):
-        return is_table(place.partition("?")[0])
-    return is_table(place) and Path(place).expanduser().is_file()
+        alone = is_table(place.partition("?")[0])
+    else:
+        alone = is_table(place) and Path(place).expanduser().is_file()
+    if not alone:
+        files = Files.at(place)
+        return files, files.walk(), False
+    root, name = parted(place)
+    files = Files.at(root)
+    entry = files.find(name)
+    return files, [entry] if entry else [], True
 
 
 def read_tables(place: str | Path) -> Dataset:
@@ -97,16 +82,15 @@ def read_tables(place: str | Path) -> Dataset:
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
     validation; where there are both, validation files are left out. A single file is all data.
-    Images are bytes, or structs with a field `bytes`; a row without bytes has no image, unless
-    its field `path` names a file from the folder of the table. Labels are integers from 0, or
-    strings, which become classes in sorted order. Class names come from the schema's metadata
-    where it has them (`classes`, or the features that Hugging Face's datasets writes). Labels are
-    read at once, images when their turn comes. Raises `DataError`, and `CacheCorrupt` for a pack
-    whose shards are not as they were written.
+    Images are bytes, or structs with a field `bytes`; a row without bytes has no image. Labels
+    are integers from 0, or strings, which become classes in sorted order. Class names come from
+    the schema's metadata where it has them (`classes`, or the features that Hugging Face's
+    datasets writes). Labels are read at once, images when their turn comes. A pack is such a
+    folder, whose index is read instead. Raises `DataError`, and `CacheCorrupt` for a pack whose
+    shards are not as they were written.
     """
-    alone = _is_file(str(place))
-    files, everything = _all_files(place)
-    entries = _tables_of(files, everything, alone=alone)
+    files, everything, alone = _files_at(str(place))
+    entries = [entry for entry in everything if is_table(entry.name)]
     if not entries:
         raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
     if not alone and pack_format.is_pack(files):
@@ -127,32 +111,22 @@ def read_tables(place: str | Path) -> Dataset:
     splits = {
         split: Samples(part, numbers[split]) for split, part in zip(rows, images, strict=True)
     }
-    stamp = repr(entries) + "".join(repr(named) for file in opened if (named := file.named()))
     about = About(unread=unread(everything, chosen), declared=bool(declared))
-    return Dataset(splits, names, stamp, about=about)
+    return Dataset(splits, names, repr(entries), about=about)
 
 
 def _in_place(rows: Rows) -> Ranges | None:
     """Images that are values of tables; None where they are compressed there, or far away."""
     files = rows.files[0].files
-    spans = [None if files.remote else file.spans() for file in rows.files]
-    found = [span for span in spans if span is not None]
-    if len(found) < len(spans):
+    if files.remote is not None:
         return None
-    numbers = np.repeat(np.arange(len(found)), [len(file) for file in rows.files])
-    offset, length = np.concatenate([np.stack(span) for span in found], axis=1)
-    names, lacking, first = [file.name for file in rows.files], {}, 0
+    parts = []
     for file in rows.files:
-        for row, place in file.elsewhere().items():
-            if isinstance(place, DataError):
-                lacking[first + row] = place
-            else:
-                numbers[first + row], offset[first + row] = len(names), 0
-                length[first + row] = place.size
-                names.append(place.name)
-        first += len(file)
-    file, offset, length = map(torch.from_numpy, (numbers, offset, length))
-    return Ranges(files, Names.of(names), file, offset, length, lacking)
+        ranges = file.ranges()
+        if ranges is None:
+            return None
+        parts.append(ranges)
+    return Ranges.joined(files, parts)
 
 
 def _declared(files: list[TableFile]) -> tuple[str, ...]:

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-import torch
 
 from raykd.core.errors import DataError, RaykdError
 from raykd.data.sources import foreign_text
-from raykd.data.sources.byte_ranges import Names, Ranges
+from raykd.data.sources.byte_ranges import FileRanges, Ranges
 from raykd.data.sources.class_labels import declared_names, numbered
 from raykd.data.sources.files import Entry, Files, shown
 from raykd.data.sources.formats import SUFFIXES
@@ -34,7 +33,6 @@ from raykd.storage.filesystem import is_url
 # others beside it are no images of it: a mask, a map of depths.
 _USUAL = ("jpg", "jpeg", "png", "webp", "ppm")
 IMAGES = (*_USUAL, *sorted({suffix[1:] for suffix in SUFFIXES} - {*_USUAL}))
-LABELS = ("cls", "json", "txt")  # endings of a label; the first that a sample has counts
 PACKED = (".tgz", ".tbz2", ".txz", *(f".tar.{end}" for end in ("gz", "bz2", "xz", "zst", "lz4")))
 MOST_LABEL = 1 << 24  # bytes of a label's member
 _REMOTE_BLOCK = 1 << 16  # bytes of a tar file that are read at a time over a network
@@ -79,30 +77,20 @@ def read_webdataset(root: str) -> Dataset:
     files, entries, alone = _tar_files(root)
     archives = [entry for entry in entries if is_tar(entry.name)]
     if not archives:
-        packed = next((entry.name for entry in entries if is_packed_tar(entry.name)), None)
-        if packed is not None:
-            raise DataError(
-                f"{files.describe(packed)}: is compressed, so that no single image can be taken "
-                "from it; unpack it to a plain .tar, which is hardly larger"
-            )
+        for entry in entries:
+            if is_packed_tar(entry.name):
+                raise _compressed(files.describe(entry.name))
         raise DataError(f"{root}: expected .tar files of images and labels, found none")
     chosen = by_split(root, archives, "tar files", alone=alone)
     splits, labels, passed = {}, {}, Counter(unread(entries, chosen))
     with ThreadPoolExecutor(_OPENED) as pool:
         for split, found in chosen.items():
             parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
-            counts = [len(part.labels) for part in parts]
-            numbers = np.repeat(np.arange(len(parts)), counts)
-            offset = np.concatenate([part.offsets for part in parts])
-            length = np.concatenate([part.lengths for part in parts])
-            lacking = {
-                int(first) + row: error
-                for first, part in zip(np.cumsum([0, *counts]), parts, strict=False)
-                for row, error in part.lacking.items()
-            }
-            own = Names.of([entry.name for entry in found])
-            columns = map(torch.from_numpy, (numbers, offset, length))
-            ranges = splits[split] = Ranges(files, own, *columns, lacking=lacking)
+            images = [
+                FileRanges(entry.name, part.offsets, part.lengths, part.lacking)
+                for entry, part in zip(found, parts, strict=True)
+            ]
+            ranges = splits[split] = Ranges.joined(files, images)
             labels[split] = ([label for part in parts for label in part.labels], ranges.origin)
             for part in parts:
                 passed.update(part.unread)
@@ -159,6 +147,13 @@ def is_tar(name: str) -> bool:
 def is_packed_tar(name: str) -> bool:
     """True for a file that is called like a tar archive that is compressed."""
     return name.lower().endswith(PACKED)
+
+
+def _compressed(place: str, how: str = "") -> DataError:
+    return DataError(
+        f"{place}: is compressed{how}, so that no single image can be taken from it; unpack it to "
+        "a plain .tar, which is hardly larger"
+    )
 
 
 def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
@@ -260,7 +255,7 @@ def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Co
             raise DataError(f"{name}: {member.name!r} is there twice; keep one")
         if ending in IMAGES:
             sample.images[ending] = place
-        elif ending in LABELS:
+        elif ending in _READERS:
             if member.size > MOST_LABEL:
                 raise DataError(
                     f"{name}: {member.name!r} has {member.size:,} bytes, expected a label of "
@@ -279,10 +274,7 @@ def _members(file: io.BufferedReader, name: str, size: int) -> Iterator[tarfile.
     start = file.read(6)
     for magic, packer in _PACKED.items():
         if start.startswith(magic):
-            raise DataError(
-                f"{name}: is compressed ({packer}), so that no single image can be taken from it; "
-                "unpack it to a plain .tar, which is hardly larger"
-            )
+            raise _compressed(name, f" ({packer})")
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
@@ -330,7 +322,7 @@ def _image(sample: _Sample, origin: str) -> tuple[int, int] | None:
 
 def _label(sample: _Sample, origin: str) -> int | str | None:
     """The label of a sample, a number or the name of a class; None where it has none."""
-    for ending, read in zip(LABELS, (_of_cls, _of_json, _of_txt), strict=True):
+    for ending, read in _READERS.items():
         if ending in sample.labels:
             label = read(sample.labels[ending], f"{origin}, .{ending}")
             if label is not None:
@@ -359,3 +351,7 @@ def _of_json(content: bytes, origin: str) -> int | str | None:
 
 def _of_txt(content: bytes, origin: str) -> str | None:
     return foreign_text.text(content, origin).strip() or None
+
+
+# By the ending of a label's member; the first that a sample has counts.
+_READERS = {"cls": _of_cls, "json": _of_json, "txt": _of_txt}

@@ -116,13 +116,24 @@ def boxes(
     Its centre is uniform in the image, of `size` (H, W), row and column from a stream each; what
     reaches over the border is cut off. `lengths` are its height and width, int64 [B] each.
     """
+    rows, columns = (
+        keyed_random.below(seed, ids, view, stream, side) - length // 2
+        for stream, length, side in zip(streams, lengths, size, strict=True)
+    )
+    return mask(torch.stack([rows, columns, *lengths], dim=1), size)
+
+
+def mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels of images of `size` (H, W) that lie in a box each, bool [B, H, W].
+
+    `boxes` are row, column, height and width, int64 [B, 4]; they may reach over the border.
+    """
     inside = []
-    for stream, length, side in zip(streams, lengths, size, strict=True):
-        start = (keyed_random.below(seed, ids, view, stream, side) - length // 2)[:, None]
-        place = torch.arange(side, device=ids.device)
-        inside.append((place >= start) & (place < start + length[:, None]))
-    rows, columns = inside
-    return rows[:, :, None] & columns[:, None, :]
+    for axis, side in enumerate(size):
+        start, length = boxes[:, axis, None], boxes[:, axis + 2, None]
+        pixel = torch.arange(side, device=boxes.device)
+        inside.append((pixel >= start) & (pixel < start + length))
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raykd.core import keyed_random
 from raykd.core.record import Record
-from raykd.data.transforms.crop import Range, parts
+from raykd.data.transforms.crop import Range, mask, parts
 
 GREY = 127  # colour of the box
 
@@ -49,10 +49,5 @@ class Erase(Record):
         chosen = fits & (
             keyed_random.uniform(seed, ids, view, keyed_random.ERASED) < self.probability
         )
-        inside = chosen[:, None, None]
-        for axis, length in ((0, height), (1, width)):
-            start, stop = box[:, axis, None], (box[:, axis] + box[:, axis + 2])[:, None]
-            place = torch.arange(length, device=ids.device)
-            within = (place >= start) & (place < stop)
-            inside = inside & (within[:, :, None] if axis == 0 else within[:, None, :])
+        inside = chosen[:, None, None] & mask(box, (height, width))
         return pixels.masked_fill(inside[..., None], GREY)

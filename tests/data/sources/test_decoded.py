@@ -415,7 +415,10 @@ def test_a_test_label_that_is_not_trained_on_is_refused(tmp_path):
 
 def test_an_empty_table_is_refused(tmp_path):
     put_table(tmp_path / "a.parquet", table().slice(0, 0))
-    assert refusal("table", tmp_path) == "the train split of this dataset has no images"
+    assert (
+        refusal("table", tmp_path)
+        == "the train split of this dataset has no image that can be used"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.feather"])

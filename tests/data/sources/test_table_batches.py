@@ -69,11 +69,11 @@ def test_many_rows_of_a_batch_are_read_one_by_one(tmp_path):
 @pytest.mark.parametrize("struct", [False, True])
 def test_values_that_are_not_compressed_are_found_in_the_file(tmp_path, name, struct):
     path = put_table(tmp_path / name, table(struct=struct))
-    found = opened(path).spans()
+    found = opened(path).ranges()
     data = path.read_bytes()
     if name in ("file.arrow", "stream.arrow"):
         assert found is not None
-        ends = zip(*(column.tolist() for column in found), strict=True)
+        ends = zip(found.offset.tolist(), found.length.tolist(), strict=True)
         assert [data[offset : offset + length] for offset, length in ends] == IMAGES
     else:
         assert found is None
