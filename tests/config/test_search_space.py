@@ -1,5 +1,7 @@
 """What a sweep varies: labels, draws, and what is refused."""
 
+import re
+
 import pytest
 
 from raykd.config.experiment import parse
@@ -109,10 +111,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("more", WRONG)
-def test_a_wrong_space_is_refused_with_its_place(more):
-    with pytest.raises(ConfigError, match=WRONG[more].replace("(", r"\(")):
-        space(more)
+def test_a_wrong_space_is_refused_with_its_place():
+    for more, message in WRONG.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            space(more)
 
 
 def test_a_population_wants_a_constant_schedule():
