@@ -8,19 +8,15 @@ from pathlib import Path
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
+from raykd.cli.shared import experiment_command, print_json, resolved_experiment
 from raykd.core.errors import NoRoom
 
 
 @click.command()
-@click.argument("experiment", type=click.Path(path_type=Path), required=False)
-@OVERRIDES
-@STORE
+@experiment_command(required=False)
 @click.option(
     "--address", help="Of a Ray cluster; else the experiment's, $RAY_ADDRESS, or one here."
 )
-@JSON
-@speaking
 def doctor(
     experiment: Path | None,
     overrides: tuple[str, ...],

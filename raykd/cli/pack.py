@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +10,7 @@ import click
 from raykd.cli.shared import JSON, print_json, speaking
 
 if TYPE_CHECKING:
-    from raykd.data.packing import Packed, Packing, Part
+    from raykd.data.packing import Packed, Packing
     from raykd.tracking.console import Teller
 
 
@@ -91,30 +91,20 @@ def pack(
         f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
         + (f", of which {kept} are there" if kept else "")
     )
-    packed, seconds = _made(packing, there, teller, workers, address)
+    if workers:
+        from raykd.config.scale import Scale
+        from raykd.launch.cluster import connected
+        from raykd.launch.pool import make_shards
+
+        with connected(Scale(address=address), teller.say, workers):
+            packed, seconds = _followed(packing, make_shards(packing, there, workers), teller)
+    else:
+        packed, seconds = _followed(packing, packing.make_all(there), teller)
     summary = _summary(packing, packing.finish(packed), packed, seconds)
     if as_json:
         print_json(summary | {"seconds": time.monotonic() - started})
     else:
         _say_done(teller, packing, summary)
-
-
-def _made(
-    packing: "Packing",
-    there: Mapping["Part", Sequence[str]],
-    teller: "Teller",
-    workers: int,
-    address: str | None,
-) -> tuple[list["Packed"], float]:
-    """Every shard, made here or by Ray workers, and how many seconds that took."""
-    if not workers:
-        return _followed(packing, packing.make_all(there), teller)
-    from raykd.config.scale import Scale
-    from raykd.launch.cluster import connected
-    from raykd.launch.pool import make_shards
-
-    with connected(Scale(address=address), teller.say, workers):
-        return _followed(packing, make_shards(packing, there, workers), teller)
 
 
 def _followed(

@@ -1,14 +1,13 @@
 """`raykd plan`: tables of what a run would compute, write and take."""
 
 from dataclasses import asdict, replace
-
-from rich.table import Table
+from typing import Any
 
 from raykd.cli.output import echo
-from raykd.cli.shared import cell, print_json, wide_console
+from raykd.cli.shared import print_json, print_rows
 from raykd.config.experiment import Experiment
 from raykd.planning.estimate import Item, estimate
-from raykd.planning.forecast import forecast, totals
+from raykd.planning.forecast import Line, forecast, totals
 from raykd.planning.plan import Plan
 from raykd.planning.plan import plan as plan_of
 from raykd.planning.preflight import preflight
@@ -33,7 +32,7 @@ def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -
         print_json(value | {"forwards": forwards, "in_store": known - missing})
     else:
         if items:
-            wide_console().print(_table(items))
+            print_rows([_row(item) for item in items], ("to do", "what"))
         echo(
             f"{known - missing} of {known} students are in the store; "
             f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
@@ -63,16 +62,7 @@ def print_forecast(
         print_json(value | {**sums, "in_store": known - missing})
         return
     if lines:
-        table = Table(box=None)
-        right = ("number", "GPUs", "at once", "GB read", "GB written", "time", "cost")
-        for name in ("to do", "what", *right, "limit"):
-            table.add_column(name, justify="right" if name in right else "left")
-        for line in lines:
-            numbers = (line.count, line.workers, line.at_once)
-            sizes = (f"{size / 1e9:.2f}" if size else "" for size in (line.read, line.written))
-            ends = (clock(line.seconds), f"{line.cost:.2f}", line.limit)
-            table.add_row(*map(cell, (line.kind, line.label, *numbers, *sizes, *ends)))
-        wide_console().print(table)
+        print_rows([_forecast_row(line) for line in lines], ("to do", "what", "limit"))
     speed = f"rate {cluster.rate:g} times this machine" if cluster.rate else ""
     speed = speed or f"{cluster.utilisation:g} of {cluster.tflops:g} Tflop/s"
     echo(
@@ -94,13 +84,29 @@ def _missing(experiment: Experiment, place: Store) -> tuple[Plan, int, int]:
     return work, len(missing), len(students)
 
 
-def _table(items: list[Item]) -> Table:
-    table = Table(box=None)
-    for name in ("to do", "what", "number", "teacher forwards", "MB", "time"):
-        table.add_column(name, justify="left" if name in ("to do", "what") else "right")
-    for item in items:
-        megabytes = f"{item.bytes / 1e6:.1f}" if item.bytes else ""
-        images = f"{item.forwards:,}" if item.forwards else ""
-        row = (item.kind, item.label, str(item.count), images, megabytes, clock(item.seconds))
-        table.add_row(*map(cell, row))
-    return table
+def _row(item: Item) -> dict[str, Any]:
+    """Some remaining work of one kind, as a row of the table."""
+    return {
+        "to do": item.kind,
+        "what": item.label,
+        "number": item.count,
+        "teacher forwards": f"{item.forwards:,}" if item.forwards else "",
+        "MB": f"{item.bytes / 1e6:.1f}" if item.bytes else "",
+        "time": clock(item.seconds),
+    }
+
+
+def _forecast_row(line: Line) -> dict[str, Any]:
+    """Some remaining work of one kind on a cluster, as a row of the table."""
+    return {
+        "to do": line.kind,
+        "what": line.label,
+        "number": line.count,
+        "GPUs": line.workers,
+        "at once": line.at_once,
+        "GB read": f"{line.read / 1e9:.2f}" if line.read else "",
+        "GB written": f"{line.written / 1e9:.2f}" if line.written else "",
+        "time": clock(line.seconds),
+        "cost": f"{line.cost:.2f}",
+        "limit": line.limit,
+    }

@@ -5,26 +5,18 @@ from pathlib import Path
 import click
 
 from raykd.cli.shared import (
-    EXPERIMENT,
-    JSON,
-    OVERRIDES,
-    STORE,
+    experiment_command,
     print_json,
     print_recipe,
+    print_report,
     published,
     resolved_experiment,
-    speaking,
-    wide_console,
 )
 from raykd.core.errors import ConfigError
 
 
 @click.command()
-@EXPERIMENT
-@OVERRIDES
-@STORE
-@JSON
-@speaking
+@experiment_command()
 def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train teachers and students, and write a table and a page."""
     from raykd import report
@@ -45,20 +37,13 @@ def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool)
         teller.say(f"reused from {place.shown}: {counts}")
     shown = "" if page is None else f"; page: {page}"
     teller.say(f"done in {clock(outcome.seconds)}{shown}")
-    if as_json:
-        work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
-        print_json(report.to_json(summary) | {"work": work, "page": page and str(page)})
-    else:
-        wide_console().print(report.console_table(summary))
+    work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
+    print_report(summary, as_json=as_json, work=work, page=page and str(page))
 
 
 @click.command()
-@EXPERIMENT
-@OVERRIDES
-@STORE
+@experiment_command()
 @click.option("--fresh", is_flag=True, help="Forget the trials of before; what they made stays.")
-@JSON
-@speaking
 def sweep(
     experiment: Path, overrides: tuple[str, ...], store: str, fresh: bool, as_json: bool
 ) -> None:
@@ -81,27 +66,18 @@ def sweep(
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
     shown = "" if page is None else f"page: {page}; "
     teller.say(f"{shown}table: {swept.results}")
-    if as_json:
-        files = {"page": page and str(page), "results": str(swept.results)}
-        print_json(
-            report.to_json(summary) | files | {"tensorboard": place.where(swept.tensorboard)}
-        )
-    else:
-        wide_console().print(report.console_table(summary))
+    files = {"results": str(swept.results), "tensorboard": place.where(swept.tensorboard)}
+    print_report(summary, as_json=as_json, page=page and str(page), **files)
     raise_failures(swept)
 
 
 @click.command()
-@EXPERIMENT
-@OVERRIDES
-@STORE
+@experiment_command()
 @click.option(
     "--cluster",
     type=click.Path(path_type=Path),
     help="A file that describes machines, as cluster/machines.yaml does: time and cost on those.",
 )
-@JSON
-@speaking
 def plan(
     experiment: Path, overrides: tuple[str, ...], store: str, cluster: Path | None, as_json: bool
 ) -> None:
@@ -121,11 +97,7 @@ def plan(
 
 
 @click.command()
-@EXPERIMENT
-@OVERRIDES
-@STORE
-@JSON
-@speaking
+@experiment_command()
 def precompute(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train the teachers and fill the caches, but train no student."""
     from raykd.launch.executor import execute

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +25,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
     from raykd.tracking.console import Teller
 
 
-class Place(click.ParamType):
-    """A folder or a URL, as it was given; `Store` says what it makes of it."""
-
-    name = "directory"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """The text itself."""
-        return str(value)
-
-
-EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
 STORE = click.option(
     "--store",
-    type=Place(),
+    metavar="DIRECTORY",
     default=lambda: os.environ.get("RAYKD_STORE", "raykd-store"),
     show_default="$RAYKD_STORE or ./raykd-store",
     help="Folder of all artefacts, or its URL (s3://, gs://); every worker must reach it.",
@@ -68,10 +57,20 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None]], Any]:
+    """Decorator: arguments `experiment`, `overrides`, `store`, `as_json`; errors as messages."""
+    experiment = click.argument("experiment", type=click.Path(path_type=Path), required=required)
+
+    def decorate(command: Callable[..., None]) -> Any:
+        return experiment(OVERRIDES(STORE(JSON(speaking(command)))))
+
+    return decorate
+
+
 def resolved_experiment(
     path: Path, overrides: tuple[str, ...], store: str
 ) -> tuple["Experiment", "Store", "Teller"]:
-    """The experiment with its data read, its store, and someone to say what happens."""
+    """The experiment with its data read, its store, and a console for progress."""
     from raykd.config.experiment import load
     from raykd.config.resolve import resolve
     from raykd.storage.store import Store
@@ -117,22 +116,33 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def cell(value: Any) -> Text:
-    """A value as a cell of a table: as it is, not as rich's markup."""
-    return Text(printable_lines(str(value)))
+def print_rows(rows: list[dict[str, Any]], text_columns: Container[str] | None = None) -> None:
+    """Rows of the same columns as a table on standard output.
 
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Rows of the same columns as a table on standard output."""
+    `text_columns` are aligned to the left; None: those whose first value is no number.
+    """
     table = Table(box=None)
     for name, value in rows[0].items():
-        number = isinstance(value, int | float)
+        number = (
+            isinstance(value, int | float) if text_columns is None else name not in text_columns
+        )
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(cell("" if value is None else value) for value in row.values()))
+        texts = (printable_lines("" if value is None else str(value)) for value in row.values())
+        table.add_row(*map(Text, texts))  # as it is, not as rich's markup
     wide_console().print(table)
 
 
 def print_json(value: Any) -> None:
-    """A value as indented JSON on standard output."""
+    """Print a value as indented JSON on standard output."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_report(summary: "Report", *, as_json: bool, **more: Any) -> None:
+    """Print a report's table, or with `as_json` all of it beside `more` keys."""
+    from raykd import report
+
+    if as_json:
+        print_json(report.to_json(summary) | more)
+    else:
+        wide_console().print(report.console_table(summary))

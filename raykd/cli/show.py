@@ -9,16 +9,15 @@ import click
 
 from raykd.cli.output import echo
 from raykd.cli.shared import (
-    EXPERIMENT,
     JSON,
-    OVERRIDES,
     STORE,
+    experiment_command,
     print_json,
+    print_report,
     print_rows,
     published,
     resolved_experiment,
     speaking,
-    wide_console,
 )
 from raykd.core.errors import ConfigError
 from raykd.storage.atomic import is_there, write_atomic
@@ -50,9 +49,7 @@ def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
 
 
 @click.command()
-@click.argument("experiment", type=click.Path(path_type=Path), required=False)
-@OVERRIDES
-@STORE
+@experiment_command(required=False)
 @click.option(
     "--rows",
     type=click.IntRange(min=0),
@@ -60,8 +57,6 @@ def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
     show_default=True,
     help="Random rows to ask of the teacher.",
 )
-@JSON
-@speaking
 def verify(
     experiment: Path | None, overrides: tuple[str, ...], store: str, rows: int, as_json: bool
 ) -> None:
@@ -124,15 +119,11 @@ def _print_cache(line: dict[str, Any]) -> None:
 
 
 @click.command(name="report")
-@EXPERIMENT
-@OVERRIDES
-@STORE
+@experiment_command()
 @click.option("--output", type=click.Path(path_type=Path), help="The page; reports/ of the store.")
 @click.option("--baseline", metavar="LABEL", help="The line to compare with; else label_only.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row per run as CSV.")
-@JSON
-@speaking
 def report_command(
     experiment: Path,
     overrides: tuple[str, ...],
@@ -151,14 +142,12 @@ def report_command(
     page = output if output is not None else published(summary, place, teller)
     if output is not None:
         report.write_page(summary, output)
-    if as_json:
-        print_json(report.to_json(summary) | {"page": page and str(page)})
-    elif as_csv:
+    if as_csv and not as_json:
         echo(report.to_csv(summary).removesuffix("\n"))
-    elif markdown:
+    elif markdown and not as_json:
         echo(report.to_markdown(summary))
     else:
-        wide_console().print(report.console_table(summary))
+        print_report(summary, as_json=as_json, page=page and str(page))
     if page is not None:
         teller.say(f"page: {page}")
 

@@ -16,10 +16,11 @@ from typing import Any
 from pydantic import Field
 
 from raykd.config.messages import Mistakes, Places
-from raykd.config.overrides import PARTS, laid_out, override, read_lines, value_at
+from raykd.config.overrides import PARTS, combinations, override, value_at
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Domain, Space, Sweep, check_generation, read_space
 from raykd.config.shorthand import read_student, record
+from raykd.config.strict_yaml import read_lines
 from raykd.core.errors import ConfigError
 from raykd.core.record import Record
 from raykd.core.registry import nearest
@@ -123,7 +124,7 @@ def parse(
         scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
     runs: list[Asked] = []
     with mistakes.collecting():
-        for run in laid_out(tree["run"], grid, scale.grid_limit):
+        for run in combinations(tree["run"], grid, scale.grid_limit):
             with mistakes.collecting():
                 runs.append(read_student(run))
     mistakes.raise_all()

@@ -41,46 +41,37 @@ class Rule(Record):
 class Scale(Record):
     """Spread of the work over machines; no part of it changes what a run means."""
 
-    # That train one student together; 0: here, without Ray; [least, most]: as many as there are.
+    # Workers that train one student together. 0: this process, without Ray; [least, most]: as many
+    # as there are.
     workers: Annotated[_Any | _Between, Discriminator(_form)] = 0
-    # Of a teacher; None: as `workers`.
+    # Workers that train a teacher; None: as `workers`.
     teacher_workers: Annotated[_Any | _Between, Discriminator(_form)] | None = None
     rules: tuple[Rule, ...] = ()  # the first that matches a student overrides `workers`
-    parallel: int | None = Field(
-        default=None, ge=1, le=Limits.WORKERS
-    )  # one-worker students at a time; None: all fit
-    cpus: float = Field(
-        default=1.0, gt=0, le=Limits.WORKERS
-    )  # CPUs per worker; threads of this process without Ray
-    gpus: float | None = Field(
-        default=None, ge=0, le=Limits.WORKERS
-    )  # GPUs per worker; None: 1 where there are GPUs
-    decoders: int | None = Field(
-        default=None, ge=0, le=1024
-    )  # processes that decode streamed images
+    # One-worker students at a time; None: as many as fit.
+    parallel: int | None = Field(default=None, ge=1, le=Limits.WORKERS)
+    # CPUs per worker; without Ray, threads of this process.
+    cpus: float = Field(default=1.0, gt=0, le=Limits.WORKERS)
+    # GPUs per worker; None: 1 where there are GPUs.
+    gpus: float | None = Field(default=None, ge=0, le=Limits.WORKERS)
+    # Processes of each worker that decode streamed images; None: chosen by its CPUs.
+    decoders: int | None = Field(default=None, ge=0, le=1024)
     on_bad_image: Literal["error", "skip"] = "error"  # for streamed images; skip: show the next one
-    shard: Literal["ddp", "fsdp"] = "ddp"  # workers together: each holds all weights, or a share
-    accumulate: int = Field(
-        default=1, ge=1, le=Limits.ROWS
-    )  # parts of a worker's share of a batch, one by one
-    # The student's forward and backward; reduce-overhead: CUDA graphs.
+    shard: Literal["ddp", "fsdp"] = "ddp"  # each worker holds all weights, or a part of them
+    # Gradient accumulation: parts of a worker's share of a batch, one after the other.
+    accumulate: int = Field(default=1, ge=1, le=Limits.ROWS)
+    # torch.compile of the student's forward and backward; reduce-overhead: CUDA graphs.
     compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
-    checkpoint_seconds: float = Field(
-        default=30.0, ge=0, le=Limits.SECONDS
-    )  # between checkpoints, at epoch ends
-    checkpoint_within_seconds: float = Field(
-        default=300.0, ge=0, le=Limits.SECONDS
-    )  # the same, within an epoch
-    max_failures: int = Field(
-        default=3, ge=0, le=Limits.WORKERS
-    )  # failures of a run's workers before it is given up
-    # For nodes that an autoscaler still has to add; 0: work that does not fit is refused.
+    # Seconds between checkpoints at the ends of epochs, and within an epoch.
+    checkpoint_seconds: float = Field(default=30.0, ge=0, le=Limits.SECONDS)
+    checkpoint_within_seconds: float = Field(default=300.0, ge=0, le=Limits.SECONDS)
+    # Failures of a run's workers before it is given up.
+    max_failures: int = Field(default=3, ge=0, le=Limits.WORKERS)
+    # Minutes to wait for nodes that an autoscaler adds; 0: work that does not fit is refused.
     wait_minutes: float = Field(default=0.0, ge=0, le=Limits.SECONDS)
     grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)  # students of a grid, or trials
-    local_gb: float | None = Field(
-        default=None, gt=0, le=1e9
-    )  # copies of a remote store's shards on a node
-    track: tuple[str, ...] = ()  # trackers of metrics, beside metrics.jsonl: tensorboard
+    # Copies of a remote store's shards on a node, in GB; None: no bound.
+    local_gb: float | None = Field(default=None, gt=0, le=1e9)
+    track: tuple[str, ...] = ()  # loggers of metrics beside metrics.jsonl: tensorboard
     address: str | None = None  # address of a Ray cluster; None: a running one, else a new one
 
     @property

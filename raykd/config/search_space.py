@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raykd.config.overrides import check_count, laid_out, within
+from raykd.config.overrides import check_count, combinations, within
 from raykd.config.shorthand import read_student, record
 from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Record
@@ -130,7 +130,7 @@ class Space:
     def tree(self, config: Mapping[str, Scalar]) -> dict[str, Any]:
         """The part `run` of the file with one trial's values."""
         axes = {axis: [self._value(axis, config[axis])] for axis in (*self.grid, *self.search)}
-        return next(iter(laid_out(copy.deepcopy(dict(self.base)), axes)))
+        return next(iter(combinations(copy.deepcopy(dict(self.base)), axes)))
 
     def _value(self, axis: str, given: Scalar) -> Any:
         drawn = axis in self.search and self.search[axis].choice is None

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from raykd import models
 from raykd.config.experiment import Experiment
 from raykd.config.messages import explain
-from raykd.config.overrides import read_yaml
 from raykd.config.scale import Workers, least, most
+from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
 from raykd.data.recipe import Data

@@ -1,6 +1,8 @@
 """Listings: artefacts in a store, and the names that an experiment may use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
 from raykd.outputs.codecs import CODECS
-from raykd.outputs.manifest import MANIFEST, manifest_of
+from raykd.outputs.manifest import MANIFEST, Manifest, manifest_of
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.storage import locks
 from raykd.storage.store import Store, read_recipe
@@ -27,45 +29,30 @@ from raykd.training.runs import default_device
 Row = dict[str, Any]
 
 
-def catalogue(what: str, store: Store) -> list[Row]:
-    """The rows of `raykd show WHAT`."""
-    tables = {
-        "teachers": lambda: _teachers(store),
-        "caches": lambda: _caches(store),
-        "preludes": lambda: _preludes(store),
-        "students": lambda: _students(store),
-        "searches": lambda: _searches(store),
-        "methods": _methods,
-        "models": _models,
-        "datasets": _datasets,
-    }
-    return tables[what]()
-
-
-def cached_runs(store: Store) -> list[LogitsRun]:
-    """The recipes of the store's caches, oldest first."""
-    folders = store.finished(LogitsRun.kind)
-    return [read_recipe(LogitsRun, folder) for folder in folders]
+def catalogue(listing: str, store: Store) -> list[Row]:
+    """Rows of `raykd show LISTING`."""
+    if listing in _NAMES:
+        return _NAMES[listing]()
+    recipe, row = _ARTEFACTS[listing]
+    return [
+        {"fingerprint": folder.name} | row(store, folder, read_recipe(recipe, folder))
+        for folder in store.finished(recipe.kind)
+    ]
 
 
 def verify_caches(
     store: Store, chosen: Sequence[LogitsRun] | None, rows: int
 ) -> tuple[list[Row], list[RaykdError]]:
-    """A row per cache that is whole and answers like its teacher, and an error per other one.
+    """A row per sound cache, and an error per damaged one; all of the store's if none is chosen.
 
-    One that another process is building has a row, too, whose `building` says how far it is.
+    Every byte is read, and `rows` random rows are compared with the teacher's outputs. A cache
+    that another process is building has a row, too, whose `building` says how far it is.
     """
     results: list[Row] = []
     errors: list[RaykdError] = []
-    if chosen is None:
-        chosen = []
-        for folder in store.finished(LogitsRun.kind):
-            try:
-                chosen.append(read_recipe(LogitsRun, folder))
-            except RaykdError as error:
-                errors.append(error)
-    for run in chosen:
+    for item in store.finished(LogitsRun.kind) if chosen is None else chosen:
         try:
+            run = item if isinstance(item, LogitsRun) else read_recipe(LogitsRun, item)
             results.append(_verified(store, run, rows))
         except RaykdError as error:
             errors.append(error)
@@ -73,48 +60,40 @@ def verify_caches(
 
 
 def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
-    """The row of a cache, once every byte was looked at."""
-    about = {
+    """Row of a cache that is sound or being built; raises `CacheCorrupt` otherwise."""
+    row = {
         "fingerprint": fingerprint(run),
         "teacher": f"{run.teacher.model} after {run.anchor} epochs",
         "split": run.split,
         "codec": run.stored().label,
     }
-    taught = store.has(run.teacher)
-    manifest = manifest_of(store, run) if taught else None
+    manifest = manifest_of(store, run) if store.has(run.teacher) else None
     views = [] if manifest is None else manifest.views()
     if manifest is None or not views:
         building = _building(store, run)
         if building is None:
-            folder = store.where(store.path(run))
-            if not taught:
-                teacher = store.where(store.path(run.teacher))
-                raise CacheCorrupt(
-                    f"{folder}: its teacher {teacher} is missing or not finished; `raykd "
-                    "precompute` of its experiment makes it, and trains nothing where only its "
-                    "marker was lost"
-                )
-            raise CacheCorrupt(
-                f"{folder}: there is no manifest; `raykd precompute` makes it"
-                if manifest is None
-                else f"{folder}: no view is complete; `raykd precompute` goes on"
-            )
-        empty = {"views": 0, "shards": 0, "rows": 0}
+            raise CacheCorrupt(_lack(store, run, manifest))
         none = dict.fromkeys(("difference", "kl", "agreement"))
-        return about | empty | none | {"building": building}
+        return row | {"views": 0, "shards": 0, "rows": 0} | none | {"building": building}
     cache = open_cache(store, run, views, default_device())
     for view in views:
         cache.check(view)
-    comparison = compare(store, run, rows, default_device())
-    return about | {
-        "views": len(views),
-        "shards": len(manifest.shards),
-        "rows": comparison.rows,
-        "difference": comparison.difference,
-        "kl": comparison.kl,
-        "agreement": comparison.agreement,
-        "building": None,
-    }
+    counts = {"views": len(views), "shards": len(manifest.shards)}
+    return row | counts | asdict(compare(store, run, rows, default_device())) | {"building": None}
+
+
+def _lack(store: Store, run: LogitsRun, manifest: Manifest | None) -> str:
+    """Message about a cache that holds no complete view and that no process is building."""
+    folder = store.where(store.path(run))
+    if not store.has(run.teacher):
+        teacher = store.where(store.path(run.teacher))
+        return (
+            f"{folder}: its teacher {teacher} is missing or not finished; `raykd precompute` of "
+            "its experiment makes it, and trains nothing where only its marker was lost"
+        )
+    if manifest is None:
+        return f"{folder}: there is no manifest; `raykd precompute` makes it"
+    return f"{folder}: no view is complete; `raykd precompute` goes on"
 
 
 def _building(store: Store, run: LogitsRun) -> str | None:
@@ -129,112 +108,78 @@ def _building(store: Store, run: LogitsRun) -> str | None:
     return f"waiting for its teacher, which {owner} trains; {done} epochs so far"
 
 
-def _teachers(store: Store) -> list[Row]:
-    rows = []
-    for folder in store.finished(TeacherRun.kind):
-        run = read_recipe(TeacherRun, folder)
-        result = read_result(folder, Tested)
-        rows.append(
-            {
-                "fingerprint": folder.name,
-                "model": run.model,
-                "data": run.data.name,
-                "epochs": 0 if run.weights else run.optim.epochs,
-                "seed": run.seed,
-                "parameters": result["parameters"],
-                "top1": round(result["last"]["top1"], 2),
-            }
+def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
+    result = read_result(folder, Tested)
+    return {
+        "model": run.model,
+        "data": run.data.name,
+        "epochs": 0 if run.weights else run.optim.epochs,
+        "seed": run.seed,
+        "parameters": result["parameters"],
+        "top1": round(result["last"]["top1"], 2),
+    }
+
+
+def _cache(store: Store, folder: Path, run: LogitsRun) -> Row:
+    manifest = manifest_of(store, run)
+    if manifest is None:
+        raise CacheCorrupt(
+            f"{store.where(folder / MANIFEST)}: is missing, and the cache was finished; "
+            "`raykd precompute` makes it again from whole shards"
         )
-    return rows
+    return {
+        "teacher": run.teacher.model,
+        "anchor": run.anchor,
+        "data": run.data.name,
+        "split": run.split,
+        "codec": run.stored().label,
+        "views": len(manifest.views()),
+        "rows": manifest.rows,
+        "megabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e6, 2),
+    }
 
 
-def _caches(store: Store) -> list[Row]:
-    rows = []
-    for run in cached_runs(store):
-        manifest = manifest_of(store, run)
-        if manifest is None:
-            raise CacheCorrupt(
-                f"{store.where(store.path(run) / MANIFEST)}: is missing, and the cache was "
-                "finished; `raykd precompute` makes it again from whole shards"
-            )
-        rows.append(
-            {
-                "fingerprint": fingerprint(run),
-                "teacher": run.teacher.model,
-                "anchor": run.anchor,
-                "data": run.data.name,
-                "split": run.split,
-                "codec": run.stored().label,
-                "views": len(manifest.views()),
-                "rows": manifest.rows,
-                "megabytes": round(sum(s.bytes for s in manifest.shards) / 1e6, 2),
-            }
+def _prelude(store: Store, folder: Path, run: PreludeRun) -> Row:
+    return {
+        "what": run.method.name,
+        "model": run.model or "",
+        "teacher": run.teacher.model,
+        "data": run.data.name,
+        "seed": run.seed,
+        "epochs": run.optim.epochs,
+        "loss": round(read_result(folder, Untested)["last"]["loss"], 4),
+    }
+
+
+def _student(store: Store, folder: Path, run: StudentRun) -> Row:
+    last = read_result(folder, Tested)["last"]
+    return {
+        "model": run.model,
+        "data": run.data.name,
+        "method": run.method.name,
+        "seed": run.seed,
+        "teacher": run.teacher.model if run.teacher else "",
+        "epochs": run.optim.epochs,
+        "top1": round(last["top1"], 2),
+        "agreement": round(last.get("agreement", float("nan")), 2),
+    }
+
+
+def _search(store: Store, folder: Path, run: Search) -> Row:
+    decisions = read_decisions(store, run)
+    if not is_complete(run, decisions):
+        raise CacheCorrupt(
+            f"{store.where(folder / DECISIONS)}: decisions of a finished search are missing; "
+            "`raykd run` of its experiment measures anew, and trains nothing"
         )
-    return rows
-
-
-def _preludes(store: Store) -> list[Row]:
-    rows = []
-    for folder in store.finished(PreludeRun.kind):
-        run = read_recipe(PreludeRun, folder)
-        rows.append(
-            {
-                "fingerprint": folder.name,
-                "what": run.method.name,
-                "model": run.model or "",
-                "teacher": run.teacher.model,
-                "data": run.data.name,
-                "seed": run.seed,
-                "epochs": run.optim.epochs,
-                "loss": round(read_result(folder, Untested)["last"]["loss"], 4),
-            }
-        )
-    return rows
-
-
-def _students(store: Store) -> list[Row]:
-    rows = []
-    for folder in store.finished(StudentRun.kind):
-        run = read_recipe(StudentRun, folder)
-        result = read_result(folder, Tested)
-        rows.append(
-            {
-                "fingerprint": folder.name,
-                "model": run.model,
-                "data": run.data.name,
-                "method": run.method.name,
-                "seed": run.seed,
-                "teacher": run.teacher.model if run.teacher else "",
-                "epochs": run.optim.epochs,
-                "top1": round(result["last"]["top1"], 2),
-                "agreement": round(result["last"].get("agreement", float("nan")), 2),
-            }
-        )
-    return rows
-
-
-def _searches(store: Store) -> list[Row]:
-    rows = []
-    for folder in store.finished(Search.kind):
-        run = read_recipe(Search, folder)
-        decisions = read_decisions(store, run)
-        if not is_complete(run, decisions):
-            raise CacheCorrupt(
-                f"{store.where(folder / DECISIONS)}: decisions of a finished search are missing; "
-                "`raykd run` of its experiment measures anew, and trains nothing"
-            )
-        rows.append(
-            {
-                "fingerprint": folder.name,
-                "method": run.student.method.label,
-                "model": run.student.model,
-                "teacher": run.student.teacher.model if run.student.teacher else "",
-                "seed": run.student.seed,
-                "threshold": run.threshold,
-                "anchors": " ".join(map(str, anchors_of(run, decisions))),
-            }
-        )
-    return rows
+    return {
+        "method": run.student.method.label,
+        "model": run.student.model,
+        "teacher": run.student.teacher.model if run.student.teacher else "",
+        "seed": run.student.seed,
+        "threshold": run.threshold,
+        "anchors": " ".join(map(str, anchors_of(run, decisions))),
+    }
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -298,3 +243,19 @@ def _models() -> list[Row]:
 
 def _datasets() -> list[Row]:
     return [{"dataset": name, "what": source.title} for name, source in SOURCES.items()]
+
+
+# Listing -> recipe of its artefacts, and the columns of one beside its fingerprint.
+_ARTEFACTS: dict[str, tuple[Any, Callable[[Store, Path, Any], Row]]] = {
+    "teachers": (TeacherRun, _teacher),
+    "caches": (LogitsRun, _cache),
+    "preludes": (PreludeRun, _prelude),
+    "students": (StudentRun, _student),
+    "searches": (Search, _search),
+}
+# Listing of what an experiment may name -> its rows.
+_NAMES: dict[str, Callable[[], list[Row]]] = {
+    "methods": _methods,
+    "models": _models,
+    "datasets": _datasets,
+}

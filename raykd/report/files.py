@@ -3,16 +3,24 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pydantic_core
+from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
-from raykd.report.tables import cost_lines, legend, listed, rows, run_cells, sentence, trial_rows
+from raykd.report.tables import (
+    TEXT_COLUMNS,
+    cost_lines,
+    legend,
+    listed,
+    rows,
+    run_cells,
+    sentence,
+    trial_rows,
+)
 from raykd.report.types import Group, Report, Run
 
-_LEFT = ("what", "network", "hardware", "trial", "state", "settings", "fingerprint", "error")
 # Columns of CSV: of the last epoch's metrics, of the result, and all.
 _LAST = ("validation_top1", "agreement", "kl")
 _RESULT = ("parameters", "flops", "latency_ms", "seconds", "images_per_second", "hardware")
@@ -20,22 +28,21 @@ _COLUMNS = ["label", "network", "seed", "fingerprint", "state", "top1", "best", 
 
 
 def to_markdown(report: Report) -> str:
-    """The table as Markdown, with what it says, what it took, and every fingerprint."""
-    lines = [row | {"hardware": listed(group.hardware)} for group, row in rows(report)]
-    parts = [
-        f"# {_quoted(printable(report.name))}",
-        _quoted(sentence(report)),
-        _table(lines),
-        _quoted(legend(report)),
-    ]
-    if report.searches:
-        parts += ["## Searches for anchors", "\n".join(_searches(report))]
-    if report.trials:
-        parts += ["## Trials", _table([row for _, row in trial_rows(report.trials)])]
-    cost = "\n".join(f"- {_quoted(f'{name}: {text}')}" for name, text in cost_lines(report))
-    runs = "\n".join(_runs(report, group) for group in (*report.groups(), *report.stages))
-    parts = [part for part in parts if part]
-    return "\n\n".join([*parts, "## Cost", cost, "## Runs", runs]) + "\n"
+    """The table as Markdown, with the costs, and every run with its fingerprint."""
+    environment = Environment(
+        autoescape=False, loader=PackageLoader("raykd.report", ""), keep_trailing_newline=True
+    )
+    environment.filters |= {"text": _escaped, "cells": run_cells}
+    return environment.get_template("report.md.j2").render(
+        report=report,
+        name=printable(report.name),
+        sentence=sentence(report),
+        legend=legend(report),
+        rows=[row | {"hardware": listed(group.hardware)} for group, row in rows(report)],
+        trials=[row for _, row in trial_rows(report.trials)],
+        cost=cost_lines(report),
+        text_columns=TEXT_COLUMNS,
+    )
 
 
 def to_csv(report: Report) -> str:
@@ -69,35 +76,6 @@ def _row(group: Group, run: Run) -> dict[str, Any]:
     }
 
 
-def _table(lines: Iterable[Mapping[str, str]]) -> str:
-    """Lines of the same columns as a table in Markdown."""
-    lines = [*lines]
-    if not lines:
-        return ""
-    rule = ["---" if name in _LEFT else "---:" for name in lines[0]]
-    texts = [[*lines[0]], rule, *([_quoted(text) for text in row.values()] for row in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in texts)
-
-
-def _searches(report: Report) -> Iterable[str]:
-    """A line for each search: where it is, and what it went by."""
-    for search in report.searches:
-        anchors = ", ".join(map(str, search.anchors))
-        state = "" if search.complete else " so far"
-        threshold = search.recipe["threshold"]
-        text = f"{search.label}: anchors {anchors}{state}, threshold {threshold}"
-        yield f"- {_quoted(text)}, `{search.fingerprint}`"
-
-
-def _runs(report: Report, group: Group) -> str:
-    """A line with the fingerprints of a group, each with its seed, its state and its top-1."""
-    runs = []
-    for run in group.runs:
-        top1 = f", {run_cells(run)['top-1 %']} %" if run.result else ""
-        runs.append(f"`{run.fingerprint}` (seed {run.seed}, {run.state()}{top1})")
-    return f"- {_quoted(report.called(group))}: {', '.join(runs)}"
-
-
-def _quoted(text: str) -> str:
+def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, in a cell of a table too."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

@@ -11,12 +11,18 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
-from raykd.report.tables import cost_lines, legend, rows, run_cells, sentence, trial_rows
+from raykd.report.tables import (
+    TEXT_COLUMNS,
+    cost_lines,
+    legend,
+    rows,
+    run_cells,
+    sentence,
+    trial_rows,
+)
 from raykd.report.types import Report, Run
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store
-
-TEXT_COLUMNS = ("what", "network", "trial", "state", "settings", "fingerprint")
 
 
 def write_page(report: Report, path: Path) -> None:

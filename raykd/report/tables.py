@@ -13,6 +13,18 @@ from raykd.report.labels import called
 from raykd.report.types import Group, Report, Run, Summary, Trial
 from raykd.tracking.console import clock
 
+# Columns of text, which is aligned to the left; the others hold numbers.
+TEXT_COLUMNS = (
+    "what",
+    "network",
+    "hardware",
+    "trial",
+    "state",
+    "settings",
+    "fingerprint",
+    "error",
+)
+
 
 def sentence(report: Report) -> str:
     """Sentence: runs, and how many of them are finished."""

@@ -261,7 +261,7 @@ MISTAKES = {
     ),
     "a key given twice": (
         PLAIN + "  model: resnet14\n",
-        "experiment: 'model' is given twice in the part at line 3",
+        "experiment, line 5: 'model' is given twice",
     ),
     "a date": (
         PLAIN + "  seed: 2026-01-01\n",

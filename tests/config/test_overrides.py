@@ -5,7 +5,8 @@ import re
 import pytest
 
 from raykd.config.experiment import load
-from raykd.config.overrides import override, read_lines, read_yaml
+from raykd.config.overrides import override
+from raykd.config.strict_yaml import read_lines, read_yaml
 from raykd.core.errors import ConfigError
 
 FILE = """\

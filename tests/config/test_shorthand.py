@@ -4,8 +4,8 @@ import jsonschema
 import pytest
 
 from raykd.config.experiment import parse, schema
-from raykd.config.overrides import read_yaml
 from raykd.config.resolve import resolve
+from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.methods.kd import KD

@@ -32,7 +32,15 @@ timm = pytest.importorskip("timm")
 
 @pytest.fixture(scope="session")
 def skd(place, student, tmp_path_factory):
-    """A student whose logits are calibrated, in every format."""
+    """A student whose logits are calibrated, as weights and as a graph of torch's."""
+    run = student("skd")
+    formats = ["safetensors", "torch"]
+    return run, export(place, run, tmp_path_factory.mktemp("skd") / "out", formats)
+
+
+@pytest.fixture(scope="session")
+def skd_everywhere(place, student, tmp_path_factory):
+    """The same student in every format."""
     run = student("skd")
     return run, export(place, run, tmp_path_factory.mktemp("skd") / "out")
 
@@ -55,24 +63,31 @@ def config_of(exported):
     return json.loads((exported.folder / "config.json").read_text())
 
 
-def test_every_format_is_written_and_close(skd):
-    _, exported = skd
-    assert [file.name for file in exported.files] == list(FORMATS.values())
+def check_files(exported, files):
+    assert [file.name for file in exported.files] == files
     assert all(file.difference < 1e-4 for file in exported.files)
     assert all(
         file.bytes == (exported.folder / file.name).stat().st_size for file in exported.files
     )
     others = {"README.md", "config.json", "recipe.json"}
-    assert {path.name for path in exported.folder.iterdir()} - {"image.png", "program.py"} == {
-        *FORMATS.values(), *others
-    }  # fmt: skip
+    names = {path.name for path in exported.folder.iterdir()} - {"image.png", "program.py"}
+    assert names == {*files, *others}
     assert not [path for path in exported.folder.parent.iterdir() if path != exported.folder]
+
+
+def test_the_formats_that_are_named_are_written_and_close(skd):
+    check_files(skd[1], ["model.safetensors", "model.pt2"])
+
+
+@pytest.mark.slow
+def test_every_format_is_written_and_close(skd_everywhere):
+    check_files(skd_everywhere[1], [*FORMATS.values()])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
-def test_a_graph_runs_by_the_readme_where_there_is_no_raykd(place, skd, file):
-    run, exported = skd
+def test_a_graph_runs_by_the_readme_where_there_is_no_raykd(place, skd_everywhere, file):
+    run, exported = skd_everywhere
     check_program(place, run, exported.folder, file)
 
 
@@ -90,24 +105,40 @@ def test_the_weights_have_the_plain_networks_names_and_nothing_else(place, skd):
     assert all(torch.equal(state[name], made[name]) for name in made)
 
 
-def test_the_graphs_hold_the_network_and_what_it_needs_and_nothing_else(place, skd, simkd):
-    for (run, exported), kept in ((skd, {"radius"}), (simkd, {"projector", "classifier"})):
-        made = finished(place, run)
-        assert set(made.released) == kept
-        own = {f"network.{name}" for name in made.network.network.state_dict()}
-        own |= {f"helpers.{name}" for name in made.released.state_dict()}
-        program = torch.export.load(exported.folder / "model.pt2")
-        assert program.state_dict.keys() == own | {"offset", "scale"}
+def test_a_graph_holds_the_network_and_what_it_needs_and_nothing_else(place, skd):
+    check_graph(place, *skd, {"radius"})
+
+
+@pytest.mark.slow
+def test_every_graph_holds_the_network_and_what_it_needs_and_nothing_else(
+    place, skd_everywhere, simkd
+):
+    for (run, exported), kept in ((skd_everywhere, {"radius"}), (simkd, SIMKD)):
+        parts = check_graph(place, run, exported, kept)
         graph = onnx.load(exported.folder / "model.onnx").graph
         held = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
-        parts = (made.network, made.released)
         assert held <= 1.02 * sum(t.numel() for part in parts for t in part.state_dict().values())
 
 
-def test_graphs_take_any_number_of_images_and_carry_the_configuration(skd):
+SIMKD = {"projector", "classifier"}
+
+
+def check_graph(place, run, exported, kept):
+    """Compare the state of `model.pt2` with the network's and its helpers'; returns these."""
+    made = finished(place, run)
+    assert set(made.released) == kept
+    names = {f"network.{name}" for name in made.network.network.state_dict()}
+    names |= {f"helpers.{name}" for name in made.released.state_dict()}
+    program = torch.export.load(exported.folder / "model.pt2")
+    assert program.state_dict.keys() == names | {"offset", "scale"}
+    return made.network, made.released
+
+
+@pytest.mark.slow
+def test_graphs_take_any_number_of_images_and_carry_the_configuration(skd_everywhere):
     import onnxruntime
 
-    run, exported = skd
+    run, exported = skd_everywhere
     config = (exported.folder / "config.json").read_text()
     files = {"config.json": ""}
     program = torch.export.load(exported.folder / "model.pt2", extra_files=files).module()
@@ -146,6 +177,7 @@ def test_the_configuration_says_what_a_user_must_know(place, skd):
     assert f"{made.result['last']['top1']:.2f} %" in card
 
 
+@pytest.mark.slow
 def test_a_student_that_answers_with_its_teachers_classifier_is_graphs_alone(
     place, simkd, tmp_path
 ):
@@ -184,6 +216,7 @@ print(json.dumps([logits.tolist(), network.pretrained_cfg["label_names"], networ
     assert state.keys() == own.keys()
 
 
+@pytest.mark.slow
 def test_timms_weights_can_begin_a_network_of_other_classes(of_timm):
     _, exported = of_timm
     network = timm.create_model(f"local-dir:{exported.folder}", pretrained=True, num_classes=3)
@@ -192,9 +225,13 @@ def test_timms_weights_can_begin_a_network_of_other_classes(of_timm):
     assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
 
 
-def test_the_readme_of_a_library_s_network_runs(place, student, of_timm, tmp_path):
+def test_the_readme_of_timms_network_runs(place, of_timm):
     run, exported = of_timm
     check_program(place, run, exported.folder, "model.safetensors", runs=here)
+
+
+@pytest.mark.slow
+def test_the_readme_of_torchvisions_network_runs(place, student, tmp_path):
     run = student("label_only", TORCHVISION)
     exported = export(place, run, tmp_path / "out", ["safetensors"])
     check_program(place, run, exported.folder, "model.safetensors", runs=here)
@@ -202,6 +239,7 @@ def test_the_readme_of_a_library_s_network_runs(place, student, of_timm, tmp_pat
     assert load_file(exported.folder / "model.safetensors").keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_streamed_photographs_are_made_ready_as_in_training(tmp_path):
     store, root = Store(tmp_path / "store"), photos(tmp_path / "photos", side=60)
     data = streamed(store, root, 64, stream=Stream(size=64, resize=73))
@@ -260,7 +298,8 @@ def test_a_teacher_can_be_exported(place, teacher, tmp_path):
 
 
 def test_a_second_export_takes_the_place_of_the_first(place, teacher, tmp_path):
-    export(place, teacher, tmp_path / "out", ["torch"])
+    export(place, teacher, tmp_path / "out", ["safetensors"])
+    (tmp_path / "out" / "model.onnx").write_bytes(b"of the first")
     export(place, teacher, tmp_path / "out", ["safetensors"])
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model.safetensors", "README.md", "config.json", "recipe.json"}

@@ -33,14 +33,9 @@ def call(*words, code=0):
     return result
 
 
-@pytest.mark.parametrize("name", ["a", "0", "106d02c3", "f" * 20])
-def test_the_beginning_of_a_fingerprint_is_seen_as_one(name):
-    assert is_fingerprint(name)
-
-
-@pytest.mark.parametrize("name", ["", "x", "106D", "f" * 21, "face.yaml", "*", "../a"])
-def test_other_words_are_none(name):
-    assert not is_fingerprint(name)
+def test_the_beginning_of_a_fingerprint_is_told_from_other_words():
+    assert all(map(is_fingerprint, ("a", "0", "106d02c3", "f" * 20)))
+    assert not any(map(is_fingerprint, ("", "x", "106D", "f" * 21, "face.yaml", "*", "../a")))
 
 
 def test_students_and_teachers_are_found_by_the_beginning(place, student, teacher):
@@ -94,19 +89,16 @@ def test_the_finished_students_of_an_experiment_get_a_folder_each(place, student
     assert "two: none of its 2 students is finished; `raykd run` trains them" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_what_is_wrong_with_the_command_is_a_sentence(tmp_path):
+    for words, message in (
         (["abc"], "no finished student or teacher in"),
         (["resnet8"], "neither an experiment file nor a fingerprint"),
         (["none.yaml"], "none.yaml: cannot be read"),
         (["abc", "run.seed=1"], "only an experiment has overrides"),
-    ],
-)
-def test_what_is_wrong_with_the_command_is_a_sentence(tmp_path, words, message):
-    done = call(*words, "--store", tmp_path, "--output", tmp_path / "out", code=2)
-    assert message in done.stderr
-    assert not (tmp_path / "out").exists()
+    ):
+        done = call(*words, "--store", tmp_path, "--output", tmp_path / "out", code=2)
+        assert message in done.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_damaged_weights_are_named_and_nothing_is_written(place, student, tmp_path):
@@ -129,6 +121,7 @@ def test_the_command_knows_every_format():
     assert tuple(FORMATS) == _FORMATS
 
 
+@pytest.mark.slow
 def test_a_network_that_another_machine_trained_is_fetched(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "one"))
     there = Store(bucket)

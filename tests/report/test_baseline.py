@@ -49,6 +49,6 @@ def test_a_baseline_that_no_line_is_called_is_an_error(store, experiment):
 def test_a_report_says_where_there_is_no_baseline(store):
     experiment = parse(TEXT.replace("label_only, ", ""), "alone")
     finished(store, experiment)
-    said = "the experiment has none, so add label_only, or name a line with --baseline"
-    assert said in page(gather(store, experiment))
-    assert said not in page(gather(store, experiment, baseline="kd"))
+    hint = "the experiment has none, so add label\\_only, or name a line with --baseline"
+    assert hint in to_markdown(gather(store, experiment))
+    assert hint not in to_markdown(gather(store, experiment, baseline="kd"))

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 from raykd.config.experiment import Experiment, parse
 from raykd.report import Trial, console_table, gather, to_csv, to_json, to_markdown
@@ -18,9 +19,7 @@ def rows(report):
     return [*csv.DictReader(io.StringIO(to_csv(report)))]
 
 
-def test_csv_has_a_row_per_run(store, experiment):
-    finished(store, experiment)
-    report = gather(store, experiment)
+def test_csv_has_a_row_per_run(report):
     found = rows(report)
     assert [*found[0]] == COLUMNS.split()
     assert len(found) == 1 + 12
@@ -63,8 +62,8 @@ def test_validation_is_a_column_where_there_is_any(store):
         assert "flatters" not in text
 
 
-def test_the_best_epoch_is_said_to_flatter_without_validation(report):
-    for text in (to_markdown(report), page(report)):
+def test_the_best_epoch_is_said_to_flatter_without_validation(report, written):
+    for text in (to_markdown(report), written):
         assert "chosen on the test images and flatters" in text
         assert "validation" not in text.partition("Runs")[0]
 
@@ -91,29 +90,24 @@ TRIALS = (
 )
 
 
-def test_trials_are_shown_with_the_failed_ones_first(store, experiment):
-    finished(store, experiment)
-    report = gather(store, experiment, TRIALS)
+def test_trials_are_shown_with_the_failed_ones_first(report):
+    name = report.students[0].runs[0].fingerprint
+    other = Trial("0003", {}, "f" * 20, "finished", None, 1.0)
+    trials = (replace(TRIALS[0], fingerprint=name), TRIALS[1], other)
+    report = replace(report, trials=trials)
     text, written = to_markdown(report), page(report)
-    assert r"| 0001 | finished | run.optim.lr=0.1 run.method=kd | 1 min 15 s | - |  |" in text
+    assert rf"| 0001 | finished | run.optim.lr=0.1 run.method=kd | 1 min 15 s | {name} |  |" in text
     for shown in (text, written):
         assert 0 < shown.index("0002") < shown.index("0001")
     assert "the loss is &lt;not&gt; finite; lower it" in written
-    assert [trial["name"] for trial in to_json(report)["trials"]] == ["0001", "0002"]
-
-
-def test_a_trial_leads_to_its_student(store, experiment):
-    finished(store, experiment)
-    name = store.path(experiment.runs[0]).name
-    trial = Trial("0001", {}, name, "finished", None, 1.0)
-    other = Trial("0002", {}, "f" * 20, "finished", None, 1.0)
-    written = page(gather(store, experiment, [trial, other]))
+    assert [trial["name"] for trial in to_json(report)["trials"]] == ["0001", "0002", "0003"]
+    # A trial leads to its student where the page lists it.
     assert f'<a href="#{name}">{name}</a>' in written
     assert f'href="#{"f" * 20}"' not in written
 
 
-def test_without_trials_there_is_no_such_section(report):
-    assert "Trials" not in page(report)
+def test_without_trials_there_is_no_such_section(report, written):
+    assert "Trials" not in written
     assert "Trials" not in to_markdown(report)
 
 

@@ -5,7 +5,6 @@ from raykd.config.experiment import parse
 from raykd.planning.plan import plan
 from raykd.report import gather
 from raykd.report.charts import front
-from raykd.report.page import page
 from raykd.report.tables import rows
 from tests.report.stored import TEXT, TOP1, put
 
@@ -51,8 +50,7 @@ def test_a_student_that_teaches_is_an_assistant(store):
     assert "kd via resnet14" in [group.label for group in report.students]
 
 
-def test_every_run_is_listed_with_its_numbers(report):
-    written = page(report)
+def test_every_run_is_listed_with_its_numbers(written):
     line = "seed 1, finished after 9 s: top-1 92.50 %, best 93.00 %, agreement 81.00 %, KL 0.250"
     assert len(re.findall(re.escape(line), written)) == 1
 

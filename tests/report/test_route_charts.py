@@ -9,7 +9,9 @@ from raykd.recipes import StudentRun
 from raykd.report import gather, to_json, to_markdown
 from raykd.report.page import page
 from raykd.report.route_charts import legs, ratios, route_charts
+from raykd.storage.store import Store
 from tests.report.stored import EPOCHS, ROUTES, decide, put, routed
+from tests.tiers import slow_but
 
 
 @pytest.fixture
@@ -17,8 +19,9 @@ def experiment():
     return parse(ROUTES, "routes")
 
 
-@pytest.fixture
-def report(store, experiment):
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    store, experiment = Store(tmp_path_factory.mktemp("routes")), parse(ROUTES, "routes")
     routed(store, experiment)
     return gather(store, experiment)
 
@@ -97,7 +100,7 @@ def test_infinity_is_a_number_of_the_map_and_null_in_json(store, experiment):
     assert to_json(report)["searches"][0]["decisions"][0]["ratios"]["8"] is None
 
 
-@pytest.mark.parametrize("every", [1, 4, 8])
+@pytest.mark.parametrize("every", slow_but((1, 4, 8), (8,)))
 def test_any_number_of_checkpoints_can_be_drawn(store, every):
     text = ROUTES.replace("epochs: 8}", "epochs: 64}").replace(
         "save_every: 2", f"save_every: {every}"
@@ -111,11 +114,10 @@ def test_any_number_of_checkpoints_can_be_drawn(store, every):
     assert (">1.25</text>" in chart.picture.svg) == (every > 1)  # no room for 64 numbers
 
 
-def test_legs_go_through_all_stages(store, experiment):
-    routed(store, experiment)
+def test_legs_go_through_all_stages(report):
     found = {
         group.label: [legs(StudentRun.read(run.recipe)) for run in group.runs]
-        for group in gather(store, experiment).students
+        for group in report.students
     }
     assert found["kd greedy threshold=1.6 multi_stage"] == [
         [(0, EPOCHS, 2), (EPOCHS, 2 * EPOCHS, 6), (2 * EPOCHS, 3 * EPOCHS, 8)],
