@@ -115,7 +115,7 @@ def asked(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
 
     given = outputs(sample.pixels)
     looks: dict[Look, Outputs] = {look: outputs(b.pixels) for look, b in sample.looks.items()}
-    return given.beside({"given": given, **looks})
+    return given.with_looks({"given": given, **looks})
 
 
 def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16):

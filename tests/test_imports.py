@@ -77,18 +77,9 @@ def imports(path: Path) -> Iterator[str]:
                 yield inner if inner in MODULES else node.module
 
 
-# Imports that only type checkers read, and that close a circle.
-FOR_TYPES = {
-    ("raykd.core.types", "raykd.models.staged"),
-    ("raykd.recipes.consistency", "raykd.recipes.student"),
-    ("raykd.recipes.outputs", "raykd.recipes.student"),
-}
-
-
 def ours(path: Path) -> set[str]:
     """The modules of raykd that a file imports, for types or at run time."""
-    names = {name for name in imports(path) if name.split(".")[0] == "raykd"}
-    return {name for name in names if (name_of(path), name) not in FOR_TYPES}
+    return {name for name in imports(path) if name.split(".")[0] == "raykd"}
 
 
 def level_of(module: str) -> int:

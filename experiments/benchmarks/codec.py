@@ -372,11 +372,11 @@ def _keep(rows: Tensor) -> dict[str, Tensor]:
 
 def _seen(views: tuple[Outputs, Outputs]) -> Outputs:
     """The outputs for view 0, with those for view 1 as the strongly augmented look."""
-    return views[0].beside({"given": views[0], "strong": views[1]})
+    return views[0].with_looks({"given": views[0], "strong": views[1]})
 
 
 def _double(outputs: Outputs) -> Outputs:
-    return outputs.answering(outputs.logits.double())
+    return outputs.replace(logits=outputs.logits.double())
 
 
 def _divergence(live: Tensor, found: Tensor, temperature: float) -> Tensor:

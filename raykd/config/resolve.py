@@ -12,7 +12,7 @@ from raykd.data import dataset
 from raykd.data.recipe import Data, ResolvedData
 from raykd.models.weights_import import WeightsImporter, copy_to_store, is_path, normalisation
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
-from raykd.recipes.consistency import check_student
+from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 

@@ -1,4 +1,4 @@
-"""The nouns that every room shares.
+"""Types that every room shares: the outputs of a network, and batches.
 
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
@@ -8,12 +8,9 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from raykd.models.staged import Staged
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -25,7 +22,7 @@ class Signal(enum.Flag):
     EMBEDDING = enum.auto()  # pooled features [B, D]
     FEATURES = enum.auto()  # stage outputs [B, K, H, W]
     LIVE = enum.auto()  # the network itself, to run again; the student's is always there
-    PREACTIVATIONS = enum.auto()  # stage outputs before their last ReLU, as spots "stage2.pre"
+    PREACTIVATIONS = enum.auto()  # stage outputs before their last ReLU, named "stage2.pre"
     PIXELS = enum.auto()  # the pixels, such that the logits can be differentiated by them
     CLASSIFIER = enum.auto()  # the last layer, to run again on other embeddings
 
@@ -33,12 +30,12 @@ class Signal(enum.Flag):
         return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
 
 
-# What needs no teacher in person; the classifier is loaded beside a cache.
+# Signals that need no live teacher; the classifier is loaded beside a cache.
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 
-# One way of looking at the samples of a batch: as the run's augmentation says ("given"), before
-# they were mixed ("clean"), what they were mixed with ("partner"), strongly augmented ("strong"),
-# at the resolution of a teacher that wants another one ("teacher").
+# One way to show the samples of a batch: as the run's augmentation says ("given"), before mixing
+# ("clean"), their mixing partners ("partner"), strongly augmented ("strong"), or at the resolution
+# of the teacher, where that is another one ("teacher").
 Look = Literal["given", "clean", "partner", "strong", "teacher"]
 
 
@@ -52,74 +49,68 @@ class Shapes:
     sequential: bool = True  # the stages are modules that can be run one after another
 
 
+class Network(nn.Module):
+    """Base class of networks in named stages, as far as methods run parts of them again.
+
+    `models.staged` describes the parts and builds them.
+    """
+
+    stages: Mapping[str, nn.Module]
+    pool: nn.Module
+    classifier: nn.Module
+    norms: Mapping[str, nn.BatchNorm2d]
+
+
 class Outputs:
     """Outputs of one network for one batch; only the requested signals are there.
 
     `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
-    `pixels` [B, 3, H, W], `network`, `classifier` and other looks raise `LookupError` where they
-    were not requested, or where a cache lacks them.
+    `pixels` [B, 3, H, W], `network`, `classifier` (from embeddings to logits) and other looks raise
+    `LookupError` where they were not requested, or where a cache lacks them.
 
     Where a cache keeps some classes only, `moments` [B, 2] are mean and population deviation of
     the row of all classes, on the scale of the logits. Where all other classes are one, the last
     of `logits` [B, k + 1], `kept` (int64 [B, k]) are the classes of those before it.
     """
 
-    __slots__ = (
-        "_classifier", "_embedding", "_looks", "_network", "_pixels",
-        "features", "kept", "logits", "moments",
-    )  # fmt: skip
+    embedding: Tensor
+    network: Network
+    pixels: Tensor
+    classifier: nn.Module
 
     def __init__(
         self,
         logits: Tensor,
         features: Mapping[str, Tensor] = NOTHING,
         embedding: Tensor | None = None,
-        network: "Staged | None" = None,
+        network: Network | None = None,
         pixels: Tensor | None = None,
         looks: "Mapping[Look, Outputs]" = MappingProxyType({}),
-        classifier: "nn.Module | None" = None,
+        classifier: nn.Module | None = None,
         moments: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> None:
         self.logits = logits
         self.features = features
-        self._embedding = embedding
-        self._network = network
-        self._pixels = pixels
-        self._looks = looks
-        self._classifier = classifier
         self.moments = moments
         self.kept = kept
+        self._looks = looks
+        requested = {
+            "embedding": embedding,
+            "network": network,
+            "pixels": pixels,
+            "classifier": classifier if network is None else network.classifier,
+        }
+        for name, value in requested.items():
+            if value is not None:
+                setattr(self, name, value)
 
-    @property
-    def embedding(self) -> Tensor:
-        """Pooled features [B, D]."""
-        if self._embedding is None:
-            raise LookupError("these outputs have no embedding; add Signal.EMBEDDING to needs()")
-        return self._embedding
-
-    @property
-    def network(self) -> "Staged":
-        """The network that spoke, to run its stages again."""
-        if self._network is None:
-            raise LookupError("these outputs have no network; add Signal.LIVE to needs()")
-        return self._network
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The last layer of the network, from embeddings [B, D] to logits [B, C]."""
-        if self._network is not None:
-            return self._network.classifier
-        if self._classifier is None:
-            raise LookupError("these outputs have no classifier; add Signal.CLASSIFIER to needs()")
-        return self._classifier
-
-    @property
-    def pixels(self) -> Tensor:
-        """The pixels that the logits can be differentiated by."""
-        if self._pixels is None:
-            raise LookupError("these outputs have no pixels; add Signal.PIXELS to needs()")
-        return self._pixels
+    def __getattr__(self, name: str) -> Any:
+        """Explain why a signal is not there; Python calls this for attributes that are not set."""
+        if name not in _REQUESTS:
+            raise AttributeError(name)
+        signal = _REQUESTS[name].name
+        raise LookupError(f"these outputs have no {name}; add Signal.{signal} to needs()")
 
     def look(self, look: Look) -> "Outputs":
         """Outputs of the network for another look at these samples."""
@@ -127,25 +118,15 @@ class Outputs:
             raise LookupError(f"these outputs have no {look!r} look; name it in looks()")
         return self._looks[look]
 
-    def beside(self, looks: "Mapping[Look, Outputs]") -> "Outputs":
+    def replace(self, **values: Any) -> "Outputs":
+        """Copy with other values of the named attributes."""
+        other = copy.copy(self)
+        vars(other).update(values)
+        return other
+
+    def with_looks(self, looks: "Mapping[Look, Outputs]") -> "Outputs":
         """Copy with the outputs of other looks at these samples."""
-        return self._but(_looks=looks)
-
-    def of(self, pixels: Tensor) -> "Outputs":
-        """Copy with the pixels that the outputs are from, or can be differentiated by."""
-        return self._but(_pixels=pixels)
-
-    def by(self, classifier: nn.Module) -> "Outputs":
-        """Copy with the network's last layer."""
-        return self._but(_classifier=classifier)
-
-    def embedded(self, embedding: Tensor) -> "Outputs":
-        """Copy with an embedding."""
-        return self._but(_embedding=embedding)
-
-    def answering(self, logits: Tensor) -> "Outputs":
-        """Copy with other logits."""
-        return self._but(logits=logits)
+        return self.replace(_looks=looks)
 
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
         """Copy with only the rows `keep[spot]` (int64 [n]) of each spot.
@@ -164,21 +145,24 @@ class Outputs:
             rows = value.permute(0, 2, 3, 1).index_select(0, keep[stage])
             return rows.permute(0, 3, 1, 2)
 
-        return self._but(
-            logits=kept("logits", self.logits),
-            moments=None if self.moments is None else kept("logits", self.moments),
-            kept=None if self.kept is None else kept("logits", self.kept),
+        answers = {
+            name: kept("embedding" if name == "embedding" else "logits", value)
+            for name, value in vars(self).items()
+            if name in ("logits", "moments", "kept", "embedding") and value is not None
+        }
+        return self.replace(
+            **answers,
             features={stage: kept(stage, value) for stage, value in self.features.items()},
-            _embedding=None if self._embedding is None else kept("embedding", self._embedding),
             _looks={look: outputs.rows(keep) for look, outputs in self._looks.items()},
         )
 
-    def _but(self, **changes: Any) -> "Outputs":
-        """A copy with other values."""
-        made = copy.copy(self)
-        for name, value in changes.items():
-            setattr(made, name, value)
-        return made
+
+_REQUESTS = {
+    "embedding": Signal.EMBEDDING,
+    "network": Signal.LIVE,
+    "pixels": Signal.PIXELS,
+    "classifier": Signal.CLASSIFIER,
+}
 
 
 @dataclass(frozen=True)

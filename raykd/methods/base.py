@@ -280,7 +280,7 @@ def match_classes(student: Outputs, teacher: Outputs) -> Outputs:
     with full_precision(student.logits):
         logits = precise(student.logits)
         merged = logsumexp_without(logits, teacher.kept)[:, None]
-        return student.answering(torch.cat([logits.gather(1, teacher.kept), merged], dim=1))
+        return student.replace(logits=torch.cat([logits.gather(1, teacher.kept), merged], dim=1))
 
 
 def standardise(logits: Tensor) -> Tensor:

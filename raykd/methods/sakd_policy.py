@@ -16,11 +16,10 @@ from torch.func import functional_call
 
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
-from raykd.core.types import Batch, Outputs, Shapes
+from raykd.core.types import Batch, Network, Outputs, Shapes
 from raykd.methods.base import full_precision, precise
 from raykd.methods.feature_maps import Regressor, check_sequential
 from raykd.methods.helper_kinds import Paced, Shared, Tally
-from raykd.models.staged import Staged
 
 SURE = 10.0  # added to the biases for the teacher where both networks are of one family
 
@@ -71,7 +70,7 @@ def route_loss(
     return factor * route + all_samples / size * active * (size / 2 - taught)
 
 
-def segments(network: Staged, spots: Sequence[str]) -> list[list[nn.Module]]:
+def segments(network: Network, spots: Sequence[str]) -> list[list[nn.Module]]:
     """The modules up to the first spot, then to the next (in depth order), then to the logits."""
     parts = {**network.stages, "embedding": network.pool, "logits": network.classifier}
     names, modules = [*parts], [*parts.values()]
@@ -150,7 +149,7 @@ class Router(Paced, Shared):
             plain, gate = precise(student.logits.detach()), gates[:, -1]
             return route_loss(precise(routed), plain, batch.targets, gate, gamma, self.gather)
 
-    def forward(self, student: Staged, pixels: Tensor, teacher: Outputs, gates: Tensor) -> Tensor:
+    def forward(self, student: Network, pixels: Tensor, teacher: Outputs, gates: Tensor) -> Tensor:
         """The logits [B, C] of both networks, joined sample by sample as the gates say.
 
         `pixels` are the student's, `teacher` is what the teacher said of the same samples. Both

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Outputs, Shapes, Signal
+from raykd.core.types import Network, Outputs, Shapes, Signal
 
 Through = Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]  # the signature of Staged.through
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
@@ -38,7 +38,7 @@ class Rectified(nn.Sequential):
         return F.relu(before, inplace=inplace)
 
 
-class Staged(nn.Module):
+class Staged(Network):
     """A plain network, seen as stages, pooling and classifier.
 
     `network` is the plain module that owns every parameter: `student.network.state_dict()`
@@ -56,10 +56,6 @@ class Staged(nn.Module):
     where it ends in no ReLU at all, the output.
     """
 
-    stages: Mapping[str, nn.Module]
-    pool: nn.Module
-    classifier: nn.Module
-    norms: Mapping[str, nn.BatchNorm2d]
     intermediates: nn.Module | None
 
     def __init__(

@@ -2,17 +2,18 @@
 
 A shard is the rows [start, stop) of one view in id order. It is written under a temporary name,
 synced and renamed, and its final name carries its checksum; the manifest, with the full recipe
-and every shard's view, rows, bytes and checksum, comes last. So what a killed build leaves is
-either a whole shard, which the next build adopts, or nothing.
+and every shard's view, rows, bytes and checksum, comes last. So a killed build leaves whole
+shards, which the next build adopts, and no others.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch
@@ -23,11 +24,12 @@ from raykd.storage.store import Store, first_line, read_json, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # the folder's layout; another number is refused
-SHARD_ROWS = 1 << 16  # at most, per shard
+SHARD_ROWS = 1 << 16  # the most rows of a shard
 # Shards begin at multiples of so many rows, which are one forward of the teacher: rounding
 # depends on what is in a batch, so no way of cutting a view changes a bit of the outputs.
 GRAIN = 256
-_HEX = re.compile("[0-9a-f]+")
+_Number = Annotated[int, Field(ge=0)]
+_Size = Annotated[int, Field(gt=0)]
 _NAME = re.compile(r"view-(\d{6})-rows-(\d{9})-(\d{9})-([0-9a-f]{24})\.arrow")
 
 
@@ -35,8 +37,8 @@ _NAME = re.compile(r"view-(\d{6})-rows-(\d{9})-(\d{9})-([0-9a-f]{24})\.arrow")
 class Part:
     """A range of rows of one view."""
 
-    view: int
-    start: int
+    view: _Number
+    start: _Number
     stop: int
 
     def __len__(self) -> int:
@@ -45,11 +47,11 @@ class Part:
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """A part that lies in a file."""
+    """The file of a part."""
 
     part: Part
-    bytes: int
-    checksum: str
+    bytes: _Size
+    checksum: Annotated[str, Field(pattern="^[0-9a-f]+$")]  # no other name could be a path
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class Manifest:
 
     recipe: dict[str, Any]  # the full recipe of the outputs
     weights: str  # checksum of the teacher's weights file
-    rows: int  # N, of every view
+    rows: _Size  # N, in every view
     shards: tuple[Shard, ...]
 
     def views(self) -> list[int]:
@@ -73,8 +75,11 @@ class Manifest:
         return [view for view in views if not gaps(self.shards, view, self.rows)]
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shard:
-    """Write one shard atomically; the row i of every column is the sample `part.start + i`."""
+    """Write one shard atomically; row i of every column is the sample `part.start + i`."""
     data = arrow.pack(columns)
     shard = Shard(part, len(data), arrow.checksum(data))
     with lasting(folder / shard.name):
@@ -83,7 +88,7 @@ def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shar
 
 
 def gaps(shards: Iterable[Shard], view: int, rows: int) -> list[Part]:
-    """The parts of a view that no shard covers."""
+    """Parts of a view that no shard covers."""
     parts, position = [], 0
     for part in sorted(shard.part for shard in shards if shard.part.view == view):
         if part.start > position:
@@ -117,7 +122,7 @@ def whole_shards(folder: Path) -> tuple[list[Shard], list[Path]]:
 
 
 def named(name: str, size: int) -> Shard | None:
-    """The shard of `size` bytes that a file's name speaks of; None where it is no shard's."""
+    """The shard of `size` bytes with this file name; None where it is no shard's."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -139,36 +144,8 @@ def write_manifest(
 
 
 def manifest_of(store: Store, run: Recipe) -> Manifest | None:
-    """The manifest of a cache as it is for all nodes; None where there is none yet."""
+    """The manifest of a cache, newest version of all nodes; None where there is none yet."""
     return read_manifest(store.renew(store.path(run) / MANIFEST).parent)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    view: Annotated[int, Field(ge=0)]
-    start: Annotated[int, Field(ge=0)]
-    stop: int
-
-
-class _Shard(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    part: _Part
-    bytes: Annotated[int, Field(gt=0)]
-    checksum: str
-
-
-class _Written(BaseModel):
-    """A manifest as its file has it, in any format."""
-
-    model_config = ConfigDict(strict=True)
-
-    format: int
-    recipe: dict[str, Any]
-    weights: str
-    rows: Annotated[int, Field(gt=0)]
-    shards: list[_Shard]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -180,23 +157,22 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     what, advice = "not a readable manifest", "remove it and run again, whole shards are kept"
-    # Another cache's is told by its recipe, difference by difference.
+    # `check_identity` reports another cache's manifest, difference by difference.
     value = read_json(path, what=what, advice=advice, anywhere=True)
-    if isinstance(value.get("format"), int) and value["format"] != FORMAT:
+    number = value.pop("format", None)
+    if isinstance(number, int) and number != FORMAT:
         raise CacheMismatch(
-            f"{path}: format {value['format']}, this raykd reads {FORMAT}; remove the folder"
+            f"{path}: format {number}, this raykd reads {FORMAT}; remove the folder"
         )
     try:
-        written = _Written.model_validate(value)
-        shards = tuple(
-            Shard(Part(**dict(shard.part)), shard.bytes, shard.checksum) for shard in written.shards
-        )
-        for shard in shards:
-            if _HEX.fullmatch(shard.checksum) is None:  # it could lead elsewhere
-                raise ValueError(f"a shard is called {shard.name!r}")
-            if not shard.part.start < shard.part.stop <= written.rows:
-                raise ValueError(f"shard {shard.name} is of rows that there are not")
-        return Manifest(written.recipe, written.weights, written.rows, shards)
+        if number is None:
+            raise ValueError("format is missing")
+        # From JSON: elsewhere, strict reading takes no dict for a dataclass, no list for a tuple.
+        manifest = _MANIFEST.validate_json(json.dumps(value), strict=True)
+        for shard in manifest.shards:
+            if not shard.part.start < shard.part.stop <= manifest.rows:
+                raise ValueError(f"shard {shard.name} has rows beyond the {manifest.rows}")
+        return manifest
     except ValueError as error:
         raise CacheCorrupt(f"{path}: {what} ({first_line(error)}); {advice}") from error
 

@@ -5,9 +5,8 @@ value, so a change in the teacher's learning rate changes the name of everything
 """
 
 from raykd.recipes.optim import Optim
-from raykd.recipes.outputs import LogitsRun
 from raykd.recipes.rco import RCO, Search, Sought
-from raykd.recipes.student import AnyTeacher, PreludeRun, StudentRun, training_of
+from raykd.recipes.student import AnyTeacher, LogitsRun, PreludeRun, StudentRun, training_of
 from raykd.recipes.teacher import TeacherRun
 
 __all__ = [

@@ -13,9 +13,8 @@ Precision = Literal["float32", "bfloat16"]
 class Optim(Record):
     """The optimiser and its schedule. The defaults are the CRD benchmark's for CIFAR.
 
-    Epochs are counted from 0: a milestone of 150 is the first epoch with the lower rate. A
-    last partial batch of an epoch is dropped, which the benchmark does not do; what is
-    dropped differs in every epoch.
+    Epochs are counted from 0: a milestone of 150 is the first epoch with the lower rate. The last,
+    partial batch of an epoch is dropped (the benchmark keeps it); other samples in every epoch.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -28,12 +27,9 @@ class Optim(Record):
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: tuple[Epoch, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
     gamma: float = Field(default=0.1, gt=0, le=1000)  # the rate's factor at each milestone
-    warmup_epochs: int = Field(
-        default=0, ge=0, le=Limits.EPOCHS
-    )  # the rate grows linearly, step by step
-    clip: float | None = Field(
-        default=None, gt=0, le=Limits.RATE
-    )  # largest L2 norm of the gradients; a policy's apart
+    warmup_epochs: int = Field(default=0, ge=0, le=Limits.EPOCHS)  # linear, step by step
+    # Largest L2 norm of the gradients; those of a policy are clipped apart.
+    clip: float | None = Field(default=None, gt=0, le=Limits.RATE)
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
 
     @model_validator(mode="after")

@@ -12,15 +12,12 @@ from pydantic import Field, model_validator
 
 from raykd.core.record import Limits, Recipe, Record
 from raykd.methods.base import Looks, Method
-from raykd.recipes.consistency import check_student
-from raykd.recipes.student import StudentRun
+from raykd.recipes.student import StudentRun, check_student
 from raykd.recipes.teacher import TeacherRun
 from raykd.teachers.route import Route, equal_by_count, equal_by_interval
 
 Stages = Literal["multi_stage", "one_stage"]
-Measure = Literal["auto", "kl", "loss"]
-Hardness = Literal["ratio", "relative_change"]
-_ANCHORS = 4  # what a greedy search typically ends with
+_ANCHORS = 4  # anchors by default: as many as a greedy search typically ends with
 _REGRESSION = ("fitnet", "mimic_embedding", "mimic_logits")  # hint and mimic learning
 
 
@@ -32,34 +29,31 @@ class RCO(Record):
     after a stage of training; it needs `run.data.validation`. Of the student's distances d, r is
     d(a later checkpoint) / d(its own) as a `ratio`, and one less as a `relative_change`. Both
     networks are compared as the method does: by normalised logits for `spherical_kd`, by the
-    method's loss for hints and mimics. The paper's equation, threshold, temperature and direction
-    of the divergence were not seen: those are decided here, as are the number of anchors by default
-    and the epochs of a stage (`run.optim`).
+    method's loss for hints and mimics.
 
-    One public account has numbers, a reader's notes that reproduce the paper's figures: a relative
-    change that passes 0.8, so a ratio of 1.8, for MobileNetV2, on 10,000 validation images drawn at
-    random. That is `hardness: relative_change`, and `run.data.validation: 0.2` for CIFAR.
+    The paper's equation, threshold, temperature and direction of the divergence were not at hand:
+    they are decided here, and so are the default number of anchors and the epochs of a stage
+    (`run.optim`). One public account has numbers, a reader's notes that reproduce the paper's
+    figures: a relative change above 0.8, so a ratio of 1.8, for MobileNetV2, on 10,000 random
+    validation images. That is `hardness: relative_change`, and `run.data.validation: 0.2` for
+    CIFAR.
 
-    Losses have the method's weights: of `kd`, 0.9 against the labels' 0.1. Where the paper is read
-    as a plain sum, that is `{name: kd, weight: 1.0}` with `run.label_weight: 1.0`.
+    Losses have the method's weights: `kd` weighs 0.9 against the labels' 0.1. A plain sum, which
+    the paper may mean, is `{name: kd, weight: 1.0}` with `run.label_weight: 1.0`.
     """
 
     select: Literal["equal", "greedy"] = "equal"
-    anchors: int | None = Field(
-        default=None, ge=1, le=Limits.EPOCHS
-    )  # equal: how many (4); greedy: at most
-    interval: int | None = Field(
-        default=None, ge=1, le=Limits.EPOCHS
-    )  # the teacher's epochs, in place of those
+    # equal: number of anchors (None: 4); greedy: the largest number.
+    anchors: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
+    interval: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)  # epochs, instead of anchors
     stages: Stages = "multi_stage"  # a schedule for each anchor, or one schedule for all
-    hardness: Hardness = "ratio"  # the form of r
-    # The largest r of the next anchor; None: 1.6, or 0.8 of a change.
+    hardness: Literal["ratio", "relative_change"] = "ratio"  # the form of r
+    # The largest r of the next anchor; None: 1.6 of a ratio, 0.8 of a change.
     threshold: float | None = Field(default=None, gt=0, le=Limits.RATE)
-    # That of the divergence that measures distances.
+    # In the divergence that measures distances.
     temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
-    measure: Measure = (
-        "auto"  # measure of distances; auto: the loss for hint and mimic learning, else kl
-    )
+    # Distance; auto: the method's loss for hint and mimic learning, else the divergence.
+    measure: Literal["auto", "kl", "loss"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> "RCO":
@@ -74,9 +68,9 @@ class RCO(Record):
         return 1 + (0.8 if self.threshold is None else self.threshold)
 
     def students(self, run: StudentRun) -> "StudentRun | Sought":
-        """The student that learns along the route, or the search that is to find it first.
+        """The student that learns along the route, or the search that has to find the route first.
 
-        With one anchor, or nothing of the teacher's to read, it is the student as it is. Raises
+        A student with one anchor, or whose method reads no teacher, stays as it is. Raises
         `ValueError` where teacher and route do not suit each other.
         """
         if not run.method.needs():
@@ -87,7 +81,6 @@ class RCO(Record):
             )
         if self.anchors == 1:
             return run
-        saved = run.teacher.anchors()
         if isinstance(run.teacher, StudentRun):
             raise ValueError(
                 "the teacher is an assistant, of which the last checkpoint alone is there; leave "
@@ -98,28 +91,30 @@ class RCO(Record):
                 f"{self.anchors} anchors are asked for, and a pretrained teacher is one; leave rco "
                 "out"
             )
-        if self.select == "greedy" and len(saved) > 1:
-            measure = self.measure
-            if measure == "auto":
-                measure = "loss" if run.method.name in _REGRESSION else "kl"
-            search = Search(
-                student=run,
-                threshold=self.ratio(),
-                temperature=self.temperature,
-                measure=measure,
-                at_most=self.anchors,
-            )
-            return Sought(search, self.stages)
-        if self.select == "greedy":
+        saved = run.teacher.anchors()
+        if self.select == "equal":
+            if self.interval is not None:
+                anchors = equal_by_interval(saved, self.interval)
+            else:
+                anchors = equal_by_count(saved, self.anchors or min(_ANCHORS, len(saved)))
+            return along(run, anchors, self.stages)
+        if len(saved) == 1:
             return run
-        if self.interval is not None:
-            return along(run, equal_by_interval(saved, self.interval), self.stages)
-        count = self.anchors or min(_ANCHORS, len(saved))
-        return along(run, equal_by_count(saved, count), self.stages)
+        measure = self.measure
+        if measure == "auto":
+            measure = "loss" if run.method.name in _REGRESSION else "kl"
+        search = Search(
+            student=run,
+            threshold=self.ratio(),
+            temperature=self.temperature,
+            measure=measure,
+            at_most=self.anchors,
+        )
+        return Sought(search, self.stages)
 
 
 class Search(Recipe):
-    """A greedy search for anchors, by the training of a student from one to the next."""
+    """A greedy search for anchors, which trains a student from each anchor to the next."""
 
     kind: ClassVar[str] = "searches"
     student: StudentRun  # without a route
@@ -136,17 +131,17 @@ class Search(Recipe):
                 "run.data.validation, such as 0.2: the share that the experiment holds out"
             )
         _check_unseen(self.student)
-        why = _no_measure(self.student.method) if self.measure == "loss" else None
-        if why is not None:
+        reason = _no_measure(self.student.method) if self.measure == "loss" else None
+        if reason is not None:
             raise ValueError(
-                f"method {self.student.method.label!r} {why}, so its loss is no measure between "
+                f"method {self.student.method.label!r} {reason}, so its loss is no measure between "
                 "checkpoints; use rco.measure: kl"
             )
-        self.stage(self.candidates()[:1])
+        self.stage(self.candidates()[:1])  # raises where a stage cannot be
         return self
 
     def candidates(self) -> tuple[int, ...]:
-        """The teacher's saved epochs, of which the first is the first anchor."""
+        """The teacher's saved epochs; the first is the first anchor."""
         assert self.student.teacher is not None
         return self.student.teacher.anchors()
 
@@ -157,22 +152,22 @@ class Search(Recipe):
 
 @dataclass(frozen=True)
 class Sought:
-    """The student of a route that a search has still to find."""
+    """The student of a route that a search still has to find."""
 
     search: Search
     stages: Stages
 
     def along(self, anchors: tuple[int, ...]) -> StudentRun:
-        """The student itself, once the anchors are known."""
+        """The student of the route with these anchors."""
         return along(self.search.student, anchors, self.stages)
 
 
 def along(run: StudentRun, anchors: tuple[int, ...], stages: Stages) -> StudentRun:
-    """The student that learns from these of its teacher's epochs in turn.
+    """The student that learns from these checkpoints of its teacher in turn.
 
     `multi_stage`: a stage for each, with the run's whole schedule and a fresh optimiser, from the
-    weights of the stage before. `one_stage`: one schedule, of which each has an equal share; of
-    more anchors than epochs some are left out.
+    weights of the stage before. `one_stage`: one schedule, shared equally; where there are more
+    anchors than epochs, some are left out.
     Raises `ValueError` where teacher and route do not suit each other.
     """
     assert run.teacher is not None
@@ -203,21 +198,18 @@ def _check_unseen(run: StudentRun) -> None:
     if not isinstance(teacher, TeacherRun) or teacher.weights is not None:
         return
     for key in ("name", "holdout", "validation", "seed"):
-        own, theirs = getattr(run.data, key), getattr(teacher.data, key)
-        if own != theirs:
+        mine, theirs = getattr(run.data, key), getattr(teacher.data, key)
+        if mine != theirs:
             raise ValueError(
-                f"the teacher learns from images that are held out: run.data.{key} is {own!r} and "
+                f"the teacher learns from images that are held out: run.data.{key} is {mine!r} and "
                 f"run.teacher.data.{key} is {theirs!r}; give both the same"
             )
 
 
 def _no_measure(method: Method) -> str | None:
-    """Why a method's loss cannot be measured on single images at any time; None where it can."""
+    """Reason why a method's loss cannot be measured on single images; None where it can."""
     if method.looks() != Looks():
         return "reads several looks at a sample"
-    for part in getattr(method, "combine", (method,)):
-        if part.name == "crd":
-            return "remembers training samples"
-        if part.name == "sakd":
-            return "decides what to compare"
-    return None
+    reasons = {"crd": "remembers training samples", "sakd": "decides what to compare"}
+    parts = [part.name for part in getattr(method, "combine", (method,))]
+    return next((reasons[name] for name in parts if name in reasons), None)

@@ -1,42 +1,78 @@
-"""StudentRun: the recipe of a student; PreludeRun: of a training that some methods need before."""
+"""The recipe of a student, and those of the caches and of the prelude that its training reads."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from raykd.core.record import Limits, Recipe
 from raykd.core.types import CACHEABLE, Look, Signal
-from raykd.data.recipe import AnyData, Data
+from raykd.data.recipe import AnyData, Data, Split
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import AnyMethod, AnyPrelude
-from raykd.methods.base import Schedule, value_at
+from raykd.methods.base import Method, Schedule, value_at
 from raykd.methods.label_only import LabelOnly
-from raykd.outputs.codecs import AnyCodec, Dense
-from raykd.recipes.consistency import check_student
+from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
 from raykd.recipes.optim import Optim, Precision
-from raykd.recipes.outputs import LogitsRun
 from raykd.recipes.teacher import Network, TeacherRun
 from raykd.teachers.route import Route
 
-Views = Annotated[int, Field(le=Limits.ROWS)]  # different augmentations
+Views = Annotated[int, Field(le=Limits.ROWS)]  # number of different augmentations
+
+
+class LogitsRun(Recipe):
+    """Cache of the outputs of one teacher checkpoint over one split of one dataset.
+
+    The views that are stored are no part of the recipe: a cache grows view by view.
+    """
+
+    kind: ClassVar[str] = "caches"
+    teacher: "AnyTeacher"
+    anchor: int = Field(ge=0, le=Limits.EPOCHS)  # the checkpoint's epoch
+    data: AnyData
+    split: Split = "train"
+    codec: CodecName = "dense"
+    k: int | None = Field(
+        default=None, ge=1, le=Limits.WIDTH
+    )  # logits per row, if the codec has it
+    embedding: bool = False  # True: pooled features are stored beside the logits
+    precision: Precision = "float32"  # in the teacher's forward
+
+    @model_validator(mode="after")
+    def _check(self) -> "LogitsRun":
+        if ("k" in CODECS[self.codec].parameters) != (self.k is not None):
+            raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
+        return self
+
+    def stored(self) -> Codec:
+        """Codec of the logits; students may use another of its readings."""
+        return codec_of({"codec": self.codec, "k": self.k})
+
+    def wider(self) -> "LogitsRun":
+        """Recipe of the cache that stores embeddings beside the same logits."""
+        return self.model_copy(update={"embedding": True})
+
+    def signals(self) -> Signal:
+        """Signals that the cache has."""
+        return Signal.LOGITS | (Signal.EMBEDDING if self.embedding else Signal(0))
 
 
 class StudentRun(Recipe):
-    """One student: what is trained, on what, by which method, from which teacher.
+    """One student: its network, images, method and teacher.
 
-    Its teacher may be a student itself: the assistant of a chain (TAKD, Mirzadeh et al. 2020, arXiv
-    1902.03393). And it may go on `after` another one: the stage before in route constrained
-    optimisation, whose weights it begins with.
+    The teacher may be a student itself: the assistant of a chain (TAKD, Mirzadeh et al. 2020, arXiv
+    1902.03393). A student with `after` starts from the weights of another one: the stage before it
+    in route constrained optimisation.
 
     `label_smoothing` e makes (1 - e) * target + e / C of a target over C classes, mixed ones
-    included. It is that of the labels' cross entropy in training: methods' own losses and all that
-    evaluation says have none.
+    included. It applies to the cross entropy of the labels in training; the methods' own losses and
+    all evaluations have none.
 
-    Students that differ in their seed alone see the same views, which is what lets them share a
-    cache; a deviation over seeds then lacks what other augmentations would add. `views_by_seed`
-    draws them by the student's seed, and each seed wants a cache of its own.
+    Students that differ in their seed alone see the same views and so share a cache; a deviation
+    over seeds then lacks what other augmentations would add. With `views_by_seed` the student's
+    seed draws the views, and each seed needs a cache of its own.
     """
 
     kind: ClassVar[str] = "students"
@@ -44,22 +80,20 @@ class StudentRun(Recipe):
     data: AnyData
     teacher: "AnyTeacher | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
-    after: "StudentRun | None" = None  # whose weights it begins with; None: random ones
-    first_epoch: int = Field(
-        default=0, ge=0, le=Limits.ROWS
-    )  # by which views, order and methods' schedules go on
+    after: "StudentRun | None" = None  # student whose weights it starts from; None: random weights
+    # Epoch at which the views, the order and the methods' schedules go on.
+    first_epoch: int = Field(default=0, ge=0, le=Limits.ROWS)
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # on the labels' cross entropy; None: the method's own
-    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as in torch.nn.CrossEntropyLoss
     optim: Optim = Optim()
     views: Views | Literal["all"] = "all"  # different augmentations that the epochs go through
-    views_by_seed: bool = False  # each seed has views, and caches of them, of its own
-    source: Literal["auto", "cache", "live"] = (
-        "auto"  # source of the teacher's outputs; auto: cache if it can
-    )
-    # Of the cache of the training images, where there is one.
+    views_by_seed: bool = False  # True: each seed has views, and caches, of its own
+    # Source of the teacher's outputs; auto: a cache where the method can read one.
+    source: Literal["auto", "cache", "live"] = "auto"
+    # Codec of the cache of the training images, if there is one.
     codec: AnyCodec = Dense()  # pyright: ignore[reportInvalidTypeForm]
-    strong: Strong = Strong()  # for the strongly augmented look, where the method takes one
+    strong: Strong = Strong()  # for the strongly augmented look, if the method reads it
     teacher_precision: Precision = "float32"  # in the teacher's forward
     precision: Precision = "float32"  # in the student's forward and backward
     seed: int = Field(default=0, ge=0, le=Limits.SEED)  # for the initial weights and the order
@@ -74,47 +108,46 @@ class StudentRun(Recipe):
         return self.source != "live" and not self.method.needs() & ~CACHEABLE
 
     def shown(self, look: Look = "given") -> Data:
-        """The data as training batches show them, or as one of the other looks does."""
-        augment = self.data.augment
-        mixing = self.method.mixing()
-        if look == "strong":
-            augment = augment.unmixed().model_copy(update={"strong": self.strong})
-        elif look in ("clean", "partner"):
+        """The data as one look at the training batches shows them."""
+        augment, mixing = self.data.augment, self.method.mixing()
+        if look in ("clean", "partner", "strong"):
             augment = augment.unmixed()
         elif mixing is not None:
             kind, alpha = mixing
             augment = augment.model_copy(update={"mix": Mix(kind=kind, alpha=alpha)})
+        if look == "strong":
+            augment = augment.model_copy(update={"strong": self.strong})
         seed = self.seed if self.views_by_seed else self.data.view_seed
         return self.data.model_copy(update={"augment": augment, "view_seed": seed})
 
     def looks(self) -> Mapping[Look, Data]:
-        """The looks besides the given one that student or teacher are asked about."""
+        """The looks that student or teacher read besides the given one."""
         looks = self.method.looks()
-        wanted = dict.fromkeys((*looks.student, *looks.teacher))
-        shown = {look: self.shown(look) for look in wanted if look != "given"}
+        others = dict.fromkeys((*looks.student, *looks.teacher))
+        shown = {look: self.shown(look) for look in others if look != "given"}
         if self.asked_at_another_size():
             shown["teacher"] = self.as_teacher_sees(self.shown())
         return shown
 
     def as_teacher_sees(self, data: Data) -> Data:
         """Streamed data at the teacher's resolution: the same parts of the same pictures."""
-        own = self.teacher.data.stream if self.teacher is not None else None
-        if own is None or data.stream is None or own == data.stream:
+        stream = self.teacher.data.stream if self.teacher is not None else None
+        if stream is None or data.stream is None or stream == data.stream:
             return data
-        return data.model_copy(update={"stream": own, "size": (own.size, own.size)})
+        return data.model_copy(update={"stream": stream, "size": (stream.size, stream.size)})
 
     def asked_at_another_size(self) -> bool:
         """True if a live teacher runs in training, at another resolution than the student."""
-        asked = self.method.needs() and not self.cached()
-        return bool(asked) and self.as_teacher_sees(self.data) != self.data
+        live = bool(self.method.needs()) and not self.cached()
+        return live and self.as_teacher_sees(self.data) != self.data
 
     def prelude(self) -> "PreludeRun | None":
-        """Recipe of the training before this one, if the method needs one."""
+        """Recipe of the training before this one; None if the method needs none."""
         before = self.method.prelude()
         if before is None:
             return None
         assert self.teacher is not None
-        alone = before.method.trains == "helpers"  # the student has no part in it
+        alone = before.method.trains == "helpers"  # the student's network takes no part
         shared = self.shown().model_copy(update={"view_seed": self.data.view_seed})
         plain = {"schedule": "constant", "milestones": None, "warmup_epochs": 0, "ema": None}
         rates = {"epochs": before.epochs, "lr": before.lr or self.optim.lr}
@@ -131,11 +164,11 @@ class StudentRun(Recipe):
         )
 
     def anchors(self) -> tuple[int, ...]:
-        """The epochs at which its weights are saved: as a teacher it is a route of one."""
+        """The epochs at which its weights are saved: the last one alone."""
         return (self.optim.epochs,)
 
     def stages(self) -> tuple["StudentRun", ...]:
-        """The students that it goes on after, in order, and itself."""
+        """The students before this one in its route, in order, and itself."""
         return (*(self.after.stages() if self.after else ()), self)
 
     def all_epochs(self) -> int:
@@ -159,56 +192,45 @@ class StudentRun(Recipe):
 
     def label_weight_at(self, epoch: int) -> float:
         """The weight of the labels' cross entropy in an epoch (from 0)."""
-        own = self.label_weight
-        weight = self.method.weight_of_labels() if own is None else own
-        return value_at(weight, epoch)
+        weight = self.label_weight
+        return value_at(self.method.weight_of_labels() if weight is None else weight, epoch)
 
     def logits_at(self, epoch: int, look: Look = "given") -> LogitsRun:
         """The cache that an epoch (from 0) of a cached run reads for one look."""
-        assert self.teacher is not None
-        return LogitsRun(
-            teacher=self.teacher,
-            anchor=self.anchor_at(epoch),
-            data=self.as_teacher_sees(self.shown(look)),
-            **self.codec.recipe(),
-            embedding=Signal.EMBEDDING in self.method.needs(),
-            precision=self.teacher_precision,
-        )
+        return self._logits(self.shown(look), self.anchor_at(epoch), **self.codec.recipe())
 
     def test_logits(self) -> LogitsRun | None:
         """The cache of the teacher's outputs for the test images, to compare answers with."""
         if self.teacher is None:
             return None
-        return LogitsRun(
-            teacher=self.teacher,
-            anchor=self.anchor_at(self.optim.epochs - 1),
-            data=self.as_teacher_sees(self.data.test()),
-            split="test",
-            precision=self.teacher_precision,
-        )
+        anchor = self.anchor_at(self.optim.epochs - 1)
+        return self._logits(self.data.test(), anchor, split="test", embedding=False)
 
     def validation_logits(self, anchor: int) -> LogitsRun:
-        """The cache of what the teacher of one epoch says about the validation images."""
+        """The cache of the outputs of one teacher checkpoint for the validation images."""
+        return self._logits(self.data.held_out(), anchor, split="validation")
+
+    def _logits(self, data: Data, anchor: int, **fields: Any) -> LogitsRun:
+        """The cache of one teacher checkpoint's outputs for `data`, at the teacher's resolution."""
         assert self.teacher is not None
+        values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
         return LogitsRun(
             teacher=self.teacher,
             anchor=anchor,
-            data=self.as_teacher_sees(self.data.held_out()),
-            split="validation",
-            embedding=Signal.EMBEDDING in self.method.needs(),
+            data=self.as_teacher_sees(data),
             precision=self.teacher_precision,
+            **values,
         )
 
 
 class PreludeRun(Recipe):
-    """Training that comes before some methods' own: a paraphraser, or a student's first stages.
+    """Training that some methods need before their own: a paraphraser, or a student's first stages.
 
-    Every student whose recipe asks for the same one shares it.
+    Students with equal preludes share the artefact.
     """
 
     kind: ClassVar[str] = "preludes"
-
-    model: Network | None  # None: the student has no part in it
+    model: Network | None  # None: the student's network takes no part
     teacher: "AnyTeacher"
     data: AnyData
     method: AnyPrelude  # pyright: ignore[reportInvalidTypeForm]
@@ -219,7 +241,7 @@ class PreludeRun(Recipe):
     seed: int = Field(ge=0, le=Limits.SEED)
 
     def training(self) -> StudentRun:
-        """Its training, as a student's whose method is not one that a student can have."""
+        """The training as a student's recipe, though no user may give a student this method."""
         run = StudentRun(
             model=self.model or self.teacher.model,
             data=self.data,
@@ -235,7 +257,7 @@ class PreludeRun(Recipe):
 
 
 def _kind_of_teacher(value: Any) -> str:
-    """The class of a teacher: one that has a teacher itself is a student."""
+    """Name of a teacher's class: a teacher that has a teacher itself is a student."""
     if isinstance(value, dict):
         value = StudentRun if value.get("teacher") else TeacherRun
         return value.__name__
@@ -251,7 +273,7 @@ for _record in (LogitsRun, StudentRun, PreludeRun):
 
 
 def training_of(teacher: TeacherRun) -> StudentRun:
-    """The training of a teacher, which is that of a student who has no teacher."""
+    """The training of a teacher: that of a student without a teacher."""
     return StudentRun(
         model=teacher.model,
         data=teacher.data,
@@ -260,3 +282,110 @@ def training_of(teacher: TeacherRun) -> StudentRun:
         precision=teacher.precision,
         seed=teacher.seed,
     )
+
+
+def check_student(run: StudentRun) -> None:
+    """Raise `ValueError` where two parts of the recipe contradict each other."""
+    needs, name = run.method.needs(), run.method.label
+    if run.teacher is None and (needs or run.method.prelude()):
+        raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
+    if run.source == "cache" and needs & ~CACHEABLE:
+        raise ValueError(
+            f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
+            "leave run.source out, or set it to live"
+        )
+    if run.method.mixing() and run.data.augment.mix:
+        raise ValueError(
+            f"method {name!r} mixes the samples itself; leave run.data.augment.mix out"
+        )
+    if run.method.has_memory() and (run.data.augment.mix or run.method.mixing()):
+        raise ValueError(
+            f"method {name!r} remembers each training sample by what it was seen as, and a mixed "
+            "one is two samples; leave run.data.augment.mix and methods that mix out"
+        )
+    before = run.method.prelude()
+    if Signal.PREACTIVATIONS in needs | (before.method.needs() if before else Signal(0)):
+        for model in (run.model, run.teacher.model if run.teacher else ""):
+            if "/" in model:
+                raise ValueError(
+                    f"method {name!r} reads what stages are before their last ReLU, which "
+                    f"{model} does not say; choose another method, or networks of "
+                    "`raykd show models` whose names have no slash"
+                )
+    if isinstance(run.method, LabelOnly) and run.label_weight is not None:
+        raise ValueError(
+            "label_weight scales the only loss of method 'label_only'; leave it out, or give "
+            "the weight with the method that it is for"
+        )
+    if isinstance(run.views, int) and run.views < 1:
+        raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
+    if run.teacher is not None and run.cached():
+        refusal = run.codec.refusal(run.method, run.data.classes)
+        if refusal is not None:
+            raise ValueError(refusal)
+    _check_size(run)
+    _check_route(run)
+    _check_chain(run)
+
+
+def _check_size(run: StudentRun) -> None:
+    """Raise `ValueError` where a live teacher would have to run at the student's resolution."""
+    if run.teacher is None or run.as_teacher_sees(run.data) == run.data:
+        return
+    several = len(run.method.looks().teacher) > 1 or run.method.mixing() is not None
+    same_pixels = several or Signal.LIVE in run.method.needs()
+    if run.method.trains_teacher() or (same_pixels and run.asked_at_another_size()):
+        raise ValueError(
+            f"method {run.method.label!r} asks its teacher in person at the student's resolution; "
+            "give both data the same stream, or choose a method that a cache answers"
+        )
+
+
+def _check_route(run: StudentRun) -> None:
+    """Raise `ValueError` where the route names epochs that teacher or student do not have."""
+    if run.route is None:
+        return
+    if run.method.trains_teacher():
+        raise ValueError(
+            f"method {run.method.label!r} trains the teacher, and a route would change it on the "
+            "way; leave run.route out"
+        )
+    if run.teacher is None:
+        raise ValueError("a route leads through a teacher's epochs; add run.teacher")
+    saved = run.teacher.anchors()
+    for anchor in run.route.anchors:
+        if anchor > saved[-1]:
+            raise ValueError(f"anchor {anchor} lies beyond the teacher's {saved[-1]} epochs")
+        if anchor not in saved:
+            raise ValueError(
+                f"anchor {anchor} is not among the teacher's saved epochs {list(saved)}; "
+                "choose teacher.save_every so that it is"
+            )
+    if run.route.starts[-1] >= run.optim.epochs:
+        raise ValueError(
+            f"the last anchor starts at epoch {run.route.starts[-1]} of {run.optim.epochs}"
+        )
+
+
+def _check_chain(run: StudentRun) -> None:
+    """Raise `ValueError` where the stage before this one, or its assistant, does not suit it."""
+    for field in ("model", "data.digest", "data.classes") if run.after is not None else ():
+        mine, before = attrgetter(field)(run), attrgetter(field)(run.after)
+        if mine != before:
+            raise ValueError(
+                f"it goes on after a student whose {field} is {before!r}, and its own is {mine!r}; "
+                "give both the same"
+            )
+    if not isinstance(run.teacher, StudentRun):
+        return
+    method: Method = run.teacher.method
+    if method.trains != "student":
+        raise ValueError(
+            f"a student of method {method.label!r} cannot be used without parts of its teacher, so "
+            "it can teach no one; choose another method for it"
+        )
+    if method.released and method.label != run.method.label:
+        raise ValueError(
+            f"the teacher is a student of method {method.label!r}, whose logits alone are not its "
+            "answers; choose another method for it, or the same for both"
+        )

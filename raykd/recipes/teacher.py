@@ -17,15 +17,13 @@ class TeacherRun(Recipe):
 
     kind: ClassVar[str] = "teachers"
     model: Network
-    data: AnyData  # trained on; of a pretrained one, only the normalisation counts
+    data: AnyData  # training images; a pretrained teacher takes the normalisation alone
     optim: Optim = Optim()
-    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as torch.nn.CrossEntropyLoss has it
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as in torch.nn.CrossEntropyLoss
     precision: Precision = "float32"
     seed: int = Field(default=0, ge=0, le=Limits.SEED)
-    save_every: int = Field(
-        default=10, ge=1, le=Limits.EPOCHS
-    )  # epochs between saved anchors (the last one always)
-    refresh_statistics: bool = False  # batch norm's, by a pass over the images before each saving
+    save_every: int = Field(default=10, ge=1, le=Limits.EPOCHS)  # epochs; the last is always saved
+    refresh_statistics: bool = False  # batch norm's, by a pass over the images before each save
     weights: str | None = None  # a published name, or "sha256:..." of a file in the store
 
     def anchors(self) -> tuple[int, ...]:

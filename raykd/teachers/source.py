@@ -66,8 +66,8 @@ class LiveTeacher:
             out = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
         out.logits = out.logits.float()
         if self.trained:
-            return out.of(pixels)
-        return out.of(asked) if differentiable else out
+            return out.replace(pixels=pixels)
+        return out.replace(pixels=asked) if differentiable else out
 
 
 def _affine(
@@ -102,7 +102,7 @@ class CachedTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
         outputs = self.cache.take(batch.ids, batch.view, self.wanted, self.codec)
-        return outputs if self.classifier is None else outputs.by(self.classifier)
+        return outputs.replace(classifier=self.classifier) if self.classifier else outputs
 
 
 class LookingTeacher:
@@ -118,7 +118,7 @@ class LookingTeacher:
             look: source(batch if look == "given" else batch.looks[look])
             for look, source in self.sources.items()
         }
-        return next(iter(answers.values())).beside(answers)
+        return next(iter(answers.values())).with_looks(answers)
 
 
 def looking(source: Source, looks: tuple[Look, ...]) -> Source:

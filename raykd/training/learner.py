@@ -96,7 +96,7 @@ class Learner(nn.Module):
             return outputs
         looks: dict[Look, Outputs] = {main: outputs}
         looks |= {look: self._seen(batch.looks[look]) for look in others}
-        return outputs.beside(looks)
+        return outputs.with_looks(looks)
 
     def _seen(self, batch: Batch) -> Outputs:
         """The student's outputs for one look."""

@@ -24,7 +24,7 @@ def test_chosen_maps_are_the_rows_and_stay_channels_last():
 
 def test_other_looks_and_the_batch_lose_the_same_rows():
     logits, keep = torch.randn(6, 10), torch.tensor([5, 0, 2])
-    outputs = Outputs(logits).beside({"clean": Outputs(2 * logits)})
+    outputs = Outputs(logits).with_looks({"clean": Outputs(2 * logits)})
     assert torch.equal(outputs.rows({"logits": keep}).look("clean").logits, 2 * logits[keep])
     pixels, ids = torch.randn(6, 3, 4, 4), torch.arange(6)
     clean = Batch(pixels, ids + 10, ids, 0, 0)

@@ -101,7 +101,7 @@ def seen(method: Method, student: Staged, sample: Batch) -> Outputs:
     for look in method.looks().student:
         pixels = (sample if look == "given" else sample.looks[look]).pixels
         made[look] = student.outputs(pixels, method.needs() | Signal.LIVE)
-    return next(iter(made.values())).beside(made)
+    return next(iter(made.values())).with_looks(made)
 
 
 def force(helpers: nn.ModuleDict, gate: int) -> None:

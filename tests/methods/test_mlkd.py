@@ -30,8 +30,8 @@ def loss_of(method, student, teacher, strong=None, strong_teacher=None, labels=N
     mine, theirs = Outputs(student), Outputs(teacher)
     if strong is not None:
         looks = {"strong": Batch(torch.empty(0), labels, rows, 0, epoch)}
-        mine = mine.beside({"strong": Outputs(strong)})
-        theirs = theirs.beside({"strong": Outputs(strong_teacher)})
+        mine = mine.with_looks({"strong": Outputs(strong)})
+        theirs = theirs.with_looks({"strong": Outputs(strong_teacher)})
     sample = Batch(torch.empty(0), labels, rows, 0, epoch, looks)
     losses = method.losses(mine, theirs, sample, method.helpers(None, None))
     assert list(losses) == ["logits"]
@@ -171,8 +171,8 @@ def test_the_strong_view_s_labels_read_its_raw_logits_and_its_own_targets():
     rows = torch.arange(len(labels))
     look = Batch(torch.empty(0), labels, rows, 0, 0)  # a strong view is never mixed
     sample = Batch(torch.empty(0), mixed.double(), rows, 0, 0, {"strong": look})
-    mine = Outputs(student).beside({"strong": Outputs(strong)})
-    theirs = Outputs(teacher).beside({"strong": Outputs(strong_teacher)})
+    mine = Outputs(student).with_looks({"strong": Outputs(strong)})
+    theirs = Outputs(teacher).with_looks({"strong": Outputs(strong_teacher)})
     losses = [
         MLKD(standardise=True, strong_label_weight=w).losses(mine, theirs, sample, None)["logits"]
         for w in (1.0, 0.0)

@@ -118,8 +118,8 @@ def picked(outputs, rows):
     return Outputs(
         outputs.logits[rows],
         {stage: value[rows] for stage, value in outputs.features.items()},
-        outputs._embedding if outputs._embedding is None else outputs.embedding[rows],
-        outputs._network,
+        outputs.embedding[rows] if "embedding" in vars(outputs) else None,
+        vars(outputs).get("network"),
         looks={look: picked(other, rows) for look, other in outputs._looks.items()},
     )
 

@@ -33,8 +33,8 @@ def loss_of(
     looks = {"clean": Batch(torch.empty(0), labels, rows, 0, 0)}
     targets = mixed_labels(weights, partners, labels)
     sample = Batch(torch.empty(0), targets, rows, 0, 0, looks, weights)
-    mine = Outputs(student).beside({"clean": Outputs(clean_student)})
-    theirs = Outputs(mixed).beside({"clean": Outputs(clean), "partner": Outputs(partner)})
+    mine = Outputs(student).with_looks({"clean": Outputs(clean_student)})
+    theirs = Outputs(mixed).with_looks({"clean": Outputs(clean), "partner": Outputs(partner)})
     losses = method.losses(mine, theirs, sample, method.helpers(None, None))
     assert list(losses) == ["logits"]
     return losses["logits"]

@@ -66,7 +66,7 @@ class Codec(Record):
         embedding = columns.get("embedding")
         if embedding is None:
             return outputs
-        return outputs.embedded(embedding.index_select(0, rows).float())
+        return outputs.replace(embedding=embedding.index_select(0, rows).float())
 
     def bytes_per_row(self, classes: int, embedding: int | None = None) -> int:
         """Bytes of one row; `embedding` is D, None where it is not stored."""
