@@ -114,10 +114,12 @@ def _epochs(
 ) -> list[list[float]]:
     """Seconds of every step of every epoch."""
     store, shelf = _cache(place)
-    cache = LogitsCache(shelf.folder, manifest, device, shelf if store.mirror is not None else None)
+    cache = LogitsCache(
+        shelf.folder, manifest, device, shelf if store.node_cache is not None else None
+    )
     _drop_pages(shelf.folder)
-    if store.mirror is not None and place.url.startswith("file://"):
-        _drop_pages(store.mirror.remote.at("caches/random")[1])
+    if store.node_cache is not None and place.url.startswith("file://"):
+        _drop_pages(store.node_cache.remote.at("caches/random")[1])
     times: list[list[float]] = []
     left, right = torch.randn(2, 512, 512, device=device)
     for epoch in range(EPOCHS):

@@ -74,7 +74,7 @@ def verify(
 
     chosen = None
     found = Store(store)
-    if found.mirror is None and not is_there(found.root):
+    if found.node_cache is None and not is_there(found.root):
         raise ConfigError(f"there is no store at {found.root}; name one with --store")
     if experiment is None:
         looked = audit(found)

@@ -122,7 +122,7 @@ def _marks(store: Store) -> Iterator[tuple[str, str]]:
     """The store's place and a folder in it for files of the machines, removed at the end."""
     folder = f"doctor-{secrets.token_hex(4)}"
     made = [path for path in (store.root, *store.root.parents) if not path.exists()]
-    if store.mirror is None:
+    if store.node_cache is None:
         with contextlib.suppress(OSError):  # writing into it reports what is wrong
             (store.root / folder).mkdir(parents=True)
     try:

@@ -121,9 +121,9 @@ def fit(
 
 def ray_storage(store: Store, folder: Path) -> dict[str, Any]:
     """Arguments of Ray's `RunConfig` for a folder of the store, which every node can write."""
-    if store.mirror is None:
+    if store.node_cache is None:
         return {"storage_path": str(folder)}
-    files, path = store.mirror.remote.at(store.mirror.name(folder))
+    files, path = store.node_cache.remote.at(store.node_cache.name(folder))
     return {"storage_path": path, "storage_filesystem": files}
 
 

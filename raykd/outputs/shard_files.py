@@ -28,20 +28,20 @@ class Shelf:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.folder = folder
-        self._mirror = store.mirror
+        self._node_cache = store.node_cache
         self._bound = store.local_bytes
         # What is not uploaded yet is out of sight of those who make room.
-        self.workshop = folder if store.mirror is None else folder / ".making"
-        if store.mirror is not None:
+        self.workshop = folder if store.node_cache is None else folder / ".making"
+        if store.node_cache is not None:
             make_folder(self.workshop)
 
     def add(self, shard: Shard) -> None:
         """Take in a shard that was written into the workshop."""
-        if self._mirror is None:
+        if self._node_cache is None:
             return
         path = self.folder / shard.name
-        self._mirror.push(self.workshop / shard.name, path)
-        with self._mirror.lock("shards"):
+        self._node_cache.push(self.workshop / shard.name, path)
+        with self._node_cache.lock("shards"):
             self._make_room(shard.bytes, {path})
             os.replace(self.workshop / shard.name, path)
             _used(path)
@@ -52,7 +52,7 @@ class Shelf:
         for path in bad:
             path.unlink()
         said = [f"{path}: the shard was truncated or altered" for path in bad]
-        if self._mirror is None:
+        if self._node_cache is None:
             return good, said
         for shard in good:  # left by a build that was killed before their upload
             self.add(shard)
@@ -60,7 +60,7 @@ class Shelf:
 
     def names(self) -> set[str]:
         """The names of the shards that are there, whole or not."""
-        if self._mirror is None:
+        if self._node_cache is None:
             return {path.name for path in self.folder.glob("view-*.arrow")}
         return {shard.name for shard in self._listed()}
 
@@ -70,16 +70,16 @@ class Shelf:
         Raises `CacheCorrupt` where one is missing or damaged, which is then removed, and `NoRoom`
         where they are more than may be kept.
         """
-        if self._mirror is None:
+        if self._node_cache is None:
             return []
         needed = sum(shard.bytes for shard in shards)
         if self._bound is not None and needed > self._bound:
             raise NoRoom(
-                f"{self._mirror.shown(self.folder)}: a view takes {needed / 1e9:.3g} GB, and "
+                f"{self._node_cache.shown(self.folder)}: a view takes {needed / 1e9:.3g} GB, and "
                 f"{self._bound / 1e9:.3g} GB of copies may be kept on a node; raise "
                 "scale.local_gb or $RAYKD_LOCAL_GB"
             )
-        with self._mirror.lock("shards"):
+        with self._node_cache.lock("shards"):
             lacking = [shard for shard in shards if not (self.folder / shard.name).is_file()]
             if lacking:
                 keep = {self.folder / shard.name for shard in shards}
@@ -96,22 +96,22 @@ class Shelf:
 
     def replace(self, shard: Shard) -> bool:
         """Have a right copy in the place of a damaged one; whether there is one to copy."""
-        if self._mirror is None:
+        if self._node_cache is None:
             return False
         (self.folder / shard.name).unlink(missing_ok=True)
         self.bring([shard])
         return True
 
     def _fetch(self, shard: Shard) -> None:
-        assert self._mirror is not None
+        assert self._node_cache is not None
         path = self.folder / shard.name
-        name, shown = self._mirror.name(path), self._mirror.shown(path)
+        name, shown = self._node_cache.name(path), self._node_cache.shown(path)
         try:
-            self._mirror.remote.fetch(name, path, shard.checksum)
+            self._node_cache.remote.fetch(name, path, shard.checksum)
         except FileNotFoundError as error:
             raise CacheCorrupt(f"{shown}: the shard is missing; {_AGAIN}") from error
         except Damaged as error:
-            self._mirror.remote.delete(name)
+            self._node_cache.remote.delete(name)
             raise CacheCorrupt(
                 f"{shown}: the shard was truncated or altered, its checksum does not match; it is "
                 f"removed, and {_AGAIN}"
@@ -119,18 +119,18 @@ class Shelf:
 
     def _listed(self) -> list[Shard]:
         """The shards that are listed elsewhere."""
-        assert self._mirror is not None
-        entries = self._mirror.remote.entries(self._mirror.name(self.folder))
+        assert self._node_cache is not None
+        entries = self._node_cache.remote.entries(self._node_cache.name(self.folder))
         shards = (named(Path(entry.name).name, entry.bytes) for entry in entries)
         return [shard for shard in shards if shard is not None]
 
     def _make_room(self, size: int, keep: set[Path]) -> None:
         """Remove copies, none of `keep`, until `size` more bytes are within the bound."""
-        assert self._mirror is not None
+        assert self._node_cache is not None
         if self._bound is None:
             return
         found = []
-        for path in self._mirror.root.glob("caches/*/view-*.arrow"):
+        for path in self._node_cache.root.glob("caches/*/view-*.arrow"):
             with contextlib.suppress(FileNotFoundError):  # another process has replaced it
                 stat = path.stat()
                 found.append((stat.st_mtime_ns, stat.st_size, path))

@@ -9,6 +9,7 @@ Names are relative to the URL, with slashes. A file appears whole or not at all.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -16,7 +17,6 @@ import os
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,23 +29,43 @@ from raykd.storage.atomic import FULL, lasting, make_folder
 
 ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
-_BLOCK, _OPEN = 1 << 23, 32  # bytes that are copied at a time; files that `read_at` keeps open
-_GS_SECONDS = 60  # for which Google's client tries again by itself; 15 minutes if it is not told
-SAY_SECONDS = 5.0  # after which a request, or a copy, is said to be waited for
-_LOOK_SECONDS, _AGAIN_SECONDS = 1.0, 30.0  # between two looks at the clock; between two lines
-_LOG = logging.getLogger("raykd")  # which writes warnings to standard error
-_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")  # that pyarrow reads
-# Parts of errors' texts.
-_REFUSED = ("access_denied", "invalid_access_key", "signature", "credential", "access token")
-_NO_BUCKET = ("no_such_bucket",)
-_NO_NETWORK = ("network_connection", "could not connect", "resolve host", "curl error", "timeout")
+_BLOCK, _OPEN = 1 << 23, 32  # bytes copied at a time; files that `read_at` keeps open
+SAY_SECONDS = 5.0  # age of a request from which a warning says that it is waited for
+_LOOK_SECONDS, _AGAIN_SECONDS = 1.0, 30.0  # between two looks at the clock; between two warnings
+_LOG = logging.getLogger("raykd")  # writes warnings to standard error
+_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")  # those of pyarrow
+# Options that a URL gets where it does not set them itself.
+_OPTIONS = {
+    "s3": "allow_delayed_open=true",  # a small file is one request, not an upload in three parts
+    "gs": "retry_limit_seconds=60",  # Google's client tries again for 15 minutes by default
+    "gcs": "retry_limit_seconds=60",
+}
+
+
+# Causes of failed requests: words of the error's text, what to say of them, and whether another
+# attempt would fail, too.
+_CAUSES = (
+    (("no_such_bucket",), "there is no such bucket; make it first, or correct the URL", True),
+    (
+        ("access_denied", "invalid_access_key", "signature", "credential", "access token"),
+        "the credentials were refused; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        "AWS_PROFILE (Google: GOOGLE_APPLICATION_CREDENTIALS) on every node",
+        True,
+    ),
+    (
+        ("network_connection", "could not connect", "resolve host", "curl error", "timeout"),
+        "nobody answers; check the network and the URL's endpoint_override and region",
+        False,
+    ),
+    (("",), "it cannot be reached", False),
+)
 
 _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that lies there."""
+    """A file in a listing."""
 
     name: str
     bytes: int
@@ -53,23 +73,21 @@ class Entry:
 
 
 def is_url(text: str) -> bool:
-    """True if a text is a URL, and no path."""
+    """True if a text is a URL, not a path."""
     return "://" in text
 
 
 class Remote:
-    """The files below a URL. Connects when it is first asked; may be pickled and forked."""
+    """The files below a URL. Connects at the first request; may be pickled and forked."""
 
     def __init__(self, url: str) -> None:
-        """Raises `ConfigError` where the URL names no place."""
+        """Raises `ConfigError` where the URL names no bucket or folder."""
         parts = _parsed(url)
         self.url = url
         # For messages: without a query, and without credentials, which a URL may carry.
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
         self._scheme = parts.scheme
-        self._lock = threading.Lock()
-        self._reached: tuple[Any, str] | None = None
-        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._opened = functools.lru_cache(_OPEN)(self._open)
 
     def __reduce__(self) -> tuple[type["Remote"], tuple[str]]:
         return Remote, (self.url,)
@@ -79,19 +97,19 @@ class Remote:
         from pyarrow import fs
 
         files, path = self.at(folder)
-        chosen = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
         start = len(self.at("")[1]) + 1
-        found = [
+        entries = [
             Entry(info.path[start:], info.size, info.mtime_ns / 1e9)
-            for info in self._asked(folder, lambda: files.get_file_info(chosen))
+            for info in self._request(folder, lambda: files.get_file_info(selector))
             if info.is_file and info.base_name[0] != "." and is_below(info.path[start:])
         ]
-        return sorted(found, key=lambda entry: entry.name)
+        return sorted(entries, key=lambda entry: entry.name)
 
     def entry(self, name: str) -> Entry | None:
         """One file; None where it is not there."""
         files, path = self.at(name)
-        info = self._asked(name, lambda: files.get_file_info(path))
+        info = self._request(name, lambda: files.get_file_info(path))
         return Entry(name, info.size, info.mtime_ns / 1e9) if info.is_file else None
 
     def read(self, name: str) -> bytes:
@@ -102,61 +120,61 @@ class Remote:
             with files.open_input_stream(path) as stream:
                 return stream.read()
 
-        return self._asked(name, read)
+        return self._request(name, read)
 
     def read_at(self, name: str, offset: int, length: int) -> bytes:
-        """Some bytes of a file, fewer where it ends. Raises `FileNotFoundError`.
+        """Bytes of a file from `offset` on, fewer than `length` at its end.
 
-        Files that were read last stay open, so they are taken not to change.
+        The files read last stay open, so they must not change. Raises `FileNotFoundError`.
         """
-        return self._asked(name, lambda: self._opened(name).read_at(length, offset))
+        return self._request(name, lambda: self._opened(name).read_at(length, offset))
 
     def fetch(self, name: str, path: Path, checksum: str = "") -> None:
         """Copy a file to a local path, atomically.
 
-        With a `checksum`, the first digits of its SHA-256, `Damaged` is raised where the bytes are
-        others, twice. Raises `FileNotFoundError`, and `NoRoom` where the local disk is full.
+        `checksum`: the first digits of its SHA-256. Raises `Damaged` where a second copy does not
+        match it either, `FileNotFoundError`, and `NoRoom` where the local disk is full.
         """
         make_folder(path.parent)
         try:
-            self._asked(name, lambda: self._copy(name, path, checksum))
-        except Damaged:  # perhaps on the way
-            self._asked(name, lambda: self._copy(name, path, checksum))
+            self._request(name, lambda: self._copy(name, path, checksum))
+        except Damaged:  # perhaps in transit
+            self._request(name, lambda: self._copy(name, path, checksum))
 
     def push(self, path: Path, name: str) -> Entry:
-        """Copy a local file there; the entry that it has then."""
+        """Upload a local file; returns its entry."""
         from pyarrow import fs
 
         files, target = self.at(name)
-        place, size = PurePosixPath(target), path.stat().st_size
-        aside = str(place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp"))
-        mounted = self._scheme == "file"  # others count an upload when it is complete
-        first = aside if mounted else target
+        path_there, size = PurePosixPath(target), path.stat().st_size
+        temporary = str(path_there.with_name(f".{path_there.name}.{secrets.token_hex(4)}.tmp"))
+        mounted = self._scheme == "file"  # elsewhere, an upload appears when it is complete
+        first = temporary if mounted else target
 
-        def put() -> Entry:
+        def upload() -> Entry:
             if mounted:
-                files.create_dir(str(place.parent), recursive=True)
+                files.create_dir(str(path_there.parent), recursive=True)
             try:
                 # No interrupt comes between the first byte and the last: pyarrow ends a stream
                 # that is left early with what it has.
                 fs.copy_files(str(path), first, fs.LocalFileSystem(), files, chunk_size=_BLOCK)
-                found = files.get_file_info(first)
-                if found.size != size:
-                    raise OSError(f"{found.size} bytes arrived of {size}")
+                info = files.get_file_info(first)
+                if info.size != size:
+                    raise OSError(f"{info.size} bytes arrived of {size}")
                 if mounted:
-                    files.move(aside, target)
-                return Entry(name, size, found.mtime_ns / 1e9)
+                    files.move(temporary, target)
+                return Entry(name, size, info.mtime_ns / 1e9)
             finally:
                 if mounted:
-                    Path(aside).unlink(missing_ok=True)
+                    Path(temporary).unlink(missing_ok=True)
 
-        return self._asked(name, put)
+        return self._request(name, upload)
 
     def delete(self, name: str) -> None:
         """Remove a file, where it is there."""
         files, path = self.at(name)
         with contextlib.suppress(FileNotFoundError):
-            self._asked(name, lambda: files.delete_file(path))
+            self._request(name, lambda: files.delete_file(path))
 
     def _copy(self, name: str, path: Path, checksum: str) -> None:
         """One attempt of `fetch`."""
@@ -164,7 +182,7 @@ class Remote:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         digest, done = hashlib.sha256(), 0
         try:
-            with lasting(path):  # what goes wrong here is not the remote place's fault
+            with lasting(path):  # reports errors of the local disk as such
                 file = temporary.open("wb")
             with file, files.open_input_file(source) as stream:
                 size = stream.size()
@@ -185,75 +203,74 @@ class Remote:
             temporary.unlink(missing_ok=True)
             raise
 
-    def _opened(self, name: str) -> Any:
+    def _open(self, name: str) -> Any:
         files, path = self.at(name)
-        with self._lock:
-            file = self._files.pop(name, None)
-        file = file or files.open_input_file(path)
-        with self._lock:
-            self._files[name] = file  # the last that goes
-            while len(self._files) > _OPEN:
-                self._files.popitem(last=False)
-        return file
+        return files.open_input_file(path)
 
     def at(self, name: str) -> tuple[Any, str]:
-        """The file system of pyarrow's, and the path of a name on it. Raises `Damaged`."""
+        """The pyarrow file system, and the path of a name on it. Raises `Damaged`."""
         check_below(name, self.shown)
-        with self._lock:
-            if self._reached is None:
-                self._reached = self._connect()
-        return self._reached[0], f"{self._reached[1]}/{name}".rstrip("/")
+        files, root = self._root
+        return files, f"{root}/{name}".rstrip("/")
 
-    def _connect(self) -> tuple[Any, str]:
+    @functools.cached_property
+    def _root(self) -> tuple[Any, str]:
         """The file system and the root's path. Raises `Unreachable` where there is no bucket."""
         import pyarrow as pa
         from pyarrow import fs
 
-        url = self.url
-        if self._scheme in ("gs", "gcs") and "retry_limit_seconds" not in url:
-            url += f"{'&' if '?' in url else '?'}retry_limit_seconds={_GS_SECONDS}"
-        if self._scheme == "s3" and "allow_delayed_open" not in url:
-            # A small file is one request then, and not an upload in parts of three.
-            url += f"{'&' if '?' in url else '?'}allow_delayed_open=true"
+        url, option = self.url, _OPTIONS.get(self._scheme, "")
+        if option and option.partition("=")[0] not in url:
+            url += ("&" if "?" in url else "?") + option
         try:
             files, root = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{self.shown}: not a place that can be used ({error})") from error
         if self._scheme != "file":
             bucket = root.partition("/")[0]
-            info = self._asked("", lambda: files.get_file_info(bucket), attempts=1)
+            info = self._request("", lambda: files.get_file_info(bucket), attempts=1)
             if info.type == fs.FileType.NotFound:
                 raise Unreachable(f"{self.shown}: there is no bucket {bucket!r}; make it first")
         return files, root.rstrip("/")
 
-    def _asked(self, name: str, call: Callable[[], _Answer], attempts: int = ATTEMPTS) -> _Answer:
-        """The answer, asked for again where that may help. Raises `Unreachable`, `NoRoom`."""
+    def _request(self, name: str, call: Callable[[], _Answer], attempts: int = ATTEMPTS) -> _Answer:
+        """The answer of `call`, tried again where that may help.
+
+        Raises `Unreachable`, `NoRoom` and `FileNotFoundError`, which name the file.
+        """
+        shown = f"{self.shown}/{name}".rstrip("/")
         for attempt in range(1, attempts + 1):
             try:
-                with _waits(f"{self.shown}/{name}".rstrip("/")):
+                with _reported(shown):
                     return call()
             except FileNotFoundError:
                 raise FileNotFoundError(f"{self.shown}/{name}: there is no such file") from None
             except OSError as error:
-                what = f"{self.shown}/{name}".rstrip("/")
                 if error.errno in FULL:
-                    raise NoRoom(f"{what}: the disk is full ({error})") from error
-                if attempt == attempts or _is_in(error, _REFUSED + _NO_BUCKET):
-                    raise Unreachable(f"{what}: {_said(error)} ({error})") from error
+                    raise NoRoom(f"{shown}: the disk is full ({error})") from error
+                text = str(error).lower()
+                cause, final = next(
+                    (cause, final)
+                    for words, cause, final in _CAUSES
+                    if any(word in text for word in words)
+                )
+                if attempt == attempts or final:
+                    raise Unreachable(f"{shown}: {cause} ({error})") from error
             time.sleep(_PAUSE * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
 
 def _parsed(url: str) -> SplitResult:
-    """The parts of a URL. Raises `ConfigError` where it names no place that could be reached."""
+    """The parts of a URL. Raises `ConfigError` where it names no bucket or folder."""
     shown = repr(url.partition("?")[0].rpartition("@")[2][:80])
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise ConfigError(f"{shown}: not a URL ({error})") from error
     if parts.scheme not in _SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in ("s3", "gs", "file"))
-        raise ConfigError(f"{shown}: not a place that can be used; there are {known} and folders")
+        raise ConfigError(
+            f"{shown}: not a place that can be used; there are s3://, gs://, file:// and folders"
+        )
     rooted = parts.scheme in ("file", "hdfs", "viewfs")
     if "\0" in url or not (parts.path.strip("/") if rooted else parts.netloc):
         example = "/folder" if rooted else "bucket/folder"
@@ -263,70 +280,33 @@ def _parsed(url: str) -> SplitResult:
     return parts
 
 
-class _Watch:
-    """Says, now and then, for what this process has been waiting."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self._lock = threading.Lock()
-        self._since: dict[object, tuple[float, str]] = {}
-        self._thread: threading.Thread | None = None
-
-    @contextlib.contextmanager
-    def over(self, what: str) -> Iterator[None]:
-        """A region in which `what` is waited for."""
-        key = object()
-        with self._lock:
-            self._since[key] = (time.monotonic(), what)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._look, daemon=True)
-                self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._since[key]
-
-    def _look(self) -> None:
-        """Look at what is waited for until it is nothing."""
-        said = -math.inf
-        while True:
-            time.sleep(_LOOK_SECONDS)
-            with self._lock:
-                if not self._since:
-                    self._thread = None
-                    return
-                since, what = min(self._since.values())
-            now = time.monotonic()
-            if now - since >= SAY_SECONDS and now - said >= _AGAIN_SECONDS:
-                said = now
-                _LOG.warning("waiting for %s, %d s so far", what, now - since)
+_requests: dict[object, tuple[float, str]] = {}  # under way: start (time.monotonic), name
+_process = 0  # the process whose thread reports them
 
 
-_watch = _Watch()
+@contextlib.contextmanager
+def _reported(shown: str) -> Iterator[None]:
+    """Context manager: a thread logs a warning where the request takes long."""
+    global _process  # noqa: PLW0603 - a forked process has no thread of its parent's
+    if _process != os.getpid():
+        _process = os.getpid()
+        _requests.clear()
+        threading.Thread(target=_report, daemon=True).start()
+    key = object()
+    _requests[key] = time.monotonic(), shown
+    try:
+        yield
+    finally:
+        _requests.pop(key, None)
 
 
-def _waits(what: str) -> contextlib.AbstractContextManager[None]:
-    """A region in which a place elsewhere is waited for, which is said after some seconds."""
-    global _watch  # noqa: PLW0603 - a forked process has no thread of its parent's
-    if _watch.process != os.getpid():
-        _watch = _Watch()
-    return _watch.over(what)
-
-
-def _is_in(error: OSError, words: tuple[str, ...]) -> bool:
-    return any(word in str(error).lower() for word in words)
-
-
-def _said(error: OSError) -> str:
-    """Meaning of an error, with the remedy."""
-    if _is_in(error, _NO_BUCKET):
-        return "there is no such bucket; make it first, or correct the URL"
-    if _is_in(error, _REFUSED):
-        return (
-            "the credentials were refused; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE (Google: GOOGLE_APPLICATION_CREDENTIALS) on every node"
-        )
-    if _is_in(error, _NO_NETWORK):
-        return "nobody answers; check the network and the URL's endpoint_override and region"
-    return "it cannot be reached"
+def _report() -> None:
+    """Log the oldest request now and then; loop of a thread."""
+    last = -math.inf
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        now = time.monotonic()
+        since, shown = min(_requests.copy().values(), default=(now, ""))
+        if now - since >= SAY_SECONDS and now - last >= _AGAIN_SECONDS:
+            last = now
+            _LOG.warning("waiting for %s, %d s so far", shown, now - since)

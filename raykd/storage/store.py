@@ -2,28 +2,28 @@
 
     root/teachers/<fingerprint>/   weights at the saved epochs, metrics.jsonl, result.json
     root/caches/<fingerprint>/     shards, manifest.json
-    root/preludes/<fingerprint>/   what some methods have trained before, and its helpers
+    root/preludes/<fingerprint>/   networks and helpers that some methods train before
     root/students/<fingerprint>/   weights.safetensors, metrics.jsonl, result.json
     root/searches/<fingerprint>/   decisions.json: the anchors that a greedy search chose, and why
     root/sweeps/<name>/            a sheet per trial; results.csv, results.arrow
     root/tune/<name>/              Ray Tune's logs, TensorBoard's files among them
     root/tensorboard/<kind>/       a folder of events per training, with scale.track: [tensorboard]
-    root/images/<digest>/          where each image lies, of those that stay encoded
+    root/images/<digest>/          index of images that stay encoded
     root/images/<digest>-<side>/   decoded pixels and labels
     root/weights/<digest>.*        copies of weights files that experiments named
     root/reports/                  pages
-    root/locks/                    who makes what at the moment, so that nothing is made twice
+    root/locks/                    the artefacts that processes are making at the moment
 
-A folder is complete when its marker is there, and the marker is written last. What a killed
-run leaves is either complete or is continued or made anew.
+A folder is complete when its marker is there; the marker is written last. What a killed run leaves
+is complete, or is continued or made anew.
 
-JSON files are sealed: beside what they say they hold a checksum of it and of their place (kind,
+JSON files are sealed: beside their content they hold a checksum of it and of their place (kind,
 folder, name), so that neither a damaged file nor another artefact's is believed. A recipe needs no
-seal, since its hash is its folder's name. Files without a seal, which were written before there
-was one, are believed where they have the right shape.
+seal, since its hash is its folder's name. Files without a seal, written before there was one, are
+believed where they have the right shape.
 
-The root may be a URL. Then every node works on a copy of its own, the mirror: what is written is
-pushed, and what is missing is pulled. Of a local root those words mean nothing.
+The root may be a URL. Then every node works on a copy of its own (`node_cache.py`): files that are
+written are pushed, and files that are missing are pulled. Neither does anything for a local root.
 """
 
 import contextlib
@@ -44,16 +44,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
 from raykd.core.record import DIGITS, Recipe, fingerprint
-from raykd.storage.atomic import gone, is_there, unwritable, write_atomic
+from raykd.storage.atomic import gone, is_there, make_folder, unwritable, write_atomic
 from raykd.storage.filesystem import Remote, is_url
-from raykd.storage.node_cache import Mirror, place_of
+from raykd.storage.node_cache import NodeCache, folder_of
 
 MARKER = "recipe.json"
 LOCKS = "locks"
 SEAL = "seal"  # a key of every file that `write_json` writes
 _SEAL_DIGITS = 24
 _NAME_BYTES = 255  # limit of a name, on every file system in use
-# The names by which an earlier raykd hashed recipes: those of its classes.
+# Class names that an earlier raykd hashed with its recipes.
 _EARLIER_KINDS = {
     "teachers": "TeacherRun",
     "caches": "LogitsRun",
@@ -67,30 +67,30 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def write_json(path: Path, value: object, *, sealed: bool = True) -> None:
-    """Write `value` as indented JSON, atomically; a dict is `sealed` as that of its place."""
+    """Write `value` as indented JSON, atomically; a dict gets the seal of its place if `sealed`."""
     write_atomic(path, _json(value, path if sealed else None))
 
 
 def _json(value: object, path: Path | None = None) -> bytes:
-    """The value as indented JSON; a dict that has a `path` with its seal."""
+    """The value as indented JSON; a dict for `path` gets a seal."""
     if path is not None and isinstance(value, dict):
         value = {**value, SEAL: _seal(_place(path), json.loads(json.dumps(value)))}
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _seal(place: str, value: object) -> str:
-    """A checksum of a JSON value and of its place, and the place itself."""
+    """Checksum of a place and a JSON value, followed by the place."""
     text = json.dumps([place, value], sort_keys=True, separators=(",", ":"))
     return f"{hashlib.sha256(text.encode()).hexdigest()[:_SEAL_DIGITS]} {place}"
 
 
 def _place(path: Path) -> str:
-    """The part of a file's path that stays where a store is moved: kind, folder, name."""
+    """The part of a file's path that stays when a store is moved: kind, folder, name."""
     return "/".join(path.parts[-3:])
 
 
 def _unsealed(path: Path, value: Any, *, anywhere: bool) -> None:
-    """Take the seal off a value that may have one. Raises `ValueError` where it is broken."""
+    """Remove the seal of a value that has one. Raises `ValueError` where it does not match."""
     seal = value.pop(SEAL, None) if isinstance(value, dict) else None
     if seal is None:
         return
@@ -109,11 +109,11 @@ def read_json(
     advice: str = "",
     anywhere: bool = False,
 ) -> Any:
-    """The value of a JSON file without its seal, once it is seen to be what was written there.
+    """The value of a JSON file, without its seal, after a check that raykd wrote it there.
 
-    `shape` is the type that it is to have, a dict if not said. With `anywhere`, another artefact's
-    file is taken, too. Raises `CacheCorrupt` for whatever else is there, which says `what` is the
-    matter with the file and what to do, the `advice`.
+    `shape` is the type of the value. With `anywhere`, another artefact's file is accepted, too.
+    Raises `CacheCorrupt` for anything else; `what` and `advice` are parts of its message: the
+    fault, and the remedy.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -158,7 +158,7 @@ def _no_recipe(path: Path, what: str) -> CacheCorrupt:
 
 
 def _check_age(path: Path, data: bytes) -> None:
-    """Raise `CacheMismatch` where a marker is that of an earlier raykd, which hashed other text."""
+    """Raise `CacheMismatch` for the marker of an earlier raykd, which hashed other text."""
     *_, kind, name, _ = path.parts
     try:
         value = {"kind": _EARLIER_KINDS.get(kind), "value": json.loads(data)}
@@ -189,46 +189,43 @@ def first_line(error: Exception) -> str:
 class Store:
     """Artefacts under one root: a folder that every worker can reach, or a URL.
 
-    `root` is the folder on this node, `url` the text that makes the same store on another one.
-    `local_gb` bounds the copies of a remote store's shards on a node; $RAYKD_LOCAL_GB goes first.
+    `root` is the folder on this node; `url` makes the same store on another one. `local_gb` bounds
+    the copies of a remote store's shards on a node; $RAYKD_LOCAL_GB goes first.
     """
 
-    def __init__(self, place: str | Path, local_gb: float | None = None) -> None:
-        self.mirror: Mirror | None = None
-        self._believed: dict[Path, tuple[int, int]] = {}  # markers: when they changed, their sizes
-        if is_url(str(place)):
-            remote = Remote(str(place))
-            self.root = place_of(remote)
+    def __init__(self, root: str | Path, local_gb: float | None = None) -> None:
+        self.node_cache: NodeCache | None = None
+        self._checked: dict[Path, tuple[int, int]] = {}  # markers: times and sizes when checked
+        if is_url(str(root)):
+            remote = Remote(str(root))
+            self.root = folder_of(remote)
             self.url, self.shown = remote.url, remote.shown
-            self.mirror = Mirror(remote, self.root)
+            self.node_cache = NodeCache(remote, self.root)
         else:
-            self.root = _folder(str(place))
+            self.root = _folder(str(root))
             self.url = self.shown = str(self.root)
         self.local_bytes = _bound(local_gb)
-        self._checked_kinds: set[str] = set()  # whose artefacts this raykd made
+        self._checked_kinds: set[str] = set()  # kinds without artefacts of an earlier raykd
         self._stands = False
 
     def stand(self, *, made: bool = False) -> None:
-        """Make the root, when work begins in it; after that, or if it was `made`, look for it.
+        """Make the root before work begins; later, or if `made`, only check that it is there.
 
-        Raises `Unreachable` where it has gone: what is left of a mount is an empty folder, in which
-        nothing is to be made anew.
+        Raises `Unreachable` where it has gone: a lost mount leaves an empty folder, in which
+        nothing must be made anew.
         """
-        mark, own = self.root / LOCKS, self.mirror is None  # copies may be removed at any time
+        mark, local = self.root / LOCKS, self.node_cache is None  # copies may be removed any time
         if is_there(mark):
             self._stands = True
-        elif made and own:
+        elif made and local:
             raise Unreachable(
                 f"{self.root}: the driver's store is not there on {socket.gethostname()}; all "
                 "nodes must share that folder: mount it, and run the same command again"
             )
-        elif self._stands and own:
+        elif self._stands and local:
             raise gone(self.root)
         else:
-            try:
-                mark.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise unwritable(mark, error) from error
+            make_folder(mark)
             self._stands = True
 
     def path(self, recipe: Recipe) -> Path:
@@ -236,40 +233,41 @@ class Store:
         return self.root / recipe.kind / fingerprint(recipe)
 
     def has(self, recipe: Recipe) -> bool:
-        """True where the artefact is complete. Its large files may still have to be pulled.
+        """True if the artefact is complete. Its large files may still have to be pulled.
 
         Raises `CacheCorrupt` where its marker is not this recipe, and `CacheMismatch` where an
         earlier raykd made the artefacts of this kind.
         """
         path = self.path(recipe) / MARKER
-        self._check_form(recipe.kind)
+        self._check_kind(recipe.kind)
         if not self.whole(path.parent, MARKER):
             return False
         try:
             file = self.pull(path).stat()
             state = (file.st_mtime_ns, file.st_size)
-            if self._believed.get(path) != state:
+            if self._checked.get(path) != state:
                 plain, data = recipe.plain(), path.read_bytes()
                 if data != _json(plain) and json.loads(data) != json.loads(json.dumps(plain)):
                     raise _no_recipe(path, "was altered")
-                self._believed[path] = state
+                self._checked[path] = state
         except CacheCorrupt:
             raise
         except (OSError, ValueError, RecursionError) as error:
             raise _no_recipe(path, f"cannot be read ({first_line(error)})") from error
         return True
 
-    def _check_form(self, kind: str) -> None:
-        """Raise `CacheMismatch` where the artefacts of a kind are those of an earlier raykd."""
+    def _check_kind(self, kind: str) -> None:
+        """Raise `CacheMismatch` where an earlier raykd made the artefacts of a kind."""
         if kind in self._checked_kinds:
             return
-        if self.mirror is None:
-            marker = next((self.root / kind).glob(f"*/{MARKER}"), None)
+        if self.node_cache is None:
+            folders = (path.parent for path in (self.root / kind).glob(f"*/{MARKER}"))
         else:
-            marker = self.mirror.first_marker(kind, MARKER)
-        if marker is not None:
+            folders = iter(self.node_cache.complete(kind, MARKER))
+        folder = next(folders, None)
+        if folder is not None:
             with contextlib.suppress(OSError):
-                _check_age(marker, self.pull(marker).read_bytes())
+                _check_age(folder / MARKER, self.pull(folder / MARKER).read_bytes())
         self._checked_kinds.add(kind)
 
     def finish(self, recipe: Recipe) -> None:
@@ -287,69 +285,69 @@ class Store:
 
     def finished(self, kind: str) -> Iterator[Path]:
         """Folders of the complete artefacts of one kind, oldest first."""
-        if self.mirror is None:
-            markers = [*(self.root / kind).glob(f"*/{MARKER}")]
+        if self.node_cache is None:
+            folders = [path.parent for path in (self.root / kind).glob(f"*/{MARKER}")]
         else:
-            markers = [folder / MARKER for folder in self.mirror.finished(kind, MARKER)]
-        yield from (marker.parent for marker in sorted(markers, key=lambda m: m.stat().st_mtime))
+            folders = self.node_cache.finished(kind, MARKER)
+        yield from sorted(folders, key=lambda folder: (folder / MARKER).stat().st_mtime)
 
     def where(self, path: Path) -> str:
-        """A path as messages name it: where it lies for all nodes."""
-        return str(path) if self.mirror is None else self.mirror.shown(path)
+        """A path for messages: its remote name if the store is remote."""
+        return str(path) if self.node_cache is None else self.node_cache.shown(path)
 
     def whole(self, folder: Path, marker: str) -> bool:
         """True if a folder is complete, by the file that is written last."""
-        if self.mirror is None:
+        if self.node_cache is None:
             return (folder / marker).is_file()
-        return self.mirror.whole(folder, marker)
+        return self.node_cache.whole(folder, marker)
 
     def share(self, folder: Path, marker: str) -> None:
         """Push a complete folder, its marker last."""
-        if self.mirror is not None:
-            self.mirror.share(folder, marker)
+        if self.node_cache is not None:
+            self.node_cache.share(folder, marker)
 
     def push(self, path: Path) -> None:
-        """Let other nodes have a file."""
-        if self.mirror is not None:
-            self.mirror.push(path)
+        """Upload a file for other nodes."""
+        if self.node_cache is not None:
+            self.node_cache.push(path)
 
     def pull(self, path: Path) -> Path:
-        """The path, once what lies there is here, if it is anywhere. For what never changes."""
-        if self.mirror is not None:
-            self.mirror.pull(path)
+        """The path of a file that never changes, once it is fetched; it may be nowhere."""
+        if self.node_cache is not None:
+            self.node_cache.pull(path)
         return path
 
     def pull_all(self, folder: Path, beginning: str) -> None:
         """Pull the files of a folder whose names begin so."""
-        if self.mirror is not None:
-            self.mirror.pull_all(folder, beginning)
+        if self.node_cache is not None:
+            self.node_cache.pull_all(folder, beginning)
 
     def renew(self, path: Path) -> Path:
         """Renew a file that other nodes may have changed or removed."""
-        if self.mirror is not None:
-            self.mirror.renew(path)
+        if self.node_cache is not None:
+            self.node_cache.renew(path)
         return path
 
     def renew_all(self, folder: Path) -> Path:
-        """Renew a folder of texts."""
-        if self.mirror is not None:
-            self.mirror.renew_all(folder)
+        """Renew a folder of texts, in which other nodes write."""
+        if self.node_cache is not None:
+            self.node_cache.renew_all(folder)
         return folder
 
     def elsewhere(self, path: Path) -> bytes | None:
-        """Content of a file for all nodes, if that may be more than here."""
-        return None if self.mirror is None else self.mirror.read(path)
+        """Remote content of a file; None for a local store, or if there is none."""
+        return None if self.node_cache is None else self.node_cache.read(path)
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a file atomically, here and for the other nodes."""
-        if self.mirror is None:
+        if self.node_cache is None:
             write_atomic(path, data)
             return
         # Pushed before the local rename; else another process could fetch the old version.
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
         write_atomic(aside, data)
         try:
-            self.mirror.push(aside, path)
+            self.node_cache.push(aside, path)
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
@@ -360,32 +358,29 @@ class Store:
 
     def remove(self, path: Path) -> None:
         """Remove a file or a folder, where it is there."""
-        if self.mirror is not None:
-            self.mirror.remove(path)
+        if self.node_cache is not None:
+            self.node_cache.remove(path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def _folder(place: str) -> Path:
-    """The folder of a store, where it is no URL. Raises `ConfigError` for what can be none."""
-    if not place.strip():
+def _folder(name: str) -> Path:
+    """The folder of a local store. Raises `ConfigError` for a name that no folder can have."""
+    if not name.strip():
         raise ConfigError("--store: expected a folder or a URL, got ''; `.` is the current folder")
-    shown = f"--store: {place[:80]!r} can be no folder"
+    shown = f"--store: {name[:80]!r} can be no folder"
     try:
-        root = Path(place).expanduser().resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL, an unknown user, links in a ring
+        root = Path(name).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, unknown user, circular links
         raise ConfigError(f"{shown} ({first_line(error)}); name another one") from error
-    longest = max(len(os.fsencode(part)) for part in root.parts)
-    if longest > _NAME_BYTES:
-        raise ConfigError(
-            f"{shown} (a name of {longest} bytes, and at most {_NAME_BYTES} can be); name another"
-        )
+    if any(len(os.fsencode(part)) > _NAME_BYTES for part in root.parts):
+        raise ConfigError(f"{shown} (a name of over {_NAME_BYTES} bytes); name another one")
     try:
         if not stat.S_ISDIR(root.stat().st_mode):
             raise ConfigError(f"--store: {root} is a file, not a folder; name another one")
-    except OSError as error:  # others are said when work begins in it
+    except OSError as error:  # others are reported when work begins
         if error.errno in _NO_FOLDER:
             raise ConfigError(f"{shown} ({error.strerror}); name another one") from error
         if error.errno == errno.ENOTDIR:

@@ -123,7 +123,7 @@ def check_room(store: Store, needed: int) -> None:
     Of a remote store only a bounded part has to be on this one's.
     """
     make_folder(store.root)
-    if store.mirror is not None:
+    if store.node_cache is not None:
         needed = min(needed, store.local_bytes or needed)
     free = shutil.disk_usage(store.root).free
     if needed * _ROOM > free:

@@ -181,5 +181,5 @@ def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.dev
     """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
     run = serving(store, run, views)
     folder, checksum = store.path(run), weights.anchor_checksum(store, run)
-    shelf = None if store.mirror is None else Shelf(store, folder)
+    shelf = None if store.node_cache is None else Shelf(store, folder)
     return LogitsCache.open(folder, run.plain(), checksum, views, device, shelf)

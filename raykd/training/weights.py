@@ -151,7 +151,7 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
     Raises `CacheCorrupt` where they are damaged; of a remote store they need not be here.
     """
     path = anchor_path(store, run.teacher, run.anchor)
-    if store.mirror is None:
+    if store.node_cache is None:
         checked(path)
     else:
         store.has(run.teacher)

@@ -113,9 +113,9 @@ def test_what_fails_once_is_tried_again(remote, file, monkeypatch):
             raise OSError("AWS Error SLOW_DOWN")
         return "answer"
 
-    assert remote._asked("file", shaky) == "answer"
+    assert remote._request("file", shaky) == "answer"
     with pytest.raises(Unreachable, match=r"file: it cannot be reached \(always\)"):
-        remote._asked("file", lambda: (_ for _ in ()).throw(OSError("always")))
+        remote._request("file", lambda: (_ for _ in ()).throw(OSError("always")))
 
 
 def test_a_bucket_that_is_not_there_is_said(bucket):

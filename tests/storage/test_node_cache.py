@@ -192,7 +192,7 @@ def test_other_urls_have_other_copies(tmp_path, monkeypatch):
 def test_a_local_store_has_nothing_elsewhere(tmp_path):
     store = Store(tmp_path)
     path = store.root / "file"
-    assert store.mirror is None
+    assert store.node_cache is None
     assert store.url == store.shown == str(tmp_path.resolve())
     store.write(path, b"data")
     assert store.pull(path) == store.renew(path) == path
