@@ -1,6 +1,7 @@
 """What every test may ask for, and how torch and matplotlib behave under test."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Before matplotlib is imported: no test opens a window, whatever the machine prefers.
@@ -27,7 +28,17 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.fixture(scope="session")
+def store_with_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Data]:
+    """The root of a store with the images of `digits`, and their recipe."""
+    store = Store(tmp_path_factory.mktemp("digits") / "store")
+    data = Data(name="digits", limit=200, augment=Augment(pad=1, flip=True))
+    return store.root, read(store, data, None)
+
+
 @pytest.fixture
-def digits(store: Store) -> Data:
-    """200 real images of 8 x 8 pixels to train on, 359 to test on, read into `store`."""
-    return read(store, Data(name="digits", limit=200, augment=Augment(pad=1, flip=True)), None)
+def digits(store: Store, store_with_digits: tuple[Path, Data]) -> Data:
+    """200 real images of 8 x 8 pixels to train on, 359 to test on, in `store`."""
+    root, data = store_with_digits
+    shutil.copytree(root, store.root, dirs_exist_ok=True)
+    return data

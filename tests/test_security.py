@@ -28,7 +28,7 @@ from raykd.core.errors import CacheCorrupt, ConfigError, DataError, Unreachable
 from raykd.data.dataset import open_images, read
 from raykd.data.recipe import Data
 from raykd.data.sources import pack_format
-from raykd.data.sources.decode import decoded
+from raykd.data.sources.encoded_image import decoded
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import read_pack
 from raykd.data.sources.tars import read_webdataset

@@ -31,16 +31,17 @@ from raykd.storage.store import Store
 Say = Callable[[str], None]
 
 
-def _quiet(text: str) -> None:
-    """Say nothing."""
-
-
 Pictures = Images | Encoded  # decoded in memory, or not yet
 Facts = in_memory.Facts | image_index.Facts
 
 
 def read(
-    store: Store, data: Data, path: str | Path | None, say: Say = _quiet, *, skip_bad: bool = False
+    store: Store,
+    data: Data,
+    path: str | Path | None,
+    say: Say = lambda text: None,
+    *,
+    skip_bad: bool = False,
 ) -> ResolvedData:
     """`data` with the values that its files have; they are taken into the store on first use.
 

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from raykd.core.errors import CacheCorrupt
+from raykd.core.errors import CacheCorrupt, DataError
 from raykd.core.record import Record
 from raykd.data.image_index import (
     MARKER,
@@ -27,8 +28,9 @@ from raykd.data.image_index import (
     read_record,
     whole,
 )
-from raykd.data.sources.decode import decode
+from raykd.data.sources.encoded_image import rgb_image
 from raykd.data.sources.splits import NAMED, Dataset, check_filled, numbered, unusable
+from raykd.data.sources.splits import Images as EncodedImages
 from raykd.storage import arrow
 from raykd.storage.store import Store, write_json
 
@@ -152,3 +154,51 @@ def decode_into(
     )
     write_json(folder / MARKER, facts.plain())
     return facts
+
+
+def decode(
+    images: EncodedImages,
+    rows: np.ndarray | None = None,
+    resize: int | None = None,
+    expected: tuple[int, int] | None = None,
+    faults: dict[int, str] | None = None,
+) -> np.ndarray:
+    """Images as uint8 [N, H, W, 3], all or those at `rows`, which rise; grey ones become RGB.
+
+    `resize` brings the shorter side to that many pixels and crops the centre; without it
+    every image must have the size of the first one, or the `expected` (H, W). Raises
+    `DataError`, naming the file or the row of an image that cannot be decoded or fits not. With
+    `faults`, why one cannot be decoded is put there by its place among the rows, and its pixels are
+    left open.
+    """
+    out: np.ndarray | None = None
+    rows = np.arange(len(images)) if rows is None else rows
+    index, wanted = -1, set(rows.tolist())
+    for row, image in enumerate(images):
+        if row not in wanted:
+            continue
+        index += 1
+        try:
+            if isinstance(image, DataError):
+                raise image
+            rgb = rgb_image(image, images.origin(row))
+        except DataError as error:
+            if faults is None:
+                raise
+            faults[index] = str(error)
+            continue
+        if resize is not None:
+            rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
+        pixels = np.asarray(rgb)
+        shape = pixels.shape[:2]
+        if expected is None:
+            expected = (shape[0], shape[1])
+        if shape != expected:
+            raise DataError(
+                f"{images.origin(row)}: {shape[1]} x {shape[0]} pixels, but the images before "
+                f"have {expected[1]} x {expected[0]}; set run.data.resize to bring all to one size"
+            )
+        if out is None:
+            out = np.empty((len(rows), *expected, 3), dtype=np.uint8)
+        out[index] = pixels
+    return np.empty((len(rows), 0, 0, 3), np.uint8) if out is None else out

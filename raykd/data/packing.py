@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +31,7 @@ from raykd.data.sources.pack_format import MARKER, PLAN, Shard
 from raykd.data.sources.splits import NAMED, Dataset, check_filled, cuts, listed, numbered, unusable
 from raykd.data.sources.tables import is_table
 from raykd.data.sources.tars import is_packed_tar, is_tar
+from raykd.storage import arrow
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 
@@ -129,7 +130,7 @@ class Packing:
             elif len(bad) < NAMED:
                 bad.append(fault)
         data = writer.finish()
-        packed = _read(part, pack_format.checksum_of(data), data)
+        packed = _read(part, arrow.checksum(data), data)
         self.files.put(packed.shard.name, memoryview(data))
         return replace(packed, bad=tuple(bad))
 
@@ -165,7 +166,13 @@ class Packing:
             "skipped": skipped,
             "splits": pack_format.write_splits(self.files, [packed.shard for packed in made]),
         }
-        _settle(self.files, facts, {packed.shard.name for packed in made})
+        # The marker makes a pack complete; what is no part of it goes then.
+        self.files.put(MARKER, _as_json(pack_format.sealed(facts)))
+        kept = {packed.shard.name for packed in made}
+        for entry in self.files.walk():
+            name = entry.name
+            if name == PLAN or (pack_format.numbered(name) and name not in kept):
+                self.files.remove(name)
         return facts
 
     def _adopted(self, part: Part, name: str) -> Packed | None:
@@ -177,7 +184,7 @@ class Packing:
         assert found is not None
         try:
             data = self.files.load(name)
-            if pack_format.checksum_of(data) == found[2]:
+            if arrow.checksum(data) == found[2]:
                 packed = replace(_read(part, found[2], data), adopted=True)
                 if self.skip_bad or not packed.skipped:
                     return packed
@@ -249,14 +256,6 @@ def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int
     if said is None:
         files.put(PLAN, _as_json(plan))
     return there
-
-
-def _settle(files: Files, facts: dict[str, Any], kept: Collection[str]) -> None:
-    """Write the marker, which makes a pack complete, and remove what is no part of it."""
-    files.put(MARKER, _as_json(pack_format.sealed(facts)))
-    for entry in files.walk():
-        if entry.name == PLAN or (pack_format.numbered(entry.name) and entry.name not in kept):
-            files.remove(entry.name)
 
 
 def _is_outdated(said: dict[str, Any], plan: dict[str, Any]) -> bool:

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from raykd.core.errors import DataError
+from raykd.data.in_memory import decode
 from raykd.data.sources import SOURCES
-from raykd.data.sources.decode import decode
 from raykd.data.sources.splits import Dataset
 
 

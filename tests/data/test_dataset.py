@@ -14,6 +14,7 @@ from raykd.data.dataset import Images, open_images, open_split, read
 from raykd.data.recipe import Data, ResolvedData
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_json
+from tests.tiers import slow_but
 
 COUNTS = {"train": {"cat": 6, "dog": 3, "owl": 3}, "test": {"cat": 2, "dog": 1, "owl": 1}}
 
@@ -111,7 +112,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", slow_but(CHANGES, ["one bit of a pixel", "one label", "the name of a class"])
+)
 def test_the_digest_changes_with(change, store, photos):
     before = read(store, FOLDER, photos).digest
     CHANGES[change](photos)
@@ -225,7 +228,7 @@ def bytes_of(images: Images) -> list[bytes]:
     return [pixels.numpy().tobytes() for pixels in images.pixels]
 
 
-@pytest.mark.parametrize("split", ["with", "without"])
+@pytest.mark.parametrize("split", slow_but(["with", "without"], ["without"]))
 def test_validation_images_are_neither_trained_nor_tested_on(store, photos, split):
     if split == "without":
         shutil.rmtree(photos / "test")

@@ -21,6 +21,7 @@ from raykd.data.transforms.augment import Augment
 from raykd.storage.store import Store, read_json, write_json
 from tests.data.files import encoded, picture, put
 from tests.data.packs import put_table, table
+from tests.tiers import slow_but
 
 SIDE = 8
 
@@ -152,6 +153,8 @@ TREES: dict[str, Callable[[Path], None]] = {
         odd_images, bad_images,
     )
 }  # fmt: skip
+# Splits or none; links; names that are no text; images of every kind; images that are none.
+QUICK_TREES = ("flat", "linked_within", "no_text", "loose", "odd_images", "bad_images")
 STREAM = Stream(size=SIDE, resize=SIDE)
 
 
@@ -172,7 +175,7 @@ def shown(store: Store, data: Data) -> list[tuple[torch.Tensor, torch.Tensor, tu
     return out
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", slow_but(TREES, QUICK_TREES))
 def test_a_folder_is_the_same_data_however_it_is_read(tmp_path, name):
     root = tmp_path / ("b\udce4ume" if name == "no_text" else "tree")
     TREES[name](root)
@@ -202,7 +205,7 @@ def test_a_folder_is_the_same_data_however_it_is_read(tmp_path, name):
     assert not any("\x1b" in line or "\udcff" in line for line in said)
 
 
-@pytest.mark.parametrize("name", ["digits", "folder"])
+@pytest.mark.parametrize("name", slow_but(["digits", "folder"], ["folder"]))
 def test_what_is_streamed_and_what_is_decoded_lie_beside_each_other(store, tmp_path, name):
     root = None
     if name == "folder":

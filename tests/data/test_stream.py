@@ -20,8 +20,7 @@ from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data, Stream
 from raykd.data.sources.byte_ranges import Names
-from raykd.data.sources.decode import decoded
-from raykd.data.sources.encoded_image import look_at
+from raykd.data.sources.encoded_image import decoded, look_at
 from raykd.data.sources.files import Files
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
@@ -32,6 +31,7 @@ from raykd.data.transforms.strong import Strong
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.photos import photo, photos, streamed
+from tests.tiers import slow_but
 
 IDS = torch.tensor([5, 0, 17, 23, 8, 8])
 EVERYTHING = Augment(
@@ -149,7 +149,7 @@ def test_jpeg_pixels_are_those_of_pillow():
     assert np.array_equal(look_at(progressive, "it").pixels(), decoded(progressive, "it"))
 
 
-@pytest.mark.parametrize("kind", ["CMYK", "turned", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", slow_but(["CMYK", "turned", "PNG", "WEBP"], ["CMYK", "turned"]))
 def test_every_other_image_is_decoded_by_pillow(kind):
     image = photo(5, 30, 50)
     if kind == "CMYK":
@@ -245,7 +245,7 @@ def test_an_image_that_cannot_be_decoded_is_named(store, root):
         assert str(error.value).startswith(f"{path}: cannot be decoded as an image")
 
 
-@pytest.mark.parametrize("decoders", [0, 1])
+@pytest.mark.parametrize("decoders", slow_but([0, 1], [1]))
 def test_a_bad_image_that_is_skipped_is_counted_and_the_next_shown(store, root, decoders):
     bad(root)
     data = streamed(store, root, augment=Augment(crop=Crop(), mix=Mix()))

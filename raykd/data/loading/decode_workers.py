@@ -30,8 +30,7 @@ from raykd.core.futures import begun
 from raykd.data.loading.raw_batches import Frames, Key, Wanted, Who
 from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
-from raykd.data.sources.decode import ADVICE
-from raykd.data.sources.encoded_image import Picture, look_at
+from raykd.data.sources.encoded_image import ADVICE, Picture, look_at
 from raykd.data.transforms.crop import resized
 
 SHARED = Path("/dev/shm")  # where Linux keeps the memory that processes share

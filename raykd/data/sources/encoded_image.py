@@ -7,20 +7,24 @@ Pillow's time and gives the same; what it does not take (damaged files) goes thr
 Shapes: H, W pixels.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from raykd.core.errors import DataError
-from raykd.data.sources.decode import decoded, opened, refusing
+from raykd.core.errors import DataError, WorkFailed
+from raykd.data.sources.formats import FORMATS
 
 try:
     import simplejpeg
 except ImportError:  # no wheel for this platform
     simplejpeg = None
 
+# Where memory is too small for the images that are decoded at a time.
+ADVICE = "set fewer scale.decoders or a smaller batch, or give the run more memory"
 _UPRIGHT = 1  # in EXIF's numbers
 _SMALLEST_STEP = 2  # smallest factor of scaling down a JPEG file while it is decoded
 
@@ -62,7 +66,7 @@ def look_at(data: bytes, origin: str) -> Picture:
 
     A JPEG file may turn out to be damaged only when it is decoded, which raises the same.
     """
-    image = opened(data, origin)
+    image = _opened(data, origin)
     if simplejpeg is not None and _is_plain_jpeg(image):
         return Picture(
             image.height, image.width, functools.partial(_jpeg, data, origin, image.size)
@@ -86,7 +90,7 @@ def _jpeg(
 ) -> np.ndarray:
     """The pixels of a JPEG file of `size` (W, H); Pillow has the last word where it is damaged."""
     least = at_least or (0, 0)
-    with refusing(origin, size):
+    with _refusing(origin, size):
         try:
             pixels = simplejpeg.decode_jpeg(  # pyright: ignore[reportOptionalMemberAccess]
                 data, "RGB", min_height=least[0], min_width=least[1], min_factor=_SMALLEST_STEP
@@ -114,3 +118,56 @@ def fault_in(data: bytes | DataError, origin: str, *, decode: bool = False) -> s
     except DataError as error:
         return str(error)
     return None
+
+
+def decoded(data: bytes, origin: str) -> np.ndarray:
+    """One encoded image as uint8 [H, W, 3], upright; the first frame of an animated one.
+
+    Raises `DataError`, naming the `origin`, where it cannot be decoded, and `WorkFailed` where its
+    pixels do not fit into memory.
+    """
+    return np.asarray(rgb_image(data, origin))
+
+
+def _opened(data: bytes, origin: str) -> Image.Image:
+    """An image whose header was read, and no pixel yet.
+
+    Raises `DataError`, naming the `origin`, where the format is unknown, where there are more
+    pixels than Pillow's limit allows, and where a channel has more than 8 bits.
+    """
+    with _refusing(origin):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raise ValueError(f"mode {image.mode}, more than 8 bits a channel")  # RGB would clip it
+        return image
+
+
+def rgb_image(data: bytes, origin: str) -> Image.Image:
+    """One image, upright, with three channels of 8 bits; raises as `decoded` does."""
+    image = _opened(data, origin)
+    with _refusing(origin, image.size):
+        upright = ImageOps.exif_transpose(image)
+        if isinstance(upright.info.get("transparency"), bytes):
+            upright = upright.convert("RGBA")  # a palette with transparency warns on RGB
+        return upright.convert("RGB")
+
+
+@contextlib.contextmanager
+def _refusing(origin: str, size: tuple[int, int] | None = None) -> Iterator[None]:
+    """A region that decodes an image, of `size` (W, H), whose failures come out as sentences.
+
+    Whatever a decoder raises on bytes that others wrote is a `DataError`: Pillow's readers end in
+    OSError, ValueError and SyntaxError, and on odd EXIF blocks in errors of many more kinds. Too
+    little memory is not the image's fault, and so it is `WorkFailed`.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        pixels = f" its {size[0]} x {size[1]} pixels" if size else ""
+        raise WorkFailed(f"{origin}: not enough memory to decode{pixels}; {ADVICE}") from error
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no known kind of image" if unknown else str(error) or type(error).__name__
+        raise DataError(
+            f"{origin}: cannot be decoded as an image ({why}); replace or remove it"
+        ) from error

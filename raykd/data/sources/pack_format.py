@@ -14,7 +14,6 @@ A pack is a folder here or at a URL, and a dataset of tables like any other.
 Shapes: N images.
 """
 
-import hashlib
 import io
 import json
 import re
@@ -146,11 +145,6 @@ def look_into(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
     return Shard(split, number, checksum, data.size, *columns)
 
 
-def checksum_of(data: pa.Buffer) -> str:
-    """The checksum that a shard's name carries."""
-    return hashlib.sha256(data).hexdigest()[: arrow.CHECKSUM_DIGITS]
-
-
 def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
     """Write the index of every split; what the marker says of them. Shards are in order."""
     splits: dict[str, list[Shard]] = {}
@@ -229,7 +223,7 @@ def check_shards(files: Files) -> None:
         for name, size in said["shards"].items():
             _check_size(files, name, size, sizes)
             parts = numbered(name)
-            if parts is None or checksum_of(files.load(name)) != parts[2]:
+            if parts is None or arrow.checksum(files.load(name)) != parts[2]:
                 raise _damaged(files, name, "it was altered")
 
 
@@ -255,7 +249,7 @@ def read_splits(files: Files, facts: dict[str, Any], names: tuple[str, ...]) -> 
         with TemporaryDirectory() as folder:  # its files stay mapped
             for name, checksum in said["index"].items():
                 data = files.load(name)
-                if checksum_of(data) != checksum:
+                if arrow.checksum(data) != checksum:
                     raise _damaged(files, name, "it was altered")
                 Path(folder, name).write_bytes(data)
             found = read_index(Path(folder), split, files.root, names)

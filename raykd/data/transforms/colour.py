@@ -34,27 +34,22 @@ class Colour(Record):
 
     def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
         """The images uint8 [B, H, W, 3], each changed by its own key."""
-        keys = ids.cpu()
-        changes = [
-            (
-                number,
-                change,
-                keyed_random.uniform(seed, keys, view, keyed_random.COLOUR + (number << 8)),
-                bound,
+        keys, orders, steps = ids.cpu(), [], []
+        for number, (change, bounds) in enumerate(zip(_changes(), self._bounds(), strict=True)):
+            if bounds is None:
+                continue
+            low, high = bounds
+            draw = keyed_random.uniform(seed, keys, view, keyed_random.COLOUR + (number << 8))
+            steps.append((change, (low + (high - low) * draw).tolist()))
+            orders.append(
+                keyed_random.draw(seed, keys, view, keyed_random.COLOUR_ORDER + (number << 8))
             )
-            for number, (change, bound) in enumerate(zip(_changes(), self._bounds(), strict=True))
-            if bound is not None
-        ]
-        turns = [
-            keyed_random.draw(seed, keys, view, keyed_random.COLOUR_ORDER + (n << 8))
-            for n, *_ in changes
-        ]
-        orders = torch.stack(turns, dim=1).argsort(dim=1, stable=True).tolist()
-        factors = [(low + (high - low) * draw).tolist() for _, _, draw, (low, high) in changes]
+        turns = torch.stack(orders, dim=1).argsort(dim=1, stable=True).tolist()
         images = []
-        for number, image in enumerate(pixels.permute(0, 3, 1, 2).cpu()):
-            for turn in orders[number]:
-                image = changes[turn][1](image, factors[turn][number])
+        for row, image in enumerate(pixels.permute(0, 3, 1, 2).cpu()):
+            for turn in turns[row]:
+                change, factors = steps[turn]
+                image = change(image, factors[row])
             images.append(image.permute(1, 2, 0))
         return torch.stack(images).to(pixels.device)
 

@@ -51,17 +51,12 @@ class Strong(Record):
                     for image, (kind, strength, sign) in zip(images, choices, strict=True)
                 ]
             )
-        images = self._holed(images, keys, view, seed)
-        return images.permute(0, 2, 3, 1).to(pixels.device)
-
-    def _holed(self, images: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
-        """The images [B, 3, H, W] with a grey square around a uniform centre."""
         size = images.shape[2], images.shape[3]
-        lengths = [torch.full_like(ids, int(self.hole * side)) for side in size]
-        hole = boxes(
-            seed, ids, view, (keyed_random.HOLE, keyed_random.HOLE + (1 << 8)), lengths, size
-        )
-        return images.masked_fill(hole[:, None], GREY)
+        lengths = [torch.full_like(keys, int(self.hole * side)) for side in size]
+        streams = (keyed_random.HOLE, keyed_random.HOLE + (1 << 8))
+        hole = boxes(seed, keys, view, streams, lengths, size)
+        images = images.masked_fill(hole[:, None], GREY)
+        return images.permute(0, 2, 3, 1).to(pixels.device)
 
 
 Operation = Callable[[Tensor, float, int], Tensor]  # uint8 [3, H, W], strength 0 to 1, sign

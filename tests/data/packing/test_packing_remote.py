@@ -70,6 +70,7 @@ def test_a_pack_is_made_from_one_bucket_into_another_and_streamed(store, root, b
     assert read(again, Data(name="folder", stream=STREAM), source).digest == found.digest
 
 
+@pytest.mark.slow
 def test_a_pack_in_a_bucket_is_gone_on_with_and_mended(root, bucket):
     work = packing(root, bucket)
     there = work.begin()
@@ -95,6 +96,7 @@ def test_a_bucket_with_other_things_is_refused(root, bucket):
         packing(root, elsewhere).begin()
 
 
+@pytest.mark.slow
 def test_a_pack_is_read_from_a_bucket_into_another(root, bucket):
     call(root, below(bucket, "a"), "--shard-mb", MB)
     source = read_pack(below(bucket, "a"))
@@ -106,6 +108,7 @@ def test_a_pack_is_read_from_a_bucket_into_another(root, bucket):
     assert again.digest == source.digest and len(work.parts) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "compressed.arrow", "stream.arrow"])
 def test_tables_in_a_bucket_are_packed_into_the_store(store, tmp_path, bucket, name):
     put_table(tmp_path / "tables" / name, table(struct=True))
@@ -120,6 +123,7 @@ def test_tables_in_a_bucket_are_packed_into_the_store(store, tmp_path, bucket, n
     assert data.digest == found.digest
 
 
+@pytest.mark.slow
 def test_parquet_files_of_two_splits_are_packed_from_a_bucket_to_a_bucket(bucket, tmp_path):
     pq.write_table(table(), tmp_path / "train.parquet", row_group_size=4)
     pq.write_table(table(IMAGES[:6], LABELS[:6]), tmp_path / "test.parquet")
@@ -134,6 +138,7 @@ def test_parquet_files_of_two_splits_are_packed_from_a_bucket_to_a_bucket(bucket
     assert images(found) == IMAGES and images(found, "test") == IMAGES[:6]
 
 
+@pytest.mark.slow
 def test_what_lies_in_no_file_is_packed_into_a_store_in_a_bucket(tmp_path, bucket, monkeypatch):
     monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "local"))
     data = read(Store(bucket), Data(name="digits", stream=Stream(size=8, resize=8)), None)

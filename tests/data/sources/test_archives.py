@@ -10,6 +10,7 @@ import pytest
 from raykd.core.errors import DataError
 from raykd.data.sources.archives import Archive, downloads, is_at, unpacked
 from tests.data.files import closed_port, md5, put, serving
+from tests.tiers import slow_but
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def said(archive: Archive, path: Path | None) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["zip", "gztar"])
-@pytest.mark.parametrize("top", ["toy", "."])
+@pytest.mark.parametrize("kind", slow_but(["zip", "gztar"], ["zip"]))
+@pytest.mark.parametrize("top", slow_but(["toy", "."], ["toy"]))
 def test_an_archive_is_downloaded_once_and_unpacked(tmp_path, kind, top):
     archive = packed(tmp_path / "server", kind, top)
     with serving(tmp_path / "server") as server:

@@ -12,6 +12,7 @@ from raykd.data.dataset import read
 from raykd.data.recipe import Data
 from raykd.data.sources import SOURCES, published
 from tests.data.files import closed_port, encoded, md5, picture, put, refusal, serving
+from tests.tiers import slow_but
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.47889522, 0.47227842, 0.43047404), (0.24205776, 0.23828046, 0.25874835)
@@ -80,8 +81,8 @@ def test_its_tables_have_its_constants(store, tmp_path):
     )
 
 
-@pytest.mark.parametrize("around", [True, False])
-@pytest.mark.parametrize("name", ["cinic10", "cinic10_trainvalid"])
+@pytest.mark.parametrize("around", slow_but([True, False], [True]))
+@pytest.mark.parametrize("name", ["cinic10_trainvalid"])
 def test_it_is_downloaded_and_unpacked(cinic, tmp_path, monkeypatch, name, around):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("RAYKD_DATA", str(tmp_path / "downloads"))
@@ -110,7 +111,7 @@ def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch):
     assert "copy CINIC-10.tar.gz there" in message
 
 
-@pytest.mark.parametrize("name", ["cinic10", "cinic10_trainvalid"])
+@pytest.mark.parametrize("name", ["cinic10_trainvalid"])
 def test_a_part_or_a_class_that_is_wrong_is_named(cinic, name):
     (cinic / "test/horse").rename(cinic / "test/donkey")
     assert refusal(name, cinic) == (

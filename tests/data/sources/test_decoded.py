@@ -20,6 +20,7 @@ from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.splits import Dataset
 from tests.data.files import closed_port, encoded, md5, picture, pixels, put, refusal, serving
+from tests.tiers import slow_but
 
 ROOT = Path(__file__).parents[3]
 CIFAR10 = Path(os.environ.get("RAYKD_TEST_CIFAR10", ROOT / "../shared/data/cifar10"))
@@ -64,7 +65,7 @@ def test_a_tree_with_train_and_test_is_read_in_the_order_of_class_and_name(tmp_p
     assert found.splits["train"].images.origin(1) == str(tmp_path / "train/b/10.jpg")
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("name", ["valid"])
 def test_a_validation_folder_stands_for_a_test_folder(tmp_path, name):
     put(tmp_path / "train/a/1.png")
     put(tmp_path / "train/b/1.png")
@@ -131,7 +132,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("what", slow_but(BROKEN, ["half a JPEG", "a bomb", "16 bits a channel"]))
 def test_a_file_that_is_no_readable_image_is_named(tmp_path, what):
     put(tmp_path / "b/1.png")
     bad = put(tmp_path / "a/2.png", BROKEN[what])
@@ -200,7 +201,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow_but(FORMS, ["grey", "a palette with alpha", "turned"]))
 def test_every_form_of_image_becomes_three_channels(tmp_path, form):
     data, expected = FORMS[form]
     for name in ("a", "b"):
@@ -265,8 +266,8 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", IMAGES)
-@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.feather"])
+@pytest.mark.parametrize("kind", slow_but(IMAGES, ["structs"]))
+@pytest.mark.parametrize("name", slow_but(["a.parquet", "a.arrow", "a.feather"], ["a.arrow"]))
 def test_every_kind_of_table_and_of_image_column_is_read(tmp_path, kind, name):
     file = put_table(tmp_path / name, table(IMAGES[kind]))
     check(SOURCES["table"](tmp_path), [0, 1, 1])
@@ -287,7 +288,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but(LAYOUTS, ["the Hub's conversion", "validation"]))
 def test_files_belong_to_the_split_that_their_name_or_folder_says(tmp_path, layout):
     for name, label in zip(LAYOUTS[layout], ([0, 1, 1], [1, 0, 0], [1, 1, 0]), strict=True):
         put_table(tmp_path / f"{name}.parquet", table(label=label))
@@ -331,7 +332,7 @@ HUB = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names"
 
 
 @pytest.mark.parametrize("metadata", [{"huggingface": HUB}, {"classes": "no,yes"}])
-@pytest.mark.parametrize("name", ["train.parquet", "train.arrow"])
+@pytest.mark.parametrize("name", ["train.parquet"])
 def test_class_names_come_from_the_metadata(tmp_path, metadata, name):
     put_table(tmp_path / name, table().replace_schema_metadata(metadata))
     assert SOURCES["table"](tmp_path).names == ("no", "yes")
@@ -395,7 +396,13 @@ BAD_TABLES = {
 }
 
 
-@pytest.mark.parametrize("what", BAD_TABLES)
+QUICK = [
+    "no label column", "structs without bytes", "a missing struct", "a negative label",
+    "a label that is no class", "an image that is none",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", slow_but(BAD_TABLES, QUICK))
 def test_a_table_that_cannot_be_used_is_named_with_its_row(tmp_path, what):
     content, message = BAD_TABLES[what]
     file = put_table(tmp_path / "train.parquet", content)
@@ -421,7 +428,7 @@ def test_an_empty_table_is_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.feather"])
+@pytest.mark.parametrize("name", slow_but(["a.parquet", "a.arrow", "a.feather"], ["a.arrow"]))
 def test_a_file_that_is_no_table_is_named(tmp_path, name):
     for data in (b"", b"garbage" * 100):
         file = put(tmp_path / name, data)
@@ -442,7 +449,7 @@ def test_a_folder_without_training_tables_is_refused(tmp_path):
 # CIFAR
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["cifar100"])
 def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch, name):
     from torchvision import datasets
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, features
 
 from raykd.core.errors import DataError
-from raykd.data.sources.decode import decoded
-from raykd.data.sources.encoded_image import fault_in, look_at
+from raykd.data.sources.encoded_image import decoded, fault_in, look_at
 from tests.data.files import encoded
 from tests.data.photos import photo
+from tests.tiers import slow_but
 
 ORIENTATIONS = range(1, 9)
 TURNS = {  # from the picture as it is stored to the picture upright
@@ -85,7 +85,7 @@ def same(data: bytes) -> np.ndarray | str:
     return one
 
 
-@pytest.mark.parametrize("before", BLOCKS)
+@pytest.mark.parametrize("before", slow_but(BLOCKS, ["XMP"]))
 def test_jpeg_files_are_upright_wherever_their_orientation_stands(before):
     for orientation in ORIENTATIONS:
         plain = encoded(photo(orientation, 30, 50), "JPEG")
@@ -99,7 +99,7 @@ def test_jpeg_files_are_upright_wherever_their_orientation_stands(before):
             assert np.array_equal(same(stored), expected)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF", "JPEG"])
+@pytest.mark.parametrize("kind", slow_but(["PNG", "WEBP", "TIFF", "AVIF", "JPEG"], ["JPEG"]))
 def test_all_formats_with_an_orientation_are_upright(kind):
     for orientation in ORIENTATIONS:
         if kind == "AVIF" and not features.check("avif"):
@@ -173,7 +173,7 @@ def cut_and_broken(data: bytes, source: np.random.Generator, kind: int) -> bytes
 def test_damaged_files_have_the_same_pixels_or_the_same_sentence():
     source = np.random.default_rng(0)
     refused = 0
-    for number in range(240):
+    for number in range(120):
         image = photo(number, *source.integers(8, 60, 2).tolist())
         exif = tags(int(source.integers(1, 9)))
         kind = ("JPEG", "JPEG", "PNG", "WEBP")[number % 4]
@@ -201,8 +201,8 @@ def claiming(kind: str, side: int) -> bytes:
     return data[:18] + struct.pack("<ii", side, side) + data[26:]  # BMP
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "PPM"])
-@pytest.mark.parametrize("side", [14_000, 60_000])
+@pytest.mark.parametrize("kind", slow_but(["JPEG", "PNG", "GIF", "BMP", "PPM"], ["JPEG", "GIF"]))
+@pytest.mark.parametrize("side", [60_000])
 def test_a_file_that_claims_too_many_pixels_is_refused_when_it_is_read_first(kind, side):
     data = claiming(kind, side)
     said = same(data)
@@ -220,7 +220,7 @@ def test_a_draft_of_a_turned_picture_is_not_turned_again():
 TOO_LITTLE_MEMORY = """
 import io, resource
 from PIL import Image
-from raykd.data.sources.decode import decoded
+from raykd.data.sources.encoded_image import decoded
 from raykd.data.sources.encoded_image import look_at
 from raykd.core.errors import WorkFailed
 
@@ -237,6 +237,7 @@ for look in (decoded, lambda data, origin: look_at(data, origin).pixels()):
 """
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_an_image_is_a_sentence():
     words = [sys.executable, "-c", TOO_LITTLE_MEMORY]
     ended = subprocess.run(words, capture_output=True, text=True, check=True)

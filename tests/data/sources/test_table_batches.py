@@ -19,8 +19,10 @@ from raykd.data.sources.pack_format import spans
 from raykd.data.sources.table_batches import TableFile
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, digest, put_table, table
+from tests.tiers import slow_but
 
 KINDS = ["groups.parquet", "file.arrow", "compressed.arrow", "stream.arrow", "a.feather"]
+EACH_KIND = slow_but(KINDS, ["groups.parquet", "compressed.arrow", "stream.arrow"])
 
 
 def opened(path: Path) -> TableFile:
@@ -31,8 +33,8 @@ def read_rows(file: TableFile, start: int, stop: int) -> list[bytes]:
     return [*chain(*file.images(start, stop))]
 
 
-@pytest.mark.parametrize("struct", [False, True])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("struct", slow_but([False, True], [True]))
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_any_rows_are_read_in_any_order(tmp_path, name, struct):
     file = opened(put_table(tmp_path / name, table(struct=struct)))
     assert file.labels == LABELS and len(file.lengths()) == ROWS
@@ -40,7 +42,7 @@ def test_any_rows_are_read_in_any_order(tmp_path, name, struct):
         assert read_rows(file, start, stop) == IMAGES[start:stop]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_rows_in_order_are_read_once(tmp_path, name, monkeypatch):
     path = put_table(tmp_path / name, table(), each=2)
     file = opened(path)
@@ -65,8 +67,8 @@ def test_many_rows_of_a_batch_are_read_one_by_one(tmp_path):
     assert [read_rows(file, row, row + 1) for row in range(rows)] == [[i] for i in images]
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("struct", [False, True])
+@pytest.mark.parametrize("name", EACH_KIND)
+@pytest.mark.parametrize("struct", slow_but([False, True], [True]))
 def test_values_that_are_not_compressed_are_found_in_the_file(tmp_path, name, struct):
     path = put_table(tmp_path / name, table(struct=struct))
     found = opened(path).ranges()
@@ -89,7 +91,7 @@ def test_slices_of_values_have_their_own_spans():
     assert spans(values, buffer) is None
 
 
-@pytest.mark.parametrize("name", ["train.parquet", "compressed-train.arrow"])
+@pytest.mark.parametrize("name", slow_but(["a.parquet", "compressed.arrow"], ["a.parquet"]))
 def test_tables_are_packed_into_the_store_and_streamed(store, tmp_path, name):
     for number in range(ROWS):
         put(tmp_path / "folder/train" / str(LABELS[number]) / f"{number:02d}.png", IMAGES[number])
@@ -132,6 +134,7 @@ print(total, pa.default_memory_pool().max_memory())
 """
 
 
+@pytest.mark.slow
 def test_a_row_group_that_is_larger_than_memory_is_read_page_by_page(tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.bytes(100_000) for _ in range(1000)]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from raykd.core.errors import DataError
 from raykd.data.sources.tars import BLOCK, MOST_LABEL, expanded, tar_samples
+from tests.tiers import slow_but
 
 
 def encoded(seed, kind="png", side=8):
@@ -64,7 +65,7 @@ def test_the_bytes_at_an_offset_are_the_image():
     assert [data[start : start + size] for start, size in spans] == [*images.values()]
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
 def test_every_format_of_tar_is_read(form):
     long = "a" * 90 + "/" + "b" * 90 + "/0001"
     image = encoded(0)
@@ -129,18 +130,12 @@ def test_the_first_label_of_cls_json_and_txt_counts():
     ("members", "message"),
     [
         ((("a.bmp", b"x"), ("a.tif", b"y"), ("a.cls", b"1")), "found 2 among bmp, tif, cls"),
-        ((("a.png", b"x"), ("a.jpg", b"y"), ("a.cls", b"1")), "found 2 among png, jpg, cls"),
         ((("a.png", b"x"),), "sample 'a': no label; expected a member .cls"),
-        ((("a.png", b"x"), ("a.txt", b" ")), "sample 'a': no label"),
         ((("a.png", b"x"), ("a.json", b"{}")), "sample 'a': no label"),
         ((("a.png", b"x"), ("a.cls", b"cat")), "'a', .cls: expected the number of a class"),
-        ((("a.png", b"x"), ("a.cls", b"1.5")), "'a', .cls: expected the number of a class"),
         ((("a.png", b"x"), ("a.json", b"{")), "'a', .json: cannot be read as JSON"),
-        ((("a.png", b"x"), ("a.json", b"\xff")), "'a', .json: cannot be read as JSON"),
-        ((("a.png", b"x"), ("a.json", b'{"label": 1.5}')), r'as "label", found 1\.5'),
         ((("a.png", b"x"), ("a.json", b'{"label": true}')), 'as "label", found True'),
         ((("a.png", b"x"), ("a.txt", b"\xff")), "'a', .txt: cannot be read as text"),
-        ((("a.png", b"x"), ("a.png", b"y"), ("a.cls", b"1")), "'a.png' is there twice"),
         ((("a.png", b"x"), ("a.cls", b"1"), ("a.CLS", b"2")), "'a.CLS' is there twice"),
     ],
 )
@@ -152,7 +147,10 @@ def test_a_sample_that_is_not_whole_is_named(members, message):
 
 @pytest.mark.parametrize(
     ("pack", "packer"),
-    [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")],
+    slow_but(
+        [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")],
+        [(gzip.compress, "gzip")],
+    ),
 )
 def test_a_compressed_archive_is_refused(pack, packer):
     with pytest.raises(DataError, match=rf"shard-07.tar: is compressed \({packer}\)"):
@@ -215,7 +213,7 @@ def test_json_that_cannot_be_read_names_its_sample():
         assert len(str(e.value)) < 300
 
 
-@pytest.mark.parametrize("label", ["[1]", "{}", "1e3", "false"])
+@pytest.mark.parametrize("label", ["[1]", "false"])
 def test_a_label_of_another_type_names_its_sample(label):
     text = b'{"label": %s}' % label.encode()
     with pytest.raises(DataError, match=r"sample 'a', \.json: expected a number or a word"):
@@ -241,7 +239,7 @@ def test_files_of_no_sample_are_counted():
     assert found.unread == {"no suffix": 1, ".md": 1, ".json": 2}
 
 
-@pytest.mark.parametrize("ending", ["bmp", "TIFF", "pgm"])
+@pytest.mark.parametrize("ending", ["TIFF"])
 def test_images_of_other_kinds_are_taken_where_there_is_no_usual_one(ending):
     data = tar((f"a.{ending}", b"four"), ("a.cls", b"0"), ("b.tif", b"depth"), ("b.cls", b"1"))
     assert read(data).lengths.tolist() == [4, 5]
@@ -256,7 +254,7 @@ def test_a_label_of_many_megabytes_is_refused():
 
 def test_damage_anywhere_ends_in_a_sentence_or_nowhere():
     data, rng = tar(*PAIR, ("b" * 120 + ".png", b"x"), ("b" * 120 + ".json", b"{}")), Random(3)
-    for _ in range(400):
+    for _ in range(200):
         altered = bytearray(data)
         for _ in range(rng.choice([1, 2, 8])):
             altered[rng.randrange(len(data))] = rng.choice([0, 32, 48, 55, 128, 255])
@@ -334,12 +332,9 @@ def test_imagenets_pattern_has_all_its_shards():
     ("pattern", "message"),
     [
         ("a{0..1", "not closed"),
-        ("a0..1}", "not closed"),
         ("a{0..{1,2}}", "within another"),
         ("{3..1}", "does not count up"),
         ("{a..c}", "{a..c} is neither"),
-        ("{x}", "{x} is neither"),
-        ("{}", "{} is neither"),
         ("{0..99999999}", "more than 1,000,000 numbers"),
         ("{0..9999}{0..9999}", "stands for 100,000,000 names"),
     ],
