@@ -28,7 +28,7 @@ from raykd.core.errors import CacheCorrupt, ConfigError, DataError, Unreachable
 from raykd.data.dataset import open_images, read
 from raykd.data.recipe import Data
 from raykd.data.sources import pack_format
-from raykd.data.sources.encoded_image import decoded
+from raykd.data.sources.encoded_image import decode
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import read_pack
 from raykd.data.sources.tars import read_webdataset
@@ -304,7 +304,7 @@ def test_arrays_of_numpy_are_no_images(tmp_path, planted, marker):
 def test_pictures_that_another_program_would_read(tmp_path):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n%%EOF\n"
     with pytest.raises(DataError, match="cannot be decoded as an image"):
-        decoded(eps, "x.png")
+        decode(eps, "x.png")
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "x.feather"])

@@ -41,7 +41,7 @@ from raykd.core.types import Batch, Signal
 from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.decode_workers import Decoder
 from raykd.data.loading.loader import Views
-from raykd.data.loading.raw_batches import Wanted
+from raykd.data.loading.raw_batches import FrameRequest
 from raykd.data.recipe import Data, Stream
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.transforms.augment import Augment
@@ -196,7 +196,7 @@ class Bench:
         """The photographs' centres as images in memory, with labels of `classes` classes."""
         shown = self.streamed(augment=Augment(), stream=Stream(size=side, resize=side))
         ids = np.arange(len(self.train))
-        pixels = Decoder(self.train, Wanted((shown,)))[ids, 0].pixels["own", 0]
+        pixels = Decoder(self.train, FrameRequest((shown,)))[ids, 0].pixels["own", 0]
         names = tuple(str(number) for number in range(classes))
         images = Images(pixels, torch.from_numpy(ids) % classes, names)
         own = {"stream": None, "classes": classes, "size": (side, side)}
@@ -352,7 +352,7 @@ def decoding(bench: Bench) -> None:
         return Image.open(io.BytesIO(data)).convert("RGB")
 
     def frames(**changes) -> Callable[[], object]:
-        decoder = Decoder(bench.train, Wanted((bench.streamed(**changes),)))
+        decoder = Decoder(bench.train, FrameRequest((bench.streamed(**changes),)))
         return lambda: decoder[ids.numpy(), next(rounds)]
 
     def batches() -> Callable[[], object]:

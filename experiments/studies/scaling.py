@@ -30,7 +30,7 @@ from torch import nn
 from experiments.benchmarks.photographs import photograph
 from raykd import models
 from raykd.core.types import Batch, Outputs
-from raykd.data.sources.encoded_image import look_at
+from raykd.data.sources.encoded_image import open_image
 from raykd.methods import METHODS
 from raykd.outputs.codecs import Dense, TopK
 from raykd.planning import scaling
@@ -211,7 +211,7 @@ def reads_here(folder: Path) -> dict[str, float]:
     size = path.stat().st_size
     path.unlink()
     pictures = [photograph(number, 375, 500) for number in range(4)]
-    decode, _ = timed(lambda: [look_at(data, "x").pixels() for data in pictures], 10)
+    decode, _ = timed(lambda: [open_image(data, "x").pixels() for data in pictures], 10)
     values = {"written": written, "cold": cold, "warm": warm, "checked": checked}
     return {name: size / seconds for name, seconds in values.items()} | {"decode": decode / 4}
 

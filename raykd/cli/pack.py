@@ -61,7 +61,7 @@ def pack(
     of `raykd show datasets`, - where that has a downloader of its own. Images stay encoded as
     they are. The same command goes on where one was stopped, and repairs what was damaged.
     """
-    from raykd.data.packing import Packing, kind_of
+    from raykd.data.packing import Packing, source_of
     from raykd.data.sources import SOURCES
     from raykd.data.sources.files import Files
     from raykd.tracking.console import Teller
@@ -69,11 +69,11 @@ def pack(
     teller = Teller()
     started = time.monotonic()
     root = None if source == "-" else source
-    chosen = name or kind_of(source)
+    chosen = name or source_of(source)
     teller.say(f"looking for the images of {source} ({chosen})")
-    stock = SOURCES[chosen](root)
+    dataset = SOURCES[chosen](root)
     packing = Packing(
-        stock,
+        dataset,
         chosen if root is None else Files.at(root).describe(""),
         Files.at(destination),
         shard_mb,
@@ -82,12 +82,12 @@ def pack(
     )
     there = packing.begin()
     kept = sum(1 for names in there.values() if names)
-    unread = sorted(stock.about.unread.items())
+    unread = sorted(dataset.about.unread.items())
     if unread:
         kinds = ", ".join(f"{ascii(kind)[1:-1]} {count:,}" for kind, count in unread)
         teller.say(f"files that are not read: {kinds}")
     teller.say(
-        f"{packing.images:,} images of {len(stock.names)} classes, "
+        f"{packing.images:,} images of {len(dataset.names)} classes, "
         f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
         + (f", of which {kept} are there" if kept else "")
     )

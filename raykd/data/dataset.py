@@ -16,7 +16,7 @@ from raykd.core import keyed_random
 from raykd.core.errors import ConfigError, DataError
 from raykd.data import image_index, in_memory
 from raykd.data.image_index import DIGEST_DIGITS, MARKER, read_record
-from raykd.data.in_memory import Images, decode_into, undecodable
+from raykd.data.in_memory import Images, decode_faults, decode_into
 from raykd.data.loading.sampler import stratified
 from raykd.data.packing import into_store
 from raykd.data.recipe import Data, ResolvedData, Split
@@ -24,14 +24,14 @@ from raykd.data.sources import SOURCES
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import check_shards
-from raykd.data.sources.splits import Dataset, listed, numbered, summary, unusable
+from raykd.data.sources.splits import Dataset, count_of, list_faults, summary, unusable_error
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 
 Say = Callable[[str], None]
 
 
-Pictures = Images | Encoded  # decoded in memory, or not yet
+AnyImages = Images | Encoded  # decoded in memory, or not yet
 Facts = in_memory.Facts | image_index.Facts
 
 
@@ -56,10 +56,10 @@ def read(
             f"data.path: {path} is a URL, whose images are decoded while a run goes on; add "
             "run.data.stream, such as {size: 224}"
         )
-    facts = _known(store, data, root) or _read(store, data, root, say, skip_bad=skip_bad)
+    facts = _find_facts(store, data, root) or _read_facts(store, data, root, say, skip_bad=skip_bad)
     if isinstance(facts, in_memory.Facts):
         if facts.skipped and not skip_bad:
-            raise unusable(facts.bad, facts.skipped)
+            raise unusable_error(facts.bad, facts.skipped)
         size = facts.size
     else:
         assert data.stream is not None, "encoded images are those of a stream"
@@ -81,7 +81,7 @@ def read(
     return ResolvedData.model_construct(**(fields | update))
 
 
-def _known(store: Store, data: Data, root: str | None) -> Facts | None:
+def _find_facts(store: Store, data: Data, root: str | None) -> Facts | None:
     """Facts that the store has about a recipe's images; None where it does not have them.
 
     Nor where those of a stream lie elsewhere now.
@@ -95,7 +95,7 @@ def _known(store: Store, data: Data, root: str | None) -> Facts | None:
     return facts if root is None or facts.place == root else None
 
 
-def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
+def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
     """Facts about a dataset from its files, which are then in the store, decoded or by place.
 
     Raises `DataError` where other images than these were expected.
@@ -104,10 +104,10 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
         found = SOURCES[data.name](root)
     else:
         found = into_store(store, data.name, root, say, skip_bad=skip_bad)
-    taken, reading = image_index.known(store, data.name, found, skip_bad=skip_bad), None
+    taken, reading = image_index.find_summary(store, data.name, found, skip_bad=skip_bad), None
     if taken is None:
-        more = undecodable if data.stream is None else None
-        reading = image_index.read_through(found, say, skip_bad=skip_bad, more=more)
+        more = decode_faults if data.stream is None else None
+        reading = image_index.read_images(found, say, skip_bad=skip_bad, more=more)
         taken = reading.taken
     if data.digest and data.digest != taken.digest:
         raise DataError(
@@ -116,11 +116,11 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
         )
     folder = folder_of(store, data, taken.digest)
     if data.stream is not None:
-        whole = image_index.is_at(store, folder, found)
+        whole = image_index.is_index_of(store, folder, found)
     else:
         whole = store.whole(folder, MARKER)
     if not whole and reading is None:
-        reading = image_index.read_again(found, taken, say, skip_bad=skip_bad)
+        reading = image_index.usable_rows(found, taken, say, skip_bad=skip_bad)
     if not whole and reading is not None:
         if data.stream is not None:
             image_index.write(store, found, reading)
@@ -129,33 +129,33 @@ def _read(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: boo
                 check_shards(Files.at(image_index.root_of(found)))
             decode_into(folder, found, reading, data.resize, say, skip_bad=skip_bad)
         store.share(folder, MARKER)
-    image_index.remember(store, data.name, found, taken, skip_bad=skip_bad)
+    image_index.save_summary(store, data.name, found, taken, skip_bad=skip_bad)
     kind = in_memory.Facts if data.stream is None else image_index.Facts
     facts = read_record(kind, folder / MARKER)
-    _tell(say, data, found, taken, facts)
+    _report(say, data, found, taken, facts)
     return facts
 
 
-def _tell(say: Say, data: Data, found: Dataset, taken: image_index.Taken, facts: Facts) -> None:
+def _report(say: Say, data: Data, found: Dataset, taken: image_index.Summary, facts: Facts) -> None:
     """Say what was read, and what was left out."""
     counts, skipped, bad = taken.counts, taken.skipped, taken.bad
     if isinstance(facts, in_memory.Facts):
         counts, skipped, bad = facts.counts, skipped + facts.skipped, bad + facts.bad
     say(summary(found.names, counts, found.about, holdout=data.holdout, empty=taken.empty))
     if skipped:
-        left = numbered(skipped, "image")
-        say(f"{left} that cannot be used, left out:\n{listed(bad, skipped)}")
+        left = count_of(skipped, "image")
+        say(f"{left} that cannot be used, left out:\n{list_faults(bad, skipped)}")
 
 
-def open_images(store: Store, data: Data) -> tuple[Pictures, Pictures]:
+def open_images(store: Store, data: Data) -> tuple[AnyImages, AnyImages]:
     """The training and the test images of a recipe that `read` completed."""
-    train, test, _ = _opened(store, data)
+    train, test, _ = _open_all(store, data)
     return train, test
 
 
-def open_split(store: Store, data: Data, split: Split) -> Pictures:
+def open_split(store: Store, data: Data, split: Split) -> AnyImages:
     """The images of one split of a recipe that `read` completed."""
-    train, test, validation = _opened(store, data)
+    train, test, validation = _open_all(store, data)
     if split == "validation":
         if validation is None:
             raise ConfigError(
@@ -166,7 +166,7 @@ def open_split(store: Store, data: Data, split: Split) -> Pictures:
     return train if split == "train" else test
 
 
-def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | None]:
+def _open_all(store: Store, data: Data) -> tuple[AnyImages, AnyImages, AnyImages | None]:
     """Training, test and validation images; None where no share is held out for those."""
     folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
@@ -175,13 +175,13 @@ def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | No
             "`raykd run` puts them there where it can read the files"
         )
     reader = in_memory if data.stream is None else image_index
-    _, found = reader.opened(store, folder)
-    splits: Mapping[str, Pictures] = found
+    _, found = reader.open_splits(store, folder)
+    splits: Mapping[str, AnyImages] = found
     train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
-        train, test = _apart(train, data.holdout, "holdout", data.seed, keyed_random.HOLDOUT)
+        train, test = _hold_out(train, data.holdout, "holdout", data.seed, keyed_random.HOLDOUT)
     if data.validation is not None:
-        train, validation = _apart(
+        train, validation = _hold_out(
             train, data.validation, "validation", data.seed, keyed_random.VALIDATION
         )
     if data.limit is not None:
@@ -193,9 +193,9 @@ def _opened(store: Store, data: Data) -> tuple[Pictures, Pictures, Pictures | No
     return train, test, validation
 
 
-def _apart(
-    images: Pictures, share: float, field: str, seed: int, stream: int
-) -> tuple[Pictures, Pictures]:
+def _hold_out(
+    images: AnyImages, share: float, field: str, seed: int, stream: int
+) -> tuple[AnyImages, AnyImages]:
     """Stratified split: (remaining, held out)."""
     count = round(share * len(images))
     if not 0 < count < len(images):

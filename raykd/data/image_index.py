@@ -33,7 +33,7 @@ from raykd.data.sources.splits import (
     Images,
     check_filled,
     empty_classes,
-    unusable,
+    unusable_error,
 )
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_json, write_json
@@ -73,12 +73,12 @@ class Facts(Record):
             return self.root
 
 
-def _written(root: str) -> str:
+def _encode_root(root: str) -> str:
     """A path as JSON can hold it: the bytes of one that is not UTF-8 are written out."""
     return root if root == text(root) else _BYTES + os.fsencode(root).hex()
 
 
-class Taken(Record):
+class Summary(Record):
     """A summary of one reading of all images."""
 
     digest: str
@@ -92,7 +92,7 @@ class Taken(Record):
 class Reading:
     """The contents of images, and which of them can be used."""
 
-    taken: Taken
+    taken: Summary
     rows: Mapping[str, np.ndarray]  # int64 [n] of each split, rising
 
 
@@ -109,7 +109,7 @@ def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
         ) from error
 
 
-def content(data: bytes) -> bytes:
+def content_hash(data: bytes) -> bytes:
     """Hash of the bytes of an image."""
     return hashlib.blake2b(data, digest_size=CONTENT_BYTES).digest()
 
@@ -124,23 +124,25 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
     return hasher.hexdigest()[:DIGEST_DIGITS]
 
 
-def known(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Taken | None:
+def find_summary(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Summary | None:
     """The summary of an earlier reading of files that have not changed; None without one."""
     if found.digest:
         counts = {split: len(labels) for split, labels in found.labels.items()}
         empty = empty_classes(found.names, found.labels["train"])
-        return Taken(digest=found.digest, counts=counts, empty=tuple(empty))
-    path = _stamp(store, name, found, skip_bad=skip_bad)
-    return read_record(Taken, path) if found.stamp and path.is_file() else None
+        return Summary(digest=found.digest, counts=counts, empty=tuple(empty))
+    path = _summary_path(store, name, found, skip_bad=skip_bad)
+    return read_record(Summary, path) if found.stamp and path.is_file() else None
 
 
-def remember(store: Store, name: str, found: Dataset, taken: Taken, *, skip_bad: bool) -> None:
+def save_summary(
+    store: Store, name: str, found: Dataset, taken: Summary, *, skip_bad: bool
+) -> None:
     """Keep what was seen of files, for as long as they are as they are."""
     if found.stamp:
-        write_json(_stamp(store, name, found, skip_bad=skip_bad), taken.plain())
+        write_json(_summary_path(store, name, found, skip_bad=skip_bad), taken.plain())
 
 
-def is_at(store: Store, folder: Path, found: Dataset) -> bool:
+def is_index_of(store: Store, folder: Path, found: Dataset) -> bool:
     """True for an index of these files, and not of others with the same images."""
     return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).place == root_of(
         found
@@ -159,14 +161,14 @@ def root_of(found: Dataset) -> str:
     return next((part.files.root for part in ranges_of(found).values()), "")
 
 
-def _stamp(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Path:
+def _summary_path(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Path:
     place = root_of(found) or name
     seen = json.dumps([STAMPS, place, skip_bad, found.stamp])
     key = hashlib.sha256(seen.encode())
     return store.root / "images" / "stamps" / key.hexdigest()[:20]
 
 
-def read_through(
+def read_images(
     found: Dataset, say: Say, *, skip_bad: bool, more: MoreFaults | None = None
 ) -> Reading:
     """Read every image once, for what identifies it.
@@ -186,10 +188,10 @@ def read_through(
         contents[split] = (labels[good], codes[good])
     if faults and not skip_bad:
         faults += more(found, rows) if more is not None else []
-        raise unusable(faults, len(faults))
+        raise unusable_error(faults, len(faults))
     labels = {split: own for split, (own, _) in contents.items()}
     check_filled(found.names, labels, found.about)
-    taken = Taken(
+    taken = Summary(
         digest=digest_of(found.names, contents),
         counts={split: len(own) for split, own in rows.items()},
         empty=tuple(empty_classes(found.names, labels["train"])),
@@ -199,10 +201,10 @@ def read_through(
     return Reading(taken, rows)
 
 
-def read_again(found: Dataset, taken: Taken, say: Say, *, skip_bad: bool) -> Reading:
+def usable_rows(found: Dataset, taken: Summary, say: Say, *, skip_bad: bool) -> Reading:
     """Rows of usable images in files that were read before; read again only if some are not."""
     if taken.skipped:
-        return read_through(found, say, skip_bad=skip_bad)
+        return read_images(found, say, skip_bad=skip_bad)
     rows = {split: np.arange(len(labels)) for split, (_, labels) in found.splits.items()}
     return Reading(taken, rows)
 
@@ -215,7 +217,9 @@ def write(store: Store, found: Dataset, reading: Reading) -> str:
         rows, labels = reading.rows[split], found.splits[split].labels
         own = ranges.take(torch.from_numpy(rows))
         checksums[split] = write_index(folder, split, own, torch.from_numpy(labels[rows]))
-    facts = Facts(digest=digest, root=_written(root_of(found)), names=found.names, splits=checksums)
+    facts = Facts(
+        digest=digest, root=_encode_root(root_of(found)), names=found.names, splits=checksums
+    )
     write_json(folder / MARKER, facts.plain())
     return digest
 
@@ -226,7 +230,7 @@ def folder_of(store: Store, digest: str) -> Path:
 
 
 @functools.lru_cache(maxsize=64)
-def whole(path: Path, checksum: str) -> Path:
+def checked(path: Path, checksum: str) -> Path:
     """The path, once its bytes are seen to be as they were written; looked at once a process."""
     if not path.is_file() or arrow.file_checksum(path) != checksum:
         raise CacheCorrupt(
@@ -235,10 +239,10 @@ def whole(path: Path, checksum: str) -> Path:
     return path
 
 
-def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Encoded]]:
+def open_splits(store: Store, folder: Path) -> tuple[Facts, dict[str, Encoded]]:
     """The splits of encoded images whose index lies in a folder of the store, and their facts."""
     facts, splits = read_record(Facts, folder / MARKER), {}
-    check_place(folder, facts.digest, facts.splits)
+    check_folder(folder, facts.digest, facts.splits)
     for split, checksums in facts.splits.items():
         if set(checksums) != set(index_names(split)):
             raise CacheCorrupt(
@@ -246,13 +250,13 @@ def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Encoded]]:
                 f"{folder} and run again"
             )
         for name, checksum in checksums.items():
-            whole(store.pull(folder / name), checksum)
+            checked(store.pull(folder / name), checksum)
         splits[split] = read_index(folder, split, facts.place, facts.names)
         check_labels(folder, splits[split].targets, facts.names)
     return facts, splits
 
 
-def check_place(folder: Path, digest: str, splits: Mapping[str, object]) -> None:
+def check_folder(folder: Path, digest: str, splits: Mapping[str, object]) -> None:
     """Raise `CacheCorrupt` where a folder of images is of others, or has splits of other names."""
     if folder.name.partition("-")[0] != digest:
         raise CacheCorrupt(
@@ -281,7 +285,7 @@ def _read_split(split: str, images: Images, say: Say) -> tuple[np.ndarray, dict[
 
     def look(row: int, data: bytes | DataError) -> str | None:
         if isinstance(data, bytes):
-            codes[row] = np.frombuffer(content(data), dtype=np.uint8)
+            codes[row] = np.frombuffer(content_hash(data), dtype=np.uint8)
         return fault_in(data, images.origin(row))
 
     started = spoken = time.monotonic()

@@ -23,13 +23,13 @@ from raykd.data.image_index import (
     MARKER,
     Reading,
     Say,
+    check_folder,
     check_labels,
-    check_place,
+    checked,
     read_record,
-    whole,
 )
 from raykd.data.sources.encoded_image import rgb_image
-from raykd.data.sources.splits import NAMED, Dataset, check_filled, numbered, unusable
+from raykd.data.sources.splits import NAMED, Dataset, check_filled, count_of, unusable_error
 from raykd.data.sources.splits import Images as EncodedImages
 from raykd.storage import arrow
 from raykd.storage.store import Store, write_json
@@ -74,12 +74,12 @@ def folder_of(store: Store, digest: str, resize: int | None) -> Path:
     return store.root / "images" / f"{digest}-{resize or 'original'}"
 
 
-def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
+def open_splits(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
     """The splits of decoded images in a folder of the store, and their facts."""
     facts, splits = read_record(Facts, folder / MARKER), {}
-    check_place(folder, facts.digest, facts.splits)
+    check_folder(folder, facts.digest, facts.splits)
     for split, checksum in facts.splits.items():
-        columns = arrow.read(whole(store.pull(folder / f"{split}.arrow"), checksum))
+        columns = arrow.read(checked(store.pull(folder / f"{split}.arrow"), checksum))
         pixels, targets = columns["pixels"], columns["targets"]
         if pixels[:1].numel() != facts.size[0] * facts.size[1] * 3:
             raise CacheCorrupt(
@@ -91,12 +91,12 @@ def opened(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
     return facts, splits
 
 
-def undecodable(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> list[str]:
+def decode_faults(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> list[str]:
     """Why some images at the rows of each split cannot be decoded."""
     faults: list[str] = []
     for split, own in rows.items():
         found: dict[int, str] = {}
-        decode(dataset.splits[split].images, own, 1, faults=found)
+        decode_all(dataset.splits[split].images, own, 1, faults=found)
         faults += found.values()
     return faults
 
@@ -120,7 +120,7 @@ def decode_into(
     faults: list[str] = []
     for split, rows in reading.rows.items():
         bad: dict[int, str] = {}
-        pixels = decode(dataset.splits[split].images, rows, resize, size, faults=bad)
+        pixels = decode_all(dataset.splits[split].images, rows, resize, size, faults=bad)
         size = size or ((pixels.shape[1], pixels.shape[2]) if pixels.size else None)
         faults += bad.values()
         arrays[split] = pixels, dataset.labels[split][rows]
@@ -128,13 +128,13 @@ def decode_into(
             pixels, own = arrays[split]
             arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(own, [*bad])
     if faults and not skip_bad:
-        raise unusable(faults, len(faults))
+        raise unusable_error(faults, len(faults))
     labels = {split: own for split, (_, own) in arrays.items()}
     check_filled(dataset.names, labels, dataset.about)
     assert size is not None, "a dataset has a split"
     volume = sum(pixels.nbytes for pixels, _ in arrays.values())
     counts = {split: len(own) for split, own in labels.items()}
-    images = numbered(sum(counts.values()), "decoded image")
+    images = count_of(sum(counts.values()), "decoded image")
     say(f"writing {images}, {volume / 1e6:,.2f} MB, into {folder}")
     checksums = {}
     for split, (pixels, own) in arrays.items():
@@ -156,7 +156,7 @@ def decode_into(
     return facts
 
 
-def decode(
+def decode_all(
     images: EncodedImages,
     rows: np.ndarray | None = None,
     resize: int | None = None,

@@ -22,13 +22,21 @@ import numpy as np
 import pyarrow as pa
 
 from raykd.core.errors import DataError, NoRoom
-from raykd.data.image_index import CONTENT_BYTES, Say, content, digest_of, ranges_of
+from raykd.data.image_index import CONTENT_BYTES, Say, content_hash, digest_of, ranges_of
 from raykd.data.sources import SOURCES, check_exists, pack_format
 from raykd.data.sources.encoded_image import fault_in
-from raykd.data.sources.files import Files, below
+from raykd.data.sources.files import Files, join_path
 from raykd.data.sources.formats import is_image
 from raykd.data.sources.pack_format import MARKER, PLAN, Shard
-from raykd.data.sources.splits import NAMED, Dataset, check_filled, cuts, listed, numbered, unusable
+from raykd.data.sources.splits import (
+    NAMED,
+    Dataset,
+    check_filled,
+    count_of,
+    list_faults,
+    row_ranges,
+    unusable_error,
+)
 from raykd.data.sources.tables import is_table
 from raykd.data.sources.tars import is_packed_tar, is_tar
 from raykd.storage import arrow
@@ -73,7 +81,7 @@ class Packed:
 class Packing:
     """A dataset to be packed, its destination, and options."""
 
-    stock: Dataset
+    dataset: Dataset
     source: str  # origin of the images, for messages
     files: Files  # destination
     shard_mb: float = SHARD_MB  # approximate size of a shard, which a process holds in memory
@@ -85,8 +93,8 @@ class Packing:
         """The shards to be made."""
         return tuple(
             Part(split, number, *rows)
-            for split, (images, _) in sorted(self.stock.splits.items())
-            for number, rows in enumerate(cuts(images.lengths(), int(self.shard_mb * 1e6)))
+            for split, (images, _) in sorted(self.dataset.splits.items())
+            for number, rows in enumerate(row_ranges(images.lengths(), int(self.shard_mb * 1e6)))
         )
 
     @property
@@ -97,7 +105,7 @@ class Packing:
     @property
     def volume(self) -> int:
         """Approximate bytes of all images."""
-        return sum(int(images.lengths().sum()) for images, _ in self.stock.splits.values())
+        return sum(int(images.lengths().sum()) for images, _ in self.dataset.splits.values())
 
     def begin(self) -> dict[Part, tuple[str, ...]]:
         """Write the plan into the folder; returns, for each part, files that may be its shard.
@@ -117,8 +125,8 @@ class Packing:
             found = self._adopted(part, name)
             if found is not None:
                 return found
-        images, labels = self.stock.splits[part.split]
-        writer, bad = pack_format.Writer(self.stock.names), []
+        images, labels = self.dataset.splits[part.split]
+        writer, bad = pack_format.Writer(self.dataset.names), []
 
         def look(row: int, data: bytes | DataError) -> str | None:
             return fault_in(data, images.origin(row), decode=self.decode)
@@ -148,7 +156,7 @@ class Packing:
         made = sorted(made, key=lambda packed: packed.part)
         skipped = sum(packed.skipped for packed in made)
         if skipped and not self.skip_bad:
-            raise unusable([fault for packed in made for fault in packed.bad], skipped)
+            raise unusable_error([fault for packed in made for fault in packed.bad], skipped)
         columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for packed in made:
             columns.setdefault(packed.part.split, []).append((packed.shard.labels, packed.contents))
@@ -157,12 +165,12 @@ class Packing:
             for split, parts in columns.items()
         }
         labels = {split: own for split, (own, _) in contents.items()}
-        check_filled(self.stock.names, labels, self.stock.about)
+        check_filled(self.dataset.names, labels, self.dataset.about)
         facts = {
             "format": pack_format.FORMAT,
             "plan": self._plan(),
-            "digest": digest_of(self.stock.names, contents),
-            "classes": list(self.stock.names),
+            "digest": digest_of(self.dataset.names, contents),
+            "classes": list(self.dataset.names),
             "skipped": skipped,
             "splits": pack_format.write_splits(self.files, [packed.shard for packed in made]),
         }
@@ -171,7 +179,7 @@ class Packing:
         kept = {packed.shard.name for packed in made}
         for entry in self.files.walk():
             name = entry.name
-            if name == PLAN or (pack_format.numbered(name) and name not in kept):
+            if name == PLAN or (pack_format.parse_name(name) and name not in kept):
                 self.files.remove(name)
         return facts
 
@@ -180,7 +188,7 @@ class Packing:
 
         It is damaged, or lacks images that are not to be left out now.
         """
-        found = pack_format.numbered(name)
+        found = pack_format.parse_name(name)
         assert found is not None
         try:
             data = self.files.load(name)
@@ -195,8 +203,8 @@ class Packing:
 
     def _plan(self) -> dict[str, Any]:
         """The plan of the pack, in a form that can be compared."""
-        hasher = hashlib.sha256(json.dumps([self.stock.names, self.stock.stamp]).encode())
-        for split, (images, labels) in sorted(self.stock.splits.items()):
+        hasher = hashlib.sha256(json.dumps([self.dataset.names, self.dataset.stamp]).encode())
+        for split, (images, labels) in sorted(self.dataset.splits.items()):
             hasher.update(f"{split} {len(images)}".encode())
             hasher.update(images.lengths().astype("<i8").tobytes())
             hasher.update(labels.astype("<i8").tobytes())
@@ -212,11 +220,11 @@ class Packing:
 
 def _read(part: Part, checksum: str, data: pa.Buffer) -> Packed:
     """The shard whose file's bytes are `data`, and the contents of its images."""
-    shard = pack_format.look_into(part.split, part.number, checksum, data)
+    shard = pack_format.read_shard(part.split, part.number, checksum, data)
     view = memoryview(data)
 
     def hashed(start: int, length: int) -> bytes:
-        return content(bytes(view[start : start + length]))
+        return content_hash(bytes(view[start : start + length]))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         codes = b"".join(pool.map(hashed, shard.offset.tolist(), shard.length.tolist()))
@@ -236,7 +244,7 @@ def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int
     if said is not None:
         facts = pack_format.read_json(files, said)
         if said == PLAN and _is_outdated(facts, plan):
-            for name in [*filter(pack_format.numbered, sizes)]:
+            for name in [*filter(pack_format.parse_name, sizes)]:
                 files.remove(name)
                 del sizes[name]
             said = None
@@ -248,7 +256,7 @@ def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int
         )
     there: dict[tuple[str, int], list[str]] = {}
     for name, present in sizes.items():
-        found = pack_format.numbered(name)
+        found = pack_format.parse_name(name)
         if found is not None:
             there.setdefault(found[:2], []).append(name)
             size -= present
@@ -307,36 +315,36 @@ def into_store(
     was begun is gone on with. Raises `DataError` for what cannot be an image, which `skip_bad`
     leaves out.
     """
-    stock = SOURCES[name](root)
-    if ranges_of(stock):
-        return stock
-    text = json.dumps([name, root, stock.stamp, skip_bad])
+    dataset = SOURCES[name](root)
+    if ranges_of(dataset):
+        return dataset
+    text = json.dumps([name, root, dataset.stamp, skip_bad])
     key = hashlib.sha256(text.encode()).hexdigest()[:20]
-    files = Files.at(below(store.url, f"images/packs/{key}"))
+    files = Files.at(join_path(store.url, f"images/packs/{key}"))
     source = name if root is None else Files.at(root).describe("")
-    packing = Packing(stock, source, files, skip_bad=skip_bad)
-    if not _is_whole(files):
+    packing = Packing(dataset, source, files, skip_bad=skip_bad)
+    if not _is_finished(files):
         say(f"packing {packing.images:,} images of {name!r} into {files.describe('')}")
-        packing.finish(_told(packing, say))
-    return replace(pack_format.read_pack(files.root), about=stock.about)
+        packing.finish(_with_progress(packing, say))
+    return replace(pack_format.read_pack(files.root), about=dataset.about)
 
 
-def _is_whole(files: Files) -> bool:
+def _is_finished(files: Files) -> bool:
     try:
         return pack_format.is_pack(files)
     except DataError:
         return False  # it was begun
 
 
-def _told(packing: Packing, say: Say) -> Iterator[Packed]:
+def _with_progress(packing: Packing, say: Say) -> Iterator[Packed]:
     """Every shard as it is made, and now and then a line that says how far that is."""
     started = spoken = time.monotonic()
     done = 0
     for packed in packing.make_all(packing.begin()):
         done += len(packed.part)
         if packed.skipped:
-            left = numbered(packed.skipped, "image")
-            say(f"{left} that cannot be used, left out:\n{listed(packed.bad, packed.skipped)}")
+            left = count_of(packed.skipped, "image")
+            say(f"{left} that cannot be used, left out:\n{list_faults(packed.bad, packed.skipped)}")
         now = time.monotonic()
         if now - spoken > _SAY_SECONDS:
             spoken, left = now, (now - started) / done * (packing.images - done) / 60
@@ -344,7 +352,7 @@ def _told(packing: Packing, say: Say) -> Iterator[Packed]:
         yield packed
 
 
-def kind_of(place: str) -> str:
+def source_of(place: str) -> str:
     """The name of the source that reads what lies at a path or URL, as its files look."""
     check_exists(place)
     path = place.partition("?")[0] if is_url(place) else place

@@ -8,7 +8,7 @@ from torch import nn
 
 from raykd.config.scale import Scale
 from raykd.core.types import Look, Signal
-from raykd.data.dataset import Pictures, open_images, open_split
+from raykd.data.dataset import AnyImages, open_images, open_split
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
 from raykd.outputs.manifest import Manifest, manifest_of
@@ -32,7 +32,7 @@ def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
 
 
 def shown(
-    images: Pictures,
+    images: AnyImages,
     data: Data,
     device: torch.device,
     scale: Scale,

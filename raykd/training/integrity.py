@@ -113,7 +113,7 @@ def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
     """Faults of images: their facts, and the files that those have checksums of."""
     kind = in_memory.Facts if "-" in folder.name else image_index.Facts
     facts = image_index.read_record(kind, folder / image_index.MARKER)
-    image_index.check_place(folder, facts.digest, facts.splits)
+    image_index.check_folder(folder, facts.digest, facts.splits)
     for split, said in facts.splits.items():
         sums = said if isinstance(said, dict) else {f"{split}.arrow": said}
         for name, checksum in sums.items():
@@ -146,7 +146,7 @@ def _of_weights(path: Path) -> Iterator[RaykdError]:
 
 
 def _of_stamp(path: Path) -> Iterator[RaykdError]:
-    image_index.read_record(image_index.Taken, path)
+    image_index.read_record(image_index.Summary, path)
     yield from ()
 
 

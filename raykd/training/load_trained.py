@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raykd.data.dataset import Pictures, open_images
+from raykd.data.dataset import AnyImages, open_images
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
@@ -27,7 +27,7 @@ class Finished:
     method: Method
     helpers: nn.ModuleDict  # all of the method's; only those that it releases are as trained
     result: dict[str, Any]  # what the run is remembered by
-    test: Pictures
+    test: AnyImages
 
     @property
     def released(self) -> nn.ModuleDict:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from raykd.core.errors import DataError
-from raykd.data.in_memory import decode
+from raykd.data.in_memory import decode_all
 from raykd.data.sources import SOURCES
 from raykd.data.sources.splits import Dataset
 
@@ -40,7 +40,7 @@ def put(path: Path, data: bytes | str | None = None) -> Path:
 
 
 def pixels(found: Dataset, split: str = "train", resize: int | None = None) -> np.ndarray:
-    return decode(found.splits[split].images, resize=resize)
+    return decode_all(found.splits[split].images, resize=resize)
 
 
 def refusal(name: str, path: Path | None) -> str:

@@ -56,7 +56,7 @@ def same(a: Dataset, b: Dataset) -> None:
 
 def digest(store: Store, found: Dataset, *, skip_bad: bool = False) -> str:
     """The digest of the images of some files, which are in the store then."""
-    reading = image_index.read_through(found, quiet, skip_bad=skip_bad)
+    reading = image_index.read_images(found, quiet, skip_bad=skip_bad)
     return image_index.write(store, found, reading)
 
 

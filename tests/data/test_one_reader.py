@@ -160,8 +160,8 @@ STREAM = Stream(size=SIDE, resize=SIDE)
 
 def pack(root: Path, place: Path) -> Path:
     """A pack of a folder, made in this process."""
-    stock = read_folder(str(root))
-    packing = Packing(stock, str(root), Files.at(place), skip_bad=True)
+    dataset = read_folder(str(root))
+    packing = Packing(dataset, str(root), Files.at(place), skip_bad=True)
     packing.finish(packing.make_all(packing.begin()))
     return place
 

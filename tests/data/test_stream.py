@@ -20,7 +20,7 @@ from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data, Stream
 from raykd.data.sources.byte_ranges import Names
-from raykd.data.sources.encoded_image import decoded, look_at
+from raykd.data.sources.encoded_image import decode, open_image
 from raykd.data.sources.files import Files
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
@@ -130,7 +130,7 @@ def test_a_tested_image_is_torchvisions_resize_and_centre_crop(store, root):
     batch = Views(test, data.test()).batch(torch.arange(len(test)), 0)
     change = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])
     for row in range(len(test)):
-        image = torch.from_numpy(decoded(test.ranges.read(row), "it").copy()).permute(2, 0, 1)
+        image = torch.from_numpy(decode(test.ranges.read(row), "it").copy()).permute(2, 0, 1)
         expected = change(image.contiguous()).float().div(255)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
         apart = (batch.pixels[row] * std + mean - expected).abs().max() * 255
@@ -142,11 +142,11 @@ def test_jpeg_pixels_are_those_of_pillow():
         [photo(1, 50, 70), photo(2, 33, 17), photo(3, 64, 64).convert("L")]
     ):
         data = encoded(image, "JPEG", quality=80 + seed)
-        found = look_at(data, "it")
+        found = open_image(data, "it")
         assert (found.height, found.width) == (image.height, image.width)
-        assert np.array_equal(found.pixels(), decoded(data, "it"))
+        assert np.array_equal(found.pixels(), decode(data, "it"))
     progressive = encoded(photo(4, 50, 70), "JPEG", progressive=True)
-    assert np.array_equal(look_at(progressive, "it").pixels(), decoded(progressive, "it"))
+    assert np.array_equal(open_image(progressive, "it").pixels(), decode(progressive, "it"))
 
 
 @pytest.mark.parametrize("kind", slow_but(["CMYK", "turned", "PNG", "WEBP"], ["CMYK", "turned"]))
@@ -160,9 +160,9 @@ def test_every_other_image_is_decoded_by_pillow(kind):
         data = encoded(image, "JPEG", exif=exif)
     else:
         data = encoded(image, kind)
-    found = look_at(data, "it")
+    found = open_image(data, "it")
     assert (found.height, found.width) == ((50, 30) if kind == "turned" else (30, 50))
-    assert np.array_equal(found.pixels(), decoded(data, "it"))
+    assert np.array_equal(found.pixels(), decode(data, "it"))
 
 
 def test_a_test_shows_the_usual_part_of_an_image_at_any_size():

@@ -27,16 +27,16 @@ from torch.utils.data import DataLoader
 
 from raykd.core.errors import DataError, NoRoom, RaykdError, WorkFailed
 from raykd.core.futures import begun
-from raykd.data.loading.raw_batches import Frames, Key, Wanted, Who
+from raykd.data.loading.raw_batches import FrameRequest, Frames, Key, Role
 from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
-from raykd.data.sources.encoded_image import ADVICE, Picture, look_at
-from raykd.data.transforms.crop import resized
+from raykd.data.sources.encoded_image import ADVICE, EncodedImage, open_image
+from raykd.data.transforms.crop import resize
 
 SHARED = Path("/dev/shm")  # where Linux keeps the memory that processes share
-LOOK_SECONDS = 1.0  # polling interval
-PATIENCE_SECONDS = 600.0  # longest wait for a batch while the processes are alive
-_AHEAD = 3  # prefetched batches of each process
+POLL_SECONDS = 1.0  # polling interval
+TIMEOUT_SECONDS = 600.0  # longest wait for a batch while the processes are alive
+_PREFETCHED = 3  # prefetched batches of each process
 _LONGEST_FOLDER = 70  # bytes, below which sockets have a path of 37 more
 _UNKNOWN = 255  # the status of a process whose server was killed
 _NO_MEMORY = "can't allocate memory"  # torch says so in a RuntimeError
@@ -44,10 +44,10 @@ _MORE_SHARED = (
     "start the container with more (--shm-size=8g), or set fewer scale.decoders or a smaller batch"
 )
 _SHARED_FULL = f"{SHARED} is full, where decoding processes put their batches; {_MORE_SHARED}"
-_GOES_ON = "the same command goes on"
+_RESUME = "the same command goes on"
 
 
-class Decoding:
+class DecodedFrames:
     """Encoded images, and the processes that decode them."""
 
     def __init__(
@@ -63,9 +63,9 @@ class Decoding:
         self._decoders = decoders
         self._skip_bad = skip_bad
         self._pin = pin
-        self._processes: _Processes | None = None
+        self._processes: _WorkerPool | None = None
 
-    def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
+    def show(self, keys: Iterable[Key], wanted: FrameRequest) -> Iterator[Frames]:
         """The frames of some batches, in order, in the memory of the CPU.
 
         Raises `DataError`, naming an image that cannot be decoded, `NoRoom` where shared memory is
@@ -80,7 +80,7 @@ class Decoding:
         ready = self._processes
         if ready is None or ready.ended or ready.decoder.wanted != wanted:
             decoder = Decoder(self.images, wanted, self._skip_bad)
-            ready = self._processes = _Processes(decoder, self._decoders, pin=self._pin)
+            ready = self._processes = _WorkerPool(decoder, self._decoders, pin=self._pin)
         for frames in ready.show(places):
             yield self._counted(frames)
 
@@ -105,7 +105,7 @@ class _Context(ForkServerContext):
         return self.started[-1]
 
 
-class _Processes:
+class _WorkerPool:
     """Worker processes that prefetch batches; started for the first batch and kept.
 
     Every wait for them ends: their state is polled meanwhile.
@@ -121,15 +121,15 @@ class _Processes:
         self._context = _Context()
         self._context.set_forkserver_preload(["raykd.data.loading.decode_forkserver"])
         self._loader = DataLoader(
-            _Sharing(decoder),  # pyright: ignore[reportArgumentType]
+            _SharedFrames(decoder),  # pyright: ignore[reportArgumentType]
             batch_size=None,
             sampler=self._keys,
             num_workers=count,
-            prefetch_factor=_AHEAD,
+            prefetch_factor=_PREFETCHED,
             persistent_workers=True,
             multiprocessing_context=self._context,
             pin_memory=pin,
-            worker_init_fn=_live_with_parent,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # otherwise it draws from the one of dropout
         )
         # Also when this process ends, which would wait for one that hangs.
@@ -151,7 +151,8 @@ class _Processes:
         largest = max((len(ids) for ids, _ in keys), default=0)
         frames = largest * self.decoder.wanted.pixel_bytes()
         needs = (
-            frames * min(self._count * _AHEAD + 1, len(keys)) + self.decoder.images.index_bytes()
+            frames * min(self._count * _PREFETCHED + 1, len(keys))
+            + self.decoder.images.index_bytes()
         )
         if needs > self._needs:
             check_shared_memory(needs, self._count)
@@ -159,16 +160,16 @@ class _Processes:
 
     def _in_time(self, call: Callable[[], Any]) -> Any:
         """The value of a call that waits for the processes; they are killed where it fails."""
-        value, until = begun(call), time.monotonic() + PATIENCE_SECONDS
+        value, until = begun(call), time.monotonic() + TIMEOUT_SECONDS
         try:
-            while not wait([value], LOOK_SECONDS).done:
+            while not wait([value], POLL_SECONDS).done:
                 if self._gone(0):
                     raise self._why()
                 if time.monotonic() > until:
                     raise WorkFailed(
                         f"no batch came from {self._count} decoding processes for "
-                        f"{PATIENCE_SECONDS / 60:.0f} minutes, though they are there; see whether "
-                        f"{self.decoder.images.ranges.origin(0)} can be read; {_GOES_ON}"
+                        f"{TIMEOUT_SECONDS / 60:.0f} minutes, though they are there; see whether "
+                        f"{self.decoder.images.ranges.origin(0)} can be read; {_RESUME}"
                     )
             return value.result()
         except BaseException as error:
@@ -190,17 +191,17 @@ class _Processes:
         text = str(error)
         if isinstance(error, RaykdError) or not isinstance(error, Exception):
             return None
-        if self._gone(LOOK_SECONDS):
+        if self._gone(POLL_SECONDS):
             return self._why()
         if isinstance(error, MemoryError) or _NO_MEMORY in text:
-            return WorkFailed(f"not enough memory to decode a batch; {ADVICE}; {_GOES_ON}")
+            return WorkFailed(f"not enough memory to decode a batch; {ADVICE}; {_RESUME}")
         if "shared memory" in text:
             return NoRoom(f"{_SHARED_FULL} ({text.splitlines()[0]})")
         if isinstance(error, OSError | EOFError) or "open files" in text or "ancdata" in text:
             return WorkFailed(
                 f"this process cannot speak to those that decode ({text or type(error).__name__}): "
                 "either one of them was killed, or the limit of open files (ulimit -n) is too low; "
-                f"{_GOES_ON}"
+                f"{_RESUME}"
             )
         return None
 
@@ -212,13 +213,13 @@ class _Processes:
         if ended & {-signal.SIGKILL, _UNKNOWN} or not ended:
             return WorkFailed(
                 "a decoding process was killed, most likely since memory ran out: each of "
-                f"{self._count} has {_AHEAD} batches ready; {ADVICE}; {_GOES_ON}"
+                f"{self._count} has {_PREFETCHED} batches ready; {ADVICE}; {_RESUME}"
             )
         status = min(ended)
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         return WorkFailed(
             f"a decoding process ended {how}; it may have said above why; set scale.decoders=0 to "
-            f"decode in the process that trains; {_GOES_ON}"
+            f"decode in the process that trains; {_RESUME}"
         )
 
 
@@ -259,7 +260,7 @@ def check_shared_memory(needs: int, decoders: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Sharing:
+class _SharedFrames:
     """The dataset of torch's loader: frames in shared memory, or the error that is to be raised.
 
     Left to torch, frames are shared in a thread of the queue, whose errors are lost.
@@ -279,7 +280,7 @@ class _Sharing:
         return frames
 
 
-def _live_with_parent(number: int) -> None:
+def _end_with_parent(number: int) -> None:
     """End a decoding process when its parent ends, and not before.
 
     torch watches the parent's process id, which is that of the fork server, and ends at a SIGTERM
@@ -301,15 +302,15 @@ class Decoder:
     """The decoder of one process: all frames of one batch."""
 
     images: Encoded
-    wanted: Wanted
+    wanted: FrameRequest
     skip_bad: bool = False
     bad: set[int] = field(default_factory=set)
 
     def __getitem__(self, key: tuple[np.ndarray, int]) -> Frames:
         """The frames of one batch. Raises `DataError`, naming an image that cannot be decoded."""
         ids, view = torch.from_numpy(key[0]), key[1]
-        pixels: dict[tuple[Who, int], Tensor] = {}
-        shown: dict[Who, Tensor] = {}
+        pixels: dict[tuple[Role, int], Tensor] = {}
+        shown: dict[Role, Tensor] = {}
         for who, rows in self.wanted.rows((ids, view)).items():
             ways = self.wanted.ways(who)
             frames, shown[who] = self._decoded(rows, view, ways)
@@ -342,15 +343,15 @@ class Decoder:
                     pictures[place] = self._picture(rows, place, data)
                     for framer in framers:
                         framer.look_again(place, pictures[place])
-            pictures[place] = _GONE  # its pixels, too
+            pictures[place] = _EMPTY  # its pixels, too
         return [framer.out for framer in framers], torch.tensor(rows, dtype=torch.int64)
 
-    def _picture(self, rows: list[int], place: int, data: bytes) -> Picture:
+    def _picture(self, rows: list[int], place: int, data: bytes) -> EncodedImage:
         """The image at a place of a batch, or the first after it that is one."""
         asked = rows[place]
         while True:
             try:
-                return look_at(data, self.images.ranges.origin(rows[place]))
+                return open_image(data, self.images.ranges.origin(rows[place]))
             except DataError as error:
                 data = self._next(rows, place, asked, error)
 
@@ -365,13 +366,13 @@ class Decoder:
         return self.images.ranges.read(rows[place])
 
 
-_GONE = Picture(0, 0, lambda least: np.empty((0, 0, 3), dtype=np.uint8))
+_EMPTY = EncodedImage(0, 0, lambda least: np.empty((0, 0, 3), dtype=np.uint8))
 
 
 class _Framer:
     """Cuts one part out of each image of a batch and resizes it."""
 
-    def __init__(self, data: Data, ids: Tensor, view: int, pictures: list[Picture]) -> None:
+    def __init__(self, data: Data, ids: Tensor, view: int, pictures: list[EncodedImage]) -> None:
         assert data.stream is not None
         self._data, self._ids, self._view = data, ids, view
         self._stream, self._crop = data.stream, data.augment.crop
@@ -384,12 +385,12 @@ class _Framer:
             self._boxes = self._boxed(ids, pictures)
             self._flips = data.augment.geometry(ids, view, data.seed_of_views())[2].tolist()
 
-    def look_again(self, place: int, picture: Picture) -> None:
+    def look_again(self, place: int, picture: EncodedImage) -> None:
         """Take another picture at one place of the batch."""
         if self._crop is not None:
             self._boxes[place] = self._boxed(self._ids[place : place + 1], [picture])[0]
 
-    def frame(self, place: int, picture: Picture) -> None:
+    def frame(self, place: int, picture: EncodedImage) -> None:
         """Decode a picture, and put its part into the batch."""
         side, draft = self._stream.size, self._stream.draft
         if self._crop is None:
@@ -398,7 +399,7 @@ class _Framer:
             frame = _part(picture, self._boxes[place], side, draft=draft)
         self._places[place].copy_(frame.flip(1) if self._flips[place] else frame)
 
-    def _boxed(self, ids: Tensor, pictures: list[Picture]) -> list[list[int]]:
+    def _boxed(self, ids: Tensor, pictures: list[EncodedImage]) -> list[list[int]]:
         assert self._crop is not None
         heights = torch.tensor([picture.height for picture in pictures])
         widths = torch.tensor([picture.width for picture in pictures])
@@ -406,7 +407,7 @@ class _Framer:
         return self._crop.boxes(seed, ids, self._view, heights, widths).tolist()
 
 
-def _part(picture: Picture, box: list[int], side: int, *, draft: bool) -> Tensor:
+def _part(picture: EncodedImage, box: list[int], side: int, *, draft: bool) -> Tensor:
     """A part of an image (row, column, height, width in its own pixels) at the size of a frame."""
     row, column, height, width = box
     # A draft of the whole image may shrink as long as this part keeps a frame's size.
@@ -422,16 +423,18 @@ def _part(picture: Picture, box: list[int], side: int, *, draft: bool) -> Tensor
         pixels = picture.pixels()
     # Cut with numpy, which is done before torch has begun.
     part = pixels[row : row + height, column : column + width]
-    return resized(torch.from_numpy(part), side, side)
+    return resize(torch.from_numpy(part), side, side)
 
 
-def _centre(picture: Picture, resize: int, side: int, *, draft: bool) -> Tensor:
-    """The centre of an image whose shorter side is brought to `resize` pixels first."""
+def _centre(picture: EncodedImage, shorter_side: int, side: int, *, draft: bool) -> Tensor:
+    """The centre of an image whose shorter side is brought to `shorter_side` pixels first."""
     shorter = min(picture.height, picture.width)
     # As torchvision's Resize: the longer side is cut off to whole pixels.
-    height = resize if picture.height == shorter else int(resize * picture.height / shorter)
-    width = resize if picture.width == shorter else int(resize * picture.width / shorter)
+    height, width = (
+        shorter_side if length == shorter else int(shorter_side * length / shorter)
+        for length in (picture.height, picture.width)
+    )
     image = torch.from_numpy(picture.pixels((height, width) if draft else None))
-    image = resized(image, height, width)
+    image = resize(image, height, width)
     row, column = round((height - side) / 2), round((width - side) / 2)
     return image[row : row + side, column : column + side]

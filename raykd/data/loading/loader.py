@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from raykd.core.types import Batch, Look
-from raykd.data.dataset import Images, Pictures
-from raykd.data.loading.decode_workers import Decoding
-from raykd.data.loading.raw_batches import Frames, InMemory, Key, Wanted, Who
+from raykd.data.dataset import AnyImages, Images
+from raykd.data.loading.decode_workers import DecodedFrames
+from raykd.data.loading.raw_batches import FrameRequest, Frames, Key, MemoryFrames, Role
 from raykd.data.recipe import Data
 from raykd.data.transforms.mixing import mixed_targets
 
 _GIVEN: Look = "given"
 
 
-def _frames_of(looks: Mapping[Look, Data], size: int) -> Wanted:
+def _frames_of(looks: Mapping[Look, Data], size: int) -> FrameRequest:
     """The ways in which samples and their partners are shown for some looks, each way once.
 
     `size` is the number of rows.
@@ -33,7 +33,7 @@ def _frames_of(looks: Mapping[Look, Data], size: int) -> Wanted:
         if look == "partner" or data.augment.mix is not None:
             partner.append(_unmixed(data))
     mix = mixes[0] if mixes else None
-    return Wanted(tuple(dict.fromkeys(own)), tuple(dict.fromkeys(partner)), mix, size)
+    return FrameRequest(tuple(dict.fromkeys(own)), tuple(dict.fromkeys(partner)), mix, size)
 
 
 def _unmixed(data: Data) -> Data:
@@ -45,7 +45,7 @@ class Views:
 
     def __init__(
         self,
-        images: Pictures,
+        images: AnyImages,
         data: Data,
         looks: Mapping[Look, Data] | None = None,
         *,
@@ -65,11 +65,11 @@ class Views:
         self._wanted = _frames_of({_GIVEN: data, **self.looks}, len(images))
         if isinstance(images, Images):
             images = images.to(self.device)
-            self._shower: InMemory | Decoding = InMemory(images)
+            self._shower: MemoryFrames | DecodedFrames = MemoryFrames(images)
             self._targets = images.targets
         else:
             pin = self.device.type == "cuda"
-            self._shower = Decoding(images, decoders, skip_bad=skip_bad, pin=pin)
+            self._shower = DecodedFrames(images, decoders, skip_bad=skip_bad, pin=pin)
             self._targets = images.targets.to(self.device)
         self.images = images
         self._decoders, self._skip_bad = decoders, skip_bad
@@ -88,7 +88,7 @@ class Views:
     @property
     def bad(self) -> int:
         """Number of images so far that could not be decoded and were replaced by others."""
-        return len(self._shower.bad) if isinstance(self._shower, Decoding) else 0
+        return len(self._shower.bad) if isinstance(self._shower, DecodedFrames) else 0
 
     def batch(self, ids: Tensor, view: int, epoch: int = 0) -> Batch:
         """The samples `ids` (int64 [B]) as they look in one view."""
@@ -104,14 +104,14 @@ class Views:
 
     def _moved(self, rows: Tensor) -> Tensor:
         """Rows where the decoded images are; those of encoded ones stay on the CPU."""
-        if isinstance(self._shower, Decoding):
+        if isinstance(self._shower, DecodedFrames):
             return rows.cpu()
         return rows.to(self.device, non_blocking=True)
 
     def _batches(self, keys: list[Key], epoch: int) -> Iterator[Batch]:
         keys = [(self._moved(ids), view) for ids, view in keys]
         frames = self._shower.show(keys, self._wanted)
-        if isinstance(self._shower, Decoding) and self.device.type == "cuda":
+        if isinstance(self._shower, DecodedFrames) and self.device.type == "cuda":
             frames = _ahead(frames, self.device)
         for (ids, view), shown in zip(keys, frames, strict=True):
             yield self._assembled(ids.to(self.device, non_blocking=True), view, epoch, shown)
@@ -142,7 +142,7 @@ class Views:
             targets = mixed_targets(targets, theirs, weights, len(self.images.names))
         return Batch(self._normalised(pixels), targets, ids, view, epoch, weights=weights)
 
-    def _shown(self, who: Who, data: Data, frames: Frames) -> tuple[Tensor, Tensor]:
+    def _shown(self, who: Role, data: Data, frames: Frames) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [B, H, W, 3] that are shown in a way, and their labels int64 [B]."""
         pixels = frames.pixels[who, self._wanted.ways(who).index(data)]
         return pixels, self._targets.index_select(0, frames.rows[who])

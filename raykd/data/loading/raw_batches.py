@@ -17,7 +17,7 @@ from raykd.data.in_memory import Images
 from raykd.data.recipe import Data
 from raykd.data.transforms.mixing import Mix
 
-Who = Literal["own", "partner"]
+Role = Literal["own", "partner"]
 Key = tuple[Tensor, int]  # ids int64 [B], view
 
 
@@ -26,9 +26,9 @@ class Frames:
     """The pixels of one batch, of samples and of their mixing partners."""
 
     pixels: Mapping[
-        tuple[Who, int], Tensor
+        tuple[Role, int], Tensor
     ]  # uint8 [B, H, W, 3], by kind of row and number of the way
-    rows: Mapping[Who, Tensor]  # int64 [B]: dataset rows of the pixels, whose labels count
+    rows: Mapping[Role, Tensor]  # int64 [B]: dataset rows of the pixels, whose labels count
     bad: tuple[int, ...] = ()  # rows whose image cannot be decoded; the next one is shown
 
     def to(self, device: torch.device) -> "Frames":
@@ -51,7 +51,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FrameRequest:
     """The frames that a batch is made of."""
 
     own: tuple[Data, ...]  # the ways in which samples are shown
@@ -59,10 +59,10 @@ class Wanted:
     mix: Mix | None = None  # draws the partners
     size: int = 0  # training rows, from which partners are drawn
 
-    def rows(self, key: Key) -> dict[Who, Tensor]:
+    def rows(self, key: Key) -> dict[Role, Tensor]:
         """Dataset rows of samples and partners, int64 [B] each."""
         ids, view = key
-        rows: dict[Who, Tensor] = {"own": ids} if self.own else {}
+        rows: dict[Role, Tensor] = {"own": ids} if self.own else {}
         if self.partner:
             rows["partner"] = self.partners(ids, view, self.partner[0].seed_of_views())
         return rows
@@ -77,22 +77,22 @@ class Wanted:
         streams = [data.stream for data in (*self.own, *self.partner)]
         return sum(3 * stream.size**2 for stream in streams if stream is not None)
 
-    def ways(self, who: Who) -> tuple[Data, ...]:
+    def ways(self, who: Role) -> tuple[Data, ...]:
         """The ways in which samples or partners are shown."""
         return self.own if who == "own" else self.partner
 
 
 @dataclass(frozen=True)
-class InMemory:
+class MemoryFrames:
     """Decoded images, on the device where they lie."""
 
     images: Images
 
-    def show(self, keys: Iterable[Key], wanted: Wanted) -> Iterator[Frames]:
+    def show(self, keys: Iterable[Key], wanted: FrameRequest) -> Iterator[Frames]:
         """The frames of some batches, in order."""
         for key in keys:
             rows = wanted.rows(key)
-            pixels: dict[tuple[Who, int], Tensor] = {
+            pixels: dict[tuple[Role, int], Tensor] = {
                 (who, number): self._shown(data, shown, key[1])
                 for who, shown in rows.items()
                 for number, data in enumerate(wanted.ways(who))

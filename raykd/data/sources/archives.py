@@ -26,14 +26,14 @@ def downloads() -> Path:
     return Path(os.environ.get("RAYKD_DATA", "~/.cache/raykd")).expanduser()
 
 
-def is_at(archive: Archive, path: Path) -> bool:
+def has_archive(archive: Archive, path: Path) -> bool:
     """True where `path` is the archive, its unpacked folder, or the folder of one of them."""
     names = (archive.marker, archive.folder, archive.file)
     is_file = path.name == archive.file and path.is_file()
     return is_file or any((path / name).exists() for name in names)
 
 
-def unpacked(archive: Archive, path: Path | None) -> Path:
+def archive_folder(archive: Archive, path: Path | None) -> Path:
     """The folder of an archive's files.
 
     It is looked for at `path`, where an archive that lies there is unpacked; without a path, in

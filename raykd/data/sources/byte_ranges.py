@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raykd.core.errors import DataError
 from raykd.data.sources.files import Files
-from raykd.data.sources.splits import Images, cuts
+from raykd.data.sources.splits import Images, row_ranges
 from raykd.storage import arrow
 
 _THREADS = 16  # read at the same time, each of which may wait for a network
@@ -103,7 +103,7 @@ class Ranges(Images):
         """The images from `start` to `stop`; those of the next block are read meanwhile."""
         with ThreadPoolExecutor(_THREADS) as pool:
             ahead = None
-            for low, high in cuts(self.lengths()[start:stop]):
+            for low, high in row_ranges(self.lengths()[start:stop]):
                 after = pool.map(self.attempt, range(start + low, start + high))
                 if ahead is not None:
                     yield list(ahead)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raykd.core.errors import DataError
-from raykd.data.sources.foreign_text import is_text, shown
+from raykd.data.sources.foreign_text import excerpt, is_text
 
 Label = Any  # value in a file: an integer or a text, or one that is refused
 Origin = Callable[[int], str]  # a row's place, for messages
@@ -24,7 +24,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMED = 20  # classes, at most, that a message lists
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def sort_names(names: Iterable[str]) -> tuple[str, ...]:
     """The distinct names of classes: by number where all are integers, else as texts."""
     distinct = {*names}
     if all(map(_INTEGER.fullmatch, distinct)):
@@ -32,7 +32,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def declared_names(value: Any, place: str) -> tuple[str, ...]:
+def parse_names(value: Any, place: str) -> tuple[str, ...]:
     """Class names that a JSON value declares: a list, {number: name} or {name: number}.
 
     Raises `DataError`, beginning with `place`, for another value.
@@ -45,12 +45,12 @@ def declared_names(value: Any, place: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(map(is_text, names)):
         raise DataError(
             f"{place}: expected a list of class names, or numbers from 0 and names, found "
-            f"{shown(value)}"
+            f"{excerpt(value)}"
         )
     return tuple(names)
 
 
-def numbered(
+def number_labels(
     splits: Mapping[str, tuple[Sequence[Label], Origin]], names: tuple[str, ...] = ()
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The class names of a dataset and, for each split, the class of every label, int64 [N].
@@ -62,9 +62,9 @@ def numbered(
     first = _first_rows(splits)
     if int in first:
         numbers = {text: _number(text, names, first) for text in first if isinstance(text, str)}
-        names = names or _counted(*splits["train"], numbers)
+        names = names or _names_up_to(*splits["train"], numbers)
     else:
-        names = names or in_order(splits["train"][0])
+        names = names or sort_names(splits["train"][0])
         numbers = {name: number for number, name in enumerate(names)}
     twice = {name for name, count in Counter(names).items() if count > 1}
     columns = {}
@@ -74,11 +74,13 @@ def numbered(
             number = numbers.get(label) if isinstance(label, str) else int(label)
             if number is None or label in twice:
                 why = "names two classes" if label in twice else "is no class"
-                raise DataError(f"{origin(row)}: label {shown(label)} {why}; {_there_are(names)}")
+                raise DataError(
+                    f"{origin(row)}: label {excerpt(label)} {why}; {_list_classes(names)}"
+                )
             if not 0 <= number < len(names):
                 hint = "; -1 often marks images whose class is unknown" if number == -1 else ""
                 raise DataError(
-                    f"{origin(row)}: label {shown(label)} is out of range; the {len(names)} "
+                    f"{origin(row)}: label {excerpt(label)} is out of range; the {len(names)} "
                     f"classes are numbered from 0{hint}"
                 )
             column[row] = number
@@ -92,7 +94,8 @@ def _first_rows(splits: Mapping[str, tuple[Sequence[Label], Origin]]) -> dict[La
         for row, label in enumerate(labels):
             if not isinstance(label, int) and not is_text(label):
                 raise DataError(
-                    f"{origin(row)}: label {shown(label)} is no class; expected integers or strings"
+                    f"{origin(row)}: label {excerpt(label)} is no class; expected integers or "
+                    "strings"
                 )
             key = label if isinstance(label, str) else int
             if key not in first:
@@ -107,7 +110,7 @@ def _number(text: str, names: tuple[str, ...], first: Mapping[Label, _Row]) -> i
     numbers = {number for number in (by_name, by_number) if number is not None}
     if len(numbers) == 1:
         return numbers.pop()
-    kinds = {"an integer": first[int], f"the text {shown(text)}": first[text]}
+    kinds = {"an integer": first[int], f"the text {excerpt(text)}": first[text]}
     earlier, later = sorted(kinds, key=lambda kind: kinds[kind][0])
     places = {kind: origin(row) for kind, (_, origin, row) in kinds.items()}
     raise DataError(
@@ -116,7 +119,7 @@ def _number(text: str, names: tuple[str, ...], first: Mapping[Label, _Row]) -> i
     )
 
 
-def _counted(
+def _names_up_to(
     labels: Sequence[Label], origin: Origin, numbers: Mapping[str, int]
 ) -> tuple[str, ...]:
     """The numbers from 0 to the largest training label, as names."""
@@ -124,12 +127,12 @@ def _counted(
     largest = max(values, default=-1)
     if largest >= len(labels):
         raise DataError(
-            f"{origin(values.index(largest))}: label {shown(largest)} is out of range; "
+            f"{origin(values.index(largest))}: label {excerpt(largest)} is out of range; "
             f"{len(labels)} rows cannot fill the classes from 0 to that"
         )
     return tuple(str(number) for number in range(largest + 1))
 
 
-def _there_are(names: tuple[str, ...]) -> str:
+def _list_classes(names: tuple[str, ...]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > _NAMED else ""
     return f"there are {', '.join(names[:_NAMED])}{more}"

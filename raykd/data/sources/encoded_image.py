@@ -29,7 +29,7 @@ _UPRIGHT = 1  # in EXIF's numbers
 _SMALLEST_STEP = 2  # smallest factor of scaling down a JPEG file while it is decoded
 
 
-class Picture:
+class EncodedImage:
     """An encoded image whose header was read, and which is decoded once its pixels are wanted."""
 
     __slots__ = ("_decode", "_decoded", "height", "width")
@@ -61,18 +61,18 @@ class Picture:
         return self._decoded[1]
 
 
-def look_at(data: bytes, origin: str) -> Picture:
+def open_image(data: bytes, origin: str) -> EncodedImage:
     """An encoded image. Raises `DataError`, naming its `origin`, where it is none.
 
     A JPEG file may turn out to be damaged only when it is decoded, which raises the same.
     """
     image = _opened(data, origin)
     if simplejpeg is not None and _is_plain_jpeg(image):
-        return Picture(
+        return EncodedImage(
             image.height, image.width, functools.partial(_jpeg, data, origin, image.size)
         )
-    pixels = decoded(data, origin)
-    return Picture(pixels.shape[0], pixels.shape[1], lambda least: pixels)
+    pixels = decode(data, origin)
+    return EncodedImage(pixels.shape[0], pixels.shape[1], lambda least: pixels)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -98,7 +98,7 @@ def _jpeg(
         except ValueError:
             pixels = None
     if pixels is None or (at_least is None and pixels.shape[:2] != size[::-1]):
-        return decoded(data, origin)
+        return decode(data, origin)
     return pixels
 
 
@@ -112,7 +112,7 @@ def fault_in(data: bytes | DataError, origin: str, *, decode: bool = False) -> s
             raise data
         if not data:
             raise DataError(f"{origin}: the file is empty; replace or remove it")
-        image = look_at(data, origin)
+        image = open_image(data, origin)
         if decode:
             image.pixels()
     except DataError as error:
@@ -120,7 +120,7 @@ def fault_in(data: bytes | DataError, origin: str, *, decode: bool = False) -> s
     return None
 
 
-def decoded(data: bytes, origin: str) -> np.ndarray:
+def decode(data: bytes, origin: str) -> np.ndarray:
     """One encoded image as uint8 [H, W, 3], upright; the first frame of an animated one.
 
     Raises `DataError`, naming the `origin`, where it cannot be decoded, and `WorkFailed` where its

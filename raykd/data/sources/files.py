@@ -184,7 +184,7 @@ class Files:
             yield from self._found_here(below)
             return
         for entry in self.remote.entries(below):
-            if all(map(shown, entry.name.split("/"))):
+            if all(map(is_visible, entry.name.split("/"))):
                 yield Entry(entry.name, entry.bytes, entry.mtime)
 
     def _found_here(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
@@ -199,7 +199,7 @@ class Files:
                     yield folder, False
                     continue
                 with os.scandir(Path(self.root, folder)) as found:
-                    inner = [entry for entry in found if shown(entry.name)]
+                    inner = [entry for entry in found if is_visible(entry.name)]
             except (FileNotFoundError, NotADirectoryError):
                 continue  # it has gone meanwhile
             except OSError as error:
@@ -222,19 +222,19 @@ class Files:
                     yield name, False
 
 
-def shown(name: str) -> bool:
+def is_visible(name: str) -> bool:
     """True for a file or folder that counts: macOS leaves ._x.jpg and __MACOSX in archives."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def parted(place: str) -> tuple[str, str]:
+def split_path(place: str) -> tuple[str, str]:
     """The folder and the name of a file: of a URL, the folder keeps the options."""
     path, mark, options = place.partition("?") if is_url(place) else (place, "", "")
     folder, slash, name = path.rpartition("/")
     return (folder or slash or ".") + mark + options, name
 
 
-def below(place: str, name: str) -> str:
+def join_path(place: str, name: str) -> str:
     """A folder in another one: of a URL, with the same options."""
     path, mark, options = place.partition("?") if is_url(place) else (place, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{options}"

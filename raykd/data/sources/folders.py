@@ -17,7 +17,7 @@ from raykd.core.errors import DataError
 from raykd.core.safe_names import printable, text
 from raykd.data.sources import pack_format
 from raykd.data.sources.byte_ranges import Names, Ranges
-from raykd.data.sources.class_labels import in_order
+from raykd.data.sources.class_labels import sort_names
 from raykd.data.sources.files import Entry, Files
 from raykd.data.sources.formats import SUFFIXES, is_image, suffix
 from raykd.data.sources.splits import SPLITS, About, Dataset, Samples
@@ -99,7 +99,7 @@ class Tree:
             for label, name in enumerate(names):
                 entries += classes.get(name, [])
                 labels += [label] * len(classes.get(name, []))
-        return labelled(self.files, entries, labels)
+        return one_image_per_file(self.files, entries, labels)
 
 
 def read_folder(root: str) -> Dataset:
@@ -114,7 +114,7 @@ def read_folder(root: str) -> Dataset:
     starts = _split_folders(tree)
     classes = {split: tree.by_class(start) for split, start in starts.items()}
     _check(tree, starts, classes)
-    folders = in_order(classes["train"])
+    folders = sort_names(classes["train"])
     splits = {split: tree.samples([start], folders) for split, start in starts.items()}
     about = About(test=starts.get("test", ""), unread=_unread(tree, starts))
     return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
@@ -134,7 +134,7 @@ def _split_folders(tree: Tree) -> dict[str, str]:
     training = [name for name in tops if name.lower() in SPLITS["train"]]
     if len(training) > 1:
         raise DataError(
-            f"{place}: {_list(training)} are both folders of training images; keep one of them"
+            f"{place}: {_shorten(training)} are both folders of training images; keep one of them"
         )
     starts = {"train": f"{training[0]}/" if training else ""}
     words = [*SPLITS["test"], *SPLITS["val"]]
@@ -159,8 +159,8 @@ def _check(
     words = {word for split in SPLITS.values() for word in split}
     if words.issuperset(name.lower() for name in names):
         raise DataError(
-            f"{place}: the only folders of images are {_list(names)}, which are words for splits; "
-            f"expected {_LAYOUT}"
+            f"{place}: the only folders of images are {_shorten(names)}, which are words for "
+            f"splits; expected {_LAYOUT}"
         )
     like = {name: split for name in names if (split := _split_in(name))}
     flat = [
@@ -171,12 +171,12 @@ def _check(
     ]
     if not flat and {"train", "test"} <= set(like.values()):
         raise DataError(
-            f"{place}: the folders {_list([*like])} look like splits; rename them to train and "
+            f"{place}: the folders {_shorten([*like])} look like splits; rename them to train and "
             "test, each with one folder of images per class"
         )
     if len(names) == 1:
         inner = tree.inside(f"{start}{names[0]}/")
-        holds = f"; {printable(names[0])} holds the folders {_list(inner)}" if inner else ""
+        holds = f"; {printable(names[0])} holds the folders {_shorten(inner)}" if inner else ""
         if inner and not start:
             holds += f", so give data.path={tree.files.describe(names[0])}"
         raise DataError(
@@ -227,7 +227,7 @@ def check_classes(tree: Tree, start: str, names: Sequence[str], origin: str) -> 
         )
 
 
-def labelled(files: Files, entries: Sequence[Entry], labels: Sequence[int]) -> Samples:
+def one_image_per_file(files: Files, entries: Sequence[Entry], labels: Sequence[int]) -> Samples:
     """Images that are a file each, in the given order."""
     lengths = torch.tensor([entry.size for entry in entries], dtype=torch.int64)
     names = Names.of([entry.name for entry in entries])
@@ -236,7 +236,7 @@ def labelled(files: Files, entries: Sequence[Entry], labels: Sequence[int]) -> S
     return Samples(ranges, np.asarray(labels, dtype=np.int64))
 
 
-def _list(names: Sequence[str], most: int = 5) -> str:
+def _shorten(names: Sequence[str], most: int = 5) -> str:
     """Names for people, the first ones of many."""
     shown = [printable(name) for name in names[:most]]
     return ", ".join([*shown, "..."] if len(names) > most else shown)

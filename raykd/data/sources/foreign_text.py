@@ -8,7 +8,7 @@ from raykd.core.errors import DataError
 _SHOWN = 60  # characters of a value that are repeated in a message, at most
 
 
-def text(data: bytes, place: str) -> str:
+def decode_text(data: bytes, place: str) -> str:
     """The text of UTF-8 bytes, without a byte order mark.
 
     Raises `DataError`, beginning with `place`, for bytes in another encoding.
@@ -21,7 +21,7 @@ def text(data: bytes, place: str) -> str:
         ) from error
 
 
-def value(data: bytes, place: str) -> Any:
+def parse_json(data: bytes, place: str) -> Any:
     """The value that a JSON text writes. Raises `DataError`, beginning with `place`."""
     try:
         return json.loads(data)
@@ -32,7 +32,7 @@ def value(data: bytes, place: str) -> Any:
     raise DataError(f"{place}: cannot be read as JSON ({why})") from cause
 
 
-def shown(anything: object) -> str:
+def excerpt(anything: object) -> str:
     """A value as messages have it, cut where it is long."""
     try:
         written = repr(anything)

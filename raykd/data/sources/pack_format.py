@@ -66,7 +66,7 @@ class Shard:
         return f"{self.split}-{self.number:05d}-{self.checksum}.arrow"
 
 
-def numbered(name: str) -> tuple[str, int, str] | None:
+def parse_name(name: str) -> tuple[str, int, str] | None:
     """Split, number and checksum of a shard, from its file's name; None for another file."""
     match = _NAME.fullmatch(name)
     return (match[1], int(match[2]), match[3]) if match else None
@@ -90,7 +90,7 @@ class Writer:
     def __init__(self, names: Sequence[str]) -> None:
         """`names` are those of the classes."""
         fields = [pa.field("image", pa.large_binary()), pa.field("label", pa.int64())]
-        self._schema = pa.schema(fields, {"classes": declared(names)})
+        self._schema = pa.schema(fields, {"classes": join_names(names)})
         # Of Arrow's own stream in memory, growing takes most of the time (26.0).
         self._sink = io.BytesIO()
         self._file = pa.ipc.new_file(self._sink, self._schema)
@@ -119,7 +119,7 @@ class Writer:
         self._images, self._labels, self._bytes = [], [], 0
 
 
-def declared(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Class names as the schema of a table has them: joined, or JSON where that is not enough.
 
     JSON is for names with commas, and for names of folders that are not UTF-8.
@@ -129,7 +129,7 @@ def declared(names: Sequence[str]) -> str:
     return joined if plain and joined.isprintable() else json.dumps(names)
 
 
-def look_into(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
+def read_shard(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard:
     """The shard whose file's bytes are `data`."""
     offsets, lengths, labels = [], [], []
     reader = pa.ipc.open_file(pa.BufferReader(data))
@@ -181,13 +181,13 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
     """
     data = files.load(name).to_pybytes()
     try:
-        facts = foreign_text.value(data, files.describe(name))
+        facts = foreign_text.parse_json(data, files.describe(name))
     except DataError as error:
         raise _damaged(files, name, "cannot be read") from error
     if not isinstance(facts, dict) or "format" not in facts:
         raise _damaged(files, name, "cannot be read, since it says no format")
     if facts["format"] != FORMAT:
-        what = f"format {foreign_text.shown(facts['format'])}, this raykd reads {FORMAT}"
+        what = f"format {foreign_text.excerpt(facts['format'])}, this raykd reads {FORMAT}"
         raise _damaged(files, name, what)
     seal = facts.pop("checksum", None)  # packs of earlier versions have none
     if seal is not None and sealed(facts)["checksum"] != seal:
@@ -222,7 +222,7 @@ def check_shards(files: Files) -> None:
     for said in read_json(files, MARKER)["splits"].values():
         for name, size in said["shards"].items():
             _check_size(files, name, size, sizes)
-            parts = numbered(name)
+            parts = parse_name(name)
             if parts is None or arrow.checksum(files.load(name)) != parts[2]:
                 raise _damaged(files, name, "it was altered")
 

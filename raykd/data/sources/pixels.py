@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from raykd.core.errors import DataError
-from raykd.data.sources.splits import Dataset, Images, Samples, cuts
+from raykd.data.sources.splits import Dataset, Images, Samples, row_ranges
 
 _STORED = 65535  # bytes of a block of DEFLATE, at most
 
@@ -46,7 +46,7 @@ class Pixels(Images):
 
     def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:
         """The images from `start` to `stop`, some at a time."""
-        for low, high in cuts(self.lengths()[start:stop]):
+        for low, high in row_ranges(self.lengths()[start:stop]):
             yield [png(pixels) for pixels in self.pixels[start + low : start + high]]
 
     def origin(self, row: int) -> str:

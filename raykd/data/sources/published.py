@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from raykd.core.errors import DataError
-from raykd.data.sources.archives import Archive, downloads, is_at, unpacked
+from raykd.data.sources.archives import Archive, archive_folder, downloads, has_archive
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import Tree, check_classes
 from raykd.data.sources.pixels import of_pixels
@@ -113,11 +113,11 @@ def cinic10(path: Path | None) -> Dataset:
 def cinic10_trainvalid(path: Path | None) -> Dataset:
     """CINIC-10, to train on `train` and `valid`: downloaded, or as distributed at `path`."""
     # No image tables: of those, validation files are left out where there are test files.
-    return read_cinic10(unpacked(CINIC10, path), ("train", "valid"))
+    return read_cinic10(archive_folder(CINIC10, path), ("train", "valid"))
 
 
 def _distributed(archive: Archive, path: Path | None, read: Callable[[Path], Dataset]) -> Dataset:
     """The dataset of an archive; or tables, where those are there."""
-    if path is not None and not is_at(archive, path) and has_tables(path):
+    if path is not None and not has_archive(archive, path) and has_tables(path):
         return read_tables(path)
-    return read(unpacked(archive, path))
+    return read(archive_folder(archive, path))

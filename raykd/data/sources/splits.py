@@ -112,7 +112,7 @@ class Dataset:
         return {split: samples.labels for split, samples in self.splits.items()}
 
 
-def cuts(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int, int]]:
+def row_ranges(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int, int]]:
     """Ranges of rows of about `size` bytes each, at most one image more."""
     if not len(lengths):
         return []
@@ -121,7 +121,7 @@ def cuts(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int, int]]
     return [*pairwise(edges)]
 
 
-def by_split(
+def group_by_split(
     place: str, entries: Sequence[Entry], what: str, *, alone: bool
 ) -> dict[str, list[Entry]]:
     """The files of `train` and, if there are any, `test`; one that is `alone` is all data.
@@ -141,7 +141,7 @@ def by_split(
     return {"train": parts["train"]} | ({"test": test} if test else {})
 
 
-def unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
+def count_unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
     """Number of files in no split, by the ending of their names."""
     names = {entry.name for own in chosen.values() for entry in own}
     passed = (PurePosixPath(entry.name) for entry in entries if entry.name not in names)
@@ -185,17 +185,17 @@ def check_filled(names: Sequence[str], labels: Mapping[str, np.ndarray], about: 
         )
 
 
-def unusable(faults: Sequence[str], count: int) -> DataError:
+def unusable_error(faults: Sequence[str], count: int) -> DataError:
     """The error of `count` images that cannot be used, some of which are named with the reason."""
     if count == 1:
         return DataError(f"{faults[0]}, or leave it out (on_bad_image: skip)")
     return DataError(
-        f"{count:,} images cannot be used:\n{listed(faults, count)}\n"
+        f"{count:,} images cannot be used:\n{list_faults(faults, count)}\n"
         "replace or remove them, or leave them out (on_bad_image: skip)"
     )
 
 
-def listed(faults: Sequence[str], count: int) -> str:
+def list_faults(faults: Sequence[str], count: int) -> str:
     """The first of `count` faults, one a line, and how many more there are."""
     named = [f"  {fault.removesuffix('; replace or remove it')}" for fault in faults[:NAMED]]
     more = count - len(named)
@@ -214,7 +214,7 @@ def summary(
 
     `counts` has the images of each split, `empty` the classes without a training image.
     """
-    parts = [f"{len(names)} classes: {_some(names)}"]
+    parts = [f"{len(names)} classes: {_shortened(names)}"]
     train, test = counts["train"], counts.get("test")
     if test is None:
         test = round(holdout * train)
@@ -224,20 +224,20 @@ def summary(
         origin = f" from {printable(about.test)}" if about.test else ""
         parts.append(f"{train:,} train, {test:,} test{origin}")
     if empty:
-        parts.append(f"no training image of {_some(empty)}")
+        parts.append(f"no training image of {_shortened(empty)}")
     if about.unread:
         kinds = [f"{printable(kind)} {number:,}" for kind, number in sorted(about.unread.items())]
         total = sum(about.unread.values())
-        parts.append(f"{numbered(total, 'file')} not read: {_some(kinds)}")
+        parts.append(f"{count_of(total, 'file')} not read: {_shortened(kinds)}")
     return "; ".join(parts)
 
 
-def numbered(count: int, what: str) -> str:
+def count_of(count: int, what: str) -> str:
     """A count of things that are called so."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
-def _some(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     """Names for people: of a long list, the first and the last."""
     shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(printable, names)]
     return ", ".join(shown if len(shown) <= NAMED else [*shown[: NAMED - 2], "...", shown[-1]])

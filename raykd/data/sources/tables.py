@@ -9,9 +9,9 @@ import numpy as np
 from raykd.core.errors import DataError
 from raykd.data.sources import foreign_text, pack_format
 from raykd.data.sources.byte_ranges import Ranges
-from raykd.data.sources.class_labels import Label, declared_names, numbered
-from raykd.data.sources.files import Entry, Files, parted
-from raykd.data.sources.splits import About, Dataset, Images, Samples, by_split, unread
+from raykd.data.sources.class_labels import Label, number_labels, parse_names
+from raykd.data.sources.files import Entry, Files, split_path
+from raykd.data.sources.splits import About, Dataset, Images, Samples, count_unread, group_by_split
 from raykd.data.sources.table_batches import SUFFIXES, TableFile
 from raykd.storage.filesystem import is_url
 
@@ -71,7 +71,7 @@ def _files_at(place: str) -> tuple[Files, list[Entry], bool]:
     if not alone:
         files = Files.at(place)
         return files, files.walk(), False
-    root, name = parted(place)
+    root, name = split_path(place)
     files = Files.at(root)
     entry = files.find(name)
     return files, [entry] if entry else [], True
@@ -95,7 +95,7 @@ def read_tables(place: str | Path) -> Dataset:
         raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
     if not alone and pack_format.is_pack(files):
         return pack_format.read_pack(files.root)
-    chosen = by_split(str(place), entries, "table files", alone=alone)
+    chosen = group_by_split(str(place), entries, "table files", alone=alone)
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {
             split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), found)])
@@ -104,14 +104,14 @@ def read_tables(place: str | Path) -> Dataset:
     opened = [file for part in rows.values() for file in part.files]
     labels = {split: (part.labels(), part.origin) for split, part in rows.items()}
     declared = _declared(opened)
-    names, numbers = numbered(labels, declared)
+    names, numbers = number_labels(labels, declared)
     ranges = [_in_place(part) for part in rows.values()]
     in_place = [part for part in ranges if part is not None]
     images: Sequence[Images] = in_place if len(in_place) == len(rows) else [*rows.values()]
     splits = {
         split: Samples(part, numbers[split]) for split, part in zip(rows, images, strict=True)
     }
-    about = About(unread=unread(everything, chosen), declared=bool(declared))
+    about = About(unread=count_unread(everything, chosen), declared=bool(declared))
     return Dataset(splits, names, repr(entries), about=about)
 
 
@@ -150,22 +150,22 @@ def _declared_names(file: TableFile) -> tuple[str, ...]:
     place = f"{file.place}, `classes` in its metadata"
     classes = metadata.get(b"classes", b"")
     if classes[:1] in (b"[", b"{"):
-        return declared_names(foreign_text.value(classes, place), place)
+        return parse_names(foreign_text.parse_json(classes, place), place)
     if classes and classes != b"null":
-        return tuple(foreign_text.text(classes, place).split(","))
+        return tuple(foreign_text.decode_text(classes, place).split(","))
     place = f"{file.place}, `huggingface` in its metadata"
-    value = foreign_text.value(metadata.get(b"huggingface", b"null"), place)
+    value = foreign_text.parse_json(metadata.get(b"huggingface", b"null"), place)
     for key in ("info", "features", file.label, "names"):
         if value is None:
             return ()
         if not isinstance(value, dict):
             raise DataError(
                 f"{place}: expected an object with the key {key!r}, "
-                f"found {foreign_text.shown(value)}"
+                f"found {foreign_text.excerpt(value)}"
             )
         value = value.get(key)
-    return () if value is None else declared_names(value, f"{place}, names of {file.label!r}")
+    return () if value is None else parse_names(value, f"{place}, names of {file.label!r}")
 
 
 def _few(names: tuple[str, ...]) -> str:
-    return foreign_text.shown([*names])
+    return foreign_text.excerpt([*names])

@@ -23,10 +23,17 @@ import numpy as np
 from raykd.core.errors import DataError, RaykdError
 from raykd.data.sources import foreign_text
 from raykd.data.sources.byte_ranges import FileRanges, Ranges
-from raykd.data.sources.class_labels import declared_names, numbered
-from raykd.data.sources.files import Entry, Files, shown
+from raykd.data.sources.class_labels import number_labels, parse_names
+from raykd.data.sources.files import Entry, Files, is_visible
 from raykd.data.sources.formats import SUFFIXES
-from raykd.data.sources.splits import NO_SUFFIX, About, Dataset, Samples, by_split, unread
+from raykd.data.sources.splits import (
+    NO_SUFFIX,
+    About,
+    Dataset,
+    Samples,
+    count_unread,
+    group_by_split,
+)
 from raykd.storage.filesystem import is_url
 
 # What follows the first dot of an image's name. Where a sample has one of the usual kinds, the
@@ -81,8 +88,8 @@ def read_webdataset(root: str) -> Dataset:
             if is_packed_tar(entry.name):
                 raise _compressed(files.describe(entry.name))
         raise DataError(f"{root}: expected .tar files of images and labels, found none")
-    chosen = by_split(root, archives, "tar files", alone=alone)
-    splits, labels, passed = {}, {}, Counter(unread(entries, chosen))
+    chosen = group_by_split(root, archives, "tar files", alone=alone)
+    splits, labels, passed = {}, {}, Counter(count_unread(entries, chosen))
     with ThreadPoolExecutor(_OPENED) as pool:
         for split, found in chosen.items():
             parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
@@ -95,7 +102,7 @@ def read_webdataset(root: str) -> Dataset:
             for part in parts:
                 passed.update(part.unread)
     declared = _names_beside(files)
-    names, classes = numbered(labels, declared)
+    names, classes = number_labels(labels, declared)
     splits = {split: Samples(ranges, classes[split]) for split, ranges in splits.items()}
     about = About(unread=passed, declared=bool(declared))
     return Dataset(splits, names, repr(archives), about=about)
@@ -130,13 +137,13 @@ def _names_beside(files: Files) -> tuple[str, ...]:
     """Class names from classes.json or classes.txt in a folder; none where there is neither."""
     if files.has("classes.txt"):
         place = files.describe("classes.txt")
-        lines = foreign_text.text(files.load("classes.txt").to_pybytes(), place).splitlines()
+        lines = foreign_text.decode_text(files.load("classes.txt").to_pybytes(), place).splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if not files.has("classes.json"):
         return ()
     place = files.describe("classes.json")
-    value = foreign_text.value(files.load("classes.json").to_pybytes(), place)
-    return declared_names(value, place)
+    value = foreign_text.parse_json(files.load("classes.json").to_pybytes(), place)
+    return parse_names(value, place)
 
 
 def is_tar(name: str) -> bool:
@@ -244,7 +251,7 @@ def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Co
     for member in _members(file, name, size):
         folder, slash, base = member.name.removeprefix("./").rpartition("/")
         stem, dot, ending = base.partition(".")
-        if not all(map(shown, (*folder.split("/"), base))):
+        if not all(map(is_visible, (*folder.split("/"), base))):
             continue
         if not dot:
             unread[NO_SUFFIX] += 1
@@ -331,26 +338,26 @@ def _label(sample: _Sample, origin: str) -> int | str | None:
 
 
 def _of_cls(content: bytes, origin: str) -> int:
-    written = foreign_text.text(content, origin).strip()
+    written = foreign_text.decode_text(content, origin).strip()
     if not re.fullmatch(r"-?[0-9]{1,18}", written):
         raise DataError(
-            f"{origin}: expected the number of a class, found {foreign_text.shown(content)}"
+            f"{origin}: expected the number of a class, found {foreign_text.excerpt(content)}"
         )
     return int(written)
 
 
 def _of_json(content: bytes, origin: str) -> int | str | None:
-    value = foreign_text.value(content, origin)
+    value = foreign_text.parse_json(content, origin)
     label = value.get("label") if isinstance(value, dict) else None
     if isinstance(label, bool) or not (label is None or isinstance(label, int | str)):
         raise DataError(
-            f'{origin}: expected a number or a word as "label", found {foreign_text.shown(label)}'
+            f'{origin}: expected a number or a word as "label", found {foreign_text.excerpt(label)}'
         )
     return label
 
 
 def _of_txt(content: bytes, origin: str) -> str | None:
-    return foreign_text.text(content, origin).strip() or None
+    return foreign_text.decode_text(content, origin).strip() or None
 
 
 # By the ending of a label's member; the first that a sample has counts.

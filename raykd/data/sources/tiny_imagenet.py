@@ -11,7 +11,7 @@ from pathlib import Path
 from raykd.core.errors import DataError
 from raykd.data.sources.archives import Archive
 from raykd.data.sources.files import Files
-from raykd.data.sources.folders import Tree, check_classes, labelled
+from raykd.data.sources.folders import Tree, check_classes, one_image_per_file
 from raykd.data.sources.splits import Dataset, Samples
 
 TINY_IMAGENET = Archive(
@@ -84,7 +84,7 @@ def _validation(tree: Tree, root: Path, wnids: tuple[str, ...]) -> Samples:
     for name, entry in images.items():
         if name not in labels:
             raise DataError(f"{tree.files.describe(entry.name)}: no line of {file} gives its class")
-    return labelled(tree.files, [images[name] for name in labels], list(labels.values()))
+    return one_image_per_file(tree.files, [images[name] for name in labels], list(labels.values()))
 
 
 def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from raykd.core import keyed_random
 from raykd.core.record import Limits, Record
 from raykd.data.transforms.colour import Colour
-from raykd.data.transforms.crop import Crop, part_of
+from raykd.data.transforms.crop import Crop, crop_and_resize
 from raykd.data.transforms.erase import Erase
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
@@ -81,7 +81,9 @@ class Augment(Record):
             height, width = pixels.shape[1:3]
             sizes = (torch.full_like(ids, height), torch.full_like(ids, width))
             boxes = self.crop.boxes(seed, ids, view, *sizes).tolist()
-            shown = [part_of(*pair, (height, width)) for pair in zip(pixels, boxes, strict=True)]
+            shown = [
+                crop_and_resize(*pair, (height, width)) for pair in zip(pixels, boxes, strict=True)
+            ]
             pixels = torch.stack(shown)
         if self._geometries() > 1:
             pixels = self._moved(pixels, ids, view, seed)

@@ -54,7 +54,9 @@ class Crop(Record):
             keyed_random.CROP_ROW,
             keyed_random.CROP_COLUMN,
         )
-        found, fits = parts(seed, ids, view, streams, self.scale, self.ratio, heights, widths)
+        found, fits = random_boxes(
+            seed, ids, view, streams, self.scale, self.ratio, heights, widths
+        )
         return torch.where(fits[:, None], found, self._central(heights, widths))
 
     def _central(self, heights: Tensor, widths: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class Crop(Record):
         return torch.stack([rows, columns, height.long(), width.long()], dim=1)
 
 
-def parts(
+def random_boxes(
     seed: int,
     ids: Tensor,
     view: int,
@@ -103,7 +105,7 @@ def _below(seed: int, ids: Tensor, view: int, stream: int, counts: Tensor) -> Te
     return (keyed_random.uniform(seed, ids, view, stream).double() * counts).long()
 
 
-def boxes(
+def random_masks(
     seed: int,
     ids: Tensor,
     view: int,
@@ -136,7 +138,7 @@ def mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def resized(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
     """An image uint8 [H, W, 3] at another size, bilinear with antialiasing: the same layout."""
     if image.shape[:2] == (height, width):
         return image
@@ -147,7 +149,7 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     return scaled.permute(0, 2, 3, 1)[0]
 
 
-def part_of(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+def crop_and_resize(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
     """A box (row, column, height, width) of an image uint8 [H, W, 3], resized to `size` (H, W)."""
     row, column, height, width = box
-    return resized(image[row : row + height, column : column + width], *size)
+    return resize(image[row : row + height, column : column + width], *size)

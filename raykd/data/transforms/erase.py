@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raykd.core import keyed_random
 from raykd.core.record import Record
-from raykd.data.transforms.crop import Range, mask, parts
+from raykd.data.transforms.crop import Range, mask, random_boxes
 
 GREY = 127  # colour of the box
 
@@ -45,7 +45,7 @@ class Erase(Record):
             keyed_random.ERASED_ROW,
             keyed_random.ERASED_COLUMN,
         )
-        box, fits = parts(seed, ids, view, streams, self.scale, self.ratio, *sizes)
+        box, fits = random_boxes(seed, ids, view, streams, self.scale, self.ratio, *sizes)
         chosen = fits & (
             keyed_random.uniform(seed, ids, view, keyed_random.ERASED) < self.probability
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Record
-from raykd.data.transforms.crop import boxes
+from raykd.data.transforms.crop import random_masks
 
 LEVELS = 256  # weights are multiples of 1 / 256, so that blends of grey levels are exact
 
@@ -52,7 +52,7 @@ class Mix(Record):
             return Blend(sums.to(torch.float32) / LEVELS, level.to(torch.float32) / LEVELS)
         size = own.shape[1], own.shape[2]
         lengths = [_lengths(side, ids.device)[level] for side in size]
-        inside = boxes(
+        inside = random_masks(
             seed, ids, view, (keyed_random.BOX_ROW, keyed_random.BOX_COLUMN), lengths, size
         )
         pixels = torch.where(inside[..., None], partner, own)

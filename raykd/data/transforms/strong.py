@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raykd.core import keyed_random
 from raykd.core.record import Record
-from raykd.data.transforms.crop import boxes
+from raykd.data.transforms.crop import random_masks
 
 GREY = 127  # colour of the hole
 _SIGN = 1 << 7  # added to the stream of a strength, for its sign
@@ -54,7 +54,7 @@ class Strong(Record):
         size = images.shape[2], images.shape[3]
         lengths = [torch.full_like(keys, int(self.hole * side)) for side in size]
         streams = (keyed_random.HOLE, keyed_random.HOLE + (1 << 8))
-        hole = boxes(seed, keys, view, streams, lengths, size)
+        hole = random_masks(seed, keys, view, streams, lengths, size)
         images = images.masked_fill(hole[:, None], GREY)
         return images.permute(0, 2, 3, 1).to(pixels.device)
 

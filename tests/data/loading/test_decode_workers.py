@@ -90,7 +90,7 @@ def test_a_helper_of_multiprocessing_that_is_killed_does_not_hang_the_run(views,
 def test_a_process_that_gives_no_sign_of_life_is_not_waited_for_without_end(views, monkeypatch):
     batches = views.batches(ROWS, 0, 0)
     next(batches)
-    monkeypatch.setattr(decode_workers, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(decode_workers, "TIMEOUT_SECONDS", 3.0)
     children = multiprocessing.active_children()
     for child in children:
         os.kill(child.pid or 0, signal.SIGSTOP)

@@ -21,9 +21,9 @@ from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import read_folder
-from raykd.data.sources.pack_format import MARKER, PLAN, declared, is_pack, read_pack
+from raykd.data.sources.pack_format import MARKER, PLAN, is_pack, join_names, read_pack
 from raykd.data.sources.pixels import png
-from raykd.data.sources.splits import cuts
+from raykd.data.sources.splits import row_ranges
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.packs import MB, call, digest, images, packed, packing, quiet, same
@@ -106,7 +106,7 @@ def test_class_names_may_have_commas(tmp_path):
     packed(tmp_path / "photos", tmp_path / "pack")
     assert SOURCES["table"](tmp_path / "pack").names == ("[c", "a, b", "d")
     assert read_pack(str(tmp_path / "pack")).names == ("[c", "a, b", "d")
-    assert declared(["no", "yes"]) == "no,yes"
+    assert join_names(["no", "yes"]) == "no,yes"
 
 
 def test_names_that_are_not_utf_8_are_packed_as_they_are(store, tmp_path):
@@ -124,12 +124,12 @@ def test_names_that_are_not_utf_8_are_packed_as_they_are(store, tmp_path):
 
 def test_cuts_cover_every_row_once_and_shards_are_as_large_as_asked():
     lengths = np.random.default_rng(0).integers(1, 1000, 500)
-    parts = cuts(lengths, 10_000)
+    parts = row_ranges(lengths, 10_000)
     assert [row for start, stop in parts for row in range(start, stop)] == [*range(500)]
     sizes = [int(lengths[start:stop].sum()) for start, stop in parts]
     assert max(sizes) < 11_000 and min(sizes[:-1]) > 9_000
-    assert cuts(np.array([5, 5, 5]), 1) == [(0, 1), (1, 2), (2, 3)]
-    assert cuts(np.array([]), 1) == []
+    assert row_ranges(np.array([5, 5, 5]), 1) == [(0, 1), (1, 2), (2, 3)]
+    assert row_ranges(np.array([]), 1) == []
 
 
 # Who makes it, and how often they are stopped

@@ -8,9 +8,9 @@ import pytest
 
 from raykd.core.errors import CacheCorrupt, DataError, Unreachable
 from raykd.data.dataset import open_images, read
-from raykd.data.packing import Packing, into_store, kind_of
+from raykd.data.packing import Packing, into_store, source_of
 from raykd.data.recipe import Data, Stream
-from raykd.data.sources.files import Files, below, parted
+from raykd.data.sources.files import Files, join_path, split_path
 from raykd.data.sources.folders import read_folder
 from raykd.data.sources.pack_format import MARKER, PLAN, is_pack, read_pack
 from raykd.data.sources.tars import read_webdataset
@@ -50,9 +50,9 @@ def root(tmp_path):
 
 
 def test_a_pack_is_made_from_one_bucket_into_another_and_streamed(store, root, bucket, tmp_path):
-    source = uploaded(root, below(bucket, "photos"))
-    assert kind_of(source) == "folder"
-    place = below(bucket, "pack")
+    source = uploaded(root, join_path(bucket, "photos"))
+    assert source_of(source) == "folder"
+    place = join_path(bucket, "pack")
     packing(source, place).begin()
     with pytest.raises(DataError, match="not finished"):
         is_pack(Files.at(place))
@@ -98,9 +98,9 @@ def test_a_bucket_with_other_things_is_refused(root, bucket):
 
 @pytest.mark.slow
 def test_a_pack_is_read_from_a_bucket_into_another(root, bucket):
-    call(root, below(bucket, "a"), "--shard-mb", MB)
-    source = read_pack(below(bucket, "a"))
-    files = Files.at(below(bucket, "b"))
+    call(root, join_path(bucket, "a"), "--shard-mb", MB)
+    source = read_pack(join_path(bucket, "a"))
+    files = Files.at(join_path(bucket, "b"))
     work = Packing(source, "a", files, shard_mb=1.0)
     work.finish(work.make_all(work.begin()))
     again = read_pack(files.root)
@@ -112,12 +112,12 @@ def test_a_pack_is_read_from_a_bucket_into_another(root, bucket):
 @pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "compressed.arrow", "stream.arrow"])
 def test_tables_in_a_bucket_are_packed_into_the_store(store, tmp_path, bucket, name):
     put_table(tmp_path / "tables" / name, table(struct=True))
-    url = uploaded(tmp_path / "tables", below(bucket, "tables"))
+    url = uploaded(tmp_path / "tables", join_path(bucket, "tables"))
     found = into_store(store, "table", url, quiet)
     assert images(found) == IMAGES and found.splits["train"][1].tolist() == LABELS
     folder, mark, options = url.partition("?")
     single = f"{folder}/{name}{mark}{options}"
-    assert parted(single) == (url, name) and kind_of(single) == "table"
+    assert split_path(single) == (url, name) and source_of(single) == "table"
     assert into_store(store, "table", single, quiet).digest == found.digest
     data = read(store, Data(name="table", stream=Stream(size=4, resize=5)), url)
     assert data.digest == found.digest
@@ -131,10 +131,10 @@ def test_parquet_files_of_two_splits_are_packed_from_a_bucket_to_a_bucket(bucket
     source.mkdir()
     for name in ("train.parquet", "test.parquet"):
         (tmp_path / name).rename(source / name)
-    url = uploaded(source, below(bucket, "tables"))
-    result = json.loads(call(url, below(bucket, "pack"), "--shard-mb", 0.001, "--json").stdout)
+    url = uploaded(source, join_path(bucket, "tables"))
+    result = json.loads(call(url, join_path(bucket, "pack"), "--shard-mb", 0.001, "--json").stdout)
     assert result["images"] == {"train": 23, "test": 6}
-    found = read_pack(below(bucket, "pack"))
+    found = read_pack(join_path(bucket, "pack"))
     assert images(found) == IMAGES and images(found, "test") == IMAGES[:6]
 
 
@@ -150,9 +150,9 @@ def test_what_lies_in_no_file_is_packed_into_a_store_in_a_bucket(tmp_path, bucke
 
 def test_tar_shards_in_a_bucket_are_streamed_and_packed(store, bucket, tmp_path):
     here = read_webdataset(str(shards(tmp_path / "shards")))
-    url = uploaded(tmp_path / "shards", below(bucket, "tars"))
+    url = uploaded(tmp_path / "shards", join_path(bucket, "tars"))
     same(read_webdataset(url), here)
-    pattern = below(bucket, "tars/train-{000..001}.tar")
+    pattern = join_path(bucket, "tars/train-{000..001}.tar")
     found = read_webdataset(pattern)
     assert np.array_equal(found.splits["train"][1], here.splits["train"][1])
     data = read(store, Data(name="webdataset", stream=Stream(size=4, resize=5)), url)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raykd.core.errors import DataError
-from raykd.data.sources.archives import Archive, downloads, is_at, unpacked
+from raykd.data.sources.archives import Archive, archive_folder, downloads, has_archive
 from tests.data.files import closed_port, md5, put, serving
 from tests.tiers import slow_but
 
@@ -29,7 +29,7 @@ def packed(place: Path, kind: str = "zip", top: str = "toy") -> Archive:
 
 def said(archive: Archive, path: Path | None) -> str:
     with pytest.raises(DataError) as error:
-        unpacked(archive, path)
+        archive_folder(archive, path)
     return str(error.value)
 
 
@@ -39,13 +39,13 @@ def test_an_archive_is_downloaded_once_and_unpacked(tmp_path, kind, top):
     archive = packed(tmp_path / "server", kind, top)
     with serving(tmp_path / "server") as server:
         archive = replace(archive, urls=(f"{server.address}/{archive.file}",))
-        folder = unpacked(archive, None)
+        folder = archive_folder(archive, None)
         assert folder == tmp_path / "downloads/toy"
         assert (folder / "list.txt").read_text() == "one\ntwo\n"
         asked = len(server.asked)
-        assert unpacked(archive, None) == folder
+        assert archive_folder(archive, None) == folder
         shutil.rmtree(folder)  # the archive is still there
-        assert unpacked(archive, None) == folder
+        assert archive_folder(archive, None) == folder
         assert asked == len(server.asked) > 0
     assert sorted(p.name for p in (tmp_path / "downloads").iterdir()) == sorted(
         ["toy", archive.file]
@@ -57,7 +57,7 @@ def test_another_address_is_tried_where_one_answers_with_something_else(tmp_path
     put(tmp_path / "server/page", "<html>please click here</html>")
     with serving(tmp_path / "server") as server:
         urls = [f"{server.address}/{name}" for name in ("missing", "page", archive.file)]
-        folder = unpacked(replace(archive, urls=tuple(urls)), None)
+        folder = archive_folder(replace(archive, urls=tuple(urls)), None)
         assert (folder / "list.txt").is_file()
         shutil.rmtree(tmp_path / "downloads")
         message = said(replace(archive, urls=tuple(urls[:2])), None)
@@ -82,22 +82,22 @@ def test_a_download_that_was_cut_short_is_fetched_again(tmp_path):
     archive = packed(tmp_path / "server")
     put(tmp_path / "downloads/toy.zip", (tmp_path / "server/toy.zip").read_bytes()[:50])
     with serving(tmp_path / "server") as server:
-        folder = unpacked(replace(archive, urls=(f"{server.address}/toy.zip",)), None)
+        folder = archive_folder(replace(archive, urls=(f"{server.address}/toy.zip",)), None)
     assert (folder / "list.txt").is_file()
 
 
 def test_an_archive_is_found_in_its_folder_or_beside_it(tmp_path):
     archive = packed(tmp_path)
-    assert unpacked(archive, tmp_path / "toy.zip") == tmp_path / "toy"
+    assert archive_folder(archive, tmp_path / "toy.zip") == tmp_path / "toy"
     shutil.rmtree(tmp_path / "toy")
     for _ in range(2):  # from the archive, and then the folder itself
-        assert unpacked(archive, tmp_path) == tmp_path / "toy"
-    assert unpacked(archive, tmp_path / "toy") == tmp_path / "toy"
+        assert archive_folder(archive, tmp_path) == tmp_path / "toy"
+    assert archive_folder(archive, tmp_path / "toy") == tmp_path / "toy"
     (tmp_path / "toy").rename(tmp_path / "renamed")
-    assert unpacked(archive, tmp_path / "renamed") == tmp_path / "renamed"
+    assert archive_folder(archive, tmp_path / "renamed") == tmp_path / "renamed"
     assert not (tmp_path / "downloads").exists()
     for name, there in (("", True), ("renamed", True), ("toy.zip", True), ("other", False)):
-        assert is_at(archive, tmp_path / name) == there
+        assert has_archive(archive, tmp_path / name) == there
 
 
 def test_an_altered_archive_is_refused_and_kept(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raykd.core.errors import DataError
 from raykd.data.sources import SOURCES
-from raykd.data.sources.class_labels import declared_names, in_order, numbered
+from raykd.data.sources.class_labels import number_labels, parse_names, sort_names
 from raykd.data.sources.tars import read_webdataset
 from tests.data.files import put
 from tests.data.packs import IMAGES, put_table, put_tar, samples, table
@@ -27,17 +27,17 @@ def origin(row):
 def number(train, test=(), names=()):
     """Class names, and the classes of training and test labels."""
     splits = {"train": (train, origin)} | ({"test": (test, origin)} if test else {})
-    names, columns = numbered(splits, names)
+    names, columns = number_labels(splits, names)
     return names, [columns[split].tolist() for split in splits]
 
 
 def test_names_are_in_the_order_of_numbers_where_all_are_numbers():
-    assert in_order(["10", "9", "2", "10"]) == ("2", "9", "10")
-    assert in_order(["1", "-1", "+3"]) == ("-1", "1", "+3")
-    assert in_order(["007", "7", "11"]) == ("007", "7", "11")
-    assert in_order(["10", "9", "cat"]) == ("10", "9", "cat")
-    assert in_order(["\u0663", "12", "2"]) == ("12", "2", "\u0663")  # digits of another script
-    assert in_order([]) == ()
+    assert sort_names(["10", "9", "2", "10"]) == ("2", "9", "10")
+    assert sort_names(["1", "-1", "+3"]) == ("-1", "1", "+3")
+    assert sort_names(["007", "7", "11"]) == ("007", "7", "11")
+    assert sort_names(["10", "9", "cat"]) == ("10", "9", "cat")
+    assert sort_names(["\u0663", "12", "2"]) == ("12", "2", "\u0663")  # digits of another script
+    assert sort_names([]) == ()
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)
@@ -118,7 +118,7 @@ JSON = st.recursive(
 def test_any_json_declares_names_or_is_refused(value):
     names: tuple[str, ...] | None = None
     with contextlib.suppress(DataError):
-        names = declared_names(value, "here")
+        names = parse_names(value, "here")
     assert names is None or (names and all(isinstance(name, str) for name in names))
 
 
@@ -130,7 +130,7 @@ def test_the_three_ways_to_declare_names_are_equal(names, rng):
     texts = [name for name in names if name.encode("utf-8", "replace").decode() == name]
     if len(texts) == len(names):
         for value in (names, {str(n): name for n, name in pairs}, {name: n for n, name in pairs}):
-            assert declared_names(value, "here") == tuple(names)
+            assert parse_names(value, "here") == tuple(names)
 
 
 # In files
@@ -330,4 +330,4 @@ def test_names_in_json_of_another_shape_are_named(tmp_path, data):
 
 
 def test_names_that_stand_for_bytes_are_texts():
-    assert declared_names([os.fsdecode(b"caf\xe9")], "here") == (os.fsdecode(b"caf\xe9"),)
+    assert parse_names([os.fsdecode(b"caf\xe9")], "here") == (os.fsdecode(b"caf\xe9"),)

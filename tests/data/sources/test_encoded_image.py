@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from raykd.core.errors import DataError
-from raykd.data.sources.encoded_image import decoded, fault_in, look_at
+from raykd.data.sources.encoded_image import decode, fault_in, open_image
 from tests.data.files import encoded
 from tests.data.photos import photo
 from tests.tiers import slow_but
@@ -74,12 +74,12 @@ def answer(call) -> np.ndarray | str:
 
 def same(data: bytes) -> np.ndarray | str:
     """The pixels of an image, or the sentence about it: once both ways are seen to agree."""
-    one = answer(lambda: decoded(data, "it"))
-    two = answer(lambda: look_at(data, "it").pixels())
+    one = answer(lambda: decode(data, "it"))
+    two = answer(lambda: open_image(data, "it").pixels())
     if isinstance(one, str) or isinstance(two, str):
         assert one == two
         return one
-    picture = look_at(data, "it")
+    picture = open_image(data, "it")
     assert (picture.height, picture.width) == one.shape[:2] == two.shape[:2]
     assert np.array_equal(one, two)
     return one
@@ -89,7 +89,7 @@ def same(data: bytes) -> np.ndarray | str:
 def test_jpeg_files_are_upright_wherever_their_orientation_stands(before):
     for orientation in ORIENTATIONS:
         plain = encoded(photo(orientation, 30, 50), "JPEG")
-        expected = TURNS[orientation](decoded(plain, "it"))
+        expected = TURNS[orientation](decode(plain, "it"))
         for stored in (
             plain[:20] + BLOCKS[before] + exif_segment(orientation) + plain[20:],  # after JFIF's
             plain[:2] + BLOCKS[before] + exif_segment(orientation) + plain[20:],  # without JFIF's
@@ -108,7 +108,7 @@ def test_all_formats_with_an_orientation_are_upright(kind):
         options = {"lossless": True} if kind == "WEBP" else {}
         plain = encoded(image, kind, **options)
         turned = encoded(image, kind, exif=tags(orientation), **options)
-        assert np.array_equal(same(turned), TURNS[orientation](decoded(plain, "it")))
+        assert np.array_equal(same(turned), TURNS[orientation](decode(plain, "it")))
 
 
 def test_a_png_file_whose_orientation_follows_its_pixels_is_upright():
@@ -118,7 +118,7 @@ def test_a_png_file_whose_orientation_follows_its_pixels_is_upright():
     end = plain.index(b"IEND") - 4
     late = plain[:end] + struct.pack(">I", len(exif)) + chunk
     late += struct.pack(">I", zlib.crc32(chunk)) + plain[end:]
-    assert np.array_equal(same(late), TURNS[6](decoded(plain, "it")))
+    assert np.array_equal(same(late), TURNS[6](decode(plain, "it")))
 
 
 def test_every_kind_of_image_is_the_same_from_both_decoders():
@@ -212,16 +212,16 @@ def test_a_file_that_claims_too_many_pixels_is_refused_when_it_is_read_first(kin
 
 def test_a_draft_of_a_turned_picture_is_not_turned_again():
     plain = encoded(photo(7, 300, 400), "JPEG")
-    turned = look_at(plain[:20] + BLOCKS["XMP"] + exif_segment(6) + plain[20:], "it")
+    turned = open_image(plain[:20] + BLOCKS["XMP"] + exif_segment(6) + plain[20:], "it")
     assert turned.pixels((40, 30)).shape == (400, 300, 3)
-    assert look_at(plain, "it").pixels((40, 30)).shape[0] < 300
+    assert open_image(plain, "it").pixels((40, 30)).shape[0] < 300
 
 
 TOO_LITTLE_MEMORY = """
 import io, resource
 from PIL import Image
-from raykd.data.sources.encoded_image import decoded
-from raykd.data.sources.encoded_image import look_at
+from raykd.data.sources.encoded_image import decode
+from raykd.data.sources.encoded_image import open_image
 from raykd.core.errors import WorkFailed
 
 out = io.BytesIO()
@@ -229,7 +229,7 @@ Image.new("RGB", (9000, 9000)).save(out, "JPEG")
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
-for look in (decoded, lambda data, origin: look_at(data, origin).pixels()):
+for look in (decode, lambda data, origin: open_image(data, origin).pixels()):
     try:
         look(out.getvalue(), "a.jpg")
     except WorkFailed as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykd.core.errors import DataError, Unreachable
-from raykd.data.sources.files import Files, below, parted
+from raykd.data.sources.files import Files, join_path, split_path
 from tests.data.files import put
 
 
@@ -58,9 +58,9 @@ def test_files_that_were_read_last_stay_open_as_long_as_their_root_is_in_use(tmp
 
 
 def test_places_are_taken_apart_and_joined():
-    assert parted("/a/b/c.tar") == ("/a/b", "c.tar")
-    assert parted("c.tar") == (".", "c.tar")
-    assert parted("/c.tar") == ("/", "c.tar")
-    assert parted("s3://b/x/c.tar?region=q") == ("s3://b/x?region=q", "c.tar")
-    assert below("/a/b/", "c/d") == "/a/b/c/d"
-    assert below("s3://b/x?region=q", "c") == "s3://b/x/c?region=q"
+    assert split_path("/a/b/c.tar") == ("/a/b", "c.tar")
+    assert split_path("c.tar") == (".", "c.tar")
+    assert split_path("/c.tar") == ("/", "c.tar")
+    assert split_path("s3://b/x/c.tar?region=q") == ("s3://b/x?region=q", "c.tar")
+    assert join_path("/a/b/", "c/d") == "/a/b/c/d"
+    assert join_path("s3://b/x?region=q", "c") == "s3://b/x/c?region=q"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raykd.core.errors import DataError
-from raykd.data.packing import Packing, kind_of
+from raykd.data.packing import Packing, source_of
 from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import read_pack
@@ -275,7 +275,7 @@ def test_endings_are_known_in_any_letters(tmp_path, name):
     put(tmp_path / "rows/more/b.txt", "text")
     put(tmp_path / "rows/LICENSE", "text")
     for place in (path, tmp_path / "rows"):
-        assert kind_of(str(place)) == "table"
+        assert source_of(str(place)) == "table"
         assert [*read_tables(place).splits["train"][0]] == IMAGES
     unread = {".md": 1, ".txt": 1, "no suffix": 1}
     assert read_tables(tmp_path / "rows").about.unread == unread

@@ -7,7 +7,7 @@ import pytest
 
 from raykd.core.errors import DataError
 from raykd.data.dataset import open_images, read
-from raykd.data.packing import kind_of
+from raykd.data.packing import source_of
 from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.folders import read_folder
@@ -114,7 +114,7 @@ def test_shards_are_streamed_or_read_into_memory(store, tmp_path):
 def test_compressed_shards_are_refused_with_what_to_do(tmp_path, name):
     path = put(tmp_path / "shards" / name, b"compressed")
     for place in (path, path.parent):
-        assert kind_of(str(place)) == "webdataset"
+        assert source_of(str(place)) == "webdataset"
         with pytest.raises(DataError, match=rf"{name}: is compressed, .* unpack it to a plain"):
             read_webdataset(str(place))
 
