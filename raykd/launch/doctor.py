@@ -6,10 +6,11 @@ machines reported, so they need no Ray.
 """
 
 import contextlib
+import functools
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from raykd.core.errors import RaykdError
 from raykd.launch import doctor_node
 from raykd.launch.capacity import fitting, worker_needs
 from raykd.launch.cluster import address_file, address_to_join, connected
-from raykd.planning.forecast import missing_bytes
+from raykd.planning.remaining import missing_bytes
 from raykd.recipes import TeacherRun
 from raykd.storage.store import Store
 
@@ -34,20 +35,15 @@ LITTLE_BYTES, LEAST_BYTES = 10 << 30, 1 << 30  # free on a disk, to warn and to 
 STRICT = ("raykd", "torch", "ray", "python")  # a difference in other packages is a warning
 DRIVER = "this machine"
 _SHM = "containers: --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm"
+_TEMPORARY = "make room for Ray's sessions, or set RAY_TMPDIR"
 _LIMITS = (  # check, key of the facts, least amount, its unit, advice
     ("/dev/shm", "shm_bytes", 2 << 30, 2**30, " GiB", _SHM),  # else Ray's objects go to a disk
     ("open files", "open_files", 65536, 1, "", "ulimit -n 65536 before `ray start`"),
-    (
-        "temporary files",
-        "temp_free",
-        LITTLE_BYTES,
-        2**30,
-        " GiB free",
-        "make room for Ray's sessions, or set RAY_TMPDIR",
-    ),
+    ("temporary files", "temp_free", LITTLE_BYTES, 2**30, " GiB free", _TEMPORARY),
 )
 
 Machines = Mapping[str, Mapping[str, Any]]  # name -> `doctor_node.facts()`
+Ask = Callable[..., Any]  # calls a function on a node; returns a reference to its value
 
 
 @dataclass(frozen=True)
@@ -87,24 +83,27 @@ def stale() -> Finding:
     return Finding("last cluster", "ok", "no dead one is noted")
 
 
-def _machines(store: Store, needed: int, probes: Mapping[str, Any]) -> list[Finding]:
-    """Checks of this machine, and of those on which `probes` run."""
+def _machines(
+    store: Store, needed: int, nodes: Mapping[str, Ask], offered: Mapping[str, float] | None = None
+) -> list[Finding]:
+    """Checks of this machine, and of nodes with the GPUs that Ray has `offered` there."""
     machines = {DRIVER: doctor_node.facts()}
+    machines |= _values({name: ask(doctor_node.facts) for name, ask in nodes.items()})
+    # Clocks: a difference between asking and the answer is travel time.
     skews: dict[str, float] = {}
-    for name, probe in probes.items():
-        machines[name] = ray.get(probe.facts.remote())
+    for name, ask in nodes.items():
         before = time.time()
-        there: float = ray.get(probe.clock.remote())  # pyright: ignore[reportAssignmentType]
+        there: float = ray.get(ask(doctor_node.clock))  # pyright: ignore[reportAssignmentType]
         after = time.time()
-        # The node read its clock between the two: a difference within them is travel time.
         skews[name] = there - after if there > after else min(0.0, there - before)
-    with _marks(store) as (place, folder):
-        wrong = {DRIVER: doctor_node.leave(place, f"{folder}/{DRIVER}", DRIVER)}
-        left = {n: p.leave.remote(place, f"{folder}/{n}", n) for n, p in probes.items()}
-        wrong |= {name: ray.get(answer) for name, answer in left.items()}
-        views: dict[str, Any] = {DRIVER: doctor_node.seen(place, folder)}
-        views |= {name: ray.get(p.seen.remote(place, folder)) for name, p in probes.items()}
-    views = {name: wrong[name] or view for name, view in views.items()}
+    # Every machine writes a file into the store, and then reads those of all.
+    leave, see = doctor_node.leave, doctor_node.seen
+    with _marks(store) as (url, folder):
+        errors = {DRIVER: leave(url, f"{folder}/{DRIVER}", DRIVER)}
+        errors |= _values({n: ask(leave, url, f"{folder}/{n}", n) for n, ask in nodes.items()})
+        views: dict[str, Any] = {DRIVER: see(url, folder)}
+        views |= _values({name: ask(see, url, folder) for name, ask in nodes.items()})
+    views = {name: errors[name] or view for name, view in views.items()}
     bound = needed if store.local_bytes is None else min(needed, store.local_bytes)
     root = next(path for path in (store.root, *store.root.parents) if path.is_dir())
     return [
@@ -114,12 +113,17 @@ def _machines(store: Store, needed: int, probes: Mapping[str, Any]) -> list[Find
         *limits(machines),
         shared(store.shown, views),
         room(str(root), shutil.disk_usage(root).free, bound),
+        *([] if offered is None else [gpus(machines, offered)]),
     ]
+
+
+def _values(answers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: ray.get(answer) for name, answer in answers.items()}
 
 
 @contextlib.contextmanager
 def _marks(store: Store) -> Iterator[tuple[str, str]]:
-    """The store's place and a folder in it for files of the machines, removed at the end."""
+    """Context manager: the store's URL, and a folder in it for files of the machines."""
     folder = f"doctor-{secrets.token_hex(4)}"
     made = [path for path in (store.root, *store.root.parents) if not path.exists()]
     if store.node_cache is None:
@@ -144,47 +148,46 @@ def _cluster(
             name = node["NodeManagerHostname"]
             nodes[name if name not in nodes else f"{name} ({node['NodeID'][:6]})"] = node
     findings = [Finding("cluster", "ok", f"{len(nodes)} nodes: {', '.join(nodes)}")]
-    probes, silent = _probes(nodes)
+    answering, silent = _asked({name: node["NodeID"] for name, node in nodes.items()})
     if silent:
         said = "; ".join(f"{name}: {why}" for name, why in silent.items())
         findings.append(Finding("nodes", "failed", said, "look at the logs of these nodes"))
-    findings += _machines(store, needed, probes)
-    seen: dict[str, Any] = {name: ray.get(probe.facts.remote()) for name, probe in probes.items()}
     offered = {name: node["Resources"].get("GPU", 0.0) for name, node in nodes.items()}
-    findings.append(gpus({name: each["gpus"] for name, each in seen.items()}, offered))
-    groups = [1, scale.workers]
+    findings += _machines(store, needed, answering, offered)
+    groups = [scale.workers]
     for run in map(basis, () if experiment is None else experiment.runs):
         assert experiment is not None
         groups.append(experiment.workers(run))
         if isinstance(run.teacher, TeacherRun):
             groups.append(experiment.teacher_workers(run.teacher))
-    fit, grows = fitting(scale), scale.wait_minutes > 0
-    wide = [least(workers) for workers in groups]
-    findings.append(fits(wide, fit, worker_needs(scale), scale.parallel, grows=grows))
-    findings.append(_dashboard(needed=max(wide) > 1))
+    most, grows = max(1, *map(least, groups)), scale.wait_minutes > 0
+    findings.append(fits(most, fitting(scale), worker_needs(scale), scale.parallel, grows=grows))
+    findings.append(_dashboard(needed=most > 1))
     return findings
 
 
-def _probes(nodes: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A process on every node, and why others have none."""
+def _asked(nodes: Mapping[str, str]) -> tuple[dict[str, Ask], dict[str, str]]:
+    """Ways to call a function on the nodes that answer, by their ids; and why others do not."""
     cloudpickle.register_pickle_by_value(doctor_node)
-    try:
-        kind: Any = ray.remote(num_cpus=0, max_restarts=0)(doctor_node.Probe)
-        started = {}
-        for name, node in nodes.items():
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            started[name] = kind.options(scheduling_strategy=there).remote()
-        first = {name: probe.clock.remote() for name, probe in started.items()}
-    finally:
-        cloudpickle.unregister_pickle_by_value(doctor_node)
+    asks: dict[str, Ask] = {}
+    for name, node in nodes.items():
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+        asks[name] = functools.partial(_call, options)
+    first = {name: ask(doctor_node.clock) for name, ask in asks.items()}
     silent, until = {}, time.monotonic() + ANSWER_SECONDS
     for name, answer in first.items():
         try:
             ray.get(answer, timeout=max(1.0, until - time.monotonic()))
         except Exception as error:
             silent[name] = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            del started[name]
-    return started, silent
+            del asks[name]
+    return asks, silent
+
+
+def _call(options: dict[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
+    """Reference to the value of a call in a Ray task."""
+    return ray.remote(**options)(function).remote(*arguments)
 
 
 def _dashboard(*, needed: bool) -> Finding:
@@ -274,38 +277,41 @@ def limits(machines: Machines) -> list[Finding]:
 
 def auth(machines: Machines) -> Finding:
     """All machines ask for a token and have one, or none does."""
-    check = "authentication"
-    modes = {name: each["auth_mode"] for name, each in machines.items()}
-    tokens, mode = [n for n, each in machines.items() if each["token"]], next(iter(modes.values()))
-    if len(set(modes.values())) > 1:
-        said = ", ".join(f"{name} {mode or 'unset'}" for name, mode in modes.items())
+    modes = {name: each["auth_mode"] or "unset" for name, each in machines.items()}
+    lacking = [name for name, each in machines.items() if not each["token"]]
+    mode, is_alone, todo = next(iter(modes.values())), len(machines) == 1, ""
+    if len({*modes.values()}) > 1:
+        status = "failed"
+        said = "RAY_AUTH_MODE: " + ", ".join(f"{name} {mode}" for name, mode in modes.items())
         todo = "set RAY_AUTH_MODE to the same on every machine before `ray start`"
-        return Finding(check, "failed", f"RAY_AUTH_MODE: {said}", todo)
-    if mode == "token":
-        if lacking := [name for name in machines if name not in tokens]:
-            todo = "`ray get-auth-token --generate`, and the same ~/.ray/auth_token everywhere"
-            return Finding(check, "failed", f"no token on {', '.join(lacking)}", todo)
-        return Finding(check, "ok", "a token, on every machine: its holders can run code there")
-    if mode == "disabled":
-        if len(machines) == 1:
-            said = "RAY_AUTH_MODE=disabled: none; whoever has an account on this machine can run "
-            return Finding(check, "ok", f"{said}code in a cluster that raykd starts, as its user")
+    elif mode == "token" and lacking:
+        status, said = "failed", f"no token on {', '.join(lacking)}"
+        todo = "`ray get-auth-token --generate`, and the same ~/.ray/auth_token everywhere"
+    elif mode == "token":
+        status, said = "ok", "a token, on every machine: its holders can run code there"
+    elif mode == "disabled" and is_alone:
+        status, said = "ok", "RAY_AUTH_MODE=disabled: none; whoever has an account on this machine "
+        said += "can run code in a cluster that raykd starts, as its user"
+    elif mode == "disabled":
+        status, said = "warning", "none: all who reach a node can run code"
         todo = "RAY_AUTH_MODE=token, unless the network of the nodes is closed to others"
-        return Finding(check, "warning", "none: all who reach a node can run code", todo)
-    if len(machines) == 1 and not tokens:
+    elif is_alone and lacking:
+        status = "ok"
         said = "a cluster that raykd starts here asks for a token that its user alone can read"
-        return Finding(check, "ok", said)
-    said = "RAY_AUTH_MODE is not set"
-    said += ", and a token lies there: `ray start` asks for it, clients send none" if tokens else ""
-    todo = "set RAY_AUTH_MODE=token (or disabled) wherever Ray or raykd is started"
-    return Finding(check, "warning", said, todo)
+    else:
+        status, said = "warning", "RAY_AUTH_MODE is not set"
+        if len(lacking) < len(machines):
+            said += ", and a token lies there: `ray start` asks for it, clients send none"
+        todo = "set RAY_AUTH_MODE=token (or disabled) wherever Ray or raykd is started"
+    return Finding("authentication", status, said, todo)
 
 
-def gpus(seen: Mapping[str, int | None], offered: Mapping[str, float]) -> Finding:
-    """The GPUs that Ray offers on each node are those that torch sees there."""
-    more = [n for n, count in offered.items() if seen.get(n) is not None and count > (seen[n] or 0)]
-    less = [n for n, count in offered.items() if count < (seen.get(n) or 0)]
-    said = ", ".join(f"{n}: Ray {offered[n]:g}, torch {seen.get(n)}" for n in offered)
+def gpus(machines: Machines, offered: Mapping[str, float]) -> Finding:
+    """The GPUs that Ray has `offered` on each node are those that torch sees there."""
+    seen = {name: machines.get(name, {}).get("gpus") for name in offered}
+    more = [n for n, count in seen.items() if count is not None and offered[n] > count]
+    less = [n for n, count in seen.items() if offered[n] < (count or 0)]
+    said = ", ".join(f"{n}: Ray {offered[n]:g}, torch {seen[n]}" for n in offered)
     if more:
         todo = f"look at the driver and torch's CUDA build on {', '.join(more)}"
         return Finding("GPUs", "failed", said, todo)
@@ -315,13 +321,12 @@ def gpus(seen: Mapping[str, int | None], offered: Mapping[str, float]) -> Findin
 
 
 def fits(
-    wide: Sequence[int], fit: int, scale: str, parallel: int | None = None, *, grows: bool = False
+    most: int, fit: int, scale: str, parallel: int | None = None, *, grows: bool = False
 ) -> Finding:
-    """Groups of `wide` workers each, and `parallel` single ones, fit the cluster.
+    """A group of `most` workers, and `parallel` single ones, fit the cluster.
 
     `fit` is how many workers of this `scale` do; `grows`: a run waits for nodes to come.
     """
-    most = max(wide, default=1)
     said = f"{fit} workers with {scale} fit, at most {most} train one network"
     if most > fit and grows:
         todo = "the run will wait for more of them, up to scale.wait_minutes"

@@ -100,21 +100,6 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {str(reason).splitlines()[0]}"
 
 
-class Probe:
-    """Actor on a node that calls this module's functions there."""
-
-    def facts(self) -> dict[str, Any]:
-        """`facts` of the node."""
-        return facts()
-
-    def leave(self, place: str, name: str, text: str) -> str:
-        """`leave` on the node."""
-        return leave(place, name, text)
-
-    def seen(self, place: str, folder: str) -> dict[str, str] | str:
-        """`seen` on the node."""
-        return seen(place, folder)
-
-    def clock(self) -> float:
-        """Seconds since 1970, by the node's clock."""
-        return time.time()
+def clock() -> float:
+    """Seconds since 1970, by the node's clock."""
+    return time.time()

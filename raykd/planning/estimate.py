@@ -4,22 +4,21 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, most
-from raykd.data.dataset import open_images, open_split
+from raykd.data.dataset import open_images
 from raykd.data.recipe import Data
-from raykd.outputs.manifest import gaps, manifest_of
-from raykd.planning.plan import CacheJob, Plan
+from raykd.planning.plan import Plan
+from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import GROUP_SECONDS
-from raykd.recipes import AnyTeacher, Optim, StudentRun, training_of
+from raykd.recipes import AnyTeacher, Optim, StudentRun
 from raykd.storage.store import Store
 from raykd.training import inputs
-from raykd.training.cache_builder import needed_bytes
-from raykd.training.inputs import serving
 from raykd.training.microbenchmark import forward_of, step_of
 from raykd.training.runs import default_device
 
@@ -49,136 +48,96 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(experiment.scale.cpus)))  # as a worker has
     try:
-        return _items(experiment, store, work)
+        rates = Rates(store, experiment.scale)
+        return [_item(piece, rates) for piece in pieces(experiment, store, work)]
     finally:
         torch.set_num_threads(threads)
 
 
-def _items(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
-    """The items of `estimate`."""
-    items = []
-    rates = Rates(store, experiment.scale)
-    for teacher in work.teachers:
-        workers = most(experiment.teacher_workers(teacher))
-        seconds = 0.0
-        if teacher.weights is None:
-            seconds, _ = rates.cost(training_of(teacher))
-            seconds /= max(1, workers)
-        seconds += GROUP_SECONDS if workers > 1 else 0.0
-        items.append(Item("teacher", teacher.model, 1, 0, 0, seconds))
-    for job in work.caches:
-        if serving(store, job.run, job.views) != job.run:
-            continue
-        rows = len(open_split(store, job.run.data, job.run.split))
-        missing = missing_rows(store, job, rows)
-        if missing:
-            rate = rates.forward(job.run.teacher, job.run.data)
-            augment = job.run.data.augment
-            how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
-            images = f"{len(job.views)} views of {rows} {how}{job.run.split} images"
-            codec = "" if job.run.codec == "dense" else f" as {job.run.codec}"
-            label = f"{job.run.teacher.model}, {images}{codec}"
-            size = needed_bytes(job.run, missing)
-            items.append(Item("cache", label, 1, missing, size, missing / rate))
-    for prelude in work.preludes:
-        seconds, forwards = rates.cost(prelude.training())
-        seconds /= max(1, most(experiment.workers(prelude)))
-        items.append(Item("prelude", prelude.method.name, 1, forwards, 0, seconds))
-    groups: dict[tuple[str, int], list[StudentRun]] = {}
-    for run in work.students:
-        groups.setdefault((run.model, most(experiment.workers(run))), []).append(run)
-    for (model, workers), runs in groups.items():
-        costs = [rates.cost(run) for run in runs]
-        seconds = sum(cost for cost, _ in costs) / max(1, workers)
-        seconds += GROUP_SECONDS * len(runs) if workers > 1 else 0.0
-        if workers == 1:
-            seconds /= min(len(runs), experiment.scale.parallel or os.cpu_count() or 1)
-        items.append(Item("students", model, len(runs), sum(n for _, n in costs), 0, seconds))
-    return items
-
-
-def missing_rows(store: Store, job: CacheJob, rows: int) -> int:
-    """Number of rows missing in a cache's views; a view has `rows`."""
-    known = manifest_of(store, job.run)
-    shards = known.shards if known is not None else ()
-    return sum(len(part) for view in job.views for part in gaps(shards, view, rows))
+def _item(piece: Piece, rates: "Rates") -> Item:
+    if piece.cache is not None:
+        seconds = piece.rows * rates.forward(piece.cache.teacher, piece.cache.data)
+        return Item("cache", piece.label, 1, piece.rows, piece.bytes, seconds)
+    costs = [rates.cost(run) for run in piece.runs]
+    workers, count = most(piece.workers), max(1, len(costs))
+    seconds = sum(cost for cost, _ in costs) / max(1, workers)
+    if workers > 1:
+        seconds += GROUP_SECONDS * count
+    elif workers == 1:
+        seconds /= min(count, rates.scale.parallel or os.cpu_count() or 1)
+    forwards = sum(images for _, images in costs)
+    return Item(piece.kind, piece.label, count, forwards, 0, seconds)
 
 
 class Rates:
-    """Times of steps, forwards and decoding on this machine, each measured once."""
+    """Seconds per image on this machine, each measured once."""
 
     def __init__(self, store: Store, scale: Scale) -> None:
+        self.scale = scale
         self._store = store
-        self._scale = scale
-        self._decoding: dict[Data, float] = {}
-        self._steps: dict[StudentRun, float] = {}
-        self._forwards: dict[tuple[str, Data], float] = {}
+        self._device = default_device()
+        self._measured: dict[Any, float] = {}
 
     def cost(self, run: StudentRun) -> tuple[float, int]:
         """Seconds of a training, and the images that a live teacher answers in it."""
         images = len(self._targets(run)) * run.optim.epochs
         live = run.method.needs() and not run.cached()
         forwards = images * len(run.method.looks().teacher) if live else 0
-        return images / self.training(run), forwards
+        return images * self._with_decoding(self.step(run), run.shown()), forwards
 
-    def training(self, run: StudentRun) -> float:
-        """Images per second of a training, decoding and a live teacher's forward included."""
-        return 1 / self._with_decoding(self.step(run), run.shown(), default_device())
+    def forward(self, teacher: AnyTeacher, data: Data) -> float:
+        """Seconds of a teacher's forward, decoding included."""
+        return self._with_decoding(self.answer(teacher, data), data)
 
     def step(self, run: StudentRun) -> float:
         """Seconds per decoded image in a step, a live teacher's forward included."""
         # A run with the same steps: a key without the fields that no step depends on.
         optim = Optim(batch=run.optim.batch)
         alike = run.model_copy(update={"seed": 0, "optim": optim, "route": None, "views": "all"})
-        if alike not in self._steps:
-            device = default_device()
-            step = step_of(run, self._targets(run), device)
-            self._steps[alike] = _seconds(step, device) / run.optim.batch
-        return self._steps[alike]
-
-    def forward(self, teacher: AnyTeacher, data: Data) -> float:
-        """Images per second of a teacher's forward."""
-        return 1 / self._with_decoding(self.answer(teacher, data), data, default_device())
+        size = run.optim.batch
+        return self._measure(alike, size, lambda: step_of(run, self._targets(run), self._device))
 
     def answer(self, teacher: AnyTeacher, data: Data) -> float:
         """Seconds per decoded image in a teacher's forward."""
         key = (teacher.model, data)
-        if key not in self._forwards:
-            device = default_device()
-            forward = forward_of(teacher, data, _FORWARD, device)
-            self._forwards[key] = _seconds(forward, device) / _FORWARD
-        return self._forwards[key]
+        return self._measure(
+            key, _FORWARD, lambda: forward_of(teacher, data, _FORWARD, self._device)
+        )
 
     def decoding(self, data: Data) -> float:
         """Seconds of one CPU to decode an image; 0 for images in memory."""
         if data.stream is None:
             return 0.0
-        if data not in self._decoding:
-            images = open_images(self._store, data)[0]
-            views = inputs.shown(images, data, torch.device("cpu"), _HERE)
-            rows = torch.arange(min(_DECODED, len(images)))
-            self._decoding[data] = _seconds(lambda: views.batch(rows, 0), views.device) / len(rows)
-        return self._decoding[data]
+        images = open_images(self._store, data)[0]
+        rows = torch.arange(min(_DECODED, len(images)))
 
-    def _with_decoding(self, seconds: float, data: Data, device: torch.device) -> float:
+        def decode() -> Callable[[], object]:
+            views = inputs.shown(images, data, torch.device("cpu"), _HERE)
+            return lambda: views.batch(rows, 0)
+
+        return self._measure(data, len(rows), decode)
+
+    def _with_decoding(self, seconds: float, data: Data) -> float:
         """Seconds per image, given those of the network alone."""
         each = self.decoding(data)
-        processes = inputs.decoders(self._scale, device)
+        processes = inputs.decoders(self.scale, self._device)
         return max(seconds, each / processes) if processes else seconds + each
+
+    def _measure(self, key: Any, images: int, make: Callable[[], Callable[[], object]]) -> float:
+        """Seconds per image of a call: the fastest within `_MEASURE_SECONDS`, once it is warm."""
+        if key not in self._measured:
+            call = make()
+            call()
+            fastest, until = float("inf"), time.monotonic() + _MEASURE_SECONDS
+            while time.monotonic() < until or fastest == float("inf"):
+                started = time.monotonic()
+                call()
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+                fastest = min(fastest, time.monotonic() - started)
+            self._measured[key] = fastest / images
+        return self._measured[key]
 
     def _targets(self, run: StudentRun) -> Tensor:
         """The labels of a run's training rows."""
         return open_images(self._store, run.data)[0].targets
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: the fastest within `_MEASURE_SECONDS`, after a warm-up call."""
-    call()
-    fastest, until = float("inf"), time.monotonic() + _MEASURE_SECONDS
-    while time.monotonic() < until or fastest == float("inf"):
-        started = time.monotonic()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        fastest = min(fastest, time.monotonic() - started)
-    return fastest

@@ -8,7 +8,6 @@ the student's forward three times (a backward is worth two) and a live teacher's
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raykd import models
 from raykd.config.experiment import Experiment
 from raykd.config.messages import explain
-from raykd.config.scale import Workers, least, most
+from raykd.config.scale import least, most
 from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
@@ -25,14 +24,13 @@ from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.models.staged import parameter_count
 from raykd.planning import scaling
-from raykd.planning.estimate import Rates, missing_rows
-from raykd.planning.plan import CacheJob, Plan, plan
+from raykd.planning.estimate import Rates
+from raykd.planning.plan import Plan
+from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import Cluster, Forecast, Work
-from raykd.recipes import LogitsRun, StudentRun, training_of
+from raykd.recipes import LogitsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
-from raykd.training.inputs import serving
-from raykd.training.route_results import so_far
 
 _BACKWARD = 2  # forwards that a backward is worth: gradients of inputs and of weights
 _FLOAT = 4  # bytes per gradient element: gradients are averaged in float32
@@ -72,25 +70,8 @@ def read_cluster(path: Path) -> Cluster:
 def forecast(experiment: Experiment, store: Store, work: Plan, cluster: Cluster) -> list[Line]:
     """One line per piece of work. Raises `NoRoom` where workers do not fit."""
     forecaster = _Forecaster(experiment, store, cluster)
-    lines = [
-        forecaster.training("teacher", teacher.model, [training_of(teacher)], workers)
-        for teacher in work.teachers
-        if teacher.weights is None
-        for workers in [experiment.teacher_workers(teacher)]
-    ]
-    lines += [line for job in work.caches if (line := forecaster.cache(job)) is not None]
-    for prelude in work.preludes:
-        run = prelude.training()
-        lines.append(forecaster.training("prelude", run.model, [run], experiment.workers(prelude)))
-    groups: dict[Any, list[StudentRun]] = {}
-    for run in work.students:
-        data = run.data.model_copy(update={"seed": 0})
-        alike = run.model_copy(update={"seed": 0, "data": data})
-        groups.setdefault((alike, experiment.workers(run)), []).append(run)
-    for (alike, workers), runs in groups.items():
-        label = f"{alike.model}, {alike.method.label}"
-        lines.append(forecaster.training("students", label, runs, workers))
-    return lines
+    parts = pieces(experiment, store, work, equal=True)
+    return [forecaster.line(piece) for piece in parts if piece.runs or piece.cache is not None]
 
 
 class _Forecaster:
@@ -100,69 +81,68 @@ class _Forecaster:
         self._store, self._cluster = store, cluster
         self._rates = Rates(store, experiment.scale)
 
-    def training(self, kind: str, label: str, runs: list[StudentRun], asked: Workers) -> Line:
-        """Line of equal trainings; the first stands for all."""
-        fewest, workers = max(1, least(asked)), max(1, most(asked))
-        workers = max(fewest, min(workers, self._cluster.workers()))
-        if workers > self._cluster.workers():
-            raise NoRoom(
-                f"{label}: {workers} workers, and the cluster has {self._cluster.workers()} GPUs; "
-                "lower scale.workers, or add nodes"
-            )
-        work = self.work(runs[0])
-        found = scaling.trainings(work, self._cluster, workers, len(runs))
-        nodes = self._cluster.nodes_of(workers)
-        epochs = len(runs) * work.epochs
-        read = epochs * (nodes * work.view_bytes + work.encoded_bytes)
-        return self._line((kind, label, len(runs), workers), read, 0, found)
+    def line(self, piece: Piece) -> Line:
+        """The line of a piece; of equal trainings the first stands for all."""
+        cluster, count = self._cluster, max(1, len(piece.runs))
+        if piece.cache is not None:
+            workers = 1
+            read, time = self._cache(piece.cache, piece.rows, piece.bytes)
+        else:
+            workers = max(1, least(piece.workers), min(most(piece.workers), cluster.workers()))
+            if workers > cluster.workers():
+                raise NoRoom(
+                    f"{piece.label}: {workers} workers, and the cluster has {cluster.workers()} "
+                    "GPUs; lower scale.workers, or add nodes"
+                )
+            work = self._training(piece.runs[0])
+            time = scaling.trainings(work, cluster, workers, count)
+            views = cluster.nodes_of(workers) * work.view_bytes
+            read = count * work.epochs * (views + work.encoded_bytes)
+        return Line(
+            piece.kind,
+            piece.label,
+            count,
+            workers,
+            time.at_once,
+            read,
+            piece.bytes,
+            time.seconds,
+            cluster.price(time.seconds),
+            time.limit,
+        )
 
-    def work(self, run: StudentRun) -> Work:
+    def _training(self, run: StudentRun) -> Work:
         """The amounts of a training."""
-        pictures = open_images(self._store, run.data)[0]
-        encoded = pictures.ranges.length if isinstance(pictures, Encoded) else torch.zeros(1)
         view = 0
         if run.teacher is not None and run.cached() and run.method.needs():
+            rows = len(open_images(self._store, run.data)[0])
             looks = run.method.looks().teacher
-            view = sum(needed_bytes(run.logits_at(0, look), len(pictures)) for look in looks)
+            view = sum(needed_bytes(run.logits_at(0, look), rows) for look in looks)
+        images = open_images(self._store, run.data)[0]
         return Work(
-            images=len(pictures),
+            images=len(images),
             epochs=run.optim.epochs,
             batch=run.optim.batch,
             image_seconds=self._step_seconds(run),
             parameter_bytes=_FLOAT * _cost(run.model, run.data)[0],
             view_bytes=view,
-            encoded_bytes=int(encoded.sum()),
+            encoded_bytes=_encoded_bytes(images),
             decode_seconds=self._decoding(run.shown()),
         )
 
-    def cache(self, job: CacheJob) -> Line | None:
-        """Line of a cache's missing views; None if there are none."""
-        run = job.run
-        if serving(self._store, run, job.views) != run:
-            return None
-        pictures = open_split(self._store, run.data, run.split)
-        rows = missing_rows(self._store, job, len(pictures))
-        if not rows:
-            return None
-        written, read = needed_bytes(run, rows), 0
-        if isinstance(pictures, Encoded):
-            read = int(pictures.ranges.length.sum()) * rows // len(pictures)
-        found = scaling.outputs(
-            rows,
-            self._forward_seconds(run),
-            written,
-            self._cluster,
-            encoded_bytes=read,
-            decode_seconds=self._decoding(run.data),
+    def _cache(self, run: LogitsRun, rows: int, written: int) -> tuple[int, Forecast]:
+        """Bytes that the missing rows of a cache are computed from, and the time of that."""
+        images = open_split(self._store, run.data, run.split)
+        read = _encoded_bytes(images) * rows // len(images)
+        if self._cluster.rate is None:
+            seconds = _cost(run.teacher.model, run.data)[1] / self._cluster.operations
+        else:
+            seconds = self._rates.answer(run.teacher, run.data) / self._cluster.rate
+        decoding = self._decoding(run.data)
+        time = scaling.outputs(
+            rows, seconds, written, self._cluster, encoded_bytes=read, decode_seconds=decoding
         )
-        label = f"{run.teacher.model}, {rows:,} {run.split} images"
-        return self._line(("cache", label, 1, 1), read, written, found)
-
-    def _line(
-        self, said: tuple[str, str, int, int], read: int, written: int, found: Forecast
-    ) -> Line:
-        cost = scaling.cost(self._cluster, found.seconds)
-        return Line(*said, found.at_once, read, written, found.seconds, cost, found.limit)
+        return read, time
 
     def _decoding(self, data: Data) -> float:
         if data.stream is None or self._cluster.decode_ms is None:
@@ -172,28 +152,17 @@ class _Forecaster:
     def _step_seconds(self, run: StudentRun) -> float:
         """Seconds per image in a step on one GPU."""
         if self._cluster.rate is not None:
-            return self._cluster.image_seconds(self._rates.step(run), 0.0)
+            return self._rates.step(run) / self._cluster.rate
         flops = (1 + _BACKWARD) * _cost(run.model, run.data)[1]
         if run.teacher is not None and run.method.needs() and not run.cached():
-            one = _cost(run.teacher.model, run.as_teacher_sees(run.data))[1]
-            flops += one * len(run.method.looks().teacher)
-        return self._cluster.image_seconds(0.0, flops)
-
-    def _forward_seconds(self, run: LogitsRun) -> float:
-        """Seconds per image in a teacher's forward on one GPU."""
-        if self._cluster.rate is not None:
-            return self._cluster.image_seconds(self._rates.answer(run.teacher, run.data), 0.0)
-        return self._cluster.image_seconds(0.0, _cost(run.teacher.model, run.data)[1])
+            forward = _cost(run.teacher.model, run.as_teacher_sees(run.data))[1]
+            flops += forward * len(run.method.looks().teacher)
+        return flops / self._cluster.operations
 
 
-def missing_bytes(experiment: Experiment, store: Store) -> int:
-    """Bytes of the caches that an experiment's students still lack."""
-    students, measured = so_far(store, experiment.runs)
-    total = 0
-    for job in plan(students, store.has, measured).caches:
-        rows = len(open_split(store, job.run.data, job.run.split))
-        total += needed_bytes(job.run, missing_rows(store, job, rows))
-    return total
+def _encoded_bytes(images: object) -> int:
+    """Size of all encoded images; 0 for images in memory."""
+    return int(images.ranges.length.sum()) if isinstance(images, Encoded) else 0
 
 
 def _cost(model: str, data: Data) -> tuple[int, int]:

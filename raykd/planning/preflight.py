@@ -5,11 +5,10 @@ and the workers. A grid of students that differ in rates and seeds costs what on
 """
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-
-from torch import Tensor
 
 from raykd.config.experiment import Experiment, basis
 from raykd.config.messages import Mistakes
@@ -18,20 +17,18 @@ from raykd.config.resolve import ALIKE
 from raykd.config.scale import Workers, least, most
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError
 from raykd.core.types import Shapes
-from raykd.data.dataset import open_images, open_split
+from raykd.data.dataset import open_images
 from raykd.data.loading.sampler import check_batch, check_uneven
-from raykd.data.recipe import Data, ResolvedData
-from raykd.planning.estimate import missing_rows
-from raykd.planning.plan import plan
+from raykd.data.recipe import ResolvedData
+from raykd.planning.remaining import missing_bytes
 from raykd.recipes import PreludeRun, StudentRun, TeacherRun, Training, training_of
 from raykd.storage.store import Store
 from raykd.tracking import check_trackers
 from raykd.training import dry_run
-from raykd.training.cache_builder import check_room, needed_bytes
-from raykd.training.inputs import serving
+from raykd.training.cache_builder import check_room
 
 _DATA_KEY = re.compile(r"run\.(data[.\w]*): ")  # that a mistake in images begins with
-Found = tuple[tuple[str, str], ...]  # mistakes: the key within a run, and a sentence
+Mistaken = tuple[tuple[str, str], ...]  # mistakes: the key within a run, and a sentence
 
 _Value = TypeVar("_Value")
 
@@ -48,11 +45,11 @@ def preflight(experiment: Experiment, store: Store) -> None:
         student = basis(run)
         label = f"{student.method.label} {student.model} seed {student.seed}" if several else None
         lines: dict[str, None] = {}
-        for place, data, piece in _pieces(student, experiment):
-            found = look.at(piece)
-            for key, text in () if found and store.has(piece) else found:
-                where = data if key.startswith("data") else place
-                text = text.replace("run.optim.batch", f"{place}.optim.batch")
+        for part, data, piece in _pieces(student, experiment):
+            mistaken = look.at(piece)
+            for key, text in () if mistaken and store.has(piece) else mistaken:
+                where = data if key.startswith("data") else part
+                text = text.replace("run.optim.batch", f"{part}.optim.batch")
                 lines[f"experiment.{where}.{key}: {text}"] = None
         for line in () if lines and isinstance(run, StudentRun) and store.has(run) else lines:
             mistakes.add(line, label)
@@ -60,16 +57,12 @@ def preflight(experiment: Experiment, store: Store) -> None:
 
 
 def check_disk(experiment: Experiment, store: Store) -> None:
-    """Raise `NoRoom` where the caches that the known students lack do not fit on the disk."""
-    work = plan(experiment.students(), store.has)
-    wanted = 0
-    for job in work.caches:
-        # One whose manifest is damaged, or another's, stops its own students alone, later.
-        with contextlib.suppress(CacheCorrupt, CacheMismatch):
-            if serving(store, job.run, job.views) == job.run:
-                rows = len(open_split(store, job.run.data, job.run.split))
-                wanted += needed_bytes(job.run, missing_rows(store, job, rows))
-    check_room(store, wanted)
+    """Raise `NoRoom` where the caches that students lack do not fit on the disk.
+
+    A manifest that is damaged, or another's, stops its own students alone, and later.
+    """
+    with contextlib.suppress(CacheCorrupt, CacheMismatch):
+        check_room(store, missing_bytes(experiment, store))
 
 
 def _pieces(run: StudentRun, experiment: Experiment) -> Iterator[tuple[str, str, Training]]:
@@ -113,135 +106,107 @@ class _Look:
     """Looks at trainings, at each thing that they have in common once."""
 
     def __init__(self, experiment: Experiment, store: Store) -> None:
-        self._experiment = experiment
-        self._store = store
-        self._known: dict[Any, Any] = {}
+        self._experiment, self._store = experiment, store
+        self._known: dict[Any, tuple[Any, Mistaken]] = {}  # by where a mistake is, and a key
 
-    def at(self, piece: Training) -> Found:
+    def at(self, piece: Training) -> Mistaken:
         """Mistakes of a training."""
-        experiment = self._experiment
         if isinstance(piece, TeacherRun):
             if piece.weights is not None:
-                return self._once(("given", piece), lambda: self._given(piece))
-            run, workers = training_of(piece), experiment.teacher_workers(piece)
+                _, mistakes = self._check("weights", piece, lambda: _check_classes(piece))
+                return mistakes or self._shapes("model", piece.model, piece.data.resolved())[1]
+            run, workers = training_of(piece), self._experiment.teacher_workers(piece)
         else:
-            workers = experiment.workers(piece)
+            workers = self._experiment.workers(piece)
             run = piece.training() if isinstance(piece, PreludeRun) else piece
-        optim, plain = run.optim, {"optim": None, "seed": 0, "route": None, "after": None}
+        plain = {"optim": None, "seed": 0, "route": None, "after": None}
         alike = run.model_copy(update=plain | {"first_epoch": 0, "views": "all"})
-        key = (type(piece), alike, optim.batch, workers)
-        return self._once(key, lambda: tuple(dict.fromkeys(self._trained(piece, run, workers))))
-
-    def _once(self, key: Any, value: Callable[[], _Value]) -> _Value:
-        """A value that is computed once."""
+        key = ("", (type(piece), alike, run.optim.batch, workers))
         if key not in self._known:
-            self._known[key] = value()
-        return self._known[key]
+            mistakes = tuple(dict.fromkeys(self._trained(piece, run, workers)))
+            self._known[key] = None, mistakes
+        return self._known[key][1]
+
+    def _check(
+        self, where: str, key: Any, call: Callable[[], _Value]
+    ) -> tuple[_Value | None, Mistaken]:
+        """The value of a call, which is made once for all equal keys; or its mistake."""
+        if (where, key) not in self._known:
+            try:
+                self._known[where, key] = call(), ()
+            except ConfigError as error:
+                text, part = str(error), where
+                if isinstance(error, dry_run.OneValue):
+                    part = "optim.batch"
+                elif keyed := _DATA_KEY.match(text):
+                    part, text = keyed[1], text[keyed.end() :]
+                self._known[where, key] = None, ((part, text),)
+        return self._known[where, key]
 
     def _trained(
         self, piece: Training, run: StudentRun, workers: Workers
     ) -> Iterator[tuple[str, str]]:
         """Mistakes of a training that goes through images."""
-        targets, wrong = self._once(run.data, lambda: self._targets(run.data))
+        scale, batch = self._experiment.scale, run.optim.batch
+        targets, mistakes = self._check(
+            "data", run.data, lambda: open_images(self._store, run.data)[0].targets
+        )
         if targets is None:
-            yield from wrong
+            yield from mistakes
             return
-        scale = self._experiment.scale
-        parts = scale.accumulate
-        rows, batch = len(targets), run.optim.batch
-        key = ("shares", rows, batch, workers)
-        try:
-            share = self._once(key, lambda: _least_share(rows, batch, workers, parts))
-        except ConfigError as error:
-            yield "optim.batch", str(error)
-            share = 2
-        alone = isinstance(piece, PreludeRun) and piece.model is None
-        shapes, wrong = self._shapes(run.model, run.data.resolved())
-        yield from () if alone else wrong
-        if shapes is None:
-            return
-        if not alone:
-            wrong = self._trainable(run, share)
-            yield from wrong
-            if wrong:
-                return
-        teacher = run.teacher
-        if teacher is None or not run.method.needs():
-            return
-        seen = run.as_teacher_sees(run.data).resolved()
-        theirs, wrong = self._shapes(teacher.model, seen, "teacher.model")
-        yield from wrong
-        if theirs is None:
-            return
-        try:
-            shared = scale.shard == "fsdp" and most(workers) > 1
-            dry_run.check_method(run, shapes, theirs, targets.unique(), shared=shared)
-        except ConfigError as error:
-            yield "method", str(error)
-            return
-        if share == 1:
-            try:
-                dry_run.check_step(run, targets)
-            except ConfigError as error:
-                yield "optim.batch", str(error)
-
-    def _trainable(self, run: StudentRun, share: int) -> Found:
-        """Mistakes of a network that is trained on `share` samples at a time."""
+        # The batch, and the least share of it.
+        rows = len(targets)
+        share, mistakes = self._check(
+            "optim.batch",
+            (rows, batch, workers),
+            lambda: _least_share(rows, batch, workers, scale.accumulate),
+        )
+        yield from mistakes
+        some = min(share or 2, 2)
+        # The network that is trained; a prelude may train none.
         data = run.data.resolved()
-        classes, size = data.classes, data.size
-
-        def check() -> Found:
-            try:
-                dry_run.check_training(run.model, classes, size, share)
-            except dry_run.OneValue as error:
-                return (("optim.batch", str(error)),)
-            except ConfigError as error:
-                return (("model", str(error)),)
-            return ()
-
-        return self._once(("trainable", run.model, classes, size, min(share, 2)), check)
-
-    def _shapes(
-        self, model: str, data: ResolvedData, key: str = "model"
-    ) -> tuple[Shapes | None, Found]:
-        """The sizes of a network's answers to images of a size, or its mistake."""
-        classes, size = data.classes, data.size
-
-        def measured() -> tuple[Shapes | None, str]:
-            try:
-                return dry_run.shapes_of(model, classes, size), ""
-            except ConfigError as error:
-                return None, str(error)
-
-        shapes, why = self._once(("shapes", model, classes, size), measured)
-        return shapes, () if shapes is not None else ((key, why),)
-
-    def _given(self, teacher: TeacherRun) -> Found:
-        """Mistakes of a teacher whose weights are given."""
-        assert teacher.weights is not None
-        library, slash, name = teacher.model.partition("/")
-        if slash and not teacher.weights.startswith("sha256:"):
-            from raykd.models import libraries  # torchvision takes seconds to import
-
-            known = libraries.published_classes(library, name, teacher.weights)
-            if known != teacher.data.classes:
-                return (
-                    (
-                        "weights",
-                        f"{teacher.weights!r} of {teacher.model} knows {known} classes, and the "
-                        f"student's data have {teacher.data.classes}; {ALIKE}",
-                    ),
+        shapes, mistakes = self._shapes("model", run.model, data)
+        if not (isinstance(piece, PreludeRun) and piece.model is None):
+            if shapes is not None:
+                _, mistakes = self._check(
+                    "model",
+                    ("trainable", run.model, data.classes, data.size, some),
+                    lambda: dry_run.check_training(run.model, data.classes, data.size, some),
                 )
-        return self._shapes(teacher.model, teacher.data.resolved())[1]
+            yield from mistakes
+        teacher = run.teacher
+        if shapes is None or mistakes or teacher is None or not run.method.needs():
+            return
+        # The method, held against both networks.
+        seen = run.as_teacher_sees(run.data).resolved()
+        theirs, mistakes = self._shapes("teacher.model", teacher.model, seen)
+        if theirs is not None:
+            shared = scale.shard == "fsdp" and most(workers) > 1
+            call = functools.partial(dry_run.check_method, run, shapes, theirs, targets.unique())
+            _, mistakes = self._check("method", (run, shared), lambda: call(shared=shared))
+        if not mistakes and share == 1:
+            _, mistakes = self._check("optim.batch", run, lambda: dry_run.check_step(run, targets))
+        yield from mistakes
 
-    def _targets(self, data: Data) -> tuple[Tensor | None, Found]:
-        """The labels of the training rows, or what is wrong with what a recipe holds out."""
-        try:
-            return open_images(self._store, data)[0].targets, ()
-        except ConfigError as error:
-            keyed = _DATA_KEY.match(str(error))
-            text = str(error)[keyed.end() :] if keyed else str(error)
-            return None, ((keyed[1] if keyed else "data", text),)
+    def _shapes(self, where: str, model: str, data: ResolvedData) -> tuple[Shapes | None, Mistaken]:
+        """The sizes of a network's outputs for images of a size, or its mistake."""
+        key = (model, data.classes, data.size)
+        return self._check(where, key, lambda: dry_run.shapes_of(*key))
+
+
+def _check_classes(teacher: TeacherRun) -> None:
+    """Raise `ConfigError` where published weights know other classes than the data have."""
+    library, slash, name = teacher.model.partition("/")
+    if not slash or teacher.weights is None or teacher.weights.startswith("sha256:"):
+        return
+    from raykd.models import libraries  # torchvision takes seconds to import
+
+    classes = libraries.published_classes(library, name, teacher.weights)
+    if classes != teacher.data.classes:
+        raise ConfigError(
+            f"{teacher.weights!r} of {teacher.model} knows {classes} classes, and the student's "
+            f"data have {teacher.data.classes}; {ALIKE}"
+        )
 
 
 def _least_share(rows: int, batch: int, workers: Workers, parts: int) -> int:

@@ -78,12 +78,14 @@ class Cluster(Record):
         """Number of nodes that so many workers fill."""
         return math.ceil(workers / self.gpus)
 
-    def image_seconds(self, here: float, flops: float) -> float:
-        """Seconds of an image on one GPU, from its seconds `here` or its operations."""
-        if self.rate is not None:
-            return here / self.rate
-        assert self.tflops is not None, "validated"
-        return flops / (self.tflops * 1e12 * self.utilisation)
+    @property
+    def operations(self) -> float:
+        """Operations per second that a GPU reaches; 0 where `rate` says how fast it is."""
+        return (self.tflops or 0.0) * 1e12 * self.utilisation
+
+    def price(self, seconds: float) -> float:
+        """Price of all nodes for so long."""
+        return self.nodes * self.node_price * seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -207,8 +209,3 @@ def outputs(
     }
     limit = max(parts, key=lambda name: parts[name])
     return Forecast(parts[limit], limit, cluster.workers())
-
-
-def cost(cluster: Cluster, seconds: float) -> float:
-    """Price of all nodes for so long, in the cluster's currency."""
-    return cluster.nodes * cluster.node_price * seconds / 3600

@@ -276,7 +276,7 @@ def test_what_is_finished_is_not_looked_at(store):
 def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_trained(
     store, monkeypatch
 ):
-    monkeypatch.setattr("raykd.planning.preflight.needed_bytes", lambda run, rows: 10**18)
+    monkeypatch.setattr("raykd.planning.remaining.needed_bytes", lambda run, rows: 10**18)
     small = Experiment("small", (student_run(store),), Scale())
     with pytest.raises(NoRoom, match=r"lower run\.views"):
         execute(small, store, Teller(quiet=True))

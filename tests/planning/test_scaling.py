@@ -1,7 +1,5 @@
 """The arithmetic of a cluster, against numbers that were worked out by hand."""
 
-import math
-
 import pytest
 from pydantic import ValidationError
 
@@ -37,16 +35,9 @@ def work(**changes) -> Work:
     return Work(**(vars(WORK) | changes))
 
 
-def test_one_worker_averages_nothing():
+def test_a_ring_passes_the_link_of_a_node_or_the_network_between_nodes():
     assert scaling.ring_seconds(CLUSTER, 10**9, 1) == 0.0
-    assert scaling.step(WORK, CLUSTER, 1).allreduce == 0.0
-
-
-def test_a_ring_within_a_node_passes_its_link():
     assert scaling.ring_seconds(CLUSTER, 10**9, 2) == pytest.approx(2 * 1 / 2 / 100)
-
-
-def test_a_ring_between_nodes_passes_their_network():
     # 2 * 7/8 GB over 10 GB/s, and 14 messages of 0.1 ms.
     assert scaling.ring_seconds(CLUSTER, 10**9, 8) == pytest.approx(0.175 + 0.0014)
 
@@ -75,34 +66,18 @@ def test_messages_hide_behind_the_backward_as_far_as_it_goes():
     assert scaling.step(work(parameter_bytes=10), cluster(overlap=1.0), 8).allreduce == 0.0
 
 
-@pytest.mark.parametrize("batch", [1000, 256])
-def test_more_workers_are_faster_and_less_efficient(batch):
+def test_more_workers_are_faster_and_less_efficient():
     wide = cluster(nodes=256, gpus=2)
-    small = work(parameter_bytes=10**6, batch=batch)
-    counts = [1, 2, 4, 8, 16, 32, 64, 128]
-    gpu_seconds = [n * scaling.step(small, wide, n).seconds for n in counts]
-    assert gpu_seconds == sorted(gpu_seconds)
-    assert len(set(gpu_seconds)) == len(gpu_seconds)
-
-
-@pytest.mark.parametrize(
-    ("changes", "machine", "limit"),
-    [
-        ({"parameter_bytes": 4}, {}, "compute"),
-        ({}, {}, "allreduce"),
-        ({"parameter_bytes": 4, "decode_seconds": 1.0}, {}, "decoding"),
-        ({"parameter_bytes": 4, "encoded_bytes": 10**12}, {}, "storage"),
-        ({"view_bytes": 10**12}, {"storage_gb": 1000.0}, "network"),
-    ],
-)
-def test_the_limit_is_named(changes, machine, limit):
-    assert scaling.step(work(**changes), cluster(**machine), 8).limit == limit
+    small = work(parameter_bytes=10**6)
+    gpu_seconds = [n * scaling.step(small, wide, n).seconds for n in (1, 2, 8, 64, 128)]
+    assert gpu_seconds == sorted(set(gpu_seconds))
 
 
 def test_the_limit_of_a_step_is_its_slowest_part():
     assert Step(1.0, 0.5, 1.4, 0.0, 0.0).limit == "compute"
     assert Step(1.0, 1.1, 1.4, 0.0, 0.0).limit == "allreduce"
     assert Step(1.0, 0.5, 1.6, 0.0, 1.7).limit == "network"
+    assert Step(1.0, 0.5, 1.6, 0.0, 0.0).limit == "decoding"
 
 
 def test_trainings_go_side_by_side_as_far_as_gpus_reach():
@@ -115,12 +90,9 @@ def test_trainings_go_side_by_side_as_far_as_gpus_reach():
     assert pairs.at_once == 4
     each = scaling.step(WORK, CLUSTER, 2, 4).seconds
     assert pairs.seconds == pytest.approx(scaling.GROUP_SECONDS + 300 * each)
-
-
-def test_trainings_side_by_side_share_the_storage():
     reading = work(encoded_bytes=10**11)
     one, four = (scaling.step(reading, CLUSTER, 2, count).storage for count in (1, 4))
-    assert four == 4 * one == pytest.approx(2.0)
+    assert four == 4 * one == pytest.approx(2.0)  # they share the storage
 
 
 def test_the_head_node_hears_every_worker_of_every_training():
@@ -143,23 +115,15 @@ def test_a_cache_is_made_by_all_gpus():
     assert found == Forecast(pytest.approx(250.0), "decoding", 8)
 
 
-def test_speed_is_this_machine_s_or_follows_from_operations():
-    assert CLUSTER.image_seconds(9.0, 5e9) == pytest.approx(0.001)
-    assert cluster(tflops=None, rate=3.0).image_seconds(9.0, 5e9) == 3.0
+def test_a_cluster_says_how_fast_a_gpu_is_in_one_way_and_costs_all_its_nodes():
+    assert CLUSTER.operations == 5e12
+    assert CLUSTER.price(1800.0) == pytest.approx(4 * 3.0 / 2)
     for speeds in ({"tflops": None}, {"rate": 1.0}):
         with pytest.raises(ValidationError, match="one of rate"):
             cluster(**speeds)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"nodes": 0}, {"network_gbit": 0}, {"utilisation": 1.1}, {"storage_gb": -1.0}, {"x": 1}],
-)
-def test_impossible_clusters_are_refused(change):
-    with pytest.raises(ValidationError):
-        cluster(**change)
-
-
-def test_a_cluster_costs_all_its_nodes():
-    assert scaling.cost(CLUSTER, 1800.0) == pytest.approx(4 * 3.0 / 2)
-    assert math.isclose(scaling.cost(cluster(node_price=0.0), 1e9), 0.0)
+def test_impossible_clusters_are_refused():
+    for change in ({"nodes": 0}, {"network_gbit": 0}, {"utilisation": 1.1}, {"x": 1}):
+        with pytest.raises(ValidationError):
+            cluster(**change)
