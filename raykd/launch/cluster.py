@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom, RaykdError, Unreachable, WorkFailed
 from raykd.core.shutdown import cleaning
 from raykd.launch import cluster_probe, private_cluster
-from raykd.launch.cluster_watch import Watch
+from raykd.launch.cluster_watch import Watch, keeping_handler
 from raykd.launch.private_cluster import PrivateFolder, on_loopback
 
 # Read by Ray's own processes, so they must be set before any of them starts.
@@ -64,13 +63,12 @@ def connected(scale: Scale, say: Callable[[str], None], processors: int = 1) -> 
         os.environ.setdefault(name, value)
     address, watch = address_to_join(scale), Watch()
     with private_cluster.restoring_auth(), watch.watching(), contextlib.ExitStack() as stack:
-        stack.callback(watch.use, _never)  # a cluster that is shut down is not lost
         if address and address != "local":
             _join(address, say, watch)
         else:
             _start(max(os.cpu_count() or 1, processors), say, watch, stack)
         stack.callback(ray.shutdown)
-        stack.callback(watch.use, _never)
+        stack.callback(watch.use, None)  # a cluster that is shut down is not lost
         try:
             yield
         except Exception as error:
@@ -103,10 +101,6 @@ def _address_on_this_machine() -> str | None:
     return address if _accepts_connections(address) else None
 
 
-def _never(urgent: bool) -> RaykdError | None:
-    """Loss check of a cluster that cannot be lost."""
-
-
 # Joining
 
 
@@ -117,14 +111,14 @@ def _join(address: str, say: Callable[[str], None], watch: Watch) -> None:
     late = _unreachable(address, f"it did not let this process in within {_JOIN_SECONDS:g} s")
     try:
         device = on_loopback() if is_on_loopback else contextlib.nullcontext()
-        with device, _keeping_sigterm_handler(), watch.limited(_JOIN_SECONDS, late):
+        with device, keeping_handler(signal.SIGTERM), watch.limited(_JOIN_SECONDS, late):
             ray.init(address=resolved, **_QUIET)
     except (RuntimeError, ValueError, ConnectionError, RayError) as error:
         if isinstance(error, RaykdError):
             raise
         raise _unreachable(address, str(error).strip().splitlines()[0]) from error
     if not resolved.startswith("ray://"):
-        watch.use(_JoinedCluster(address, resolved, ray.get_runtime_context().get_node_id()))
+        watch.use(_JoinedCluster(address, resolved))
 
 
 def _probe(address: str) -> tuple[str, bool]:
@@ -183,11 +177,16 @@ def _unreachable(address: str, reason: str) -> Unreachable:
 class _JoinedCluster:
     """Loss check of a cluster that was joined: its head answers, and has this machine's node."""
 
-    def __init__(self, address: str, resolved: str, node: str) -> None:
-        self._address, self._resolved, self._node = address, resolved, node
+    def __init__(self, address: str, resolved: str) -> None:
+        self._address, self._resolved = address, resolved
+        self._node = ray.get_runtime_context().get_node_id()
+        self._raylet = _raylet()
         self._next = self._last_answer = time.monotonic()
 
     def __call__(self, urgent: bool) -> RaykdError | None:
+        # The process that this one works through: the head misses it only some seconds later.
+        if self._raylet is not None and not _is_running(self._raylet):
+            return self._left()
         now = time.monotonic()
         if now < self._next and not urgent:
             return None
@@ -202,12 +201,27 @@ class _JoinedCluster:
                 "cluster is there again"
             )
         self._last_answer = now
-        if has_node:
-            return None
+        return None if has_node else self._left()
+
+    def _left(self) -> RaykdError:
         return Unreachable(
             f"the Ray node of this machine has left the cluster at {self._address}; {_KEPT} once "
             "the node is there again (`ray start` on it)"
         )
+
+
+def _raylet() -> Any:
+    """The raylet's process on this machine; None where it is not visible from this container."""
+    node: Any = worker._global_node
+    word = f"--raylet_socket_name={node.raylet_socket_name}"
+    processes = _PSUTIL.process_iter(["cmdline"])
+    return next((each for each in processes if word in (each.info["cmdline"] or ())), None)
+
+
+def _is_running(process: Any) -> bool:
+    with contextlib.suppress(_PSUTIL.Error):
+        return process.is_running() and process.status() != _PSUTIL.STATUS_ZOMBIE
+    return False
 
 
 # Starting
@@ -264,7 +278,7 @@ def _init(cores: int, private: PrivateFolder, watch: Watch) -> Any:
     ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = _DASHBOARD_SECONDS  # read at each start
     with (
         on_loopback(),
-        _keeping_sigterm_handler(),
+        keeping_handler(signal.SIGTERM),
         _waiting_for_node(private),
         watch.limited(_START_SECONDS, late),
     ):
@@ -331,19 +345,3 @@ def _processes(private: PrivateFolder) -> list[tuple[Any, str]]:
             command = " ".join(process.cmdline())
             processes += [(process, command)] if str(private.session) in command else []
     return processes
-
-
-@contextlib.contextmanager
-def _keeping_sigterm_handler() -> Iterator[None]:
-    """Context manager: restore SIGTERM's handler; Ray sets one that exits with 15 (2.60)."""
-    is_main = threading.current_thread() is threading.main_thread()
-    handler: Any = signal.getsignal(signal.SIGTERM) if is_main else None
-    try:
-        yield
-    except SystemExit:
-        if callable(handler):
-            handler(signal.SIGTERM, None)
-        raise
-    finally:
-        if callable(handler):
-            signal.signal(signal.SIGTERM, handler)

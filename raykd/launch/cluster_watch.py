@@ -7,9 +7,11 @@ the reason. What was finished is in the store, as after any kill.
 """
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from raykd.core import shutdown
 from raykd.core.errors import RaykdError
@@ -32,11 +34,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.error: RaykdError | None = None  # why the cluster is lost
-        self._check: LossCheck = lambda urgent: None
+        self._check: LossCheck | None = None
         self._limit: tuple[float, RaykdError] | None = None  # time, and the error after it
 
-    def use(self, check: LossCheck) -> None:
-        """Use another loss check from now on."""
+    def use(self, check: LossCheck | None) -> None:
+        """Use another loss check from now on; None for a cluster that cannot be lost."""
         self._check = check
 
     @contextlib.contextmanager
@@ -58,7 +60,7 @@ class Watch:
         limit = self._limit
         if self.error is None and limit is not None and time.monotonic() > limit[0]:
             self.error = limit[1]
-        if self.error is None:
+        if self.error is None and self._check is not None:
             self.error = self._check(urgent)
         return self.error
 
@@ -93,6 +95,22 @@ class Watch:
             if error is not None and not over.is_set():
                 shutdown.stop(error.code, f"error: {error}")
                 return
+
+
+@contextlib.contextmanager
+def keeping_handler(number: int) -> Iterator[None]:
+    """Context manager: restore a signal's handler, where Ray sets one of its own (2.60)."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler: Any = signal.getsignal(number) if is_main else None
+    try:
+        yield
+    except SystemExit:
+        if number == signal.SIGTERM and callable(handler):  # Ray's handler exits with 15
+            handler(number, None)
+        raise
+    finally:
+        if handler is not None:
+            signal.signal(number, handler)
 
 
 def check() -> None:

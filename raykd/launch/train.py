@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,7 +105,8 @@ def fit(
         is_repeated = retries < scale.max_failures  # the controller of the try before is dead
         orphans = _removing_orphans() if is_repeated else contextlib.nullcontext()
         try:
-            with _keeping_sigint_handler(), orphans:
+            # Ray Train's handler of Ctrl-C would keep its controller alive as long as this process.
+            with cluster_watch.keeping_handler(signal.SIGINT), orphans:
                 trainer().fit()
             break
         except (TrainingFailedError, RayError) as error:
@@ -139,22 +139,6 @@ def _is_loss(error: Exception) -> bool:
     if isinstance(error, RayTaskError):  # in a worker, which may miss another one
         return not isinstance(error.cause, RaykdError)
     return isinstance(error, RayError)
-
-
-@contextlib.contextmanager
-def _keeping_sigint_handler() -> Iterator[None]:
-    """Context manager: restore the handler of Ctrl-C afterwards.
-
-    Ray Train sets a handler of its own and leaves it there (Ray 2.60), which also keeps its
-    controller's process alive as long as this one.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if is_main else None
-    try:
-        yield
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
@@ -218,7 +202,7 @@ class TrainReports:
         self._reported = time.monotonic()
 
     def begin(self, run: Training, history: Sequence[Metrics]) -> None:
-        """Nothing to report."""
+        """Report nothing: training has not begun."""
 
     def epoch(self, run: Training, metrics: Metrics) -> None:
         """Report an epoch's numbers, where rank 0 finds it time."""
@@ -231,7 +215,7 @@ class TrainReports:
             self._reported = time.monotonic()
 
     def end(self, run: Training, result: Metrics | None) -> None:
-        """Nothing: Train reads no result."""
+        """Report nothing: Ray Train reads no result."""
 
 
 def _cause(error: Exception, run: Training) -> RaykdError:

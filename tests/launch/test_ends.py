@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray  # noqa: F401  # which puts psutil on the path
 
-from tests.launch.ray_head import FOREIGN, end, processes
+from tests.launch.ray_head import FOREIGN, Head, end, processes
 from tests.launch.ray_marks import RAY
 
 pytestmark = [*RAY, pytest.mark.timeout(1800)]
@@ -56,13 +56,14 @@ main(*sys.argv[1:])
 
 
 class Driver:
-    """A process of its own that works with a cluster of its own."""
+    """A process of its own that works with a cluster of its own, or joins one."""
 
-    def __init__(self, home: Path, what: str) -> None:
+    def __init__(self, home: Path, what: str, **settings: str) -> None:
         self.home = home
         environment = {k: v for k, v in os.environ.items() if k not in (*FOREIGN, "RAY_AUTH_MODE")}
         environment |= {"PYTHONPATH": str(ROOT), "HOME": str(home), "RAYKD_STORE": str(home)}
         environment.pop("RAY_TMPDIR", None)
+        environment |= settings
         self.text = home / "text"
         words = [sys.executable, "-c", SCRIPT, what, str(home / "store")]
         with self.text.open("w") as text:
@@ -117,6 +118,24 @@ def test_a_cluster_of_our_own_that_dies_is_a_sentence(begun, victim):
     status, text = driver.end()
     assert status == 7, text
     assert "error: Ray's process " in text and "the same command goes on" in text
+    assert "Traceback" not in text
+
+
+def test_a_driver_whose_raylet_dies_ends_with_status_9():
+    head = Head()
+    try:
+        [raylet] = head.processes("raylet/raylet ")
+        address = (head.folder / "ray_current_cluster").read_text().strip()
+        # The variable as a job inherits it; Ray would end the driver by it, without a sentence.
+        settings = {"RAY_AUTH_MODE": "token", "RAY_RAYLET_PID": str(raylet)}
+        driver = Driver(head.home, "wait", RAY_ADDRESS=address, **settings)
+        driver.await_text("up\n")
+        os.kill(raylet, signal.SIGKILL)
+        status, text = driver.end()
+    finally:
+        head.end()
+    assert status == 9, text
+    assert f"error: the Ray node of this machine has left the cluster at {address}" in text
     assert "Traceback" not in text
 
 
