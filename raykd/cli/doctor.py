@@ -47,7 +47,7 @@ def doctor(
         print_json({"findings": [asdict(finding) for finding in findings], "ok": not failed})
     else:
         for finding in findings:
-            todo = f" -> {finding.todo}" if finding.todo else ""
-            echo(f"{finding.status:<8} {finding.check}: {finding.said}{todo}")
+            advice = f" -> {finding.advice}" if finding.advice else ""
+            echo(f"{finding.status:<8} {finding.check}: {finding.message}{advice}")
     if failed:
         sys.exit(NoRoom.code)

@@ -60,18 +60,18 @@ def _gpus() -> int | None:
             os.environ["CUDA_VISIBLE_DEVICES"] = hidden
 
 
-def leave(place: str, name: str, text: str) -> str:
+def write_mark(store: str, name: str, text: str) -> str:
     """Write a small file below a store; returns an error message, empty on success."""
     try:
-        if "://" in place:
+        if "://" in store:
             from raykd.storage.filesystem import Remote
 
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "file")
                 path.write_text(text)
-                Remote(place).push(path, name)
+                Remote(store).push(path, name)
         else:
-            path = Path(place, name)
+            path = Path(store, name)
             with path.open("x") as file:  # the folder must exist
                 file.write(text)
                 file.flush()
@@ -81,16 +81,16 @@ def leave(place: str, name: str, text: str) -> str:
     return ""
 
 
-def seen(place: str, folder: str) -> dict[str, str] | str:
+def read_marks(store: str, folder: str) -> dict[str, str] | str:
     """Contents of the files in a folder below a store, by name; or an error message."""
     try:
-        if "://" in place:
+        if "://" in store:
             from raykd.storage.filesystem import Remote
 
-            remote = Remote(place)
+            remote = Remote(store)
             texts = {entry.name: remote.read(entry.name) for entry in remote.entries(folder)}
             return {Path(name).name: text.decode() for name, text in texts.items()}
-        return {path.name: path.read_text() for path in Path(place, folder).iterdir()}
+        return {path.name: path.read_text() for path in Path(store, folder).iterdir()}
     except Exception as error:
         return _message(error)
 

@@ -8,6 +8,7 @@ Ray is imported only where something is to run on it, so that `scale.workers: 0`
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -83,18 +84,6 @@ def execute(
     return executor.make(experiment.runs, students=students)
 
 
-@dataclass(frozen=True)
-class StoreLock:
-    """File locks of the store, common to all processes that see its folder."""
-
-    store: Store
-    say: Callable[[str], None]
-
-    def __call__(self, recipe: Recipe, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Hold the lock of an artefact; see `locks.Lock`."""
-        return locks.held(self.store, recipe, "maker", self.say, wait=wait)
-
-
 class Executor:
     """Makes artefacts that a store lacks, each once, in the order in which they need each other.
 
@@ -130,7 +119,7 @@ class Executor:
         """
         self._store, self._scale, self._teller, self._workers = store, scale, teller, workers
         self._name, self._trial = name, trial
-        self._lock = lock or StoreLock(store, teller.say)
+        self._lock = lock or functools.partial(locks.held, store, role="maker", say=teller.say)
         self._notice, self._loggers, self._train_callbacks = notice, loggers, train_callbacks
         self._survey = survey
         # While `make` runs:
@@ -146,8 +135,8 @@ class Executor:
     def make(self, runs: Iterable[Asked], *, students: bool = True) -> Outcome:
         """Make students with all that they need; with `students` False stop after their caches.
 
-        What is finished stays finished: a call that was interrupted is continued by the same call.
-        A failure does not stop what can do without it. Raises the errors at the end, as one.
+        Finished artefacts are kept: the same call continues one that was interrupted. A failure
+        stops only the work that needs the failed artefact. Raises the errors at the end, as one.
         """
         started = time.monotonic()
         self._students, self._made, self._reused, self._errors = students, set(), set(), []
@@ -163,16 +152,16 @@ class Executor:
 
     # Rounds and layers
 
-    def _make_in_rounds(self, asked: Sequence[Asked]) -> None:
+    def _make_in_rounds(self, requests: Sequence[Asked]) -> None:
         """Make the students whose route is known, and find the routes of the others on the way."""
-        searches = dict.fromkeys(run.search for run in asked if isinstance(run, Sought))
-        runs = [run for run in asked if isinstance(run, StudentRun)]
+        searches = dict.fromkeys(run.search for run in requests if isinstance(run, Sought))
+        runs = [run for run in requests if isinstance(run, StudentRun)]
         stages = {search: self._next_stage(search) for search in searches}
         caches = [cache for search, stage in stages.items() if stage for cache in measures(search)]
         while True:
             runs += [stage for stage in stages.values() if stage is not None]
-            runs += self._students_on_found_routes(asked)
-            self._make_known(runs, caches)
+            runs += self._students_on_found_routes(requests)
+            self._make_runs(runs, caches)
             unfinished = [search for search, stage in stages.items() if self._decide(search, stage)]
             if not (self._students and stages):
                 return
@@ -185,14 +174,14 @@ class Executor:
             return next_stage(self._store, search)
         return None
 
-    def _students_on_found_routes(self, asked: Sequence[Asked]) -> list[StudentRun]:
+    def _students_on_found_routes(self, requests: Sequence[Asked]) -> list[StudentRun]:
         students = []
-        for run in asked:
+        for run in requests:
             with self._collecting():
                 students.append(route_found(self._store, run) if isinstance(run, Sought) else None)
         return [student for student in students if student is not None]
 
-    def _make_known(self, runs: Sequence[StudentRun], caches: Sequence[LogitsRun]) -> None:
+    def _make_runs(self, runs: Sequence[StudentRun], caches: Sequence[LogitsRun]) -> None:
         """Make students and what they need, and the first view of some caches."""
         has, runs = self._store.has, tuple(dict.fromkeys(runs))
         # Everything that is in the store counts as reused, with what it was made from.
@@ -202,8 +191,8 @@ class Executor:
         for run in trained:
             self._restore_marker(run)
         work = plan(runs, has if self._students else lambda run: False, caches)
-        known = [run for run in trained if has(run)] + [job.run for job in everything.caches]
-        self._reused.update(run for run in known if run not in self._made)
+        finished = [run for run in trained if has(run)] + [job.run for job in everything.caches]
+        self._reused.update(run for run in finished if run not in self._made)
         self._announce(work)
         for layer in work.layers():
             self._make_layer(layer)
@@ -323,29 +312,25 @@ class Executor:
         return True
 
     def _fill_missing(self, job: CacheJob) -> None:
-        surveyed = None
+        survey = functools.partial(
+            CacheBuild, self._store, job.run, job.views, self._teller.say
+        )  # reads every shard of the cache once
+        build, manifest = None, manifest_of(self._store, job.run)
         if self._survey:
             self._store.stand()
-            surveyed = self._survey_cache(job)
-            if not surveyed.missing:
+            build = survey()
+            if not build.missing:
                 return
-        else:
-            manifest = manifest_of(self._store, job.run)
-            if manifest is not None and set(job.views) <= set(manifest.views()):
-                return
+        elif manifest is not None and set(job.views) <= set(manifest.views()):
+            return
         with self._held(job.run):
             manifest = manifest_of(self._store, job.run)
-            build = surveyed
             if build is None or manifest is None or {*manifest.shards} != {*build.manifest.shards}:
-                build = self._survey_cache(job)  # another process may have filled it meanwhile
+                build = survey()  # another process may have filled it meanwhile
             if build.missing:
                 self._compute(build)
                 self._made.add(job.run)
                 self._reused.discard(job.run)
-
-    def _survey_cache(self, job: CacheJob) -> CacheBuild:
-        """Read every shard of a cache once."""
-        return CacheBuild(self._store, job.run, job.views, self._teller.say)
 
     def _compute(self, build: CacheBuild) -> None:
         """Compute a cache's missing shards, and compare some rows with the live teacher."""
@@ -464,8 +449,8 @@ class Executor:
             self._store.stand()
             from raykd.launch.pool import Pool, artefact_maker
 
-            place, scale, name = self._store.url, self._scale, self._name
-            pool = Pool(lambda: artefact_maker(place, scale, name), scale, self._teller.say)
+            url, scale, name = self._store.url, self._scale, self._name
+            pool = Pool(lambda: artefact_maker(url, scale, name), scale, self._teller.say)
             self._pool = self._stack.enter_context(pool)
         return self._pool
 

@@ -65,15 +65,13 @@ class TrainingLabels:
 
     run: Training
     experiment: str
-    trial: str  # Tune's id, or the start of the run's fingerprint
+    tune_trial: str | None = None
     rank: int = 0
 
-    @classmethod
-    def of(
-        cls, run: Training, experiment: str, trial: str | None, rank: int = 0
-    ) -> "TrainingLabels":
-        """Labels of a training; without a trial, the fingerprint's start stands for it."""
-        return cls(run, experiment, trial or fingerprint(run)[:8], rank)
+    @property
+    def trial(self) -> str:
+        """Tune's name of the trial; without a trial, the start of the run's fingerprint."""
+        return self.tune_trial or fingerprint(self.run)[:8]
 
     def key(self, name: str, **more: str) -> Key:
         """Key of a gauge, with the tags of this training and `more`."""

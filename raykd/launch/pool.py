@@ -106,7 +106,8 @@ class Pool:
                     unit = waiting.popleft()
                     running[worker.do.remote(unit)] = (unit, worker)
                     yield Event(unit, "begun")
-                if waiting and (self._growth_is_due() or not (running or self._starting)):
+                is_due = time.monotonic() - self._looked_for_room >= _LOOK_SECONDS
+                if waiting and (is_due or not (running or self._starting)):
                     self._grow(len(running), len(waiting))
                 references = [*running, *self._starting]
                 ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_SECONDS)
@@ -150,10 +151,6 @@ class Pool:
                 return worker
             ray.kill(worker)
         return None
-
-    def _growth_is_due(self) -> bool:
-        """True where it is time to look for room again."""
-        return time.monotonic() - self._looked_for_room >= _LOOK_SECONDS
 
     def _grow(self, busy: int, waiting: int) -> None:
         """Start workers for the units that wait, as many as there is room for."""
@@ -205,9 +202,9 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def artefact_maker(place: str, scale: Scale, experiment: str) -> ArtefactMaker:
+def artefact_maker(url: str, scale: Scale, experiment: str) -> ArtefactMaker:
     """The target of a pool's worker for the store at a path or URL."""
-    store, notice = Store(place, scale.local_gb), NodeNotice()
+    store, notice = Store(url, scale.local_gb), NodeNotice()
     return ArtefactMaker(
         store, scale, lambda: contextlib.nullcontext(notice), [Prometheus(experiment)]
     )

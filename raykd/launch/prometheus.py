@@ -36,7 +36,7 @@ class Exporter:
         self._until: dict[Key, float] = {}  # when gauges of ended trainings are removed
         self._counted = self._measured = replace(meter)
         self._metrics: dict[str, Any] = {}  # Ray's, each made once in a process
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stopped: threading.Event | None = None
 
     def start(self, experiment: str) -> None:
@@ -72,12 +72,9 @@ class Exporter:
     def show(self, values: Mapping[Key, float]) -> None:
         """Export gauges until their training ends."""
         with self._lock:
-            self._show(values)
-
-    def _show(self, values: Mapping[Key, float]) -> None:
-        self._values.update(values)
-        for key in values:
-            self._until.pop(key, None)
+            self._values.update(values)
+            for key in values:
+                self._until.pop(key, None)
 
     def export(self) -> None:
         """Set every gauge and raise every counter once."""
@@ -86,7 +83,7 @@ class Exporter:
             if self._stopped is None:
                 return
             if self._training is not None and now.steps > self._measured.steps:
-                self._show(self._training.speeds(self._measured, now))
+                self.show(self._training.speeds(self._measured, now))
                 self._measured = now
             for key in [key for key, gone in self._until.items() if time.monotonic() > gone]:
                 del self._values[key], self._until[key]
@@ -154,4 +151,4 @@ class Prometheus:
         self._exporter.stop()
 
     def _labels(self, run: Training) -> TrainingLabels:
-        return TrainingLabels.of(run, self._experiment, self._trial, self._rank)
+        return TrainingLabels(run, self._experiment, self._trial, self._rank)

@@ -1,4 +1,5 @@
-"""Before anything is computed: what a set of students needs, what would fail, how long it takes.
+"""Plans of the work that students need, checks of it, estimates of its time, size and cost.
 
-Imports `training` and what is below it. Begin with `plan.py`, then `preflight.py`.
+Imports `training` and what is below it. Begin with `plan.py`, then `preflight.py`;
+`remaining.py` counts what the store lacks.
 """

@@ -49,7 +49,7 @@ def plan(
 ) -> Plan:
     """The distinct work behind some students, and the first view of `caches` beside them.
 
-    What is behind those that are `finished` is not asked for again.
+    Those that are `finished`, and what only they need, are left out.
 
     A cache holds only the (anchor, view) pairs that an epoch reads, so a route with many
     anchors needs no more teacher forwards than plain distillation. Where some students read

@@ -1,7 +1,7 @@
 """Checks of everything that an experiment will train, before anything is trained.
 
-Networks are made and asked, methods are held against the two networks, batches against the images
-and the workers. A grid of students that differ in rates and seeds costs what one of them does.
+Networks are built and run once, methods are checked against both networks, batches against the
+images and the workers. Students that differ in rates and seeds alone cost what one of them does.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from raykd.tracking import check_trackers
 from raykd.training import dry_run
 from raykd.training.cache_builder import check_room
 
-_DATA_KEY = re.compile(r"run\.(data[.\w]*): ")  # that a mistake in images begins with
+_DATA_KEY = re.compile(r"run\.(data[.\w]*): ")  # beginning of a message about images
 Mistaken = tuple[tuple[str, str], ...]  # mistakes: the key within a run, and a sentence
 
 _Value = TypeVar("_Value")
@@ -36,17 +36,17 @@ _Value = TypeVar("_Value")
 def preflight(experiment: Experiment, store: Store) -> None:
     """Raise `ConfigError`, with every mistake, where a resolved experiment cannot be carried out.
 
-    What is in the store already is not looked at.
+    Artefacts that the store has are not checked.
     """
     check_trackers(experiment.scale.track)
-    mistakes, look = Mistakes(experiment.places), _Look(experiment, store)
+    mistakes, checks = Mistakes(experiment.places), _Checks(experiment, store)
     several = len(experiment.runs) > 1
     for run in experiment.runs:
         student = basis(run)
         label = f"{student.method.label} {student.model} seed {student.seed}" if several else None
         lines: dict[str, None] = {}
         for part, data, piece in _pieces(student, experiment):
-            mistaken = look.at(piece)
+            mistaken = checks.of(piece)
             for key, text in () if mistaken and store.has(piece) else mistaken:
                 where = data if key.startswith("data") else part
                 text = text.replace("run.optim.batch", f"{part}.optim.batch")
@@ -74,42 +74,42 @@ def _pieces(run: StudentRun, experiment: Experiment) -> Iterator[tuple[str, str,
     base = {} if space is None else dict(space.base)
     axes = () if space is None else (*space.grid, *space.search)
 
-    def given(key: str) -> bool:
+    def is_set(key: str) -> bool:
         try:
             value_at(base, key)
         except LookupError:
             return any(within(axis[4:], key) for axis in axes)
         return True
 
-    assisted, routed = given("run.assistants"), given("run.rco")
+    has_assistants, has_route = is_set("run.assistants"), is_set("run.rco")
 
-    def pieces(run: StudentRun, place: str, data: str) -> Iterator[tuple[str, str, Training]]:
-        teacher, before = run.teacher, run.prelude()
-        own = f"{place}.teacher"
+    def pieces(run: StudentRun, key: str, data: str) -> Iterator[tuple[str, str, Training]]:
+        teacher, prelude = run.teacher, run.prelude()
+        above = f"{key}.teacher"
         if isinstance(teacher, StudentRun):
-            own = "run.assistants" if assisted else own
-            yield from pieces(teacher, own, own if given(f"{own}.data") else data)
+            above = "run.assistants" if has_assistants else above
+            yield from pieces(teacher, above, above if is_set(f"{above}.data") else data)
         elif teacher is not None:
-            own = "run.teacher" if assisted else own
-            yield own, own if given(f"{own}.data") else data, teacher
+            above = "run.teacher" if has_assistants else above
+            yield above, above if is_set(f"{above}.data") else data, teacher
         if run.after is not None:
-            after = place if routed else f"{place}.after"
+            after = key if has_route else f"{key}.after"
             yield from pieces(run.after, after, after)
-        if before is not None:
-            yield place, data, before
-        yield place, data, run
+        if prelude is not None:
+            yield key, data, prelude
+        yield key, data, run
 
     return pieces(run, "run", "run")
 
 
-class _Look:
-    """Looks at trainings, at each thing that they have in common once."""
+class _Checks:
+    """Checks of trainings; each is made once for all that have it in common."""
 
     def __init__(self, experiment: Experiment, store: Store) -> None:
         self._experiment, self._store = experiment, store
         self._known: dict[Any, tuple[Any, Mistaken]] = {}  # by where a mistake is, and a key
 
-    def at(self, piece: Training) -> Mistaken:
+    def of(self, piece: Training) -> Mistaken:
         """Mistakes of a training."""
         if isinstance(piece, TeacherRun):
             if piece.weights is not None:

@@ -33,26 +33,17 @@ QUIET = Teller(quiet=True)
 
 
 def test_everything_is_made_once_and_found_again(store):
-    small = experiment(store, "label_only", "kd", "skd", seeds=(0, 1))
+    first = experiment(store, "kd")
+    outcome = execute(first, store, QUIET, students=False)
+    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 0}
+    assert not store.has(first.runs[0])
+    small = experiment(store, "label_only", "kd")
     outcome = execute(small, store, QUIET)
-    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
+    assert outcome.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 2}
     assert all(store.has(run) for run in small.runs)
     again = execute(small, store, QUIET)
     assert again.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
-    assert again.reused == {"teachers": 1, "caches": 2, "preludes": 0, "students": 6}
-
-
-def test_a_new_student_reuses_the_teacher_and_its_cache(store):
-    execute(experiment(store, "kd"), store, QUIET)
-    outcome = execute(experiment(store, "skd"), store, QUIET)
-    assert outcome.made == {"teachers": 0, "caches": 0, "preludes": 0, "students": 1}
-
-
-def test_precompute_stops_before_the_students(store):
-    small = experiment(store, "kd")
-    outcome = execute(small, store, QUIET, students=False)
-    assert outcome.made == {"teachers": 1, "caches": 2, "preludes": 0, "students": 0}
-    assert not store.has(small.runs[0])
+    assert again.reused == {"teachers": 1, "caches": 2, "preludes": 0, "students": 2}
 
 
 def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
@@ -70,6 +61,7 @@ def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
     assert [store.has(run) for run in small.runs] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_a_student_that_fails_does_not_stop_the_others(store):
     good = student_run(store)
     bad = good.model_copy(update={"optim": good.optim.model_copy(update={"lr": 1e30}), "seed": 7})
@@ -79,6 +71,7 @@ def test_a_student_that_fails_does_not_stop_the_others(store):
     assert not store.has(bad)
 
 
+@pytest.mark.slow
 def test_students_that_fail_alike_keep_the_status_of_their_errors(store):
     teachers = [student_run(store).teacher.model_copy(update={"seed": seed}) for seed in (8, 9)]
     runs = tuple(student_run(store, teacher=teacher) for teacher in teachers)
@@ -129,6 +122,7 @@ def test_the_scale_decides_how_many_workers_a_student_gets():
     assert (wide.method.name, wide.seed) == ("spherical_kd", 0)
 
 
+@pytest.mark.slow
 def test_a_teacher_from_a_weights_file_is_a_route_of_one(store, tmp_path):
     first = experiment(store, "kd")
     execute(first, store, QUIET)

@@ -38,16 +38,16 @@ def nodes(**changes) -> dict[str, Any]:
 
 def test_equal_versions_are_ok_and_another_one_fails_and_names_the_node():
     same = doctor.versions(nodes())
-    assert same.status == "ok" and "torch 2.15.0" in same.said
+    assert same.status == "ok" and "torch 2.15.0" in same.message
     other = doctor.versions(nodes(versions=VERSIONS | {"torch": "9"}))
-    assert (other.status, other.said) == ("failed", "b has torch 9, driver 2.15.0")
+    assert (other.status, other.message) == ("failed", "b has torch 9, driver 2.15.0")
     assert doctor.versions(nodes(versions=VERSIONS | {"numpy": "1"})).status == "warning"
 
 
 def test_a_clock_that_is_off_is_named():
     assert doctor.clocks({"a": 0.1, "b": -2.9}).status == "ok"
     found = doctor.clocks({"a": 0.0, "b": -4.0})
-    assert (found.status, found.said) == ("failed", "b is off by -4.0 s")
+    assert (found.status, found.message) == ("failed", "b is off by -4.0 s")
 
 
 def test_rooms():
@@ -63,15 +63,15 @@ def test_small_limits_are_warnings_that_name_the_node():
         assert {found.status for found in doctor.limits(nodes(**good))} == {"ok"}
     for key, check in (("shm_bytes", "/dev/shm"), ("open_files", "open files")):
         [low] = [f for f in doctor.limits(nodes(**{key: 1024})) if f.status == "warning"]
-        assert low.check == check and low.said.startswith("b ") and low.todo
+        assert low.check == check and low.message.startswith("b ") and low.advice
 
 
 def test_authentication_is_the_same_everywhere_or_fails():
     assert doctor.auth(nodes()).status == "ok"
     half = doctor.auth(nodes(auth_mode=""))
-    assert half.status == "failed" and "b unset" in half.said
+    assert half.status == "failed" and "b unset" in half.message
     lacking = doctor.auth(nodes(token=False))
-    assert (lacking.status, lacking.said) == ("failed", "no token on b")
+    assert (lacking.status, lacking.message) == ("failed", "no token on b")
 
 
 def test_authentication_that_is_off_is_a_warning_on_several_machines():
@@ -81,7 +81,7 @@ def test_authentication_that_is_off_is_a_warning_on_several_machines():
         alone = doctor.auth({"driver": off["driver"]})
         assert alone.status == "ok"
         trusted = "whoever has an account" if mode else "that its user alone can read"
-        assert trusted in alone.said
+        assert trusted in alone.message
     left = {
         "driver": GOOD | {"auth_mode": ""}
     }  # `ray start` would ask for the token that lies here
@@ -94,7 +94,7 @@ def test_gpus_that_torch_does_not_see_fail_and_others_are_a_warning():
 
     assert found({"a": 0}, {"a": 0.0}).status == found({"a": 4}, {"a": 4.0}).status == "ok"
     unseen = found({"a": 4, "b": 0}, {"a": 4.0, "b": 4.0, "silent": 1.0})
-    assert unseen.status == "failed" and "build on b" in unseen.todo
+    assert unseen.status == "failed" and "build on b" in unseen.advice
     assert found({"a": 4}, {"a": 2.0}).status == "warning"
 
 
@@ -108,10 +108,12 @@ def test_more_workers_than_fit_fail():
 def marks(places: dict[str, Path]) -> dict[str, Any]:
     """What machines see in a store that lies for each of them where it is told."""
     wrong = {
-        name: doctor_node.leave(str(place), f"m/{name}", name) for name, place in places.items()
+        name: doctor_node.write_mark(str(place), f"m/{name}", name)
+        for name, place in places.items()
     }
     return {
-        name: wrong[name] or doctor_node.seen(str(place), "m") for name, place in places.items()
+        name: wrong[name] or doctor_node.read_marks(str(place), "m")
+        for name, place in places.items()
     }
 
 
@@ -122,12 +124,12 @@ def test_a_store_that_all_machines_see_is_ok_and_others_are_named(tmp_path):
     places = {"driver": one, "a": one, "b": other, "c": tmp_path / "none"}
     found = doctor.shared("/s", marks(places))
     assert found.status == "failed"
-    assert "b sees another folder there than driver" in found.said
-    assert "a does not see what b, c wrote" in found.said
-    assert "c: FileNotFoundError: No such file" in found.said
+    assert "b sees another folder there than driver" in found.message
+    assert "a does not see what b, c wrote" in found.message
+    assert "c: FileNotFoundError: No such file" in found.message
     (tmp_path / "all" / "m").mkdir(parents=True)
     found = doctor.shared("/s", marks(dict.fromkeys(["driver", "a", "b"], tmp_path / "all")))
-    assert (found.status, found.said) == ("ok", "/s: written and read with 2 nodes")
+    assert (found.status, found.message) == ("ok", "/s: written and read with 2 nodes")
 
 
 def test_a_machine_says_what_it_has(monkeypatch):
@@ -152,7 +154,7 @@ def test_without_a_cluster_this_machine_is_checked(tmp_path, alone):
     done = CliRunner().invoke(main, ["doctor", "--store", str(store), "--json"])
     assert done.exit_code == 0, done.output
     found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
-    assert "this machine alone is looked at" in found["cluster"]["said"]
+    assert "this machine alone is looked at" in found["cluster"]["message"]
     assert found["shared store"]["status"] == found["versions"]["status"] == "ok"
     assert not store.parent.exists()  # nothing is left behind
 
@@ -178,7 +180,7 @@ def test_a_dead_cluster_that_is_noted_is_found(tmp_path, alone):
     joining.address_file().parent.mkdir()
     joining.address_file().write_text("127.0.0.1:1")
     found = doctor.stale()
-    assert found.status == "warning" and "rm " in found.todo
+    assert found.status == "warning" and "rm " in found.advice
     joining.address_file().unlink()
     assert doctor.stale().status == "ok"
 
@@ -279,16 +281,16 @@ def test_a_cluster_is_checked_and_a_node_with_a_store_of_its_own_is_found(tmp_pa
     (good, output, errors), (bad, wide, wide_errors) = lines
     assert good == 0, output + errors
     found = {each["check"]: each for each in json.loads(output)["findings"]}
-    assert found["cluster"]["said"].startswith("2 nodes: ")
-    assert found["shared store"]["said"].endswith("written and read with 2 nodes")
+    assert found["cluster"]["message"].startswith("2 nodes: ")
+    assert found["shared store"]["message"].endswith("written and read with 2 nodes")
     for check in ("versions", "clocks", "fit", "dashboard", "GPUs"):
         assert found[check]["status"] == "ok", found[check]
     assert found["authentication"]["status"] == "warning"  # off, on several machines
 
     assert bad == 6, wide + wide_errors
     found = {each["check"]: each for each in json.loads(wide)["findings"]}
-    assert found["cluster"]["said"].startswith("3 nodes: ")
+    assert found["cluster"]["message"].startswith("3 nodes: ")
     assert found["shared store"]["status"] == "failed"
-    assert found["shared store"]["said"].count("FileNotFoundError") == 1
-    assert found["fit"]["status"] == "failed" and "at most 9 train" in found["fit"]["said"]
+    assert found["shared store"]["message"].count("FileNotFoundError") == 1
+    assert found["fit"]["status"] == "failed" and "at most 9 train" in found["fit"]["message"]
     assert sorted(path.name for path in store.iterdir()) == ["images"]

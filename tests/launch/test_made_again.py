@@ -67,6 +67,7 @@ def test_lost_decisions_of_a_finished_search_are_measured_anew(tmp_path):
     assert "measures anew" not in run_again(file, store)
 
 
+@pytest.mark.slow
 def test_lost_markers_are_written_again_whatever_else_is_finished(tmp_path):
     file, store = carried_out(tmp_path, PREPARED)
     before = reported(file, store)
@@ -96,6 +97,7 @@ def test_a_cache_whose_teacher_has_lost_its_marker_says_so(tmp_path):
     call("verify", "--rows", 0, "--store", store)
 
 
+@pytest.mark.slow
 def test_what_has_neither_a_marker_nor_whole_weights_is_trained_again(tmp_path):
     file, store = carried_out(tmp_path, EXPERIMENT.replace("VALIDATION", ""))
     (path,) = store.glob("students/*/recipe.json")

@@ -76,7 +76,7 @@ def test_an_epoch_says_what_was_learnt(tmp_path):
     run = student_run(Store(tmp_path))
     metrics = {"epoch": 1, "loss": 3.0, "loss_label": 1.0, "loss_logits": 2.0, "lr": 0.1}
     metrics |= {"top1": 90.0, "validation_top1": 80.0, "agreement": 95.0, "counts": {"a": [1]}}
-    shown = TrainingLabels.of(run, "small", None)
+    shown = TrainingLabels(run, "small", None)
     tags = {"experiment": "small", "trial": fingerprint(run)[:8], "model": "resnet8"}
     tags = tuple((tags | {"method": "kd"}).items())
     assert shown.gauges(metrics) == {
@@ -90,13 +90,13 @@ def test_an_epoch_says_what_was_learnt(tmp_path):
         ("raykd_agreement", tags): 95.0,
         ("raykd_learning_rate", tags): 0.1,
     }
-    assert TrainingLabels.of(run, "small", None, rank=1).gauges(metrics) == {}
-    teacher = TrainingLabels.of(teacher_run(Store(tmp_path)), "small", "t1").key("raykd_epochs")
+    assert TrainingLabels(run, "small", None, rank=1).gauges(metrics) == {}
+    teacher = TrainingLabels(teacher_run(Store(tmp_path)), "small", "t1").key("raykd_epochs")
     assert dict(teacher[1]) == dict(tags) | {"trial": "t1", "method": "teacher"}
 
 
 def test_speeds_and_counts_are_differences_of_two_moments(tmp_path):
-    shown = TrainingLabels.of(student_run(Store(tmp_path)), "small", "t1", rank=3)
+    shown = TrainingLabels(student_run(Store(tmp_path)), "small", "t1", rank=3)
     before = Meter(steps=10, images=320, step_seconds=5.0, data_seconds=1.0, cache_hits=4)
     now = Meter(14, 448, 7.0, 1.5, cache_hits=9, cache_misses=1, cache_seconds=0.5)
     tags = (("experiment", "small"), ("trial", "t1"), ("rank", "3"))

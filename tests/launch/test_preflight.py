@@ -126,14 +126,10 @@ BAD = {
 QUICK = [
     "a batch beyond the images",
     "unequal channels",
-    "a number of hours",
     "one sample of most workers",
-    "an assistant's batch beyond the images",
     "a limit beyond the images",
     "a student of another size",
     "published weights of other classes",
-    "a number that cannot be shared out",
-    "an anchor beyond the teacher",
 ]
 GOOD = {
     "a head start": ["run.method={name: ab, init_epochs: 1}"],
@@ -192,14 +188,14 @@ def test_what_a_plan_refuses_a_run_refuses_in_the_same_words_and_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["precompute", "sweep"])
-@pytest.mark.parametrize("what", QUICK[:3])
+@pytest.mark.parametrize("what", QUICK[:2])
 def test_so_do_all_commands(place, what, command):
     overrides, _ = BAD[what]
     assert said(place, command, overrides, 2) == said(place, "plan", overrides, 2)
     assert made(place) == []
 
 
-@pytest.mark.parametrize("call", [execute, sweep])
+@pytest.mark.parametrize("call", slow_but([execute, sweep], [sweep]))
 def test_python_is_refused_in_the_same_words(place, call):
     overrides = ["run.optim.batch=97"]
     store = Store(place / "store")
@@ -249,6 +245,7 @@ def test_a_key_stands_where_it_was_said_last(store):
     assert line.endswith("(grid.run.optim.batch=... on the command line)")
 
 
+@pytest.mark.slow
 def test_a_large_grid_makes_no_more_networks_than_one_student(store, monkeypatch):
     built = []
     real = dry_run._built
@@ -263,6 +260,7 @@ def test_a_large_grid_makes_no_more_networks_than_one_student(store, monkeypatch
     assert len(built) == 2 * count
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_looked_at(store):
     run = student_run(store, "label_only", teacher=None)
     small = Experiment("small", (run,), Scale())
@@ -283,6 +281,7 @@ def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_tra
     assert list((store.root / "teachers").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_failed_teacher_is_what_is_said_of_a_method_that_trains_something_before(store):
     teacher = teacher_run(store, optim=Optim(epochs=1, batch=32, lr=1e30))
     for method in ("ab", "ft", "fsp"):
@@ -292,12 +291,14 @@ def test_a_failed_teacher_is_what_is_said_of_a_method_that_trains_something_befo
     assert list((store.root / "preludes").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_training_that_is_called_alone_refuses_single_samples_too(store):
     run = teacher_run(store, data=digits(store, limit=33, resize=4), optim=Optim(epochs=1, batch=1))
     with pytest.raises(ConfigError, match="share of a batch is 1 sample"):
         train_teacher(store, run, local_host(store, run))
 
 
+@pytest.mark.slow
 def test_statistics_are_refreshed_whatever_the_number_of_images(store, monkeypatch):
     monkeypatch.setattr(fit, "BATCH", 32)
     run = teacher_run(

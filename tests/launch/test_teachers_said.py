@@ -25,6 +25,7 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
+@pytest.mark.slow
 def test_a_given_teacher_that_knows_nothing_is_said_to_before_students_are_trained(store):
     teacher = given(store, lambda network: torch.nn.init.zeros_(network.classifier.weight))
     run = student_run(store, teacher=teacher, optim=Optim(epochs=1, batch=32))
@@ -40,7 +41,7 @@ def test_a_given_teacher_that_knows_nothing_is_said_to_before_students_are_train
     assert text.index("near chance") < text.index("kd resnet8 seed 0")
 
 
-@pytest.mark.parametrize(("top1", "warned"), [(10.0, True), (13.9, True), (20.0, False)])
+@pytest.mark.parametrize(("top1", "warned"), [(13.9, True), (20.0, False)])
 def test_a_trained_teacher_is_said_in_a_line_and_warned_of_near_chance(store, top1, warned):
     teacher = teacher_run(store, data=digits(store, limit=96), optim=Optim(epochs=1, batch=32))
     if not store.has(teacher):

@@ -1,8 +1,8 @@
 """A sweep: every student of a space as a trial of Ray Tune, from one store.
 
-Teachers and caches that are known to be needed are made first, by all processors; what is found out
-later is made by the first trial that needs it. Artefacts are named by their recipes, so none is
-made twice, and a sweep whose driver was killed goes on when it is started again.
+Teachers and caches that follow from the experiment are made first, with all processors; others by
+the first trial that needs them. Artefacts are named by their recipes, so none is made twice, and a
+sweep whose driver was killed continues when it is started again.
 """
 
 import contextlib

@@ -28,7 +28,7 @@ class Reporter(tune.Callback):
         total: int,
         over: int,
     ) -> None:
-        """Of a sweep with `total` trials, `over` of which ended under earlier drivers."""
+        """`total`: trials of the sweep, `over` of which ended under earlier drivers."""
         self._name, self._session = name, session
         self._store, self._teller, self._locks = store, teller, trial_locks
         self._prometheus = prometheus
@@ -38,7 +38,7 @@ class Reporter(tune.Callback):
         self._first_end: float | None = None  # seconds; workers had been started by then
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks, and no pickle of Tune's is read."""
+        """Empty state: Tune pickles its callbacks, and no pickle of Tune's is read."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -210,9 +210,9 @@ class _TrainReports(TuneReportCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Pass on rank 0's, except for the last epoch."""
-        own = _counted(self._run, metrics[0])
-        if own["epoch"] + 1 < self._run.optim.epochs:
-            super().after_report(run_context, [own], checkpoint)
+        report = _counted(self._run, metrics[0])
+        if report["epoch"] + 1 < self._run.optim.epochs:
+            super().after_report(run_context, [report], checkpoint)
 
 
 def _counted(run: StudentRun, metrics: Mapping[str, Any]) -> dict[str, Any]:

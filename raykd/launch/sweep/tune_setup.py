@@ -96,7 +96,7 @@ class Proposals(Searcher):
         Path(checkpoint_path).touch()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles the searcher, and no pickle of Tune's is read."""
+        """Empty state: Tune pickles the searcher, and no pickle of Tune's is read."""
         return {}
 
 
@@ -200,9 +200,9 @@ def _epochs(run: Asked) -> int:
 
 def metric_of(experiment: Experiment) -> str:
     """The metric that trials are compared by: on held-out images, if all of them have some."""
-    given = experiment.space.sweep.metric if experiment.space else None
+    chosen = experiment.space.sweep.metric if experiment.space else None
     held_out = all(basis(run).data.validation is not None for run in experiment.runs)
-    return given or ("validation_top1" if held_out else "top1")
+    return chosen or ("validation_top1" if held_out else "top1")
 
 
 def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -229,5 +229,5 @@ def concurrent(experiment: Experiment, say: Callable[[str], None]) -> int:
     narrowest = min(max(1, least(experiment.workers(basis(run)))) for run in experiment.runs)
     await_room(scale, narrowest, "a trial", say)
     fit = max(1, fitting(scale) // narrowest)
-    given = (space.sweep.concurrent if space else None) or scale.parallel or fit
-    return given if scale.wait_minutes else min(given, fit)
+    count = (space.sweep.concurrent if space else None) or scale.parallel or fit
+    return count if scale.wait_minutes else min(count, fit)
