@@ -15,10 +15,6 @@ def test_an_anchor_supervises_until_the_next_one_starts():
     assert [route.at(epoch) for epoch in (0, 79, 80, 159, 160, 400)] == [60, 60, 120, 120, 240, 240]
 
 
-def test_plain_distillation_is_the_route_with_one_anchor():
-    assert Route(anchors=(240,)).at(17) == 240
-
-
 @pytest.mark.parametrize(
     ("anchors", "starts", "message"),
     [
@@ -26,7 +22,6 @@ def test_plain_distillation_is_the_route_with_one_anchor():
         ((2, 1), (0, 5), "anchors must rise"),
         ((1, 2), (0, 0), "starts must rise"),
         ((1,), (3,), "starts at student epoch 0"),
-        ((), (), "starts at student epoch 0"),
     ],
 )
 def test_a_route_that_leads_nowhere_is_refused(anchors, starts, message):
@@ -45,12 +40,6 @@ def test_equal_intervals_are_the_multiples_and_the_last_epoch(every, count, rest
         anchors = equal_by_interval(saved, interval)
         assert anchors == tuple(e for e in saved if e % interval == 0 or e == last)
         assert len(anchors) == math.ceil(last / interval)
-
-
-@given(last=st.integers(1, 300), more=st.integers(0, 300))
-def test_an_interval_as_long_as_the_teacher_s_training_leaves_the_last_epoch_alone(last, more):
-    assert equal_by_interval((last,), last + more) == (last,)
-    assert equal_by_interval(tuple(range(1, last + 1)), last + more) == (last,)
 
 
 def test_the_teacher_of_the_paper_gives_24_anchors_at_every_tenth_of_240_epochs():
@@ -111,11 +100,6 @@ def test_more_anchors_than_were_saved_are_refused():
 DISTANCE = st.one_of(st.just(0.0), st.floats(0, 2e-8), st.floats(1e-3, 1e3))
 
 
-def test_a_checkpoint_is_exactly_as_hard_as_itself():
-    for distance in (0.0, 1e-300, 1e-9, 1e-8, 0.3, 7.0, 1e300):
-        assert hardness(distance, distance) == 1
-
-
 @given(distance=DISTANCE)
 def test_every_checkpoint_is_exactly_as_hard_as_itself(distance):
     assert hardness(distance, distance) == 1
@@ -170,7 +154,7 @@ def teachings(draw):
     return {(i, j): draw(DISTANCE) for i in saved for j in saved if j >= i}
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(distances=teachings(), threshold=st.floats(0.01, 10))
 def test_the_greedy_search_goes_where_the_specification_says(distances, threshold):
     anchors = walked(distances, threshold)
@@ -180,31 +164,16 @@ def test_the_greedy_search_goes_where_the_specification_says(distances, threshol
     assert anchors[-1] == max(j for _, j in distances)
 
 
-@given(distances=teachings())
-def test_a_huge_threshold_goes_from_the_first_checkpoint_to_the_last(distances):
-    # Where nothing can be divided, a finite threshold is never huge enough.
-    distances = {pair: max(value, 1e-3) for pair, value in distances.items()}
-    saved = sorted({j for _, j in distances})
-    assert walked(distances, 1e300) == list(dict.fromkeys((saved[0], saved[-1])))
-
-
-@given(distances=teachings())
-def test_a_threshold_below_every_hardness_stops_at_every_checkpoint(distances):
-    distances = {pair: max(value, 1e-3) for pair, value in distances.items()}
-    lowest = min(distances[i, j] / distances[i, i] for i, j in distances)
-    assert walked(distances, lowest * 0.999) == sorted({j for _, j in distances})
-
-
-def test_a_hardness_of_exactly_the_threshold_is_within_it():
-    assert farthest({1: 1.0, 2: 1.2, 3: 1.6, 4: 1.7}, 1, 1.6) == 3
-
-
-def test_a_checkpoint_beyond_the_threshold_does_not_hide_a_later_one_within_it():
-    assert farthest({1: 1.0, 2: 9.0, 3: 1.5, 4: 9.0}, 1, 1.6) == 3
-
-
-def test_checkpoints_that_lie_behind_do_not_count():
-    assert farthest({1: 0.1, 2: 1.0, 3: 5.0, 4: 6.0}, 2, 1.6) == 3
+@pytest.mark.parametrize(
+    ("ratios", "current"),
+    [
+        ({1: 1.0, 2: 1.2, 3: 1.6, 4: 1.7}, 1),  # exactly the threshold
+        ({1: 1.0, 2: 9.0, 3: 1.5, 4: 9.0}, 1),  # behind a harder one
+        ({1: 0.1, 2: 1.0, 3: 5.0, 4: 6.0}, 2),  # the next one, where none is within it
+    ],
+)
+def test_the_last_checkpoint_within_the_threshold_comes_next(ratios, current):
+    assert farthest(ratios, current, 1.6) == 3
 
 
 def test_after_the_last_checkpoint_there_is_none():

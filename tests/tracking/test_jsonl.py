@@ -9,9 +9,9 @@ from raykd.tracking.jsonl import METRICS, JsonLines, following, read_metrics
 from tests.small import student_run
 
 
-@pytest.fixture
-def run(tmp_path):
-    return student_run(Store(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return student_run(Store(tmp_path_factory.mktemp("store")))
 
 
 def test_metrics_are_lines_of_json(tmp_path, run):

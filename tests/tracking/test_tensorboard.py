@@ -12,8 +12,17 @@ from raykd.tracking.tensorboard import events_folder
 from raykd.training.runs import local_host, train
 from tests.small import prepare, student_run
 from tests.tracking.events import scalars
+from tests.training.test_loop import twin
 
 SCALE = Scale(track=("tensorboard",), checkpoint_seconds=0)
+
+
+@pytest.fixture(scope="module")
+def teacher_store(tmp_path_factory):
+    """A store with the teacher and the caches of a student."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    prepare(store, student_run(store))
+    return store
 
 
 class Stop(Exception):
@@ -39,10 +48,9 @@ class StopAt:
         assert result is None
 
 
-def test_a_resumed_training_has_each_epoch_once(tmp_path):
-    store = Store(tmp_path)
+def test_a_resumed_training_has_each_epoch_once(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
     run = student_run(store)
-    prepare(store, run)
     with pytest.raises(Stop):
         train(store, run, local_host(store, run, SCALE, [StopAt(1)]))
     folder = events_folder(store, run)
@@ -60,10 +68,9 @@ def test_a_resumed_training_has_each_epoch_once(tmp_path):
     assert scalars(folder) == expected
 
 
-def test_tracking_that_begins_late_has_the_epochs_before(tmp_path):
-    store = Store(tmp_path)
+def test_tracking_that_begins_late_has_the_epochs_before(teacher_store, tmp_path):
+    store = twin(teacher_store, tmp_path)
     run = student_run(store)
-    prepare(store, run)
     with pytest.raises(Stop):
         train(store, run, local_host(store, run, Scale(checkpoint_seconds=0), [StopAt(2)]))
     assert not events_folder(store, run).exists()
@@ -78,10 +85,9 @@ def test_an_unknown_tracker_is_refused_before_anything_is_computed(tmp_path):
         preflight(experiment, store)
 
 
-def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path, caplog):
-    store = Store(tmp_path)
+def test_a_tracker_that_fails_does_not_stop_the_training(teacher_store, tmp_path, caplog):
+    store = twin(teacher_store, tmp_path)
     run = student_run(store)
-    prepare(store, run)
     (tmp_path / "tensorboard").touch()  # no folder can be made
     train(store, run, local_host(store, run, SCALE))
     assert store.has(run) and "tensorboard stops recording" in caplog.text

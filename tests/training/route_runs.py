@@ -19,7 +19,7 @@ EPOCHS = Optim(epochs=2, batch=32)
 
 def student_below(store: Store, epochs: int, **changes) -> StudentRun:
     """A student below a wider teacher of some epochs, all of which are saved."""
-    data = digits(store, limit=96, holdout=0.1, validation=0.1)
+    data = digits(store, limit=96, holdout=0.03, validation=0.03)
     optim = Optim(epochs=epochs, batch=32)
     values = {
         "model": "resnet8",

@@ -1,6 +1,5 @@
 """What an epoch reads is open before the epoch begins."""
 
-import gc
 import shutil
 import threading
 import weakref
@@ -37,7 +36,7 @@ def run(made):
     return made[1]
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(params=["local", pytest.param("remote", marks=pytest.mark.slow)])
 def store(request, made, tmp_path, monkeypatch):
     """A copy of it, as a folder or by URL."""
     monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "node"))
@@ -109,7 +108,6 @@ def test_only_the_anchor_in_use_and_the_next_are_held(store, run, settled):
     ahead, held = CachesAhead(run, opening), []
     for epoch in range(EPOCHS):
         ahead.look_ahead(epoch)
-        gc.collect()
         held.append([anchor for anchor, cache in opened if cache() is not None])
     assert held == [[1], [1], [1, 2], [2], [2], [2]]
     assert len(opened) == 2

@@ -61,7 +61,10 @@ GOES_ON_WITH = {
     SimKD(): ("projector.",),
     OFD(): tuple(f"stage{number}.fit." for number in range(1, 4)),
 }
-METHOD = pytest.mark.parametrize("method", GOES_ON_WITH, ids=lambda method: method.name)
+QUICK = [MimicEmbedding(), CONTRAST]
+METHOD = pytest.mark.parametrize(
+    "method", slow_but(GOES_ON_WITH, QUICK), ids=lambda method: method.name
+)
 
 
 def trained_of(store: Store, **changes) -> StudentRun:
@@ -170,11 +173,7 @@ def test_a_stage_goes_on_with_the_weights_of_the_one_before_and_nothing_else(
     assert all(torch.equal(v, found[k]) for k, v in learner.helpers.named_parameters())
 
 
-@pytest.mark.parametrize(
-    "method",
-    list(GOES_ON_WITH),
-    ids=lambda method: method.name,
-)
+@METHOD
 def test_images_that_are_only_measured_on_leave_no_trace(student_store, method):
     run = trained_of(student_store, method=method, optim=Optim(epochs=1, batch=32))
     learner, host = at_its_beginning(student_store, run).train(), local_host(student_store, run)
@@ -184,21 +183,14 @@ def test_images_that_are_only_measured_on_leave_no_trace(student_store, method):
     assert equal(learner.state_dict(), before)
 
 
-def test_every_stage_has_the_whole_schedule(student_store):
-    optim = Optim(epochs=3, batch=32, schedule="cosine", warmup_epochs=1, lr=0.03)
+def test_a_stage_has_the_whole_schedule_and_begins_with_averaged_weights(student_store, tmp_path):
     store = student_store
+    optim = Optim(epochs=2, batch=32, schedule="cosine", warmup_epochs=1, lr=0.03, ema=0.5)
     run = along(trained_of(store, optim=optim), (1, 4), "multi_stage")
     carried(store, run)
     rates = [[m["lr"] for m in read_metrics(store.path(stage))] for stage in run.stages()]
     assert rates[0] == rates[1]
-    assert [m["epoch"] for m in read_metrics(store.path(run))] == [0, 1, 2]
-
-
-def test_averaged_weights_are_what_the_next_stage_begins_with(student_store, tmp_path):
-    store = student_store
-    optim = EPOCHS.model_copy(update={"ema": 0.5})
-    run = along(trained_of(store, optim=optim), (1, 4), "multi_stage")
-    carried(store, run)
+    assert [m["epoch"] for m in read_metrics(store.path(run))] == [0, 1]
     plain = by_hand(store, run, (), tmp_path / "alone").student.network.state_dict()
     averaged = state(store, run)
     assert not equal(plain, averaged)
@@ -217,22 +209,18 @@ def test_a_stage_of_another_method_begins_with_helpers_of_its_own(student_store)
     assert equal(begun.helpers.state_dict(), fresh.helpers.state_dict())
 
 
-@pytest.mark.parametrize("name", [weights.STUDENT, weights.STAGE])
-def test_a_stage_does_not_go_on_after_weights_that_were_altered(teacher_store, tmp_path, name):
+def test_a_stage_does_not_go_on_after_weights_that_were_altered_or_removed(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=MimicEmbedding()), (1, 4), "multi_stage")
     carried(store, run.after)
-    path = store.path(run.after) / name
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(CacheCorrupt, match=f"{name}: the weights were truncated or altered"):
-        carried(store, run)
-
-
-def test_a_stage_does_not_go_on_without_the_helpers_of_the_one_before(teacher_store, tmp_path):
-    store = twin(teacher_store, tmp_path / "store")
-    run = along(trained_of(store, method=MimicEmbedding()), (1, 4), "multi_stage")
-    carried(store, run.after)
-    (store.path(run.after) / weights.STAGE).unlink()
+    for name in (weights.STUDENT, weights.STAGE):
+        path = store.path(run.after) / name
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + b"!")
+        with pytest.raises(CacheCorrupt, match=f"{name}: the weights were truncated or altered"):
+            at_its_beginning(store, run)
+        path.write_bytes(data)
+    path.unlink()
     with pytest.raises(CacheCorrupt, match=weights.STAGE):
         carried(store, run)
 
@@ -244,7 +232,7 @@ def test_a_stage_below_another_teacher_begins_with_helpers_of_its_own(teacher_st
     (tmp_path / "store" / "teachers").mkdir()
     (store.path(before.teacher)).symlink_to(teacher_store.path(before.teacher))
     # Its embedding is of another width.
-    other = TeacherRun(model="wrn_16_2", data=before.data, optim=EPOCHS)
+    other = TeacherRun(model="resnet8", data=before.data, optim=EPOCHS)
     run = trained_of(store, method=MimicEmbedding(), teacher=other, after=before)
     carried(store, run)
     assert store.has(run)
@@ -296,14 +284,14 @@ def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(
     teacher_store, tmp_path, stages
 ):
     store = twin(teacher_store, tmp_path / "store")
-    run = along(trained_of(store, method=SKD(), optim=Optim(epochs=4, batch=32)), (1, 4), stages)
+    run = along(trained_of(store, method=SKD()), (1, 4), stages)
     radii = set()
     for stage in run.stages():
         seen = watched(store, stage)
-        assert len(seen) == 4
+        assert len(seen) == 2
         for epoch, helpers in enumerate(seen):
             anchor = stage.anchor_at(epoch)
-            first = next(e for e in range(4) if stage.anchor_at(e) == anchor)
+            first = next(e for e in range(2) if stage.anchor_at(e) == anchor)
             expected = radius(store, stage, anchor, stage.view_at(first))
             found = float(helpers["radius.value"])
             assert found == pytest.approx(expected, rel=1e-3)  # float16 logits
@@ -312,12 +300,10 @@ def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(
     assert len(radii) == 2
 
 
-@pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
-def test_a_radius_that_is_given_stays_as_it_is(teacher_store, tmp_path, stages):
+def test_a_radius_that_is_given_stays_as_it_is(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
-    run = along(trained_of(store, method=SKD(radius=2.5)), (1, 4), stages)
-    for stage in run.stages():
-        assert {float(helpers["radius.value"]) for helpers in watched(store, stage)} == {2.5}
+    run = along(trained_of(store, method=SKD(radius=2.5)), (1, 4), "one_stage")
+    assert {float(helpers["radius.value"]) for helpers in watched(store, run)} == {2.5}
 
 
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
@@ -345,24 +331,11 @@ def test_margins_are_those_of_the_supervising_checkpoint(teacher_store, tmp_path
                 assert torch.equal(helpers[f"{name}.margin"], expected)
 
 
-def test_a_memory_begins_anew_in_every_stage_and_linear_maps_go_on(teacher_store, tmp_path):
-    store = twin(teacher_store, tmp_path / "store")
-    run = along(trained_of(store, method=CONTRAST), (1, 4), "multi_stage")
-    last = watched(store, run.after)[-1]
-    targets = open_images(store, run.data)[0].targets
-    begun = initial_state.learner(store, run, local_host(store, run), targets).helpers.state_dict()
-    for name in ("memory.student", "memory.teacher"):
-        assert not torch.equal(begun[name], last[name])
-    assert begun["memory.z_student"] == begun["memory.z_teacher"] == 0
-    assert torch.equal(begun["student.linear.weight"], last["student.linear.weight"])
-    assert torch.equal(begun["teacher.linear.weight"], last["teacher.linear.weight"])
-
-
 # Plain distillation
 
 
 @pytest.mark.parametrize(
-    "method", slow_but([KD(), SKD(), FitNet(), MimicEmbedding()], [KD()]), ids=lambda m: m.name
+    "method", slow_but([KD(), SKD(), MimicEmbedding()], [KD()]), ids=lambda m: m.name
 )
 def test_a_route_of_the_last_epoch_alone_is_plain_distillation(student_store, method):
     store = student_store
@@ -378,10 +351,9 @@ def test_a_route_of_the_last_epoch_alone_is_plain_distillation(student_store, me
 
 # 3 is in the middle of the second stage, 2 and 4 are between the last epoch and the artefact.
 STOPS = slow_but(
-    [(KD(), 2), (KD(), 3), (KD(), 4), (SKD(), 3), (MimicEmbedding(), 3), (CONTRAST, 3)],
-    [(KD(), 2), (MimicEmbedding(), 3)],
+    [(KD(), 2), (KD(), 4), (MimicEmbedding(), 3), (CONTRAST, 3)], [(MimicEmbedding(), 3)]
 )
-STOPS_OF_ONE = slow_but([(SKD(), 1), (SKD(), 3), (KD(), 2), (SimKD(), 3)], [(SKD(), 3)])
+STOPS_OF_ONE = slow_but([(SKD(), 3), (KD(), 2), (SimKD(), 3)], [(SKD(), 3)])
 
 
 def stop(value) -> str:
@@ -401,7 +373,7 @@ READINGS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "views", "stages"), slow_but(READINGS, READINGS[2:4]), ids=stop)
+@pytest.mark.parametrize(("method", "views", "stages"), slow_but(READINGS, [READINGS[3]]), ids=stop)
 def test_a_route_has_cached_exactly_what_its_epochs_read(
     teacher_store, tmp_path, method, views, stages
 ):
@@ -506,8 +478,8 @@ def assisted(store: Store, *models: str, **changes) -> StudentRun:
 
 def test_each_of_a_chain_learns_from_the_one_before(student_store):
     store = student_store
-    run = assisted(store, "resnet14", "resnet8")
-    assert carried(store, run).made["students"] == 3
+    run = assisted(store, "resnet8", "resnet8")
+    carried(store, run)
     second, first = run.teacher, run.teacher.teacher
     steps = ((run, second, 2), (second, first, 2), (first, first.teacher, 4))
     for student, teacher, anchor in steps:
@@ -526,7 +498,7 @@ def test_each_of_a_chain_learns_from_the_one_before(student_store):
 
 def test_an_assistant_is_the_student_that_it_would_be_alone(teacher_store, student_store, tmp_path):
     alone = twin(teacher_store, tmp_path / "alone")
-    run = assisted(teacher_store, "resnet14")
+    run = assisted(teacher_store, "resnet8")
     carried(student_store, run)
     carried(alone, run.teacher)
     assert released(student_store, run.teacher) == released(alone, run.teacher)
@@ -534,11 +506,10 @@ def test_an_assistant_is_the_student_that_it_would_be_alone(teacher_store, stude
 
 def test_assistants_are_trained_once_for_all_students_below_them(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
-    runs = [assisted(store, "resnet14", seed=seed) for seed in (0, 1)]
-    assert carried(store, *runs).made["students"] == 3
-    again = carried(store, assisted(store, "resnet14", seed=2))
-    assert (again.made["students"], again.reused["students"]) == (1, 1)
-    assert carried(store, *runs).made == dict.fromkeys(again.made, 0)
+    first, second = (assisted(store, "resnet8", seed=seed) for seed in (0, 1))
+    assert carried(store, first).made["students"] == 2
+    both = carried(store, first, second)
+    assert (both.made["students"], both.reused["students"]) == (1, 2)
 
 
 @pytest.mark.slow
@@ -570,7 +541,7 @@ def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained
     teacher_store, tmp_path
 ):
     store = twin(teacher_store, tmp_path / "store")
-    good = assisted(store, "resnet14")
+    good = assisted(store, "resnet8")
     worse = Optim(epochs=2, batch=32, lr=1e30)
     bad = trained_of(store, teacher=good.teacher.model_copy(update={"optim": worse}))
     with pytest.raises(WorkFailed, match="not finite"):
@@ -667,10 +638,10 @@ def naive_statistics(network, pixels: list[torch.Tensor]) -> dict[str, torch.Ten
     return found
 
 
-@pytest.mark.parametrize("size", [512, 48])
 def test_refreshed_statistics_are_those_of_a_pass_over_all_images(
-    teacher_store, tmp_path, monkeypatch, size
+    teacher_store, tmp_path, monkeypatch
 ):
+    size = 48  # of a chunk
     monkeypatch.setattr(fit, "BATCH", size)
     store = Store(tmp_path / "store")
     store.root.mkdir()

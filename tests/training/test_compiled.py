@@ -113,6 +113,7 @@ def test_a_result_says_why_a_student_was_not_compiled():
     )
 
 
+@pytest.mark.slow
 def test_a_method_that_differentiates_again_trains_beside_a_plain_student(tmp_path):
     store = Store(tmp_path)
     run = student_run(store, "jacobian")

@@ -8,6 +8,7 @@ from raykd.methods.skd import SKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from tests.small import digits, prepare, student_run, trained
+from tests.tiers import slow_but
 
 PLAIN = Optim(epochs=4, batch=32, schedule="constant", momentum=0.0)  # nothing to remember
 
@@ -26,8 +27,11 @@ def test_views_and_their_number_go_on(store):
     assert [few.view_at(e) for e in range(4)] == [2, 0, 1, 2]
 
 
+WEIGHTED = KD(weight=((0, 0.9), (3, 0.1)))
+
+
 @pytest.mark.parametrize(
-    "method", [KD(weight=((0, 0.9), (3, 0.1))), SKD(radius=2.0)], ids=lambda m: m.name
+    "method", slow_but([WEIGHTED, SKD(radius=2.0)], [WEIGHTED]), ids=lambda m: m.name
 )
 def test_two_halves_without_momentum_are_the_whole_bit_for_bit(store, method):
     weight = ((0, 0.5), (2, 0.2))

@@ -23,6 +23,7 @@ from raykd.tracking.jsonl import read_metrics
 from raykd.training.learner import Learner
 from raykd.training.runs import local_host, train_student, train_teacher
 from tests.small import asked, batch, digits, pair, student_run, teacher_run
+from tests.tiers import slow_but
 
 
 def label_loss(smoothing, targets, method=None):
@@ -81,15 +82,18 @@ def smooth(value):
     return {"label_smoothing": value}
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1])
-@pytest.mark.parametrize("record", [StudentRun, TeacherRun])
-def test_a_share_below_0_or_above_1_is_refused(tmp_path, record, value):
-    values = {"model": "resnet8", "data": digits(Store(tmp_path)), "label_smoothing": value}
-    with pytest.raises(ValueError, match="label_smoothing"):
-        record(**values)
+def test_a_share_below_0_or_above_1_is_refused(tmp_path):
+    data = digits(Store(tmp_path))
+    for record in (StudentRun, TeacherRun):
+        for value in (-0.1, 1.1):
+            with pytest.raises(ValueError, match="label_smoothing"):
+                record(model="resnet8", data=data, label_smoothing=value)
 
 
-@pytest.mark.parametrize("mix", [None, Mix(kind="mixup", alpha=1.0), Mix(kind="cutmix", alpha=1.0)])
+MIXES = [None, Mix(kind="mixup", alpha=1.0), Mix(kind="cutmix", alpha=1.0)]
+
+
+@pytest.mark.parametrize("mix", slow_but(MIXES, MIXES[:1]))
 def test_training_is_smoothed_and_evaluation_is_not(tmp_path, mix):
     store = Store(tmp_path)
     data = digits(store, limit=96, augment=Augment(pad=1, mix=mix))
@@ -109,6 +113,7 @@ def test_training_is_smoothed_and_evaluation_is_not(tmp_path, mix):
     )
 
 
+@pytest.mark.slow
 def test_a_teacher_learns_from_smoothed_labels(tmp_path):
     store = Store(tmp_path)
     losses = []

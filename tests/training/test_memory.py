@@ -4,7 +4,10 @@ import platform
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_freed_blocks_are_not_given_back_where_glibc_is_in_use():
     # In a process of its own: the setting lasts.
     script = (

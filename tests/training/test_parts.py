@@ -16,6 +16,7 @@ from raykd.tracking.jsonl import read_metrics
 from raykd.training.runs import local_host, train_student
 from tests.process_group import run_group
 from tests.small import prepare, student_run, trained
+from tests.tiers import slow_but
 from tests.training.scale_work import plainly_alone, plainly_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*resource_tracker.*")
@@ -43,7 +44,7 @@ def close(found, expected):
         torch.testing.assert_close(value, expected[1][name], **CLOSE, msg=name)
 
 
-@pytest.mark.parametrize("name", MEANS, ids=str)
+@pytest.mark.parametrize("name", slow_but(MEANS, ["kd", "jacobian"]), ids=str)
 def test_a_step_in_parts_moves_the_weights_as_the_whole_step_does(store, tmp_path, name):
     run = student_run(store, name, optim=GENTLE)
     prepare(store, run)
@@ -83,15 +84,15 @@ def test_workers_with_uneven_shares_equal_one(store, tmp_path):
     close(found, plainly_alone(store, run, tmp_path / "alone", Scale()))
 
 
+REMEMBERING = [
+    SAKD(base=CRD(negatives=64), homogeneous=False),
+    SAKD(mode="both", homogeneous=False),
+    STKD(mix="mixup", incorrect_only=0.5),
+]
+
+
 @pytest.mark.parametrize(
-    "method",
-    [
-        CRD(negatives=64),
-        SAKD(base=CRD(negatives=64), homogeneous=False),
-        SAKD(mode="both", homogeneous=False),
-        STKD(mix="mixup", incorrect_only=0.5),
-    ],
-    ids=lambda method: method.label,
+    "method", slow_but(REMEMBERING, REMEMBERING[:1]), ids=lambda method: method.label
 )
 def test_what_helpers_remember_and_count_covers_every_part(store, method):
     run = student_run(store, method)

@@ -69,6 +69,7 @@ def test_a_student_from_the_cache_of_a_teacher_at_another_resolution_is_that_of_
     assert before == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_other_processes(tmp_path, root):
     weights = []
     for decoders in (0, 1):

@@ -33,9 +33,9 @@ grid: {run.seed: [0, 1]}
 """
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
 
 
 def sought(store: Store) -> Sought:
@@ -67,8 +67,8 @@ def test_the_table_has_a_line_per_trial_and_is_the_same_in_both_files(store):
         Sheet("00", {"run.seed": 0, "run.method": "kd"}, "one", "finished", run),
         Sheet("01", {"run.seed": 1, "run.method": 5}, "one", "failed", None, "a, sentence"),
     ):
-        write_sheet(store, "sweep", sheet)
-    path = write_results(store, "sweep")
+        write_sheet(store, "table", sheet)
+    path = write_results(store, "table")
     lines = list(csv.DictReader(path.read_text().splitlines()))
     assert [line["state"] for line in lines] == ["finished", "failed"]
     assert [line["run.method"] for line in lines] == ["kd", "5"]
