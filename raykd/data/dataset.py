@@ -82,9 +82,9 @@ def read(
 
 
 def _find_facts(store: Store, data: Data, root: str | None) -> Facts | None:
-    """Facts that the store has about a recipe's images; None where it does not have them.
+    """Facts that the store has about a recipe's images; None without them.
 
-    Nor where those of a stream lie elsewhere now.
+    None, too, where the images of a stream are below another root now.
     """
     folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):

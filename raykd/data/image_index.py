@@ -231,7 +231,7 @@ def folder_of(store: Store, digest: str) -> Path:
 
 @functools.lru_cache(maxsize=64)
 def checked(path: Path, checksum: str) -> Path:
-    """The path, once its bytes are seen to be as they were written; looked at once a process."""
+    """The path of a file whose checksum matches; computed once a process."""
     if not path.is_file() or arrow.file_checksum(path) != checksum:
         raise CacheCorrupt(
             f"{path}: the file is missing or was altered; remove {path.parent} and run again"

@@ -92,7 +92,7 @@ def open_splits(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
 
 
 def decode_faults(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> list[str]:
-    """Why some images at the rows of each split cannot be decoded."""
+    """Reasons why images at the rows of each split cannot be decoded."""
     faults: list[str] = []
     for split, own in rows.items():
         found: dict[int, str] = {}

@@ -123,7 +123,7 @@ class ResolvedData(Data):
     std: tuple[_Std, _Std, _Std] = Field()
 
     def resolved(self) -> "ResolvedData":
-        """These data."""
+        """The data itself."""
         return self
 
 

@@ -1,4 +1,4 @@
-"""Imported by the process that forks decoding processes, before it forks the first one.
+"""Preload of the fork server: imported before it forks the first decoding process.
 
 SIGTERM often goes to all processes of a group at once (`timeout`, Slurm). It is ignored here: a
 training that writes a checkpoint before it ends still needs its decoding processes.

@@ -182,7 +182,7 @@ class _WorkerPool:
             raise reason from error
 
     def _gone(self, seconds: float) -> bool:
-        """True where one of the processes has ended, at once or within some seconds."""
+        """True if one of the processes has ended, or ends within some seconds."""
         ends = [one.sentinel for one in self._context.started if one.pid is not None]
         return bool(ends and connection.wait(ends, seconds))
 
@@ -206,7 +206,7 @@ class _WorkerPool:
         return None
 
     def _why(self) -> RaykdError:
-        """Why a process that decodes is gone, and what to do."""
+        """The error of a process that decodes and has ended: its reason, and what to do."""
         ended = {process.exitcode for process in self._context.started if process.exitcode}
         if -signal.SIGBUS in ended:
             return NoRoom(_SHARED_FULL)

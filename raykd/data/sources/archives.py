@@ -27,7 +27,7 @@ def downloads() -> Path:
 
 
 def has_archive(archive: Archive, path: Path) -> bool:
-    """True where `path` is the archive, its unpacked folder, or the folder of one of them."""
+    """True if `path` is the archive, its unpacked folder, or the folder of one of them."""
     names = (archive.marker, archive.folder, archive.file)
     is_file = path.name == archive.file and path.is_file()
     return is_file or any((path / name).exists() for name in names)

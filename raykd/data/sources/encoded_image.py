@@ -76,7 +76,7 @@ def open_image(data: bytes, origin: str) -> EncodedImage:
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    """True where Pillow would show a JPEG file's own pixels, not turned or converted from CMYK."""
+    """True if Pillow would show a JPEG file's own pixels, not turned or converted from CMYK."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
     try:

@@ -165,7 +165,7 @@ class Files:
         return Entry(name, stat.st_size, stat.st_mtime)
 
     def has(self, name: str) -> bool:
-        """True where there is such a file."""
+        """True if there is such a file."""
         return self.find(name) is not None
 
     def _path(self, name: str) -> Path:

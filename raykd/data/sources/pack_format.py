@@ -5,7 +5,7 @@ Tar shards without such an index take 100 times longer to open, and 1000 times f
 
     train-00012-<checksum>.arrow   a shard: columns `image` (large_binary) and `label` (int64)
     train-index.arrow              shard, offset and length of every image, and its label
-    train-{text,stops}.arrow       the names of the shards, as `encoded.Names` has them
+    train-{text,stops}.arrow       the names of the shards, as `byte_ranges.Names` has them
     pack.json                      what there is, written last
     plan.json                      only until then: what the pack is being made of
 
@@ -91,7 +91,7 @@ class Writer:
         """`names` are those of the classes."""
         fields = [pa.field("image", pa.large_binary()), pa.field("label", pa.int64())]
         self._schema = pa.schema(fields, {"classes": join_names(names)})
-        # Of Arrow's own stream in memory, growing takes most of the time (26.0).
+        # Arrow's own stream in memory spends most of the time on growing (26.0).
         self._sink = io.BytesIO()
         self._file = pa.ipc.new_file(self._sink, self._schema)
         self._images: list[bytes] = []

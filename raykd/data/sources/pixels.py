@@ -41,7 +41,7 @@ class Pixels(Images):
         return len(self.pixels)
 
     def lengths(self) -> np.ndarray:
-        """About how many bytes each image has, int64 [N]."""
+        """Approximate bytes of each image, int64 [N]."""
         return np.full(len(self), self.pixels[0].nbytes, dtype=np.int64)
 
     def blocks(self, start: int, stop: int) -> Iterator[Sequence[bytes | DataError]]:

@@ -77,7 +77,7 @@ class _Arrow:
 
     @property
     def sizes(self) -> list[int]:
-        """About how many bytes each part has."""
+        """Approximate bytes of each part."""
         with self._files.open(self._name) as file:
             size = file.seek(0, 2)
         return [size * rows // max(1, sum(self.rows)) for rows in self.rows]
@@ -98,7 +98,7 @@ class _Arrow:
     def mapped(self, name: str) -> tuple[pa.Buffer, Iterator[pa.Array]]:
         """The bytes of the file, and the column of images over the same memory."""
         data = self._files.load(self._name)
-        # Of chosen fields, Arrow would make a copy (26.0).
+        # Arrow would copy the chosen fields (26.0).
         return data, self._columns(name, 0, pa.BufferReader(data), ipc.IpcReadOptions())
 
     def _columns(
@@ -148,7 +148,7 @@ class TableFile:
         return len(self.labels)
 
     def lengths(self) -> np.ndarray:
-        """About how many bytes each row's image has, int64 [N]."""
+        """Approximate bytes of each row's image, int64 [N]."""
         rows = np.asarray(self._file.rows, dtype=np.int64)
         return np.repeat(np.asarray(self._file.sizes, dtype=np.int64) // np.maximum(rows, 1), rows)
 

@@ -39,7 +39,7 @@ class Rows(Images):
                 yield from file.images(low, high)
 
     def lengths(self) -> np.ndarray:
-        """About how many bytes each image has, int64 [N]."""
+        """Approximate bytes of each image, int64 [N]."""
         return np.concatenate([file.lengths() for file in self.files])
 
     def origin(self, row: int) -> str:
