@@ -13,7 +13,7 @@ from raykd.planning.plan import plan
 from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.runs import local_host, train_prelude, train_student, train_teacher
+from raykd.training.runs import local_host, train
 
 CPU = torch.device("cpu")
 # What is short about a method in a small run.
@@ -66,12 +66,12 @@ def prepare(store: Store, *runs: StudentRun) -> None:
     work = plan(runs)
     for teacher in work.teachers:
         if not store.has(teacher):
-            train_teacher(store, teacher, local_host(store, teacher))
+            train(store, teacher, local_host(store, teacher))
     for job in work.caches:
         build_here(CacheBuild(store, job.run, job.views), CPU)
     for prelude in work.preludes:
         if not store.has(prelude):
-            train_prelude(store, prelude, local_host(store, prelude))
+            train(store, prelude, local_host(store, prelude))
 
 
 def train_logits(run: StudentRun) -> LogitsRun:
@@ -82,7 +82,7 @@ def train_logits(run: StudentRun) -> LogitsRun:
 def trained(store: Store, run: StudentRun) -> bytes:
     """The weights file of a student, trained here if it is not there."""
     if not store.has(run):
-        train_student(store, run, local_host(store, run))
+        train(store, run, local_host(store, run))
     return (store.path(run) / "weights.safetensors").read_bytes()
 
 

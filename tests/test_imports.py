@@ -35,7 +35,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms.s
 INNER_LEVELS = {
     "training": [
         "checkpointing compiled ema finite optim",
-        "learner weights hosts.base hosts.ddp",
+        "learner weights hosts.base hosts.group",
         "inputs evaluation mid_epoch microbenchmark",
         "loop initial_state dry_run hosts.fsdp",
         "runs route_search load_trained",

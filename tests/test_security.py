@@ -134,7 +134,7 @@ def test_weights_that_were_given_and_replaced(tmp_path):
     kept.parent.mkdir(parents=True)
     torch.save({"w": torch.zeros(2)}, kept)
     with pytest.raises(CacheCorrupt, match="truncated or altered"):
-        weights.given_weights(store, teacher_run(store, weights=f"sha256:{kept.name}"))
+        weights.pretrained(store, teacher_run(store, weights=f"sha256:{kept.name}"))
 
 
 @pytest.mark.parametrize("value", [[1], {"w": 1}, torch.zeros(2)])

@@ -30,7 +30,7 @@ from raykd.outputs.manifest import GRAIN, Part
 from raykd.storage import arrow
 from raykd.storage.store import Store
 from raykd.training.memory import keep_freed_memory
-from raykd.training.runs import ShardMaker, local_host, train_teacher
+from raykd.training.runs import ShardMaker, local_host, train
 
 TAKEN = 256  # rows of one look-up
 
@@ -104,7 +104,7 @@ def _precompute(folder: Path, precision: str, goal: float, pairs: int, quick: bo
     run = recipe(store, images, "resnet20", "resnet56", 4 * GRAIN)
     logits = run.logits_at(0).model_copy(update={"precision": precision})
     if not store.has(logits.teacher):
-        train_teacher(store, logits.teacher, local_host(store, logits.teacher))
+        train(store, logits.teacher, local_host(store, logits.teacher))
     maker = ShardMaker(store, logits, torch.device("cpu"))
     rows = torch.arange(count)
 

@@ -45,7 +45,7 @@ from raykd.report.catalogue import markdown as as_markdown
 from raykd.storage.store import Store
 from raykd.training.inputs import live_teacher
 from raykd.training.memory import keep_freed_memory
-from raykd.training.runs import ShardMaker, local_host, train_teacher
+from raykd.training.runs import ShardMaker, local_host, train
 
 SIGNALS = Signal.LOGITS | Signal.EMBEDDING
 MANY = 1000  # classes of the synthetic logits
@@ -134,7 +134,7 @@ class Real:
     ) -> None:
         assert run.teacher is not None
         if not store.has(run.teacher):
-            train_teacher(store, run.teacher, local_host(store, run.teacher))
+            train(store, run.teacher, local_host(store, run.teacher))
         logits = run.logits_at(0).model_copy(update={"embedding": True})
         self.counts = counts
         maker = ShardMaker(store, logits, torch.device("cpu"))

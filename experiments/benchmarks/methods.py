@@ -50,7 +50,7 @@ from raykd.methods.nst import NST
 from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build, measure, parameter_count
 from raykd.recipes import Optim
-from raykd.teachers.source import LiveTeacher, LookingTeacher, Source
+from raykd.teachers.source import LiveTeacher, Source, SourceByLook
 from raykd.tracking.console import Teller
 from raykd.training.learner import Learner
 from raykd.training.memory import keep_freed_memory
@@ -223,8 +223,8 @@ class Subject:
         helpers = self.method.helpers(*shapes, torch.arange(ROWS) % CLASSES)
         self.learner = _on(networks.device, Learner(student, self.method, helpers))
         self.live = LiveTeacher(networks.teacher, self.needs)
-        self.teacher = LookingTeacher(dict.fromkeys(self.method.looks().teacher, self.live))
-        self.student = LookingTeacher(dict.fromkeys(self.method.looks().student, self._seen))
+        self.teacher = SourceByLook(dict.fromkeys(self.method.looks().teacher, self.live))
+        self.student = SourceByLook(dict.fromkeys(self.method.looks().student, self._seen))
         if self.method.needs_calibration(helpers):
             self.method.calibrate(helpers, [self.teacher(self.batch)])
 
@@ -263,8 +263,8 @@ class Subject:
             student, teacher = (Fixed(who, self.needs, dtype) for who in (self._seen, self.live))
             looks = method.looks()
             said = (
-                LookingTeacher(dict.fromkeys(looks.student, student))(batch),
-                LookingTeacher(dict.fromkeys(looks.teacher, teacher))(batch),
+                SourceByLook(dict.fromkeys(looks.student, student))(batch),
+                SourceByLook(dict.fromkeys(looks.teacher, teacher))(batch),
             )
             inputs += [value.requires_grad_() for value in student.values]
 

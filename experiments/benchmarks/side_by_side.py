@@ -22,7 +22,7 @@ from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import METRICS
 from raykd.training.memory import keep_freed_memory
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 
 NEVER = 1e6  # seconds between checkpoints
 
@@ -77,7 +77,7 @@ def _local(root: str, run: StudentRun, ready: Event, go: Event) -> None:
     host = local_host(Store(root), run, Scale(checkpoint_seconds=NEVER))
     ready.set()
     go.wait()
-    train_student(Store(root), run, host)
+    train(Store(root), run, host)
 
 
 class Clock:

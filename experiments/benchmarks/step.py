@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.step [--json PATH] [--pairs N] [--quick] [--no-ray]
 
-Steps are those of `train_student` itself: a host that keeps time counts the CPU seconds from
+Steps are those of `train` itself: a host that keeps time counts the CPU seconds from
 the beginning of an epoch to the end of its last step, evaluation and files left out. Goals are
 shown, not enforced; the exit status is 0.
 """
@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -55,10 +55,10 @@ from raykd.teachers.source import CachedTeacher
 from raykd.tracking.console import Teller
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.hosts.base import EVERY_EPOCH, Host
-from raykd.training.hosts.ddp import GroupHost
+from raykd.training.hosts.group import GroupHost
 from raykd.training.memory import keep_freed_memory
 from raykd.training.microbenchmark import step_of
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 
 BATCH = 64  # of a step
 STUDENTS = 8  # of the sweep
@@ -91,11 +91,10 @@ class Stopwatch:
         """All else as the host does it."""
         return getattr(self.host, name)
 
-    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+    def restart(self, history: list[Mapping[str, Any]]) -> None:
         """Start: the loop goes on with its first epoch."""
-        wrapped = self.host.wrap(learner, average)
+        self.host.restart(history)
         self.seconds -= time.process_time()
-        return wrapped
 
     def agree(self, module: nn.Module) -> None:
         """Stop: the epoch's last step is done."""
@@ -153,7 +152,7 @@ class Bench:
             local = local_host(self.store, run, scale)
             grouped = GroupHost(local.journal, local.device, local.log) if group else None
             watch = Stopwatch(grouped or local)
-            train_student(self.store, run, cast(Host, watch))
+            train(self.store, run, cast(Host, watch))
             return watch.seconds / _steps(run)
 
         return once
@@ -370,7 +369,7 @@ def _ray(bench: Bench) -> Row:
     return compared(
         "Ray Train with one worker over the plain loop, resnet20",
         ("fit", [value / _steps(run) for value in both.ray]),
-        ("train_student", [value / _steps(run) for value in both.local]),
+        ("train", [value / _steps(run) for value in both.local]),
         0.95,
         "step",
         more=f"wall clock {rate:.2f} over {rate_beside:.2f} steps/s = {rate / rate_beside:.3f}; "

@@ -40,7 +40,7 @@ from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.console import Teller
 from raykd.training.checkpointing import RESULT
 from raykd.training.memory import keep_freed_memory, peak_bytes
-from raykd.training.runs import local_host, train_prelude, train_student
+from raykd.training.runs import local_host, train
 
 _Row = TypeVar("_Row", bound=Hashable)
 PEAK = "peak.json"  # beside a student's result
@@ -184,7 +184,7 @@ def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
     for prelude in dict.fromkeys(before for run in runs if (before := run.prelude())):
         if not store.has(prelude):
             teller.say(f"{prelude.method.name}, seed {prelude.seed}")
-            train_prelude(store, prelude, local_host(store, prelude, Scale()))
+            train(store, prelude, local_host(store, prelude, Scale()))
 
 
 def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Teller) -> None:
@@ -205,7 +205,7 @@ def _train_one(root: str, run: StudentRun) -> float:
     keep_freed_memory()
     store = Store(root)
     host = local_host(store, run, Scale(checkpoint_seconds=60))
-    train_student(store, run, host)
+    train(store, run, host)
     write_json(store.path(run) / PEAK, {"bytes": peak_bytes(host.device)})
     return read_json(store.path(run) / RESULT)["last"]["top1"]
 

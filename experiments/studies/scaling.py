@@ -39,7 +39,7 @@ from raykd.planning.scaling import Cluster, Work
 from raykd.storage import arrow
 from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
-from raykd.training.hosts.ddp import GroupHost
+from raykd.training.hosts.group import GroupHost
 from raykd.training.learner import Learner
 
 MACHINES = Path(__file__).parents[2] / "cluster" / "machines.yaml"
@@ -66,7 +66,7 @@ def step_of(host: Any, size: int) -> Callable[[], None]:
     """A training step of `size` images on one worker: the project's own learner, and SGD."""
     torch.manual_seed(0)
     learner = Learner(models.build(MODEL, CLASSES), METHODS["kd"](), nn.ModuleDict())
-    wrapped = host.wrap(learner, None)
+    wrapped = host.weights.wrap(learner, None)
     optimiser = torch.optim.SGD(learner.parameters(), lr=0.01, momentum=0.9)
     pixels = torch.randn(size, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     ids = torch.arange(size)

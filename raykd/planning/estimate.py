@@ -112,7 +112,7 @@ class Rates:
         rows = torch.arange(min(_DECODED, len(images)))
 
         def decode() -> Callable[[], object]:
-            views = inputs.shown(images, data, torch.device("cpu"), _HERE)
+            views = inputs.views_of(images, data, torch.device("cpu"), _HERE)
             return lambda: views.batch(rows, 0)
 
         return self._measure(data, len(rows), decode)

@@ -272,15 +272,19 @@ for _record in (LogitsRun, StudentRun, PreludeRun):
     _record.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher, "StudentRun": StudentRun})
 
 
-def training_of(teacher: TeacherRun) -> StudentRun:
-    """The training of a teacher: that of a student without a teacher."""
+def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
+    """The training of any recipe, as a student's; a teacher is a student without a teacher."""
+    if isinstance(run, StudentRun):
+        return run
+    if isinstance(run, PreludeRun):
+        return run.training()
     return StudentRun(
-        model=teacher.model,
-        data=teacher.data,
-        label_smoothing=teacher.label_smoothing,
-        optim=teacher.optim,
-        precision=teacher.precision,
-        seed=teacher.seed,
+        model=run.model,
+        data=run.data,
+        label_smoothing=run.label_smoothing,
+        optim=run.optim,
+        precision=run.precision,
+        seed=run.seed,
     )
 
 

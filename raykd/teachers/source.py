@@ -18,10 +18,10 @@ Triple = tuple[float, float, float]
 
 
 class Source(Protocol):
-    """A source of the teacher's outputs."""
+    """A source of a network's outputs, as a rule the teacher's."""
 
     def __call__(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for the samples of a batch, as they look in its view."""
+        """The network's outputs for the samples of a batch, as they look in its view."""
         ...
 
 
@@ -55,7 +55,7 @@ class LiveTeacher:
         differentiable = Signal.PIXELS in self.supplies
         if differentiable:
             pixels = pixels.detach().requires_grad_()
-        asked = pixels
+        source_pixels = pixels
         if self._scale is not None and self._shift is not None:
             pixels = pixels * self._scale + self._shift
         # Not inference_mode: the student's losses save these tensors for backward.
@@ -63,11 +63,11 @@ class LiveTeacher:
             torch.set_grad_enabled(differentiable or (self.trained and torch.is_grad_enabled())),
             torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16),
         ):
-            out = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
-        out.logits = out.logits.float()
+            outputs = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
+        outputs.logits = outputs.logits.float()
         if self.trained:
-            return out.replace(pixels=pixels)
-        return out.replace(pixels=asked) if differentiable else out
+            return outputs.replace(pixels=pixels)
+        return outputs.replace(pixels=source_pixels) if differentiable else outputs
 
 
 def _affine(
@@ -84,29 +84,29 @@ def _affine(
 
 
 class CachedTeacher:
-    """The cache of a teacher's outputs, and its last layer where that is wanted, too."""
+    """The cache of a teacher's outputs, and its last layer where a method runs it."""
 
     def __init__(
         self,
         cache: LogitsCache,
-        wanted: Signal = Signal.LOGITS,
+        signals: Signal = Signal.LOGITS,
         classifier: nn.Module | None = None,
         codec: Codec | None = None,
     ) -> None:
         """`codec`: the way to read the cache; None: its own."""
         self.cache = cache
-        self.wanted = wanted
+        self.signals = signals
         self.classifier = classifier
         self.codec = codec
 
     def __call__(self, batch: Batch) -> Outputs:
         """The stored outputs, as float32."""
-        outputs = self.cache.take(batch.ids, batch.view, self.wanted, self.codec)
+        outputs = self.cache.take(batch.ids, batch.view, self.signals, self.codec)
         return outputs.replace(classifier=self.classifier) if self.classifier else outputs
 
 
-class LookingTeacher:
-    """A teacher's outputs for several looks at the same samples."""
+class SourceByLook:
+    """The outputs of a network for several looks at the same samples."""
 
     def __init__(self, sources: Mapping[Look, Source]) -> None:
         """`sources` answer for a look each; the first is the main one."""
@@ -114,13 +114,13 @@ class LookingTeacher:
 
     def __call__(self, batch: Batch) -> Outputs:
         """The outputs for the main look, with those for all looks beside them."""
-        answers: dict[Look, Outputs] = {
+        outputs: dict[Look, Outputs] = {
             look: source(batch if look == "given" else batch.looks[look])
             for look, source in self.sources.items()
         }
-        return next(iter(answers.values())).with_looks(answers)
+        return next(iter(outputs.values())).with_looks(outputs)
 
 
-def looking(source: Source, looks: tuple[Look, ...]) -> Source:
-    """A source that answers for each of some looks."""
-    return source if looks == ("given",) else LookingTeacher(dict.fromkeys(looks, source))
+def by_look(sources: Mapping[Look, Source]) -> Source:
+    """One source from those of each look; of the given look alone, that one itself."""
+    return sources["given"] if [*sources] == ["given"] else SourceByLook(sources)

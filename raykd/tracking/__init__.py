@@ -12,7 +12,7 @@ from raykd.core.registry import Registry
 from raykd.recipes import Training
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import JsonLines
-from raykd.tracking.logger import Guarded, Logger, RunLog
+from raykd.tracking.logger import Logger, RunLog
 from raykd.tracking.tensorboard import TensorBoard
 
 
@@ -44,5 +44,5 @@ def check_trackers(names: Iterable[str]) -> None:
 
 def run_log(store: Store, run: Training, track: Iterable[str], *loggers: Logger) -> RunLog:
     """The log of a training: metrics.jsonl, the trackers that `scale.track` names, and others."""
-    trackers = [Guarded(name, TRACKERS[name](store)) for name in track]
-    return RunLog(run, (JsonLines(store.path(run)), *trackers, *loggers))
+    trackers: dict[str, Logger] = {name: TRACKERS[name](store) for name in track}
+    return RunLog(run, (JsonLines(store.path(run)), *loggers), trackers)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raykd.recipes import Training
@@ -26,53 +26,35 @@ class Logger(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunLog:
-    """The loggers of one training."""
+    """The loggers of one training.
+
+    The first failure of a tracker is logged and stops it, but not the training.
+    """
 
     run: Any  # the recipe; None for a host that was made without one
     loggers: tuple[Logger, ...] = ()
+    trackers: dict[str, Logger] = field(default_factory=dict)  # by name
 
     def begin(self, history: Sequence[Metrics]) -> None:
         """Call `begin` of every logger."""
-        for logger in self.loggers:
-            logger.begin(self.run, history)
+        self._each(lambda logger: logger.begin(self.run, history))
 
     def epoch(self, metrics: Metrics) -> None:
         """Call `epoch` of every logger."""
-        for logger in self.loggers:
-            logger.epoch(self.run, metrics)
+        self._each(lambda logger: logger.epoch(self.run, metrics))
 
     def end(self, result: Metrics | None) -> None:
         """Call `end` of every logger."""
+        self._each(lambda logger: logger.end(self.run, result))
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for name, tracker in [*self.trackers.items()]:
+            try:
+                call(tracker)
+            except Exception:  # an outage of a tracker is no reason to lose a training
+                logging.getLogger(__name__).warning("%s stops recording", name, exc_info=True)
+                del self.trackers[name]
         for logger in self.loggers:
-            logger.end(self.run, result)
-
-
-class Guarded:
-    """A logger whose first failure is logged and stops it, but not the training."""
-
-    def __init__(self, name: str, logger: Logger) -> None:
-        self._name = name
-        self._logger: Logger | None = logger
-
-    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
-        """Start a training."""
-        self._call(lambda logger: logger.begin(run, history))
-
-    def epoch(self, run: Training, metrics: Metrics) -> None:
-        """Record the metrics of an epoch."""
-        self._call(lambda logger: logger.epoch(run, metrics))
-
-    def end(self, run: Training, result: Metrics | None) -> None:
-        """Finish."""
-        self._call(lambda logger: logger.end(run, result))
-
-    def _call(self, call: Callable[[Logger], None]) -> None:
-        if self._logger is None:
-            return
-        try:
-            call(self._logger)
-        except Exception:  # an outage of a tracker is no reason to lose a training
-            logging.getLogger(__name__).warning("%s stops recording", self._name, exc_info=True)
-            self._logger = None
+            call(logger)

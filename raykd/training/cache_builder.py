@@ -52,15 +52,15 @@ class CacheBuild:
         make_folder(self.folder)
         rows = len(open_split(store, run.data, run.split))
         checksum = anchor_checksum(store, run)
-        known = manifest_of(store, run)
-        if known is not None:
-            check_identity(self.folder, known, run.plain(), checksum)
+        previous = manifest_of(store, run)
+        if previous is not None:
+            check_identity(self.folder, previous, run.plain(), checksum)
         self._shelf = Shelf(store, self.folder)
         good, bad = self._shelf.survey()
         for text in bad:
             say(f"{text}; it is removed and computed again")
         self.manifest = Manifest(run.plain(), checksum, rows, tuple(good))
-        if known is None or set(known.shards) != set(good):
+        if previous is None or set(previous.shards) != set(good):
             self.commit()
         self.missing = [part for view in sorted(set(views)) for part in gaps(good, view, rows)]
         if not self.missing and not store.has(run):
@@ -77,8 +77,8 @@ class CacheBuild:
 
     def commit(self) -> None:
         """Write the manifest, with the shards of other builds that are in the folder's manifest."""
-        known = manifest_of(self.store, self.run)
-        others = known.shards if known is not None else ()
+        previous = manifest_of(self.store, self.run)
+        others = previous.shards if previous is not None else ()
         names = self._shelf.names()
         present = [shard for shard in others if shard.name in names]
         shards = tuple({*self.manifest.shards, *present})

@@ -9,7 +9,7 @@ from raykd.outputs.reader import LogitsCache
 from raykd.recipes import StudentRun
 
 
-class CachesAhead:
+class CachePrefetch:
     """The caches of one of a run's anchors at a time, and in the background what comes next.
 
     What is opened in the background is files and no network: making one would draw from the

@@ -56,14 +56,16 @@ def compare(store: Store, run: LogitsRun, rows: int, device: torch.device) -> Co
         stored.append(cache.take(batch.ids, view).logits)
         # Filled-in logits are not compared: only the numbers that are stored.
         decoded = cache.take(batch.ids, view, codec=codec.as_stored())
-        expected, found = codec.stored(live[-1], decoded)
-        apart = (expected - found).abs()
-        largest = max(largest, float(apart.max()))
-        wrong = (apart > codec.tolerance(expected) + _rounding(expected, run.precision)).any(dim=1)
-        if bool(wrong.any()):
+        expected, stored_values = codec.stored(live[-1], decoded)
+        differences = (expected - stored_values).abs()
+        largest = max(largest, float(differences.max()))
+        tolerance = codec.tolerance(expected) + _rounding(expected, run.precision)
+        mismatch = (differences > tolerance).any(dim=1)
+        if bool(mismatch.any()):
             raise CacheMismatch(
-                f"{store.path(run)}: view {view}, sample {int(batch.ids[wrong][0])}: the cache is "
-                f"{apart.max():.3g} away from the live teacher; remove the folder and run again"
+                f"{store.path(run)}: view {view}, sample {int(batch.ids[mismatch][0])}: the cache "
+                f"is {differences.max():.3g} away from the live teacher; remove the folder and run "
+                "again"
             )
     return _comparison(torch.cat(live), torch.cat(stored), largest)
 

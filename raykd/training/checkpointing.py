@@ -1,8 +1,7 @@
 """The files of a run: its last checkpoint, its result, and its metrics (`raykd.tracking.jsonl`).
 
 A checkpoint ends with a checksum of its bytes and of the folder that it was written for, since
-torch reads damaged ones without a word. Those without, from before there was one, are believed
-where they have the right shape.
+torch reads damaged ones without an error.
 """
 
 import contextlib
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
+from pydantic import Field
 
 from raykd.config.scale import Scale
 from raykd.core.errors import CacheCorrupt, RaykdError
@@ -68,61 +66,23 @@ class Untested(Result):
     last: _Loss  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class _Within(Shape):
-    """The additional content of a checkpoint within an epoch; see `midway`."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    steps: Annotated[int, Field(ge=0)]
-    parts: Annotated[int, Field(ge=1)] = 1
-    noise: list[Tensor]
-    sums: dict[str, Tensor]
-    rows: Tensor
-
-
-class _State(Shape):
-    """A checkpoint."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    epoch: Annotated[int, Field(ge=0)]
-    history: list[dict[str, Any]] = Field(default_factory=list)
-    learner: dict[str, Any] = Field(default_factory=dict)
-    optimiser: dict[str, Any] = Field(default_factory=dict)
-    average: dict[str, Any] | None = None
-    within: _Within | None = None
-
-
-_STATE = TypeAdapter(_State)
-
-
-class Checkpoint(dict[str, Any]):
-    """The state in a checkpoint, and its file."""
-
-    def __init__(self, state: Mapping[str, Any], path: Path) -> None:
-        super().__init__(state)
-        self.path = path
-
-
 @contextlib.contextmanager
-def fitting(path: Path | None) -> Iterator[None]:
+def fitting(checkpoint: Mapping[str, Any]) -> Iterator[None]:
     """Context manager for loading a checkpoint; raises `CacheCorrupt` where it is another run's."""
     try:
         yield
     except RaykdError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if path is None:
-            raise
-        raise _no_checkpoint(path, "is of another run", error) from error
+        raise _unusable(Path(checkpoint["path"]), "is of another run", error) from error
 
 
-def _no_checkpoint(path: Path, what: str, error: Exception | None = None) -> CacheCorrupt:
-    why = "" if error is None else f" ({(str(error).strip() or type(error).__name__)[:200]})"
-    return CacheCorrupt(
-        f"{path}: the checkpoint {what}{why.splitlines()[0] if why else ''}; remove it to start "
-        "this run again"
-    )
+def _unusable(path: Path, what: str, error: Exception | None = None) -> CacheCorrupt:
+    """The error for a checkpoint that a run cannot go on from."""
+    if error is not None:
+        reason = str(error).strip() or type(error).__name__
+        what += f" ({reason.splitlines()[0][:200]})"
+    return CacheCorrupt(f"{path}: the checkpoint {what}; remove it to start this run again")
 
 
 class Journal:
@@ -154,10 +114,10 @@ class Journal:
         """The journal of a folder in a store, with checkpoints as often as `scale` says."""
         return cls(folder, scale.checkpoint_seconds, store, scale.checkpoint_within_seconds)
 
-    def restore(self) -> Checkpoint | None:
-        """The state of the last checkpoint, on the CPU; None where there is none.
+    def restore(self) -> dict[str, Any] | None:
+        """The state of the last checkpoint, on the CPU, and its `path`; None where there is none.
 
-        Holds nothing but tensors, numbers, strings and containers of them: it is read
+        It holds nothing but tensors, numbers, strings and containers of them: it is read
         without running any code. Raises `CacheCorrupt` where it cannot be read.
         """
         path = self.folder / CHECKPOINT
@@ -168,20 +128,17 @@ class Journal:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _no_checkpoint(path, "cannot be read", error) from error
-        length = len(_SEAL) + hashlib.sha256().digest_size * 2
-        sealed = data[-length:].startswith(_SEAL)
-        payload = data[:-length] if sealed else data
-        if sealed and data[-length:] != self._seal(payload):
-            raise _no_checkpoint(path, "was altered, or belongs to another run")
+            raise _unusable(path, "cannot be read", error) from error
+        payload, mark, _ = data.rpartition(_SEAL)
+        if not mark:
+            raise _unusable(path, "cannot be read (it has no checksum)")
+        if data != payload + self._seal(payload):
+            raise _unusable(path, "was altered, or belongs to another run")
         try:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            _STATE.validate_python(state)
-        except ValidationError as error:
-            raise _no_checkpoint(path, "cannot be read", error) from error
-        except Exception as error:  # torch raises half a dozen kinds for a damaged file
-            raise _no_checkpoint(path, f"cannot be read ({type(error).__name__})") from error
-        return Checkpoint(state, path)
+        except Exception as error:  # torch raises half a dozen kinds
+            raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
+        return state | {"path": str(path)}
 
     def _seal(self, data: bytes) -> bytes:
         """The checksum that ends a checkpoint of these bytes in this folder."""

@@ -34,11 +34,13 @@ def compiled_pass(student: Staged, mode: Mode) -> Through:
     student of a process is compiled at a time. Raises `ConfigError` where there is no compiler.
     """
     torch.compiler.reset()  # or those of earlier students count towards torch's limit
-    made = torch.compile(student.through, mode=None if mode is True else str(mode), dynamic=False)
+    forward = torch.compile(
+        student.through, mode=None if mode is True else str(mode), dynamic=False
+    )
 
-    def through(*given, **how):
+    def through(*arguments, **options):
         try:
-            return made(*given, **how)
+            return forward(*arguments, **options)
         except torch._dynamo.exc.BackendCompilerFailed as error:  # pyright: ignore[reportAttributeAccessIssue]
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(

@@ -16,7 +16,7 @@ from raykd import models
 from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.types import Shapes, Signal
 from raykd.methods.base import Method
-from raykd.models.staged import Staged, measure
+from raykd.models.staged import measure
 from raykd.recipes import StudentRun
 from raykd.training.microbenchmark import step_of
 
@@ -42,7 +42,7 @@ def shapes_of(model: str, classes: int, size: Size) -> Shapes:
 
     Raises `ConfigError` where the network cannot be made, or does not take such images.
     """
-    return _on_meta(lambda: measure(_built(model, classes), size), model, size)
+    return _on_meta(lambda: measure(models.build(model, classes), size), model, size)
 
 
 def check_training(model: str, classes: int, size: Size, share: int) -> None:
@@ -52,7 +52,7 @@ def check_training(model: str, classes: int, size: Size, share: int) -> None:
     """
 
     def train() -> None:
-        network = _built(model, classes).train()
+        network = models.build(model, classes).train()
         with torch.no_grad():
             network.outputs(torch.zeros(min(share, 2), 3, *size), Signal.LOGITS)
 
@@ -69,14 +69,14 @@ def check_method(
     """
     assert run.teacher is not None
 
-    def helped() -> None:
+    def make_helpers() -> None:
         helpers = run.method.helpers(student, teacher, targets)
         if shared:
             check_shares(helpers, run.method)
         if type(run.method).calibrate is not Method.calibrate:
             _calibrated(run, helpers)
 
-    _on_meta(helped, run.model, run.data.size)
+    _on_meta(make_helpers, run.model, run.data.size)
 
 
 def check_shares(module: nn.Module, method: Method) -> None:
@@ -105,17 +105,13 @@ def check_step(run: StudentRun, targets: Tensor) -> None:
         raise
 
 
-def _built(model: str, classes: int) -> Staged:
-    return models.build(model, classes)
-
-
 def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
     """Let the method look at its teacher, for it may find that it cannot use it.
 
     What it computes there needs numbers that a tensor on the meta device does not have.
     """
     assert run.teacher is not None
-    network = _built(run.teacher.model, run.data.resolved().classes).eval()
+    network = models.build(run.teacher.model, run.data.resolved().classes).eval()
     size = run.as_teacher_sees(run.data).resolved().size
     pixels = torch.zeros(2, 3, *size)
     try:
@@ -131,16 +127,16 @@ def _on_meta(call: Callable[[], _Made], model: str, size: Size | None) -> _Made:
 
     An error of the network's becomes a `ConfigError`.
     """
-    places: tuple[AbstractContextManager[object], ...] = (torch.device(_META), nullcontext())
-    for place in places:
+    devices: tuple[AbstractContextManager[object], ...] = (torch.device(_META), nullcontext())
+    for device in devices:
         try:
-            with place:
+            with device:
                 return call()
         except RaykdError:
             raise
         except Exception as error:
             unknown = isinstance(error, NotImplementedError) or _META in str(error)
-            if unknown and place is places[0]:
+            if unknown and device is devices[0]:
                 continue
             raise _refusal(error, model, size) from error
     raise AssertionError

@@ -22,17 +22,16 @@ class Average(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards a student's weights."""
-        ours, theirs = _values(self.module), _values(model)
+        averages, values = _values(self.module), _values(model)
         if not (self._begun or self.n_averaged):
-            for mine, other in zip(ours, theirs, strict=True):
-                mine.copy_(other)
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
         else:
-            for kind in (True, False):  # the counts of batches are no floating-point numbers
-                places = [i for i, mine in enumerate(ours) if mine.is_floating_point() is kind]
-                if places:
-                    self._move(
-                        [ours[i] for i in places], [theirs[i] for i in places], self.n_averaged
-                    )
+            for is_floating in (True, False):  # the counts of batches are integers
+                pairs = zip(averages, values, strict=True)
+                chosen = [pair for pair in pairs if pair[0].is_floating_point() is is_floating]
+                if chosen:
+                    self._move([a for a, _ in chosen], [v for _, v in chosen], self.n_averaged)
         self._begun = True
         self.n_averaged += 1
 

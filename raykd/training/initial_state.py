@@ -9,7 +9,7 @@ from raykd import models
 from raykd.core import keyed_random
 from raykd.methods.helper_kinds import Shared, reset_calibration
 from raykd.models.staged import Staged, measure
-from raykd.recipes import PreludeRun, StudentRun
+from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training import dry_run, inputs, weights
 from raykd.training.hosts.base import Host
@@ -52,43 +52,41 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     if run.method.trains_teacher():
         needs = run.method.needs()
         teacher = inputs.live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "autocast": run.precision == "bfloat16",
         "compiled": host.scale.compile,
         "label_smoothing": run.label_smoothing,
     }
-    made = Learner(student, run.method, helpers, teacher, **how)
-    before = run.prelude()
-    if before is not None:
-        _begin_from(store, before, made)
-    if run.after is not None:
-        _go_on_after(store, run.after, made, alike=_fits(run, run.after))
-    return made.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module = Learner(student, run.method, helpers, teacher, **options)
+    _load_prelude(store, run, module)
+    _load_stage_before(store, run, module)
+    return module.to(host.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _begin_from(store: Store, before: PreludeRun, learner: Learner) -> None:
-    """Set student and helpers to what the prelude made of them."""
-    if before.model is not None:
-        path = weights.finished(store, before, weights.STUDENT)
-        weights.load_weights(weights.checked(path), learner.student)
-    if state := weights.kept(weights.finished(store, before, weights.HELPERS)):
+def _load_prelude(store: Store, run: StudentRun, learner: Learner) -> None:
+    """Set student and helpers to those of the prelude, where the method has one."""
+    prelude = run.prelude()
+    if prelude is None:
+        return
+    if prelude.model is not None:
+        weights.load_finished(store, prelude, weights.STUDENT, learner.student)
+    if state := weights.finished_state(store, prelude, weights.HELPERS):
         learner.method.load_prelude(learner.helpers, state)
 
 
-def _fits(run: StudentRun, before: StudentRun) -> bool:
-    """True where the helpers of the student before are of the same kind."""
-    theirs = before.teacher.model if before.teacher else None
-    return run.teacher is not None and run.method == before.method and run.teacher.model == theirs
+def _load_stage_before(store: Store, run: StudentRun, learner: Learner) -> None:
+    """Set student and helpers to those of the stage before, where the run goes on after one.
 
-
-def _go_on_after(store: Store, before: StudentRun, learner: Learner, *, alike: bool) -> None:
-    """Set the student, and helpers that are `alike`, to what a finished student's are.
-
-    What the teacher sets is left to the teacher of this stage, and a memory begins anew.
+    Helpers of another method, or for another teacher's network, begin anew; so do memories, and
+    what a teacher sets in helpers.
     """
-    path = weights.finished(store, before, weights.STUDENT)
-    weights.load_weights(weights.checked(path), learner.student)
-    if alike and (state := weights.kept(weights.finished(store, before, weights.STAGE))):
+    before = run.after
+    if before is None:
+        return
+    weights.load_finished(store, before, weights.STUDENT, learner.student)
+    teacher = before.teacher.model if before.teacher else None
+    same = run.teacher is not None and run.method == before.method and run.teacher.model == teacher
+    if same and (state := weights.finished_state(store, before, weights.STAGE)):
         learner.helpers.load_state_dict(state, strict=False)  # without memories
         reset_calibration(learner.helpers)
 

@@ -16,9 +16,9 @@ from raykd.outputs.reader import LogitsCache
 from raykd.outputs.shard_files import Shelf
 from raykd.recipes import LogitsRun, StudentRun
 from raykd.storage.store import Store
-from raykd.teachers.source import CachedTeacher, LiveTeacher, LookingTeacher, Source
+from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, by_look
 from raykd.training import weights
-from raykd.training.cache_prefetch import CachesAhead
+from raykd.training.cache_prefetch import CachePrefetch
 from raykd.training.hosts.base import EVERY_EPOCH, Host
 
 
@@ -26,12 +26,12 @@ def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
     """The training views and the plain test images of a run, on the host's device."""
     train, test = open_images(store, run.data)
     return (
-        shown(train, run.shown(), host.device, host.scale, run.looks()),
-        shown(test, run.data.test(), host.device, host.scale),
+        views_of(train, run.shown(), host.device, host.scale, run.looks()),
+        views_of(test, run.data.test(), host.device, host.scale),
     )
 
 
-def shown(
+def views_of(
     images: AnyImages,
     data: Data,
     device: torch.device,
@@ -66,21 +66,31 @@ def validation(
     looks: dict[Look, Data] = {}
     if run.asked_at_another_size():
         looks["teacher"] = run.as_teacher_sees(data)
-    return shown(open_split(store, data, "validation"), data, device, scale, looks)
+    return views_of(open_split(store, data, "validation"), data, device, scale, looks)
 
 
-def validator(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
-    """The teacher of one epoch for the validation images."""
-    asked, needs = run.validation_logits(anchor), run.method.needs()
+def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source | None:
+    """The cache of what a run's teacher says about the test images; None without a teacher."""
+    recipe = run.test_logits()
+    if recipe is None:
+        return None
+    cache = open_cache(store, recipe, [0], device)
+    cache.prefetch(0)
+    return CachedTeacher(cache)
+
+
+def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
+    """The teacher's checkpoint of one epoch, to be asked about the validation images."""
+    recipe = run.validation_logits(anchor)
     if not run.cached():
-        live = live_teacher(store, asked, device, needs)
-        return LookingTeacher({"teacher": live}) if run.asked_at_another_size() else live
+        return _live(store, run, recipe, ("given",), device)
     classifier = _classifier(store, run, anchor, device)
-    return CachedTeacher(open_cache(store, asked, [0], device), needs, classifier)
+    cache = open_cache(store, recipe, [0], device)
+    return CachedTeacher(cache, run.method.needs(), classifier)
 
 
 def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
-    """The teacher of every epoch of a run; only the one in use is held.
+    """A function from an epoch to its teacher; only the one in use is held.
 
     None where there is none, or where the learner has it. From a cache, the view of an epoch and
     that of the next one are opened in the background.
@@ -88,26 +98,23 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     held: dict[int, Source] = {}
     looks = run.method.looks().teacher
 
-    def opened(epoch: int) -> dict[Look, LogitsCache]:
-        seen = _views_of_anchor(run, epoch)
-        return {look: open_cache(store, run.logits_at(epoch, look), seen, device) for look in looks}
+    def open_caches(epoch: int) -> dict[Look, LogitsCache]:
+        views = _views_of_anchor(run, epoch)
+        return {
+            look: open_cache(store, run.logits_at(epoch, look), views, device) for look in looks
+        }
 
-    caches = CachesAhead(run, opened)
+    prefetch = CachePrefetch(run, open_caches)
 
     def make(epoch: int) -> Source:
-        sources: dict[Look, Source]
-        if run.cached():
-            classifier = _classifier(store, run, run.anchor_at(epoch), device)
-            sources = {
-                look: CachedTeacher(cache, run.method.needs(), classifier, run.codec)
-                for look, cache in caches.at(epoch).items()
-            }
-        else:
-            live = live_teacher(store, run.logits_at(epoch), device, run.method.needs())
-            if run.asked_at_another_size():
-                return LookingTeacher({"teacher": live})
-            sources = dict.fromkeys(looks, live)
-        return sources["given"] if looks == ("given",) else LookingTeacher(sources)
+        if not run.cached():
+            return _live(store, run, run.logits_at(epoch), looks, device)
+        classifier = _classifier(store, run, run.anchor_at(epoch), device)
+        sources: dict[Look, Source] = {
+            look: CachedTeacher(cache, run.method.needs(), classifier, run.codec)
+            for look, cache in prefetch.at(epoch).items()
+        }
+        return by_look(sources)
 
     def at(epoch: int) -> Source | None:
         if not run.method.needs() or run.method.trains_teacher():
@@ -117,10 +124,20 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
             held.clear()
             held[anchor] = make(epoch)
         if run.cached():
-            caches.look_ahead(epoch)
+            prefetch.look_ahead(epoch)
         return held[anchor]
 
     return at
+
+
+def _live(
+    store: Store, run: StudentRun, recipe: LogitsRun, looks: tuple[Look, ...], device: torch.device
+) -> Source:
+    """The network that a run asks for some looks, or for the one at the teacher's resolution."""
+    network = live_teacher(store, recipe, device, run.method.needs())
+    if run.asked_at_another_size():
+        looks = ("teacher",)
+    return by_look(dict.fromkeys(looks, network))
 
 
 def _classifier(
@@ -151,13 +168,13 @@ def live_teacher(
 ) -> LiveTeacher:
     """The teacher whose outputs a cache holds, as a network to run, or to train."""
     network = weights.load_teacher(store, run.teacher, run.anchor, device)
-    own, student = run.teacher.data.resolved(), run.data.resolved()
+    teacher_data, data = run.teacher.data.resolved(), run.data.resolved()
     return LiveTeacher(
         network,
         run.signals() if supplies is None else supplies,
         bfloat16=run.precision == "bfloat16",
-        student=(student.mean, student.std),
-        own=(own.mean, own.std),
+        student=(data.mean, data.std),
+        own=(teacher_data.mean, teacher_data.std),
         trained=trained,
     )
 
@@ -169,12 +186,12 @@ def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
 
 def served(store: Store, run: LogitsRun, views: Iterable[int]) -> tuple[LogitsRun, Manifest | None]:
     """The cache that answers for a recipe, with its manifest if there is one."""
-    wanted, own = set(views), manifest_of(store, run)
-    if run.wider() == run or (own is not None and wanted.issubset(own.views())):
-        return run, own
+    needed, manifest = set(views), manifest_of(store, run)
+    if run.wider() == run or (manifest is not None and needed.issubset(manifest.views())):
+        return run, manifest
     wide = manifest_of(store, run.wider())
-    holds = wide is not None and wanted.issubset(wide.views())
-    return (run.wider(), wide) if holds else (run, own)
+    holds = wide is not None and needed.issubset(wide.views())
+    return (run.wider(), wide) if holds else (run, manifest)
 
 
 def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:

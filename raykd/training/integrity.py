@@ -14,7 +14,7 @@ from raykd.data.dataset import folder_of
 from raykd.data.recipe import ResolvedData
 from raykd.data.sources import pack_format
 from raykd.data.sources.files import Files
-from raykd.outputs.manifest import MANIFEST
+from raykd.outputs.manifest import MANIFEST, named
 from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_recipe
@@ -26,7 +26,6 @@ from raykd.training.sweep_sheets import read_sheets
 
 _TRAININGS = (TeacherRun, PreludeRun, StudentRun)
 _SUM = re.compile(r"-([0-9a-f]{24})\.arrow$")  # in the name of a pack's shard
-_Check = Callable[[], Iterator[RaykdError]]
 
 
 @dataclass
@@ -36,11 +35,11 @@ class Audit:
     sound: dict[str, int]  # kind -> how many artefacts are as they were written
     faults: list[RaykdError]
 
-    def look(self, kind: str, check: _Check) -> None:
-        """Look at one artefact."""
+    def check(self, kind: str, check: Callable[..., Iterable[RaykdError]], *arguments: Any) -> None:
+        """Add the faults that `check(*arguments)` returns or raises for one artefact."""
         before = len(self.faults)
         try:
-            self.faults += check()
+            self.faults += check(*arguments)
         except RaykdError as error:
             self.faults.append(error)
         self.sound[kind] = self.sound.get(kind, 0) + (len(self.faults) == before)
@@ -48,96 +47,86 @@ class Audit:
 
 def audit(store: Store) -> Audit:
     """Every artefact of a store but its caches: recipes, results, metrics and checksums."""
-    made = Audit({}, [])
-    for kind in _TRAININGS:
+    report = Audit({}, [])
+    for kind in (TeacherRun, PreludeRun, StudentRun, Search):
         for folder in store.finished(kind.kind):
-            made.look(kind.kind, lambda k=kind, f=folder: faults(store, read_recipe(k, f)))
-    for folder in store.finished(Search.kind):
-        made.look(Search.kind, lambda f=folder: _of_search(store, read_recipe(Search, f)))
-    _look_at_files(store, made)
-    return made
+            report.check(kind.kind, _faults_at, store, kind, folder)
+    # Files that no recipe names.
+    images = store.root / "images"
+    files = {
+        "images": (images.glob(f"[0-9a-f]*/{image_index.MARKER}"), _faults_of_images),
+        "stamps": ((images / "stamps").glob("[!.]*"), _faults_of_stamp),
+        "packs": ((images / "packs").glob(f"*/{pack_format.MARKER}"), _faults_of_pack),
+        "weights": ((store.root / "weights").glob("[!.]*"), _faults_of_weights),
+        "sweeps": ((store.root / "sweeps").glob("*"), _faults_of_sweep),
+    }
+    for kind, (paths, check) in files.items():
+        for path in sorted(paths):
+            report.check(kind, check, store, path)
+    return report
 
 
 def audit_of(store: Store, runs: Iterable[Training | Search]) -> Audit:
     """Audit of the finished artefacts among some recipes, and of their images."""
-    made, folders = Audit({}, []), dict[Path, None]()
+    report, markers = Audit({}, []), dict[Path, None]()
     for run in dict.fromkeys(runs):
-
-        def check(run: Training | Search = run) -> Iterator[RaykdError]:
-            if not store.has(run):
-                return
-            yield from _of_search(store, run) if isinstance(run, Search) else faults(store, run)
-
-        made.look(run.kind, check)
+        report.check(run.kind, lambda run=run: faults(store, run) if store.has(run) else ())
         data = run.student.data if isinstance(run, Search) else run.data
         if isinstance(data, ResolvedData):
-            folders[folder_of(store, data, data.digest)] = None
-        given = run.weights if isinstance(run, TeacherRun) else None
-        if given and given.startswith("sha256:"):
-            path = store.root / "weights" / given.removeprefix("sha256:")
-            made.look("weights", lambda p=path: _of_weights(p))
-    for folder in folders:
-        made.look("images", lambda f=folder: _of_images(store, f))
-    return made
+            markers[folder_of(store, data, data.digest) / image_index.MARKER] = None
+        source = run.weights if isinstance(run, TeacherRun) else None
+        if source and source.startswith("sha256:"):
+            path = store.root / "weights" / source.removeprefix("sha256:")
+            report.check("weights", _faults_of_weights, store, path)
+    for marker in markers:
+        report.check("images", _faults_of_images, store, marker)
+    return report
 
 
-def _look_at_files(store: Store, made: Audit) -> None:
-    """Look at what is named by no recipe: images, packs, weights that were given, sheets."""
-    images = store.root / "images"
-    for path in sorted(images.glob(f"[0-9a-f]*/{image_index.MARKER}")):
-        made.look("images", lambda p=path: _of_images(store, p.parent))
-    for path in sorted((images / "stamps").glob("[!.]*")):
-        made.look("stamps", lambda p=path: _of_stamp(p))
-    for path in sorted((images / "packs").glob(f"*/{pack_format.MARKER}")):
-        made.look("packs", lambda p=path: _of_pack(p.parent))
-    for path in sorted((store.root / "weights").glob("[!.]*")):
-        made.look("weights", lambda p=path: _of_weights(p))
-    for folder in sorted((store.root / "sweeps").glob("*")):
-        made.look("sweeps", lambda f=folder: _of_sweep(store, f.name))
+def _faults_at(store: Store, kind: type[Training | Search], folder: Path) -> Iterator[RaykdError]:
+    """Faults of a finished artefact, by its folder."""
+    return faults(store, read_recipe(kind, folder))
 
 
-def _of_search(store: Store, search: Search) -> Iterator[RaykdError]:
-    if not is_complete(search, read_decisions(store, search)):
-        yield CacheCorrupt(
-            f"{store.where(store.path(search) / DECISIONS)}: decisions of a finished search are "
-            "missing; `raykd run` of its experiment measures anew, and trains nothing"
-        )
+def _faults_of_sweep(store: Store, folder: Path) -> Iterable[RaykdError]:
+    """Faults of a sweep's sheets."""
+    read_sheets(store, folder.name)
+    return ()
 
 
-def _of_sweep(store: Store, name: str) -> Iterator[RaykdError]:
-    read_sheets(store, name)
-    yield from ()
-
-
-def _of_images(store: Store, folder: Path) -> Iterator[RaykdError]:
+def _faults_of_images(store: Store, marker: Path) -> Iterator[RaykdError]:
     """Faults of images: their facts, and the files that those have checksums of."""
+    folder = marker.parent
     kind = in_memory.Facts if "-" in folder.name else image_index.Facts
-    facts = image_index.read_record(kind, folder / image_index.MARKER)
+    facts = image_index.read_record(kind, marker)
     image_index.check_folder(folder, facts.digest, facts.splits)
-    for split, said in facts.splits.items():
-        sums = said if isinstance(said, dict) else {f"{split}.arrow": said}
-        for name, checksum in sums.items():
-            yield from _of_file(store.pull(folder / name) if is_below(name) else folder, checksum)
+    for split, content in facts.splits.items():
+        checksums = content if isinstance(content, dict) else {f"{split}.arrow": content}
+        for name, checksum in checksums.items():
+            path = store.pull(folder / name) if is_below(name) else folder
+            yield from _faults_of_file(path, checksum)
 
 
-def _of_pack(folder: Path) -> Iterator[RaykdError]:
+def _faults_of_pack(store: Store, marker: Path) -> Iterator[RaykdError]:
     """Faults of a pack in the store: shards, whose names have checksums, and indices."""
+    folder = marker.parent
     facts = pack_format.read_json(Files.at(folder), pack_format.MARKER)
-    for said in facts["splits"].values():
-        own = {name: found[1] for name in said["shards"] if (found := _SUM.search(name))}
-        for name, checksum in {**own, **said["index"]}.items():
-            yield from _of_file(folder / name if is_below(name) else folder, checksum)
+    for content in facts["splits"].values():
+        matches = {name: _SUM.search(name) for name in content["shards"]}
+        shards = {name: match[1] for name, match in matches.items() if match}
+        for name, checksum in {**shards, **content["index"]}.items():
+            yield from _faults_of_file(folder / name if is_below(name) else folder, checksum)
 
 
-def _of_file(path: Path, checksum: Any) -> Iterator[RaykdError]:
+def _faults_of_file(path: Path, checksum: Any) -> Iterator[RaykdError]:
     if not path.is_file() or arrow.file_checksum(path) != checksum:
         yield CacheCorrupt(
             f"{path}: the file is missing or was altered; remove {path.parent} and run again"
         )
 
 
-def _of_weights(path: Path) -> Iterator[RaykdError]:
-    """Faults of given weights, whose name is their digest."""
+def _faults_of_weights(store: Store, path: Path) -> Iterator[RaykdError]:
+    """Faults of a copy of a weights file, whose name is its digest."""
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != path.name[:64]:
         yield CacheCorrupt(
             f"{path}: the weights are missing or were altered; remove the file, and name the one "
@@ -145,41 +134,38 @@ def _of_weights(path: Path) -> Iterator[RaykdError]:
         )
 
 
-def _of_stamp(path: Path) -> Iterator[RaykdError]:
+def _faults_of_stamp(store: Store, path: Path) -> Iterable[RaykdError]:
     image_index.read_record(image_index.Summary, path)
-    yield from ()
+    return ()
 
 
 def progress_of(store: Store, cache: LogitsRun) -> str:
     """Progress of a cache that is being built, in words."""
-    ready = [*store.path(cache).glob("view-*.arrow")]
-    if not ready and not (store.path(cache) / MANIFEST).exists():
+    folder = store.path(cache)
+    shards = [named(path.name, 0) for path in folder.glob("view-*.arrow")]
+    if not shards and not (folder / MANIFEST).exists():
         return "not begun"
-    rows = sum(int(stop) - int(start) for _, start, stop in map(_range, ready))
-    return f"{rows:,} rows in {len(ready)} shards so far"
+    rows = sum(len(shard.part) for shard in shards if shard is not None)
+    return f"{rows:,} rows in {len(shards)} shards so far"
 
 
-def _range(path: Path) -> tuple[str, str, str]:
-    """View, start and stop in a shard's name."""
-    found = re.match(r"view-(\d+)-rows-(\d+)-(\d+)-", path.name)
-    return found.groups() if found else ("0", "0", "0")  # pyright: ignore[reportReturnType]
-
-
-def faults(store: Store, run: Training) -> Iterator[RaykdError]:
-    """Faults of the result, the metrics and the weights of a finished training."""
+def faults(store: Store, run: Training | Search) -> Iterator[RaykdError]:
+    """Faults of a finished training (result, metrics, weights), or of a search's decisions."""
     folder = store.path(run)
-    try:
-        shape = Untested if isinstance(run, PreludeRun) else Tested
-        result = read_result(folder, shape)
-        known = weights.known_checksums(folder)
-    except RaykdError as error:
-        yield error
+    if isinstance(run, Search):
+        if not is_complete(run, read_decisions(store, run)):
+            yield CacheCorrupt(
+                f"{store.where(folder / DECISIONS)}: decisions of a finished search are "
+                "missing; `raykd run` of its experiment measures anew, and trains nothing"
+            )
         return
+    result = read_result(folder, Untested if isinstance(run, PreludeRun) else Tested)
+    checksums = weights.recorded_checksums(folder)
     try:
         read_metrics(folder, None, result)
     except RaykdError as error:
         yield error
-    for name in sorted({*known, *_needed(store, run)}):
+    for name in sorted({*checksums, *_required_files(store, run)}):
         try:
             weights.checked(store.pull(folder / name))
         except RaykdError as error:
@@ -191,15 +177,18 @@ def finish_again(store: Store, run: Training) -> bool:
 
     A run that was stopped between its result and its marker leaves that, and so does a lost marker.
     """
-    folder = store.path(run)
-    if not (folder / RESULT).is_file() or any(faults(store, run)):
+    if not (store.path(run) / RESULT).is_file():
+        return False
+    report = Audit({}, [])
+    report.check(run.kind, faults, store, run)
+    if report.faults:
         return False
     store.finish(run)
     return True
 
 
-def _needed(store: Store, run: Training) -> list[str]:
-    """The weights files without which a training is not finished."""
+def _required_files(store: Store, run: Training) -> list[str]:
+    """Names of the weights files without which a training is not finished."""
     if isinstance(run, PreludeRun):
         return [weights.STUDENT] if run.model is not None else []
     return [weights.anchor_path(store, run, anchor).name for anchor in run.anchors()]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Look, Outputs, Signal
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, full_precision, match_classes, precise
 from raykd.models.staged import Staged, Through
-from raykd.teachers.source import LiveTeacher, Source, looking
+from raykd.teachers.source import LiveTeacher, Source, by_look
 from raykd.training.compiled import Mode, compiled_pass, refusal
 
 
@@ -41,7 +41,7 @@ class Learner(nn.Module):
         self.teacher: Source | None = None
         if teacher is not None:
             self.teacher_network = teacher.network  # its weights are ours
-            self.teacher = looking(teacher, method.looks().teacher)
+            self.teacher = by_look(dict.fromkeys(method.looks().teacher, teacher))
         self.autocast = autocast
         self.label_smoothing = label_smoothing
         self._through: Through | None = None
@@ -90,15 +90,10 @@ class Learner(nn.Module):
         if self.method.trains == "helpers":
             assert teacher is not None
             return teacher  # the student has no part in it
-        main, *others = self.method.looks().student
-        outputs = self._seen(batch if main == "given" else batch.looks[main])
-        if not others:
-            return outputs
-        looks: dict[Look, Outputs] = {main: outputs}
-        looks |= {look: self._seen(batch.looks[look]) for look in others}
-        return outputs.with_looks(looks)
+        looks = self.method.looks().student
+        return by_look(dict.fromkeys(looks, self._outputs))(batch)
 
-    def _seen(self, batch: Batch) -> Outputs:
+    def _outputs(self, batch: Batch) -> Outputs:
         """The student's outputs for one look."""
         pixels, needs = batch.pixels, self.method.needs() | Signal.LIVE
         if Signal.PIXELS in needs:

@@ -51,11 +51,10 @@ def finished(store: Store, run: AnyTeacher) -> Finished:
         method = run.method
         network, helpers = initial_state.untrained(run, train.targets)
     else:
-        network = weights.unloaded(run)
+        network = weights.build_network(run)
     name = weights.anchor_path(store, run, run.anchors()[-1]).name
-    path = weights.finished(store, run, name)
-    weights.load_weights(weights.checked(path), network)
-    result = read_result(path.parent, Tested)
-    made = Finished(run, network.eval(), method, helpers.eval(), result, test)
-    made.released.load_state_dict(weights.kept(weights.finished(store, run, weights.HELPERS)))
-    return made
+    weights.load_finished(store, run, name, network)
+    result = read_result(store.path(run), Tested)
+    loaded = Finished(run, network.eval(), method, helpers.eval(), result, test)
+    loaded.released.load_state_dict(weights.finished_state(store, run, weights.HELPERS))
+    return loaded

@@ -72,7 +72,7 @@ def distil(
     training = _Training(run, learner, sources, host)
     done = len(training.history)
     if done == run.optim.epochs:  # the run was stopped between its last epoch and its end
-        trained = training.gathered()
+        trained = training.outcome()
         check_metrics(run, done - 1, trained.history[-1])
         check_weights(run, done - 1, (trained.learner, trained.released), host.total)
         after_epoch(done, trained.released)
@@ -80,7 +80,7 @@ def distil(
         metrics, released = training.train_epoch(epoch)
         after_epoch(epoch + 1, released)
         host.report(metrics, training.state, last=epoch + 1 == run.optim.epochs)
-    return training.gathered()
+    return training.outcome()
 
 
 @dataclass
@@ -88,7 +88,7 @@ class _Epoch:
     """One pass over the training images."""
 
     number: int  # from 0
-    moment: int  # from 0 over all runs of a chain
+    chain_epoch: int  # from 0 over all runs of a chain
     teacher: Source | None
     updates: int
     share: float  # this worker's part of a batch relative to an equal split; 1 if it is even
@@ -97,7 +97,7 @@ class _Epoch:
 
 
 class _Training:
-    """A training under way: everything that its next step depends on."""
+    """State of a training: everything that its next step depends on."""
 
     def __init__(self, run: StudentRun, learner: Learner, sources: Sources, host: Host) -> None:
         self._run, self._learner, self._sources, self._host = run, learner, sources, host
@@ -106,20 +106,30 @@ class _Training:
                 module.gather = host.gather
         self._average = None if run.optim.ema is None else Average(learner.student, run.optim.ema)
         self._modules = [learner] if self._average is None else [learner, self._average]
+        self.history: list[Metrics] = []
         checkpoint = host.restore()
-        self._file = getattr(checkpoint, "path", None)
-        with fitting(self._file):
-            self.history = _restored(learner, self._average, checkpoint)
         if checkpoint is None:
             self._calibrate(learner.teacher or sources.teacher_at(0), 0)
+        else:
+            self._load_weights(checkpoint)
         host.restart([*self.history])
-        self._wrapped = host.wrap(learner, self._average)
+
+        # Workers take their shares of the weights here, and the optimiser its state after that.
+        self._wrapped = host.weights.wrap(learner, self._average)
         self._optimiser = build_optimiser(run.optim, learner)
-        self._interrupted: mid_epoch.State | None = None  # for the first epoch to train
+        self._interrupted: State | None = None  # a checkpoint within the first epoch to train
         if checkpoint is not None:
-            with fitting(self._file):
-                host.load(self._optimiser, checkpoint["optimiser"])
-            self._interrupted = checkpoint.get("within")
+            with fitting(checkpoint):
+                host.weights.load(self._optimiser, checkpoint["optimiser"])
+                self._interrupted = checkpoint if checkpoint["within"] else None
+
+    def _load_weights(self, checkpoint: State) -> None:
+        """Go on with the weights and the epochs of a checkpoint."""
+        with fitting(checkpoint):
+            self._learner.load_state_dict(checkpoint["learner"])
+            if self._average is not None:
+                self._average.load_state_dict(checkpoint["average"])
+            self.history = checkpoint["history"]
 
     def train_epoch(self, number: int) -> tuple[Metrics, Staged]:
         """Train for an epoch (from 0); its metrics, and the student that would be released."""
@@ -127,33 +137,34 @@ class _Training:
         teacher = self._teacher(number)
         # Dropout and the methods' own noise follow from the epoch, not from what ran before: a
         # teacher that is loaded here had its weights drawn first.
-        moment = run.first_epoch + number
-        torch.manual_seed(keyed_random.seed(run.seed, moment, host.rank))
+        chain_epoch = run.first_epoch + number
+        torch.manual_seed(keyed_random.seed(run.seed, chain_epoch, host.rank))
         started = time.monotonic()
         self._learner.train()
 
         # One line of rows for every part of every step of this worker.
         parts = host.scale.accumulate
-        order = epoch_order(run.seed, moment, len(train.images))
+        order = epoch_order(run.seed, chain_epoch, len(train.images))
         worker = (host.rank, host.world, parts)
         rows = steps(order, run.optim.batch, *worker, uneven=host.scale.elastic)
         share = rows.shape[1] * parts * host.world / run.optim.batch
-        epoch = _Epoch(number, moment, teacher, len(rows) // parts, share)
+        epoch = _Epoch(number, chain_epoch, teacher, len(rows) // parts, share)
         self._resume(epoch)
 
+        # The steps; those before a checkpoint within this epoch are skipped.
         skipped = epoch.done
-        batches = Timed(train.batches(rows[skipped * parts :], run.view_at(number), moment))
+        batches = Timed(train.batches(rows[skipped * parts :], run.view_at(number), chain_epoch))
         for position, batch in enumerate(batches, 1):
             last = position % parts == 0
             self._backward(epoch, batch, last=last)
             if last:
                 self._update(epoch)
 
-        tallies = _tallied(self._learner, host)
+        tallies = _tallies(self._learner, host)
         host.agree(torch.nn.ModuleList(self._modules))
         metrics = _means(epoch.sums, len(rows), host)
         check_metrics(run, number, metrics)
-        seconds = time.monotonic() - started  # after the sums were read: the device is done
+        seconds = time.monotonic() - started  # the sums were read: the device is done
         rate = learning_rate(run.optim, number * epoch.updates, epoch.updates)
         metrics |= {"epoch": number, "lr": rate}
         metrics["images_per_second"] = (epoch.updates - skipped) * run.optim.batch / seconds
@@ -166,34 +177,37 @@ class _Training:
         return metrics, released
 
     def _evaluate(self, epoch: int, metrics: Metrics) -> Staged:
-        """Check the student that would be released and add its scores to `metrics`; returns it."""
-        trained, sources = self.gathered(), self._sources
+        """Check and evaluate the student that would be released, into `metrics`; returns it."""
+        trained, sources = self.outcome(), self._sources
         check_weights(self._run, epoch, (trained.learner, trained.released), self._host.total)
+        learner, autocast = trained.learner, trained.learner.autocast
+        network = (trained.released, learner.method, learner.helpers)
         if sources.test is not None:
-            metrics |= _evaluated(trained, sources.test, sources.test_teacher, self._host)
+            test = sources.test, sources.test_teacher
+            metrics |= evaluate(*network, *test, self._host, autocast=autocast)
         if sources.validation is not None:
-            scores = _evaluated(trained, sources.validation, None, self._host)
+            scores = evaluate(*network, sources.validation, None, self._host, autocast=autocast)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in scores.items()}
         check_metrics(self._run, epoch, metrics)
         return trained.released
 
-    def gathered(self) -> Trained:
+    def outcome(self) -> Trained:
         """The training so far, with all weights on every worker; all of them call it."""
-        whole = self._host.whole(self._learner)
-        average = self._average
-        released = whole.student if average is None else self._host.whole(average).module
+        average, weights = self._average, self._host.weights
+        whole = weights.whole(self._learner)
+        released = whole.student if average is None else weights.whole(average).module
         assert isinstance(released, Staged)
         return Trained(self.history, whole, released)
 
     def state(self) -> State:
         """Everything that the next epoch depends on, in the same form from every host."""
-        average, host = self._average, self._host
+        average, weights = self._average, self._host.weights
         return {
             "epoch": len(self.history),
             "history": self.history,
-            "learner": host.whole(self._learner).state_dict(),
-            "optimiser": host.saved(self._optimiser),
-            "average": None if average is None else host.whole(average).state_dict(),
+            "learner": weights.whole(self._learner).state_dict(),
+            "optimiser": weights.saved(self._optimiser),
+            "average": None if average is None else weights.whole(average).state_dict(),
             "within": None,
         }
 
@@ -205,13 +219,14 @@ class _Training:
 
     def _resume(self, epoch: _Epoch) -> None:
         """Set an epoch to the step at which it was interrupted, if it was."""
-        within, self._interrupted = self._interrupted, None
-        if within is None:
+        checkpoint, self._interrupted = self._interrupted, None
+        if checkpoint is None:
             return
-        words = (self._run.seed, epoch.moment, self._host.rank)
-        with fitting(self._file):
+        words = (self._run.seed, epoch.chain_epoch, self._host.rank)
+        with fitting(checkpoint):
+            within = checkpoint["within"]
             epoch.done, sums = mid_epoch.restore(within, self._modules, self._host, words)
-        scale = self._host.scale.accumulate / within["parts"]
+            scale = self._host.scale.accumulate / within["parts"]
         epoch.sums = {name: value * scale for name, value in sums.items()}
 
     def _teacher(self, epoch: int) -> Source | None:
@@ -226,8 +241,8 @@ class _Training:
     def _backward(self, epoch: _Epoch, batch: Batch, *, last: bool) -> None:
         """Add the gradients of one part of a step; they are averaged with the `last` one."""
         outputs = epoch.teacher(batch) if epoch.teacher is not None else None
-        label_weight = self._run.label_weight_at(epoch.moment)
-        with self._host.averaging(self._wrapped, last=last):
+        label_weight = self._run.label_weight_at(epoch.chain_epoch)
+        with self._host.weights.averaging(self._wrapped, last=last):
             losses, _ = self._wrapped(batch, outputs, label_weight)
             if epoch.share != 1:  # the mean over workers is to be the one over samples
                 losses = {name: loss * epoch.share for name, loss in losses.items()}
@@ -269,21 +284,7 @@ def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:
     return {"loss": sum(means), **parts}
 
 
-def _evaluated(trained: Trained, views: Views, teacher: Source | None, host: Host) -> Metrics:
-    """Metrics of the student that would be released on some images."""
-    learner = trained.learner
-    return evaluate(
-        trained.released,
-        learner.method,
-        learner.helpers,
-        views,
-        teacher,
-        host,
-        autocast=learner.autocast,
-    )
-
-
-def _tallied(learner: Learner, host: Host) -> Metrics:
+def _tallies(learner: Learner, host: Host) -> Metrics:
     """The helpers' counts of an epoch over all workers; they start again from 0."""
     metrics: Metrics = {}
     for module in learner.helpers.modules():
@@ -291,15 +292,3 @@ def _tallied(learner: Learner, host: Host) -> Metrics:
             metrics |= module.metrics(host.total(module.counts))
             module.counts.zero_()
     return metrics
-
-
-def _restored(
-    learner: Learner, average: Average | None, state: dict[str, Any] | None
-) -> list[Metrics]:
-    """Load a checkpoint's weights, if there is one, and return the metrics of its epochs."""
-    if state is None:
-        return []
-    learner.load_state_dict(state["learner"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    return state["history"]

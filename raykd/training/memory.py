@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    wanted = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 28))
-    return all(libc.mallopt(parameter, value) == 1 for parameter, value in wanted)
+    settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 28))
+    return all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
 def peak_bytes(device: torch.device) -> int:

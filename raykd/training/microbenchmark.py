@@ -15,7 +15,7 @@ from raykd.core.types import Batch, Look
 from raykd.data.recipe import Data
 from raykd.models.staged import Staged, measure
 from raykd.recipes import AnyTeacher, StudentRun
-from raykd.teachers.source import LiveTeacher, looking
+from raykd.teachers.source import LiveTeacher, by_look
 from raykd.training.compiled import Mode
 from raykd.training.learner import Learner
 
@@ -41,21 +41,23 @@ def step_of(
         helpers = method.helpers(*shapes, targets)
         lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
         teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
-    own = teacher if method.trains_teacher() else None
+    trained_teacher = teacher if method.trains_teacher() else None
     lower = run.precision == "bfloat16"
-    how: dict[str, Any] = {"autocast": lower, "compiled": compiled}
-    learner = _on(device, Learner(student, method, helpers, own, **how))
+    options: dict[str, Any] = {"autocast": lower, "compiled": compiled}
+    learner = _on(device, Learner(student, method, helpers, trained_teacher, **options))
     mixed = run.data.augment.mix is not None or method.mixing() is not None
     batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
-    theirs = batch if seen == run.data else _noise(run.optim.batch, seen, device, rows=len(targets))
-    source = None if teacher is None else looking(teacher, looks.teacher)
+    teacher_batch = (
+        batch if seen == run.data else _noise(run.optim.batch, seen, device, rows=len(targets))
+    )
+    source = None if teacher is None else by_look(dict.fromkeys(looks.teacher, teacher))
     if source is not None and method.needs_calibration(helpers):
-        method.calibrate(helpers, [source(theirs)])
-    asks = source if own is None and not run.cached() else None
-    known = source(theirs) if source is not None and run.cached() else None
+        method.calibrate(helpers, [source(teacher_batch)])
+    live = source if trained_teacher is None and not run.cached() else None
+    cached = source(teacher_batch) if source is not None and run.cached() else None
 
     def step() -> None:
-        losses, _ = learner(batch, known if asks is None else asks(theirs), 1.0)
+        losses, _ = learner(batch, cached if live is None else live(teacher_batch), 1.0)
         torch.stack([*losses.values()]).sum().backward()
 
     return step

@@ -24,8 +24,8 @@ Sums = dict[str, Tensor]  # losses by name, summed over the steps that are done
 
 def save(steps: int, sums: Sums, modules: Sequence[nn.Module], host: Host) -> State:
     """The workers' state after `steps` steps of an epoch; all of them call it."""
-    noise = _noise(host.device)
-    values = [*noise, *sums.values(), *_own(modules), *_counts(modules)]
+    noise = _generator_states(host.device)
+    values = [*noise, *sums.values(), *_buffers(modules), *_counts(modules)]
     row = torch.cat([_bytes(value).to(host.device) for value in values])
     return {
         "steps": steps,
@@ -37,37 +37,37 @@ def save(steps: int, sums: Sums, modules: Sequence[nn.Module], host: Host) -> St
 
 @torch.no_grad()
 def restore(
-    within: State, modules: Sequence[nn.Module], host: Host, words: Sequence[int]
+    within: State, modules: Sequence[nn.Module], host: Host, key: Sequence[int]
 ) -> tuple[int, Sums]:
     """Set this worker to where it was: the steps that are done, and its sums.
 
-    `words` name the epoch and this worker; what it draws follows from them where there were not as
+    `key` name the epoch and this worker; what it draws follows from them where there were not as
     many workers before.
     """
-    names, own, counts = [*within["sums"]], _own(modules), _counts(modules)
+    names, buffers, counts = [*within["sums"]], _buffers(modules), _counts(modules)
     noise = [*within["noise"]]
-    kinds = [*noise, *within["sums"].values(), *own, *counts]
-    written = [_values(row, kinds) for row in within["rows"]]
-    if len(written) == host.world:
-        found = written[host.rank]
-        _make_noise(found[: len(noise)], host.device)
+    templates = [*noise, *within["sums"].values(), *buffers, *counts]
+    rows = [_values(row, templates) for row in within["rows"]]
+    if len(rows) == host.world:
+        values = rows[host.rank]
+        _set_generators(values[: len(noise)], host.device)
     else:
-        torch.manual_seed(keyed_random.seed(*words, within["steps"]))
-        columns = [torch.stack(column) for column in zip(*written, strict=True)]
+        torch.manual_seed(keyed_random.seed(*key, within["steps"]))
+        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
         means = [c.mean(0) if c.is_floating_point() else c[0] for c in columns]
         totals = [c.sum(0) * (host.rank == 0) for c in columns[len(columns) - len(counts) :]]
-        found = means[: len(means) - len(counts)] + totals
-    found = found[len(noise) :]
-    for buffer, value in zip([*own, *counts], found[len(names) :], strict=True):
+        values = means[: len(means) - len(counts)] + totals
+    values = values[len(noise) :]
+    for buffer, value in zip([*buffers, *counts], values[len(names) :], strict=True):
         buffer.copy_(value)
-    sums = {name: value.to(host.device) for name, value in zip(names, found, strict=False)}
+    sums = {name: value.to(host.device) for name, value in zip(names, values, strict=False)}
     return within["steps"], sums
 
 
-def _own(modules: Sequence[nn.Module]) -> list[Tensor]:
+def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
     """The buffers in which workers may differ; those of a `Shared` helper are everybody's."""
-    own = [m for one in modules for m in one.modules() if not isinstance(m, Shared | Tally)]
-    return [value for module in own for value in module.buffers(recurse=False)]
+    parts = [m for one in modules for m in one.modules() if not isinstance(m, Shared | Tally)]
+    return [value for module in parts for value in module.buffers(recurse=False)]
 
 
 def _counts(modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -75,13 +75,13 @@ def _counts(modules: Sequence[nn.Module]) -> list[Tensor]:
     return [m.counts for one in modules for m in one.modules() if isinstance(m, Tally)]
 
 
-def _noise(device: torch.device) -> list[Tensor]:
+def _generator_states(device: torch.device) -> list[Tensor]:
     """The states of torch's generators, uint8."""
     states = [torch.get_rng_state()]
     return states if device.type != "cuda" else [*states, torch.cuda.get_rng_state(device)]
 
 
-def _make_noise(states: Sequence[Tensor], device: torch.device) -> None:
+def _set_generators(states: Sequence[Tensor], device: torch.device) -> None:
     """Set torch's generators, as far as there are such here."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
@@ -93,12 +93,12 @@ def _bytes(value: Tensor) -> Tensor:
     return value.detach().contiguous().view(-1).view(torch.uint8)
 
 
-def _values(row: Tensor, kinds: Sequence[Tensor]) -> list[Tensor]:
+def _values(row: Tensor, templates: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of the given shapes and types from the memory of one after the other."""
-    sizes = [kind.numel() * kind.element_size() for kind in kinds]
+    sizes = [template.numel() * template.element_size() for template in templates]
     parts = row.split(sizes)
     # A copy, since memory in the middle of a row may lie where no number of this type can.
     return [
-        part.clone().view(kind.dtype).view(kind.shape)
-        for part, kind in zip(parts, kinds, strict=True)
+        part.clone().view(template.dtype).view(template.shape)
+        for part, template in zip(parts, templates, strict=True)
     ]

@@ -20,14 +20,14 @@ def build_optimiser(optim: Optim, module: nn.Module) -> torch.optim.Optimizer:
     rest = [p for p in module.parameters() if p.requires_grad and p not in apart]
     trained: list[dict[str, Any]] = [{"params": rest}]
     for part in paced:
-        own = {"rate": part.rate, "weight_decay": part.weight_decay}
-        trained.append({"params": [*part.parameters()], **own})
+        settings = {"rate": part.rate, "weight_decay": part.weight_decay}
+        trained.append({"params": [*part.parameters()], **settings})
     # On a GPU, one kernel updates all weights; on a CPU the plain update keeps its bits.
     fused = True if rest and rest[0].is_cuda else None
-    how: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": fused}
+    options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": fused}
     if optim.name == "adamw":
-        return torch.optim.AdamW(trained, **how)
-    return torch.optim.SGD(trained, momentum=optim.momentum, nesterov=optim.nesterov, **how)
+        return torch.optim.AdamW(trained, **options)
+    return torch.optim.SGD(trained, momentum=optim.momentum, nesterov=optim.nesterov, **options)
 
 
 def update(optimiser: torch.optim.Optimizer, rate: float, clip: float | None) -> None:
@@ -46,7 +46,7 @@ def load_state(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     How it updates the weights follows from its own device.
     """
     pairs = zip(state["param_groups"], optimiser.param_groups, strict=True)
-    groups = [theirs | {"fused": ours["fused"]} for theirs, ours in pairs]
+    groups = [saved | {"fused": current["fused"]} for saved, current in pairs]
     optimiser.load_state_dict(state | {"param_groups": groups})
 
 

@@ -1,5 +1,6 @@
 """The result of a finished run: its last and best epoch, size, speed and hardware."""
 
+import copy
 import math
 import platform
 import statistics
@@ -114,13 +115,10 @@ def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
     time is the median of some passes in evaluation mode, in float32. Leaves the network and the
     generators as they were.
     """
-    # The glue between a network's parts is in none of its registers.
-    parts = (network, *network.stages.values(), network.pool, network.classifier)
-    modes = {module: module.training for part in parts for module in part.modules()}
+    network = copy.deepcopy(network).eval()
     weight = next(network.parameters())
     pixels = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
     pixels = pixels.to(memory_format=torch.channels_last)
-    network.eval()
     times: list[float] = []
     with torch.no_grad():
         network(pixels)
@@ -133,8 +131,6 @@ def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
             network(pixels)
             _wait(weight.device)
             times.append(time.perf_counter() - started)
-    for module, training in modes.items():
-        module.training = training
     return counter.get_total_flops(), 1000 * statistics.median(times)
 
 

@@ -7,9 +7,9 @@ is chosen. The students that it trains on the way are artefacts of their own.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BeforeValidator, FiniteFloat, PlainSerializer, TypeAdapter
 
 from raykd.core.errors import CacheCorrupt
 from raykd.core.record import fingerprint
@@ -19,33 +19,26 @@ from raykd.storage.store import Store, first_line, read_json
 DECISIONS = "decisions.json"
 
 
+# A relative hardness r; infinity, where the student is at the checkpoint, is null in the file.
+Ratio = Annotated[
+    float,
+    BeforeValidator(lambda value: math.inf if value is None else value),
+    PlainSerializer(lambda ratio: ratio if math.isfinite(ratio) else None),
+]
+
+
 @dataclass(frozen=True)
 class Decision:
     """Measurements after a stage, and the anchor that the search chose next."""
 
     anchor: int  # the stage's checkpoint of the teacher, by its epoch
     student: str  # fingerprint of the stage's student
-    distances: dict[int, float]  # checkpoint -> distance of the student, from `anchor` on
-    ratios: dict[int, float]  # checkpoint -> relative hardness r; infinity if the student is there
+    distances: dict[int, FiniteFloat]  # checkpoint -> distance of the student, from `anchor` on
+    ratios: dict[int, Ratio]  # checkpoint -> relative hardness
     next: int
 
 
-class _Decision(BaseModel):
-    """A decision in the file."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-    anchor: int
-    student: str
-    distances: dict[str, float]
-    ratios: dict[str, float | None]  # null: infinity
-    next: int
-
-
-class _Decisions(BaseModel):
-    """The content of the file."""
-
-    decisions: list[_Decision]
+_DECISIONS = TypeAdapter(list[Decision])
 
 
 def anchors_of(search: Search, decisions: list[Decision]) -> tuple[int, ...]:
@@ -73,10 +66,9 @@ def read_decisions(store: Store, search: Search) -> list[Decision]:
         return []
     what = "the decisions cannot be read"
     advice = "remove the folder to measure again; the students that it trained stay"
-    value = read_json(path, _Decisions, what=what, advice=advice)
+    value = read_json(path, what=what, advice=advice)
     try:
-        written = _Decisions.model_validate(value)
-        decisions = [_decision(entry) for entry in written.decisions]
+        decisions = _DECISIONS.validate_python(value.get("decisions"))
         _check(search, decisions)
     except (ValueError, OverflowError) as error:
         raise CacheCorrupt(f"{path}: {what} ({first_line(error)}); {advice}") from error
@@ -101,7 +93,7 @@ def write_decisions(store: Store, search: Search, decisions: list[Decision]) -> 
         "candidates": search.candidates(),
         "threshold": search.threshold,
         "anchors": anchors_of(search, decisions),
-        "decisions": [_plain(decision) for decision in decisions],
+        "decisions": _DECISIONS.dump_python(decisions, mode="json"),
     }
     store.write_json(store.path(search) / DECISIONS, value)
 
@@ -131,11 +123,11 @@ def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[
     students, caches = [], []
     for run in runs:
         student = route_found(store, run)
-        if student is None and not isinstance(run, StudentRun):
-            student = next_stage(store, run.search)
         if not isinstance(run, StudentRun):
+            student = student or next_stage(store, run.search)
             caches += measures(run.search)
-        students += [student] if student is not None else []
+        if student is not None:
+            students.append(student)
     return list(dict.fromkeys(students)), list(dict.fromkeys(caches))
 
 
@@ -144,21 +136,3 @@ def measures(search: Search) -> list[LogitsRun]:
     if not search.student.cached():
         return []  # the live teacher answers
     return [search.student.validation_logits(anchor) for anchor in search.candidates()]
-
-
-def _plain(decision: Decision) -> dict[str, Any]:
-    """A decision as JSON, with null for infinity."""
-    ratios = {str(a): r if math.isfinite(r) else None for a, r in decision.ratios.items()}
-    return {
-        "anchor": decision.anchor,
-        "student": decision.student,
-        "distances": {str(anchor): value for anchor, value in decision.distances.items()},
-        "ratios": ratios,
-        "next": decision.next,
-    }
-
-
-def _decision(value: _Decision) -> Decision:
-    ratios = {int(a): math.inf if r is None else r for a, r in value.ratios.items()}
-    far = {int(anchor): distance for anchor, distance in value.distances.items()}
-    return Decision(value.anchor, value.student, far, ratios, value.next)

@@ -43,18 +43,18 @@ def decide(store: Store, search: Search, device: torch.device) -> None:
     stage, current = search.stage(anchors), anchors[-1]
     if not store.has(stage):
         return  # somebody else has decided already, and the stage after that is still to be trained
-    far = distances(store, search, anchors, device)
-    wrong = [anchor for anchor, value in far.items() if not math.isfinite(value)]
-    if wrong:
+    measured = distances(store, search, anchors, device)
+    invalid = [anchor for anchor, value in measured.items() if not math.isfinite(value)]
+    if invalid:
         raise WorkFailed(
             f"{search.student.method.name} {search.student.model} seed {search.student.seed}: the "
-            f"distance to the teacher's epoch {wrong[0]} is not finite ({far[wrong[0]]}); its "
-            "answers to the validation images, or the student's, are no numbers"
+            f"distance to the teacher's epoch {invalid[0]} is not finite ({measured[invalid[0]]}); "
+            "its outputs for the validation images, or the student's, are not finite"
         )
-    ratios = {anchor: hardness(far[current], value) for anchor, value in far.items()}
+    ratios = {anchor: hardness(measured[current], value) for anchor, value in measured.items()}
     final_stage = search.at_most is not None and len(anchors) + 1 >= search.at_most
     chosen = candidates[-1] if final_stage else farthest(ratios, current, search.threshold)
-    decisions.append(Decision(current, fingerprint(stage), far, ratios, chosen))
+    decisions.append(Decision(current, fingerprint(stage), measured, ratios, chosen))
     write_decisions(store, search, decisions)
     if is_complete(search, decisions):
         store.finish(search)
@@ -74,7 +74,7 @@ def distances(
     assert views is not None, "a search has validation images"
     learner = _trained(store, run, device)
     later = [anchor for anchor in search.candidates() if anchor >= anchors[-1]]
-    teachers = {anchor: inputs.validator(store, run, anchor, device) for anchor in later}
+    teachers = {anchor: inputs.validation_teacher(store, run, anchor, device) for anchor in later}
     if search.measure == "loss":
         epoch = run.first_epoch + run.optim.epochs - 1  # whose weights the loss has
         return {anchor: _loss(learner, views, teachers[anchor], epoch) for anchor in later}
@@ -83,8 +83,8 @@ def distances(
         for batch in views.runs(torch.arange(len(views.images)), BATCH):
             outputs = learner.student.outputs(batch.pixels, run.method.needs())
             for anchor, teacher in teachers.items():
-                mine, theirs = run.method.comparable(outputs, teacher(batch), learner.helpers)
-                sums[anchor] += _divergence(mine, theirs, search.temperature)
+                logits = run.method.comparable(outputs, teacher(batch), learner.helpers)
+                sums[anchor] += _divergence(*logits, search.temperature)
     return {anchor: value / len(views.images) for anchor, value in sums.items()}
 
 
@@ -102,13 +102,13 @@ def _loss(learner: Learner, views: Views, teacher: Source, epoch: int) -> float:
     total = 0.0
     for batch in views.runs(torch.arange(len(views.images)), BATCH):
         losses, _ = learner(replace(batch, epoch=epoch), teacher(batch), 0.0)
-        own = [loss.detach().double() for name, loss in losses.items() if name != "label"]
-        total += float(torch.stack(own).sum()) * len(batch.ids)
+        method_losses = [loss.detach().double() for name, loss in losses.items() if name != "label"]
+        total += float(torch.stack(method_losses).sum()) * len(batch.ids)
     return total / len(views.images)
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> float:
     """The sum over images of KL(teacher || student) of logits [V, C], in float64."""
-    wanted = (teacher.double() / temperature).log_softmax(1)
-    found = (student.double() / temperature).log_softmax(1)
-    return float(F.kl_div(found, finite(wanted), reduction="sum", log_target=True))
+    log_teacher = (teacher.double() / temperature).log_softmax(1)
+    log_student = (student.double() / temperature).log_softmax(1)
+    return float(F.kl_div(log_student, finite(log_teacher), reduction="sum", log_target=True))

@@ -8,7 +8,8 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import update_bn
 from raykd.config.scale import Scale
 from raykd.core.errors import WorkFailed
 from raykd.core.shutdown import Notice
-from raykd.data.dataset import open_images, open_split
+from raykd.data.dataset import open_split
 from raykd.data.loading.loader import Views
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
@@ -29,16 +30,16 @@ from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Trainin
 from raykd.storage import locks
 from raykd.storage.atomic import lasting, make_folder
 from raykd.storage.store import Store, write_json
-from raykd.teachers.source import CachedTeacher
 from raykd.tracking import run_log
 from raykd.tracking.jsonl import metrics_checksum
-from raykd.tracking.logger import Logger, Metrics
+from raykd.tracking.logger import Logger
 from raykd.training import initial_state, inputs, weights
 from raykd.training.checkpointing import RESULT, Journal
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
 from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, Host, LocalHost
-from raykd.training.loop import Sources, distil
+from raykd.training.learner import Learner
+from raykd.training.loop import Sources, Trained, distil
 from raykd.training.result import result_of
 
 # Seconds that a writer may take to notice that its driver is gone, or NFS that a node is.
@@ -76,90 +77,76 @@ def train(store: Store, run: Training, host: Host) -> None:
     with alone if host.rank == 0 else contextlib.nullcontext():
         result = None
         try:
-            if isinstance(run, TeacherRun):
-                result = train_teacher(store, run, host)
-            elif isinstance(run, PreludeRun):
-                result = train_prelude(store, run, host)
+            make_folder(store.path(run))
+            if isinstance(run, TeacherRun) and run.weights is not None:
+                result = _adopt(store, run, host)
             else:
-                result = train_student(store, run, host)
+                result = _train(store, run, host)
+            if result is not None:
+                _finish(store, run, result)
         finally:
             host.log.end(result)
 
 
-def train_teacher(store: Store, teacher: TeacherRun, host: Host) -> Metrics | None:
-    """Train a teacher, or take its given weights; its result, on rank 0."""
-    make_folder(store.path(teacher))
-    if teacher.weights is not None:
-        return _adopt_teacher(store, teacher, host)
-    saved = set(teacher.anchors())
+def _train(store: Store, run: Training, host: Host) -> dict[str, Any] | None:
+    """Train, and write the weights; the result, on rank 0."""
+    training = training_of(run)
+    train, test = inputs.views(store, training, host)
+    sources = Sources(inputs.teachers(store, training, host.device), train)
+    if not isinstance(run, PreludeRun):  # which is not evaluated
+        test_teacher = inputs.test_teacher(store, training, host.device)
+        validation = inputs.validation(store, training, host.device, host.scale)
+        sources = Sources(sources.teacher_at, train, test, test_teacher, validation)
+    learner = initial_state.learner(store, training, host, train.images.targets)
 
     def save_anchor(epoch: int, network: Staged) -> None:
-        if epoch in saved and host.rank == 0:
-            if teacher.refresh_statistics:
-                network = refreshed(network, train, run.view_at(epoch - 1))
-                check_weights(run, epoch - 1, [network])
-            path = weights.anchor_path(store, teacher, epoch)
-            weights.save_weights(path, network)
-            store.push(path)
+        if isinstance(run, TeacherRun) and epoch in run.anchors() and host.rank == 0:
+            _save_anchor(store, run, epoch, network, train)
 
-    run = training_of(teacher)
-    train, test = inputs.views(store, run, host)
-    validation = inputs.validation(store, run, host.device, host.scale)
-    learner = initial_state.learner(store, run, host, train.images.targets)
-    sources = Sources(lambda epoch: None, train, test, validation=validation)
-    trained = distil(run, learner, sources, host, save_anchor)
+    trained = distil(training, learner, sources, host, save_anchor)
     if host.rank:
         return None
-    result = result_of(run, [trained.learner.student], trained.history, host)
-    return _finish(store, teacher, result)
+    parts: list[nn.Module] = [trained.released]
+    if isinstance(run, PreludeRun):
+        parts = _save_prelude(store.path(run), run, trained.learner)
+    elif isinstance(run, StudentRun):
+        parts = _save_student(store.path(run), run, trained)
+    return result_of(training, parts, trained.history, host)
 
 
-def train_prelude(store: Store, prelude: PreludeRun, host: Host) -> Metrics | None:
-    """Train what comes before a method's own training; its result, on rank 0."""
-    folder = store.path(prelude)
-    make_folder(folder)
-    run = prelude.training()
-    train, _ = inputs.views(store, run, host)
-    learner = initial_state.learner(store, run, host, train.images.targets)
-    teacher_at = inputs.teachers(store, run, host.device)
-    trained = distil(run, learner, Sources(teacher_at, train), host)
-    learner = trained.learner
-    if host.rank == 0:
-        parts: list[nn.Module] = [learner.helpers]
-        if prelude.model is not None:
-            weights.save_weights(folder / weights.STUDENT, learner.student)
-            parts.append(learner.student)
-        if learner.helpers.state_dict():
-            weights.save_state(folder / weights.HELPERS, learner.helpers)
-        return _finish(store, prelude, result_of(run, parts, trained.history, host))
-    return None
+def _save_anchor(
+    store: Store, teacher: TeacherRun, epoch: int, network: Staged, train: Views
+) -> None:
+    """Write a teacher's weights after `epoch` epochs."""
+    if teacher.refresh_statistics:
+        training = training_of(teacher)
+        network = refreshed(network, train, training.view_at(epoch - 1))
+        check_weights(training, epoch - 1, [network])
+    path = weights.anchor_path(store, teacher, epoch)
+    weights.save_weights(path, network)
+    store.push(path)
 
 
-def train_student(store: Store, run: StudentRun, host: Host) -> Metrics | None:
-    """Train a student and finish its artefact; its result, on rank 0."""
-    folder = store.path(run)
-    make_folder(folder)
-    train, test = inputs.views(store, run, host)
-    validation = inputs.validation(store, run, host.device, host.scale)
-    teacher_at = inputs.teachers(store, run, host.device)
-    test_run = run.test_logits()
-    test_teacher = inputs.open_cache(store, test_run, [0], host.device) if test_run else None
-    if test_teacher is not None:
-        test_teacher.prefetch(0)
-    learner = initial_state.learner(store, run, host, train.images.targets)
-    answers = CachedTeacher(test_teacher) if test_teacher else None
-    sources = Sources(teacher_at, train, test, answers, validation)
-    trained = distil(run, learner, sources, host)
-    if host.rank == 0:
-        learner, network = trained.learner, trained.released
-        weights.save_weights(folder / weights.STUDENT, network)
-        kept = run.method.releases(learner.helpers) if run.method.needs() else nn.ModuleDict()
-        if kept.state_dict():
-            weights.save_state(folder / weights.HELPERS, kept)
-        if last := initial_state.lasting(learner.helpers):
-            weights.save_tensors(folder / weights.STAGE, last)
-        return _finish(store, run, result_of(run, [network, kept], trained.history, host))
-    return None
+def _save_prelude(folder: Path, prelude: PreludeRun, learner: Learner) -> list[nn.Module]:
+    """Write the weights of a prelude; the modules that they belong to."""
+    if learner.helpers.state_dict():
+        weights.save_state(folder / weights.HELPERS, learner.helpers.state_dict())
+    if prelude.model is None:
+        return [learner.helpers]
+    weights.save_weights(folder / weights.STUDENT, learner.student)
+    return [learner.helpers, learner.student]
+
+
+def _save_student(folder: Path, run: StudentRun, trained: Trained) -> list[nn.Module]:
+    """Write the weights of a student; the modules that are needed to use it."""
+    helpers = trained.learner.helpers
+    weights.save_weights(folder / weights.STUDENT, trained.released)
+    released = run.method.releases(helpers) if run.method.needs() else nn.ModuleDict()
+    if released.state_dict():
+        weights.save_state(folder / weights.HELPERS, released.state_dict())
+    if last := initial_state.lasting(helpers):
+        weights.save_state(folder / weights.STAGE, last)
+    return [trained.released, released]
 
 
 def refreshed(network: Staged, train: Views, view: int) -> Staged:
@@ -189,7 +176,9 @@ class ShardMaker:
         self._shelf = Shelf(store, store.path(run))
         self.folder = self._shelf.workshop
         make_folder(self.folder)
-        self.views = inputs.shown(open_split(store, run.data, run.split), run.data, device, scale)
+        self.views = inputs.views_of(
+            open_split(store, run.data, run.split), run.data, device, scale
+        )
         self.teacher = inputs.live_teacher(store, run, device)
         self.codec = run.stored()
 
@@ -202,48 +191,36 @@ class ShardMaker:
         return shard
 
 
-def _adopt_teacher(store: Store, teacher: TeacherRun, host: Host) -> Metrics | None:
-    """Finish the artefact of a pretrained teacher: its weights, and how good it is."""
-    network = weights.given_weights(store, teacher).to(host.device)
+def _adopt(store: Store, teacher: TeacherRun, host: Host) -> dict[str, Any] | None:
+    """Evaluate a pretrained teacher, and write its weights; the result, on rank 0."""
+    network = weights.pretrained(store, teacher).to(host.device)
+    name = f"run.teacher.weights: the given teacher {teacher.model} ({teacher.weights})"
     wrong = not_finite([network.network], masks=network.classifier)
     if wrong:
-        raise WorkFailed(f"{_given(teacher)}: {listed(wrong)} not finite; give other weights")
-    _, test = open_images(store, teacher.data)
+        raise WorkFailed(f"{name}: {listed(wrong)} not finite; give other weights")
     started = time.monotonic()
-    metrics = evaluate(
-        network,
-        LabelOnly(),
-        nn.ModuleDict(),
-        inputs.shown(test, teacher.data.test(), host.device, host.scale),
-        None,
-        host,
-    )
+    test = open_split(store, teacher.data, "test")
+    views = inputs.views_of(test, teacher.data.test(), host.device, host.scale)
+    metrics = evaluate(network, LabelOnly(), nn.ModuleDict(), views, None, host)
     if math.isnan(metrics["test_loss"]):
         raise WorkFailed(
-            f"{_given(teacher)}: its answers to the test images are not finite; give other weights"
+            f"{name}: its answers to the test images are not finite; give other weights"
         )
     if math.isinf(metrics["test_loss"]):
         del metrics["test_loss"]  # it leaves out a class that test images have
     metrics |= {"epoch": 0, "seconds": time.monotonic() - started}
-    if host.rank == 0:
-        weights.save_weights(weights.anchor_path(store, teacher, 0), network)
-        result = result_of(training_of(teacher), [network], [metrics], host)
-        return _finish(store, teacher, result)
-    return None
+    if host.rank:
+        return None
+    weights.save_weights(weights.anchor_path(store, teacher, 0), network)
+    return result_of(training_of(teacher), [network], [metrics], host)
 
 
-def _given(teacher: TeacherRun) -> str:
-    """A teacher with given weights, as messages name it."""
-    return f"run.teacher.weights: the given teacher {teacher.model} ({teacher.weights})"
-
-
-def _finish(store: Store, run: Training, result: dict[str, Any]) -> Metrics:
+def _finish(store: Store, run: Training, result: Mapping[str, Any]) -> None:
     """Write the result, with the checksums of the weights, and then the artefact's marker."""
     folder = store.path(run)
     store.pull_all(folder, "weights")  # epochs that were saved on other nodes
     with lasting(folder / RESULT):
         sums = {"weights": weights.checksums(folder), "metrics": metrics_checksum(folder)}
-        write_json(folder / RESULT, result | sums)
+        write_json(folder / RESULT, {**result, **sums})
         store.finish(run)
     Journal(folder, store=store).close()
-    return result

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raykd import models
 from raykd.core.errors import CacheCorrupt, ConfigError
@@ -34,19 +34,14 @@ STAGE = "weights-stage.safetensors"  # a student's helpers, for the next stage o
 
 def save_weights(path: Path, network: Staged) -> None:
     """Write the plain network's state, atomically."""
-    save_state(path, network.network)
+    save_state(path, network.network.state_dict())
 
 
-def save_state(path: Path, module: nn.Module) -> None:
-    """Write a module's state, atomically."""
-    save_tensors(path, module.state_dict())
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by their names, atomically, into a folder that is there."""
-    state = {name: value.detach().cpu() for name, value in tensors.items()}
+def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the tensors of a state, atomically, into a folder that is there."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with lasting(path):
-        write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
+        write_atomic(path, safetensors.torch.save(tensors))
 
 
 def load_weights(path: Path, network: Staged) -> str:
@@ -55,11 +50,7 @@ def load_weights(path: Path, network: Staged) -> str:
     See `raykd.models.state_matching`. Raises `ConfigError` where they are another network's, and
     `CacheCorrupt` where the file is missing or cannot be read.
     """
-    _check_there(path)
-    try:
-        candidates = checkpoint_files.entries(checkpoint_files.file_of(path))
-    except ConfigError as error:
-        raise CacheCorrupt(str(error)) from error
+    candidates = _entries(path)
     try:
         return load_matched(candidates, network)
     except ConfigError as error:
@@ -67,19 +58,15 @@ def load_weights(path: Path, network: Staged) -> str:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """A state that was written here. Raises `CacheCorrupt` where it is missing or unreadable."""
-    _check_there(path)
+    """A state that `save_state` wrote. Raises `CacheCorrupt` where it is missing or unreadable."""
+    return dict(_entries(path)[0].tensors)
+
+
+def _entries(path: Path) -> list[checkpoint_files.Entry]:
     try:
-        return dict(checkpoint_files.entries(path)[0].tensors)
+        return checkpoint_files.entries(checkpoint_files.file_of(path))
     except ConfigError as error:
         raise CacheCorrupt(str(error)) from error
-
-
-def _check_there(path: Path) -> None:
-    if not path.exists():
-        raise CacheCorrupt(
-            f"{path}: the weights are missing; remove the folder to train them again"
-        )
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -88,54 +75,52 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def checked(path: Path) -> Path:
-    """The path, once its bytes are seen to be those that the artefact's result speaks of.
+    """The path, once its bytes have the checksum in the artefact's result.
 
     Raises `CacheCorrupt`.
     """
-    known = known_checksums(path.parent)
-    if not path.is_file():
-        raise CacheCorrupt(f"{path}: the weights are missing; {_to_mend(path)}")
-    if arrow.file_checksum(path) != known.get(path.name):
-        raise CacheCorrupt(f"{path}: the weights were truncated or altered; {_to_mend(path)}")
-    return path
+    expected = recorded_checksums(path.parent).get(path.name)
+    if path.is_file() and arrow.file_checksum(path) == expected:
+        return path
+    fault = "were truncated or altered" if path.is_file() else "are missing"
+    advice = f"remove {path.parent} to train them again, or bring the file back"
+    if path.parent.parent.name == TeacherRun.kind:
+        advice += (
+            ". Its caches are not damaged: they go on serving where the training gives the same "
+            "bytes, as with the same versions on CPUs; where it does not, they are named then"
+        )
+    raise CacheCorrupt(f"{path}: the weights {fault}; {advice}")
 
 
-def _to_mend(path: Path) -> str:
-    """Advice about an artefact's damaged weights."""
-    what = f"remove {path.parent} to train them again, or bring the file back"
-    if path.parent.parent.name != TeacherRun.kind:
-        return what
-    return (
-        f"{what}. Its caches are not damaged: they go on serving where the training gives the "
-        "same bytes, as with the same versions on CPUs; where it does not, they are named then"
-    )
-
-
-def known_checksums(folder: Path) -> dict[str, str]:
-    """The checksums that an artefact's result has of its weights files. Raises `CacheCorrupt`."""
-    known = read_result(folder).get("weights")
-    if known is None:
+def recorded_checksums(folder: Path) -> dict[str, str]:
+    """The checksums of weights files in an artefact's result, by name. Raises `CacheCorrupt`."""
+    checksums = read_result(folder).get("weights")
+    if checksums is None:
         raise CacheCorrupt(
             f"{folder / RESULT}: expected the checksums of weights files, found none; "
-            f"remove {folder} to train them again"
+            f"remove {folder} to train it again"
         )
-    return known
+    return checksums
 
 
 def finished(store: Store, run: Training, name: str) -> Path:
-    """A file of a finished artefact, brought here where it has one, with its result."""
+    """A file of a finished artefact, fetched from a remote store, as its result is."""
     store.has(run)
     return store.pull(store.path(run) / name)
 
 
-def kept(path: Path) -> dict[str, Tensor]:
-    """The state in a file of a finished artefact, once checked; nothing where it has no such file.
+def load_finished(store: Store, run: Training, name: str, network: Staged) -> None:
+    """Set a network to the weights in a finished artefact's file. Raises `CacheCorrupt`."""
+    load_weights(checked(finished(store, run, name)), network)
 
-    Raises `CacheCorrupt` where the artefact's result speaks of the file and it is not there.
+
+def finished_state(store: Store, run: Training, name: str) -> dict[str, Tensor]:
+    """The state in a finished artefact's file; empty where its result names no such file.
+
+    Raises `CacheCorrupt` where the file is damaged or missing.
     """
-    if path.name not in known_checksums(path.parent):
-        return {}
-    return load_state(checked(path))
+    path = finished(store, run, name)
+    return load_state(checked(path)) if path.name in recorded_checksums(path.parent) else {}
 
 
 def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
@@ -155,7 +140,7 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
         checked(path)
     else:
         store.has(run.teacher)
-    checksum = known_checksums(path.parent).get(path.name)
+    checksum = recorded_checksums(path.parent).get(path.name)
     if checksum is None:
         raise CacheCorrupt(
             f"{path.parent / RESULT}: speaks of no {path.name}; remove {path.parent} to train it "
@@ -166,23 +151,22 @@ def anchor_checksum(store: Store, run: LogitsRun) -> str:
 
 def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.device) -> Staged:
     """The teacher as it was after `anchor` epochs, on `device`."""
-    path = checked(finished(store, teacher, anchor_path(store, teacher, anchor).name))
-    network = unloaded(teacher)
-    load_weights(path, network)
+    network = build_network(teacher)
+    load_finished(store, teacher, anchor_path(store, teacher, anchor).name, network)
     return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def unloaded(teacher: AnyTeacher) -> Staged:
+def build_network(teacher: AnyTeacher) -> Staged:
     """The network of a teacher or student, as it is made to have its weights loaded."""
     network = models.build(teacher.model, teacher.data.resolved().classes)
-    given = teacher.weights if isinstance(teacher, TeacherRun) else None
-    if given and not given.startswith("sha256:") and hasattr(network.network, "transform_input"):
+    source = teacher.weights if isinstance(teacher, TeacherRun) else None
+    if source and not source.startswith("sha256:") and hasattr(network.network, "transform_input"):
         # torchvision's googlenet and inception_v3 with published weights want other pixels.
         setattr(network.network, "transform_input", True)  # noqa: B010 - modules are not typed
     return network
 
 
-def given_weights(store: Store, teacher: TeacherRun) -> Staged:
+def pretrained(store: Store, teacher: TeacherRun) -> Staged:
     """A pretrained teacher: published weights, or a file that the store has a copy of."""
     assert teacher.weights is not None
     classes = teacher.data.resolved().classes
@@ -191,10 +175,10 @@ def given_weights(store: Store, teacher: TeacherRun) -> Staged:
     network = models.build(teacher.model, classes)
     name = teacher.weights.removeprefix("sha256:")
     path = store.pull(store.root / "weights" / name)
-    if path.is_file() and not name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):
+    if not path.is_file() or not name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):
         raise CacheCorrupt(
-            f"{path}: the weights were truncated or altered; remove the file, and name the one "
-            "that it is a copy of in run.teacher.weights"
+            f"{path}: the weights are missing, or were truncated or altered; remove the file, and "
+            "name the one that it is a copy of in run.teacher.weights"
         )
     load_weights(path, network)
     return network

@@ -9,7 +9,7 @@ from raykd.core.counters import METER, Meter, Timed
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.inputs import open_cache
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 from tests.small import CPU, batch, prepare, student_run, train_logits
 
 
@@ -49,7 +49,7 @@ def test_a_training_counts_its_steps_and_look_ups(tmp_path):
     run = student_run(store)
     prepare(store, run)
     before = replace(METER)
-    train_student(store, run, local_host(store, run))
+    train(store, run, local_host(store, run))
     assert METER.steps - before.steps == 9
     assert METER.images - before.images == 288
     hits, misses = METER.cache_hits - before.cache_hits, METER.cache_misses - before.cache_misses

@@ -18,7 +18,7 @@ from raykd.storage.store import Store
 from raykd.tracking.console import Teller
 from raykd.training import dry_run
 from raykd.training import runs as fit
-from raykd.training.runs import local_host, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import digits, student_run, teacher_run
 from tests.tiers import slow_but
 
@@ -295,7 +295,7 @@ def test_a_failed_teacher_is_what_is_said_of_a_method_that_trains_something_befo
 def test_a_training_that_is_called_alone_refuses_single_samples_too(store):
     run = teacher_run(store, data=digits(store, limit=33, resize=4), optim=Optim(epochs=1, batch=1))
     with pytest.raises(ConfigError, match="share of a batch is 1 sample"):
-        train_teacher(store, run, local_host(store, run))
+        train(store, run, local_host(store, run))
 
 
 @pytest.mark.slow
@@ -307,5 +307,5 @@ def test_statistics_are_refreshed_whatever_the_number_of_images(store, monkeypat
         optim=Optim(epochs=1, batch=16),
         refresh_statistics=True,
     )
-    train_teacher(store, run, local_host(store, run))
+    train(store, run, local_host(store, run))
     assert store.has(run)

@@ -16,7 +16,7 @@ from raykd.methods.kd import KD
 from raykd.methods.sakd_policy import gumbel
 from raykd.models import build, measure
 from raykd.models.staged import Staged
-from raykd.teachers.source import LiveTeacher, LookingTeacher
+from raykd.teachers.source import LiveTeacher, SourceByLook
 from tests.small import batch
 
 PAPER = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
@@ -87,7 +87,7 @@ def source(method: Method, teacher: Staged, **options):
     """Whoever answers for a live teacher about every look that the method asks for."""
     live = LiveTeacher(teacher, method.needs() | Signal.LIVE, **options)
     looks = method.looks().teacher
-    return live if looks == ("given",) else LookingTeacher(dict.fromkeys(looks, live))
+    return live if looks == ("given",) else SourceByLook(dict.fromkeys(looks, live))
 
 
 def answer(method: Method, teacher: Staged, sample: Batch) -> Outputs:

@@ -601,7 +601,7 @@ def test_what_a_cache_holds_is_enough_for_bases_on_embeddings_and_logits(base):
     method, sample = SAKD(base=base), batch()
     assert Signal.LIVE not in method.needs()
     whole = teacher.outputs(sample.pixels, Signal.EMBEDDING)
-    stored = Outputs(whole.logits, embedding=whole.embedding).by(teacher.classifier)
+    stored = Outputs(whole.logits, embedding=whole.embedding).replace(classifier=teacher.classifier)
     told, mine = [], seen(method, student, sample)
     for theirs in (stored, answer(method, teacher, sample)):
         helpers = helpers_of(method, student, teacher)

@@ -21,7 +21,7 @@ from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.cache_verify import compare
 from raykd.training.checkpointing import RESULT
 from raykd.training.inputs import live_teacher, open_cache
-from raykd.training.runs import ShardMaker, local_host, train_teacher
+from raykd.training.runs import ShardMaker, local_host, train
 from raykd.training.weights import checksums
 from tests.small import (
     ALL,
@@ -236,7 +236,7 @@ def test_a_damaged_teacher_is_named_and_not_its_good_cache(copied, what):
         open_cache(store, train_logits(run), VIEWS, CPU)
     # What it says can be done: the training gives the same bytes, and the cache goes on serving.
     store.discard(run.teacher)
-    train_teacher(store, run.teacher, local_host(store, run.teacher))
+    train(store, run.teacher, local_host(store, run.teacher))
     assert path.read_bytes() == kept
     assert open_cache(store, train_logits(run), VIEWS, CPU).manifest.views() == VIEWS
 

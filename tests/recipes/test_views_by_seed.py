@@ -42,7 +42,7 @@ def test_seeds_share_caches_unless_their_views_are_their_own(store):
 def pixels(store, run):
     """The first view of some rows."""
     images = open_split(store, run.data, "train")
-    views: Views = inputs.shown(images, run.shown(), CPU, Scale())
+    views: Views = inputs.views_of(images, run.shown(), CPU, Scale())
     (batch,) = views.runs(torch.arange(len(images)), len(images), view=0)
     return batch.pixels
 

@@ -9,7 +9,7 @@ import pytest
 from raykd.core.errors import NoRoom, Unreachable
 from raykd.storage.store import Store
 from raykd.training.checkpointing import Journal
-from raykd.training.runs import local_host, train_student, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import prepare, student_run, teacher_run, trained
 from tests.training.test_loop import twin
 
@@ -58,7 +58,7 @@ def test_a_disk_that_fills_stops_a_training_with_a_sentence_and_loses_nothing(
     with pytest.raises(
         NoRoom, match=r"checkpoint\.pt: the disk is full; what was finished is kept"
     ):
-        train_student(store, run, host)
+        train(store, run, host)
     state = Journal(store.path(run)).restore()
     assert state is not None and state["epoch"] == 1
     ballast.unlink()
@@ -77,7 +77,7 @@ def test_storage_that_vanishes_is_not_made_anew_below_its_mount(ready, tmp_path,
 
     host.report = vanishing
     with pytest.raises(Unreachable, match="was there and is gone; what was finished lies on the"):
-        train_student(store, run, host)
+        train(store, run, host)
     assert [*small_disk.iterdir()] == []
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)
 
@@ -95,7 +95,7 @@ def test_a_teacher_saves_no_weights_where_its_storage_was(tmp_path, small_disk):
 
     host.report = vanishing
     with pytest.raises(Unreachable, match="was there and is gone"):
-        train_teacher(store, teacher, host)
+        train(store, teacher, host)
     assert [*small_disk.iterdir()] == []
     with pytest.raises(Unreachable, match="was there and is gone"):
         store.stand()
@@ -126,7 +126,7 @@ def test_a_clock_that_jumps_changes_nothing(ready, tmp_path):
 
     host.report = stopping
     with pytest.raises(KeyboardInterrupt):
-        train_student(store, run, host)
+        train(store, run, host)
     for number, path in enumerate(sorted(store.root.rglob("*"))):
         moment = (0, 4e9)[number % 2]  # 1970, and 2096
         os.utime(path, (moment, moment))

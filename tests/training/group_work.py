@@ -19,8 +19,7 @@ from raykd.recipes import StudentRun, Training
 from raykd.storage.store import Store, write_json
 from raykd.training import runs as fit
 from raykd.training.checkpointing import Journal
-from raykd.training.hosts.ddp import GroupHost
-from raykd.training.runs import train_student
+from raykd.training.hosts.group import GroupHost
 from tests.small import ALL, CPU, asked, batch, helpers_of, pair
 
 
@@ -45,12 +44,12 @@ def train(rank: int, root: str, run: StudentRun, stop: int) -> None:
     store = Store(root)
     journal = Journal(store.path(run))
     if not stop:
-        train_student(store, run, GroupHost(journal, CPU))
+        fit.train(store, run, GroupHost(journal, CPU))
         return
     host = StoppingHost(journal, CPU)
     host.left = stop
     try:
-        train_student(store, run, host)
+        fit.train(store, run, host)
     except Stop:
         return
 
@@ -75,7 +74,7 @@ def train_within(rank: int, root: str, run: StudentRun, steps: int) -> None:
     host = LeavingHost(Journal(store.path(run)), CPU, scale=Scale(workers=(1, 4)))
     host.left = steps
     try:
-        train_student(store, run, host)
+        fit.train(store, run, host)
     except Stop:
         return
 
@@ -98,7 +97,7 @@ def train_told(rank: int, root: str, folder: str, run: StudentRun) -> None:
 
     journal = Noting(store.path(run), 1e9, store)
     notice = Told() if rank == dist.get_world_size() - 1 else Notice()
-    train_student(store, run, GroupHost(journal, CPU, notice=notice))
+    fit.train(store, run, GroupHost(journal, CPU, notice=notice))
     write_json(Path(folder) / f"kept-{rank}.json", kept)
 
 

@@ -10,7 +10,7 @@ from raykd.recipes import Asked, Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
 from raykd.training import weights
-from raykd.training.runs import local_host, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import digits
 
 QUIET = Teller(quiet=True)
@@ -36,7 +36,7 @@ def store_with_teacher(path, epochs: int) -> Store:
     store = Store(path)
     teacher = student_below(store, epochs).teacher
     assert isinstance(teacher, TeacherRun)
-    train_teacher(store, teacher, local_host(store, teacher))
+    train(store, teacher, local_host(store, teacher))
     (store.root / "caches").mkdir()
     return store
 

@@ -16,7 +16,7 @@ from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import Host, LocalHost
 from raykd.training.hosts.fsdp import group_host
 from raykd.training.loop import Metrics, Sources, distil
-from raykd.training.runs import train_student
+from raykd.training.runs import train
 from tests.small import CPU
 
 Work = tuple[str, Scale, Training]  # a store, and a run that is trained in it
@@ -55,7 +55,7 @@ def begin(rank: int, root: str, scale: Scale, run: StudentRun, epochs: int) -> N
 
     host.report = reported
     try:
-        train_student(store, run, host)
+        train(store, run, host)
     except Stop:
         return
 
@@ -75,7 +75,7 @@ def distil_plainly(
                 setattr(part, name, nn.Identity())
     sources = Sources(inputs.teachers(store, run, CPU), train)
     history = distil(run, learner, sources, host).history
-    return history, host.whole(learner).state_dict()
+    return history, host.weights.whole(learner).state_dict()
 
 
 def plainly_alone(store: Store, run: StudentRun, folder: Path, scale: Scale):

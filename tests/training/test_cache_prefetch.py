@@ -11,7 +11,7 @@ from raykd.core.errors import CacheCorrupt
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.teachers.route import Route
-from raykd.training.cache_prefetch import CachesAhead
+from raykd.training.cache_prefetch import CachePrefetch
 from raykd.training.inputs import open_cache
 from tests.at_once import at_once
 from tests.small import CPU, prepare, student_run, teacher_run
@@ -49,7 +49,7 @@ def caches_of(store, run):
     def opened(epoch):
         return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
 
-    return CachesAhead(run, opened)
+    return CachePrefetch(run, opened)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_only_the_anchor_in_use_and_the_next_are_held(store, run, settled):
         opened.append((run.anchor_at(epoch), weakref.ref(cache)))
         return {"given": cache}
 
-    ahead, held = CachesAhead(run, opening), []
+    ahead, held = CachePrefetch(run, opening), []
     for epoch in range(EPOCHS):
         ahead.look_ahead(epoch)
         held.append([anchor for anchor, cache in opened if cache() is not None])
@@ -121,7 +121,7 @@ def test_looking_ahead_does_not_wait(store, run):
             go.wait()
         return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
 
-    ahead = CachesAhead(run, opening)
+    ahead = CachePrefetch(run, opening)
     ahead.look_ahead(2)  # before another anchor
     go.set()
     assert ahead.at(3)["given"].manifest.recipe == run.logits_at(3).plain()

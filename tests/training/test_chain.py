@@ -36,7 +36,7 @@ from raykd.training.evaluation import evaluate
 from raykd.training.hosts.base import LocalHost
 from raykd.training.loop import Sources, distil
 from raykd.training.result import result_of
-from raykd.training.runs import local_host, train_student, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import CPU, digits
 from tests.tiers import slow_but
 from tests.training.route_runs import (
@@ -262,7 +262,7 @@ def watched(store: Store, run: StudentRun) -> list[dict[str, torch.Tensor]]:
     for job in plan([run], store.has).caches:
         build_here(CacheBuild(store, job.run, job.views), CPU)
     host = Watching(store, run)
-    train_student(store, run, host)
+    train(store, run, host)
     return host.seen
 
 
@@ -650,14 +650,14 @@ def test_refreshed_statistics_are_those_of_a_pass_over_all_images(
     plain = TeacherRun(model="resnet8", data=data, optim=EPOCHS, save_every=1)
     fresh = plain.model_copy(update={"refresh_statistics": True})
     for teacher in (plain, fresh):
-        train_teacher(store, teacher, local_host(store, teacher))
-    train = Views(open_images(store, data)[0], data)
+        train(store, teacher, local_host(store, teacher))
+    views = Views(open_images(store, data)[0], data)
     for epoch in (1, 2):
         file = f"weights-{epoch:04d}.safetensors"
         before, after = (safetensors.torch.load_file(store.path(t) / file) for t in (plain, fresh))
         network = weights.load_teacher(store, plain, epoch, CPU)
         ids = torch.arange(96).split(size)
-        expected = naive_statistics(network, [train.batch(i, epoch - 1).pixels for i in ids])
+        expected = naive_statistics(network, [views.batch(i, epoch - 1).pixels for i in ids])
         assert len(expected) == 2 * sum("running_mean" in name for name in before)
         for name, value in before.items():
             if name in expected:

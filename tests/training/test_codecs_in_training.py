@@ -24,9 +24,9 @@ from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import teachers
 from raykd.training.learner import Learner
-from raykd.training.runs import train_student
+from raykd.training.runs import train
 from raykd.training.weights import load_weights
-from tests.small import CPU, digits, pair, prepare, student_run, teacher_run, trained
+from tests.small import CPU, pair, prepare, student_run, trained
 from tests.tiers import slow_but
 from tests.training.route_runs import twin
 
@@ -75,7 +75,7 @@ def test_a_student_stops_and_goes_on_to_equal_weights(teacher_store, tmp_path, m
     store = twin(teacher_store, tmp_path / "cut")
     for _ in range(2):
         with pytest.raises(Stop):
-            train_student(store, run, StoppingHost(Journal(store.path(run)), CPU))
+            train(store, run, StoppingHost(Journal(store.path(run)), CPU))
     assert trained(store, run) == expected
     assert all(line["loss"] < 100 for line in read_metrics(store.path(run)))
 
@@ -85,19 +85,17 @@ def logits_of(store, run):
     network = build(run.model, 10).eval()
     load_weights(store.path(run) / "weights.safetensors", network)
     _, test = open_images(store, run.data)
-    batch = Views(test, run.data.test()).batch(torch.arange(200), 0)
+    batch = Views(test, run.data.test()).batch(torch.arange(len(test)), 0)
     with torch.no_grad():
         return network(batch.pixels)
 
 
 @pytest.mark.parametrize("method", slow_but([COOL, SKD(temperature=1.0)], [COOL]), ids=called)
-def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(tmp_path, method):
-    store = Store(tmp_path)
+def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(teacher_store, tmp_path, method):
     codecs = [Dense(), TopK(k=9), Int8(), TopK(k=1)]
-    data, teacher = (digits(store, limit=limit, holdout=0.33) for limit in (96, 320))
-    values = {"data": data, "teacher": teacher_run(store, data=teacher)}
-    runs = [student_run(store, method, codec=codec, **values) for codec in codecs]
-    prepare(store, *runs)
+    runs = [student_run(teacher_store, method, codec=codec) for codec in codecs]
+    prepare(teacher_store, *runs)
+    store = twin(teacher_store, tmp_path / "store")
     for run in runs:
         trained(store, run)
     dense, *others = (logits_of(store, run) for run in runs)
@@ -130,6 +128,7 @@ def test_a_ghost_is_compared_with_the_student_s_other_classes_and_the_labels_wit
     assert losses["logits"].item() == pytest.approx(0.9 * total, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_a_teacher_is_cached_as_its_student_says(tmp_path):
     store = Store(tmp_path)
     assistant = student_run(store, COOL, codec=TopK(k=3))

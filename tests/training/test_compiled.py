@@ -14,7 +14,7 @@ from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.compiled import compiled_as
 from raykd.training.learner import Learner
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 from tests.process_group import run_group
 from tests.small import ALL, asked, batch, helpers_of, pair, prepare, student_run, trained
 from tests.training.scale_work import Stop, plainly_together
@@ -74,7 +74,7 @@ def test_a_run_goes_on_compiled_and_back(tmp_path):
 
         host.report = reported
         with pytest.raises(Stop):
-            train_student(store, run, host)
+            train(store, run, host)
     found = safetensors.torch.load(trained(store, run))
     assert found.keys() == expected.keys() == build("resnet8", 10).network.state_dict().keys()
     again = [line["loss"] for line in read_metrics(store.path(run))]
@@ -120,6 +120,6 @@ def test_a_method_that_differentiates_again_trains_beside_a_plain_student(tmp_pa
     prepare(store, run)
     expected = trained(store, run)
     store.discard(run)
-    train_student(store, run, local_host(store, run, COMPILED))
+    train(store, run, local_host(store, run, COMPILED))
     assert trained(store, run) == expected
     assert read_json(store.path(run) / "result.json")["compile"].startswith("no: ")

@@ -23,7 +23,7 @@ from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.checkpointing import CHECKPOINT, Journal
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import open_cache
-from raykd.training.runs import local_host, train_student, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 
 pytestmark = pytest.mark.slow
@@ -112,13 +112,13 @@ def test_a_run_goes_on_on_another_machine_to_equal_weights(machine, tmp_path):
     run = student_run(here, method, optim=Optim(epochs=4, batch=32))
     prepare(here, run)
     with pytest.raises(Stop):
-        train_student(here, run, StoppingHost(here, run, 2))
+        train(here, run, StoppingHost(here, run, 2))
     there = machine("there")
     assert not there.has(run)
     assert len(read_metrics(there.path(run), there)) == 2
     assert len(read_metrics(there.path(run))) == 0
     with pytest.raises(Stop):
-        train_student(there, run, StoppingHost(there, run, 1))
+        train(there, run, StoppingHost(there, run, 1))
     back = machine("here")  # which has the checkpoint of two epochs
     found = weights_after(back, run)
     local = Store(tmp_path / "local")
@@ -132,7 +132,7 @@ def test_a_run_goes_on_on_another_machine_to_equal_weights(machine, tmp_path):
 
 def weights_after(store, run):
     """The weights of a run that goes on where it was."""
-    train_student(store, run, local_host(store, run))
+    train(store, run, local_host(store, run))
     return weights(store, run)
 
 
@@ -140,12 +140,12 @@ def test_a_teacher_s_route_is_gathered_from_the_machines_that_trained_it(machine
     here = machine("here")
     run = teacher_run(here, optim=Optim(epochs=4, batch=32), save_every=1)
     with pytest.raises(Stop):
-        train_teacher(here, run, StoppingHost(here, run, 2))
+        train(here, run, StoppingHost(here, run, 2))
     there = machine("there")
-    train_teacher(there, run, local_host(there, run))
+    train(there, run, local_host(there, run))
     local = Store(tmp_path / "local")
     digits(local, limit=320)
-    train_teacher(local, run, local_host(local, run))
+    train(local, run, local_host(local, run))
     third = machine("third")
     assert third.has(run)
     for anchor in run.anchors():
@@ -209,7 +209,7 @@ def test_metrics_of_a_run_elsewhere_are_read_and_not_written(machine):
     here = machine("here")
     run = student_run(here, "label_only", teacher=None)
     with pytest.raises(Stop):
-        train_student(here, run, StoppingHost(here, run, 1))
+        train(here, run, StoppingHost(here, run, 1))
     there = machine("there")
     assert [line["epoch"] for line in read_metrics(there.path(run), there)] == [0]
     assert not (there.path(run) / METRICS).exists()

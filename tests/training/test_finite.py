@@ -18,18 +18,16 @@ from raykd.data.loading.loader import Views
 from raykd.methods.dkd import DKD
 from raykd.methods.label_only import LabelOnly
 from raykd.models import build
-from raykd.recipes import RCO, Optim, Sought
+from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import runs, weights
-from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.checkpointing import Journal
 from raykd.training.evaluation import evaluate
 from raykd.training.finite import not_finite
 from raykd.training.hosts.base import LocalHost
 from raykd.training.result import result_of
-from raykd.training.route_search import decide
-from raykd.training.runs import local_host, refreshed, train, train_teacher
+from raykd.training.runs import local_host, refreshed, train
 from raykd.training.sweep_sheets import Sheet, write_results, write_sheet
 from tests.small import CPU, digits, golden_logits, prepare, student_run, teacher_run
 
@@ -150,13 +148,14 @@ def test_a_run_that_was_stopped_before_its_end_is_looked_at_when_it_goes_on(
     reference.report = stopping
     with pytest.raises(KeyboardInterrupt):
         train(store, teacher, reference)
-    path = store.path(teacher) / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
+    journal = Journal(store.path(teacher))
+    state = journal.restore()
+    assert state is not None
     if kept == "weights":
         next(iter(state["learner"].values())).fill_(math.nan)
     else:
         state["history"][-1]["test_loss"] = math.nan
-    torch.save(state, path)
+    journal.keep(state)
     with pytest.raises(WorkFailed, match=r"epoch 1 .*not finite"):
         train(store, teacher, local_host(store, teacher))
     assert not store.has(teacher)
@@ -204,7 +203,7 @@ def test_a_given_teacher_may_leave_a_class_out(teacher_store, tmp_path):
 def test_a_teacher_whose_answers_are_no_numbers_fills_no_cache(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path)
     teacher = teacher_run(store)
-    train_teacher(store, teacher, local_host(store, teacher))
+    train(store, teacher, local_host(store, teacher))
     folder = store.path(teacher)
     network = weights.load_teacher(store, teacher, 2, CPU)
     with torch.no_grad():
@@ -264,30 +263,6 @@ def test_an_epoch_without_numbers_is_never_the_best(teacher_store):
     history = [line | {"epoch": i, "loss": 1.0, "seconds": 1.0} for i, line in enumerate(lines)]
     result = result_of(run, [nn.Linear(2, 2)], history, local_host(teacher_store, run))
     assert result["best"]["top1"] == 40.0
-
-
-def test_a_search_does_not_choose_by_distances_that_are_no_numbers(teacher_store, tmp_path):
-    store = Store(tmp_path)
-    data = digits(store, limit=96, validation=0.2)
-    teacher = teacher_run(store, data=data)
-    student = student_run(store, data=data, teacher=teacher, optim=Optim(epochs=1, batch=32))
-    wanted = RCO(select="greedy").students(student)
-    assert isinstance(wanted, Sought)
-    stage = wanted.search.stage((wanted.search.candidates()[0],))
-    prepare(store, student, stage)
-    train(store, stage, local_host(store, stage))
-    folder = store.path(stage)
-    network = weights.load_teacher(store, stage, 0, CPU)
-    with torch.no_grad():
-        next(network.parameters()).fill_(math.nan)  # as an earlier version may have finished it
-    weights.save_weights(folder / weights.STUDENT, network)
-    result = read_json(folder / "result.json")
-    write_json(folder / "result.json", result | {"weights": weights.checksums(folder)})
-    student_caches = [wanted.search.student.validation_logits(a) for a in (1, 2)]
-    for cache in student_caches:
-        build_here(CacheBuild(store, cache, [0]), CPU)
-    with pytest.raises(WorkFailed, match="distance to the teacher's epoch 1 is not finite"):
-        decide(store, wanted.search, CPU)
 
 
 def test_what_an_earlier_version_finished_without_numbers_has_no_score(teacher_store, tmp_path):

@@ -7,7 +7,7 @@ from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from tests.small import digits, prepare, student_run, trained
+from tests.small import digits, prepare, student_run, teacher_run, trained
 from tests.tiers import slow_but
 
 PLAIN = Optim(epochs=4, batch=32, schedule="constant", momentum=0.0)  # nothing to remember
@@ -35,7 +35,9 @@ WEIGHTED = KD(weight=((0, 0.9), (3, 0.1)))
 )
 def test_two_halves_without_momentum_are_the_whole_bit_for_bit(store, method):
     weight = ((0, 0.5), (2, 0.2))
-    whole = student_run(store, method, optim=PLAIN, views=3, label_weight=weight, route=None)
+    teacher = teacher_run(store, data=digits(store, limit=96))
+    changes = {"teacher": teacher, "optim": PLAIN, "views": 3, "label_weight": weight}
+    whole = student_run(store, method, **changes)
     half = whole.model_copy(update={"optim": PLAIN.model_copy(update={"epochs": 2})})
     rest = half.model_copy(update={"after": half, "first_epoch": 2})
     prepare(store, whole, half, rest)

@@ -24,7 +24,7 @@ from raykd.tracking.jsonl import read_metrics
 from raykd.training.inputs import open_cache
 from raykd.training.learner import Learner
 from raykd.training.optim import build_optimiser
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 from tests.small import digits, helpers_of, pair, prepare, student_run, train_logits, trained
 from tests.training.test_waiting import EXCEPTIONS, OTHERS, called
 from tests.training.watched import watched_losses
@@ -118,7 +118,7 @@ def test_every_method_trains_on_the_gpu(tmp_path, name):
     store = Store(tmp_path)
     run = student_run(store, name, precision="bfloat16")
     prepare(store, run)
-    train_student(store, run, local_host(store, run))
+    train(store, run, local_host(store, run))
     assert len(read_metrics(store.path(run))) == 3
 
 
@@ -127,7 +127,7 @@ def test_a_student_trains_on_the_gpu(tmp_path, precision):
     store = Store(tmp_path)
     run = student_run(store, "skd", precision=precision)
     prepare(store, run)
-    train_student(store, run, local_host(store, run))
+    train(store, run, local_host(store, run))
     history = read_metrics(store.path(run))
     assert history[-1]["loss"] < history[0]["loss"]
 
@@ -185,9 +185,9 @@ def test_a_run_goes_on_on_the_other_device(tmp_path, name):
             if stops:
                 host.report = functools.partial(report, host=host)
                 with pytest.raises(KeyboardInterrupt):
-                    train_student(store, run, host)
+                    train(store, run, host)
             else:
-                train_student(store, run, host)
+                train(store, run, host)
         assert len(read_metrics(store.path(run))) == 2
 
 
@@ -202,7 +202,7 @@ def test_a_compiled_student_learns_what_a_plain_one_does(tmp_path, method, mode)
     expected = safetensors.torch.load(trained(store, run))
     losses = [line["loss"] for line in read_metrics(store.path(run))]
     store.discard(run)
-    train_student(store, run, local_host(store, run, Scale(compile=mode)))
+    train(store, run, local_host(store, run, Scale(compile=mode)))
     assert safetensors.torch.load(trained(store, run)).keys() == expected.keys()
     found = [line["loss"] for line in read_metrics(store.path(run))]
     assert found == pytest.approx(losses, rel=1e-2)

@@ -21,7 +21,7 @@ from raykd.recipes.student import training_of
 from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.learner import Learner
-from raykd.training.runs import local_host, train_student, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import asked, batch, digits, pair, student_run, teacher_run
 from tests.tiers import slow_but
 
@@ -98,7 +98,7 @@ def test_training_is_smoothed_and_evaluation_is_not(tmp_path, mix):
     store = Store(tmp_path)
     data = digits(store, limit=96, augment=Augment(pad=1, mix=mix))
     run = student_run(store, "label_only", data=data, teacher=None, **smooth(0.9))
-    train_student(store, run, local_host(store, run))
+    train(store, run, local_host(store, run))
     last = read_json(store.path(run) / "result.json")["last"]
     # No loss is below its target's entropy, which mixing only raises.
     assert last["loss_label"] > -(0.19 * math.log(0.19) + 0.81 * math.log(0.09))
@@ -119,7 +119,7 @@ def test_a_teacher_learns_from_smoothed_labels(tmp_path):
     losses = []
     for value in (0.0, 0.9):
         teacher = teacher_run(store, **smooth(value))
-        train_teacher(store, teacher, local_host(store, teacher))
+        train(store, teacher, local_host(store, teacher))
         losses.append(read_metrics(store.path(teacher), store)[-1]["loss"])
     assert losses[0] < 2.2 < losses[1]  # the entropy of the smoothed targets is 2.27
 

@@ -22,7 +22,7 @@ from raykd.training.hosts.base import LocalHost
 from raykd.training.initial_state import learner as prepare_learner
 from raykd.training.inputs import views as prepare_views
 from raykd.training.optim import build_optimiser
-from raykd.training.runs import local_host, train_student, train_teacher
+from raykd.training.runs import local_host, train
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
 from tests.tiers import slow_but
 
@@ -115,7 +115,7 @@ def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     store = twin(teacher_store, tmp_path / "cut")
     for epochs in (1, 1):
         with pytest.raises(Stop):
-            train_student(store, run, StoppingHost(Journal(store.path(run)), epochs))
+            train(store, run, StoppingHost(Journal(store.path(run)), epochs))
     assert not store.has(run)
     assert trained(store, run) == expected
     assert [line["epoch"] for line in read_metrics(store.path(run))] == [0, 1, 2]
@@ -140,7 +140,7 @@ def test_a_student_with_dropout_goes_on_to_equal_weights(tmp_path, method):
     expected = trained(twin(teacher_store, tmp_path / "whole"), run)
     store = twin(teacher_store, tmp_path / "cut")
     with pytest.raises(Stop):
-        train_student(store, run, StoppingHost(Journal(store.path(run)), 1))
+        train(store, run, StoppingHost(Journal(store.path(run)), 1))
     assert trained(store, run) == expected
 
 
@@ -151,9 +151,9 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(
     expected = trained(student_store, run)
     store = twin(teacher_store, tmp_path / "cut")
     with pytest.raises(Stop):
-        train_student(store, run, StoppingHost(Journal(store.path(run), seconds=0), 1))
+        train(store, run, StoppingHost(Journal(store.path(run), seconds=0), 1))
     with pytest.raises(Stop):  # one more epoch, but no more checkpoint
-        train_student(store, run, StoppingHost(Journal(store.path(run), seconds=1000), 1))
+        train(store, run, StoppingHost(Journal(store.path(run), seconds=1000), 1))
     assert len(read_metrics(store.path(run))) == 2
     assert trained(store, run) == expected
 
@@ -164,10 +164,10 @@ def test_a_teacher_stops_and_goes_on_to_the_same_route(teacher_store, tmp_path):
     reference, resumed = (Store(tmp_path / name) for name in ("whole", "cut"))
     for store in (reference, resumed):
         digits(store, limit=96)
-    train_teacher(reference, run, local_host(reference, run))
+    train(reference, run, local_host(reference, run))
     with pytest.raises(Stop):
-        train_teacher(resumed, run, StoppingHost(Journal(resumed.path(run)), 3))
-    train_teacher(resumed, run, local_host(resumed, run))
+        train(resumed, run, StoppingHost(Journal(resumed.path(run)), 3))
+    train(resumed, run, local_host(resumed, run))
     assert run.anchors() == (2, 4)
     for anchor in run.anchors():
         name = f"weights-{anchor:04d}.safetensors"

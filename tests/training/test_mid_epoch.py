@@ -18,7 +18,7 @@ from raykd.teachers.route import Route
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
 from tests.training.test_loop import Stop, called, twin
 
@@ -51,7 +51,7 @@ def interrupted(store, run, stops):
     prepare(store, run)
     for steps in stops:
         with pytest.raises(Stop):
-            train_student(store, run, LeavingHost(Journal(store.path(run)), steps))
+            train(store, run, LeavingHost(Journal(store.path(run)), steps))
         assert not store.has(run)
     return trained(store, run)
 
@@ -134,7 +134,7 @@ def test_checkpoints_within_an_epoch_come_when_it_is_time(teacher_store, tmp_pat
             super().keep(state)
 
     journal = Counting(store.path(run), 1e9, store, within=0.0)
-    train_student(store, run, LocalHost(journal, CPU))
+    train(store, run, LocalHost(journal, CPU))
     # After both steps of each epoch that are not its last; the end of the last epoch is one, too.
     assert kept == [(e, s) for e in range(3) for s in (1, 2)] + [(3, None)]
 
@@ -160,7 +160,7 @@ def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(teacher_store,
 
     host.__class__ = Watching
     with pytest.raises(Stop):
-        train_student(store, run, host)
+        train(store, run, host)
     assert seen == [True]
 
 
@@ -173,7 +173,7 @@ def test_a_process_that_is_told_to_end_does_so_after_a_checkpoint(teacher_store,
     with pytest.raises(Terminated), noticed() as notice:  # noqa: PT012
         host = local_host(resumed, run, Scale(checkpoint_seconds=1e9), notice=notice)
         os.kill(os.getpid(), signal.SIGTERM)
-        train_student(resumed, run, host)
+        train(resumed, run, host)
     state = Journal(resumed.path(run)).restore()
     assert state is not None and (state["epoch"], state["within"]["steps"]) == (0, 1)
     assert trained(resumed, run) == trained(reference, run)

@@ -13,7 +13,7 @@ from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 from tests.process_group import run_group
 from tests.small import prepare, student_run, trained
 from tests.tiers import slow_but
@@ -97,7 +97,7 @@ REMEMBERING = [
 def test_what_helpers_remember_and_count_covers_every_part(store, method):
     run = student_run(store, method)
     prepare(store, run)
-    train_student(store, run, local_host(store, run, Scale(accumulate=2, checkpoint_seconds=0)))
+    train(store, run, local_host(store, run, Scale(accumulate=2, checkpoint_seconds=0)))
     history = read_metrics(store.path(run))
     assert len(history) == 3
     assert read_json(store.path(run) / "result.json")["accumulate"] == 2
@@ -112,7 +112,7 @@ def test_a_step_in_one_part_has_the_bits_that_it_always_had(store):
     prepare(store, run)
     expected = trained(store, run)
     store.discard(run)
-    train_student(store, run, local_host(store, run, Scale(accumulate=1)))
+    train(store, run, local_host(store, run, Scale(accumulate=1)))
     assert trained(store, run) == expected
 
 

@@ -22,7 +22,7 @@ from raykd.storage.store import Store
 from raykd.tracking.console import Teller
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import inputs
-from raykd.training.runs import local_host, train_student
+from raykd.training.runs import local_host, train
 from tests.data.photos import photos, streamed
 from tests.small import CPU
 
@@ -80,9 +80,10 @@ def test_a_run_is_the_same_with_and_without_other_processes(tmp_path, root):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_other_processes_draw_nothing_from_the_generator_of_dropout(store, root):
     data = streamed(store, root)
-    views = inputs.shown(open_images(store, data)[0], data, CPU, Scale(decoders=1))
+    views = inputs.views_of(open_images(store, data)[0], data, CPU, Scale(decoders=1))
     before = torch.get_rng_state()
     for epoch in range(2):
         assert len([*views.runs(torch.arange(24), 8, epoch)]) == 3
@@ -94,7 +95,7 @@ def test_bad_images_are_counted_in_the_metrics(store, root):
     path.write_bytes(path.read_bytes()[:-60])
     data = streamed(store, root, augment=Augment(crop=Crop()))
     run = StudentRun(model="resnet8", data=data, optim=Optim(epochs=1, batch=24))
-    train_student(store, run, local_host(store, run, Scale(on_bad_image="skip")))
+    train(store, run, local_host(store, run, Scale(on_bad_image="skip")))
     assert read_metrics(store.path(run))[-1]["bad_images"] == 1
 
 
@@ -116,7 +117,7 @@ def test_memory_does_not_grow_with_epochs(store, tmp_path):
     root = photos(tmp_path / "many", classes=4, each=64, side=120)
     data = streamed(store, root, 96)
     train, _ = open_images(store, data)
-    views = inputs.shown(train, data, CPU, Scale(decoders=2))
+    views = inputs.views_of(train, data, CPU, Scale(decoders=2))
     order, sizes = torch.arange(len(train)).view(-1, 32), []
     for epoch in range(20):
         for batch in views.batches(order, epoch, epoch):

@@ -5,14 +5,11 @@ import csv
 import pyarrow as pa
 import pytest
 
-from raykd.config.experiment import Experiment, parse
+from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
-from raykd.config.scale import Scale
 from raykd.core.record import fingerprint
-from raykd.launch.executor import execute
 from raykd.recipes import RCO, Sought
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
 from raykd.training.sweep_sheets import (
     Sheet,
     asked_by,
@@ -22,7 +19,7 @@ from raykd.training.sweep_sheets import (
     write_results,
     write_sheet,
 )
-from tests.small import digits, student_run, teacher_run
+from tests.small import digits, prepare, student_run, teacher_run, trained
 
 TEXT = """
 run:
@@ -61,8 +58,9 @@ def test_a_sheet_is_read_as_it_was_written(store):
 
 
 def test_the_table_has_a_line_per_trial_and_is_the_same_in_both_files(store):
-    run = student_run(store)
-    execute(Experiment("small", (run,), Scale()), store, Teller(quiet=True))
+    run = student_run(store, teacher=teacher_run(store, data=digits(store, limit=96)))
+    prepare(store, run)
+    trained(store, run)
     for sheet in (
         Sheet("00", {"run.seed": 0, "run.method": "kd"}, "one", "finished", run),
         Sheet("01", {"run.seed": 1, "run.method": 5}, "one", "failed", None, "a, sentence"),

@@ -22,7 +22,7 @@ from raykd.training.checkpointing import Journal
 from raykd.training.dry_run import check_shares
 from raykd.training.ema import Average
 from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, AnyModule, State
-from raykd.training.hosts.ddp import GroupHost
+from raykd.training.hosts.group import GroupHost
 from raykd.training.learner import Learner
 
 # What reaches into a student's parts besides running its stages in order, once.
@@ -46,12 +46,12 @@ class Shards:
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self._copies: dict[nn.Module, nn.Module] = {}
 
-    def wrap(self, host: GroupHost, learner: nn.Module, average: nn.Module | None) -> nn.Module:
+    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner itself, which from here on has its share of the weights."""
         assert isinstance(learner, Learner) and (average is None or isinstance(average, Average))
         check_shares(learner, learner.method)
         for module in (learner, *([] if average is None else [average])):
-            self._copies[module] = copy.deepcopy(module, {id(host): host}).cpu()
+            self._copies[module] = copy.deepcopy(module).cpu()
             for value in module.parameters():
                 value.data = value.data.contiguous()  # torch 2.15 shards no other layout
         method = learner.method

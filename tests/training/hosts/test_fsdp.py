@@ -12,7 +12,7 @@ from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Journal
 from raykd.training.hosts.base import LocalHost
-from raykd.training.runs import train_student
+from raykd.training.runs import train
 from tests.process_group import run_group
 from tests.small import CPU, prepare, student_run, trained
 from tests.training.scale_work import (
@@ -99,7 +99,7 @@ def begin_alone(store, run):
             raise Stop
 
     with pytest.raises(Stop):
-        train_student(store, run, Stopping(Journal(store.path(run)), CPU))
+        train(store, run, Stopping(Journal(store.path(run)), CPU))
 
 
 def alike(one, other, run):

@@ -1,101 +1,25 @@
-"""A worker of a process group, and replicas of all weights (DDP)."""
+"""A worker of a torch process group."""
 
-import inspect
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.core.shutdown import Notice
 from raykd.tracking.jsonl import JsonLines
 from raykd.tracking.logger import RunLog
-from raykd.training import optim
 from raykd.training.checkpointing import Journal
-from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, AnyModule, State
-
-# Batch-norm statistics stay each worker's own within an epoch. torch 2.15 renamed the option.
-_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
+from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, Replicas, State, Weights
 
 # The workers ask each other whether a checkpoint is due about this often, and first after 8 steps.
 _ASK_SECONDS = 2.0
 _FIRST_STEPS = 8
 _MOST_STEPS = 64
-
-
-class Weights(Protocol):
-    """The way in which the workers of a group hold what they train."""
-
-    def wrap(self, host: "GroupHost", learner: nn.Module, average: nn.Module | None) -> nn.Module:
-        """The learner, with its gradients averaged; see `Host.wrap`."""
-        ...
-
-    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-        """Context manager for a part of a step; see `Host.averaging`."""
-        ...
-
-    def whole(self, module: AnyModule) -> AnyModule:
-        """A module with all weights; see `Host.whole`."""
-        ...
-
-    def saved(self, optimiser: torch.optim.Optimizer) -> State:
-        """The optimiser's state as one process would have it."""
-        ...
-
-    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
-        """Set the optimiser to what `saved` returned."""
-        ...
-
-    def put_away(self) -> None:
-        """Free the device's memory of what `whole` returned."""
-        ...
-
-
-class Replicas:
-    """Each worker has all weights (torch's DistributedDataParallel)."""
-
-    def wrap(self, host: "GroupHost", learner: nn.Module, average: nn.Module | None) -> nn.Module:
-        """The learner with its gradients averaged; buffers stay each worker's own in an epoch."""
-        if host.world == 1:
-            return learner  # averaging over one worker costs 7 % of a small network's step
-        # DDP rebuilds its buckets after the first backward. With gloo and three or more workers
-        # that changes the order of summation, so a resumed run would differ.
-        # `find_unused_parameters=True` keeps the first buckets.
-        keep_buckets = host.device.type == "cpu" and host.world > 2
-        return DistributedDataParallel(
-            learner,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=keep_buckets,
-            **_OWN_BUFFERS,
-        )
-
-    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-        """One message for all parts of a step."""
-        if last or not isinstance(wrapped, DistributedDataParallel):
-            return nullcontext()
-        return wrapped.no_sync()
-
-    def whole(self, module: AnyModule) -> AnyModule:
-        """The module itself."""
-        return module
-
-    def saved(self, optimiser: torch.optim.Optimizer) -> State:
-        """The optimiser's own state."""
-        return optimiser.state_dict()
-
-    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
-        """Set the optimiser to a state."""
-        optim.load_state(optimiser, state)
-
-    def put_away(self) -> None:
-        """Nothing was copied."""
 
 
 class GroupHost:
@@ -114,7 +38,7 @@ class GroupHost:
         notice: Notice = NO_NOTICE,
         weights: Weights | None = None,
     ) -> None:
-        """`log`: None keeps metrics.jsonl alone. `weights`: None gives each worker all of them."""
+        """`log`: None keeps metrics.jsonl alone. `weights`: None replicates them."""
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
         self.journal = journal
@@ -123,29 +47,13 @@ class GroupHost:
         self.log = log or RunLog(None, lines)
         self.scale = scale
         self._notice = notice
-        self._weights: Weights = weights or Replicas()
+        self.weights: Weights = weights or Replicas()
         self._every, self._steps, self._since = _FIRST_STEPS, 0, time.monotonic()
-        self._asked: Callable[[], list[int]] | None = None  # the last question to all workers
+        self._pending: Callable[[], list[int]] | None = None  # the last question to all workers
 
-    def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
-        """The learner with its gradients averaged over the workers."""
-        return self._weights.wrap(self, learner, average)
-
-    def averaging(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-        """One message for all parts of a step."""
-        return self._weights.averaging(wrapped, last=last)
-
-    def whole(self, module: AnyModule) -> AnyModule:
-        """The module with all weights."""
-        return self._weights.whole(module)
-
-    def saved(self, optimiser: torch.optim.Optimizer) -> State:
-        """The optimiser's state as one process would have it."""
-        return self._weights.saved(optimiser)
-
-    def load(self, optimiser: torch.optim.Optimizer, state: State) -> None:
-        """Set the optimiser to what was saved."""
-        self._weights.load(optimiser, state)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GroupHost":
+        """Itself: helpers that are copied go on with the process group that there is."""
+        return self
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the workers."""
@@ -204,23 +112,23 @@ class GroupHost:
         self._steps += 1
         if self._steps < self._every:
             return
-        due, self._every = (False, self._every) if self._asked is None else self._asked()
+        due, self._every = (False, self._every) if self._pending is None else self._pending()
         if due:
-            kept = state()
-            self._weights.put_away()
-            self._keep(kept)
+            checkpoint = state()
+            self.weights.put_away()
+            self._keep(checkpoint)
         now, leaving = time.monotonic(), self._notice.given()
         pace = self._steps / max(now - self._since, 1e-6)  # steps per second
         steps = min(max(round(_ASK_SECONDS * pace), 1), _MOST_STEPS)
         due = (leaving or self.rank == 0) and self.journal.due_within(leaving=leaving)
-        self._asked = self._ask(int(due), steps if self.rank == 0 else 0)
+        self._pending = self._sum_later(int(due), steps if self.rank == 0 else 0)
         self._steps, self._since = 0, now
         if leaving:
             self._notice.heeded()
 
-    def _ask(self, *mine: int) -> Callable[[], list[int]]:
+    def _sum_later(self, *values: int) -> Callable[[], list[int]]:
         """A function that returns the sums of some numbers over the workers."""
-        answer = self.total(torch.tensor(mine).to(self.device, non_blocking=True))
+        answer = self.total(torch.tensor(values).to(self.device, non_blocking=True))
         if self.device.type != "cuda":
             return answer.tolist
         here = torch.empty_like(answer, device="cpu", pin_memory=True)
@@ -236,14 +144,14 @@ class GroupHost:
 
     def report(self, metrics: Mapping[str, Any], state: Callable[[], State], *, last: bool) -> None:
         """Log the metrics, and keep a checkpoint on rank 0 where it is time to."""
-        asked, self._asked = self._asked is not None and bool(self._asked()[0]), None
+        due_anywhere, self._pending = self._pending is not None and bool(self._pending()[0]), None
         self.log.epoch(metrics)
-        leaving = asked or self._notice.given()
+        leaving = due_anywhere or self._notice.given()
         due = leaving or (self.rank == 0 and self.journal.due(last=last))
         if self.total(torch.tensor(int(due), device=self.device)):
             self._keep(state())
         if not last:
-            self._weights.put_away()
+            self.weights.put_away()
 
     def _keep(self, state: State) -> None:
         """Replace the checkpoint, on rank 0."""
