@@ -35,13 +35,13 @@ def doctor(
     from raykd.launch.doctor import examine
     from raykd.storage.store import Store
 
-    resolved, place = None, Store(store)
+    resolved, storage = None, Store(store)
     if experiment is not None:
-        resolved, place, _ = resolved_experiment(experiment, overrides, store)
+        resolved, storage, _ = resolved_experiment(experiment, overrides, store)
     scale = Scale() if resolved is None else resolved.scale
     if address is not None:
         scale = scale.model_copy(update={"address": address})
-    findings = examine(place, scale, resolved)
+    findings = examine(storage, scale, resolved)
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings], "ok": not failed})

@@ -50,11 +50,11 @@ def export(
     preprocessing, class names and calibration in config.json, and programs to begin with in
     README.md. Every file is compared with the network on test images.
     """
-    from raykd import export as room
+    from raykd import export as exporter
     from raykd.storage.store import Store
 
-    place, left = Store(store), 0
-    if not room.is_fingerprint(student) or Path(student).is_file():
+    storage, unfinished = Store(store), 0
+    if not exporter.is_fingerprint(student) or Path(student).is_file():
         path = Path(student)
         if not path.is_file() and path.suffix not in (".yaml", ".yml"):
             raise ConfigError(
@@ -62,34 +62,34 @@ def export(
                 "0 to 9 and a to f; `raykd show students` lists them"
             )
         experiment, _, _ = resolved_experiment(path, overrides, store)
-        runs, left = room.by_experiment(place, experiment)
-        targets = [(run, output / room.folder_name(run)) for run in runs]
+        runs, unfinished = exporter.by_experiment(storage, experiment)
+        targets = [(run, output / exporter.folder_name(run)) for run in runs]
     elif overrides:
         raise ConfigError(f"{overrides[0]}: only an experiment has overrides, not a fingerprint")
     else:
-        targets = [(room.by_fingerprint(place, student), output)]
-    done: list[room.Exported] = []
+        targets = [(exporter.by_fingerprint(storage, student), output)]
+    exports: list[exporter.Exported] = []
     errors: list[RaykdError] = []
     for run, folder in targets:
         try:
-            done.append(room.export(place, run, folder, formats))
+            exports.append(exporter.export(storage, run, folder, formats))
         except RaykdError as error:
             errors.append(error)
             echo(f"error: {error}", err=True)
             continue
         if not as_json:
-            _print(done[-1])
+            _print(exports[-1])
     if as_json:
-        told = {"errors": [str(error) for error in errors], "unfinished": left}
-        print_json({"exports": [_plain(exported) for exported in done]} | told)
-    elif left:
-        echo(f"{left} students of this experiment are not finished", err=True)
+        summary = {"errors": [str(error) for error in errors], "unfinished": unfinished}
+        print_json({"exports": [_plain(exported) for exported in exports]} | summary)
+    elif unfinished:
+        echo(f"{unfinished} students of this experiment are not finished", err=True)
     if errors:
         sys.exit(folded(errors).code)
 
 
 def _print(exported: "Exported") -> None:
-    """Say what was written of one network."""
+    """Print the written files of one network."""
     name, method = exported.run.model, getattr(exported.run, "method", None)
     by = f", {method.label}" if method is not None else ""
     echo(f"{name}{by}: {exported.folder}")
@@ -103,7 +103,7 @@ def _print(exported: "Exported") -> None:
 
 
 def _plain(exported: "Exported") -> dict[str, Any]:
-    """Export as JSON, for scripts."""
+    """The written files of one network as plain values, for JSON."""
     from raykd.core.record import fingerprint
 
     return {

@@ -69,27 +69,27 @@ def pack(
     teller = Teller()
     started = time.monotonic()
     root = None if source == "-" else source
-    chosen = name or source_of(source)
-    teller.say(f"looking for the images of {source} ({chosen})")
-    dataset = SOURCES[chosen](root)
+    kind = name or source_of(source)
+    teller.say(f"looking for the images of {source} ({kind})")
+    dataset = SOURCES[kind](root)
     packing = Packing(
         dataset,
-        chosen if root is None else Files.at(root).describe(""),
+        kind if root is None else Files.at(root).describe(""),
         Files.at(destination),
         shard_mb,
         skip_bad=on_bad_image == "skip",
         decode=decode,
     )
-    there = packing.begin()
-    kept = sum(1 for names in there.values() if names)
+    existing = packing.begin()
+    complete = sum(1 for names in existing.values() if names)
     unread = sorted(dataset.about.unread.items())
     if unread:
-        kinds = ", ".join(f"{ascii(kind)[1:-1]} {count:,}" for kind, count in unread)
+        kinds = ", ".join(f"{ascii(suffix)[1:-1]} {count:,}" for suffix, count in unread)
         teller.say(f"files that are not read: {kinds}")
     teller.say(
         f"{packing.images:,} images of {len(dataset.names)} classes, "
         f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
-        + (f", of which {kept} are there" if kept else "")
+        + (f", of which {complete} are there" if complete else "")
     )
     if workers:
         from raykd.config.scale import Scale
@@ -97,9 +97,9 @@ def pack(
         from raykd.launch.pool import make_shards
 
         with connected(Scale(address=address), teller.say, workers):
-            packed, seconds = _followed(packing, make_shards(packing, there, workers), teller)
+            packed, seconds = _followed(packing, make_shards(packing, existing, workers), teller)
     else:
-        packed, seconds = _followed(packing, packing.make_all(there), teller)
+        packed, seconds = _followed(packing, packing.make_all(existing), teller)
     summary = _summary(packing, packing.finish(packed), packed, seconds)
     if as_json:
         print_json(summary | {"seconds": time.monotonic() - started})
@@ -108,18 +108,18 @@ def pack(
 
 
 def _followed(
-    packing: "Packing", made: Iterable["Packed"], teller: "Teller"
+    packing: "Packing", shards: Iterable["Packed"], teller: "Teller"
 ) -> tuple[list["Packed"], float]:
     """Make the pack, with progress on the console."""
     packed, done, volume, started = [], 0, 0, time.monotonic()
     with teller.showing():
         task = teller.task("packing", packing.images, "image")
-        for one in made:
-            packed.append(one)
-            done += len(one.part)
-            volume += one.shard.bytes
+        for pack_part in shards:
+            packed.append(pack_part)
+            done += len(pack_part.part)
+            volume += pack_part.shard.bytes
             task.update(done, f"{volume / (time.monotonic() - started) / 1e6:.0f} MB/s")
-            for fault in one.bad if packing.skip_bad else ():
+            for fault in pack_part.bad if packing.skip_bad else ():
                 teller.say(f"left out: {fault}")
     return packed, time.monotonic() - started
 
@@ -127,7 +127,7 @@ def _followed(
 def _summary(
     packing: "Packing", facts: dict[str, Any], packed: Sequence["Packed"], seconds: float
 ) -> dict[str, Any]:
-    """Sentence about a finished pack: images, bytes, rate."""
+    """Facts about a finished pack: images, bytes, rates per second."""
     made = [one for one in packed if not one.adopted]
     return {
         "pack": packing.files.describe(""),

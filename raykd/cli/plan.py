@@ -18,23 +18,23 @@ from raykd.training.cache_builder import check_room
 from raykd.training.route_results import so_far
 
 
-def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -> None:
+def print_plan(experiment: Experiment, store: Store, *, as_json: bool = False) -> None:
     """Print the remaining work of an experiment whose data were read.
 
     Raises `NoRoom` where its caches do not fit on the disk.
     """
-    work, missing, known = _missing(experiment, place)
-    items = estimate(experiment, place, work)
+    work, missing, total = _missing(experiment, store)
+    items = estimate(experiment, store, work)
     size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
     forwards = sum(item.forwards for item in items)
     if as_json:
         value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
-        print_json(value | {"forwards": forwards, "in_store": known - missing})
+        print_json(value | {"forwards": forwards, "in_store": total - missing})
     else:
         if items:
             print_rows([_row(item) for item in items], ("to do", "what"))
         echo(
-            f"{known - missing} of {known} students are in the store; "
+            f"{total - missing} of {total} students are in the store; "
             f"to do: {forwards:,} teacher forwards, {size / 1e6:.1f} MB of cache, about "
             f"{clock(seconds)} on workers like this machine"
         )
@@ -47,39 +47,39 @@ def print_plan(experiment: Experiment, place: Store, *, as_json: bool = False) -
                 f"{search.student.model}: a training like the first for each anchor that it "
                 f"chooses, up to {len(search.candidates())}"
             )
-    check_room(place, size)
+    check_room(store, size)
 
 
 def print_forecast(
-    experiment: Experiment, place: Store, cluster: Cluster, *, as_json: bool = False
+    experiment: Experiment, store: Store, cluster: Cluster, *, as_json: bool = False
 ) -> None:
     """Print the remaining work of an experiment, with its time and cost on a cluster."""
-    work, missing, known = _missing(experiment, place)
-    lines = forecast(experiment, place, work, cluster)
+    work, missing, total = _missing(experiment, store)
+    lines = forecast(experiment, store, work, cluster)
     sums = totals(lines)
     if as_json:
         value = {"cluster": cluster.plain(), "items": [asdict(line) for line in lines]}
-        print_json(value | {**sums, "in_store": known - missing})
+        print_json(value | {**sums, "in_store": total - missing})
         return
     if lines:
         print_rows([_forecast_row(line) for line in lines], ("to do", "what", "limit"))
     speed = f"rate {cluster.rate:g} times this machine" if cluster.rate else ""
     speed = speed or f"{cluster.utilisation:g} of {cluster.tflops:g} Tflop/s"
     echo(
-        f"{known - missing} of {known} students are in the store; the rest takes about "
+        f"{total - missing} of {total} students are in the store; the rest takes about "
         f"{clock(sums['seconds'])} and {sums['cost']:.2f} {cluster.currency} on {cluster.nodes} "
         f"nodes with {cluster.gpus} GPUs, if a GPU reaches {speed}"
     )
 
 
-def _missing(experiment: Experiment, place: Store) -> tuple[Plan, int, int]:
+def _missing(experiment: Experiment, store: Store) -> tuple[Plan, int, int]:
     """The remaining work, the number of missing students, and that of all students."""
-    preflight(experiment, place)
-    students, measured = so_far(place, experiment.runs)
-    missing = [student for student in students if not place.has(student)]
-    work = plan_of(students, place.has, measured)
-    todo = [teacher for teacher in work.teachers if not place.has(teacher)]
-    before = [prelude for prelude in work.preludes if not place.has(prelude)]
+    preflight(experiment, store)
+    students, measured = so_far(store, experiment.runs)
+    missing = [student for student in students if not store.has(student)]
+    work = plan_of(students, store.has, measured)
+    todo = [teacher for teacher in work.teachers if not store.has(teacher)]
+    before = [prelude for prelude in work.preludes if not store.has(prelude)]
     work = replace(work, teachers=tuple(todo), preludes=tuple(before))
     return work, len(missing), len(students)
 

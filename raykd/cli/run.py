@@ -23,20 +23,20 @@ def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool)
     from raykd.launch.executor import execute
     from raykd.tracking.console import clock
 
-    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
     if resolved.space is not None and resolved.space.search:
         raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
     print_recipe(resolved, teller)
     with teller.showing():
-        outcome = execute(resolved, place, teller)
-    summary = report.gather(place, resolved)
-    page = published(summary, place, teller)
+        outcome = execute(resolved, storage, teller)
+    summary = report.gather(storage, resolved)
+    page = published(summary, storage, teller)
     reused = {kind: count for kind, count in outcome.reused.items() if count}
     if reused:
         counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
-        teller.say(f"reused from {place.shown}: {counts}")
-    shown = "" if page is None else f"; page: {page}"
-    teller.say(f"done in {clock(outcome.seconds)}{shown}")
+        teller.say(f"reused from {storage.shown}: {counts}")
+    note = "" if page is None else f"; page: {page}"
+    teller.say(f"done in {clock(outcome.seconds)}{note}")
     work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
     print_report(summary, as_json=as_json, work=work, page=page and str(page))
 
@@ -56,17 +56,17 @@ def sweep(
     from raykd.launch.sweep.driver import sweep as sweep_of
     from raykd.tracking.console import clock
 
-    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
     print_recipe(resolved, teller)
-    swept = sweep_of(resolved, place, teller, fresh=fresh)
-    summary = report.gather_sweep(place, resolved)
-    page = published(summary, place, teller)
+    swept = sweep_of(resolved, storage, teller, fresh=fresh)
+    summary = report.gather_sweep(storage, resolved)
+    page = published(summary, storage, teller)
     states = ("finished", "stopped", "failed")
     counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
-    shown = "" if page is None else f"page: {page}; "
-    teller.say(f"{shown}table: {swept.results}")
-    files = {"results": str(swept.results), "tensorboard": place.where(swept.tensorboard)}
+    note = "" if page is None else f"page: {page}; "
+    teller.say(f"{note}table: {swept.results}")
+    files = {"results": str(swept.results), "tensorboard": storage.where(swept.tensorboard)}
     print_report(summary, as_json=as_json, page=page and str(page), **files)
     raise_failures(swept)
 
@@ -89,11 +89,11 @@ def plan(
     from raykd.planning.forecast import read_cluster
 
     machines = None if cluster is None else read_cluster(cluster)
-    resolved, place, _ = resolved_experiment(experiment, overrides, store)
+    resolved, storage, _ = resolved_experiment(experiment, overrides, store)
     if machines is None:
-        print_plan(resolved, place, as_json=as_json)
+        print_plan(resolved, storage, as_json=as_json)
     else:
-        print_forecast(resolved, place, machines, as_json=as_json)
+        print_forecast(resolved, storage, machines, as_json=as_json)
 
 
 @click.command()
@@ -103,9 +103,9 @@ def precompute(experiment: Path, overrides: tuple[str, ...], store: str, as_json
     from raykd.launch.executor import execute
     from raykd.tracking.console import clock
 
-    resolved, place, teller = resolved_experiment(experiment, overrides, store)
+    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
     with teller.showing():
-        outcome = execute(resolved, place, teller, students=False)
+        outcome = execute(resolved, storage, teller, students=False)
     teller.say(f"done in {clock(outcome.seconds)}")
     if as_json:
         print_json({"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds})

@@ -77,11 +77,11 @@ def resolved_experiment(
     from raykd.tracking.console import Teller
 
     experiment = load(path, overrides)
-    teller, place = Teller(), Store(store, experiment.scale.local_gb)
-    return resolve(experiment, place, teller.say), place, teller
+    teller, storage = Teller(), Store(store, experiment.scale.local_gb)
+    return resolve(experiment, storage, teller.say), storage, teller
 
 
-def published(summary: "Report", place: "Store", teller: "Teller") -> Path | None:
+def published(summary: "Report", store: "Store", teller: "Teller") -> Path | None:
     """Write the page of a report into the store; its path, or None after a message with the reason.
 
     A store that can only be read has its tables all the same.
@@ -89,7 +89,7 @@ def published(summary: "Report", place: "Store", teller: "Teller") -> Path | Non
     from raykd.report import publish
 
     try:
-        return publish(summary, place)
+        return publish(summary, store)
     except (NoRoom, Unreachable) as error:
         teller.say(f"no page is written: {error}")
         return None

@@ -72,41 +72,41 @@ def verify(
     from raykd.training.integrity import audit, audit_of
     from raykd.training.route_results import so_far
 
-    chosen = None
-    found = Store(store)
-    if found.node_cache is None and not is_there(found.root):
-        raise ConfigError(f"there is no store at {found.root}; name one with --store")
+    caches = None
+    storage = Store(store)
+    if storage.node_cache is None and not is_there(storage.root):
+        raise ConfigError(f"there is no store at {storage.root}; name one with --store")
     if experiment is None:
-        looked = audit(found)
+        artefacts = audit(storage)
     else:
-        resolved, place, _ = resolved_experiment(experiment, overrides, store)
-        students, measured = so_far(place, resolved.runs)
+        resolved, searched, _ = resolved_experiment(experiment, overrides, store)
+        students, measured = so_far(searched, resolved.runs)
         work = plan_of(students, caches=measured)
         trained = (*work.teachers, *work.preludes, *work.students, *resolved.searches())
-        looked = audit_of(place, trained)
-        chosen = list(dict.fromkeys(serving(place, job.run, job.views) for job in work.caches))
-    results, errors = verify_caches(found, chosen, rows)
+        artefacts = audit_of(searched, trained)
+        caches = list(dict.fromkeys(serving(searched, job.run, job.views) for job in work.caches))
+    results, errors = verify_caches(storage, caches, rows)
     # A damaged teacher is a fault of its own, and again of each of its caches.
-    errors = list({str(error): error for error in (*looked.faults, *errors)}.values())
+    errors = list({str(error): error for error in (*artefacts.faults, *errors)}.values())
     if as_json:
-        told = {"caches": results, "errors": [str(error) for error in errors]}
-        print_json(told | {"sound": looked.sound})
+        summary = {"caches": results, "errors": [str(error) for error in errors]}
+        print_json(summary | {"sound": artefacts.sound})
     else:
         for line in results:
             _print_cache(line)
-        sound = ", ".join(f"{count} {kind}" for kind, count in looked.sound.items() if count)
+        sound = ", ".join(f"{count} {kind}" for kind, count in artefacts.sound.items() if count)
         if sound:
             echo(f"as they were written: {sound}")
         for error in errors:
             echo(f"error: {error}", err=True)
         if not results and not errors:
-            echo(f"no caches in {found.shown}")
+            echo(f"no caches in {storage.shown}")
     if errors:
         sys.exit(errors[0].code)
 
 
 def _print_cache(line: dict[str, Any]) -> None:
-    """Say what was seen of a cache."""
+    """Print the line of a cache."""
     head = f"{line['fingerprint']}  {line['teacher']}, {line['split']}: "
     if line["building"] is not None:
         echo(head + line["building"])
@@ -137,9 +137,9 @@ def report_command(
     """Write the page of an experiment's results, finished or not, and print its table."""
     from raykd import report
 
-    resolved, place, teller = resolved_experiment(experiment, overrides, store)
-    summary = report.gather_sweep(place, resolved, baseline)
-    page = output if output is not None else published(summary, place, teller)
+    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
+    summary = report.gather_sweep(storage, resolved, baseline)
+    page = output if output is not None else published(summary, storage, teller)
     if output is not None:
         report.write_page(summary, output)
     if as_csv and not as_json:

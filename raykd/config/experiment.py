@@ -60,13 +60,13 @@ class Experiment:
     )  # position of each key in the file
 
     def students(self) -> tuple[StudentRun, ...]:
-        """Those whose route is known from the beginning."""
+        """Students whose route needs no search."""
         return tuple(run for run in self.runs if isinstance(run, StudentRun))
 
     def searches(self) -> tuple[Search, ...]:
         """The searches that are to find the routes of the others, each once."""
-        found = (run.search for run in self.runs if isinstance(run, Sought))
-        return tuple(dict.fromkeys(found))
+        searches = (run.search for run in self.runs if isinstance(run, Sought))
+        return tuple(dict.fromkeys(searches))
 
     def workers(self, run: StudentRun | PreludeRun) -> Workers:
         """Number of workers that train a student, its prelude or its route together."""
@@ -77,8 +77,8 @@ class Experiment:
 
     def teacher_workers(self, teacher: TeacherRun) -> Workers:
         """Number of workers that train a teacher together; given weights take one at most."""
-        given = self.scale.teacher_workers
-        workers = self.scale.workers if given is None else given
+        workers = self.scale.teacher_workers
+        workers = self.scale.workers if workers is None else workers
         return workers if teacher.weights is None else min(most(workers), 1)
 
 
@@ -99,19 +99,19 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def parse(
-    text: str, name: str, overrides: Iterable[str] = (), place: str | None = None
+    text: str, name: str, overrides: Iterable[str] = (), path: str | None = None
 ) -> Experiment:
-    """The experiment in YAML text; `place` is the file that mistakes are said to be in."""
-    tree, lines = read_lines(text, place or "experiment")
+    """The experiment in YAML text; `path` is the file that messages about mistakes name."""
+    tree, lines = read_lines(text, path or "experiment")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{place or 'experiment'}: expected the keys {', '.join(PARTS)}")
-    places = {key: f"{place}, line {line}" for key, line in lines.items()} if place else {}
+        raise ConfigError(f"{path or 'experiment'}: expected the keys {', '.join(PARTS)}")
+    places = {key: f"{path}, line {line}" for key, line in lines.items()} if path else {}
     for setting in overrides:
         override(tree, setting)
         key = setting.partition("=")[0]
         for other in [other for other in places if f"{other}.".startswith(f"{key}.")]:
             del places[other]
-        places |= {key: f"{key}=... on the command line"} if place else {}
+        places |= {key: f"{key}=... on the command line"} if path else {}
     mistakes = Mistakes(places)
     with mistakes.collecting():
         _check_parts(tree)
@@ -162,17 +162,21 @@ def basis(run: Asked) -> StudentRun:
 
 
 def _matches(
-    run: StudentRun | PreludeRun, wanted: Mapping[str, Any], *, anything: bool = False
+    run: StudentRun | PreludeRun, values: Mapping[str, Any], *, anything: bool = False
 ) -> bool:
     """True if a run has these values at these dotted keys; with `anything`, if it has the keys."""
 
-    def equal(value: Any, given: Any) -> bool:
-        alias = isinstance(given, str) and given in METHODS and METHODS.canonical(given) == value
-        return alias or value == given
+    def equal(value: Any, expected: Any) -> bool:
+        alias = (
+            isinstance(expected, str)
+            and expected in METHODS
+            and METHODS.canonical(expected) == value
+        )
+        return alias or value == expected
 
     try:
-        found = run.plain()
-        return all(equal(value_at(found, k), value) or anything for k, value in wanted.items())
+        recipe = run.plain()
+        return all(equal(value_at(recipe, k), value) or anything for k, value in values.items())
     except LookupError:
         return False
 

@@ -19,53 +19,44 @@ _KEYED = re.compile(r"experiment\.([\w.]*\w)")
 _BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
-def explain(error: ValidationError, model: type[BaseModel], place: str) -> ConfigError:
+def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ConfigError:
     """Join errors into one `ConfigError`, a line each.
 
-    `model` is what was being read and `place` what messages call it, such as "experiment.run".
+    `model` is the class that was read; `prefix` is its dotted key, such as "experiment.run".
     """
     details = error.errors()
-    bounded = {_path(detail, model, place) for detail in details if detail["type"] in _BOUNDS}
-    lines = dict.fromkeys(
-        _line(detail, model, place)
-        for detail in details
-        # What else it could have been is of no use where a number is out of bounds.
-        if detail["type"] in _BOUNDS or not _leads_to(_path(detail, model, place), bounded)
-    )
+    paths = [".".join([prefix, *_walk(detail["loc"], model)[0]]) for detail in details]
+    bounded = [f"{p}." for p, d in zip(paths, details, strict=True) if d["type"] in _BOUNDS]
+    lines: dict[str, None] = {}
+    for path, detail in zip(paths, details, strict=True):
+        # The other branches of a union are of no use where a number is out of bounds.
+        if detail["type"] in _BOUNDS or not any(b.startswith(f"{path}.") for b in bounded):
+            lines[_line(detail, model, path)] = None
     return ConfigError("\n".join(lines))
 
 
-def _leads_to(path: str, others: Iterable[str]) -> bool:
-    return any(f"{other}.".startswith(f"{path}.") for other in others)
-
-
-def _path(detail: Any, model: type[BaseModel], place: str) -> str:
-    """The dotted key that a mistake is about."""
-    return ".".join([place, *_walk(detail["loc"], model)[0]])
-
-
-def _line(detail: Any, model: type[BaseModel], place: str) -> str:
-    names, found = _walk(detail["loc"], model)
-    path = ".".join([place, *names])
+def _line(detail: Any, model: type[BaseModel], path: str) -> str:
+    """The sentence about one error, at the dotted key `path`."""
+    names, candidates = _walk(detail["loc"], model)
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        known = [name for candidate in found for name in candidate.model_fields]
-        hint = nearest(names[-1], known) or f"; there are: {', '.join(sorted(set(known)))}"
+        choices = [name for candidate in candidates for name in candidate.model_fields]
+        hint = nearest(names[-1], choices) or f"; there are: {', '.join(sorted(set(choices)))}"
         return f"{path}: no such key{hint}"
     if kind == "missing":
         return f"{path}: this key must be given"
     if kind == "union_tag_not_found":
-        return f"{path}.name: this key must be given; there are: {', '.join(_tags(found))}"
+        return f"{path}.name: this key must be given; there are: {', '.join(_tags(candidates))}"
     if kind in ("model_type", "dict_type") or (
         kind == "union_tag_invalid" and not isinstance(detail["input"], dict)
     ):
         return f"{path}: expected keys and values ({{key: value}}), got {detail['input']!r}"
     if kind == "union_tag_invalid":
-        tag, known = context["tag"], _tags(found)
+        tag, choices = context["tag"], _tags(candidates)
         if tag in METHODS:
             return f"{path}: {tag!r} cannot stand within this method; choose another one"
-        hint = nearest(tag, known) or f"; there are: {', '.join(known)}"
-        what = "method" if all(name in METHODS for name in known) else names[-1]
+        hint = nearest(tag, choices) or f"; there are: {', '.join(choices)}"
+        what = "method" if all(name in METHODS for name in choices) else names[-1]
         return f"{path}.name: no {what} is called {tag!r}{hint}"
     message = detail["msg"].removeprefix("Value error, ")
     for limit in context.values() if kind in _BOUNDS else ():

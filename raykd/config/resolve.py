@@ -38,14 +38,14 @@ def resolve(
     root = path if path is None or is_url(path) else str(Path(path).expanduser())
     skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
-    given = WeightsImporter(store, say)
-    known: dict[Data, ResolvedData] = {}
+    importer = WeightsImporter(store, say)
+    datasets: dict[Data, ResolvedData] = {}  # by what the file says of them
     mistakes = Mistakes(experiment.places)
 
     def data(value: Data) -> ResolvedData:
-        if value not in known:
-            known[value] = read(value)
-        return known[value]
+        if value not in datasets:
+            datasets[value] = read(value)
+        return datasets[value]
 
     def read(value: Data) -> ResolvedData:
         source = (value.name, value.resize, value.stream is not None)
@@ -61,18 +61,18 @@ def resolve(
     def teacher_of(teacher: AnyTeacher) -> AnyTeacher:
         if isinstance(teacher, StudentRun):
             return student(teacher)
-        own = data(teacher.data)
+        resolved = data(teacher.data)
         if teacher.weights is None:
-            return teacher.model_copy(update={"data": own})
-        weights = given.name(teacher.weights, teacher.model, own.classes)
-        own = _normalised(teacher, weights, own)
-        return teacher.model_copy(update={"data": own, "weights": weights})
+            return teacher.model_copy(update={"data": resolved})
+        weights = importer.name(teacher.weights, teacher.model, resolved.classes)
+        resolved = _normalised(teacher, weights, resolved)
+        return teacher.model_copy(update={"data": resolved, "weights": weights})
 
     def student(run: StudentRun) -> StudentRun:
         teacher = None if run.teacher is None else teacher_of(run.teacher)
         after = None if run.after is None else student(run.after)
-        own = {"data": data(run.data), "teacher": teacher, "after": after}
-        run = run.model_copy(update=own)
+        update = {"data": data(run.data), "teacher": teacher, "after": after}
+        run = run.model_copy(update=update)
         if teacher is not None and teacher.data.classes != run.data.classes:
             raise ConfigError(
                 f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
@@ -132,6 +132,5 @@ def _normalised(teacher: TeacherRun, weights: str, read: ResolvedData) -> Resolv
         from raykd.models import libraries  # torchvision takes seconds to import
 
         mean, std = libraries.preprocessing(library, name, weights)
-    given = teacher.data
-    update = {"mean": given.mean or mean or read.mean, "std": given.std or std or read.std}
-    return read.model_copy(update=update)
+    mean, std = teacher.data.mean or mean or read.mean, teacher.data.std or std or read.std
+    return read.model_copy(update={"mean": mean, "std": std})

@@ -83,12 +83,9 @@ class Domain(Record):
         return self
 
     @property
-    def kind(self) -> Literal["uniform", "loguniform", "randint", "choice"]:
-        """The name of the field that is given."""
-        for name in ("uniform", "loguniform", "randint"):
-            if getattr(self, name) is not None:
-                return name
-        return "choice"
+    def kind(self) -> str:
+        """Name of the field that has a value: uniform, loguniform, randint or choice."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -132,9 +129,10 @@ class Space:
         axes = {axis: [self._value(axis, config[axis])] for axis in (*self.grid, *self.search)}
         return next(iter(combinations(copy.deepcopy(dict(self.base)), axes)))
 
-    def _value(self, axis: str, given: Scalar) -> Any:
-        drawn = axis in self.search and self.search[axis].choice is None
-        return given if drawn else self.choices(axis)[given]
+    def _value(self, axis: str, label: Scalar) -> Any:
+        """The value of a label; a number that is drawn is its own label."""
+        numeric = axis in self.search and self.search[axis].choice is None
+        return label if numeric else self.choices(axis)[label]
 
 
 def read_space(
@@ -190,10 +188,10 @@ def _check_metric(sweep: Sweep) -> None:
 def _check_draws(space: Space) -> None:
     """Raise `ConfigError` if a value that can be drawn does not suit the students."""
     axes = {axis: [*space.choices(axis)] for axis in space.grid}
-    drawn = {axis: _examples(space, axis) for axis in space.search}
-    for chosen in itertools.islice(itertools.product(*axes.values()), _CHECKED):
-        first = dict(zip(axes, chosen, strict=True)) | {a: v[0] for a, v in drawn.items()}
-        for axis, values in drawn.items():
+    examples = {axis: _examples(space, axis) for axis in space.search}
+    for labels in itertools.islice(itertools.product(*axes.values()), _CHECKED):
+        first = dict(zip(axes, labels, strict=True)) | {a: v[0] for a, v in examples.items()}
+        for axis, values in examples.items():
             for value in values:
                 try:
                     space.asked(first | {axis: value})
@@ -204,9 +202,9 @@ def _check_draws(space: Space) -> None:
 def _examples(space: Space, axis: str) -> list[Scalar]:
     """Values that can be drawn for an axis: all choices, or the lowest number."""
     domain = space.search[axis]
-    return (
-        [*space.choices(axis)] if domain.choice is not None else [getattr(domain, domain.kind)[0]]
-    )
+    if domain.choice is not None:
+        return [*space.choices(axis)]
+    return [getattr(domain, domain.kind)[0]]
 
 
 def _check_generations(space: Space) -> None:
@@ -217,8 +215,7 @@ def _check_generations(space: Space) -> None:
             "experiment.sweep.scheduler: population based training finds the schedule itself, "
             "generation by generation; set run.optim.schedule: constant"
         )
-    drawn = [axis for axis, domain in space.search.items() if domain.kind != "choice"]
-    if not drawn:
+    if all(domain.kind == "choice" for domain in space.search.values()):
         raise ConfigError(
             "experiment.search: population based training needs numbers to change, such as "
             "run.optim.lr: {loguniform: [0.01, 0.2]}"

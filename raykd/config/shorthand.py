@@ -100,10 +100,10 @@ def _assisted(tree: dict[str, Any], assistants: Any) -> dict[str, Any]:
     if not isinstance(method, dict) or method.get("name") == "label_only":
         return tree  # no method reads them
     for number, assistant in enumerate(assistants):
-        own = {"model": assistant} if isinstance(assistant, str) else assistant
-        if not isinstance(own, dict):
-            raise ConfigError(f"experiment.run.assistants: {own!r} is no network")
-        tree = {**tree, "teacher": _teacher(tree, {**own, "teacher": tree["teacher"]})}
+        keys = {"model": assistant} if isinstance(assistant, str) else assistant
+        if not isinstance(keys, dict):
+            raise ConfigError(f"experiment.run.assistants: {assistant!r} is no network")
+        tree = {**tree, "teacher": _teacher(tree, {**keys, "teacher": tree["teacher"]})}
         record(StudentRun, tree["teacher"], f"experiment.run.assistants.{number}")
     return tree
 

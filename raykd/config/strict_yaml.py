@@ -92,12 +92,12 @@ _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
-def read_yaml(text: str, place: str = "experiment") -> Any:
+def read_yaml(text: str, path: str = "experiment") -> Any:
     """The value that YAML text describes. Raises `ConfigError`; messages begin with `place`."""
-    return read_lines(text, place)[0]
+    return read_lines(text, path)[0]
 
 
-def read_lines(text: str, place: str = "experiment") -> tuple[Any, dict[str, int]]:
+def read_lines(text: str, path: str = "experiment") -> tuple[Any, dict[str, int]]:
     """The value that YAML text describes, and the line of every dotted key, from 1.
 
     Raises `ConfigError`; messages begin with `place`.
@@ -114,20 +114,20 @@ def read_lines(text: str, place: str = "experiment") -> tuple[Any, dict[str, int
                 raise _Refused(node.start_mark, f"more than {_MOST_VALUES:,} values")
         return loader.construct_document(node), lines
     except _Refused as error:
-        raise ConfigError(f"{place}, line {error.line}: {error.reason}") from error
+        raise ConfigError(f"{path}, line {error.line}: {error.reason}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = ", ".join(filter(None, (error.problem, error.context)))
-        raise ConfigError(f"{place}{line}: not YAML ({reason})") from error
+        raise ConfigError(f"{path}{line}: not YAML ({reason})") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(
-            f"{place}, line {line}: the character {ord(text[error.position]):#06x} cannot stand in "
+            f"{path}, line {line}: the character {ord(text[error.position]):#06x} cannot stand in "
             "YAML; remove it"
         ) from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         # The last three are PyYAML's own where a value is not of the kind that its tag says.
-        raise ConfigError(f"{place}: not YAML ({error})") from error
+        raise ConfigError(f"{path}: not YAML ({error})") from error
 
 
 def _keys(node: Any, prefix: str, parents: list[Any]) -> Iterator[tuple[str, int]]:

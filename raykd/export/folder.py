@@ -65,16 +65,16 @@ def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] =
     folder = folder.resolve()
     check_folder(folder, run)
     check_installed(formats)
-    made = finished(store, run)
-    files = _files(made, formats)
+    model = finished(store, run)
+    files = _files(model, formats)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         draft = Path(temporary)
-        normalised, pixels = _real(made)
-        _write(made, files, draft, pixels)
-        written = tuple(_checked(made, draft / file, normalised, pixels) for file in files)
+        normalised, pixels = _real(model)
+        _write(model, files, draft, pixels)
+        written = tuple(_checked(model, draft / file, normalised, pixels) for file in files)
         _publish(draft, folder)
-    plain = made.method.rescaling(made.helpers) is not None
+    plain = model.method.rescaling(model.helpers) is not None
     return Exported(run, folder, written, len(pixels), plain)
 
 
@@ -83,14 +83,14 @@ def check_folder(folder: Path, run: AnyTeacher) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        there = json.loads((folder / CONFIG).read_text())["raykd"]["fingerprint"]
+        existing = json.loads((folder / CONFIG).read_text())["raykd"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"--output {folder}: there are other files; name a folder that is new or empty"
         ) from None
-    if there != fingerprint(run):
+    if existing != fingerprint(run):
         raise ConfigError(
-            f"--output {folder}: there is an export of {there}, and this is {fingerprint(run)}; "
+            f"--output {folder}: there is an export of {existing}, and this is {fingerprint(run)}; "
             "name another folder"
         )
 
@@ -105,62 +105,62 @@ def check_installed(formats: Sequence[str]) -> None:
         )
 
 
-def _files(made: Finished, formats: Sequence[str]) -> list[str]:
+def _files(model: Finished, formats: Sequence[str]) -> list[str]:
     """The files to write, in the order of the table."""
-    plain = made.method.rescaling(made.helpers) is not None
+    plain = model.method.rescaling(model.helpers) is not None
     if not plain and "safetensors" in formats:
         raise ConfigError(
-            f"a student of {made.method.label!r} does not answer with its own classifier, so its "
+            f"a student of {model.method.label!r} does not answer with its own classifier, so its "
             "weights alone are no network; use --format torch or --format onnx, whose graphs hold "
             "the rest"
         )
-    wanted = [name for name in FORMATS if name in formats or not formats]
-    return [FORMATS[name] for name in wanted if plain or name != "safetensors"]
+    names = [name for name in FORMATS if name in formats or not formats]
+    return [FORMATS[name] for name in names if plain or name != "safetensors"]
 
 
-def _real(made: Finished) -> tuple[Tensor, Tensor]:
+def _real(model: Finished) -> tuple[Tensor, Tensor]:
     """Some test images: normalised as in training, and as uint8 pixels [B, 3, H, W]."""
-    data, count = made.run.data.resolved().test(), len(made.test)
+    data, count = model.run.data.resolved().test(), len(model.test)
     rows = torch.linspace(0, count - 1, min(count, IMAGES)).long()
-    normalised = Views(made.test, data, skip_bad=True).batch(rows, 0).pixels.contiguous()
+    normalised = Views(model.test, data, skip_bad=True).batch(rows, 0).pixels.contiguous()
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (data.mean, data.std))
     return normalised, (255 * (normalised * std + mean)).round().to(torch.uint8)
 
 
-def _write(made: Finished, files: list[str], folder: Path, pixels: Tensor) -> None:
+def _write(model: Finished, files: list[str], folder: Path, pixels: Tensor) -> None:
     """Write every file to a folder, unchecked."""
-    config = configuration(made, files)
+    config = configuration(model, files)
     text = json.dumps(config, indent=2)
     if WEIGHTS in files:
-        weights.save_weights(folder / WEIGHTS, made.network)
+        weights.save_weights(folder / WEIGHTS, model.network)
     if FORMATS["torch"] in files or FORMATS["onnx"] in files:
-        program = graph.traced(made, pixels)
+        program = graph.traced(model, pixels)
         if FORMATS["torch"] in files:
             graph.write_torch(folder / FORMATS["torch"], program, text)
         if FORMATS["onnx"] in files:
-            graph.write_onnx(folder / FORMATS["onnx"], program, text, made)
+            graph.write_onnx(folder / FORMATS["onnx"], program, text, model)
     write_atomic(folder / CONFIG, text.encode())
     write_atomic(folder / CARD, card(config, files).encode())
-    write_json(folder / RECIPE, made.run.plain(), sealed=False)
+    write_json(folder / RECIPE, model.run.plain(), sealed=False)
 
 
-def _checked(made: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
+def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
     """A file, once its answers for real images are seen to be the network's."""
     with torch.no_grad():
-        expected = made.scores(normalised)
+        expected = model.scores(normalised)
     if path.name == WEIGHTS:
         network = rebuilt(path.parent, json.loads((path.parent / CONFIG).read_text()))
         with torch.no_grad():
             logits = network(normalised)
-            found = made.method.scores(Outputs(logits), None, made.helpers)
+            scores = model.method.scores(Outputs(logits), None, model.helpers)
     else:
         answers = graph.answers_of_torch if path.suffix == ".pt2" else graph.answers_of_onnx
-        found = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # two batch sizes
-    difference = float((found - expected).abs().max())
+        scores = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # two batch sizes
+    difference = float((scores - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # nor is NaN
         raise ExportFailed(
-            f"{made.run.model}: {path.name} answers otherwise than the network; on {len(pixels)} "
+            f"{model.run.model}: {path.name} answers otherwise than the network; on {len(pixels)} "
             f"test images its scores differ by up to {difference:.2g}, expected {allowed:.2g} at "
             "most. Nothing was written; choose another --format"
         )

@@ -23,21 +23,23 @@ def by_fingerprint(store: Store, name: str) -> AnyTeacher:
     Raises `ConfigError` where there is none, or more than one.
     """
     folders = [folder for kind in _KINDS for folder in store.finished(kind)]
-    done = [folder for folder in folders if folder.name.startswith(name)]
-    if len(done) > 1:
-        there = ", ".join(sorted(folder.name for folder in done))
-        raise ConfigError(f"{name}: {len(done)} fingerprints begin so: {there}; give more digits")
+    finished = [folder for folder in folders if folder.name.startswith(name)]
+    if len(finished) > 1:
+        names = ", ".join(sorted(folder.name for folder in finished))
+        raise ConfigError(
+            f"{name}: {len(finished)} fingerprints begin so: {names}; give more digits"
+        )
     begun = [folder for kind in _KINDS for folder in (store.root / kind).glob(f"{name}*")]
-    if not done and begun:
+    if not finished and begun:
         raise ConfigError(
             f"{begun[0]}: its training is not finished; the `raykd run` that began it goes on"
         )
-    if not done:
+    if not finished:
         raise ConfigError(
             f"{name}: no finished student or teacher in {store.shown} has a fingerprint that "
             "begins so; `raykd show students` and `raykd show teachers` list them"
         )
-    return read_recipe(_KINDS[done[0].parent.name], done[0])
+    return read_recipe(_KINDS[finished[0].parent.name], finished[0])
 
 
 def by_experiment(store: Store, experiment: Experiment) -> tuple[list[StudentRun], int]:
@@ -50,15 +52,15 @@ def by_experiment(store: Store, experiment: Experiment) -> tuple[list[StudentRun
             f"{experiment.name}: a sweep draws these students; export one by its fingerprint, "
             "which `raykd report` and `raykd show students` tell"
         )
-    found = [route_found(store, run) for run in experiment.runs]
-    runs = dict.fromkeys(run for run in found if run is not None)
-    done = [run for run in runs if store.has(run)]
-    if not done:
+    students = [route_found(store, run) for run in experiment.runs]
+    runs = dict.fromkeys(run for run in students if run is not None)
+    finished = [run for run in runs if store.has(run)]
+    if not finished:
         raise ConfigError(
-            f"{experiment.name}: none of its {len(found)} students is finished; `raykd run` "
+            f"{experiment.name}: none of its {len(students)} students is finished; `raykd run` "
             "trains them"
         )
-    return done, len(runs) - len(done) + found.count(None)
+    return finished, len(runs) - len(finished) + students.count(None)
 
 
 def folder_name(run: StudentRun) -> str:

@@ -11,7 +11,7 @@ Reference = Callable[[StudentRun], float | None]  # the number that a student's 
 
 
 def untaught(numbers: Mapping[StudentRun, float]) -> Reference:
-    """Of a student, the number of the same training with the labels alone."""
+    """Reference: the number of the same training with the labels alone."""
     alone = {_untaught(run): x for run, x in numbers.items() if isinstance(run.method, LabelOnly)}
 
     def reference(run: StudentRun) -> float | None:
@@ -23,27 +23,28 @@ def untaught(numbers: Mapping[StudentRun, float]) -> Reference:
 def of_line(
     numbers: Mapping[StudentRun, float],
     lines: Mapping[tuple[str, str], Sequence[StudentRun]],
-    wanted: str,
+    baseline: str,
 ) -> Reference:
-    """Of a student, the number of the same seed in the line that is `wanted`.
+    """Reference: the number of the same seed in the line of students called `baseline`.
 
     `lines` are named by label and network. Where lines of several networks have the label, a
     student is compared with that of its own network. Raises `ConfigError` where none has it.
     """
-    known = {f"{label} {network}": runs for (label, network), runs in lines.items()}
-    chosen = [runs for (label, _), runs in lines.items() if label == wanted]
-    chosen = chosen or [runs for name, runs in known.items() if name == wanted]
-    if not chosen:
+    by_name = {f"{label} {network}": runs for (label, network), runs in lines.items()}
+    matches = [runs for (label, _), runs in lines.items() if label == baseline]
+    matches = matches or [runs for name, runs in by_name.items() if name == baseline]
+    if not matches:
         names = dict.fromkeys(label for label, _ in lines)
-        hint = nearest(wanted, [*names, *known]) or f"; there are: {', '.join(map(repr, names))}"
-        raise ConfigError(f"baseline: no line of students is called {wanted!r}{hint}")
-    own = dict.fromkeys(run for runs in chosen for run in runs)
-    by_seed = {(run.model, run.seed): numbers[run] for run in own if run in numbers}
-    networks = {run.model for run in own}
+        hint = nearest(baseline, [*names, *by_name])
+        hint = hint or f"; there are: {', '.join(map(repr, names))}"
+        raise ConfigError(f"baseline: no line of students is called {baseline!r}{hint}")
+    baselines = dict.fromkeys(run for runs in matches for run in runs)
+    by_seed = {(run.model, run.seed): numbers[run] for run in baselines if run in numbers}
+    networks = {run.model for run in baselines}
 
     def reference(run: StudentRun) -> float | None:
         network = run.model if len(networks) > 1 else next(iter(networks), "")
-        return None if run in own else by_seed.get((network, run.seed))
+        return None if run in baselines else by_seed.get((network, run.seed))
 
     return reference
 

@@ -41,7 +41,7 @@ def catalogue(listing: str, store: Store) -> list[Row]:
 
 
 def verify_caches(
-    store: Store, chosen: Sequence[LogitsRun] | None, rows: int
+    store: Store, caches: Sequence[LogitsRun] | None, rows: int
 ) -> tuple[list[Row], list[RaykdError]]:
     """A row per sound cache, and an error per damaged one; all of the store's if none is chosen.
 
@@ -50,7 +50,7 @@ def verify_caches(
     """
     results: list[Row] = []
     errors: list[RaykdError] = []
-    for item in store.finished(LogitsRun.kind) if chosen is None else chosen:
+    for item in store.finished(LogitsRun.kind) if caches is None else caches:
         try:
             run = item if isinstance(item, LogitsRun) else read_recipe(LogitsRun, item)
             results.append(_verified(store, run, rows))

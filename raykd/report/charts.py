@@ -27,7 +27,7 @@ class Chart:
 def charts(report: Report) -> Iterator[Chart]:
     """The pictures that all groups of a report share."""
     late = "The first epochs may lie below the picture."
-    curves = (
+    metrics = (
         (
             "top1",
             "Top-1 on the test images, %",
@@ -36,7 +36,7 @@ def charts(report: Report) -> Iterator[Chart]:
         ("loss", "Training loss", "Methods sum losses of their own: compare shapes, not heights."),
         ("agreement", "Agreement with the teacher, %", f"Test images answered as it does. {late}"),
     )
-    for key, title, note in curves:
+    for key, title, note in metrics:
         yield Chart(title, _curves(report, key, title), note)
     spread = "Mean and sample standard deviation. The line joins what nothing cheaper surpasses."
     count = "A multiply-add is two, and only convolutions and matrix products are counted."
@@ -93,8 +93,8 @@ def _curves(report: Report, key: str, title: str) -> Picture | None:
             curve(axes, table, style)
         for name, value in levels:
             axes.axhline(value, color=INK, lw=1, ls="--")
-            place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-            axes.annotate(name, (0, value), (0, 4), **place)
+            anchor = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+            axes.annotate(name, (0, value), (0, 4), **anchor)
         axes.set_xlabel("epoch")
         if key != "loss":
             # What counts is the difference at the end, which the first epochs would flatten.
@@ -107,18 +107,18 @@ def _curves(report: Report, key: str, title: str) -> Picture | None:
             _log(axes.yaxis, (1, 3), "{x:g}")
 
     ends = [(report.called(group), table[:, -1].mean()) for _, group, table in tables]
-    said = ", ".join(f"{name} {value:.2f}" for name, value in (*ends, *levels))
-    return draw(paint, f"{title}, by epoch. At the end: {said}.")
+    description = ", ".join(f"{name} {value:.2f}" for name, value in (*ends, *levels))
+    return draw(paint, f"{title}, by epoch. At the end: {description}.")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Pareto front: indices of the (price, worth) that no other surpasses, cheapest first."""
     order = sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1]))
-    found: list[int] = []
+    indices: list[int] = []
     for number in order:
-        if not found or points[number][1] > points[found[-1]][1]:
-            found.append(number)
-    return found
+        if not indices or points[number][1] > points[indices[-1]][1]:
+            indices.append(number)
+    return indices
 
 
 def _front(report: Report, key: str, words: str) -> Picture | None:
@@ -126,45 +126,41 @@ def _front(report: Report, key: str, words: str) -> Picture | None:
     teacher: dict[str, Any] = {"color": INK, "marker": "D"}
     groups = [(look(i), group) for i, group in enumerate(report.students)]
     groups += [(teacher, group) for group in report.teachers]
-    known = [(style, g, getattr(g, key), g.top1) for style, g in groups if getattr(g, key)]
-    known = [(style, group, price, top1) for style, group, price, top1 in known if top1]
-    if not known:
+    points = [(style, g, getattr(g, key), g.top1) for style, g in groups if getattr(g, key)]
+    points = [(style, group, price, top1) for style, group, price, top1 in points if top1]
+    if not points:
         return None
-    prices = [price for *_, price, _ in known]
+    prices = [price for *_, price, _ in points]
     ends = min(prices) / 1.5, max(prices) * 1.5
-    best = front([(price, top1.mean) for *_, price, top1 in known])
+    best = front([(price, top1.mean) for *_, price, top1 in points])
 
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", xlim=ends)
         _log(axes.xaxis, (1, 2, 5), "{x:g}" if key == "latency_ms" else EngFormatter())
         ranks: Counter[float] = Counter()  # values so far, among the groups of one price
-        shown: list[tuple[float, float]] = []
-        for style, group, price, top1 in known:
+        positions: list[tuple[float, float]] = []
+        for style, group, price, top1 in points:
             count = prices.count(price)
-            place = min(0.035, 0.15 / count) * (ranks[price] - (count - 1) / 2)
+            shift = min(0.035, 0.15 / count) * (ranks[price] - (count - 1) / 2)
             ranks[price] += 1
-            x, colour, marker = (
-                price * (ends[1] / ends[0]) ** place,
-                style["color"],
-                style["marker"],
-            )
-            shown.append((x, top1.mean))
-            axes.errorbar(x, top1.mean, top1.std, color=colour, marker=marker, ls="")
+            position = price * (ends[1] / ends[0]) ** shift, top1.mean
+            positions.append(position)
+            mark: dict[str, Any] = style | {"ls": ""}
+            axes.errorbar(*position, top1.std, **mark)
             if style is teacher:
-                where = (-7, -3)  # in points: to the left, where no step of the front is
-                axes.annotate(
-                    group.label, (x, top1.mean), where, textcoords="offset points", ha="right"
-                )
-        xs, ys = zip(*(shown[number] for number in best), strict=True)
+                # To the left, where no step of the front is; in points.
+                offset: dict[str, Any] = {"xytext": (-7, -3), "textcoords": "offset points"}
+                axes.annotate(group.label, position, ha="right", **offset)
+        xs, ys = zip(*(positions[number] for number in best), strict=True)
         steps = (*xs, ends[1]), (*ys, ys[-1])
         axes.plot(*steps, color=INK, lw=1, alpha=0.6, drawstyle="steps-post", zorder=1)
 
-    said = "; ".join(
+    description = "; ".join(
         f"{report.called(group)} {top1.mean:.2f} with {round(price, 3):,}"
-        for _, group, price, top1 in known
+        for _, group, price, top1 in points
     )
-    winners = ", ".join(report.called(known[number][1]) for number in best)
-    return draw(paint, f"Top-1 in percent by {words}: {said}. On the front: {winners}.")
+    winners = ", ".join(report.called(points[number][1]) for number in best)
+    return draw(paint, f"Top-1 in percent by {words}: {description}. On the front: {winners}.")
 
 
 def _log(axis: Axis, multiples: tuple[float, ...], form: str | Formatter) -> None:

@@ -21,31 +21,32 @@ _AT_ONCE = 8  # manifests that are read at a time
 def cost_of(
     store: Store,
     work: Plan,
-    asked: Mapping[Asked, StudentRun | None],
-    tried: Mapping[Search, Sequence[StudentRun]],
-    found: Mapping[Any, Run],
+    students_of: Mapping[Asked, StudentRun | None],
+    search_students: Mapping[Search, Sequence[StudentRun]],
+    runs_of: Mapping[Any, Run],
 ) -> Cost:
-    """Costs of `work`: contents of its caches, time of its finished runs, and savings by sharing.
+    """Costs of `work`: sizes of its caches, time of its finished runs, and savings by sharing.
 
-    `asked` are the students of the experiment, None where their route is still to be found, and
-    `tried` those that a search has trained for it.
+    `students_of` maps what the experiment asks for to its student, None where the route is still
+    to be found; `search_students` are those that a search has trained; `runs_of` maps a recipe to
+    its state in the store.
     """
-    held = _Held(store, work)
+    caches = _Caches(store, work)
     results = {
         run: result
         for run in (*work.teachers, *work.preludes, *work.students)
-        if (result := found[run].result) is not None
+        if (result := runs_of[run].result) is not None
     }
     hours: dict[str, float] = {}
     for result in results.values():
         spent = result["seconds"] * result.get("workers", 1) / 3600
         hours[result["hardware"]] = hours.get(result["hardware"], 0.0) + spent
     students = [run for run in work.students if run in results]
-    done = [run for run, student in asked.items() if student in results]
-    together = _needed(done, asked, tried)
-    alone = [_needed([run], asked, tried) for run in done]
+    done = [run for run, student in students_of.items() if student in results]
+    together = _needed(done, students_of, search_students)
+    alone = [_needed([run], students_of, search_students) for run in done]
     shared = (
-        Shared("teacher forwards", held.asked(together), sum(map(held.asked, alone))),
+        Shared("teacher forwards", caches.outputs(together), sum(map(caches.outputs, alone))),
         Shared(
             "trainings of teachers and assistants",
             len(_teachers(together)),
@@ -53,13 +54,13 @@ def cost_of(
         ),
         Shared(
             "trainings of stages and preludes",
-            _before(together, [asked[run] for run in done]),
-            sum(_before(work, [asked[run]]) for run, work in zip(done, alone, strict=True)),
+            _before(together, [students_of[run] for run in done]),
+            sum(_before(work, [students_of[run]]) for run, work in zip(done, alone, strict=True)),
         ),
     )
     return Cost(
-        forwards=held.forwards,
-        bytes=held.bytes,
+        forwards=caches.forwards,
+        bytes=caches.bytes,
         epochs=sum(run.optim.epochs for run in students if run.cached() and run.method.needs()),
         teacher_seconds=sum(results[run]["seconds"] for run in work.teachers if run in results),
         student_seconds=sum(results[run]["seconds"] for run in students),
@@ -68,22 +69,22 @@ def cost_of(
     )
 
 
-class _Held:
-    """Contents of the caches of some work, and numbers of rows of the splits."""
+class _Caches:
+    """Sizes of the caches of some work, and numbers of rows of the splits."""
 
     def __init__(self, store: Store, work: Plan) -> None:
         with ThreadPoolExecutor(_AT_ONCE) as pool:  # in a store elsewhere, each is a request
-            caches = dict(pool.map(lambda job: served(store, job.run, job.views), work.caches))
+            manifests = dict(pool.map(lambda job: served(store, job.run, job.views), work.caches))
         self._store = store
         self._rows: dict[tuple[Data, Split], int] = {}
         self.forwards = self.bytes = 0
-        for cache, manifest in caches.items():
+        for cache, manifest in manifests.items():
             if manifest is not None:
                 self._rows[_images(cache.data, cache.split)] = manifest.rows
                 self.forwards += sum(len(shard.part) for shard in manifest.shards)
                 self.bytes += sum(shard.bytes for shard in manifest.shards)
 
-    def asked(self, work: Plan) -> int:
+    def outputs(self, work: Plan) -> int:
         """Number of images that its teachers answer for, from caches and live."""
         cached = sum(
             len(job.views) * self._count(job.run.data, job.run.split) for job in work.caches
@@ -113,13 +114,13 @@ def _images(data: Data, split: Split) -> tuple[Data, Split]:
 
 def _needed(
     runs: Sequence[Asked],
-    asked: Mapping[Asked, StudentRun | None],
-    tried: Mapping[Search, Sequence[StudentRun]],
+    students_of: Mapping[Asked, StudentRun | None],
+    search_students: Mapping[Search, Sequence[StudentRun]],
 ) -> Plan:
     """Runs that finished students needed, with the searches for their routes."""
     searches = [run.search for run in runs if isinstance(run, Sought)]
-    students = [student for run in runs if (student := asked[run]) is not None]
-    students += [stage for search in searches for stage in tried[search]]
+    students = [student for run in runs if (student := students_of[run]) is not None]
+    students += [stage for search in searches for stage in search_students[search]]
     return plan(students, caches=[cache for search in searches for cache in measures(search)])
 
 

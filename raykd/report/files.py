@@ -9,16 +9,7 @@ import pydantic_core
 from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
-from raykd.report.tables import (
-    TEXT_COLUMNS,
-    cost_lines,
-    legend,
-    listed,
-    rows,
-    run_cells,
-    sentence,
-    trial_rows,
-)
+from raykd.report import tables
 from raykd.report.types import Group, Report, Run
 
 # Columns of CSV: of the last epoch's metrics, of the result, and all.
@@ -32,16 +23,18 @@ def to_markdown(report: Report) -> str:
     environment = Environment(
         autoescape=False, loader=PackageLoader("raykd.report", ""), keep_trailing_newline=True
     )
-    environment.filters |= {"text": _escaped, "cells": run_cells}
+    environment.filters |= {"text": _escaped, "cells": tables.run_cells}
     return environment.get_template("report.md.j2").render(
         report=report,
         name=printable(report.name),
-        sentence=sentence(report),
-        legend=legend(report),
-        rows=[row | {"hardware": listed(group.hardware)} for group, row in rows(report)],
-        trials=[row for _, row in trial_rows(report.trials)],
-        cost=cost_lines(report),
-        text_columns=TEXT_COLUMNS,
+        sentence=tables.sentence(report),
+        legend=tables.legend(report),
+        rows=[
+            row | {"hardware": tables.listed(group.hardware)} for group, row in tables.rows(report)
+        ],
+        trials=[row for _, row in tables.trial_rows(report.trials)],
+        cost=tables.cost_lines(report),
+        text_columns=tables.TEXT_COLUMNS,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raykd.config.experiment import Experiment, basis
+from raykd.core.record import fingerprint
 from raykd.planning.plan import plan
 from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.report import baseline as references
@@ -28,6 +29,7 @@ from raykd.training.route_results import (
     route_found,
     so_far,
 )
+from raykd.training.sweep_sheets import Sheet, asked_by
 
 
 def gather(
@@ -42,53 +44,69 @@ def gather(
     the line whose label is `baseline`. Raises `ConfigError` where there is no such line, and
     `CacheCorrupt` where a finished run's result cannot be read.
     """
-    asked = {run: route_found(store, run) for run in dict.fromkeys(experiment.runs)}
+    student_of = {run: route_found(store, run) for run in dict.fromkeys(experiment.runs)}
     routed, measured = so_far(store, experiment.runs)
     searches = experiment.searches()
-    tried = {search: _tried(store, search) for search in searches}
-    work = plan(itertools.chain(routed, *tried.values()), caches=measured)
-    found: dict[Any, Run] = {
+    search_students = {search: _tried(store, search) for search in searches}
+    work = plan(itertools.chain(routed, *search_students.values()), caches=measured)
+    run_of: dict[Any, Run] = {
         recipe: _run(store, recipe) for recipe in (*work.teachers, *work.preludes, *work.students)
     }
-    for run, student in asked.items():
-        found[run] = _sought(store, run) if student is None else found[student]
-    lines = _alike(asked)
-    names = labels([_line(runs, asked) for runs in lines])
+    for run, student in student_of.items():
+        run_of[run] = _sought(store, run) if student is None else run_of[student]
+    lines = _alike(student_of)
+    names = labels([_line(runs, student_of) for runs in lines])
     top1 = {
         run: result["last"]["top1"]
         for run in work.students
-        if (result := found[run].result) is not None
+        if (result := run_of[run].result) is not None
     }
-    known = [[student for run in runs if (student := asked[run])] for runs in lines]
+    students_by_line = [[student for run in runs if (student := student_of[run])] for runs in lines]
     if baseline is None:
         reference = references.untaught(top1)
     else:
         networks = [basis(runs[0]).model for runs in lines]
-        named = dict(zip(zip(names, networks, strict=True), known, strict=True))
+        named = dict(zip(zip(names, networks, strict=True), students_by_line, strict=True))
         reference = references.of_line(top1, named, baseline)
     students = []
-    for name, runs, routes in zip(names, lines, known, strict=True):
+    for name, runs, routes in zip(names, lines, students_by_line, strict=True):
         pairs = [(top1[run], reference(run)) for run in routes if run in top1]
         gain = summarise(own - other for own, other in pairs if other is not None)
-        students.append(_group(name, [found[run] for run in runs], gain))
-    lined = dict.fromkeys(asked.values())
-    apart = [run for run in work.students if run not in lined]
+        students.append(_group(name, [run_of[run] for run in runs], gain))
+    requested = dict.fromkeys(student_of.values())
+    apart = [run for run in work.students if run not in requested]
     teaching = dict.fromkeys(run.teacher for run in work.students)
     assistants = _alike(run for run in apart if run in teaching)
     stages = _alike(run for run in apart if run not in teaching)
     return Report(
         name=experiment.name,
         teachers=(
-            *_named("teacher", [[teacher] for teacher in work.teachers], found),
-            *_named("assistant", assistants, found),
+            *_named("teacher", [[teacher] for teacher in work.teachers], run_of),
+            *_named("assistant", assistants, run_of),
         ),
         students=tuple(students),
-        cost=cost_of(store, work, asked, tried, found),
-        stages=_named("stage", stages, found),
+        cost=cost_of(store, work, student_of, search_students, run_of),
+        stages=_named("stage", stages, run_of),
         searches=_searches(store, searches),
         trials=tuple(trials),
         baseline=baseline,
     )
+
+
+def gather_sweep(store: Store, experiment: Experiment, baseline: str | None = None) -> Report:
+    """The report of a resolved experiment, with the trials of its sweep, if it has any.
+
+    Raises what `gather` does.
+    """
+    whole, sheets = asked_by(experiment, store)
+    return gather(store, whole, [_trial(store, sheet) for sheet in sheets], baseline)
+
+
+def _trial(store: Store, sheet: Sheet) -> Trial:
+    """One trial, with the fingerprint of its student once its route is known."""
+    student = None if sheet.asked is None else route_found(store, sheet.asked)
+    name = None if student is None else fingerprint(student)
+    return Trial(sheet.trial, sheet.config, name, sheet.state, sheet.error, sheet.seconds)
 
 
 def summarise(values: Iterable[float]) -> Summary | None:
@@ -122,7 +140,7 @@ def _unseeded(run: Any) -> Any:
     return run.model_copy(update={"seed": 0, "after": _unseeded(run.after)})
 
 
-def _line(runs: Sequence[Asked], asked: Mapping[Asked, StudentRun | None]) -> dict[str, Any]:
+def _line(runs: Sequence[Asked], student_of: Mapping[Asked, StudentRun | None]) -> dict[str, Any]:
     """The plain recipe of runs that are alike, with the search for its route.
 
     Without the route where searches with other seeds found other ones, or none yet.
@@ -130,19 +148,19 @@ def _line(runs: Sequence[Asked], asked: Mapping[Asked, StudentRun | None]) -> di
     first = runs[0]
     if not isinstance(first, Sought):
         return _unseeded(first).plain()
-    routes = {_unseeded(asked[run]) for run in runs}
+    routes = {_unseeded(student_of[run]) for run in runs}
     student = routes.pop() if len(routes) == 1 else None
     rco = {"name": "greedy", "stages": first.stages} | _settings(first.search)
     return (student or _unseeded(first.search.student)).plain() | {"rco": rco}
 
 
 def _named(
-    role: str, lines: Sequence[Sequence[TeacherRun | Asked]], found: Mapping[Any, Run]
+    role: str, lines: Sequence[Sequence[TeacherRun | Asked]], run_of: Mapping[Any, Run]
 ) -> tuple[Group, ...]:
     """Groups that are no students of the experiment."""
     names = labels([_unseeded(runs[0]).plain() for runs in lines])
     return tuple(
-        _group(f"{role} {name}".strip(), [found[run] for run in runs], None)
+        _group(f"{role} {name}".strip(), [run_of[run] for run in runs], None)
         for name, runs in zip(names, lines, strict=True)
     )
 
@@ -167,11 +185,11 @@ def _sought(store: Store, run: Asked) -> Run:
 
 def _searches(store: Store, searches: Sequence[Search]) -> tuple[RouteSearch, ...]:
     """State of some searches in the store."""
-    told = [_settings(search) | {"name": "greedy", "stages": ""} for search in searches]
+    settings = [_settings(search) | {"name": "greedy", "stages": ""} for search in searches]
     names = labels(
-        [one.student.plain() | {"rco": rco} for one, rco in zip(searches, told, strict=True)]
+        [one.student.plain() | {"rco": rco} for one, rco in zip(searches, settings, strict=True)]
     )
-    found = [read_decisions(store, search) for search in searches]
+    decisions_of = [read_decisions(store, search) for search in searches]
     return tuple(
         RouteSearch(
             label=f"{name} {search.student.model}",
@@ -182,7 +200,7 @@ def _searches(store: Store, searches: Sequence[Search]) -> tuple[RouteSearch, ..
             decisions=tuple(decisions),
             complete=is_complete(search, decisions),
         )
-        for name, search, decisions in zip(names, searches, found, strict=True)
+        for name, search, decisions in zip(names, searches, decisions_of, strict=True)
     )
 
 

@@ -55,22 +55,22 @@ def _described(recipe: dict[str, Any]) -> dict[str, Any]:
 
     All else is the last stage's, and the teacher is the first of the chain.
     """
-    told = {k: v for k, v in recipe.items() if k not in ("after", "route", "teacher", "rco")}
-    own = _flat(told)
+    description = {k: v for k, v in recipe.items() if k not in ("after", "route", "teacher", "rco")}
+    last_stage = _flat(description)
     if "rco" in recipe:
-        told |= _found(recipe)
+        description |= _found(recipe)
     else:
-        told |= _route([*_up(recipe, "after")][::-1])
+        description |= _route([*_up(recipe, "after")][::-1])
     if "teacher" not in recipe:
-        return told
+        return description
     *assistants, teacher = [*_up(recipe, "teacher")][1:] or [{}]
     if assistants:
         models = [assistant["model"] for assistant in reversed(assistants)]
-        below = [_flat(_described(assistant | {"teacher": None})) for assistant in assistants]
-        settings = {flat.pop("model"): _unlike(flat, own) for flat in below}
-        told["via"] = {"name": ",".join(models)} | settings
-    images = {key: value for key, value in own.items() if key.startswith("data")}
-    return told | {"teacher": _unlike(_flat(teacher), images) if teacher else None}
+        flats = [_flat(_described(assistant | {"teacher": None})) for assistant in assistants]
+        settings = {flat.pop("model"): _unlike(flat, last_stage) for flat in flats}
+        description["via"] = {"name": ",".join(models)} | settings
+    images = {key: value for key, value in last_stage.items() if key.startswith("data")}
+    return description | {"teacher": _unlike(_flat(teacher), images) if teacher else None}
 
 
 def _found(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -86,24 +86,24 @@ def _found(recipe: dict[str, Any]) -> dict[str, Any]:
 def _route(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The anchors of some stages, and how they follow each other; nothing for the last anchor."""
     anchors = [_anchors(stage) for stage in stages]
-    route, found = stages[-1].get("route"), [anchor for stage in anchors for anchor in stage]
+    route, all_anchors = stages[-1].get("route"), [anchor for stage in anchors for anchor in stage]
     if len(stages) == 1:
         if route is None:
             return {}
-        told: dict[str, Any] = {"anchors": found}
-        if len(found) > 1:
-            epochs, count = stages[0].get("optim", {}).get("epochs", 0), len(found)
+        description: dict[str, Any] = {"anchors": all_anchors}
+        if len(all_anchors) > 1:
+            epochs, count = stages[0].get("optim", {}).get("epochs", 0), len(all_anchors)
             even = [number * epochs // count for number in range(count)]
             uneven = {} if route["starts"] == even else {"starts": route["starts"]}
-            told["stages"] = {"name": "one_stage"} | uneven
-        return told
+            description["stages"] = {"name": "one_stage"} | uneven
+        return description
     flats = [_flat({k: v for k, v in s.items() if k not in ("after", "route")}) for s in stages]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     values = {f"{key} by stage": [flat.get(key) for flat in flats] for key in keys}
     before = {key: each for key, each in values.items() if each.count(each[0]) < len(each)}
     if anchors.count(anchors[0]) == len(anchors):
         return {"stages": {"name": f"{len(stages)} stages"} | before}
-    return {"anchors": found, "stages": {"name": "multi_stage"} | before}
+    return {"anchors": all_anchors, "stages": {"name": "multi_stage"} | before}
 
 
 def _anchors(stage: dict[str, Any]) -> list[int]:

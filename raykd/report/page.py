@@ -11,15 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
-from raykd.report.tables import (
-    TEXT_COLUMNS,
-    cost_lines,
-    legend,
-    rows,
-    run_cells,
-    sentence,
-    trial_rows,
-)
+from raykd.report import tables
 from raykd.report.types import Report, Run
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store
@@ -44,7 +36,7 @@ def page(report: Report) -> str:
     from raykd.report.route_charts import route_charts
     from raykd.report.selection_charts import selections
 
-    lines = [row for _, row in rows(report)]
+    lines = [row for _, row in tables.rows(report)]
     names = {run.fingerprint for group in report.groups() for run in group.runs}
     environment = Environment(
         autoescape=True, loader=PackageLoader("raykd.report", ""), keep_trailing_newline=True
@@ -59,20 +51,20 @@ def page(report: Report) -> str:
     environment.tests["first_seen"] = lambda name: not (name in seen or seen.add(name))
     return environment.get_template("page.html.j2").render(
         name=printable(report.name),
-        sentence=sentence(report),
-        legend=legend(report),
+        sentence=tables.sentence(report),
+        legend=tables.legend(report),
         rows=lines,
         columns=[name for name in (lines[0] if lines else {}) if name != "rank"],
-        text_columns=TEXT_COLUMNS,
+        text_columns=tables.TEXT_COLUMNS,
         charts=[*itertools.chain(charts(report), selections(report))],
         samples=[
             (sample(number), report.called(group)) for number, group in enumerate(report.students)
         ],
         route_charts=[*route_charts(report)],
         searches=report.searches,
-        trials=trial_rows(report.trials),
+        trials=tables.trial_rows(report.trials),
         listed=names,
-        cost=cost_lines(report),
+        cost=tables.cost_lines(report),
         groups=[(report.called(group), group.runs) for group in (*report.groups(), *report.stages)],
     )
 
@@ -83,7 +75,7 @@ def _data_uri(svg: str) -> str:
 
 def _facts(run: Run) -> str:
     """A line about a run: its seed, state and numbers."""
-    cells = run_cells(run)
+    cells = tables.run_cells(run)
     facts = f"seed {cells.pop('seed')}, {cells.pop('state')}"
     if run.result is not None:
         time = cells.pop("time")

@@ -36,7 +36,7 @@ def route_charts(report: Report) -> Iterator[Chart]:
 
 
 def legs(run: StudentRun) -> list[Leg]:
-    """When which of the teacher's epochs supervises a student, over all of its stages."""
+    """Intervals of a student's epochs, over all stages, each with the anchor that supervises it."""
     anchors = [
         stage.anchor_at(epoch) for stage in run.stages() for epoch in range(stage.optim.epochs)
     ]
@@ -60,30 +60,27 @@ def _chosen(searches: Sequence[RouteSearch]) -> Picture:
 
     def paint(axes: Axes) -> None:
         for row, search in enumerate(searches):
-            done = search.anchors if search.complete else search.anchors[:-1]
-            level = [-row] * len(search.candidates)
-            axes.plot(search.candidates, level, color=INK, ls="", marker="o", ms=3)
-            axes.plot(done, level[: len(done)], color=INK, ls="", marker="s", ms=8)
+            visited = search.anchors if search.complete else search.anchors[:-1]
+            marks: list[tuple[Sequence[int], dict[str, Any]]] = [
+                (search.candidates, {"marker": "o", "ms": 3}),
+                (visited, {"marker": "s", "ms": 8}),
+            ]
             if not search.complete:
-                axes.plot(
-                    search.anchors[-1],
-                    -row,
-                    color=INK,
-                    ls="",
-                    marker="o",
-                    ms=8,
-                    mfc="none",
-                    mew=1.5,
-                )
+                ring = {"marker": "o", "ms": 8, "mfc": "none", "mew": 1.5}
+                marks.append((search.anchors[-1:], ring))
+            for epochs, style in marks:
+                axes.plot(epochs, [-row] * len(epochs), color=INK, ls="", **style)
             _named(axes, search.label, -row)
         _rows(axes, len(searches))
         axes.set_xlabel("teacher's epoch")
 
-    said = "; ".join(
+    description = "; ".join(
         f"{one.label} {', '.join(map(str, one.anchors))}" + " so far" * (not one.complete)
         for one in searches
     )
-    return draw(paint, f"Anchors by the teacher's epoch: {said}.", (6, 0.8 + 0.5 * len(searches)))
+    return draw(
+        paint, f"Anchors by the teacher's epoch: {description}.", (6, 0.8 + 0.5 * len(searches))
+    )
 
 
 def _hardness(search: RouteSearch) -> Chart:
@@ -100,9 +97,9 @@ def _hardness(search: RouteSearch) -> Chart:
         image = axes.imshow(shade, cmap=_MAP, aspect="auto", interpolation="none", **ends)
         colours = image.to_rgba(shade)
         for row, one in enumerate(search.decisions):
-            place = (candidates.index(one.next) - 0.5, row - 0.5)
+            corner = (candidates.index(one.next) - 0.5, row - 0.5)
             for colour, width in ((PAPER, 5), (INK, 2.5)):
-                frame = Rectangle(place, 1, 1, fill=False, ec=colour, lw=width, clip_on=False)
+                frame = Rectangle(corner, 1, 1, fill=False, ec=colour, lw=width, clip_on=False)
                 axes.add_patch(frame)
             for column in range(columns if columns <= _NUMBERED else 0):
                 value = table[row, column]
@@ -135,15 +132,15 @@ def _hardness(search: RouteSearch) -> Chart:
 def _routes(report: Report) -> Iterator[tuple[str, list[Leg]]]:
     """The students that more than one anchor teaches; seeds apart where their routes differ."""
     for group in report.students:
-        found: dict[tuple[Leg, ...], int] = {}
+        seeds: dict[tuple[Leg, ...], int] = {}
         for run in group.runs:
             if run.anchors is None:
                 student = StudentRun.read(run.recipe)
                 assert isinstance(student, StudentRun)
-                found.setdefault(tuple(legs(student)), run.seed)
-        for route, seed in found.items():
+                seeds.setdefault(tuple(legs(student)), run.seed)
+        for route, seed in seeds.items():
             if len(route) > 1:
-                which = f" seed {seed}" if len(found) > 1 else ""
+                which = f" seed {seed}" if len(seeds) > 1 else ""
                 yield report.called(group) + which, [*route]
 
 
@@ -163,11 +160,13 @@ def _timeline(routes: Sequence[tuple[str, list[Leg]]]) -> Picture:
         _rows(axes, len(routes))
         axes.set(xlim=(0, longest), xlabel="student's epoch")
 
-    said = "; ".join(
+    description = "; ".join(
         f"{name} " + ", ".join(f"{anchor} to epoch {stop}" for _, stop, anchor in route)
         for name, route in routes
     )
-    return draw(paint, f"Anchors by the student's epoch: {said}.", (6, 0.8 + 0.6 * len(routes)))
+    return draw(
+        paint, f"Anchors by the student's epoch: {description}.", (6, 0.8 + 0.6 * len(routes))
+    )
 
 
 def _rows(axes: Axes, count: int) -> None:

@@ -37,8 +37,8 @@ def _spots(group: Group) -> tuple[str, ...]:
     """The spots of all runs in all epochs; none where these differ."""
     lines = [metrics for run in group.traced() for metrics in run.metrics]
     keys = [[key for key in line if key.startswith(_SHARE) and key != _BY_CLASS] for line in lines]
-    found = {tuple(key.removeprefix(_SHARE) for key in line) for line in keys}
-    return found.pop() if len(found) == 1 else ()
+    spots = {tuple(key.removeprefix(_SHARE) for key in line) for line in keys}
+    return spots.pop() if len(spots) == 1 else ()
 
 
 def _maps(group: Group, shares: Mapping[str, np.ndarray]) -> dict[str, np.ma.MaskedArray]:
@@ -75,9 +75,9 @@ def _picture(
         ends = {"xlim": (0.5, _epochs(shares) + 0.5), "ylim": (-3, 103)}
         first.set(**ends, xlabel="epoch", ylabel="selected, %")
         # Above the panel, where no line can be.
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0.2}
+        position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0.2}
         columns = -(-len(shares) // -(-len(shares) // 3))
-        first.legend(ncols=columns, frameon=False, **place)
+        first.legend(ncols=columns, frameon=False, **position)
         images = [
             _map(axes, spot, table)
             for axes, (spot, table) in zip(others, maps.items(), strict=True)
@@ -88,10 +88,10 @@ def _picture(
             )
             bar.outline.set_visible(False)
 
-    said = ", ".join(f"{spot} {table[:, -1].mean():.2f}" for spot, table in shares.items())
+    description = ", ".join(f"{spot} {table[:, -1].mean():.2f}" for spot, table in shares.items())
     last = {spot: table[-1].compressed() for spot, table in maps.items()}
     ranges = [f"{spot} {v.min():.2f} to {v.max():.2f}" for spot, v in last.items() if len(v)]
-    label = f"{title}, in percent of the training samples by epoch. At the end: {said}."
+    label = f"{title}, in percent of the training samples by epoch. At the end: {description}."
     if ranges:
         label += f" By class at the end: {', '.join(ranges)}."
     panels = 1 + len(maps)

@@ -14,16 +14,7 @@ from raykd.report.types import Group, Report, Run, Summary, Trial
 from raykd.tracking.console import clock
 
 # Columns of text, which is aligned to the left; the others hold numbers.
-TEXT_COLUMNS = (
-    "what",
-    "network",
-    "hardware",
-    "trial",
-    "state",
-    "settings",
-    "fingerprint",
-    "error",
-)
+TEXT_COLUMNS = ("what", "network", "hardware", "trial", "state", "settings", "fingerprint", "error")
 
 
 def sentence(report: Report) -> str:
@@ -31,22 +22,22 @@ def sentence(report: Report) -> str:
     runs = [run for group in report.students for run in group.runs]
     if not runs:
         return "No student is known yet."
-    done = sum(run.result is not None for run in runs)
+    count = f"{sum(run.result is not None for run in runs)} of {len(runs)}"
     networks = listed(run.recipe["model"] for run in runs)
     data = listed(run.recipe["data"]["name"] for run in runs)
     methods = listed(called(run.recipe["method"]) for run in runs)
-    return f"{networks} on {data}, trained by {methods}; {done} of {len(runs)} runs are finished."
+    return f"{networks} on {data}, trained by {methods}; {count} runs are finished."
 
 
 def legend(report: Report) -> str:
     """Notes on the columns of the table."""
     recipes = [run.recipe for group in report.students for run in group.runs]
     shares = {recipe["data"].get("validation") for recipe in recipes}
-    chosen = "which was chosen on the test images and flatters"
+    selection = "which was chosen on the test images and flatters"
     if None not in shares:
-        chosen = "which was chosen on validation images that nothing was trained on"
+        selection = "which was chosen on validation images that nothing was trained on"
     elif len(shares) > 1:
-        chosen += ", unless a run holds out validation images: then on those"
+        selection += ", unless a run holds out validation images: then on those"
     over = f"{report.baseline!r}, the same seed"
     if report.baseline is None:
         over = "the same training without a teacher"
@@ -68,7 +59,7 @@ def legend(report: Report) -> str:
     return (
         "Students stand by their top-1 after the last epoch, those with unfinished runs at the "
         f"end: mean +- sample standard deviation over n seeds.{views} Best is the best epoch's, "
-        f"{chosen}. "
+        f"{selection}. "
         f"{gains}. Agreement: test images answered as the teacher does. KL: of the student's from "
         "the teacher's probabilities, in nats. FLOPs and latency are of one image's forward."
     )
@@ -126,33 +117,33 @@ def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
         rank = ""
         if group.top1 and group.is_ranked() and group in report.students:
             rank = str(1 + sum(mean > group.top1.mean for mean in means))
-        line = {"rank": rank} | cells(group)
+        line = {"rank": rank} | cells(group, versus(report))
         if not validated:
             del line["validation %"]
-        lines.append((group, {versus(report) if key == _GAIN else key: line[key] for key in line}))
+        lines.append((group, line))
     return lines
 
 
-_GAIN = "gain"
+def cells(group: Group, gain: str = "gain") -> dict[str, str]:
+    """A line of the table as text, by column; "-" where there is no number.
 
-
-def cells(group: Group) -> dict[str, str]:
-    """A line of the table as text, by column; "-" where there is no number."""
-    asked, done = len(group.runs), len(group.finished())
+    `gain` is the heading of the column of gains.
+    """
+    total, finished = len(group.runs), len(group.finished())
     return {
         "what": group.label,
         "network": group.network,
-        "top-1 %": _said("{0.mean:.2f} +- {0.std:.2f}", group.top1),
-        "n": f"{done}" if done == asked else f"{done} of {asked}",
-        "best %": _said("{0.mean:.2f}", group.best),
-        "validation %": _said("{0.mean:.2f}", group.validation),
-        _GAIN: _said("{0.mean:+.2f} [{0.low:+.2f}, {0.high:+.2f}]", group.gain),
-        "agreement %": _said("{0.mean:.2f} +- {0.std:.2f}", group.agreement),
-        "KL": _said("{0.mean:.3f}", group.kl),
-        "parameters": _said("{:.3f} M", group.parameters and group.parameters / 1e6),
-        "MFLOPs": _said("{:,.1f}", group.flops and group.flops / 1e6),
-        "latency ms": _said("{:.2f}", group.latency_ms),
-        "images/s": _said("{:,.0f}", group.images_per_second),
+        "top-1 %": _text("{0.mean:.2f} +- {0.std:.2f}", group.top1),
+        "n": f"{finished}" if finished == total else f"{finished} of {total}",
+        "best %": _text("{0.mean:.2f}", group.best),
+        "validation %": _text("{0.mean:.2f}", group.validation),
+        gain: _text("{0.mean:+.2f} [{0.low:+.2f}, {0.high:+.2f}]", group.gain),
+        "agreement %": _text("{0.mean:.2f} +- {0.std:.2f}", group.agreement),
+        "KL": _text("{0.mean:.3f}", group.kl),
+        "parameters": _text("{:.3f} M", group.parameters and group.parameters / 1e6),
+        "MFLOPs": _text("{:,.1f}", group.flops and group.flops / 1e6),
+        "latency ms": _text("{:.2f}", group.latency_ms),
+        "images/s": _text("{:,.0f}", group.images_per_second),
         "time": "-" if group.seconds is None else clock(group.seconds),
     }
 
@@ -164,11 +155,11 @@ def run_cells(run: Run) -> dict[str, str]:
     return {
         "seed": str(run.seed),
         "state": run.state(),
-        "top-1 %": _said("{:.2f}", last.get("top1")),
-        "best %": _said("{:.2f}", best.get("top1")),
-        "validation %": _said("{:.2f}", last.get("validation_top1")),
-        "agreement %": _said("{:.2f}", last.get("agreement")),
-        "KL": _said("{:.3f}", last.get("kl")),
+        "top-1 %": _text("{:.2f}", last.get("top1")),
+        "best %": _text("{:.2f}", best.get("top1")),
+        "validation %": _text("{:.2f}", last.get("validation_top1")),
+        "agreement %": _text("{:.2f}", last.get("agreement")),
+        "KL": _text("{:.3f}", last.get("kl")),
         "time": clock(result["seconds"]) if run.result else "-",
     }
 
@@ -199,13 +190,13 @@ def console_table(report: Report) -> Table:
     # Words wrap, long names are cut in two; numbers stay whole.
     table.add_column("what", overflow="fold", min_width=15)
     table.add_column("network", overflow="fold", min_width=9)
-    shown = ("top-1 %", "n", "best %", "agreement %", "parameters", "images/s", "time")
-    for name in shown:
+    columns = ("top-1 %", "n", "best %", "agreement %", "parameters", "images/s", "time")
+    for name in columns:
         short = {"agreement %": "agree %", "parameters": "params"}.get(name, name)
         table.add_column(short, justify="right", no_wrap=True)
     for group, row in rows(report):
         row["agreement %"] = row["agreement %"].partition(" ")[0]
-        line = [row[name] for name in ("rank", "what", "network", *shown)]  # the rest has no room
+        line = [row[name] for name in ("rank", "what", "network", *columns)]  # the rest has no room
         table.add_row(*map(Text, line), style=None if group.is_ranked() else "yellow")
     return table
 
@@ -216,8 +207,8 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _said(form: str, value: Summary | float | None) -> str:
-    """A value as a cell says it; of a single run, the mean with which the form begins."""
+def _text(form: str, value: Summary | float | None) -> str:
+    """Text of a cell; for a single run, only the mean with which the form begins."""
     if value is None:
         return "-"
     single = isinstance(value, Summary) and value.std is None
