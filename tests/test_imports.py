@@ -135,6 +135,7 @@ def test_only_launch_imports_ray():
     assert users == {"launch"}
 
 
+@pytest.mark.slow
 def test_everything_outside_launch_runs_without_ray():
     names = [name for name in MODULES if room_of(name) != "launch"]
     script = (

@@ -62,6 +62,7 @@ def test_a_training_counts_its_steps_and_look_ups(tmp_path):
         assert 0 <= line["data_wait_seconds"] < line["seconds"]
 
 
+@pytest.mark.slow
 def test_made_and_read_bytes_are_those_of_the_files(tmp_path):
     store = Store(tmp_path)
     run = student_run(store)

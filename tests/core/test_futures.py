@@ -38,6 +38,7 @@ def test_a_call_is_repeated_until_the_region_ends():
     assert len(calls) == count and threading.current_thread() not in calls
 
 
+@pytest.mark.slow
 def test_a_process_ends_in_order_while_a_call_goes_on():
     command = [sys.executable, "-c", ENDS_BEFORE_IT]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

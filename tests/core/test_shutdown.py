@@ -10,6 +10,7 @@ import time
 import pytest
 
 from raykd.core.shutdown import STATUS, Notice, Terminated, noticed, terminable
+from tests.tiers import slow_but
 
 # Each is run as a process of its own, whose seconds are fewer. None ends by itself.
 START = """
@@ -87,11 +88,7 @@ def begun(tmp_path, place: str, seconds: str = "(2, 1, 3)") -> subprocess.Popen:
     return process
 
 
-SHORT = ("in a step in C", "in code that lets nothing through")
-ALL = [pytest.param(place, marks=[] if place in SHORT else pytest.mark.slow) for place in PLACES]
-
-
-@pytest.mark.parametrize("place", ALL)
+@pytest.mark.parametrize("place", slow_but(PLACES, ["in code that lets nothing through"]))
 def test_sigterm_ends_a_process_wherever_it_is(tmp_path, place):
     with begun(tmp_path, PLACES[place]) as process:
         process.terminate()

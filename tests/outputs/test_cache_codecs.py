@@ -25,6 +25,7 @@ from raykd.training.cache_builder import CacheBuild, build_here, needed_bytes
 from raykd.training.cache_verify import compare
 from raykd.training.inputs import live_teacher, open_cache
 from tests.small import CPU, digits, prepare, student_run, train_logits
+from tests.tiers import slow_but
 
 CODECS = [Int8(), TopK(k=3), TopK(k=1), TopK(k=9)]
 VIEWS = [0, 1, 2]
@@ -35,7 +36,7 @@ def called(codec):
     return f"{codec.name}{getattr(codec, 'k', '')}"
 
 
-@pytest.fixture(scope="module", params=CODECS, ids=called)
+@pytest.fixture(scope="module", params=slow_but(CODECS, [Int8(), TopK(k=3)]), ids=called)
 def made(request, tmp_path_factory):
     """A store with a teacher and the cache of a student, and the student."""
     store = Store(tmp_path_factory.mktemp("store"))

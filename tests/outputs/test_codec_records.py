@@ -23,6 +23,7 @@ from raykd.methods.stkd import STKD
 from raykd.outputs.codecs import CODECS, Dense, Int8, TopK
 from raykd.outputs.codecs.topk import TAILS
 from raykd.recipes import LogitsRun, StudentRun, TeacherRun
+from tests.tiers import slow_but
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), digest="0" * 20, classes=10)
 TEACHER = TeacherRun(model="resnet56", data=DATA)
@@ -47,7 +48,7 @@ def read(text, *overrides):
     return run
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", slow_but(CODECS, ["topk"]))
 def test_a_name_alone_stands_for_the_codec_with_its_defaults(name):
     text = FILE + f"  codec: {name}\n"
     assert read(text).codec == CODECS[name]()
@@ -64,20 +65,17 @@ def test_a_codec_is_written_with_what_differs():
     assert [run.codec for run in parse(FILE + grid, "t").runs] == [Dense(), Int8(), TopK(k=4)]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_a_mistake_in_a_codec_is_named_with_its_place():
+    for given, message in [
         ("int9", "experiment.run.codec.name: no codec is called 'int9'; did you mean 'int8'?"),
         ("{name: topk, k: 0}", "experiment.run.codec.k: input should be greater than or equal"),
         ("{name: topk, tial: ghost}", "experiment.run.codec.tial: no such key; did you mean"),
         ("{name: int8, k: 3}", "experiment.run.codec.k: no such key"),
         ("{k: 3}", "experiment.run.codec.name: this key must be given; there are: dense, int8"),
-    ],
-)
-def test_a_mistake_in_a_codec_is_named_with_its_place(given, message):
-    with pytest.raises(ConfigError) as caught:
-        read(FILE + f"  codec: {given}\n")
-    assert str(caught.value).startswith(message)
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            read(FILE + f"  codec: {given}\n")
+        assert str(caught.value).startswith(message)
 
 
 def test_the_schema_finds_a_codec_that_there_is_not():
@@ -103,10 +101,10 @@ def test_caches_of_test_and_validation_images_are_dense():
     assert run.validation_logits(240).stored() == Dense()
 
 
-@pytest.mark.parametrize("changes", [{"codec": "topk"}, {"codec": "int8", "k": 3}, {"k": 3}])
-def test_a_cache_has_a_k_where_it_keeps_so_many(changes):
-    with pytest.raises(ValueError, match="do not go together"):
-        LogitsRun(teacher=TEACHER, anchor=240, data=DATA, **changes)
+def test_a_cache_has_a_k_where_it_keeps_so_many():
+    for changes in [{"codec": "topk"}, {"codec": "int8", "k": 3}, {"k": 3}]:
+        with pytest.raises(ValueError, match="do not go together"):
+            LogitsRun(teacher=TEACHER, anchor=240, data=DATA, **changes)
 
 
 def test_every_method_reads_what_keeps_all_classes():
@@ -197,20 +195,19 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_a_refusal_says_what_to_do(what):
-    method, codec, message = REFUSED[what]
-    with pytest.raises(ValueError, match=re.escape(message)):
-        student(method=method, codec=codec)
+def test_a_refusal_says_what_to_do():
+    for method, codec, message in REFUSED.values():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            student(method=method, codec=codec)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"method": METHODS["at"]()}, {"method": KD(), "source": "live"}, {"method": PKT()}],
-    ids=["live features", "live", "embeddings"],
-)
-def test_a_student_that_reads_no_logits_from_a_cache_may_be_beside_those_that_do(changes):
-    assert student(codec=TopK(k=3), **changes)
+def test_a_student_that_reads_no_logits_from_a_cache_may_be_beside_those_that_do():
+    for changes in [
+        {"method": METHODS["at"]()},
+        {"method": KD(), "source": "live"},
+        {"method": PKT()},
+    ]:
+        assert student(codec=TopK(k=3), **changes)
 
 
 def test_a_baseline_may_be_beside_them_too():

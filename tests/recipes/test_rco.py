@@ -139,26 +139,23 @@ def test_a_search_goes_through_all_that_was_saved():
     assert searched().search.candidates() == SAVED
 
 
-@pytest.mark.parametrize(
-    ("name", "measure"),
-    [
+def test_hint_and_mimic_learning_measure_by_their_loss_and_others_by_divergence():
+    for name, measure in [
         ("kd", "kl"),
         ("skd", "kl"),
         ("crd", "kl"),
         ("fitnet", "loss"),
         ("mimic_embedding", "loss"),
         ("mimic_logits", "loss"),
-    ],
-)
-def test_hint_and_mimic_learning_measure_by_their_loss_and_others_by_divergence(name, measure):
-    assert searched(with_(method=METHODS[name]())).search.measure == measure
-    assert searched(with_(method=METHODS[name]()), measure="kl").search.measure == "kl"
+    ]:
+        assert searched(with_(method=METHODS[name]())).search.measure == measure
+        assert searched(with_(method=METHODS[name]()), measure="kl").search.measure == "kl"
 
 
-@pytest.mark.parametrize("stages", ["multi_stage", "one_stage"])
-def test_what_was_found_is_walked_in_the_stages_that_were_asked_for(stages):
-    sought = searched(stages=stages)
-    assert sought.along((10, 40, 240)) == along(STUDENT, (10, 40, 240), stages)
+def test_what_was_found_is_walked_in_the_stages_that_were_asked_for():
+    for stages in ["multi_stage", "one_stage"]:
+        sought = searched(stages=stages)
+        assert sought.along((10, 40, 240)) == along(STUDENT, (10, 40, 240), stages)
 
 
 def test_the_stages_of_a_search_are_those_of_the_student_that_it_finds():
@@ -189,43 +186,35 @@ def test_a_search_without_images_that_are_held_out_is_refused():
         RCO(select="greedy").students(run)
 
 
-@pytest.mark.parametrize(
-    "method", [METHODS["mlkd"](), METHODS["stkd"](teacher="mixed_output")], ids=lambda m: m.name
-)
-def test_a_loss_of_several_looks_is_no_measure(method):
-    with pytest.raises(ValidationError, match=r"several looks .* use rco\.measure: kl"):
-        searched(with_(method=method), measure="loss")
+def test_a_loss_of_several_looks_is_no_measure():
+    for method in [METHODS["mlkd"](), METHODS["stkd"](teacher="mixed_output")]:
+        with pytest.raises(ValidationError, match=r"several looks .* use rco\.measure: kl"):
+            searched(with_(method=method), measure="loss")
 
 
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("run", "choice", "message"),
-    [
+def test_a_route_that_does_not_suit_the_student_is_refused():
+    for run, choice, message in [
         (STUDENT, {"anchors": 25}, r"25 anchors are asked for and the teacher saves 24"),
         (STUDENT, {"interval": 15}, r"the teacher's epoch 15.*multiple of teacher.save_every"),
         (with_(route=Route(anchors=(240,))), {}, r"leave run.route out"),
         (with_(method=METHODS["sakd"](mode="both")), {}, r"trains the teacher"),
-    ],
-)
-def test_a_route_that_does_not_suit_the_student_is_refused(run, choice, message):
-    with pytest.raises(ValueError, match=message):
-        RCO(**choice).students(run)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            RCO(**choice).students(run)
 
 
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
+def test_a_choice_that_contradicts_itself_is_refused():
+    for choice, message in [
         ({"interval": 10, "anchors": 2}, "in place of anchors"),
         ({"interval": 10, "select": "greedy"}, "interval goes with select: equal"),
         ({"anchors": 0}, "greater than or equal to 1"),
         ({"threshold": 0.0}, "greater than 0"),
-    ],
-)
-def test_a_choice_that_contradicts_itself_is_refused(choice, message):
-    with pytest.raises(ValidationError, match=message):
-        RCO(**choice)
+    ]:
+        with pytest.raises(ValidationError, match=message):
+            RCO(**choice)
 
 
 # Assistants and the stages before
@@ -245,19 +234,16 @@ def test_a_student_that_answers_with_parts_of_its_teacher_can_teach_no_one():
         with_(teacher=with_(model="resnet32", method=METHODS["simkd"]()))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_a_student_goes_on_after_none_but_its_like():
+    for change, message in [
         ({"model": "resnet8"}, "whose model is 'resnet8', and its own is 'resnet20'"),
         ({"data": DATA.model_copy(update={"digest": "1" * 20})}, "whose data.digest is '1111"),
         ({"data": DATA.model_copy(update={"classes": 9})}, "whose data.classes is 9, and its own"),
-    ],
-)
-def test_a_student_goes_on_after_none_but_its_like(change, message):
-    teacher = TEACHER.model_copy(update={k: v for k, v in change.items() if k == "data"})
-    before = StudentRun(**(dict(STUDENT) | change | {"teacher": teacher}))
-    with pytest.raises(ValidationError, match=message):
-        with_(after=before)
+    ]:
+        teacher = TEACHER.model_copy(update={k: v for k, v in change.items() if k == "data"})
+        before = StudentRun(**(dict(STUDENT) | change | {"teacher": teacher}))
+        with pytest.raises(ValidationError, match=message):
+            with_(after=before)
 
 
 def test_a_student_may_go_on_after_one_of_another_method_and_teacher():
@@ -270,27 +256,21 @@ def test_a_search_is_read_back_as_it_was_written():
     assert Search.read(search.plain()) == search
 
 
-@pytest.mark.parametrize(
-    ("method", "measure"),
-    [
+def test_a_search_that_cannot_end_is_refused_before_it_begins():
+    for method, measure in [
         (METHODS["sakd"](mode="both"), "kl"),
         (METHODS["crd"](), "loss"),
         (METHODS["combine"](), "loss"),  # crd + kd
-    ],
-    ids=lambda value: getattr(value, "label", value),
-)
-def test_a_search_that_cannot_end_is_refused_before_it_begins(method, measure):
-    with pytest.raises(ValueError, match=r"trains the teacher|remembers"):
-        searched(with_(method=method), measure=measure)
+    ]:
+        with pytest.raises(ValueError, match=r"trains the teacher|remembers"):
+            searched(with_(method=method), measure=measure)
 
 
-@pytest.mark.parametrize(
-    "change", [{"validation": None}, {"validation": 0.2}, {"seed": 1}], ids=str
-)
-def test_a_search_whose_teacher_learned_from_the_held_out_images_is_refused(change):
-    teacher = TEACHER.model_copy(update={"data": DATA.model_copy(update=change)})
-    with pytest.raises(ValueError, match="validation"):
-        searched(with_(teacher=teacher))
+def test_a_search_whose_teacher_learned_from_the_held_out_images_is_refused():
+    for change in [{"validation": None}, {"validation": 0.2}, {"seed": 1}]:
+        teacher = TEACHER.model_copy(update={"data": DATA.model_copy(update=change)})
+        with pytest.raises(ValueError, match="validation"):
+            searched(with_(teacher=teacher))
 
 
 @pytest.mark.parametrize("choice", [{"anchors": 2}, {"stages": "one_stage"}, {"select": "greedy"}])
@@ -305,30 +285,27 @@ def test_a_route_of_a_student_that_goes_on_after_another_begins_there_or_is_refu
     assert before in first.stages()
 
 
-@pytest.mark.parametrize("choice", [{}, {"interval": 10}, {"select": "greedy"}])
-def test_a_route_through_an_assistant_is_refused(choice):
-    run = with_(teacher=with_(model="resnet32"))
-    with pytest.raises(ValueError, match="assistant"):
-        RCO(**choice).students(run)
+def test_a_route_through_an_assistant_is_refused():
+    for choice in [{}, {"interval": 10}, {"select": "greedy"}]:
+        run = with_(teacher=with_(model="resnet32"))
+        with pytest.raises(ValueError, match="assistant"):
+            RCO(**choice).students(run)
 
 
 # The relative hardness
 
 
-@pytest.mark.parametrize(
-    ("choice", "ratio"),
-    [
+def test_a_relative_change_is_a_ratio_less_one():
+    for choice, ratio in [
         ({}, 1.6),
         ({"threshold": 2.5}, 2.5),
         ({"hardness": "ratio"}, 1.6),
         ({"hardness": "relative_change"}, 1.8),
         ({"hardness": "relative_change", "threshold": 0.25}, 1.25),
-    ],
-)
-def test_a_relative_change_is_a_ratio_less_one(choice, ratio):
-    found = RCO(select="greedy", **choice).students(STUDENT)
-    assert isinstance(found, Sought)
-    assert found.search.threshold == pytest.approx(ratio, rel=1e-12)
+    ]:
+        found = RCO(select="greedy", **choice).students(STUDENT)
+        assert isinstance(found, Sought)
+        assert found.search.threshold == pytest.approx(ratio, rel=1e-12)
 
 
 def test_both_forms_of_one_threshold_are_one_search():

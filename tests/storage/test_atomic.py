@@ -110,6 +110,7 @@ def _free(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(ready, tmp_path):
     store = Store(tmp_path / "jumping")
     run = student_run(store, views=2)

@@ -52,6 +52,7 @@ def finished(tmp_path):
     return file, store
 
 
+@pytest.mark.slow
 def test_a_store_in_which_no_page_can_be_written_has_its_tables(finished):
     file, store = finished
     for path in (store / "reports").iterdir():
@@ -65,6 +66,7 @@ def test_a_store_in_which_no_page_can_be_written_has_its_tables(finished):
         assert "teacher" in done.stdout and "kd" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_being_built_is_said_to_be(finished):
     file, place = finished
     store = Store(place)
@@ -101,6 +103,7 @@ def test_a_checkpoint_that_was_altered_is_not_believed(tmp_path):
         Journal(store.path(run)).restore()
 
 
+@pytest.mark.slow
 def test_a_run_never_goes_on_from_an_altered_checkpoint(tmp_path):
     file, place = tmp_path / "small.yaml", tmp_path / "store"
     file.write_text(

@@ -150,10 +150,10 @@ def test_a_store_stays_where_it_is_when_the_process_moves(tmp_path, monkeypatch)
     assert Store(Path("~/there")).root == tmp_path.resolve() / "home" / "there"
 
 
-@pytest.mark.parametrize("place", ["", " ", "x" * 300, "a/" + "y" * 300, "a\0b", "s3://", "gs://"])
-def test_what_can_be_no_place_of_a_store_is_refused(place):
-    with pytest.raises(ConfigError, match=r"--store|not a place that can be used"):
-        Store(place)
+def test_what_can_be_no_place_of_a_store_is_refused():
+    for place in ["", " ", "x" * 300, "a/" + "y" * 300, "a\0b", "s3://", "gs://"]:
+        with pytest.raises(ConfigError, match=r"--store|not a place that can be used"):
+            Store(place)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"3", b"\xe9", b"[" * 100_000, None])
