@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 
 class RaykdError(ValueError):
-    """The root: something that the user can mend."""
+    """Base class: an error that the user can correct."""
 
     code = 1
 
@@ -27,7 +27,7 @@ class DataError(RaykdError):
 
 
 class CacheMismatch(RaykdError):
-    """A cache that was made for another recipe, or lacks what is asked of it."""
+    """A cache that was made for another recipe, or lacks views or signals."""
 
     code = 4
 
@@ -39,37 +39,37 @@ class CacheCorrupt(RaykdError):
 
 
 class NoRoom(RaykdError):
-    """Not enough disk, memory, processors or GPUs for what was asked."""
+    """Not enough disk, memory, processors or GPUs."""
 
     code = 6
 
 
 class WorkFailed(RaykdError):
-    """A worker failed more often than `scale.max_failures` allows; what was finished is kept."""
+    """A worker failed more often than `scale.max_failures` allows; finished work is kept."""
 
     code = 7
 
 
 class ExportFailed(RaykdError):
-    """A network that cannot be written in a format, or answers otherwise once it is read back."""
+    """A network that cannot be written in a format, or gives other outputs when read back."""
 
     code = 8
 
 
 class Unreachable(RaykdError):
-    """A place that does not answer, or refuses: network, credentials, bucket; a mount that went."""
+    """Storage or a server that does not answer or refuses: network, credentials, lost mount."""
 
     code = 9
 
 
 class Damaged(CacheCorrupt):
-    """A file elsewhere whose bytes are not those that its checksum was made of."""
+    """A remote file whose bytes do not match its checksum."""
 
 
 def folded(errors: Sequence[RaykdError]) -> RaykdError:
-    """One error for several: each message once, and the status that all have.
+    """One error for several: each message once, and the status that all have in common.
 
-    The first error itself where all say the same, `WorkFailed` where their statuses differ.
+    The first error itself where all messages are equal, `WorkFailed` where statuses differ.
     """
     lines = dict.fromkeys(map(str, errors))
     if len(lines) == 1:

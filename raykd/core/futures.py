@@ -14,9 +14,9 @@ _going: set[Future] = set()
 
 
 def begun(call: Callable[[], _Value]) -> Future[_Value]:
-    """The future value of a call that goes on while the caller does; its errors are raised there.
+    """The future of a call in a daemon thread.
 
-    A process that ends waits for the call a while and then no longer.
+    A process that ends waits for the call, `_PATIENCE` seconds at most.
     """
     future: Future[_Value] = Future()
     _going.add(future)
@@ -36,7 +36,7 @@ def begun(call: Callable[[], _Value]) -> Future[_Value]:
 def repeating(call: Callable[[], object], seconds: float, *, join: bool = True) -> Iterator[None]:
     """Context manager: repeats a call in a thread, each time `seconds` after the last one ended.
 
-    `join`: wait at the end for a call that goes on; False where it may not return.
+    `join`: wait at the end for a call under way; False where it may not return.
     """
     over = threading.Event()
 
@@ -56,9 +56,9 @@ def repeating(call: Callable[[], object], seconds: float, *, join: bool = True) 
 
 @atexit.register
 def _wait() -> None:
-    """Let calls end before the interpreter does.
+    """Wait for calls before the interpreter ends.
 
-    Python ends a thread that returns to it from then on in a way that C++ code, such as torch's,
-    answers with an abort.
+    Afterwards, Python ends a thread that returns to it in a way that makes C++ code, such as
+    torch's, abort.
     """
     wait(tuple(_going), timeout=_PATIENCE)

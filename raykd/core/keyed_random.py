@@ -111,8 +111,8 @@ def shuffled(
     spare = math.isqrt(max(0, most - 1))  # cells of a grid that are no places, at most
     if not spare:
         return value
-    # Where each of those leads, and then where that leads, twice as far each time: no cell has to
-    # be asked whether it is a place.
+    # Follow the permutation from each spare cell, twice as far each time; no step depends on data,
+    # so a GPU is not waited for.
     first = counts[:, None]
     ends = _turned(first + torch.arange(spare, device=ids.device), keys, side, other)
     for _ in range(spare.bit_length()):
@@ -141,13 +141,13 @@ def _round(keys: Tensor, half: Tensor, number: int) -> Tensor:
 
 
 def seed(*words: int) -> int:
-    """63 bits that name a tuple of integers, to seed a generator of torch with."""
+    """63-bit hash of a tuple of integers, to seed a generator of torch."""
     return _hash(*words) >> 1
 
 
 def drawn_seed() -> int:
-    """62 bits from torch's generator, which is seeded by the run when helpers are made.
+    """62 bits from torch's generator, which the run seeds when it makes helpers.
 
-    All workers get the same, and so does a run that goes on.
+    All workers, and a resumed run, get the same bits.
     """
     return int(torch.randint(1 << 62, ()))

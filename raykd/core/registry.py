@@ -18,8 +18,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class Registry(Mapping[str, T], Generic[T]):
     """An ordered table of named things of one kind, such as methods or networks.
 
-    `kind` is the singular noun of its error messages. A thing has one name, by which it is
-    listed, and may be found by aliases too.
+    `kind` is the singular noun of its error messages. A thing is listed by its name; aliases find
+    it, too.
     """
 
     def __init__(self, kind: str) -> None:
@@ -52,7 +52,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def aliases(self, name: str) -> tuple[str, ...]:
         """The other names of the thing that is listed as `name`."""
-        return tuple(alias for alias, known in self._names.items() if known == name != alias)
+        return tuple(alias for alias, listed in self._names.items() if listed == name != alias)
 
     def __getitem__(self, name: str) -> T:
         """The thing with this name or alias; a miss is a `ConfigError`, as in `canonical`."""

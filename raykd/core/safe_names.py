@@ -1,4 +1,4 @@
-"""Names that others chose: of files in a manifest, an index, a listing; of folders and classes."""
+"""Checks and escapes of names from outside: files in a manifest or a listing, folders, classes."""
 
 import re
 
@@ -9,7 +9,7 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 
 def is_below(name: str) -> bool:
-    """True if a name, with slashes, stays in the folder that it is relative to."""
+    """True if a relative name, with slashes, stays in its folder."""
     away = ".." in _SEPARATORS.split(name) or _ABSOLUTE.match(name) is not None
     return not away and "\0" not in name
 
@@ -21,12 +21,12 @@ def check_below(name: str, root: str) -> None:
 
 
 def text(name: str) -> str:
-    r"""A file's name as text: bytes of it that are not UTF-8 are written as \xff."""
+    r"""A file's name as text, with bytes that are not UTF-8 written as \xff."""
     return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name)
 
 
 def printable(name: str) -> str:
-    r"""A name as a message or a terminal can show it: what cannot be printed is escaped.
+    r"""A name for messages and terminals: characters that cannot be printed are escaped.
 
     Control characters, marks that turn text around and bytes that are not UTF-8 are written as in
     Python: \x1b, \n, \u202e, \xff.
@@ -41,5 +41,5 @@ def _escaped(letter: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Text of several lines as a terminal can show it: see `printable`, of each line."""
+    """Text of several lines for a terminal: `printable` applied to each line."""
     return "\n".join(map(printable, text.split("\n")))

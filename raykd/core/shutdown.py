@@ -1,9 +1,9 @@
-"""Word that this process, or the machine that it runs on, is about to go.
+"""Shutdown of this process at SIGTERM, in order where possible and in time always.
 
-SIGTERM ends a process within `SECONDS`, wherever it is. Python's own handlers run in the main
-thread, and only between two steps of Python: a call that waits in C code would never hear of it. So
-a thread counts the seconds, and ends what has not ended by itself. `stop` does the same for another
-reason, which has a status and a text of its own.
+SIGTERM ends a process within `SECONDS`, wherever it is. Python runs its own handlers in the main
+thread between two bytecodes, so never during a call that waits in C. Therefore a thread counts the
+seconds and ends a process that has not ended by itself. `stop` does the same for another reason,
+with a status and a text of its own.
 """
 
 import _thread
@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-SECONDS = 9.5  # from SIGTERM to the end of the process, whatever it does
+SECONDS = 9.5  # from SIGTERM to the end of the process
 ORDERLY_SECONDS = 1.5  # the last of these seconds, in which resources are released
 SAVING_SECONDS = 25.0  # to the end where a checkpoint is being written; Kubernetes waits for 30
-HURRIED_SECONDS = 1.0  # after a second SIGTERM
-CLEANING_SECONDS = 1.0  # for what is done before a process is ended
+HURRIED_SECONDS = 1.0  # to the end after a second SIGTERM
+CLEANING_SECONDS = 1.0  # for the clean-up calls before a process is ended
 STATUS = 128 + int(signal.SIGTERM)
 TEXT = (
     "stopped; what was finished is kept, and the same command goes on (it did not end by itself "
@@ -32,26 +32,26 @@ TEXT = (
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: stop in order, as with Ctrl-C. What was finished is kept."""
+    """Request to stop in order, as with Ctrl-C; raised at SIGTERM. Finished work is kept."""
 
 
 class Notice:
-    """A notice that is never given. A host asks between the steps of a training."""
+    """Null object: never announces a shutdown. Hosts poll `given()` between steps."""
 
     def given(self) -> bool:
         """True if a checkpoint should be kept now; costs nothing."""
         return False
 
     def heeded(self) -> None:
-        """It was kept."""
+        """Report that the checkpoint was kept."""
 
 
 class _OwnNotice(Notice):
-    """This process was told to end."""
+    """Notice of a SIGTERM to this process."""
 
     def __init__(self) -> None:
         self.told = False
-        self.seen = False  # by a host, which keeps a checkpoint since then
+        self.seen = False  # True: a host has polled it and is writing a checkpoint
 
     def given(self) -> bool:
         self.seen = self.told
@@ -64,9 +64,9 @@ class _OwnNotice(Notice):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """A region that SIGTERM ends with `Terminated`.
+    """Context manager: SIGTERM raises `Terminated`.
 
-    The process ends `SECONDS` later where the region is still not over.
+    The process is ended `SECONDS` later if it is still inside.
     """
     told = False
 
@@ -87,9 +87,9 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Notice]:
-    """A region in which a first SIGTERM waits until a checkpoint is kept, which then ends it.
+    """Context manager: at a first SIGTERM, `Terminated` is raised once a checkpoint is kept.
 
-    Where no step ends in time, the region ends without one; a second SIGTERM ends it at once.
+    It is raised without one where no step ends in time, and at once at a second SIGTERM.
     """
     notice = _OwnNotice()
 
@@ -105,13 +105,13 @@ def noticed() -> Iterator[Notice]:
             if notice.told:
                 raise Terminated from error
             raise
-    notice.heeded()  # told after the last step
+    notice.heeded()  # SIGTERM came after the last step
 
 
 def leave() -> None:
-    """Let the process end in what is left of its seconds, though exit handlers and threads hang.
+    """End the process in the seconds that remain, even if exit handlers or threads hang.
 
-    For the last line of a process that SIGTERM ended in order.
+    For the last line of a process that ended in order at SIGTERM.
     """
     left = 0.0 if _Watch.since is None else _Watch.since + SECONDS - time.monotonic()
     clock = threading.Timer(max(left, ORDERLY_SECONDS), _end)
@@ -121,7 +121,7 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def cleaning(clean: Callable[[], object]) -> Iterator[None]:
-    """A region in which this is done before the process is ended from here."""
+    """Context manager: `clean` is called before this module ends the process."""
     _cleanings.append(clean)
     try:
         yield
@@ -131,9 +131,9 @@ def cleaning(clean: Callable[[], object]) -> Iterator[None]:
 
 
 def stop(status: int, text: str) -> None:
-    """Have the regions of the main thread end as SIGTERM does; from any thread.
+    """End the context managers of the main thread as SIGTERM does; callable from any thread.
 
-    Where they do not end in time, the process does, with this status and text.
+    If they do not end in time, the process is ended with this status and text.
     """
     if _watch is not None:
         _watch.last = status, text
@@ -141,13 +141,13 @@ def stop(status: int, text: str) -> None:
 
 
 def go_on() -> None:
-    """Let the process live after a `stop` that the main thread has heeded."""
+    """Cancel a `stop` that the main thread has handled, so that the process goes on."""
     if _watch is not None:
         _watch.call_off()
 
 
 def _nudge() -> None:
-    """Have the main thread handle a SIGTERM; from any thread.
+    """Make the main thread handle a SIGTERM; callable from any thread.
 
     The signal itself wakes it from a call that waits. But Ray's shutdown puts SIGTERM's default
     back below Python (2.60), which would end the process at once: then the handler runs without.
@@ -159,17 +159,17 @@ def _nudge() -> None:
 
 
 def _is_caught(number: int) -> bool:
-    """True where this process has a handler of a signal, or the system does not say."""
+    """True if this process has a handler of a signal, or where there is no /proc."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return True
-    found = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return found is None or bool(int(found[1], 16) >> (number - 1) & 1)
+    match = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return match is None or bool(int(match[1], 16) >> (number - 1) & 1)
 
 
 def _end(status: int = STATUS, text: str = TEXT) -> None:
-    """End the process, and those that decode for it; from any thread."""
+    """End the process and its child processes; callable from any thread."""
     with contextlib.suppress(Exception):
         for process in multiprocessing.active_children():
             process.kill()
@@ -182,10 +182,10 @@ def _end(status: int = STATUS, text: str = TEXT) -> None:
 
 
 class _Watch:
-    """A thread that hears of each SIGTERM as it comes, wherever the main thread is.
+    """A thread that receives each SIGTERM at once, wherever the main thread is.
 
     C code writes the numbers of signals into a pipe (`signal.set_wakeup_fd`), and the thread reads
-    them. When time is nearly over, it sends the main thread another one, so that the handler
+    them. When time is nearly over, it sends the main thread another SIGTERM, so that the handler
     raises as soon as Python runs, and then it ends the process.
     """
 
@@ -193,9 +193,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.notice: _OwnNotice | None = None  # set in a region where a checkpoint may be kept
-        self.last = STATUS, TEXT  # with which the process is ended
+        self.last = STATUS, TEXT  # exit status and message of an ended process
         self._over = False
-        self._off = False  # whether what was counted is called off
+        self._off = False  # True: the count is cancelled
         self._lock = threading.Lock()
         self._hears, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
@@ -203,14 +203,14 @@ class _Watch:
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
-        """Hear of no more; in the main thread."""
+        """Stop listening; in the main thread."""
         with self._lock:
             self._over = True
         signal.set_wakeup_fd(self._before)
         os.close(self._writes)  # which wakes the thread
 
     def call_off(self) -> None:
-        """Count no further, and listen again."""
+        """Cancel the count, and listen again."""
         with self._lock:
             self._off, self.last, _Watch.since = True, (STATUS, TEXT), None
         os.write(self._writes, b"\0")  # which wakes the thread
@@ -249,7 +249,7 @@ class _Watch:
                 _end(*self.last)
 
     def _heard(self, until: float | None) -> float | None:
-        """When SIGTERM comes (time.monotonic); None where it does not, and once all is over."""
+        """Time of the next SIGTERM (time.monotonic); None if it does not come `until` then."""
         while not (self._over or self._off):
             left = None if until is None else max(until - time.monotonic(), 0)
             if not select.select([self._hears], [], [], left)[0]:
@@ -263,13 +263,13 @@ class _Watch:
         return None
 
 
-_watch: _Watch | None = None  # that of the outermost region
+_watch: _Watch | None = None  # made by the outermost context manager
 _cleanings: list[Callable[[], object]] = []
 
 
 @contextlib.contextmanager
 def _handled(end: Any, notice: _OwnNotice | None = None) -> Iterator[None]:
-    """SIGTERM handled by `end`, and its time counted; only the main thread may say so."""
+    """Context manager: `end` handles SIGTERM and its time is counted; main thread only."""
     global _watch
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -287,10 +287,7 @@ def _handled(end: Any, notice: _OwnNotice | None = None) -> Iterator[None]:
 
 
 def _forget() -> None:
-    """A forked process has the pipe of the one that it is a copy of, and nothing to clean for it.
-
-    Let it not write there.
-    """
+    """Detach a forked process from its parent's pipe and clean-up calls."""
     _cleanings.clear()
     if _watch is not None:
         with contextlib.suppress(ValueError):  # not its main thread

@@ -70,8 +70,8 @@ class LogitsCache:
     ) -> "LogitsCache":
         """The cache in `folder`, after a check of its recipe and its views.
 
-        Raises `CacheMismatch` where it is not or has not. A shard's bytes are checked when its
-        view is first read: `CacheCorrupt` then names the file.
+        Raises `CacheMismatch` where the recipe is another one or a view is missing. A shard's bytes
+        are checked when its view is first read: `CacheCorrupt` then names the file.
         """
         manifest = read_manifest(folder)
         if manifest is None:
@@ -112,9 +112,9 @@ class LogitsCache:
         return codec.decode(joined, back, self.classes)
 
     def prefetch(self, view: int) -> None:
-        """Begin to open a view in the background, so that the first `take` of it need not wait.
+        """Open a view in the background, so that the first `take` of it need not wait.
 
-        One at a time, as they are asked for in order. What goes wrong is raised by `take`.
+        Views are opened one at a time, in the order of the calls. `take` raises their errors.
         """
         if view in self._open or view in self._coming:
             return
@@ -149,7 +149,7 @@ class LogitsCache:
         self._verified.add(shard)
 
     def _bring(self, view: int) -> None:
-        """Have the shards of a view on this node."""
+        """Fetch the shards of a view to this node."""
         if self._shelf is not None:
             self._verified.update(self._shelf.bring(self._shards[view]))
         else:
@@ -161,10 +161,10 @@ class LogitsCache:
             METER.cache_hits += 1
             self._open.move_to_end(view)
             return self._open[view]
-        coming, asked = self._coming.pop(view, None), time.monotonic()
+        coming, start = self._coming.pop(view, None), time.monotonic()
         ready = coming is not None and coming.done()
         self._open[view] = columns = self._load(view) if coming is None else coming.result()
-        METER.cache_seconds += time.monotonic() - asked
+        METER.cache_seconds += time.monotonic() - start
         METER.cache_hits += ready
         METER.cache_misses += not ready
         for part in columns:
@@ -187,7 +187,7 @@ class LogitsCache:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._stream):  # not behind the steps that are under way
-            # In one block whatever its size: a GPU would be waited for to see who is in which.
+            # One block whatever its size: finding each row's shard would wait for the GPU.
             parts = [{k: v.to(self.device) for k, v in part.items()} for part in columns]
             columns = [{k: torch.cat([part[k] for part in parts]) for k in parts[0]}]
         self._stream.synchronize()

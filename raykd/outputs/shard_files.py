@@ -24,19 +24,19 @@ _AGAIN = "`raykd precompute` makes it again"
 
 
 class Shelf:
-    """The shards of the cache in `folder`."""
+    """The shard files of the cache in `folder`."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.folder = folder
         self._node_cache = store.node_cache
         self._bound = store.local_bytes
-        # What is not uploaded yet is out of sight of those who make room.
+        # Where shards lie before their upload, so that no process removes them to make room.
         self.workshop = folder if store.node_cache is None else folder / ".making"
         if store.node_cache is not None:
             make_folder(self.workshop)
 
     def add(self, shard: Shard) -> None:
-        """Take in a shard that was written into the workshop."""
+        """Upload a shard that was written into the workshop, and keep it here as a copy."""
         if self._node_cache is None:
             return
         path = self.folder / shard.name
@@ -47,16 +47,16 @@ class Shelf:
             _used(path)
 
     def survey(self) -> tuple[list[Shard], list[str]]:
-        """The whole shards, and what to say of the others, which are removed."""
+        """The whole shards, and messages about damaged ones, which are removed."""
         good, bad = whole_shards(self.workshop)
         for path in bad:
             path.unlink()
-        said = [f"{path}: the shard was truncated or altered" for path in bad]
+        messages = [f"{path}: the shard was truncated or altered" for path in bad]
         if self._node_cache is None:
-            return good, said
+            return good, messages
         for shard in good:  # left by a build that was killed before their upload
             self.add(shard)
-        return self._listed(), said
+        return self._listed(), messages
 
     def names(self) -> set[str]:
         """The names of the shards that are there, whole or not."""
@@ -65,10 +65,10 @@ class Shelf:
         return {shard.name for shard in self._listed()}
 
     def bring(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Have copies of some shards on this node; returns those that came, whose bytes are right.
+        """Fetch the shards that are not on this node; returns these, whose bytes were checked.
 
-        Raises `CacheCorrupt` where one is missing or damaged, which is then removed, and `NoRoom`
-        where they are more than may be kept.
+        Raises `CacheCorrupt` for a missing or damaged shard, which is then removed, and `NoRoom`
+        where the copies would exceed the bound.
         """
         if self._node_cache is None:
             return []
@@ -95,7 +95,7 @@ class Shelf:
         return lacking
 
     def replace(self, shard: Shard) -> bool:
-        """Have a right copy in the place of a damaged one; whether there is one to copy."""
+        """Fetch a damaged copy again; False for a local store, which has no other copy."""
         if self._node_cache is None:
             return False
         (self.folder / shard.name).unlink(missing_ok=True)
@@ -118,7 +118,7 @@ class Shelf:
             ) from error
 
     def _listed(self) -> list[Shard]:
-        """The shards that are listed elsewhere."""
+        """The shards in the remote store."""
         assert self._node_cache is not None
         entries = self._node_cache.remote.entries(self._node_cache.name(self.folder))
         shards = (named(Path(entry.name).name, entry.bytes) for entry in entries)
@@ -129,13 +129,13 @@ class Shelf:
         assert self._node_cache is not None
         if self._bound is None:
             return
-        found = []
+        copies = []
         for path in self._node_cache.root.glob("caches/*/view-*.arrow"):
             with contextlib.suppress(FileNotFoundError):  # another process has replaced it
                 stat = path.stat()
-                found.append((stat.st_mtime_ns, stat.st_size, path))
-        size += sum(bytes_ for _, bytes_, _ in found)
-        for _, bytes_, path in sorted(found):
+                copies.append((stat.st_mtime_ns, stat.st_size, path))
+        size += sum(bytes_ for _, bytes_, _ in copies)
+        for _, bytes_, path in sorted(copies):
             if size <= self._bound:
                 return
             if path not in keep:
@@ -144,6 +144,6 @@ class Shelf:
 
 
 def _used(path: Path) -> None:
-    """Note the time of use, by a clock with finer ticks than a file system's own."""
+    """Record the time of use, by a clock that is finer than a file system's own."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))

@@ -60,7 +60,7 @@ def file_checksum(path: Path) -> str:
 
 
 def page_in(path: Path) -> None:
-    """Read a file through, so that its pages are in memory when its map is read."""
+    """Read a file into the page cache, so that its memory map is read without waiting."""
     block = bytearray(_BLOCK)
     with path.open("rb", buffering=0) as file:
         while file.readinto(block):
@@ -81,7 +81,7 @@ def read(path: Path) -> dict[str, Tensor]:
     file, where it is not an Arrow file of this form.
     """
     try:
-        source = pa.memory_map(os.fsencode(path))  # Arrow wants a text in UTF-8
+        source = pa.memory_map(os.fsencode(path))  # Arrow reads a str as UTF-8
         reader = pa.ipc.open_file(source)
         if reader.num_record_batches != 1:
             raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches, not 1")
@@ -95,7 +95,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def extension_in(field: pa.Field) -> str:
-    """The name of an extension type in a column, known here or not; empty where there is none."""
+    """The name of an extension type in a column, registered or not; empty if there is none."""
     if isinstance(field.type, pa.BaseExtensionType):
         return field.type.extension_name
     name = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")

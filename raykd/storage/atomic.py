@@ -1,4 +1,4 @@
-"""Atomic writes, a disk that is full, and storage that has gone."""
+"""Atomic writes, and errors of a full disk and of storage that has gone."""
 
 import contextlib
 import errno
@@ -15,10 +15,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def lasting(path: Path) -> Iterator[None]:
-    """A region that writes `path` into a folder that was there before.
+    """Context manager for writing `path` into a folder that was there before.
 
-    Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: a folder
-    of that name must not be made on whatever lies below.
+    Raises `NoRoom` where the disk is full, and `Unreachable` where the storage has gone: below a
+    lost mount, a folder of that name must not be made.
     """
     if not is_there(path.parent):
         raise gone(path.parent)
@@ -29,7 +29,7 @@ def lasting(path: Path) -> Iterator[None]:
 
 
 def is_there(folder: Path) -> bool:
-    """True if a folder is there; False for a broken mount, for which pathlib raises."""
+    """True if a folder is there; False for a broken mount, where pathlib raises."""
     return os.path.isdir(folder)  # noqa: PTH112
 
 
@@ -61,7 +61,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _failed(path: Path, error: OSError) -> NoRoom | Unreachable:
-    """Error for a file that was not written: for want of room, or otherwise."""
+    """Error for a file that was not written, because the disk is full or otherwise."""
     if error.errno not in FULL:
         return unwritable(path, error)
     return NoRoom(
@@ -93,9 +93,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def appending(path: Path) -> IO[str]:
-    """A file to read and to write on at its end. Raises `OSError` where it is a link.
+    """Open a file for reading and appending. Raises `OSError` where it is a link.
 
-    Whoever else can write into the folder could have it lead anywhere.
+    A link that somebody else made in the folder could lead anywhere.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o666), "a+")

@@ -1,8 +1,8 @@
 """Locks of artefacts: one process at a time makes or writes an artefact.
 
-A lock is a file that the system frees with the process that holds it, however that ends: no clock
-and no heartbeat. It is common to all processes that see the same folder, on local disks and on NFS;
-for a store by URL it is common to the processes of this node.
+A lock is a file; the system frees it when the process that holds it ends, without a clock or a
+heartbeat. It counts for all processes that see the same folder, on local disks and on NFS; for a
+store by URL it counts for the processes of this node.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _GONE = (errno.ENOENT, errno.ESTALE)
 
 
 class Lock(Protocol):
-    """A way to keep others from making an artefact meanwhile."""
+    """A function that keeps other processes from making an artefact meanwhile."""
 
     def __call__(self, recipe: Recipe, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Hold the lock of an artefact; yields True if it is held.
@@ -50,8 +50,8 @@ def held(
 ) -> Iterator[bool]:
     """Hold the lock of an artefact for a role ("maker", "writer"); yields True if it is held.
 
-    Where another process holds it: with `wait` False yields False at once, else waits, and says so
-    once. Raises `NoRoom` after `patience` seconds.
+    Where another process holds it: with `wait` False yields False at once; else it calls `say` once
+    and waits. Raises `NoRoom` after `patience` seconds.
     """
     store.stand()
     folder, path = store.path(recipe), _path(store, recipe, role)
@@ -112,7 +112,7 @@ def _try(path: Path) -> IO[str] | None:
             file.close()
             if error.errno not in _GONE:
                 raise unwritable(path, error) from error
-        file.close()  # its last holder removed it in between
+        file.close()  # its last holder removed it meanwhile
 
 
 def _owner(path: Path) -> str:
