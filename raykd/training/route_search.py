@@ -83,8 +83,8 @@ def distances(
         for batch in views.runs(torch.arange(len(views.images)), BATCH):
             outputs = learner.student.outputs(batch.pixels, run.method.needs())
             for anchor, teacher in teachers.items():
-                logits = run.method.comparable(outputs, teacher(batch), learner.helpers)
-                sums[anchor] += _divergence(*logits, search.temperature)
+                ours, theirs = run.method.comparable(outputs, teacher(batch), learner.helpers)
+                sums[anchor] += _divergence(ours, theirs, search.temperature)
     return {anchor: value / len(views.images) for anchor, value in sums.items()}
 
 
