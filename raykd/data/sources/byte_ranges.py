@@ -61,6 +61,7 @@ class FileRanges(NamedTuple):
     offset: np.ndarray  # int64 [n], in bytes
     length: np.ndarray  # int64 [n], in bytes
     lacking: Mapping[int, DataError] = {}  # images that are missing
+    elsewhere: Mapping[int, str] = {}  # images that are ranges of other files: their names
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,19 @@ class Ranges(Images):
     @classmethod
     def joined(cls, files: Files, parts: Sequence[FileRanges]) -> "Ranges":
         """The images of some files, one file after the other."""
-        first, lacking = 0, {}
+        names, first, lacking = [part.name for part in parts], 0, {}
+        counts = torch.tensor([len(part.offset) for part in parts], dtype=torch.int64)
+        file = torch.arange(len(parts)).repeat_interleave(counts)
         for part in parts:
             lacking |= {first + row: error for row, error in part.lacking.items()}
+            for row, name in part.elsewhere.items():
+                file[first + row] = len(names)
+                names.append(name)
             first += len(part.offset)
         return cls(
             files,
-            Names.of([part.name for part in parts]),
-            torch.arange(len(parts)).repeat_interleave(
-                torch.tensor([len(part.offset) for part in parts], dtype=torch.int64)
-            ),
+            Names.of(names),
+            file,
             joined([part.offset for part in parts]),
             joined([part.length for part in parts]),
             lacking,

@@ -4,8 +4,8 @@ Shapes: N rows.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +14,9 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from raykd.core.errors import DataError, RaykdError
+from raykd.core.safe_names import is_below
 from raykd.data.sources.byte_ranges import FileRanges
-from raykd.data.sources.files import Files
+from raykd.data.sources.files import Entry, Files
 from raykd.storage.arrow import extension_in
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -44,8 +45,21 @@ class _Parquet:
         """A column of small values."""
         yield from self._opened(pre_buffer=True).read(columns=[name]).column(name).chunks
 
-    def images(self, name: str, part: int) -> Iterator[pa.Array]:
-        """The column of images from a row group on."""
+    def may_lack_bytes(self, name: str) -> bool:
+        """True where bytes of an image may be missing, by the file's statistics."""
+        metadata = self._opened().metadata
+        statistics = [
+            chunk.statistics
+            for part in range(metadata.num_row_groups)
+            for chunk in map(metadata.row_group(part).column, range(metadata.num_columns))
+            if chunk.path_in_schema == f"{name}.bytes"
+        ]
+        return any(one is None or one.null_count != 0 for one in statistics)
+
+    def images(
+        self, name: str, part: int, fields: Sequence[str] = ("bytes",)
+    ) -> Iterator[pa.Array]:
+        """The column of images from a row group on; of structs, some fields."""
         # Without pre_buffer, a row group that is larger than memory is read page by page.
         opened = self._opened(pre_buffer=False, buffer_size=_BUFFER_BYTES)
         each = max(size // max(1, rows) for size, rows in zip(self.sizes, self.rows, strict=True))
@@ -53,7 +67,7 @@ class _Parquet:
         batches = opened.iter_batches(
             max(1, _BATCH_BYTES // max(1, each)),
             row_groups=range(part, len(self.rows)),
-            columns=[f"{name}.bytes" if struct else name],
+            columns=[f"{name}.{field}" for field in fields] if struct else [name],
         )
         yield from (batch.column(name) for batch in batches)
 
@@ -90,8 +104,12 @@ class _Arrow:
             yield column
         self.rows = [sum(rows)] if self._streamed else rows
 
-    def images(self, name: str, part: int) -> Iterator[pa.Array]:
-        """The column of images from a record batch on."""
+    def may_lack_bytes(self, name: str) -> bool:
+        """True where bytes of an image may be missing: only its arrays tell."""
+        return self.schema.field(name).nullable
+
+    def images(self, name: str, part: int, fields: Sequence[str] = ()) -> Iterator[pa.Array]:
+        """The column of images from a record batch on, with all fields of structs."""
         options = ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name)])
         yield from self._columns(name, part, self._source(), options)
 
@@ -140,6 +158,8 @@ class TableFile:
             )
         # A row, images from there that were read already, and those after them.
         self._cursor: tuple[int, pa.Array | None, Iterator[pa.Array]] | None = None
+        # Rows without bytes that name a file in the table's folder: it, or why it is not used.
+        self._named: Mapping[int, Entry | DataError] = self._named_files()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cursor": None}  # another process opens the file itself
@@ -152,11 +172,17 @@ class TableFile:
         rows = np.asarray(self._file.rows, dtype=np.int64)
         return np.repeat(np.asarray(self._file.sizes, dtype=np.int64) // np.maximum(rows, 1), rows)
 
+    def named_files(self) -> list[Entry]:
+        """The files that rows without bytes name."""
+        return [entry for entry in self._named.values() if isinstance(entry, Entry)]
+
     def ranges(self) -> FileRanges | None:
         """Byte range of every image in the file; None where images are compressed in it."""
         if isinstance(self._file, _Parquet) or not _is_flat(self._kind):
             return None
-        parts, lacking, row = [np.zeros((2, 0), dtype=np.int64)], {}, 0
+        parts, row = [np.zeros((2, 0), dtype=np.int64)], 0
+        lacking: dict[int, DataError] = {}
+        elsewhere: dict[int, str] = {}
         data, columns = self._file.mapped(self._image)
         for column in self._arrays(columns):
             values = _bytes_of(column)
@@ -165,17 +191,22 @@ class TableFile:
                 return None
             parts.append(np.stack(found))
             for number in np.flatnonzero(_nulls(values)).tolist():
-                parts[-1][1, number] = 0
-                lacking[row + number] = self._missing(row + number)
+                entry = self._named.get(row + number) or self._missing(row + number)
+                if isinstance(entry, Entry):
+                    parts[-1][:, number] = 0, entry.size
+                    elsewhere[row + number] = entry.name
+                else:
+                    parts[-1][1, number] = 0
+                    lacking[row + number] = entry
             row += len(column)
         offset, length = np.concatenate(parts, axis=1)
-        return FileRanges(self.name, offset, length, lacking)
+        return FileRanges(self.name, offset, length, lacking, elsewhere)
 
     def images(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
         """The encoded images of the rows from `start` to `stop`, some at a time.
 
-        Where rows are asked for in their order, the file is read once. An error stands in place of
-        an image that is missing.
+        Where rows are asked for in their order, the file is read once. A row without bytes has
+        those of the file that it names; an error stands in place of an image that is missing.
         """
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
         row = int(self._starts[part])
@@ -194,15 +225,48 @@ class TableFile:
                 first = max(row, start)
                 values = _bytes_of(column.slice(first - row, end - first)).to_pylist()
                 yield [
-                    self._missing(number) if data is None else data
+                    self._read_named(number) if data is None else data
                     for number, data in enumerate(values, first)
                 ]
             column = column.slice(end - row)
             row = end
         self._cursor = (row, column, batches)
 
-    def _missing(self, row: int) -> DataError:
-        return DataError(f"{self.place}, row {row}: the image is missing; replace or remove it")
+    def _named_files(self) -> dict[int, Entry | DataError]:
+        """The files that rows without bytes name by a path from the table's folder, by row."""
+        kind = self.schema.field(self._image).type
+        if not _has_paths(kind) or not self._file.may_lack_bytes(self._image):
+            return {}
+        named: dict[int, Entry | DataError] = {}
+        row = 0
+        for column in self._arrays(self._file.images(self._image, 0, ("bytes", "path"))):
+            paths = column.flatten()[column.type.get_field_index("path")]
+            for number in np.flatnonzero(_nulls(_bytes_of(column))).tolist():
+                if path := paths[number].as_py():
+                    named[row + number] = self._file_at(path) or self._missing(
+                        row + number, f" (no bytes, and no file {path!r} in the table's folder)"
+                    )
+            row += len(column)
+        return named
+
+    def _file_at(self, path: str) -> Entry | None:
+        """The file at a path from the table's folder; None where there is none within it."""
+        if not is_below(path):
+            return None
+        try:
+            return self.files.find(str(PurePosixPath(self.name).parent / path))
+        except OSError:  # no name that a file can have
+            return None
+
+    def _read_named(self, row: int) -> bytes | DataError:
+        """The image of a row without bytes."""
+        entry = self._named.get(row) or self._missing(row)
+        return entry if isinstance(entry, DataError) else self.files.read(entry.name)
+
+    def _missing(self, row: int, reason: str = "") -> DataError:
+        return DataError(
+            f"{self.place}, row {row}: the image is missing{reason}; replace or remove it"
+        )
 
     def _labels(self) -> list[Any]:
         labels: list[Any] = []
@@ -234,10 +298,10 @@ class TableFile:
         kind = self.schema.field(self._image).type
         if pa.types.is_struct(kind):
             children = [field.name for field in kind]
-            if children.count("bytes") != 1:
+            if children.count("bytes") != 1 or children.count("path") > 1:
                 raise DataError(
                     f"{self.place}: the image column is a struct without a field 'bytes', or with "
-                    f"two of them: {', '.join(children)}"
+                    f"two of one name: {', '.join(children)}"
                 )
             kind = kind.field("bytes").type
         if not _is_flat(kind) and not pa.types.is_binary_view(kind):
@@ -271,6 +335,13 @@ def _bytes_of(column: pa.Array) -> pa.Array:
     if not pa.types.is_struct(column.type):
         return column
     return column.flatten()[column.type.get_field_index("bytes")]
+
+
+def _has_paths(kind: pa.DataType) -> bool:
+    """True for structs of images that can name a file instead of holding bytes."""
+    types = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return "path" in types and any(is_text(types["path"]) for is_text in texts)
 
 
 def _is_flat(kind: pa.DataType) -> bool:

@@ -82,11 +82,12 @@ def read_tables(place: str | Path) -> Dataset:
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
     validation; where there are both, validation files are left out. A single file is all data.
-    Images are bytes, or structs with a field `bytes`; a row without bytes has no image. Labels
-    are integers from 0, or strings, which become classes in sorted order. Class names come from
-    the schema's metadata where it has them (`classes`, or the features that Hugging Face's
-    datasets writes). Labels are read at once, images when their turn comes. A pack is such a
-    folder, whose index is read instead. Raises `DataError`, and `CacheCorrupt` for a pack whose
+    Images are bytes, or structs with a field `bytes`; a row without bytes has
+    those of the file that its field `path` names from the table's folder. Labels are integers from
+    0, or strings, which become classes in sorted order. Class names come from the schema's
+    metadata where it has them (`classes`, or the features that Hugging Face's datasets writes).
+    Labels are read at once, images when their turn comes. A pack is such a folder, whose index is
+    read instead. Raises `DataError`, and `CacheCorrupt` for a pack whose
     shards are not as they were written.
     """
     files, everything, alone = _files_at(str(place))
@@ -112,7 +113,8 @@ def read_tables(place: str | Path) -> Dataset:
         split: Samples(part, numbers[split]) for split, part in zip(rows, images, strict=True)
     }
     about = About(unread=count_unread(everything, chosen), declared=bool(declared))
-    return Dataset(splits, names, repr(entries), about=about)
+    stamp = repr([*entries, *(entry for file in opened for entry in file.named_files())])
+    return Dataset(splits, names, stamp, about=about)
 
 
 def _in_place(rows: Rows) -> Ranges | None:

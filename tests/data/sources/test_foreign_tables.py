@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from raykd.core.errors import DataError
 from raykd.data.packing import Packing, source_of
@@ -238,7 +239,59 @@ def test_a_column_that_holds_no_encoded_images_is_refused(tmp_path, kind):
 # Images that are not there
 
 
+def with_paths(rows: list[tuple[bytes | None, str | None] | None]) -> pa.Table:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    values = [None if row is None else {"bytes": row[0], "path": row[1]} for row in rows]
+    return pa.table({"image": pa.array(values, kind), "label": [0, 1] * (len(rows) // 2)})
+
+
+ROWS_OF_PATHS = [
+    (IMAGES[0], "elsewhere.png"), (None, "images/1.png"), (IMAGES[2], None), (None, "gone.png"),
+    None, (None, None), (None, "../outside.png"), (None, "/etc/hostname"), (None, "a\0b"),
+    (None, "x" * 5000), (None, "images"), (IMAGES[11], "images/1.png"),
+]  # fmt: skip
 KINDS = ["groups.parquet", "file.arrow", "compressed.arrow", "stream.arrow", "a.feather"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    put(tmp_path / "data/tables/images/1.png", IMAGES[1])
+    put(tmp_path / "data/outside.png", IMAGES[1])
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("name", slow_but(KINDS, ["groups.parquet", "stream.arrow"]))
+def test_a_row_of_a_path_alone_has_the_file_beside_the_table(folder, name):
+    path = put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
+    images = [*read_tables(folder).splits["train"][0]]
+    assert [images[row] for row in (0, 1, 2, 11)] == [IMAGES[row] for row in (0, 1, 2, 11)]
+    for row in (3, 4, 5, 6, 7, 8, 9, 10):
+        assert isinstance(images[row], DataError), row
+        assert str(images[row]).startswith(f"{path}, row {row}: the image is missing")
+    assert "no file 'gone.png' in the table's folder" in str(images[3])
+
+
+@pytest.mark.parametrize("name", ["file.arrow", "stream.arrow"])
+def test_a_row_of_a_path_alone_is_streamed_from_that_file(folder, name):
+    put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
+    found = read_tables(str(folder))
+    assert found is not None
+    ranges, _ = found.splits["train"]
+    images = [ranges.attempt(row) for row in range(len(ranges))]
+    assert [images[row] for row in (0, 1, 2, 11)] == [IMAGES[row] for row in (0, 1, 2, 11)]
+    assert all(isinstance(images[row], DataError) for row in range(3, 11))
+    kept = ranges.take(torch.tensor([5, 1, 0]))
+    assert isinstance(kept.attempt(0), DataError)
+    assert [kept.attempt(1), kept.attempt(2)] == [IMAGES[1], IMAGES[0]]
+
+
+@pytest.mark.parametrize("name", ["groups.parquet", "file.arrow"])
+def test_what_tables_name_is_part_of_what_changes(folder, name):
+    put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
+    before = read_tables(folder).stamp
+    assert read_tables(folder).stamp == before
+    put(folder / "tables/images/1.png", IMAGES[3] + b" ")
+    assert read_tables(folder).stamp != before
 
 
 @pytest.mark.parametrize("name", slow_but(KINDS, ["groups.parquet", "stream.arrow"]))
