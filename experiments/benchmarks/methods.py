@@ -1,4 +1,4 @@
-"""What each method costs in a training step, and its loss beside the obvious form of its formula.
+"""Cost of each method in a training step, and of its loss relative to a plain implementation.
 
     python -m experiments.benchmarks.methods [--json PATH] [--pairs N] [--quick] [--device cpu|cuda]
 
@@ -57,13 +57,13 @@ from raykd.training.memory import keep_freed_memory
 from raykd.training.optim import build_optimiser
 
 BATCH = 64
-ROWS = 50_000  # of the training set, which CRD remembers
+ROWS = 50_000  # rows of the training set, in the memory bank of CRD
 EPOCH = 30  # after every warm-up
 PAIRS = (("resnet20", "resnet8"), ("resnet32x4", "resnet8x4"))  # teacher and student
 MAPS = ((64, 8), (128, 16))  # K and H of both networks, for NST beside the networks' own
 EMBEDDINGS = ((64, 64), (64, 2048), (128, 64), (128, 2048))  # B and D, for relational KD
 LONG = 0.05  # seconds of work that is measured once a pair
-GOAL = 1.1  # of our loss over the plain one: 1, and the noise
+GOAL = 1.1  # time of raykd's loss over the plain one: 1, plus noise
 EQUAL = 1e-5  # relative; two losses further apart are not the same formula
 MIB = 1 << 20
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -71,7 +71,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training step of one method costs."""
+    """Cost of a training step with one method."""
 
     networks: str
     method: str
@@ -80,8 +80,8 @@ class Cost:
     highest: float
     pairs: int
     teacher: str  # "cached", "live" or "none"
-    seconds: float  # of a step
-    parameters: int  # of the helpers
+    seconds: float  # per step
+    parameters: int  # in the helpers
     kept: int  # numbers in the helpers' buffers
     memory: int | None  # bytes of the loss at its peak beyond KD's; None: it is not apart
 
@@ -118,7 +118,7 @@ class Bench:
     least: float  # seconds of one side of a pair
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """What one call of the work takes."""
+        """Seconds of one call."""
         if self.device.type == "cpu":
             return cpu_seconds(work)
         torch.cuda.synchronize()
@@ -229,7 +229,7 @@ class Subject:
             self.method.calibrate(helpers, [self.teacher(self.batch)])
 
     def source(self) -> str:
-        """Who answers for the teacher in a step."""
+        """Source of the teacher's outputs: "live" or "cached"."""
         return "none" if not self.needs else "live" if self.needs & ~CACHEABLE else "cached"
 
     def step(self) -> Callable[[], None]:
@@ -253,7 +253,7 @@ class Subject:
         They start from what both networks said; where they are differentiated by the pixels,
         both networks run each time.
         """
-        torch.manual_seed(1)  # of what spreads the answers: the same in every form
+        torch.manual_seed(1)  # for the noise on the outputs: equal in all forms
         method, batch, helpers = self.method, self.batch, copy.deepcopy(self.learner.helpers)
         inputs = [p for p in helpers.to(dtype).parameters() if p.requires_grad]
         said = None
@@ -287,7 +287,7 @@ class Subject:
         )
 
     def _seen(self, batch: Batch) -> Outputs:
-        """What the student says about one look."""
+        """Outputs of the student for one look."""
         pixels = batch.pixels
         if Signal.PIXELS in self.needs:
             pixels = pixels.detach().requires_grad_()
@@ -429,7 +429,7 @@ def drawing(bench: Bench) -> Row:
         rows = [chance.choice(others[i % CLASSES], count, replace=False) for i in range(BATCH)]
         return torch.from_numpy(np.stack(rows)).to(bench.device)
 
-    ours, plain = bench.measure(lambda: memory.drawn(batch, count, relaxed=False), choice)
+    ours, plain = bench.measure(lambda: memory.sample_rows(batch, count, relaxed=False), choice)
     return compared(
         f"{count:,} negatives of {BATCH} samples, drawn from {ROWS:,} rows",
         ("Memory.drawn", ours),

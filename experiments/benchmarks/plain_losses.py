@@ -1,8 +1,9 @@
-"""The methods' losses as anyone would write them from the papers: what ours are measured against.
+"""Plain implementations of the methods' losses, the baseline of `methods.py`.
 
-One function for each name of a method or prelude, from (method, student, teacher, batch,
-helpers) to the weighted loss; the trained helpers are the method's own modules. Written like the
-public reference codes, for the settings that are the defaults, in an epoch after every warm-up.
+One function for each method or prelude, from (method, student, teacher, batch, helpers) to the
+weighted loss; the helpers are the modules of raykd's method. Written like the public reference
+code, for default settings and an epoch after every warm-up. Tensors `x_s` are the student's, `x_t`
+the teacher's.
 
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
@@ -28,21 +29,21 @@ def softened(student: Tensor, teacher: Tensor, temperature: Any) -> Tensor:
 
 
 def standard(logits: Tensor) -> Tensor:
-    """Rows of mean 0 and std 1."""
+    """Rows with mean 0 and std 1."""
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
 def kd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """Softened divergence."""
+    """KL divergence of the softened logits."""
     return method.weight * softened(student.logits, teacher.logits, method.temperature)
 
 
 def skd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """The same of layer-normalised logits."""
+    """KL divergence of the softened, layer-normalised logits."""
     shape, radius = student.logits.shape[1:], helpers["radius"].value
-    mine = radius * F.layer_norm(student.logits, shape, eps=1e-7)
-    theirs = radius * F.layer_norm(teacher.logits, shape, eps=1e-7)
-    return method.weight * softened(mine, theirs, method.temperature)
+    x_s = radius * F.layer_norm(student.logits, shape, eps=1e-7)
+    x_t = radius * F.layer_norm(teacher.logits, shape, eps=1e-7)
+    return method.weight * softened(x_s, x_t, method.temperature)
 
 
 def dkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
@@ -58,21 +59,21 @@ def dkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
 
     log_two = of_two(student.logits).log()
     tckd = F.kl_div(log_two, of_two(teacher.logits), reduction="batchmean") * temperature**2
-    mine = F.log_softmax(student.logits / temperature - 1000.0 * target, dim=1)
-    theirs = F.softmax(teacher.logits / temperature - 1000.0 * target, dim=1)
-    nckd = F.kl_div(mine, theirs, reduction="batchmean") * temperature**2
+    x_s = F.log_softmax(student.logits / temperature - 1000.0 * target, dim=1)
+    x_t = F.softmax(teacher.logits / temperature - 1000.0 * target, dim=1)
+    nckd = F.kl_div(x_s, x_t, reduction="batchmean") * temperature**2
     return method.alpha * tckd + method.beta * nckd
 
 
 def nkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """The target's soft cross entropy, and that of the others, picked by a mask."""
+    """Soft cross entropies of the target and of the other classes, selected by a mask."""
     labels, temperature = batch.labels[:, None], method.temperature
     log_target = F.log_softmax(student.logits, dim=1).gather(1, labels)
     soft_target = F.softmax(teacher.logits, dim=1).gather(1, labels)
     other = torch.ones_like(student.logits).scatter_(1, labels, 0).bool()
-    mine = student.logits[other].reshape(len(labels), -1) / temperature
-    theirs = teacher.logits[other].reshape(len(labels), -1) / temperature
-    cross = -(F.softmax(theirs, dim=1) * F.log_softmax(mine, dim=1)).sum(dim=1).mean()
+    x_s = student.logits[other].reshape(len(labels), -1) / temperature
+    x_t = teacher.logits[other].reshape(len(labels), -1) / temperature
+    cross = -(F.softmax(x_t, dim=1) * F.log_softmax(x_s, dim=1)).sum(dim=1).mean()
     loss = -(soft_target * log_target).mean() + method.gamma * temperature**2 * cross
     return method.weight * loss
 
@@ -84,23 +85,23 @@ def dist(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers:
         a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
         return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
 
-    mine = F.softmax(student.logits / method.temperature, dim=1)
-    theirs = F.softmax(teacher.logits / method.temperature, dim=1)
-    inter = 1 - pearson(mine, theirs).mean()
-    intra = 1 - pearson(mine.T, theirs.T).mean()
+    x_s = F.softmax(student.logits / method.temperature, dim=1)
+    x_t = F.softmax(teacher.logits / method.temperature, dim=1)
+    inter = 1 - pearson(x_s, x_t).mean()
+    intra = 1 - pearson(x_s.T, x_t.T).mean()
     return method.weight * method.temperature**2 * (method.beta * inter + method.gamma * intra)
 
 
 def logit_standardisation(
     method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
 ) -> Tensor:
-    """Softened divergence of standardised logits."""
-    mine, theirs = standard(student.logits), standard(teacher.logits)
-    return method.weight * softened(mine, theirs, method.temperature)
+    """KL divergence of the softened, standardised logits."""
+    x_s, x_t = standard(student.logits), standard(teacher.logits)
+    return method.weight * softened(x_s, x_t, method.temperature)
 
 
 class _Reversed(torch.autograd.Function):
-    """The value itself, with its gradient turned round."""
+    """Identity with a reversed gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -112,20 +113,20 @@ class _Reversed(torch.autograd.Function):
 
 
 def ctkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """Softened divergence at a learnt temperature, whose gradient is reversed."""
+    """KL divergence at a trained temperature, whose gradient is reversed."""
     temperature = 1 + 20 * torch.sigmoid(_Reversed.apply(helpers["temperature"].theta))
     return method.weight * softened(student.logits, teacher.logits, temperature)
 
 
 def mlkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Samples, classes and batches, at every temperature, on two views."""
-    mine, theirs, labels = student.logits, teacher.logits, batch.targets
+    x_s, x_t, labels = student.logits, teacher.logits, batch.targets
     strong, strong_teacher = student.look("strong").logits, teacher.look("strong").logits
-    confidence = F.softmax(theirs, dim=1)
+    confidence = F.softmax(x_t, dim=1)
     most, total = confidence.max(dim=1).values, confidence.sum(dim=0)
     samples = (most <= most.quantile(0.5)).float()
     classes = (total <= total.quantile(0.5)).float()
-    loss = torch.zeros((), device=mine.device)
+    loss = torch.zeros((), device=x_s.device)
 
     def each(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         log_student = F.log_softmax(student / temperature, dim=1)
@@ -133,8 +134,8 @@ def mlkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers:
         return F.kl_div(log_student, soft, reduction="none").sum(1) * temperature**2
 
     for t in method.temperatures:
-        loss = loss + (each(mine, theirs, t) * samples).mean()
-        p, q = F.softmax(mine / t, dim=1), F.softmax(theirs / t, dim=1)
+        loss = loss + (each(x_s, x_t, t) * samples).mean()
+        p, q = F.softmax(x_s / t, dim=1), F.softmax(x_t / t, dim=1)
         loss = loss + (((p.T @ p - q.T @ q) ** 2).sum(1) * classes).sum() / p.shape[1]
         loss = loss + (((p @ p.T - q @ q.T) ** 2).sum(1) * samples).sum() / p.shape[0]
         loss = loss + each(strong, strong_teacher, t).mean()
@@ -144,28 +145,28 @@ def mlkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers:
 def cosine_kd(
     method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
 ) -> Tensor:
-    """Cosines of the classes' columns, at one temperature and at the samples' own."""
+    """Cosines of the classes' columns, at one temperature and at a temperature per sample."""
 
-    def columns(mine: Tensor, theirs: Tensor) -> Tensor:
-        return 2 * (1 - F.cosine_similarity(mine, theirs, dim=0).abs().mean())
+    def columns(x_s: Tensor, x_t: Tensor) -> Tensor:
+        return 2 * (1 - F.cosine_similarity(x_s, x_t, dim=0).abs().mean())
 
-    mine, theirs, one = student.logits, teacher.logits, method.temperature
-    plain = columns(F.softmax(mine / one, dim=1), F.softmax(theirs / one, dim=1)) * one**2
+    x_s, x_t, one = student.logits, teacher.logits, method.temperature
+    plain = columns(F.softmax(x_s / one, dim=1), F.softmax(x_t / one, dim=1)) * one**2
     with torch.no_grad():
-        alike = F.cosine_similarity(F.softmax(mine, dim=1), F.softmax(theirs, dim=1), dim=1)
-        share = (alike.max() - alike) / (alike.max() - alike.min())
-        own = (method.low + (method.high - method.low) * share)[:, None]
-    each = columns(F.softmax(mine / own, dim=1), F.softmax(theirs / own, dim=1)) * own.mean() ** 2
-    return method.weight * (plain + each)
+        cosine = F.cosine_similarity(F.softmax(x_s, dim=1), F.softmax(x_t, dim=1), dim=1)
+        share = (cosine.max() - cosine) / (cosine.max() - cosine.min())
+        each = (method.low + (method.high - method.low) * share)[:, None]
+    weighted = columns(F.softmax(x_s / each, dim=1), F.softmax(x_t / each, dim=1))
+    return method.weight * (plain + weighted * each.mean() ** 2)
 
 
 def sample_contrastive_kd(
     method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
 ) -> Tensor:
-    """InfoNCE with exponentials: own teacher against the batch's other students."""
-    mine, theirs = F.normalize(student.logits, dim=1), F.normalize(teacher.logits, dim=1)
-    positive = (mine * theirs).sum(dim=1).exp()
-    others = (mine @ mine.T).exp()
+    """InfoNCE with exponentials: the teacher's logits against those of other samples."""
+    x_s, x_t = F.normalize(student.logits, dim=1), F.normalize(teacher.logits, dim=1)
+    positive = (x_s * x_t).sum(dim=1).exp()
+    others = (x_s @ x_s.T).exp()
     others = others - torch.diag(others.diagonal())
     return method.weight * -(positive / (positive + others.sum(dim=1))).log().mean()
 
@@ -178,7 +179,7 @@ def mimic_logits(
 
 
 def stkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """Softened divergence on mixed samples."""
+    """KL divergence of the softened logits of mixed samples."""
     return method.weight * softened(student.logits, teacher.logits, method.temperature)
 
 
@@ -198,11 +199,11 @@ def relational_kd(
         differences = F.normalize(e[None] - e[:, None], p=2, dim=2)
         return torch.bmm(differences, differences.transpose(1, 2)).view(-1)
 
-    mine, theirs = student.embedding, teacher.embedding
+    x_s, x_t = student.embedding, teacher.embedding
     with torch.no_grad():
-        far, turned = distances(theirs), angles(theirs)
-    distance = F.smooth_l1_loss(distances(mine), far)
-    angle = F.smooth_l1_loss(angles(mine), turned)
+        distances_t, angles_t = distances(x_t), angles(x_t)
+    distance = F.smooth_l1_loss(distances(x_s), distances_t)
+    angle = F.smooth_l1_loss(angles(x_s), angles_t)
     return method.weight * (method.distance_weight * distance + method.angle_weight * angle)
 
 
@@ -214,40 +215,41 @@ def pkt(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
         similarity = (e @ e.t() + 1.0) / 2.0
         return similarity / similarity.sum(dim=1, keepdim=True)
 
-    mine, theirs = neighbours(student.embedding), neighbours(teacher.embedding)
-    return method.weight * (theirs * torch.log((theirs + 1e-7) / (mine + 1e-7))).mean()
+    x_s, x_t = neighbours(student.embedding), neighbours(teacher.embedding)
+    return method.weight * (x_t * torch.log((x_t + 1e-7) / (x_s + 1e-7))).mean()
 
 
 def cc(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Products of neighbouring differences."""
-    mine, theirs = helpers["student"](student.embedding), helpers["teacher"](teacher.embedding)
-    delta = (mine - theirs).abs()
+    x_s, x_t = helpers["student"](student.embedding), helpers["teacher"](teacher.embedding)
+    delta = (x_s - x_t).abs()
     return 0.02 * (delta[:-1] * delta[1:]).sum(1).mean()
 
 
 def crd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """Every row that was drawn is gathered from the memory, as in the authors' code."""
+    """All sampled rows are gathered from the memory first, as in the authors' code."""
     memory, size = helpers["memory"], len(batch.ids)
-    mine, theirs = helpers["student"](student.embedding), helpers["teacher"](teacher.embedding)
-    rows = memory.drawn(batch, method.negatives, relaxed=False)
+    x_s, x_t = helpers["student"](student.embedding), helpers["teacher"](teacher.embedding)
+    rows = memory.sample_rows(batch, method.negatives, relaxed=False)
     count, total = method.negatives, len(memory.targets)
-    loss = torch.zeros((), device=mine.device)
-    for own, bank, z in (
-        (mine, memory.teacher, memory.z_student),
-        (theirs, memory.student, memory.z_teacher),
+    loss = torch.zeros((), device=x_s.device)
+    for vectors, bank, z in (
+        (x_s, memory.teacher, memory.z_student),
+        (x_t, memory.student, memory.z_teacher),
     ):
-        kept = torch.index_select(bank, 0, rows.view(-1)).view(size, count + 1, -1)
-        out = torch.exp(torch.div(torch.bmm(kept, own[:, :, None]).squeeze(2), method.temperature))
+        gathered = torch.index_select(bank, 0, rows.view(-1)).view(size, count + 1, -1)
+        products = torch.bmm(gathered, vectors[:, :, None]).squeeze(2)
+        out = torch.exp(torch.div(products, method.temperature))
         if z == 0:
             z.copy_(out.detach().mean() * total)
         out = out / z
         noise = count / total
-        told = torch.log(out[:, 0] / (out[:, 0] + noise + 1e-7))
-        others = torch.log(torch.full_like(out[:, 1:], noise) / (out[:, 1:] + noise + 1e-7))
-        loss = loss - (told.sum() + others.sum()) / size
+        positive = torch.log(out[:, 0] / (out[:, 0] + noise + 1e-7))
+        negative = torch.log(torch.full_like(out[:, 1:], noise) / (out[:, 1:] + noise + 1e-7))
+        loss = loss - (positive.sum() + negative.sum()) / size
     with torch.no_grad():
-        for bank, own in ((memory.student, mine), (memory.teacher, theirs)):
-            new = bank[batch.ids] * method.momentum + own * (1 - method.momentum)
+        for bank, vectors in ((memory.student, x_s), (memory.teacher, x_t)):
+            new = bank[batch.ids] * method.momentum + vectors * (1 - method.momentum)
             bank[batch.ids] = new / new.pow(2).sum(1, keepdim=True).sqrt()
     return method.weight * loss
 
@@ -256,20 +258,20 @@ def mimic_embedding(
     method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
 ) -> Tensor:
     """Squared distance of embeddings."""
-    mine = student.embedding
+    x_s = student.embedding
     if "projection" in helpers:
-        mine = helpers["projection"](mine)
-    return method.weight * ((mine - teacher.embedding) ** 2).sum(dim=1).mean()
+        x_s = helpers["projection"](x_s)
+    return method.weight * ((x_s - teacher.embedding) ** 2).sum(dim=1).mean()
 
 
 def fitnet(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """Mean squared error behind the regressor."""
-    guess = helpers["regressor"](student.features[method.stage])
-    return method.weight * F.mse_loss(guess, teacher.features[method.stage])
+    """Mean squared error of the regressor."""
+    prediction = helpers["regressor"](student.features[method.stage])
+    return method.weight * F.mse_loss(prediction, teacher.features[method.stage])
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The larger map averaged down to the smaller one's size."""
+    """Both maps, the larger one average-pooled to the smaller size."""
     if student.shape[2] > teacher.shape[2]:
         return F.adaptive_avg_pool2d(student, teacher.shape[2:]), teacher
     if student.shape[2] < teacher.shape[2]:
@@ -277,23 +279,23 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-def of_stages(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """The maps of the stages that both networks have."""
+def shared_maps(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of maps of the stages that both networks have."""
     names = [name for name in student.features if name.startswith("stage")]
     return [(student.features[n], teacher.features[n]) for n in names if n in teacher.features]
 
 
 def attention(maps: Tensor) -> Tensor:
-    """Mean squares over channels, flat and of length 1."""
+    """Mean squares over channels, flat, with L2 norm 1."""
     return F.normalize(maps.pow(2).mean(1).reshape(len(maps), -1), dim=1)
 
 
 def at(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Mean squared difference of attention."""
     loss = torch.zeros((), device=student.logits.device)
-    for mine, theirs in of_stages(student, teacher):
-        mine, theirs = same_size(mine, theirs)
-        loss = loss + (attention(mine) - attention(theirs)).pow(2).mean()
+    for x_s, x_t in shared_maps(student, teacher):
+        x_s, x_t = same_size(x_s, x_t)
+        loss = loss + (attention(x_s) - attention(x_t)).pow(2).mean()
     return method.weight * loss
 
 
@@ -312,9 +314,9 @@ def vid(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
     """Gaussian negative log likelihood."""
     loss = torch.zeros((), device=student.logits.device)
     for stage, helper in helpers.items():
-        mine, theirs = same_size(student.features[stage], teacher.features[stage])
+        x_s, x_t = same_size(student.features[stage], teacher.features[stage])
         variance = (torch.log(1 + torch.exp(helper.rho)) + 1e-5).view(1, -1, 1, 1)
-        error = (helper.mean(mine) - theirs) ** 2
+        error = (helper.mean(x_s) - x_t) ** 2
         loss = loss + (0.5 * (error / variance + torch.log(variance))).mean()
     return method.weight * loss
 
@@ -323,10 +325,10 @@ def ab_init(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpe
     """Squared hinges with masks, as in the authors' code."""
     loss, count = torch.zeros((), device=student.logits.device), len(helpers)
     for number, (stage, connector) in enumerate(helpers.items(), start=1):
-        mine, theirs = connector(student.features[f"{stage}.pre"]), teacher.features[f"{stage}.pre"]
-        hinges = (mine + 1) ** 2 * ((mine > -1) & (theirs <= 0)).float()
-        hinges = hinges + (mine - 1) ** 2 * ((mine <= 1) & (theirs > 0)).float()
-        loss = loss + 2.0 ** (number - count) * hinges.sum() / len(mine)
+        x_s, x_t = connector(student.features[f"{stage}.pre"]), teacher.features[f"{stage}.pre"]
+        hinges = (x_s + 1) ** 2 * ((x_s > -1) & (x_t <= 0)).float()
+        hinges = hinges + (x_s - 1) ** 2 * ((x_s <= 1) & (x_t > 0)).float()
+        loss = loss + 2.0 ** (number - count) * hinges.sum() / len(x_s)
     return method.weight * 3 / 1000 * loss
 
 
@@ -334,16 +336,16 @@ def ft_paraphraser(
     method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
 ) -> Tensor:
     """Mean squared error of the reconstruction."""
-    theirs = [*teacher.features.values()][-1]
-    return F.mse_loss(helpers["paraphraser"](theirs), theirs)
+    x_t = [*teacher.features.values()][-1]
+    return F.mse_loss(helpers["paraphraser"](x_t), x_t)
 
 
 def ft(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Absolute difference of the factors' attention."""
-    mine, theirs = ([*o.features.values()][-1] for o in (student, teacher))
-    mine = helpers["translator"](mine)
-    mine, theirs = same_size(mine, helpers["paraphraser"].encoder(theirs))
-    return method.weight * (attention(mine) - attention(theirs)).abs().mean()
+    x_s, x_t = ([*o.features.values()][-1] for o in (student, teacher))
+    x_s = helpers["translator"](x_s)
+    x_s, x_t = same_size(x_s, helpers["paraphraser"].encoder(x_t))
+    return method.weight * (attention(x_s) - attention(x_t)).abs().mean()
 
 
 def fsp_init(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
@@ -356,9 +358,9 @@ def fsp_init(method: Any, student: Outputs, teacher: Outputs, batch: Batch, help
     names = [name for name in student.features if name in teacher.features]
     loss = torch.zeros((), device=student.logits.device)
     for one, two in pairwise(names):
-        mine = flow(student.features[one], student.features[two])
-        theirs = flow(teacher.features[one], teacher.features[two])
-        loss = loss + (mine - theirs).pow(2).mean()
+        x_s = flow(student.features[one], student.features[two])
+        x_t = flow(teacher.features[one], teacher.features[two])
+        loss = loss + (x_s - x_t).pow(2).mean()
     return method.weight * loss
 
 
@@ -369,17 +371,17 @@ def discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
         return (a.unsqueeze(1) * b.unsqueeze(2)).sum(-1).pow(2)
 
     student, teacher = same_size(student, teacher)
-    mine = F.normalize(student.reshape(*student.shape[:2], -1), dim=2)
-    theirs = F.normalize(teacher.reshape(*teacher.shape[:2], -1), dim=2)
-    constant = kernel(theirs, theirs).mean().detach()
-    return constant + kernel(mine, mine).mean() - 2 * kernel(mine, theirs).mean()
+    x_s = F.normalize(student.reshape(*student.shape[:2], -1), dim=2)
+    x_t = F.normalize(teacher.reshape(*teacher.shape[:2], -1), dim=2)
+    constant = kernel(x_t, x_t).mean().detach()
+    return constant + kernel(x_s, x_s).mean() - 2 * kernel(x_s, x_t).mean()
 
 
 def nst(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Discrepancies of all stages."""
     loss = torch.zeros((), device=student.logits.device)
-    for mine, theirs in of_stages(student, teacher):
-        loss = loss + discrepancy(mine, theirs)
+    for x_s, x_t in shared_maps(student, teacher):
+        loss = loss + discrepancy(x_s, x_t)
     return method.weight * loss
 
 
@@ -393,17 +395,17 @@ def irg(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
         squared = squared * (1 - torch.eye(len(x), device=x.device))
         return squared / squared.max()
 
-    def moved(earlier: Tensor, later: Tensor) -> Tensor:
+    def transformation(earlier: Tensor, later: Tensor) -> Tensor:
         earlier = F.adaptive_avg_pool2d(earlier, later.shape[2:])
         if earlier.shape[1] != later.shape[1]:
             earlier, later = earlier.mean(1, keepdim=True), later.mean(1, keepdim=True)
         square = (earlier - later).pow(2).reshape(len(later), -1).sum(1)
         return square / square.max()
 
-    mine, theirs = [*student.features.values()][-2:], [*teacher.features.values()][-2:]
-    pairs = [*zip(mine, theirs, strict=True), (student.embedding, teacher.embedding)]
+    x_s, x_t = [*student.features.values()][-2:], [*teacher.features.values()][-2:]
+    pairs = [*zip(x_s, x_t, strict=True), (student.embedding, teacher.embedding)]
     edge = torch.stack([F.mse_loss(edges(a), edges(b)) for a, b in pairs]).mean()
-    change = F.mse_loss(moved(*mine), moved(*theirs))
+    change = F.mse_loss(transformation(*x_s), transformation(*x_t))
     vertex = F.mse_loss(student.logits, teacher.logits)
     sums = method.vertex * vertex + method.edge * edge + method.transformation * change
     return method.weight * sums
@@ -414,23 +416,23 @@ def ofd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
     loss, count = torch.zeros((), device=student.logits.device), len(helpers)
     for number, (stage, connector) in enumerate(helpers.items(), start=1):
         spot = f"{stage}.pre"
-        mine, theirs = same_size(student.features[spot], teacher.features[spot])
-        mine, target = connector(mine), torch.max(theirs, connector.margin.view(1, -1, 1, 1))
-        square = F.mse_loss(mine, target, reduction="none")
-        square = square * ((mine > target) | (target > 0)).float()
-        loss = loss + square.sum() / len(mine) / 2 ** (count - number)
+        x_s, x_t = same_size(student.features[spot], teacher.features[spot])
+        x_s, target = connector(x_s), torch.max(x_t, connector.margin.view(1, -1, 1, 1))
+        square = F.mse_loss(x_s, target, reduction="none")
+        square = square * ((x_s > target) | (target > 0)).float()
+        loss = loss + square.sum() / len(x_s) / 2 ** (count - number)
     return method.weight * loss
 
 
 def reviewkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Fusions and the hierarchical context loss, as in mdistiller."""
 
-    def context(mine: Tensor, theirs: Tensor) -> Tensor:
-        loss, weight, total = F.mse_loss(mine, theirs), 1.0, 1.0
+    def context(x_s: Tensor, x_t: Tensor) -> Tensor:
+        loss, weight, total = F.mse_loss(x_s, x_t), 1.0, 1.0
         for side in (4, 2, 1):
-            if side < mine.shape[2]:
+            if side < x_s.shape[2]:
                 weight /= 2
-                pooled = [F.adaptive_avg_pool2d(x, (side, side)) for x in (mine, theirs)]
+                pooled = [F.adaptive_avg_pool2d(x, (side, side)) for x in (x_s, x_t)]
                 loss, total = loss + F.mse_loss(*pooled) * weight, total + weight
         return loss / total
 
@@ -446,17 +448,17 @@ def reviewkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, help
         if x.shape[2:] != helper.size:
             x = F.interpolate(x, helper.size, mode="nearest")
         fused = x
-        theirs = teacher.features.get(f"{name}.pre", teacher.embedding[:, :, None, None])
-        loss = loss + context(helper.leave(x), theirs)
+        x_t = teacher.features.get(f"{name}.pre", teacher.embedding[:, :, None, None])
+        loss = loss + context(helper.leave(x), x_t)
     return method.weight * loss
 
 
 def simkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
-    """Mean squared error behind the projector."""
-    mine, theirs = ([*o.features.values()][-1] for o in (student, teacher))
-    if mine.shape[2] > theirs.shape[2]:
-        mine = F.adaptive_avg_pool2d(mine, theirs.shape[2:])
-    return method.weight * F.mse_loss(*same_size(helpers["projector"].layers(mine), theirs))
+    """Mean squared error of the projected map."""
+    x_s, x_t = ([*o.features.values()][-1] for o in (student, teacher))
+    if x_s.shape[2] > x_t.shape[2]:
+        x_s = F.adaptive_avg_pool2d(x_s, x_t.shape[2:])
+    return method.weight * F.mse_loss(*same_size(helpers["projector"].layers(x_s), x_t))
 
 
 def jacobian(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
@@ -464,14 +466,18 @@ def jacobian(method: Any, student: Outputs, teacher: Outputs, batch: Batch, help
 
     def gradient(outputs: Outputs, create: bool) -> Tensor:
         rows = torch.arange(len(outputs.logits), device=outputs.logits.device)
-        picked = outputs.logits[rows, batch.labels]
+        selected = outputs.logits[rows, batch.labels]
         (grad,) = torch.autograd.grad(
-            picked, outputs.pixels, torch.ones_like(picked), create_graph=create, retain_graph=True
+            selected,
+            outputs.pixels,
+            torch.ones_like(selected),
+            create_graph=create,
+            retain_graph=True,
         )
         return F.normalize(grad.reshape(len(grad), -1), dim=1)
 
-    mine, theirs = gradient(student, create=True), gradient(teacher, create=False).detach()
-    return method.weight * F.mse_loss(mine, theirs)
+    x_s, x_t = gradient(student, create=True), gradient(teacher, create=False).detach()
+    return method.weight * F.mse_loss(x_s, x_t)
 
 
 PLAIN: Mapping[str, Plain] = {

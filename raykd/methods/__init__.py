@@ -1,9 +1,9 @@
-"""The table of methods: one line each. `AnyMethod` is the field type that reads any of them.
+"""Table of methods, and `AnyMethod`, the field type that accepts any of them.
 
-`PRELUDES` are what some of them have trained before; no experiment file names those.
+`PRELUDES` are the training stages before some methods; experiment files do not name them.
 """
 
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
@@ -85,24 +85,19 @@ PRELUDES.add("ab_init", ABInit)
 PRELUDES.add("ft_paraphraser", FTParaphraser)
 PRELUDES.add("fsp_init", FSPInit)
 
-# Unions over tables that are known only here; type checkers see the base class.
-_AnyPart = Annotated[
-    Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
-    Field(discriminator="name"),
-]
-Combine.model_rebuild(_types_namespace={"AnyPart": _AnyPart})
+
+def _union(table: Registry[type[Method]]) -> Any:
+    """Field type of all methods in a table, told apart by `name`."""
+    return Annotated[Union[tuple(table.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+# `combine` and `sakd` wrap the methods that were added before them.
+Combine.model_rebuild(_types_namespace={"AnyPart": _union(METHODS)})
 METHODS.add("combine", Combine)
-_AnyBase = Annotated[
-    Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
-    Field(discriminator="name"),
-]
-SAKD.model_rebuild(_types_namespace={"AnyBase": _AnyBase})
+SAKD.model_rebuild(_types_namespace={"AnyBase": _union(METHODS)})
 METHODS.add("sakd", SAKD, ["spot_adaptive_kd"])
-AnyMethod = Annotated[
-    Union[tuple(METHODS.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
-    Field(discriminator="name"),
-]
-AnyPrelude = Annotated[
-    Union[tuple(PRELUDES.values())],  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP007
-    Field(discriminator="name"),
-]
+
+if TYPE_CHECKING:  # type checkers see the base class
+    AnyMethod = AnyPrelude = Method
+else:
+    AnyMethod, AnyPrelude = _union(METHODS), _union(PRELUDES)

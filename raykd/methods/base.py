@@ -1,5 +1,8 @@
 """The interface of methods: hyperparameters, and functions from two networks' outputs to losses.
 
+`Method` is the interface itself. `LogitMethod` and `SpotMethod` are for losses that compare one
+pair of tensors, `LabelMethod` is for methods without a loss of their own.
+
 A method never sees an optimiser, a device or a worker, and runs no network (spot-adaptive
 distillation, whose policy learns from running both, is the exception). Its fields are
 what an experiment file may set and what the fingerprint covers. It holds no tensors:
@@ -10,6 +13,7 @@ Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,14 +27,18 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from raykd.core.record import Limits, Record
-from raykd.core.types import Batch, Look, Outputs, Shapes, Signal
+from raykd.core.types import NOTHING, Batch, Look, Outputs, Shapes, Signal
+from raykd.methods.helper_kinds import Calibrated
 
-MASKED_LOGIT = -1e9  # a logit without probability; finite, so that no difference of two is NaN
-_AS_IS = nullcontext()
+MASKED_LOGIT = -1e9  # of a class with probability 0; finite: a difference of two is not NaN
+_AUTOCAST_UNCHANGED = nullcontext()
+
+Stages = Mapping[str, object]  # features or their shapes, by stage, in depth order
+Trains = Literal["student", "backbone", "helpers"]
 
 
-def _checked(schedule: "float | tuple[tuple[int, float], ...]"):
-    """The schedule itself, once its epochs are seen to start at 0 and rise."""
+def _check_schedule(schedule: "float | tuple[tuple[int, float], ...]"):
+    """The schedule, unchanged. Raises `ValueError` unless its epochs start at 0 and rise."""
     if isinstance(schedule, tuple):
         epochs = [epoch for epoch, _ in schedule]
         if epochs[:1] != [0] or any(a >= b for a, b in pairwise(epochs)):
@@ -38,10 +46,10 @@ def _checked(schedule: "float | tuple[tuple[int, float], ...]"):
     return schedule
 
 
-# A number, or its value from given epochs on: [[0, 0.9], [60, 0.5], [80, 0.1]].
+# A constant, or pairs (first epoch, value): [[0, 0.9], [60, 0.5], [80, 0.1]].
 _Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
 _Weight = Annotated[float, Field(ge=-Limits.WEIGHT, le=Limits.WEIGHT)]
-Schedule = Annotated[_Weight | tuple[tuple[_Epoch, _Weight], ...], AfterValidator(_checked)]
+Schedule = Annotated[_Weight | tuple[tuple[_Epoch, _Weight], ...], AfterValidator(_check_schedule)]
 
 
 def value_at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:
@@ -57,13 +65,13 @@ def warmup_factor(epoch: int, epochs: int) -> float:
 
 
 def canonical(name: str) -> AfterValidator:
-    """Reads an alias as the name that it stands for, so that both have one fingerprint."""
-    return AfterValidator(lambda given: name)
+    """Validator that replaces an alias by `name`, so that both have one fingerprint."""
+    return AfterValidator(lambda alias: name)
 
 
 @dataclass(frozen=True)
 class Looks:
-    """The ways of looking at a batch's samples that a method reads; the first is the main one."""
+    """Views of a batch's samples on which each network is run; the first is the main one."""
 
     student: tuple[Look, ...] = ("given",)
     teacher: tuple[Look, ...] = ("given",)
@@ -71,24 +79,24 @@ class Looks:
 
 @dataclass(frozen=True)
 class Prelude:
-    """Training that is done once before a method's own, and kept as an artefact.
+    """Training stage before a method's own; its result is an artefact that students share.
 
-    Helpers of both methods that have the same name start from it, and so does the student
-    where the prelude trains its backbone.
+    Helpers with the same name in both methods start from its weights, and so does the student
+    where the prelude trains the backbone.
     """
 
     method: "Method"
     epochs: int
-    lr: float | None = None  # constant; None: the student's first rate
+    lr: float | None = None  # constant learning rate; None: the student's first one
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Part of each row of a teacher's logits that is available, and where it suffices.
+    """Classes whose teacher logits are available, and temperatures at which they suffice.
 
-    `classes`: a logit for "all" of them; for "some", with the others filled in; or some and one
-    logit for all others, "merged". Divergences are near those of all logits at temperatures from
-    `min_temperature` to `max_temperature`.
+    `classes`: "all"; "some", with the other logits filled in; or "merged": some, and one logit
+    for all others together. From `min_temperature` to `max_temperature`, divergences are close to
+    those of all logits.
     """
 
     classes: Literal["all", "some", "merged"] = "all"
@@ -96,50 +104,53 @@ class Coverage:
     max_temperature: float = math.inf
 
     def suits(self, temperature: float) -> bool:
-        """True where a divergence at this temperature is near that from all classes' logits."""
+        """True where a divergence at this temperature is close to that of all logits."""
         return self.min_temperature <= temperature <= self.max_temperature
 
 
 class Method(Record):
-    """One way to distil. A subclass is final: to change a method, wrap it."""
+    """Distillation method: a frozen record of hyperparameters, and its losses.
+
+    A subclass is abstract or final: to change a method, wrap it.
+    """
 
     title: ClassVar[str] = ""  # the paper, with its arXiv number or venue
     cost: ClassVar[str] = "B C"  # operations of the loss alone, in shape letters
-    label_weight: ClassVar[Schedule] = 1.0  # the cross entropy's, where a run names none
-    trains: ClassVar[Literal["student", "backbone", "helpers"]] = "student"  # besides helpers
-    released: ClassVar[tuple[str, ...]] = ()  # helpers without which the student cannot be used
+    label_weight: ClassVar[Schedule] = 1.0  # weight of the labels' cross entropy by default
+    trains: ClassVar[Trains] = "student"  # the part that is trained, besides the helpers
+    released: ClassVar[tuple[str, ...]] = ()  # helpers that inference needs
     combine_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # as a part of `combine`
     sakd_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # as the base of `sakd`
-    joint: ClassVar[bool] = False  # True where a spot's loss reads other spots, too
+    joint: ClassVar[bool] = False  # True where the loss of a spot reads other spots, too
 
     name: str
 
     @property
     def label(self) -> str:
-        """The method's name in tables, with its parts where it has some."""
+        """Name in tables, with the names of wrapped methods."""
         return self.name
 
     def needs(self) -> Signal:
-        """The signals that `scores` and `losses` read, of both networks."""
+        """Signals of both networks that `scores` and `losses` read."""
         return Signal.LOGITS
 
     def accepts(self, coverage: Coverage) -> bool:
-        """True where the losses are right with so much of the teacher's logits.
+        """True where the losses are right with this part of the teacher's logits.
 
-        By default with all classes, or where no logits are read.
+        By default where it has all classes, or where the method reads no logits.
         """
         return coverage.classes == "all" or Signal.LOGITS not in self.needs()
 
     def looks(self) -> Looks:
-        """The looks at the samples that each network is run on."""
+        """Views of the samples on which each network is run."""
         return Looks()
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
-        """The mixing that the method asks for, with Beta's parameter; None: the data's."""
+        """Mixing that the method requires, and its Beta(alpha, alpha); None: the data's."""
         return None
 
     def prelude(self) -> Prelude | None:
-        """The training that comes before the method's own, if any."""
+        """Training stage before the method's own, if any."""
         return None
 
     def trains_teacher(self) -> bool:
@@ -147,85 +158,90 @@ class Method(Record):
         return False
 
     def head_in_eval_mode(self) -> bool:
-        """True where all after the student's stages stays in evaluation mode in training."""
+        """True where what follows the student's stages stays in evaluation mode in training."""
         return False
 
     def has_memory(self) -> bool:
-        """True where helpers keep something of each training sample, by its id.
+        """True where helpers keep a memory bank with a row for each training sample.
 
-        Such a method takes no mixed samples, which are of two ids.
+        Such a method takes no mixed samples, which have two ids.
         """
         return False
 
     def weight_of_labels(self) -> Schedule:
-        """The weight of the labels' cross entropy, where a run names none."""
+        """Weight of the labels' cross entropy, unless the run sets `label_weight`."""
         return self.label_weight
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
-        """The spots that `losses` are keyed by, and what of the teacher each is compared with.
+    def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
+        """Spots of the student that `losses` are keyed by -> spot of the teacher, in depth order.
 
-        In depth order; `student` and `teacher` are features or their shapes, by stage.
+        A spot is "logits", "embedding" or the name of a stage.
         """
         spot = "embedding" if Signal.EMBEDDING in self.needs() else "logits"
         return {spot: spot}
+
+    def check(self, student: Shapes, teacher: Shapes) -> None:
+        """Raise `ConfigError` where the networks do not suit; called by the default `helpers`."""
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """Modules trained with the student, and buffers kept between steps; none by default.
 
-        `targets` (int64 [N]) are the labels of the training rows, which `Batch.ids` count. Raises
+        `targets` (int64 [N]) are the labels of the training rows, which `Batch.ids` index. Raises
         `ConfigError` where the two networks do not suit the method.
         """
+        self.check(student, teacher)
         return nn.ModuleDict()
 
-    def load_prelude(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
-        """Set helpers to what the prelude's helpers of the same names became.
-
-        `found` is the state of the prelude's helpers.
-        """
+    def load_prelude(self, helpers: nn.ModuleDict, prelude_state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the prelude's helpers into helpers with the same names."""
         for name, helper in helpers.items():
-            start = f"{name}."
-            state = {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
+            prefix = f"{name}."
+            state = {
+                key.removeprefix(prefix): value
+                for key, value in prelude_state.items()
+                if key.startswith(prefix)
+            }
             if state:
                 helper.load_state_dict(state)
 
     def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
-        """The helpers that are kept with the finished student."""
+        """Helpers that are saved with the finished student."""
         return nn.ModuleDict({name: helpers[name] for name in self.released})
 
     def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
-        """True where `calibrate` must be called before the first step."""
-        return False
+        """True until `calibrate` has set every `Calibrated` helper."""
+        return any(
+            isinstance(module, Calibrated) and not bool(module.known)
+            for module in helpers.modules()
+        )
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Set buffers in `helpers` from the teacher's outputs for training samples."""
+        """Set `Calibrated` helpers from the teacher's outputs for batches of training samples."""
 
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
-        """The logits [B, C] that the labels' cross entropy reads, and probabilities come from.
+        """Logits [B, C] for the labels' cross entropy and for predicted probabilities.
 
-        `teacher` is None where a student is used without its teacher.
+        `teacher` is None at inference.
         """
         return precise(student.logits)
 
     def comparable(
         self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
     ) -> tuple[Tensor, Tensor]:
-        """The logits [B, C] of student and teacher, by which the method compares the two.
+        """Logits [B, C] of student and teacher between which the greedy route search measures.
 
-        The greedy search of a route measures distances between these. By default the student's
-        scores and the teacher's own logits; a method whose scores are normalised logits normalises
-        the teacher's, too.
+        By default the student's scores and the teacher's logits; a method whose scores are
+        normalised logits normalises the teacher's, too.
         """
         return self.scores(student, None, helpers), precise(teacher.logits)
 
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
-        """The function from the plain network's logits to `scores`: the identity ({}) by default.
+        """Function from the network's logits to `scores`, for users without raykd.
 
-        As words and numbers that need no raykd: the `kind` of function and its constants. None
-        where the scores are no function of the logits.
+        Its `kind` and its constants; {} is the identity. None where the scores are no function of
+        the logits.
         """
         return {}
 
@@ -235,45 +251,112 @@ class Method(Record):
         """Weighted scalar losses, keyed by the spot that each compares.
 
         The teacher's outputs carry no autograd graph, unless the method trains the teacher.
-        A spot is "logits", "embedding" or a stage's name. A loss is a mean over the rows of
-        its spot and reads no other spot (unless `joint`), so that spot-adaptive distillation can
-        hand it a subset of rows; with more than one spot it reads no rows of `batch`, either.
-        Where a helper is `Shared`, it must also work on no rows at all.
+        A loss is a mean over the rows of its spot and reads no other spot (unless `joint`), so that
+        spot-adaptive distillation can pass a subset of rows; a method with several spots reads no
+        rows of `batch`, either. With a `Shared` helper it must also work on no rows at all.
         """
         raise NotImplementedError
 
 
+class LabelMethod(Method):
+    """No loss besides the labels' cross entropy, which the learner computes. Abstract."""
+
+    def needs(self) -> Signal:
+        """No signals of a teacher."""
+        return Signal(0)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """No losses."""
+        return NOTHING
+
+
+class LogitMethod(Method):
+    """weight * one loss that compares logits, at the spot "logits". Abstract."""
+
+    weight: Schedule
+
+    @abstractmethod
+    def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Loss, a scalar, of logits [B, C] in full precision."""
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The weighted loss, at the spot "logits"."""
+        with full_precision(student.logits):
+            loss = self.logit_loss(precise(student.logits), precise(teacher.logits), batch)
+            return {"logits": value_at(self.weight, batch.epoch) * loss}
+
+
+class SpotMethod(Method):
+    """weight * one loss that compares embeddings, or the maps of one stage. Abstract.
+
+    The embeddings, unless a subclass names a stage in `spots`.
+    """
+
+    weight: Schedule
+
+    @abstractmethod
+    def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
+        """Loss, a scalar, of embeddings [B, D] or maps [B, K, H, W] in full precision."""
+
+    def needs(self) -> Signal:
+        """The embeddings."""
+        return Signal.EMBEDDING
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The weighted loss, at the method's one spot."""
+        ((spot, teacher_spot),) = self.spots(student.features, teacher.features).items()
+        with full_precision(student.logits):
+            loss = self.spot_loss(
+                precise(_output_at(student, spot)),
+                precise(_output_at(teacher, teacher_spot)),
+                helpers,
+            )
+            return {spot: value_at(self.weight, batch.epoch) * loss}
+
+
+def _output_at(outputs: Outputs, spot: str) -> Tensor:
+    """The embeddings [B, D], or the maps of a stage."""
+    return outputs.embedding if spot == "embedding" else outputs.features[spot]
+
+
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """A region in which autocast is off: losses are computed in float32."""
+    """Context in which autocast is off on the tensor's device: losses are computed in float32."""
     device = tensor.device.type
-    # Where it is off already, to enter and leave a region would be a tenth of a small loss.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IS
+    # Entering a context where autocast is off already would cost a tenth of a small loss.
+    if not torch.is_autocast_enabled(device):
+        return _AUTOCAST_UNCHANGED
+    return torch.autocast(device, enabled=False)
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """The tensor as float32, or as float64 where it is that."""
+    """The tensor in float32; float64 stays float64."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def without_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits [B, C] with the label's class (int64 [B]) taken out: its probability is 0.
+    """Logits [B, C] in which the label's class (int64 [B]) has probability 0 and no gradient.
 
-    Its logit is finite, so that no difference of two is NaN, and gets no gradient. To pick the
-    other columns by a mask would take three times as long, and make a GPU wait for their count.
+    Selecting the other columns by a mask takes three times as long, and synchronises a GPU.
     """
     return logits.scatter(1, labels[:, None], MASKED_LOGIT)
 
 
 def logsumexp_without(logits: Tensor, kept: Tensor) -> Tensor:
-    """The logsumexp [B] of the logits [B, C] without the classes `kept` (int64 [B, k])."""
+    """Logsumexp [B] of the logits [B, C] of all classes but `kept` (int64 [B, k])."""
     return logits.scatter(1, kept, MASKED_LOGIT).logsumexp(1)
 
 
 def match_classes(student: Outputs, teacher: Outputs) -> Outputs:
-    """The student's outputs over the classes that the teacher's logits are over.
+    """Student outputs whose logits have the columns of the teacher's.
 
-    Where the teacher's keep k classes and merge the others, the student's [B, C] become [B, k + 1]:
-    the logits of the same k classes, and the logsumexp of all others. Otherwise they stay.
+    Where the teacher's keep k classes and merge the others, the student's logits [B, C] become
+    [B, k + 1]: those of the same k classes, and the logsumexp of all others.
     """
     if teacher.kept is None:
         return student
@@ -284,7 +367,7 @@ def match_classes(student: Outputs, teacher: Outputs) -> Outputs:
 
 
 def standardise(logits: Tensor) -> Tensor:
-    """Logits [B, C] with each row shifted to mean 0 and scaled to unbiased std 1.
+    """Z(logits): each row of [B, C] shifted to mean 0 and scaled to unbiased std 1.
 
     Sun et al. 2024, arXiv 2403.01427, equation 9; 1e-7 is added to the std, as in its code.
     """
@@ -302,12 +385,12 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float | Te
 
 
 def divergence(student: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
-    """`soft_cross_entropy` of a target of log-probabilities [B, C] at `temperature`."""
+    """`soft_cross_entropy` with log-probabilities [B, C] at `temperature` as the target."""
     log_student = F.log_softmax(student / temperature, dim=1)
     mean = F.kl_div(log_student, finite(target), reduction="batchmean", log_target=True)
     return mean * temperature**2
 
 
 def finite(log_probabilities: Tensor) -> Tensor:
-    """Log-probabilities with a finite log 0, so that a class left out adds 0 and no NaN."""
+    """Log-probabilities with a finite log 0, so that a class of probability 0 adds 0, not NaN."""
     return log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)

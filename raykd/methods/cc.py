@@ -1,4 +1,4 @@
-"""Correlation congruence: how samples of a batch relate, in one of two published forms.
+"""Correlation congruence: relations between the samples of a batch, in two published forms.
 
 Shapes: B batch, D embedding width.
 """
@@ -32,7 +32,7 @@ def neighbour_product(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def gaussian_kernel(embedding: Tensor, gamma: float, order: int) -> Tensor:
-    """exp(-gamma |x_i - x_j|**2) of unit embeddings, as a Taylor series up to `order`: [B, B]."""
+    """exp(-gamma |x_i - x_j|**2) [B, B] of unit embeddings, as a Taylor series up to `order`."""
     unit = F.normalize(embedding, dim=1)
     inner = unit @ unit.T
     powers = [(2 * gamma) ** p / math.factorial(p) * inner**p for p in range(order + 1)]
@@ -42,11 +42,11 @@ def gaussian_kernel(embedding: Tensor, gamma: float, order: int) -> Tensor:
 class CC(Method):
     """weight * the correlation loss.
 
-    Peng et al. 2019, arXiv 1904.01802. `product` (the default) is what the authors gave to the CRD
-    benchmark and what all its tables show: both embeddings go through a trained linear map of
-    `width`, and the differences of neighbours in the batch are multiplied. `gaussian` is the
-    paper's equation 6 as the Knowledge-Distillation-Zoo has it: the mean square of the
-    difference of Gaussian kernels. The weights are those sources': 0.02 and 100.
+    Peng et al. 2019, arXiv 1904.01802. `product` (the default) is the authors' contribution to the
+    CRD benchmark, used in all its tables: both embeddings pass a trained linear map to `width`, and
+    the differences of neighbours in the batch are multiplied. `gaussian` is equation 6 of the paper
+    as in the Knowledge-Distillation-Zoo: the mean squared difference of Gaussian kernels. The
+    default weights 0.02 and 100 are from these sources.
     """
 
     title: ClassVar[str] = "Peng et al. 2019, arXiv 1904.01802"
@@ -54,10 +54,10 @@ class CC(Method):
 
     name: Literal["cc"] = "cc"
     form: Form = "product"
-    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # `product`: outputs of the maps
-    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # `gaussian`: the kernel's
-    order: int = Field(default=2, ge=1, le=100)  # last power of the kernel's Taylor series
-    weight: Schedule | None = None  # None: the form's own
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # of the linear maps of `product`
+    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # of the kernel of `gaussian`
+    order: int = Field(default=2, ge=1, le=100)  # highest power of its Taylor series
+    weight: Schedule | None = None  # None: the default of the form
 
     def needs(self) -> Signal:
         """The embeddings."""
@@ -66,7 +66,7 @@ class CC(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """A linear map for each network, both trained; none for `gaussian`."""
+        """A trained linear map for each network; none for `gaussian`."""
         if self.form == "gaussian":
             return nn.ModuleDict()
         widths = {"student": student.embedding, "teacher": teacher.embedding}
@@ -77,11 +77,11 @@ class CC(Method):
     ) -> Mapping[str, Tensor]:
         """The correlation loss, at the spot "embedding"."""
         with full_precision(student.embedding):
-            mine, theirs = precise(student.embedding), precise(teacher.embedding)
+            h_s, h_t = precise(student.embedding), precise(teacher.embedding)
             if self.form == "product":
-                loss = neighbour_product(helpers["student"](mine), helpers["teacher"](theirs))
+                loss = neighbour_product(helpers["student"](h_s), helpers["teacher"](h_t))
             else:
-                kernel = gaussian_kernel(mine, self.gamma, self.order)
-                loss = F.mse_loss(kernel, gaussian_kernel(theirs, self.gamma, self.order))
+                kernel_s = gaussian_kernel(h_s, self.gamma, self.order)
+                loss = F.mse_loss(kernel_s, gaussian_kernel(h_t, self.gamma, self.order))
             weight = WEIGHTS[self.form] if self.weight is None else self.weight
             return {"embedding": value_at(weight, batch.epoch) * loss}

@@ -1,76 +1,74 @@
-"""Cosine similarity distillation: each class's predictions over the batch, as directions.
+"""Cosine similarity of the two networks' predictions for each class over the batch.
 
 Shapes: B batch, C classes.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from raykd.core.record import Limits
-from raykd.core.types import Batch, Outputs
-from raykd.methods.base import Method, Schedule, canonical, full_precision, precise, value_at
+from raykd.core.types import Batch
+from raykd.methods.base import LogitMethod, Schedule, canonical
 
 EPSILON = 1e-8
 
 
 def class_cosine(student: Tensor, teacher: Tensor, temperatures: Tensor) -> Tensor:
-    """2 mean(T)**2 (1 - mean |cosine| of classes' columns), of logits [B, C] and T [B, 1]."""
-    mine = F.softmax(student / temperatures, dim=1)
-    theirs = F.softmax(teacher / temperatures, dim=1)
-    norms = mine.norm(dim=0) * theirs.norm(dim=0) + EPSILON
-    similarity = (mine * theirs).sum(0).abs() / norms
+    """2 mean(T)**2 (1 - mean over classes of |cosine|) of logits [B, C] at temperatures [B, 1].
+
+    The cosine of a class is between its columns of probabilities [B].
+    """
+    student = F.softmax(student / temperatures, dim=1)
+    teacher = F.softmax(teacher / temperatures, dim=1)
+    norms = student.norm(dim=0) * teacher.norm(dim=0) + EPSILON
+    similarity = (student * teacher).sum(0).abs() / norms
     return 2 * temperatures.mean() ** 2 * (1 - similarity.mean())
 
 
 def weighted_temperatures(student: Tensor, teacher: Tensor, low: float, high: float) -> Tensor:
-    """A temperature for each sample [B, 1]: high where the two predictions are least alike.
+    """Temperatures [B, 1] from `low` to `high`: high where the two predictions differ most.
 
-    Linear between the batch's largest and smallest cosine of the predictions at temperature 1;
-    `low` for all where they are equal. Has no gradient.
+    Linear in the cosine of the predictions at temperature 1, from the batch's largest to its
+    smallest; `low` for all samples where these are equal. Carries no gradient.
     """
     with torch.no_grad():
-        mine, theirs = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
-        alike = F.cosine_similarity(mine, theirs, dim=1)
-        lowest, highest = alike.aminmax()
-        spread = highest - lowest
-        same = spread <= 8 * torch.finfo(alike.dtype).eps  # up to rounding
-        share = ((highest - alike) / spread).masked_fill(same, 0.0)
+        cosine = F.cosine_similarity(F.softmax(student, dim=1), F.softmax(teacher, dim=1), dim=1)
+        smallest, largest = cosine.aminmax()
+        spread = largest - smallest
+        constant = spread <= 8 * torch.finfo(cosine.dtype).eps  # up to rounding
+        share = ((largest - cosine) / spread).masked_fill(constant, 0.0)
         return (low + (high - low) * share)[:, None]
 
 
-class CosineKD(Method):
-    """weight * (cosine loss at T + cosine loss with a temperature for each sample).
+class CosineKD(LogitMethod):
+    """weight * (cosine loss at T + cosine loss at a temperature per sample).
 
-    Ham et al. 2023, arXiv 2311.14307 (CSKD, with its weighted temperature, CSWT). Columns are
-    compared over the batch, so it wants two samples or more. The paper's range of temperatures
-    was not seen: `low` 2, `high` 6 and the weight 1 of the sum are decisions taken here. Its full
-    objective is mlkd's, with a strong view and Gram matrices; this is its own part.
+    Ham et al. 2023, arXiv 2311.14307 (CSKD, with its weighted temperature, CSWT). The loss compares
+    columns over the batch; it is 0 for a single sample. The paper's range of temperatures was not
+    available: `low` 2, `high` 6 and the weight 1 are our choices. The paper's full objective adds
+    the strong view and the Gram matrices of `mlkd`, which are not part of this method.
     """
 
     title: ClassVar[str] = "Ham et al. 2023, arXiv 2311.14307"
 
     name: Annotated[Literal["cosine_kd", "cswt"], canonical("cosine_kd")] = "cosine_kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
-    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)  # for the weighted term
-    high: float = Field(default=6.0, gt=0, le=Limits.TEMPERATURE)
-    weighted: bool = True  # False leaves the second term out
+    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)  # for the least different sample
+    high: float = Field(default=6.0, gt=0, le=Limits.TEMPERATURE)  # for the most different one
+    weighted: bool = True  # False omits the second term
     weight: Schedule = 1.0
 
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """One minus the mean cosine, scaled, at the spot "logits"; 0 for a single sample."""
-        with full_precision(student.logits):
-            mine, theirs = precise(student.logits), precise(teacher.logits)
-            if len(mine) < 2:
-                return {"logits": 0.0 * mine.sum()}
-            loss = class_cosine(mine, theirs, mine.new_full((len(mine), 1), self.temperature))
-            if self.weighted:
-                each = weighted_temperatures(mine, theirs, self.low, self.high)
-                loss = loss + class_cosine(mine, theirs, each)
-            return {"logits": value_at(self.weight, batch.epoch) * loss}
+    def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The cosine loss at T and, if `weighted`, at a temperature per sample."""
+        if len(student) < 2:
+            return 0.0 * student.sum()
+        temperatures = student.new_full((len(student), 1), self.temperature)
+        loss = class_cosine(student, teacher, temperatures)
+        if self.weighted:
+            temperatures = weighted_temperatures(student, teacher, self.low, self.high)
+            loss = loss + class_cosine(student, teacher, temperatures)
+        return loss

@@ -1,5 +1,4 @@
-"""Contrastive representation distillation: an embedding of the student should tell its teacher's
-from those of thousands of other samples, which a memory keeps.
+"""Contrastive representation distillation (CRD) with a memory bank.
 
 Shapes: B batch, N training rows, D embedding width, E width of the memory, K negatives.
 """
@@ -24,7 +23,7 @@ EPSILON = 1e-7  # from the official code
 
 
 class Projection(nn.Module):
-    """A linear map to vectors of length 1."""
+    """Linear map, then L2 normalisation."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -36,7 +35,7 @@ class Projection(nn.Module):
 
 
 class Memory(Shared):
-    """A vector of each training sample for each network, and the constants Z; buffers all."""
+    """Memory banks of both networks, one row per training sample, and the constants Z; buffers."""
 
     student: Tensor
     teacher: Tensor
@@ -50,7 +49,7 @@ class Memory(Shared):
         """`targets` (int64 [N]) are the labels of the rows."""
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
-        self.scaled = False  # whether both Z were seen to be set: a GPU is asked in few steps
+        self.scaled = False  # True once both Z are set, so that a GPU is not asked at each step
         bound = 1 / math.sqrt(width / 3)
         for name in ("student", "teacher"):
             start = torch.empty(len(targets), width).uniform_(-bound, bound)
@@ -58,7 +57,7 @@ class Memory(Shared):
             self.register_buffer(f"z_{name}", torch.zeros(()))
         self.seed = keyed_random.drawn_seed()
         counts = targets.bincount()
-        self.smallest_pool = len(targets) - int(counts.max())  # negatives to choose from
+        self.smallest_pool = len(targets) - int(counts.max())  # fewest candidates for negatives
         starts = F.pad(counts.cumsum(0), (1, 0))
         for name, value in (
             ("targets", targets.clone()),
@@ -67,54 +66,51 @@ class Memory(Shared):
         ):
             self.register_buffer(name, value, persistent=False)
 
-    def drawn(self, batch: Batch, negatives: int, *, relaxed: bool) -> Tensor:
+    def sample_rows(self, batch: Batch, negatives: int, *, relaxed: bool) -> Tensor:
         """Row ids int64 [B, 1 + K]: the positive, then negatives of other classes.
 
-        A function of (seed, sample, epoch). No row comes twice, unless a class has fewer than K
-        rows that are not its own. `relaxed`: the positive is any row of the sample's class.
+        A function of (seed, sample, epoch), without repetition unless a class has fewer than K
+        candidates. `relaxed`: the positive is any row of the sample's class.
         """
         ids = batch.ids
         labels = self.targets[ids]
         start, stop = self.starts[labels], self.starts[labels + 1]
         pool = len(self.targets) - (stop - start)
         if self.smallest_pool >= negatives:
-            places = torch.arange(negatives, device=ids.device)
+            numbers = torch.arange(negatives, device=ids.device)
             key = self.seed, ids, batch.epoch, keyed_random.NEGATIVES
-            place = keyed_random.shuffled(*key, places, pool, most=len(self.targets))
+            index = keyed_random.shuffled(*key, numbers, pool, most=len(self.targets))
         else:
-            each = ids[:, None] * negatives + torch.arange(negatives, device=ids.device)
-            share = keyed_random.uniform(
-                self.seed, each, batch.epoch, keyed_random.NEGATIVES
-            ).double()
-            place = (share * pool[:, None]).long()
-        # The rows in the order of their classes, the sample's own class left out.
-        place = place + torch.where(place >= start[:, None], (stop - start)[:, None], 0)
+            counter = ids[:, None] * negatives + torch.arange(negatives, device=ids.device)
+            key = self.seed, counter, batch.epoch, keyed_random.NEGATIVES
+            index = (keyed_random.uniform(*key).double() * pool[:, None]).long()
+        # Indices into the rows ordered by class, skipping the sample's own class.
+        index = index + torch.where(index >= start[:, None], (stop - start)[:, None], 0)
         positive = ids
         if relaxed:
-            share = keyed_random.uniform(
-                self.seed, ids, batch.epoch, keyed_random.POSITIVE
-            ).double()
-            positive = self.order[start + (share * (stop - start)).long()]
-        return torch.cat([positive[:, None], self.order[place]], dim=1)
+            key = self.seed, ids, batch.epoch, keyed_random.POSITIVE
+            offset = (keyed_random.uniform(*key).double() * (stop - start)).long()
+            positive = self.order[start + offset]
+        return torch.cat([positive[:, None], self.order[index]], dim=1)
 
-    def contrast(self, own: Tensor, bank: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-        """exp(memory v / T) / Z of the rows [B, 1 + K] for vectors `own` [B, E].
+    def contrast(self, vectors: Tensor, bank: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+        """exp(bank[rows] v / T) / Z, [B, 1 + K], for the vectors v [B, E] and `rows` [B, 1 + K].
 
         Z is set once, on the first batch, to N times the mean over all workers.
         """
-        # All N rows are multiplied and then 1 + K picked. To gather [B, 1 + K, E] first would take
-        # ten times as long for the 50,000 rows of CIFAR, and half a gigabyte for each network.
-        # A copy: the memory moves on before the backward pass.
-        scores = (own @ bank.clone().T).gather(1, rows).div(self.temperature).exp()
+        # Multiplying all N rows and gathering 1 + K scores takes a tenth of the time of gathering
+        # [B, 1 + K, E] first, for the 50,000 rows of CIFAR, and saves half a gigabyte per network.
+        # A copy of the bank, because it is updated before the backward pass.
+        scores = (vectors @ bank.clone().T).gather(1, rows).div(self.temperature).exp()
         if not (self.scaled or bool(z)):
             means = self.gather(scores.detach().mean(1))
             if not len(means):
-                return scores  # there is no sample at all, and nothing to divide
+                return scores  # no sample on any worker
             z.copy_(means.mean() * len(bank))
         return scores / z
 
-    def remember(self, ids: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Move the memory of the samples of all workers towards their new vectors [B, E]."""
+    def update(self, ids: Tensor, student: Tensor, teacher: Tensor) -> None:
+        """Momentum update of both banks with the vectors [B, E] of the samples of all workers."""
         ids = self.gather(ids)
         for bank, vectors in ((self.student, student), (self.teacher, teacher)):
             new = self.gather(vectors.detach()).to(bank.dtype)
@@ -124,32 +120,32 @@ class Memory(Shared):
 
 
 def contrastive_loss(scores: Tensor, rows: int) -> Tensor:
-    """Noise contrastive estimation of scores [B, 1 + K], positive first, among `rows` samples.
+    """NCE loss of scores [B, 1 + K], the positive first, with N = `rows` training rows.
 
-    Equation 18 of the paper, summed over negatives and averaged over the batch; 0 for no sample.
+    Equation 18 of the paper, summed over negatives, averaged over the batch; 0 for an empty batch.
     """
     noise = (scores.shape[1] - 1) / rows
     positive, negative = scores[:, 0], scores[:, 1:]
-    log_chances = (positive / (positive + noise + EPSILON)).log()
-    # Scores of negatives are far below the noise: log(noise / (score + noise)) in float32 would be
-    # off by a thousandth of itself.
-    others = ((negative + EPSILON) / noise).log1p().sum(1)
-    return (others - log_chances).sum() / max(1, len(scores))
+    log_positive = (positive / (positive + noise + EPSILON)).log()
+    # Scores of negatives are far below the noise: in float32, log(noise / (score + noise)) would
+    # have a relative error of 1e-3.
+    minus_log_negative = ((negative + EPSILON) / noise).log1p().sum(1)
+    return (minus_log_negative - log_positive).sum() / max(1, len(scores))
 
 
 class CRD(Method):
-    """weight * (the student's contrast with the teacher's memory + the reverse).
+    """weight * (NCE of the student against the teacher's memory + the reverse).
 
     Tian et al. 2020, arXiv 1910.10699, equations 17 to 19; settings of the official code for
-    CIFAR-100. Both networks' linear maps are trained. On ImageNet it uses the same negatives and
-    weight, with a width of 512 (ResNet34 -> ResNet18).
+    CIFAR-100. The linear maps of both networks are trained. On ImageNet the code uses the same
+    negatives and weight, with a width of 512 (ResNet34 -> ResNet18).
 
     The memory and the constants Z are buffers in the checkpoints. Negatives are drawn by key, so
     they depend on neither the batch nor the worker; all workers update all memories, in the order
-    of the workers, after each step, or after each part of it where `scale.accumulate` divides it.
-    So the number of workers changes rounding only, batch norm apart. Where the negatives are more
-    than the rows of other classes, they are drawn with repetition. Mixed samples are refused: what
-    the memory has of a sample would be a mixture with another, and the negatives suit one label.
+    of the workers, after each step, or after each part of it with `scale.accumulate`. The number of
+    workers therefore changes rounding only, apart from batch norm. More negatives than there are
+    rows of other classes are drawn with repetition. Mixed samples are refused: the memory would
+    hold mixtures, and the negatives suit only one label.
     """
 
     title: ClassVar[str] = "Tian et al. 2020, arXiv 1910.10699"
@@ -157,10 +153,12 @@ class CRD(Method):
 
     name: Literal["crd"] = "crd"
     width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # E
-    negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)  # K, of each sample
+    negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)  # K, per sample
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
-    momentum: float = Field(default=0.5, ge=0, lt=1)  # the memory's
-    positive: Literal["exact", "relaxed"] = "exact"  # the sample itself, or any of its class
+    momentum: float = Field(default=0.5, ge=0, lt=1)  # of the memory update
+    positive: Literal["exact", "relaxed"] = (
+        "exact"  # exact: the sample itself; relaxed: any of its class
+    )
     weight: Schedule = 0.8
 
     def needs(self) -> Signal:
@@ -168,7 +166,7 @@ class CRD(Method):
         return Signal.EMBEDDING
 
     def has_memory(self) -> bool:
-        """Yes: a vector of each training sample, for each network."""
+        """True: the memory has a row per training sample and network."""
         return True
 
     def helpers(
@@ -190,16 +188,16 @@ class CRD(Method):
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """Both contrasts, at the spot "embedding"; then the memory is updated."""
+        """Both NCE losses, at the spot "embedding"; then the memory is updated."""
         memory = helpers["memory"]
         assert isinstance(memory, Memory)
         with full_precision(student.embedding):
-            mine = helpers["student"](precise(student.embedding))
-            theirs = helpers["teacher"](precise(teacher.embedding))
-            rows = memory.drawn(batch, self.negatives, relaxed=self.positive == "relaxed")
-            of_student = memory.contrast(mine, memory.teacher, memory.z_student, rows)
-            of_teacher = memory.contrast(theirs, memory.student, memory.z_teacher, rows)
+            vectors_s = helpers["student"](precise(student.embedding))
+            vectors_t = helpers["teacher"](precise(teacher.embedding))
+            rows = memory.sample_rows(batch, self.negatives, relaxed=self.positive == "relaxed")
+            scores_s = memory.contrast(vectors_s, memory.teacher, memory.z_student, rows)
+            scores_t = memory.contrast(vectors_t, memory.student, memory.z_teacher, rows)
             size = len(memory.targets)
-            loss = contrastive_loss(of_student, size) + contrastive_loss(of_teacher, size)
-            memory.remember(batch.ids, mine, theirs)
+            loss = contrastive_loss(scores_s, size) + contrastive_loss(scores_t, size)
+            memory.update(batch.ids, vectors_s, vectors_t)
             return {"embedding": value_at(self.weight, batch.epoch) * loss}

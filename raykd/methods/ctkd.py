@@ -1,4 +1,4 @@
-"""Curriculum temperature: a temperature that learns to make distillation harder."""
+"""Curriculum temperature: KD with a temperature trained to maximise the loss."""
 
 import math
 from collections.abc import Mapping
@@ -23,27 +23,27 @@ START, SPAN = 1.0, 20.0  # the temperature lies between START and START + SPAN
 
 
 class Temperature(nn.Module):
-    """One learnt temperature for all samples: 1 + 20 sigmoid(theta), 15.62 at first."""
+    """Global trained temperature 1 + 20 sigmoid(theta); 15.62 initially."""
 
     def __init__(self) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.ones(()))
 
     def forward(self, reversal: float) -> Tensor:
-        """The temperature, whose gradient to theta is multiplied by `reversal`."""
+        """The temperature; its gradient to theta is multiplied by `reversal`."""
         theta = self.theta.detach() + reversal * (self.theta - self.theta.detach())
         return START + SPAN * torch.sigmoid(theta)
 
 
 class CTKD(Method):
-    """weight * T**2 * KL(softmax(teacher / T) || softmax(student / T)) with a T that is learnt.
+    """weight * T**2 * KL(softmax(teacher / T) || softmax(student / T)) with a trained T.
 
-    Li et al. 2023, arXiv 2211.16231, the global temperature: T ascends the loss, by a gradient
-    that is reversed, with a strength that grows as a cosine from 0 to 1 over the first epochs. T
-    is trained by the student's optimiser, weight decay included, and T**2 has a gradient too.
-    Defaults of the official code: 0.9 and a label weight of 0.1 for CIFAR, 10 epochs; ImageNet 1
-    and 1, 5 epochs. The code counts epochs from 1, so the first has a strength above 0. The
-    variant that predicts a temperature for each sample is not here.
+    Li et al. 2023, arXiv 2211.16231, the global temperature: T ascends the loss by a reversed
+    gradient, whose factor grows as a cosine from 0 to 1 over the first epochs. T is trained by the
+    student's optimiser, weight decay included, and T**2 has a gradient, too. Defaults of the
+    official code: weight 0.9 and label weight 0.1 for CIFAR, 10 epochs; for ImageNet 1 and 1, 5
+    epochs. The code counts epochs from 1, so the first epoch's factor is above 0. The variant with
+    a temperature per sample is not implemented.
     """
 
     title: ClassVar[str] = "Li et al. 2023, arXiv 2211.16231"
@@ -51,9 +51,8 @@ class CTKD(Method):
 
     name: Literal["ctkd"] = "ctkd"
     weight: Schedule = 0.9
-    curriculum_epochs: int = Field(
-        default=10, ge=0, le=Limits.EPOCHS
-    )  # until the reversal has its full strength
+    # Epochs until the reversal has the factor -1.
+    curriculum_epochs: int = Field(default=10, ge=0, le=Limits.EPOCHS)
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -62,7 +61,7 @@ class CTKD(Method):
         return nn.ModuleDict({"temperature": Temperature()})
 
     def reversal(self, epoch: int) -> float:
-        """Factor of the temperature's gradient in an epoch (from 0): from 0 to -1."""
+        """Factor of the temperature's gradient in an epoch (from 0), between 0 and -1."""
         if epoch + 1 >= self.curriculum_epochs:
             return -1.0
         return -(1 - math.cos(math.pi * (epoch + 1) / self.curriculum_epochs)) / 2
@@ -70,9 +69,8 @@ class CTKD(Method):
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """The softened divergence, at the spot "logits"."""
+        """KL divergence of the softened logits, at the spot "logits"."""
         with full_precision(student.logits):
             temperature = helpers["temperature"](self.reversal(batch.epoch))
-            mine, theirs = precise(student.logits), precise(teacher.logits)
-            loss = soft_cross_entropy(mine, theirs, temperature)
+            loss = soft_cross_entropy(precise(student.logits), precise(teacher.logits), temperature)
             return {"logits": value_at(self.weight, batch.epoch) * loss}

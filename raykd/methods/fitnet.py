@@ -1,4 +1,4 @@
-"""FitNets: a middle stage of the student learns to predict the teacher's.
+"""FitNets: hints from a middle stage of the teacher.
 
 Shapes: B batch, K channels, H, W pixels.
 """
@@ -9,17 +9,17 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.core.types import Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
+from raykd.methods.base import Schedule, SpotMethod, Stages
 
 
-class FitNet(Method):
+class FitNet(SpotMethod):
     """weight * mean((r(student) - teacher)**2) at one stage, with a trained regressor r.
 
-    Romero et al. 2015, arXiv 1412.6550, whose hint training comes first and on its own. Here
-    it runs beside the labels' cross entropy in one go, as in the CRD benchmark, which also
-    gives r (convolution, batch norm, ReLU), the second stage after the stem and weight 100.
+    Romero et al. 2015, arXiv 1412.6550, who train the hint first, as a stage of its own. Here it
+    is trained together with the labels' cross entropy, as in the CRD benchmark, the source of r
+    (convolution, batch norm, ReLU), of the second stage after the stem and of weight 100.
     Spot-adaptive distillation uses weight 1.
     """
 
@@ -29,15 +29,13 @@ class FitNet(Method):
 
     name: Literal["fitnet"] = "fitnet"
     weight: Schedule = 100.0
-    stage: str = "stage2"  # the stage of both networks that is compared
+    stage: str = "stage2"  # compared stage of both networks
 
     def needs(self) -> Signal:
         """Stage outputs."""
         return Signal.FEATURES
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
+    def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
         """The stage."""
         return {self.stage: self.stage}
 
@@ -45,15 +43,11 @@ class FitNet(Method):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The regressor from the student's stage to the teacher's."""
-        mine = feature_maps.shape(student, self.stage, self.name)
-        theirs = feature_maps.shape(teacher, self.stage, self.name)
-        return nn.ModuleDict({"regressor": feature_maps.Regressor(mine, theirs)})
+        shape_in, shape_out = (
+            feature_maps.stage_shape(shapes, self.stage, self.name) for shapes in (student, teacher)
+        )
+        return nn.ModuleDict({"regressor": feature_maps.Regressor(shape_in, shape_out)})
 
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """The regressor's mean squared error, at the stage."""
-        with full_precision(student.logits):
-            guess = helpers["regressor"](precise(student.features[self.stage]))
-            loss = F.mse_loss(guess, precise(teacher.features[self.stage]))
-            return {self.stage: value_at(self.weight, batch.epoch) * loss}
+    def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
+        """Mean squared error of the regressor."""
+        return F.mse_loss(helpers["regressor"](student), teacher)

@@ -1,4 +1,4 @@
-"""Factor transfer: the student learns a summary of the teacher's maps, not the maps.
+"""Factor transfer: matching factors, which are learned summaries of feature maps.
 
 Shapes: B batch, K channels, H, W pixels.
 """
@@ -14,18 +14,27 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Prelude, Schedule, full_precision, precise, value_at
+from raykd.methods.base import (
+    Method,
+    Prelude,
+    Schedule,
+    SpotMethod,
+    Stages,
+    Trains,
+    full_precision,
+    precise,
+)
 
-SLOPE = 0.1  # slope of the leaky ReLUs; the CRD benchmark's
+SLOPE = 0.1  # negative slope of the leaky ReLUs, as in the CRD benchmark
 
 
 def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean absolute difference of two factors' attention maps, from [B, K, H, W].
+    """Mean absolute difference of the attention maps of two factors [B, K, H, W].
 
-    Averaged over B and pixels; the larger factor is averaged down first.
+    Averaged over B and pixels; the larger factor is average-pooled first.
     """
-    student, teacher = feature_maps.met(student, teacher)
-    return (feature_maps.energy(student) - feature_maps.energy(teacher)).abs().mean()
+    student, teacher = feature_maps.match_sizes(student, teacher)
+    return (feature_maps.attention_map(student) - feature_maps.attention_map(teacher)).abs().mean()
 
 
 def encoder(width_in: int, width: int, *, norm: bool) -> nn.Sequential:
@@ -39,7 +48,7 @@ def encoder(width_in: int, width: int, *, norm: bool) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """An encoder from K channels to a factor of K // 2, and the decoder that mirrors it."""
+    """Autoencoder from K channels to a factor of K // 2 channels and back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,20 +59,20 @@ class Paraphraser(nn.Module):
         self.decoder = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, K, H, W], after passing through a factor."""
+        """Reconstruction of maps [B, K, H, W]."""
         return self.decoder(self.encoder(x))
 
 
 class FTParaphraser(Method):
     """mean((decoder(encoder(t)) - t)**2) on the teacher's last stage: the prelude of `FT`.
 
-    Reads the teacher alone; the student's outputs may be anything.
+    It reads only the teacher's outputs.
     """
 
     title: ClassVar[str] = "Kim et al. 2018, arXiv 1802.04977"
     cost: ClassVar[str] = "36 B K**2 H W"
     label_weight: ClassVar[Schedule] = 0.0
-    trains: ClassVar[Literal["student", "backbone", "helpers"]] = "helpers"
+    trains: ClassVar[Trains] = "helpers"
 
     name: Literal["ft_paraphraser"] = "ft_paraphraser"
 
@@ -75,29 +84,29 @@ class FTParaphraser(Method):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The paraphraser."""
-        width, _, _ = feature_maps.deepest(teacher, self.name)
+        width, _, _ = feature_maps.last_shape(teacher, self.name)
         return nn.ModuleDict({"paraphraser": Paraphraser(width)})
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """The reconstruction's mean squared error, at the teacher's last stage."""
-        stage = feature_maps.last(teacher.features)
+        """Mean squared error of the reconstruction, at the teacher's last stage."""
+        stage = feature_maps.last_stage(teacher.features)
         with full_precision(teacher.logits):
-            theirs = precise(teacher.features[stage])
-            return {stage: F.mse_loss(helpers["paraphraser"](theirs), theirs)}
+            maps = precise(teacher.features[stage])
+            return {stage: F.mse_loss(helpers["paraphraser"](maps), maps)}
 
 
-class FT(Method):
+class FT(SpotMethod):
     """weight * mean(|a(translator(s)) - a(paraphraser(t))|) on the last stages.
 
-    a(F) is the mean square over channels, scaled to length 1 over the pixels. The paraphraser's
-    encoder summarises the teacher's map in half as many channels; it is trained before, to
-    reconstruct that map, and then fixed. The translator is the same encoder with batch norms, on
-    the student's map, trained with the student. Kim et al. 2018, arXiv 1802.04977. Weight 200, 30
-    epochs and the rate 0.01 are the CRD benchmark's; it takes that rate for resnet and
-    wide-resnet students, and the student's own for others: set `paraphraser_lr` there. Maps of
-    one pixel have no attention to compare: their loss is 0.
+    a(F) is the attention map: the mean square over channels, with L2 norm 1 over the pixels. The
+    paraphraser's encoder summarises the teacher's map in half as many channels; the prelude
+    trains it to reconstruct that map, then it is frozen. The translator is the same encoder with
+    batch norms, on the student's map, trained with the student. Kim et al. 2018, arXiv 1802.04977.
+    Weight 200, 30 epochs and the learning rate 0.01 are the CRD benchmark's; it uses that rate for
+    resnet and wide-resnet students, and the student's rate for others: set `paraphraser_lr` there.
+    The attention of one pixel is constant: the loss of such maps is 0.
     """
 
     title: ClassVar[str] = "Kim et al. 2018, arXiv 1802.04977"
@@ -105,8 +114,8 @@ class FT(Method):
 
     name: Literal["ft"] = "ft"
     weight: Schedule = 200.0
-    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # the prelude's length
-    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # the prelude's, constant
+    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
+    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # of the prelude, constant
 
     def needs(self) -> Signal:
         """Stage outputs."""
@@ -116,35 +125,25 @@ class FT(Method):
         """The paraphraser's training."""
         return Prelude(FTParaphraser(), self.paraphraser_epochs, self.paraphraser_lr)
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
+    def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
         """The last stage."""
-        return {feature_maps.last(student): feature_maps.last(teacher)}
+        return {feature_maps.last_stage(student): feature_maps.last_stage(teacher)}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """The fixed paraphraser and the translator."""
-        mine, theirs = (
-            feature_maps.deepest(student, self.name),
-            feature_maps.deepest(teacher, self.name),
-        )
+        """The frozen paraphraser and the translator."""
+        width_s, _, _ = feature_maps.last_shape(student, self.name)
+        width_t, _, _ = feature_maps.last_shape(teacher, self.name)
         return nn.ModuleDict(
             {
-                "paraphraser": Paraphraser(theirs[0]).requires_grad_(False),
-                "translator": encoder(mine[0], theirs[0] // 2, norm=True),
+                "paraphraser": Paraphraser(width_t).requires_grad_(False),
+                "translator": encoder(width_s, width_t // 2, norm=True),
             }
         )
 
-    def losses(
-        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
-    ) -> Mapping[str, Tensor]:
-        """The factors' difference, at the student's last stage."""
-        stage, paraphraser = feature_maps.last(student.features), helpers["paraphraser"]
+    def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
+        """Mean absolute difference of the factors' attention maps."""
+        paraphraser = helpers["paraphraser"]
         assert isinstance(paraphraser, Paraphraser)
-        with full_precision(student.logits):
-            mine = helpers["translator"](precise(student.features[stage]))
-            theirs = precise(teacher.features[feature_maps.last(teacher.features)])
-            loss = factor_loss(mine, paraphraser.encoder(theirs))
-            return {stage: value_at(self.weight, batch.epoch) * loss}
+        return factor_loss(helpers["translator"](student), paraphraser.encoder(teacher))

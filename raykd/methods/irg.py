@@ -1,4 +1,4 @@
-"""Instance relationship graph: vertices, edges and how edges change from stage to stage.
+"""Instance relationship graph: vertices, edges, and transformations between stages.
 
 Shapes: B batch, K channels, H, W pixels, D embedding width.
 """
@@ -14,13 +14,13 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
+from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
 
 _SMALLEST = 1e-12
 
 
 def edges(features: Tensor) -> Tensor:
-    """Squared distances [B, B] between the samples of [B, ...], over the largest one."""
+    """Squared distances [B, B] between the samples [B, ...], divided by the largest one."""
     flat = features.flatten(1)
     flat = flat - flat.mean(0)
     squares = flat.square().sum(1)
@@ -30,18 +30,19 @@ def edges(features: Tensor) -> Tensor:
 
 
 def transformation(earlier: Tensor, later: Tensor) -> Tensor:
-    """Squared distance of each sample between two stages [B], over the largest one.
+    """Squared distance of each sample between two stages [B], divided by the largest one.
 
-    The earlier map is pooled to the later one's size; where one has more channels, neighbouring
-    ones of it are averaged.
+    The earlier map is pooled to the later one's size; neighbouring channels of the wider map are
+    averaged.
     """
     pooled = F.adaptive_avg_pool2d(earlier, (later.shape[2], later.shape[3]))
     channels = min(pooled.shape[1], later.shape[1])
-    moved = (_narrowed(pooled, channels) - _narrowed(later, channels)).square().sum((1, 2))
-    return moved / moved.max().clamp_min(_SMALLEST)
+    difference = _average_channels(pooled, channels) - _average_channels(later, channels)
+    squared = difference.square().sum((1, 2))
+    return squared / squared.max().clamp_min(_SMALLEST)
 
 
-def _narrowed(features: Tensor, channels: int) -> Tensor:
+def _average_channels(features: Tensor, channels: int) -> Tensor:
     """Maps [B, K, H, W] with neighbouring channels averaged, flat: [B, H W, channels]."""
     flat = features.flatten(2).mT
     return flat if flat.shape[2] == channels else F.adaptive_avg_pool1d(flat, channels)
@@ -51,9 +52,9 @@ class IRG(Method):
     """vertex * MSE of logits + edge * MSE of edges + transformation * MSE of transformations.
 
     Liu et al. 2019, "Knowledge distillation via instance relationship graph", CVPR 2019, as in
-    the Knowledge-Distillation-Zoo, whose weights these are: edges are the mean of those of the last
-    two stages and the embedding; the transformation is that between the two stages. Distances go
-    through inner products of centred features, not through [B, B, K H W] differences.
+    the Knowledge-Distillation-Zoo, the source of the weights: edges are averaged over the last two
+    stages and the embedding; the transformation is between the two stages. Distances are computed
+    from inner products of centred features, not from [B, B, K H W] differences.
     """
 
     title: ClassVar[str] = "Liu et al. 2019, CVPR"
@@ -64,54 +65,50 @@ class IRG(Method):
     vertex: float = Field(default=0.1, ge=0, le=Limits.WEIGHT)
     edge: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
     transformation: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
-    weight: Schedule = 1.0  # weight of all three terms
+    weight: Schedule = 1.0  # factor of all three terms
 
     def needs(self) -> Signal:
         """Logits, embeddings and stages."""
         return Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
+    def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
         """The last two stages, the embedding and the logits."""
-        ends = zip(feature_maps.ending(student, 2), feature_maps.ending(teacher, 2), strict=True)
-        return {**dict(ends), "embedding": "embedding", "logits": "logits"}
+        stages = (feature_maps.deepest_stages(network, 2) for network in (student, teacher))
+        return {**dict(zip(*stages, strict=True)), "embedding": "embedding", "logits": "logits"}
 
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """No helpers. Raises `ConfigError` where a network has fewer than two stages."""
+    def check(self, student: Shapes, teacher: Shapes) -> None:
+        """Raise `ConfigError` where a network has fewer than two stages."""
         for who, shapes in (("student", student), ("teacher", teacher)):
             if len(shapes.features) < 2:
                 raise ConfigError(
                     f"method 'irg' reads two stages, and the {who} has {len(shapes.features)}; "
                     "choose a network of `raykd show models`"
                 )
-        return nn.ModuleDict()
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """Vertices at "logits", edges at "embedding" and the last two stages, the rest there."""
+        """Vertices at "logits", edges at the other spots, the transformation at the last stage."""
         with full_precision(student.logits):
             scale = value_at(self.weight, batch.epoch)
+            maps_s, maps_t = _last_two(student), _last_two(teacher)
             vertex = F.mse_loss(precise(student.logits), precise(teacher.logits))
-            own, theirs = _last_two(student), _last_two(teacher)
-            moved = F.mse_loss(transformation(*own.values()), transformation(*theirs.values()))
+            change = F.mse_loss(transformation(*maps_s.values()), transformation(*maps_t.values()))
             losses = {"logits": scale * self.vertex * vertex}
-            pairs = [*zip(own.items(), theirs.values(), strict=True)]
-            embedding = precise(student.embedding), precise(teacher.embedding)
-            pairs.append((("embedding", embedding[0]), embedding[1]))
-            for (spot, mine), other in pairs:
-                losses[spot] = (
-                    scale * self.edge / len(pairs) * F.mse_loss(edges(mine), edges(other))
-                )
-            last = feature_maps.last(own)
-            losses[last] = losses[last] + scale * self.transformation * moved
+
+            # Edges: the spots of the student in depth order, each with the teacher's tensor.
+            features_s = {**maps_s, "embedding": precise(student.embedding)}
+            features_t = [*maps_t.values(), precise(teacher.embedding)]
+            for (spot, feature_s), feature_t in zip(features_s.items(), features_t, strict=True):
+                edge = F.mse_loss(edges(feature_s), edges(feature_t))
+                losses[spot] = scale * self.edge / len(features_t) * edge
+
+            last = feature_maps.last_stage(maps_s)
+            losses[last] = losses[last] + scale * self.transformation * change
             return losses
 
 
 def _last_two(outputs: Outputs) -> dict[str, Tensor]:
-    """The maps of the last two stages, in depth order."""
-    names = feature_maps.ending(outputs.features, 2)
+    """Maps of the last two stages, in depth order."""
+    names = feature_maps.deepest_stages(outputs.features, 2)
     return {name: precise(outputs.features[name]) for name in names}

@@ -1,4 +1,4 @@
-"""Jacobian matching: the label's logit should react to the pixels as the teacher's does.
+"""Jacobian matching: equal gradients of the label's logit with respect to the pixels.
 
 Shapes: B batch, C classes, H, W pixels.
 """
@@ -15,9 +15,9 @@ from raykd.methods.base import Method, Schedule, full_precision, precise, value_
 
 
 def sensitivity(outputs: Outputs, labels: Tensor, *, differentiable: bool) -> Tensor:
-    """The derivative of each sample's label logit by its pixels, of length 1: [B, 3 H W].
+    """Gradient of each sample's label logit with respect to its pixels, L2 norm 1: [B, 3 H W].
 
-    `differentiable`: whether it can be differentiated again, by the network's parameters.
+    `differentiable`: True keeps the graph for a second derivative, by the network's parameters.
     """
     score = outputs.logits.gather(1, labels[:, None]).sum()
     with torch.enable_grad():
@@ -28,12 +28,12 @@ def sensitivity(outputs: Outputs, labels: Tensor, *, differentiable: bool) -> Te
 
 
 class JacobianMatching(Method):
-    """weight * mean (J_student - J_teacher)**2, each sample's Jacobian of length 1.
+    """weight * mean (J_student - J_teacher)**2, each sample's Jacobian with L2 norm 1.
 
     Srinivas and Fleuret 2018, arXiv 1803.00443; also Sobolev training (Czarnecki et al. 2017,
-    arXiv 1706.04859). The derivative of the label's logit alone, and the weight 20, are the
-    Knowledge-Distillation-Zoo's; the paper matches attention maps' Jacobians too. Differentiates
-    the student twice and needs the teacher's gradient by the pixels.
+    arXiv 1706.04859). The restriction to the label's logit and the weight 20 are from the
+    Knowledge-Distillation-Zoo; the paper also matches the Jacobians of attention maps. Needs second
+    derivatives of the student and the teacher's gradient with respect to the pixels.
     """
 
     title: ClassVar[str] = "Srinivas and Fleuret 2018, arXiv 1803.00443"
@@ -43,14 +43,15 @@ class JacobianMatching(Method):
     weight: Schedule = 20.0
 
     def needs(self) -> Signal:
-        """Logits that can be differentiated by the pixels."""
+        """Logits that can be differentiated with respect to the pixels."""
         return Signal.LOGITS | Signal.PIXELS
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """The mean squared difference, at the spot "logits"."""
+        """Mean squared difference of the Jacobians, at the spot "logits"."""
         with full_precision(student.logits):
-            mine = sensitivity(student, batch.labels, differentiable=True)
-            theirs = sensitivity(teacher, batch.labels, differentiable=False).detach()
-            return {"logits": value_at(self.weight, batch.epoch) * F.mse_loss(mine, theirs)}
+            jacobian_s = sensitivity(student, batch.labels, differentiable=True)
+            jacobian_t = sensitivity(teacher, batch.labels, differentiable=False).detach()
+            loss = F.mse_loss(jacobian_s, jacobian_t)
+            return {"logits": value_at(self.weight, batch.epoch) * loss}

@@ -1,4 +1,4 @@
-"""Multi-level logit distillation: single predictions, classes and batches, at five temperatures.
+"""Multi-level logit distillation: instance, class and batch alignment at five temperatures.
 
 Shapes: B batch, C classes.
 """
@@ -24,16 +24,16 @@ from raykd.methods.base import (
     value_at,
 )
 
-REUSED = (2.0, 6.0)  # temperatures at which the released code takes weak logits for strong ones
+REUSED = (2.0, 6.0)  # temperatures at which the released code compares weak logits twice
 
 
 def class_gram(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared differences of P^T P, summed over each class's row [C]; P is [B, C]."""
+    """Squared differences of P^T P, summed over rows: [C], from probabilities P [B, C]."""
     return (teacher.T @ teacher - student.T @ student).square().sum(1)
 
 
 def batch_gram(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared differences of P P^T, summed over each sample's row [B]."""
+    """Squared differences of P P^T, summed over rows: [B], from probabilities P [B, C]."""
     return (teacher @ teacher.T - student @ student.T).square().sum(1)
 
 
@@ -48,17 +48,17 @@ def divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class MLKD(Method):
     """Sum over T of weight * (instance + class + batch alignment), on a weak and a strong view.
 
-    Jin, Wang and Lin 2023, "Multi-level logit distillation", CVPR 2023. Of the weak view (the
-    run's augmentation): instances are T**2 KL for each sample, classes |P_t^T P_t - P_s^T P_s|**2 /
-    C, batches |P_t P_t^T - P_s P_s^T|**2 / B, where only the samples (for classes: the classes)
-    count whose confidence is at most the median. Of the strong view (`run.strong`): instances, and
-    the labels' cross entropy. Defaults of the official code: T 4, 2, 3, 5, 6; weight 0.9, label
-    weight 0.1 on each view.
+    Jin, Wang and Lin 2023, "Multi-level logit distillation", CVPR 2023. On the weak view (the run's
+    augmentation): instance = T**2 KL per sample, class = |P_t^T P_t - P_s^T P_s|**2 / C, batch =
+    |P_t P_t^T - P_s P_s^T|**2 / B, restricted to the samples (for class: to the classes) with a
+    confidence of at most the median. On the strong view (`run.strong`): instance, and the labels'
+    cross entropy. Defaults of the official code: T 4, 2, 3, 5, 6; weight 0.9, label weight 0.1 on
+    each view.
 
-    `as_released` computes what the released code does where it differs from its intent: the masks
-    scale the whole loss by their mean, and the strong view's instances are compared by the weak
-    view's logits at T 2 and 6. `strong_view: false` leaves the second view out. `standardise`
-    compares instances by standardised logits (arXiv 2403.01427, as its code does).
+    `as_released` follows the released code where it differs from its intent: the masks scale the
+    whole loss by their mean, and at T 2 and 6 the instance term of the strong view compares the
+    weak view's logits. `strong_view: false` omits the second view. `standardise` applies logit
+    standardisation to the instance term (arXiv 2403.01427, as in its code).
     """
 
     title: ClassVar[str] = "Jin et al. 2023, CVPR"
@@ -69,28 +69,28 @@ class MLKD(Method):
     temperatures: tuple[Annotated[float, Field(gt=0, le=Limits.TEMPERATURE)], ...] = Field(
         default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1
     )
-    weight: Schedule = 0.9  # weight of every term
+    weight: Schedule = 0.9  # of every term
     strong_view: bool = True
-    strong_label_weight: Schedule = 0.1  # weight of the cross entropy on the strong view
+    strong_label_weight: Schedule = 0.1  # of the cross entropy on the strong view
     as_released: bool = False
     standardise: bool = False
 
     def looks(self) -> Looks:
-        """The given one and the strong one, of both networks."""
-        seen: tuple[Look, ...] = ("given", "strong") if self.strong_view else ("given",)
-        return Looks(seen, seen)
+        """The given view and the strong one, for both networks."""
+        views: tuple[Look, ...] = ("given", "strong") if self.strong_view else ("given",)
+        return Looks(views, views)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """All levels, at the spot "logits"."""
+        """All terms, at the spot "logits"."""
         with full_precision(student.logits):
             weak = precise(student.logits), precise(teacher.logits)
             loss = self._weak(*weak)
             if not self.strong_view:
                 return {"logits": value_at(self.weight, batch.epoch) * loss}
-            seen, known = student.look("strong"), teacher.look("strong")
-            strong = precise(seen.logits), precise(known.logits)
+            views = student.look("strong"), teacher.look("strong")
+            strong = precise(views[0].logits), precise(views[1].logits)
             for temperature in self.temperatures:
                 reused = self.as_released and temperature in REUSED
                 loss = loss + self._instances(*(weak if reused else strong), temperature).mean()
@@ -98,26 +98,27 @@ class MLKD(Method):
             label = value_at(self.strong_label_weight, batch.epoch) * label
             return {"logits": value_at(self.weight, batch.epoch) * loss + label}
 
-    def _instances(self, mine: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-        """The divergence of each sample."""
+    def _instances(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Instance term of each sample [B]."""
         if self.standardise:
-            mine, theirs = standardise(mine), standardise(theirs)
-        return divergences(mine, theirs, temperature)
+            student, teacher = standardise(student), standardise(teacher)
+        return divergences(student, teacher, temperature)
 
-    def _weak(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        """The three levels of the weak view."""
-        confidence = F.softmax(theirs, dim=1)
+    def _weak(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Instance, class and batch terms of the weak view, summed over temperatures."""
+        confidence = F.softmax(teacher, dim=1)
         samples, classes = _lower_half(confidence.amax(1)), _lower_half(confidence.sum(0))
-        loss = mine.new_zeros(())
+        loss = student.new_zeros(())
         for temperature in self.temperatures:
-            p, q = F.softmax(mine / temperature, dim=1), F.softmax(theirs / temperature, dim=1)
-            loss = loss + self._masked(self._instances(mine, theirs, temperature), samples).mean()
-            loss = loss + self._masked(class_gram(p, q), classes).sum() / p.shape[1]
-            loss = loss + self._masked(batch_gram(p, q), samples).sum() / p.shape[0]
+            p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (student, teacher))
+            instances = self._instances(student, teacher, temperature)
+            loss = loss + self._masked(instances, samples).mean()
+            loss = loss + self._masked(class_gram(p_s, p_t), classes).sum() / p_s.shape[1]
+            loss = loss + self._masked(batch_gram(p_s, p_t), samples).sum() / p_s.shape[0]
         return loss
 
     def _masked(self, values: Tensor, mask: Tensor) -> Tensor:
-        """The values that count: those of the mask, or, as released, all by the mask's mean."""
+        """The values times the mask, or, `as_released`, times the mean of the mask."""
         return values * (mask.mean() if self.as_released else mask)
 
 

@@ -1,4 +1,4 @@
-"""The overhaul of feature distillation: pre-activations up to a margin, by a partial distance.
+"""Overhaul of feature distillation: partial L2 distance of pre-activations, with margins.
 
 Shapes: B batch, K channels, H, W pixels.
 """
@@ -16,36 +16,36 @@ from raykd.methods import feature_maps
 from raykd.methods.base import Schedule
 from raykd.methods.helper_kinds import Calibrated
 
-RARE = 0.001  # below this chance of a negative value the margin is three standard deviations
+RARE = 0.001  # probability of x < 0, up to which the margin is -3 standard deviations
 
 
 def margins(mean: Tensor, scale: Tensor) -> Tensor:
-    """E[x | x < 0] of normal distributions, [K], from their means and standard deviations.
+    """E[x | x < 0] of normal distributions [K] with these means and standard deviations.
 
-    -3 standard deviations where x < 0 has a chance of at most 0.001, as in the authors' code.
+    -3 standard deviations where P(x < 0) is at most 0.001, as in the authors' code.
     """
     mean, deviation = mean.double(), scale.double().abs().clamp_min(1e-12)
     ratio = mean / deviation
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
-    chance = torch.special.ndtr(-ratio)
-    expected = mean - deviation * density / chance.clamp_min(RARE)
-    return torch.where(chance > RARE, expected, -3 * deviation)
+    probability = torch.special.ndtr(-ratio)
+    expected = mean - deviation * density / probability.clamp_min(RARE)
+    return torch.where(probability > RARE, expected, -3 * deviation)
 
 
 def partial_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
-    """Squared distances to max(teacher, margin) of [B, K, H, W], where they are to be closed.
+    """Partial L2 distance of the student to max(teacher, margin), from [B, K, H, W].
 
-    A student below a target that is not positive is left alone: both are silent after the ReLU.
-    `margin` is [K]. Summed over one sample, averaged over B.
+    Elements with student <= target <= 0 do not count: the ReLU maps both to 0. `margin` is [K].
+    Summed over a sample, averaged over B.
     """
     target = torch.maximum(teacher, margin[:, None, None])
-    counts = (student > target) | (target > 0)
-    # A product is read and written in the maps' own order; filling by a mask takes twice as long.
-    return ((student - target) * counts.to(target.dtype)).square().sum() / len(student)
+    mask = (student > target) | (target > 0)
+    # The product keeps the memory format of the maps; masked_fill takes twice as long.
+    return ((student - target) * mask.to(target.dtype)).square().sum() / len(student)
 
 
 class Connector(Calibrated):
-    """Brings a student's map to the teacher's channels; keeps the teacher's margins."""
+    """1 x 1 convolution and batch norm to the teacher's channels, and the teacher's margins."""
 
     margin: Tensor
 
@@ -63,13 +63,13 @@ class Connector(Calibrated):
 class OFD(feature_maps.StageMethod):
     """weight * sum over stages k = 1..K of 2**(k - K) * d(connector(s), max(t, m)).
 
-    s and t are pre-activations; d sums (s - t)**2 over one sample wherever t > 0 or s > t, and is
-    averaged over samples; the margin m of a channel is its expected value where it is negative,
-    E[x | x < 0] of the normal distribution that the teacher's batch norm makes, in closed form.
-    The connector is a 1 x 1 convolution and a batch norm. Heo et al. 2019, arXiv 1904.01866.
-    Weight 1e-3 is mdistiller's for CIFAR; use 1e-4 for ImageNet. That maps of unequal sizes are
-    averaged down to the smaller one is a decision of ours, and so are stages paired from the first
-    on where one network has more, and the convolution's initial weights, which are PyTorch's.
+    s and t are pre-activations; d sums (s - t)**2 over a sample wherever t > 0 or s > t, and is
+    averaged over samples; the margin m of a channel is E[x | x < 0], in closed form, of the normal
+    distribution that the teacher's batch norm outputs. The connector is a 1 x 1 convolution and a
+    batch norm. Heo et al. 2019, arXiv 1904.01866. Weight 1e-3 is mdistiller's for CIFAR; use 1e-4
+    for ImageNet. Our choices: maps of unequal sizes are average-pooled to the smaller one, stages
+    are paired from the first on where one network has more, and the convolution has PyTorch's
+    initial weights.
     """
 
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1904.01866"
@@ -81,25 +81,21 @@ class OFD(feature_maps.StageMethod):
     weight: Schedule = 1e-3
 
     def needs(self) -> Signal:
-        """Stage outputs before their ReLU, and the teacher's batch norms."""
+        """Pre-activations of the stages, and the teacher's batch norms."""
         return super().needs() | Signal.LIVE
 
     def stage_helper(self, student: feature_maps.Shape, teacher: feature_maps.Shape) -> Connector:
-        """The connector from the student's channels to the teacher's."""
+        """Connector from the student's channels to the teacher's."""
         return Connector(student[0], teacher[0])
 
     def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
-        """The partial distance of the connected map to the teacher's."""
+        """Partial distance of the connected map to the teacher's."""
         assert isinstance(helper, Connector)
-        student, teacher = feature_maps.met(student, teacher)
+        student, teacher = feature_maps.match_sizes(student, teacher)
         return partial_loss(helper(student), teacher, helper.margin)
 
-    def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
-        """True until the margins are taken from the teacher."""
-        return not all(bool(connector.known) for connector in helpers.values())
-
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Set the margins from the teacher's batch norms; no sample matters."""
+        """Set the margins from the teacher's batch norms; the batches do not matter."""
         norms = next(iter(teacher)).network.norms
         for stage, connector in helpers.items():
             assert isinstance(connector, Connector)

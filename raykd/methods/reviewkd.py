@@ -1,4 +1,4 @@
-"""Knowledge review: the student's deep maps help its shallow ones to learn the teacher's.
+"""Knowledge review: shallow maps of the student, fused with deeper ones, match the teacher's.
 
 Shapes: B batch, D embedding width, K channels, H, W pixels.
 """
@@ -14,28 +14,37 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, full_precision, precise, value_at, warmup_factor
+from raykd.methods.base import (
+    Method,
+    Schedule,
+    Stages,
+    full_precision,
+    precise,
+    value_at,
+    warmup_factor,
+)
 
-WIDEST = 512  # channels in which maps are fused, at most; the authors'
+WIDEST = 512  # most channels of a fused map, as in the authors' code
 
 
 def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared errors of two maps [B, K, H, W] at several sizes, averaged with weights.
+    """HCL: weighted mean of the mean squared errors of two maps [B, K, H, W] at several sizes.
 
-    The maps as they are count 1; averaged down to 4, 2 and 1 pixels a side, where that is
-    smaller, they count 1/2, 1/4 and 1/8 in the order of the sizes that are used.
+    Full size has weight 1; average pools to 4, 2 and 1 pixels a side, if smaller than the map,
+    have the weights 1/2, 1/4 and 1/8 in this order.
     """
     total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
     for side in (4, 2, 1):
         if side < student.shape[2]:
             weight /= 2
-            mine, theirs = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
-            total, weights = total + weight * F.mse_loss(mine, theirs), weights + weight
+            pooled_s, pooled_t = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
+            total = total + weight * F.mse_loss(pooled_s, pooled_t)
+            weights += weight
     return total / weights
 
 
 class Fusion(nn.Module):
-    """Fuses a student's map with what came from deeper ones, weighted pixel by pixel."""
+    """Attention-based fusion (ABF) of a student's map with the fused map of the deeper stage."""
 
     def __init__(
         self,
@@ -51,7 +60,7 @@ class Fusion(nn.Module):
         self.leave = _normed(nn.Conv2d(middle, shape_out[0], 3, padding=1, bias=False))
 
     def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The guess of the teacher's map, and the fused map for the next shallower stage."""
+        """Prediction of the teacher's map, and the fused map for the next shallower stage."""
         x = self.enter(x)
         if self.attend is not None:
             assert deeper is not None
@@ -64,23 +73,23 @@ class Fusion(nn.Module):
 
 
 def _normed(conv: nn.Conv2d) -> nn.Sequential:
-    """The convolution, from the authors' initial values, and a batch norm."""
+    """The convolution, with the authors' initialisation, and a batch norm."""
     nn.init.kaiming_uniform_(conv.weight, a=1)
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
 
 
 class ReviewKD(Method):
-    """weight * min(1, (epoch + 1) / warmup) * sum over spots of HCL(guess, teacher).
+    """weight * min(1, (epoch + 1) / warmup) * sum over spots of HCL(prediction, teacher).
 
     The spots are the embedding, as a map of one pixel, and all stages. From the deepest on, a
-    `Fusion` joins the student's map with the fused one from below and guesses the teacher's
+    `Fusion` joins the student's map with the deeper fused map and predicts the teacher's
     pre-activation; HCL is `hierarchical_loss`. Chen et al. 2021, arXiv 2104.09044.
 
-    The weight is the paper's, by pair: 5 for wide resnets, resnet32x4 to resnet8x4 and either to
+    Weights of the paper by pair: 5 for wide resnets, resnet32x4 to resnet8x4 and either to
     ShuffleNetV1; 8 for resnet32x4 to ShuffleNetV2; 0.6 for resnet56 to resnet20; 1 for resnet110
     to resnet32; on ImageNet 1 (resnet34 to resnet18) and 8 (resnet50 to MobileNet), with one
-    epoch of warm-up. Epochs are counted from 1, as in mdistiller. The embedding's batch norms
-    need two samples on each worker.
+    epoch of warm-up. Epochs count from 1, as in mdistiller. The embedding's batch norms need two
+    samples on each worker.
     """
 
     title: ClassVar[str] = "Chen et al. 2021, arXiv 2104.09044"
@@ -92,40 +101,39 @@ class ReviewKD(Method):
     warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # the weight grows linearly
 
     def needs(self) -> Signal:
-        """The student's stage outputs, the teacher's before their ReLU, and both embeddings."""
+        """Stage outputs, pre-activations and embeddings."""
         return Signal.FEATURES | Signal.PREACTIVATIONS | Signal.EMBEDDING
 
-    def spots(
-        self, student: Mapping[str, object], teacher: Mapping[str, object]
-    ) -> Mapping[str, str]:
-        """The stages that both networks have, and the embedding."""
-        return {**feature_maps.same(student, teacher), "embedding": "embedding"}
+    def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
+        """The shared stages and the embedding."""
+        shared = feature_maps.shared_stages(student, teacher)
+        return {spot: spot for spot in (*shared, "embedding")}
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """A fusion for the embedding and for each stage that both networks have."""
+        """A fusion for the embedding and for each shared stage."""
         middle = min(WIDEST, student.embedding)
         tops = (student.embedding, 1, 1), (teacher.embedding, 1, 1)
         fusions: dict[str, nn.Module] = {"embedding": Fusion(*tops, middle, deepest=True)}
-        for stage in reversed(feature_maps.paired(student, teacher, self.name)):
-            mine, theirs = student.features[stage], teacher.features[stage]
-            fusions[stage] = Fusion(mine, theirs, middle, deepest=False)
+        for stage in reversed(feature_maps.require_shared_stages(student, teacher, self.name)):
+            shapes = student.features[stage], teacher.features[stage]
+            fusions[stage] = Fusion(*shapes, middle, deepest=False)
         return nn.ModuleDict(fusions)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """One loss per spot; that of a stage reads the deeper spots too."""
+        """One loss per spot; that of a stage also depends on the deeper spots."""
         weight = value_at(self.weight, batch.epoch) * warmup_factor(batch.epoch, self.warmup_epochs)
         losses: dict[str, Tensor] = {}
         with full_precision(student.logits):
-            mine = precise(student.embedding)[:, :, None, None]
-            theirs = precise(teacher.embedding)[:, :, None, None]
-            guess, fused = helpers["embedding"](mine, None)
-            losses["embedding"] = weight * hierarchical_loss(guess, theirs)
-            for stage in reversed(feature_maps.stages(student.features, teacher.features)):
-                guess, fused = helpers[stage](precise(student.features[stage]), fused)
-                theirs = precise(teacher.features[f"{stage}.pre"])
-                losses[stage] = weight * hierarchical_loss(guess, theirs)
+            map_s = precise(student.embedding)[:, :, None, None]
+            map_t = precise(teacher.embedding)[:, :, None, None]
+            prediction, fused = helpers["embedding"](map_s, None)
+            losses["embedding"] = weight * hierarchical_loss(prediction, map_t)
+            for stage in reversed(feature_maps.shared_stages(student.features, teacher.features)):
+                prediction, fused = helpers[stage](precise(student.features[stage]), fused)
+                map_t = precise(teacher.features[f"{stage}.pre"])
+                losses[stage] = weight * hierarchical_loss(prediction, map_t)
         return losses

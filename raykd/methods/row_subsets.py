@@ -4,6 +4,7 @@ Shapes: B batch, n rows chosen at a spot, K channels, H, W pixels.
 """
 
 from collections.abc import Mapping
+from types import UnionType
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from raykd.methods.helper_kinds import Shared
 _NORMS = nn.BatchNorm1d | nn.BatchNorm2d
 
 
-def chosen_losses(
+def losses_on_rows(
     method: Method,
     rows: Mapping[str, Tensor],
     student: Outputs,
@@ -23,40 +24,45 @@ def chosen_losses(
     batch: Batch,
     helpers: nn.ModuleDict,
 ) -> dict[str, Tensor]:
-    """Each spot's loss over its `rows` (int64 [n]), times n / B; 0 where none is chosen.
+    """Loss of each spot over its `rows` (int64 [n]), times n / B; 0 for n = 0.
 
-    The spots of a `joint` method have the same rows. One row counts as none where a batch norm of
-    the helpers would see a single pixel of it. Every helper gets a gradient, be it 0, and one that
-    is `Shared` is called in any case, since the other workers wait for it.
+    All spots of a `joint` method have equal rows. A single row counts as none where a batch norm of
+    the helpers would see only one pixel of it. Every helper gets a gradient, possibly 0, and a
+    `Shared` helper is always called, because the other workers wait for it.
     """
     spots = method.spots(student.features, teacher.features)
-    counts = _counts(method, spots, rows, student, teacher, helpers)
-    size, chosen = len(batch.ids), any(counts.values())
-    if not chosen and not any(isinstance(module, Shared) for module in helpers.modules()):
-        nothing = precise(student.logits).new_zeros(())
+    counts = _row_counts(method, spots, rows, student, teacher, helpers)
+    size = len(batch.ids)
+
+    # No rows at all: zero losses, without running the method.
+    if not any(counts.values()) and not _contains(helpers, Shared):
+        zero = precise(student.logits).new_zeros(())
         for parameter in helpers.parameters():
-            nothing = nothing + 0.0 * parameter.sum()
-        return dict.fromkeys(spots, nothing)
+            zero = zero + 0.0 * parameter.sum()
+        return dict.fromkeys(spots, zero)
+
+    # Rows of each spot.
     if method.joint or len(spots) == 1:
-        (taken, *_) = (rows[spot] for spot in spots)
-        every = dict.fromkeys((*spots, "embedding", "logits"), taken) if method.joint else {}
-        batch = batch if len(taken) == size else batch.rows(taken)
-        keep = every | dict.fromkeys(spots, taken)
+        subset = rows[next(iter(spots))]
+        read = (*spots, "embedding", "logits") if method.joint else spots
+        batch = batch if len(subset) == size else batch.rows(subset)
+        keep = dict.fromkeys(read, subset)
     else:
-        # A spot without rows gets two of them, at weight 0: no method sees an empty map.
+        # A spot without rows gets two rows at weight 0, so that no method sees an empty map.
         two = torch.arange(min(2, size), device=batch.ids.device)
         keep = {spot: rows[spot] if counts[spot] else two for spot in spots}
-    keep = {spot: taken for spot, taken in keep.items() if len(taken) < size}
+    keep = {spot: subset for spot, subset in keep.items() if len(subset) < size}
+
     losses = method.losses(
         student.rows(keep),
-        teacher.rows({spots.get(spot, spot): taken for spot, taken in keep.items()}),
+        teacher.rows({spots.get(spot, spot): subset for spot, subset in keep.items()}),
         batch,
         helpers,
     )
     return {spot: counts[spot] / size * loss for spot, loss in losses.items()}
 
 
-def _counts(
+def _row_counts(
     method: Method,
     spots: Mapping[str, str],
     rows: Mapping[str, Tensor],
@@ -64,12 +70,18 @@ def _counts(
     teacher: Outputs,
     helpers: nn.ModuleDict,
 ) -> dict[str, int]:
-    """Number of rows in each spot's loss."""
+    """Number of rows in the loss of each spot."""
     counts = {spot: len(rows[spot]) for spot in spots}
-    if 1 not in counts.values() or not any(isinstance(m, _NORMS) for m in helpers.modules()):
+    if 1 not in counts.values() or not _contains(helpers, _NORMS):
         return counts
-    for spot, other in spots.items():
-        maps = student.features.get(spot), teacher.features.get(other)
+    # Batch norm in training needs more than one value per channel.
+    for spot, teacher_spot in spots.items():
+        maps = student.features.get(spot), teacher.features.get(teacher_spot)
         if counts[spot] == 1 and any(x is None or x[0, 0].numel() == 1 for x in maps):
             counts[spot] = 0
     return counts if all(counts.values()) or not method.joint else dict.fromkeys(counts, 0)
+
+
+def _contains(helpers: nn.ModuleDict, kinds: type | UnionType) -> bool:
+    """True where any module of the helpers is of these classes."""
+    return any(isinstance(module, kinds) for module in helpers.modules())

@@ -1,4 +1,4 @@
-"""Spherical knowledge distillation: only the direction of the logits is distilled.
+"""Spherical knowledge distillation: KD between normalised logits.
 
 Shapes: B batch, C classes.
 """
@@ -38,9 +38,9 @@ def normalise(logits: Tensor, radius: Tensor | float) -> Tensor:
 
 
 def by_moments(logits: Tensor, moments: Tensor, radius: Tensor | float) -> Tensor:
-    """`normalise` of logits [B, C] whose rows have these moments [B, 2]: mean and deviation.
+    """`normalise` of logits [B, C] by the moments [B, 2] (mean, population std) of all classes.
 
-    For rows of which some classes only were kept, and the moments of all.
+    For rows in which only some classes have their own logits.
     """
     mean, deviation = moments[:, :1], moments[:, 1:]
     return radius * (logits - mean) / (deviation.square() + EPSILON).sqrt()
@@ -49,14 +49,14 @@ def by_moments(logits: Tensor, moments: Tensor, radius: Tensor | float) -> Tenso
 def to_teacher_std(student: Tensor, teacher: Tensor, moments: Tensor | None = None) -> Tensor:
     """Student logits [B, C] with each row scaled to the unbiased std of the teacher's row.
 
-    The reference divides by the student's std alone and gives NaN for a constant row; the
-    1e-7 in the denominator is a decision taken here. `moments` as in `Outputs`.
+    The reference divides by the student's std, which gives NaN for a constant row; the 1e-7 in the
+    denominator is our addition. `moments` as in `Outputs`.
     """
-    wanted = teacher.std(1, keepdim=True)
+    teacher_std = teacher.std(1, keepdim=True)
     if moments is not None:
         count = student.shape[1]
-        wanted = moments[:, 1:] * (count / (count - 1)) ** 0.5
-    return student * (wanted / (student.std(1, keepdim=True) + EPSILON))
+        teacher_std = moments[:, 1:] * (count / (count - 1)) ** 0.5
+    return student * (teacher_std / (student.std(1, keepdim=True) + EPSILON))
 
 
 def to_sphere(logits: Tensor, radius: Tensor | float) -> Tensor:
@@ -65,15 +65,15 @@ def to_sphere(logits: Tensor, radius: Tensor | float) -> Tensor:
 
 
 class Radius(Calibrated):
-    """The radius of the sphere, and whether the teacher has set it yet; buffers, not trained."""
+    """Radius of the sphere, a buffer; set at calibration where the recipe has None."""
 
     value: Tensor
 
     def __init__(self, value: float | None) -> None:
         super().__init__()
-        self.given = value is not None
+        self.fixed = value is not None
         self.register_buffer("value", torch.tensor(1.0 if value is None else value))
-        self.register_buffer("known", torch.tensor(self.given))
+        self.register_buffer("known", torch.tensor(self.fixed))
 
 
 class SKD(Method):
@@ -84,17 +84,17 @@ class SKD(Method):
 
     - `layer_norm` (the README's form, and the default): both rows are shifted to mean 0 and
       scaled to the population std `radius`.
-    - `teacher_std` (the official repository's last training code): the student's row takes the
-      unbiased std of the teacher's row, the teacher's stays; `radius` is not used.
+    - `teacher_std` (the official repository's last training code): the student's row is scaled to
+      the unbiased std of the teacher's row, which is unchanged; `radius` is not used.
     - `l2` (README note): both rows are scaled to the L2 norm `radius`.
 
-    `radius` None is the README's rule for choosing it: the mean row std (for `l2`, the mean row
-    norm) of the teacher's logits over the training set, here over at most 16,384 rows of it.
-    With `layer_norm`, C = 10 and radius 2 no probability can pass 0.989: use 3 or more there.
-    T = 4 is the README's. 0.9 / 0.1 is the first phase of the official ImageNet schedule:
+    `radius` None follows the README's rule: the mean row std (for `l2`, the mean row norm) of the
+    teacher's logits over the training set, here over at most 16,384 rows of it. With `layer_norm`,
+    C = 10 and radius 2 no probability can exceed 0.989: use 3 or more there. T = 4 is the README's.
+    0.9 / 0.1 is the first phase of the official ImageNet schedule:
     `weight: [[0, 0.9], [60, 0.5], [80, 0.1]]` and `label_weight: [[0, 0.1], [60, 0.5], [80, 0.9]]`.
-    For CIFAR the paper's values were not seen: T = 4, 0.9 / 0.1 and the automatic radius are
-    decisions taken here.
+    The paper's values for CIFAR were not available: T = 4, 0.9 / 0.1 and the automatic radius are
+    our choices.
     """
 
     title: ClassVar[str] = "Guo et al. 2020, arXiv 2010.07485"
@@ -105,14 +105,14 @@ class SKD(Method):
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 0.9
     variant: Variant = "layer_norm"
-    radius: float | None = Field(
-        default=None, gt=0, le=Limits.WEIGHT
-    )  # None: from the teacher's logits
+    # None: from the teacher's logits.
+    radius: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)
 
     def accepts(self, coverage: Coverage) -> bool:
-        """True where KD accepts it: a cache of few classes keeps a row's moments, not its norm.
+        """True where KD accepts it, except for `l2` without all classes, and merged classes.
 
-        Where the other classes are merged there is no student row to normalise.
+        A cache of some classes keeps the moments of a row, not its norm; merged classes leave no
+        student row to normalise.
         """
         norm = self.variant != "l2" or coverage.classes == "all"
         return coverage.suits(self.temperature) and norm and coverage.classes != "merged"
@@ -124,11 +124,11 @@ class SKD(Method):
         return nn.ModuleDict({"radius": Radius(self.radius)})
 
     def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
-        """True until the radius is taken from the teacher."""
-        return self.variant != "teacher_std" and not bool(_radius(helpers).known)
+        """True until the radius is set; never for `teacher_std`."""
+        return self.variant != "teacher_std" and super().needs_calibration(helpers)
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Set the radius to the teacher's mean row std, or row norm."""
+        """Set the radius to the mean row std of the teacher's logits, or the mean row norm."""
         total, count = torch.zeros((), dtype=torch.float64), 0
         for outputs in teacher:
             logits = outputs.logits.double().cpu()
@@ -141,7 +141,7 @@ class SKD(Method):
         radius.known.fill_(True)
 
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
-        """The normalised student logits; the raw ones for `teacher_std` without a teacher."""
+        """Normalised student logits; the raw ones for `teacher_std` without a teacher."""
         logits = student.logits
         with full_precision(logits):
             if self.variant == "layer_norm":
@@ -155,18 +155,18 @@ class SKD(Method):
     def comparable(
         self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
     ) -> tuple[Tensor, Tensor]:
-        """Both normalised; for `teacher_std` the student's by the teacher's, which stay."""
-        mine = self.scores(student, teacher, helpers)
-        with full_precision(mine):
-            theirs = precise(teacher.logits)
+        """Normalised logits of both; for `teacher_std` the teacher's are unchanged."""
+        z_s = self.scores(student, teacher, helpers)
+        with full_precision(z_s):
+            z_t = precise(teacher.logits)
             if self.variant == "layer_norm" and teacher.moments is not None:
-                theirs = by_moments(theirs, teacher.moments, _radius(helpers).value)
+                z_t = by_moments(z_t, teacher.moments, _radius(helpers).value)
             elif self.variant != "teacher_std":
-                theirs = self.scores(teacher, None, helpers)
-        return mine, theirs
+                z_t = self.scores(teacher, None, helpers)
+        return z_s, z_t
 
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
-        """The normalisation and its radius; nothing for `teacher_std`, where no teacher is."""
+        """The normalisation and its radius; the identity for `teacher_std`."""
         if self.variant == "teacher_std":
             return {}
         radius = float(_radius(helpers).value)
@@ -175,10 +175,10 @@ class SKD(Method):
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
-        """The softened divergence of the normalised logits, at the spot "logits"."""
-        mine, theirs = self.comparable(student, teacher, helpers)
-        with full_precision(mine):
-            loss = soft_cross_entropy(mine, theirs, self.temperature)
+        """KL divergence of the softened, normalised logits, at the spot "logits"."""
+        z_s, z_t = self.comparable(student, teacher, helpers)
+        with full_precision(z_s):
+            loss = soft_cross_entropy(z_s, z_t, self.temperature)
             return {"logits": value_at(self.weight, batch.epoch) * loss}
 
 

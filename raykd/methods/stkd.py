@@ -1,4 +1,4 @@
-"""Similarity transfer: the teacher's predictions for mixed samples.
+"""Similarity transfer: KD on mixed samples.
 
 Shapes: B batch, C classes.
 """
@@ -27,36 +27,37 @@ from raykd.methods.base import (
 )
 
 
-def mixed_output(own: Tensor, partner: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """log(w softmax(own / T) + (1 - w) softmax(partner / T)): [B, C], with weights [B]."""
-    weights = weights[:, None].to(own.dtype)
-    log_own = F.log_softmax(own / temperature, dim=1) + weights.log()
+def mixed_output(clean: Tensor, partner: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """log(w softmax(clean / T) + (1 - w) softmax(partner / T)) [B, C], with weights w [B]."""
+    weights = weights[:, None].to(clean.dtype)
+    log_clean = F.log_softmax(clean / temperature, dim=1) + weights.log()
     log_partner = F.log_softmax(partner / temperature, dim=1) + (1 - weights).log()
-    return torch.logaddexp(log_own, log_partner)
+    return torch.logaddexp(log_clean, log_partner)
 
 
-def among_others(student: Tensor, teacher: Tensor, mixed: Tensor, temperature: float) -> Tensor:
-    """`divergence` among the classes that are in no sample of the mix; `mixed` is bool [B, C]."""
-    rest = F.log_softmax(teacher.masked_fill(mixed, MASKED_LOGIT), dim=1)
-    return divergence(student.masked_fill(mixed, MASKED_LOGIT), rest, temperature)
+def incorrect_divergence(
+    student: Tensor, teacher: Tensor, mixed: Tensor, temperature: float
+) -> Tensor:
+    """`divergence` over the classes of neither mixed sample; `mixed` (bool [B, C]) masks theirs."""
+    target = F.log_softmax(teacher.masked_fill(mixed, MASKED_LOGIT), dim=1)
+    return divergence(student.masked_fill(mixed, MASKED_LOGIT), target, temperature)
 
 
 class STKD(Method):
-    """weight * T**2 * KL(q || softmax(student / T)) on mixed samples, and the mixed labels.
+    """weight * T**2 * KL(q || softmax(student / T)) on mixed samples, with mixed labels.
 
-    Zhao et al. 2021, arXiv 2103.10047. There is no public code and only the abstract was seen, so
-    the equations are a reconstruction, every part of which is an option here:
+    Zhao et al. 2021, arXiv 2103.10047. There is no public code and only the abstract was available:
+    the equations are a reconstruction, and each part is an option:
 
-    - `teacher`: q is what the teacher says of the mixed sample ("mixed_input", the default, which
-      is KD with mixup), or its predictions for the two samples, mixed ("mixed_output"), which come
-      from the cache of the samples as they are.
-    - `incorrect_only`: the weight of the same divergence among the classes that neither sample
-      has ("the incorrect classes' similarities").
-    - `clean_kd`: the weight of plain distillation on the samples before they are mixed; costs the
-      student a second forward.
+    - `teacher`: q is the teacher's prediction for the mixed sample ("mixed_input", the default:
+      KD with mixup), or the mixture of its predictions for the two samples ("mixed_output"), which
+      a cache of unmixed samples provides.
+    - `incorrect_only`: weight of the same divergence over the classes of neither sample ("the
+      incorrect classes' similarities").
+    - `clean_kd`: weight of KD on the unmixed samples; costs the student a second forward.
 
-    Partner and weight of each sample follow from its key, so mixed samples are cached like any
-    others. `alpha` 1, T 4, 0.9 and 0.1 are decisions taken here.
+    Partner and weight of each sample are functions of its key, so mixed samples can be cached.
+    `alpha` 1, T 4, weight 0.9 and label weight 0.1 are our choices.
     """
 
     title: ClassVar[str] = "Zhao et al. 2021, arXiv 2103.10047"
@@ -72,25 +73,24 @@ class STKD(Method):
     clean_kd: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
 
     def accepts(self, coverage: Coverage) -> bool:
-        """True where KD accepts it; terms among the incorrect classes read all of them.
+        """True where KD accepts it, but `incorrect_only` needs all classes.
 
-        Merged classes are others in each prediction, so two predictions cannot be mixed, and
-        the labels of clean samples find no class of theirs.
+        Merged classes differ between predictions, so two predictions cannot be mixed, and the
+        labels of clean samples may be among them.
         """
         if coverage.classes == "all":
             return True
-        alone = self.teacher == "mixed_input" and not self.clean_kd
-        merged = coverage.classes == "merged"
-        return (
-            coverage.suits(self.temperature) and not self.incorrect_only and (alone or not merged)
-        )
+        one_prediction = self.teacher == "mixed_input" and not self.clean_kd
+        if self.incorrect_only or (coverage.classes == "merged" and not one_prediction):
+            return False
+        return coverage.suits(self.temperature)
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float]:
         """The mixing of its fields."""
         return self.mix, self.alpha
 
     def looks(self) -> Looks:
-        """Mixed samples; of the teacher or of both, what they are mixed from."""
+        """Mixed samples; unmixed ones and partners where an option reads them."""
         clean: tuple[Look, ...] = ("clean",) if self.clean_kd else ()
         if self.teacher == "mixed_output":
             return Looks(("given", *clean), ("clean", "partner"))
@@ -101,34 +101,36 @@ class STKD(Method):
     ) -> Mapping[str, Tensor]:
         """All terms, at the spot "logits"."""
         with full_precision(student.logits):
-            mine, weight = precise(student.logits), value_at(self.weight, batch.epoch)
+            logits, weight = precise(student.logits), value_at(self.weight, batch.epoch)
             target = self._target(teacher, batch)
-            loss = weight * divergence(mine, target, self.temperature)
+            loss = weight * divergence(logits, target, self.temperature)
             if self.incorrect_only:
-                others = among_others(mine, target, _mixed(batch, mine), self.temperature)
-                loss = loss + self.incorrect_only * others
+                mixed = _mixed_classes(batch, logits)
+                incorrect = incorrect_divergence(logits, target, mixed, self.temperature)
+                loss = loss + self.incorrect_only * incorrect
             if self.clean_kd:
                 loss = loss + self.clean_kd * self._clean(student, teacher, batch, weight)
             return {"logits": loss}
 
     def _target(self, teacher: Outputs, batch: Batch) -> Tensor:
-        """The target for the mixed samples: log-probabilities [B, C]."""
+        """Target for the mixed samples: log-probabilities [B, C]."""
         if self.teacher == "mixed_input":
             return F.log_softmax(precise(teacher.logits) / self.temperature, dim=1)
         assert batch.weights is not None, "the batch is not mixed"
-        own, partner = (precise(teacher.look(look).logits) for look in ("clean", "partner"))
-        return mixed_output(own, partner, batch.weights, self.temperature)
+        clean, partner = (precise(teacher.look(look).logits) for look in ("clean", "partner"))
+        return mixed_output(clean, partner, batch.weights, self.temperature)
 
     def _clean(self, student: Outputs, teacher: Outputs, batch: Batch, weight: float) -> Tensor:
-        """Plain distillation on the samples before they are mixed."""
-        mine = precise(student.look("clean").logits)
-        theirs = precise(teacher.look("clean").logits)
-        label = F.cross_entropy(mine, batch.looks["clean"].targets)
-        return (1 - weight) * label + weight * soft_cross_entropy(mine, theirs, self.temperature)
+        """KD and the labels' cross entropy on the unmixed samples."""
+        z_s, z_t = precise(student.look("clean").logits), precise(teacher.look("clean").logits)
+        label = F.cross_entropy(z_s, batch.looks["clean"].targets)
+        return (1 - weight) * label + weight * soft_cross_entropy(z_s, z_t, self.temperature)
 
 
-def _mixed(batch: Batch, like: Tensor) -> Tensor:
+def _mixed_classes(batch: Batch, logits: Tensor) -> Tensor:
     """Mask of the classes in each mixed sample, bool [B, C]."""
     if batch.targets.dim() == 2:
         return batch.targets > 0
-    return torch.zeros_like(like, dtype=torch.bool).scatter_(1, batch.targets[:, None], value=True)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(
+        1, batch.targets[:, None], value=True
+    )

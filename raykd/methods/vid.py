@@ -1,4 +1,4 @@
-"""Variational information distillation: the teacher's maps are likely, given the student's.
+"""Variational information distillation: likelihood of the teacher's maps given the student's.
 
 Shapes: B batch, K channels, H, W pixels.
 """
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from raykd.methods import feature_maps
 from raykd.methods.base import Schedule
 
-VARIANCE = 5.0  # each channel's at the start; the CRD benchmark's
-EPSILON = 1e-5  # the least variance; the CRD benchmark's
+VARIANCE = 5.0  # initial variance of each channel in the CRD benchmark
+EPSILON = 1e-5  # smallest variance in the CRD benchmark
 
 
 class Gaussian(nn.Module):
-    """A normal distribution of the teacher's map, given the student's, one variance a channel."""
+    """Normal distribution of the teacher's map given the student's, with a variance per channel."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class Gaussian(nn.Module):
         self.rho = nn.Parameter(torch.full((width,), math.log(math.expm1(VARIANCE - EPSILON))))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """-log p(teacher | student) from [B, K, H, W], less log(2 pi) / 2, averaged over all.
+        """-log p(teacher | student) - log(2 pi) / 2, averaged over all elements of [B, K, H, W].
 
-        Below 0 once variances are small. The larger map is averaged down first.
+        Negative once variances are small. The larger map is average-pooled first.
         """
-        student, teacher = feature_maps.met(student, teacher)
+        student, teacher = feature_maps.match_sizes(student, teacher)
         variance = (F.softplus(self.rho) + EPSILON)[:, None, None]
         square = (teacher - self.mean(student)).square()
         return 0.5 * (square / variance + variance.log()).mean()
@@ -47,7 +47,7 @@ class VID(feature_maps.StageMethod):
 
     mu (three 1 x 1 convolutions) and the variances v = softplus(rho) + 1e-5, one per channel
     of the teacher, are trained with the student. Ahn et al. 2019, arXiv 1904.05835. Weight 1
-    and v = 5 at the start are the CRD benchmark's.
+    and the initial v = 5 are the CRD benchmark's.
     """
 
     title: ClassVar[str] = "Ahn et al. 2019, arXiv 1904.05835"
@@ -57,10 +57,10 @@ class VID(feature_maps.StageMethod):
     weight: Schedule = 1.0
 
     def stage_helper(self, student: feature_maps.Shape, teacher: feature_maps.Shape) -> Gaussian:
-        """The distribution of the teacher's map, given the student's."""
+        """Distribution of the teacher's map given the student's."""
         return Gaussian(student[0], teacher[0])
 
     def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
-        """The negative log likelihood."""
+        """Negative log likelihood."""
         assert isinstance(helper, Gaussian)
         return helper(student, teacher)

@@ -1,9 +1,9 @@
-"""Methods that are made of other methods."""
+"""Base class of methods that wrap other methods."""
 
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -12,22 +12,22 @@ from raykd.methods.base import Coverage, Looks, Method, Prelude
 
 
 class Wrapper(Method):
-    """A method made of parts, each with helpers of its own: `combine`, `sakd`. Abstract.
+    """Method made of parts with separate helpers: `combine`, `sakd`. Abstract.
 
-    Answers for its parts; subclasses name them and compute the losses. At most one part has a
+    Delegates to its parts; subclasses name them and compute the losses. At most one part has a
     prelude, mixes samples or changes the scores.
     """
 
     @abstractmethod
     def parts(self) -> Mapping[str, Method]:
-        """The wrapped methods, by the name of their helpers."""
+        """Wrapped methods by the key of their helpers."""
 
     def with_helpers(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
-        """Each part with its own helpers."""
+        """Each part with its helpers."""
         return [(part, cast(nn.ModuleDict, helpers[name])) for name, part in self.parts().items()]
 
     def needs(self) -> Signal:
-        """The signals that any part reads."""
+        """Union of the parts' signals."""
         needs = Signal(0)
         for part in self.parts().values():
             needs |= part.needs()
@@ -38,7 +38,7 @@ class Wrapper(Method):
         return all(part.accepts(coverage) for part in self.parts().values())
 
     def looks(self) -> Looks:
-        """The looks of all parts; "given" is the main one where it is among them."""
+        """Union of the parts' looks, "given" first if it is among them."""
         every = [part.looks() for part in self.parts().values()]
         return Looks(
             _given_first(look for looks in every for look in looks.student),
@@ -46,62 +46,66 @@ class Wrapper(Method):
         )
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
-        """The mixing of the part that mixes."""
+        """Mixing of the part that mixes."""
         return next(filter(None, (part.mixing() for part in self.parts().values())), None)
 
     def prelude(self) -> Prelude | None:
-        """The prelude of the part that has one."""
+        """Prelude of the part that has one."""
         return next(filter(None, (part.prelude() for part in self.parts().values())), None)
 
     def has_memory(self) -> bool:
-        """True where any part does."""
+        """True where any part has one."""
         return any(part.has_memory() for part in self.parts().values())
 
-    def load_prelude(self, helpers: nn.ModuleDict, found: Mapping[str, Tensor]) -> None:
-        """Hand the state of the prelude's helpers to the part that has the prelude."""
-        for part, own in self.with_helpers(helpers):
+    def load_prelude(self, helpers: nn.ModuleDict, prelude_state: Mapping[str, Tensor]) -> None:
+        """Load the prelude's helpers into those of the part that has the prelude."""
+        for part, part_helpers in self.with_helpers(helpers):
             if part.prelude() is not None:
-                part.load_prelude(own, found)
+                part.load_prelude(part_helpers, prelude_state)
 
     def releases(self, helpers: nn.ModuleDict) -> nn.ModuleDict:
-        """The helpers that any part releases, by part."""
-        every = zip(self.parts(), self.with_helpers(helpers), strict=True)
-        released = {name: part.releases(own) for name, (part, own) in every}
-        return nn.ModuleDict({name: kept for name, kept in released.items() if len(kept)})
+        """Released helpers of all parts, by part."""
+        pairs = zip(self.parts(), self.with_helpers(helpers), strict=True)
+        released = {name: part.releases(part_helpers) for name, (part, part_helpers) in pairs}
+        return nn.ModuleDict({name: modules for name, modules in released.items() if len(modules)})
 
     def needs_calibration(self, helpers: nn.ModuleDict) -> bool:
-        """True where any part still has to be calibrated."""
-        return any(part.needs_calibration(own) for part, own in self.with_helpers(helpers))
+        """True where any part needs it."""
+        return bool(self._uncalibrated(helpers))
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Calibrate the parts that still have to be."""
-        every = self.with_helpers(helpers)
-        parts = [(part, own) for part, own in every if part.needs_calibration(own)]
-        for (part, own), outputs in zip(parts, itertools.tee(teacher, len(parts)), strict=True):
-            part.calibrate(own, outputs)
+        """Calibrate the parts that need it, all from the same outputs."""
+        parts = self._uncalibrated(helpers)
+        copies = itertools.tee(teacher, len(parts))
+        for (part, part_helpers), outputs in zip(parts, copies, strict=True):
+            part.calibrate(part_helpers, outputs)
 
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
-        """The scores of the part that changes them, or else the logits."""
-        for part, own in self.scoring(helpers):
-            return part.scores(student, teacher, own)
+        """Scores of the part that changes them, otherwise the logits."""
+        for part, part_helpers in self._scoring(helpers):
+            return part.scores(student, teacher, part_helpers)
         return super().scores(student, teacher, helpers)
 
     def comparable(
         self, student: Outputs, teacher: Outputs, helpers: nn.ModuleDict
     ) -> tuple[Tensor, Tensor]:
-        """The logits that the part which changes the scores compares, or else both networks'."""
-        for part, own in self.scoring(helpers):
-            return part.comparable(student, teacher, own)
+        """Those of the part that changes the scores, otherwise both networks' logits."""
+        for part, part_helpers in self._scoring(helpers):
+            return part.comparable(student, teacher, part_helpers)
         return super().comparable(student, teacher, helpers)
 
     def rescaling(self, helpers: nn.ModuleDict) -> Mapping[str, str | float] | None:
-        """The rescaling of the part that changes the scores."""
-        for part, own in self.scoring(helpers):
-            return part.rescaling(own)
+        """Rescaling of the part that changes the scores, otherwise the identity."""
+        for part, part_helpers in self._scoring(helpers):
+            return part.rescaling(part_helpers)
         return super().rescaling(helpers)
 
-    def scoring(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
-        """The parts that change the scores, with their helpers (the released ones suffice)."""
+    def _uncalibrated(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
+        """Parts that need calibration, with their helpers."""
+        return [pair for pair in self.with_helpers(helpers) if pair[0].needs_calibration(pair[1])]
+
+    def _scoring(self, helpers: nn.ModuleDict) -> list[tuple[Method, nn.ModuleDict]]:
+        """Parts that change the scores, with their helpers; only released helpers are needed."""
         return [
             (part, cast(nn.ModuleDict, helpers[name]))
             for name, part in self.parts().items()
@@ -110,11 +114,10 @@ class Wrapper(Method):
 
 
 def changes_scores(method: Method) -> bool:
-    """True where a method's scores are not the student's logits."""
-    kind: Any = type(method)
-    return kind.scores is not Method.scores
+    """True where a method overrides `scores`."""
+    return type(method).scores is not Method.scores
 
 
 def _given_first(looks: Iterable[Look]) -> tuple[Look, ...]:
-    """Each look once, "given" first."""
+    """Distinct looks, "given" first."""
     return tuple(sorted(dict.fromkeys(looks), key=lambda look: look != "given"))

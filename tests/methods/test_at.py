@@ -8,7 +8,7 @@ import torch
 from raykd.core.errors import ConfigError
 from raykd.core.types import Outputs, Shapes
 from raykd.methods.at import AT, attention_loss
-from raykd.methods.feature_maps import met
+from raykd.methods.feature_maps import match_sizes
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()
@@ -56,7 +56,7 @@ def test_maps_of_zeros_give_no_loss_and_no_gradient():
     [((1, 4), (1, 2), (1, 2)), ((4, 3), (4, 4), (4, 3)), ((2, 8), (4, 4), (2, 4))],
 )
 def test_maps_of_pictures_that_are_not_square_meet_at_the_smaller_sides(mine, theirs, size):
-    student, teacher = met(torch.ones(2, 3, *mine), torch.ones(2, 5, *theirs))
+    student, teacher = match_sizes(torch.ones(2, 3, *mine), torch.ones(2, 5, *theirs))
     assert student.shape == (2, 3, *size) and teacher.shape == (2, 5, *size)
     assert attention_loss(torch.randn(2, 3, *mine), torch.randn(2, 5, *theirs)) > 0
 

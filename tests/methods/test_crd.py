@@ -43,7 +43,7 @@ def loss_of(method, helpers, sample, student, teacher):
 
 def drawn(method, helpers, sample):
     relaxed = method.positive == "relaxed"
-    return helpers["memory"].drawn(sample, method.negatives, relaxed=relaxed)
+    return helpers["memory"].sample_rows(sample, method.negatives, relaxed=relaxed)
 
 
 class Naive:
