@@ -1,6 +1,6 @@
 """Spherical knowledge distillation on ImageNet, and other methods, resnet34 to resnet18.
 
-    python experiments/imagenet_skd.py --tiny          # made pictures; 2 minutes on 2 cores
+    python experiments/imagenet_skd.py --tiny          # synthetic pictures; 2 minutes on 2 cores
     python experiments/imagenet_skd.py --data /data/imagenet --dry-run
     python experiments/imagenet_skd.py --data s3://bucket/imagenet --workers 8 --decoders 11
     ray job submit --working-dir . -- python experiments/imagenet_skd.py --data /nfs/imagenet \\
@@ -59,15 +59,17 @@ TINY = (
 @click.option("--data", help="Folder or URL of the images.")
 @click.option(
     "--kind", type=click.Choice(["folder", "table", "webdataset"]), default="folder",
-    show_default=True, help="What lies there.",
+    show_default=True, help="Format of --data.",
 )  # fmt: skip
 @click.option("--student", default="torchvision/resnet18", show_default=True)
 @click.option("--teacher", default="torchvision/resnet34", show_default=True)
 @click.option("--weights", default="IMAGENET1K_V1", show_default=True, help="Name or file.")
 @click.option("--method", default="skd", show_default=True, help="Or label_only, kd, ...")
 @click.option("--epochs", default=EPOCHS, show_default=True)
-@click.option("--batch", default=256, show_default=True, help="Of all workers together.")
-@click.option("--views", default="all", show_default=True, help="Cached; epochs go through them.")
+@click.option("--batch", default=256, show_default=True, help="Global batch size.")
+@click.option(
+    "--views", default="all", show_default=True, help="Cached views; epochs cycle through them."
+)
 @click.option(
     "--codec", default="dense", show_default=True, help="dense, int8 or topk; topk:50 keeps 50."
 )
@@ -75,9 +77,11 @@ TINY = (
 @click.option("--workers", default=1, show_default=True, help="For one student; 0: without Ray.")
 @click.option("--decoders", type=int, help="Processes that decode for each worker.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16")
-@click.option("--tiny", is_flag=True, help="Made pictures, small and few: the same code.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, in bytes and time.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@click.option("--tiny", is_flag=True, help="A few small synthetic pictures, with all of the code.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, with bytes and time, and stop.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
+)
 @STORE
 @speaking
 def main(
@@ -89,26 +93,26 @@ def main(
     **choices,
 ) -> None:
     """Precompute the teacher's answers, distil the student, and write a page."""
-    place, teller = Store(store), Teller()
+    artefacts, teller = Store(store), Teller()
     if tiny:
-        data = str(made_pictures(place.root / "tiny-pictures"))
+        data = str(made_pictures(artefacts.root / "tiny-pictures"))
         choices |= {"kind": "folder", "precision": "float32", "epochs": 4, "batch": 16}
         choices["views"] = "2" if choices["views"] == "all" else choices["views"]
         overrides = (*TINY, *overrides)
     if data is None:
         raise ConfigError("--data: say where the images are, or try --tiny")
     method = choices["method"]
-    if method in METHODS and not reference.known("imagenet", method):
+    if method in METHODS and not reference.has_source("imagenet", method):
         teller.say(f"{method}: no source has values for ImageNet; it has those of CIFAR-100")
-    experiment = resolve(planned(data, overrides=overrides, **choices), place, teller.say)
+    experiment = resolve(planned(data, overrides=overrides, **choices), artefacts, teller.say)
     print_recipe(experiment, teller)
     if dry_run:
-        print_plan(experiment, place)
+        print_plan(experiment, artefacts)
         return
     with teller.showing():
-        outcome = execute(experiment, place, teller)
-    summary = report.gather(place, experiment)
-    page = report.publish(summary, place)
+        outcome = execute(experiment, artefacts, teller)
+    summary = report.gather(artefacts, experiment)
+    page = report.publish(summary, artefacts)
     wide_console().print(report.console_table(summary))
     teller.say(f"done in {clock(outcome.seconds)}; page: {page}")
 
@@ -131,17 +135,18 @@ def planned(
     precision: str = "bfloat16",
     overrides: tuple[str, ...] = (),
 ) -> Experiment:
-    """The experiment, as a file would have it: to be used from Python, too."""
+    """The experiment that a file with these choices describes; also for use from Python."""
     distilled = method not in ("label_only",)
     chosen, labels, recipe = method, None, reference.IMAGENET_RECIPE
     if method in METHODS:
         pair = teacher.partition("/")[2], student.partition("/")[2]
-        source = "imagenet" if reference.known("imagenet", method) else "cifar100"
+        source = "imagenet" if reference.has_source("imagenet", method) else "cifar100"
         fields = reference.method(source, method, pair)
         chosen = json.dumps({key: _shortened(value, epochs) for key, value in fields.items()})
         labels = _shortened(reference.label_weight(source, method, pair), epochs)
-        own = reference.IMAGENET_BY_METHOD.get(METHODS.canonical(method), {})
-        recipe = recipe | own | {"optim": recipe["optim"] | own.get("optim", {})}
+        changes = reference.IMAGENET_BY_METHOD.get(METHODS.canonical(method), {})
+        optim = recipe["optim"] | changes.get("optim", {})
+        recipe = recipe | changes | {"optim": optim}
     optim = recipe["optim"]
     milestones = {round(epoch * epochs / EPOCHS) for epoch in optim["milestones"]}
     name, _, kept = codec.partition(":")
@@ -177,14 +182,14 @@ scale: {{workers: {workers}, decoders: {"null" if decoders is None else decoders
 
 
 def _shortened(value: Any, epochs: int) -> Any:
-    """A schedule over the recipe's epochs, as one over so many; other values as they are."""
+    """A schedule of the recipe, scaled to `epochs`; other values unchanged."""
     if isinstance(value, list) and value and isinstance(value[0], list):
         return [[round(start * epochs / EPOCHS), number] for start, number in value]
     return value
 
 
 def made_pictures(folder: Path, classes: int = 8, each: int = 32) -> Path:
-    """A few hundred JPEG files in class folders: stripes and colours that tell classes apart."""
+    """A few hundred JPEG files in class folders; stripes and colours differ by class."""
     for split, count in (("train", each), ("val", each // 4)):
         for label in range(classes):
             for number in range(count):

@@ -48,10 +48,14 @@ TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
 @click.option("--path", help="Where the images are; the data set's own download if not given.")
 @click.option("--students", help="Networks, with commas between.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--threshold", default=1.6, show_default=True, help="Of the relative hardness.")
+@click.option(
+    "--threshold", default=1.6, show_default=True, help="Threshold of the relative hardness."
+)
 @click.option("--tiny", is_flag=True, help="One network, one seed, a few epochs.")
-@click.option("--quick", is_flag=True, help="The same with two routes, in seconds.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@click.option("--quick", is_flag=True, help="As --tiny, with two routes, in seconds.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
+)
 @STORE
 @speaking
 def main(
@@ -74,10 +78,10 @@ def main(
         networks, seeds = networks[:1], 1
         overrides = (*(TINY if data == "digits" else ()), *overrides)
     experiment = planned(data, path, networks, seeds, threshold, overrides)
-    teller, place = Teller(), Store(store)
-    swept = sweep(experiment, place, teller)
-    summary = report.gather_sweep(place, resolve(experiment, place))
-    page = report.publish(summary, place)
+    teller, artefacts = Teller(), Store(store)
+    swept = sweep(experiment, artefacts, teller)
+    summary = report.gather_sweep(artefacts, resolve(experiment, artefacts))
+    page = report.publish(summary, artefacts)
     wide_console().print(report.console_table(summary))
     teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}; page: {page}")
     raise_failures(swept)
@@ -91,7 +95,7 @@ def planned(
     threshold: float,
     overrides: tuple[str, ...],
 ) -> Experiment:
-    """The sweep as an experiment file would have it."""
+    """The sweep that an experiment file describes."""
     text = DIGITS if data == "digits" else CIFAR.replace("NAME", data)
     text += f"""
   model: {networks[0]}

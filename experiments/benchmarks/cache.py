@@ -1,4 +1,4 @@
-"""How fast a cache is read and written, and how large it is, beside the least that it could be.
+"""Speed of reading and writing a cache, and its size, relative to the minimum.
 
     python -m experiments.benchmarks.cache [--json PATH] [--pairs N] [--quick]
 

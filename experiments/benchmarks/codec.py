@@ -1,4 +1,4 @@
-"""What each codec of a cache costs and what it loses, beside the dense one and the live teacher.
+"""Size, time and error of each codec, relative to the dense codec and the live teacher.
 
     python -m experiments.benchmarks.codec [--k K ...] [--pairs N] [--markdown]
     python -m experiments.benchmarks.codec --data cifar10 --path FOLDER --model resnet20 \
@@ -161,11 +161,11 @@ class Real:
             self.caches[name] = _cache(folder / f"codec-{name}", views, codec, self.classes)
 
     def taken(self, codec: Codec, rows: Tensor, view: int = 0) -> Outputs:
-        """What a cache says of some of the rows (places, int64 [B])."""
+        """Outputs of a cache for some rows, by their indices (int64 [B])."""
         return self.caches[_called(codec)].take(rows, view, SIGNALS, codec)
 
     def targets(self) -> list[Row]:
-        """How far each codec's targets are from the teacher's, whether methods accept them or not.
+        """Distance of each codec's targets from the teacher's, for refused codecs, too.
 
         L1: of the gradient of KD by a student's logits, over T: at most 2. The divergence of a
         ghost is between k + 1 classes.

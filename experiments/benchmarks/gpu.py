@@ -1,4 +1,4 @@
-"""How fast students train and images load, and how far that is from what the machine can do.
+"""Throughput of training and image loading, relative to what the machine can do.
 
     python -m experiments.benchmarks.gpu [--json PATH] [--pairs N] [--quick] [--path FOLDER]
                                     [--only steps|loader] [--decoders N ...]
@@ -74,7 +74,7 @@ class Pair:
 
     teacher: str
     student: str
-    side: int  # of an image, in pixels
+    side: int  # height and width of an image, in pixels
     classes: int
     batch: int
     steps: int  # timed together
@@ -94,14 +94,14 @@ SMALL = ("resnet56", "resnet20", 32, 100)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done in one round."""
+    """Amount of work in one round."""
 
     pairs: tuple[Pair, ...]
     photographs: int
     decoded: int  # images that each way of decoding takes in a round
     epoch: int  # images of an epoch through other processes, for each of them
     matrix: int  # rows and columns of the matrix product that is the peak
-    products: int  # of them, in a round
+    products: int  # matrix products in a round
 
 
 QUICK = Size((Pair(*LARGE, 8, 1), Pair(*SMALL, 64, 5)), 96, 64, 128, 2048, 2)
@@ -113,13 +113,13 @@ GPU = Size(
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one thing went."""
+    """Throughput of one subject."""
 
     where: str
     what: str
     rates: Sequence[float]  # units per second, one of each round
     unit: str = "images/s"
-    flops: float | None = None  # of a unit; a multiply-add is two
+    flops: float | None = None  # operations per unit; a multiply-add is two
     peaks: Sequence[float] = ()  # FLOP/s of a matrix product, one of each round
 
     def line(self) -> str:
@@ -457,7 +457,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _about(bench: Bench) -> str:
-    """What was measured on what, and how."""
+    """Machine, versions and settings of the measurement."""
     cuda, cores = bench.device.type == "cuda", os.cpu_count() or 1
     each = float(bench.train.ranges.length.double().mean()) / 1000
     text = (
@@ -500,7 +500,7 @@ def main(
 ) -> None:
     """Print speeds, their share of the device's peak, and ratios."""
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started here
     keep_freed_memory()  # as every process of ours that trains
     size = QUICK if quick else GPU if default_device().type == "cuda" else FULL
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: interleaved timing, the table of ratios, and their subjects.
+"""Shared parts of the benchmark scripts: interleaved timing, tables of ratios, and subjects.
 
 A number is a ratio of two things measured in turns, in one process with one torch thread, as
 CPU time; each is the median over pairs. Absolute speeds are of the machine at hand, so they
@@ -55,7 +55,7 @@ class Row:
     note: str
 
     def reached(self) -> bool | None:
-        """Whether the ratio is at the goal; None where there is none."""
+        """True where the ratio reaches the goal; None without a goal."""
         if self.goal is None:
             return None
         return self.ratio >= self.goal if self.better == "higher" else self.ratio <= self.goal
@@ -69,7 +69,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def interleaved(sides: Mapping[str, Side], pairs: int) -> dict[str, list[float]]:
-    """What each side returned in each of `pairs` rounds, after one round that does not count.
+    """Values that each side returned in each of `pairs` rounds, after one warm-up round.
 
     Every second round runs backwards, so that what grows with time favours no side.
     """
@@ -126,12 +126,12 @@ def show(title: str, rows: Sequence[Row], target: Path | None) -> None:
 def put(table: Table) -> None:
     """Print a table."""
     console = Console()
-    # A log has no width of its own; 80 columns would leave the notes none.
+    # Without a terminal, rich assumes 80 columns, too few for the notes.
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> LogitsCache:
-    """A cache of random logits for one view, written and opened by the project's own code."""
+    """Cache of random logits for one view, written and opened by raykd."""
     folder.mkdir(parents=True)
     logits = 5 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
     written = tuple(
@@ -146,7 +146,7 @@ def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> Logi
 
 
 def random_images(folder: Path, train: int, test: int) -> None:
-    """Image tables of uniform noise, which the project then reads like anyone's."""
+    """Image tables of uniform noise, read like a user's."""
     generator = np.random.default_rng(0)
     for name, rows in (("train", train), ("test", test)):
         pixels = generator.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8)

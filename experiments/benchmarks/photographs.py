@@ -1,4 +1,4 @@
-"""Photographs for the benchmarks: made up, or some of a folder's.
+"""Photographs for the benchmarks: synthetic, or from a folder.
 
 Shapes: H, W pixels.
 """
@@ -13,7 +13,7 @@ SIZES = ((375, 500), (333, 500), (500, 375), (375, 500), (500, 333), (480, 640))
 QUALITY = 92
 CLASSES = 8
 _SPREAD, _GRAIN = 50.0, 1.5  # standard deviations, in grey levels
-_TINT = 0.35  # of a colour's own field beside the brightness
+_TINT = 0.35  # amplitude of the colour fields relative to the brightness
 
 
 def photograph(seed: int, height: int, width: int) -> bytes:
@@ -43,18 +43,18 @@ def photograph(seed: int, height: int, width: int) -> bytes:
 def photographs(folder: Path, count: int, path: Path | None = None) -> None:
     """Put `count` JPEG files into class folders of `folder`.
 
-    They are made up, or links to files that are spread evenly over those below `path`.
+    They are synthetic, or links to files spread evenly over those below `path`.
     """
-    found = [] if path is None else sorted(p for p in path.rglob("*") if _is_jpeg(p))
-    if path is not None and len(found) < count:
-        raise SystemExit(f"{path}: expected {count} JPEG files or more, found {len(found)}")
+    files = [] if path is None else sorted(p for p in path.rglob("*") if _is_jpeg(p))
+    if path is not None and len(files) < count:
+        raise SystemExit(f"{path}: expected {count} JPEG files or more, found {len(files)}")
     for number in range(count):
-        place = folder / f"class{number % CLASSES}" / f"{number:05d}.jpg"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if found:
-            place.symlink_to(found[number * len(found) // count].resolve())
+        target = folder / f"class{number % CLASSES}" / f"{number:05d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if files:
+            target.symlink_to(files[number * len(files) // count].resolve())
         else:
-            place.write_bytes(photograph(number, *SIZES[number % len(SIZES)]))
+            target.write_bytes(photograph(number, *SIZES[number % len(SIZES)]))
 
 
 def _is_jpeg(path: Path) -> bool:

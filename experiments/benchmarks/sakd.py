@@ -1,4 +1,4 @@
-"""What spot-adaptive distillation adds to a training step of each of its bases.
+"""Cost that spot-adaptive distillation adds to a training step of each of its bases.
 
     python -m experiments.benchmarks.sakd [--json PATH] [--pairs N] [--device cpu|cuda] \
         [--pair A-B ...]
@@ -39,11 +39,11 @@ class Cost:
 
     networks: str
     base: str
-    teacher: str  # of both: "cached" or "live"
+    teacher: str  # source of its outputs, for both: "cached" or "live"
     ratio: float  # the median of the pairs
     lowest: float
     highest: float
-    seconds: float  # of a step of sakd(base)
+    seconds: float  # per step of sakd(base)
     memory: int  # bytes of a step of sakd(base) at its peak
     memory_of_base: int
 
@@ -87,11 +87,11 @@ def main(
 
 
 def cost(bench: Bench, networks: Networks, base: str) -> Cost:
-    """What choosing the spots costs over one base."""
+    """Cost of choosing the spots over one base."""
     method = METHODS[base]()
     adaptive, alone = Subject(SAKD(base=method), networks), Subject(method, networks)
-    ours, theirs = bench.measure(adaptive.step(), alone.step())
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    with_sakd, base_alone = bench.measure(adaptive.step(), alone.step())
+    ratios = [a / b for a, b in zip(with_sakd, base_alone, strict=True)]
     return Cost(
         networks.title,
         base,
@@ -99,7 +99,7 @@ def cost(bench: Bench, networks: Networks, base: str) -> Cost:
         statistics.median(ratios),
         min(ratios),
         max(ratios),
-        statistics.median(ours),
+        statistics.median(with_sakd),
         bench.peak(adaptive.step()),
         bench.peak(alone.step()),
     )

@@ -29,7 +29,7 @@ NEVER = 1e6  # seconds between checkpoints
 
 @dataclass(frozen=True)
 class Beside:
-    """What both did: CPU seconds of each epoch, and the wall seconds of Ray's whole run."""
+    """CPU seconds of each epoch of both, and the wall seconds of Ray's whole run."""
 
     ray: list[float]
     local: list[float]
@@ -46,14 +46,14 @@ def beside(store: Store, twin: Store, run: StudentRun, say: Callable[[str], None
     process = context.Process(target=_local, args=(str(twin.root), run, ready, go), daemon=True)
     process.start()
     ready.wait()
-    theirs = Clock(store.path(run), _ray_worker, go.set)
-    ours = Clock(twin.path(run), lambda: process.pid or 0)
+    ray_clock = Clock(store.path(run), _ray_worker, go.set)
+    local_clock = Clock(twin.path(run), lambda: process.pid or 0)
     seconds = _fit(store, run, say)
     go.set()  # also where Ray never got as far as the first epoch
     process.join()
-    epochs, epochs_beside = theirs.stop(), ours.stop()
-    count = min(len(epochs), len(epochs_beside))
-    return Beside(epochs[:count], epochs_beside[:count], seconds)
+    ray, local = ray_clock.stop(), local_clock.stop()
+    count = min(len(ray), len(local))
+    return Beside(ray[:count], local[:count], seconds)
 
 
 def _fit(store: Store, run: StudentRun, say: Callable[[str], None]) -> float:
@@ -61,7 +61,7 @@ def _fit(store: Store, run: StudentRun, say: Callable[[str], None]) -> float:
     from raykd.launch.cluster import connected  # takes seconds to import
     from raykd.launch.train import fit
 
-    os.environ["RAY_TMPDIR"] = str(store.root.parent)  # nobody else's cluster is noted down there
+    os.environ["RAY_TMPDIR"] = str(store.root.parent)  # no other cluster is registered there
     os.environ.pop("RAY_ADDRESS", None)
     scale = Scale(workers=1, checkpoint_seconds=NEVER)
     with connected(scale, say):
@@ -71,7 +71,7 @@ def _fit(store: Store, run: StudentRun, say: Callable[[str], None]) -> float:
 
 
 def _local(root: str, run: StudentRun, ready: Event, go: Event) -> None:
-    """The plain loop in a process of its own, once it is told to begin."""
+    """The plain loop in a separate process, started by `go`."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as Ray's worker does
     host = local_host(Store(root), run, Scale(checkpoint_seconds=NEVER))
@@ -103,12 +103,12 @@ class Clock:
             if lines < len(self._used):  # a worker died, and another began again
                 self._used.clear()
             if lines > len(self._used):
-                self._used += [None] * (lines - len(self._used) - 1)  # seen too late
+                self._used += [None] * (lines - len(self._used) - 1)  # ended unobserved
                 self._used.append(_process_seconds(self._process()))
                 self._begun()
 
     def stop(self) -> list[float]:
-        """CPU seconds of each epoch but the first, and but those whose ends were not seen."""
+        """CPU seconds of each epoch except the first and those whose end was not observed."""
         self._stopped.set()
         self._thread.join()
         return [b - a for a, b in pairwise(self._used) if a is not None and b is not None]

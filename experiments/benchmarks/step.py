@@ -1,4 +1,4 @@
-"""What a training step costs, beside the least that it could cost.
+"""Cost of a training step, relative to the minimum.
 
     python -m experiments.benchmarks.step [--json PATH] [--pairs N] [--quick] [--no-ray]
 
@@ -60,16 +60,16 @@ from raykd.training.memory import keep_freed_memory
 from raykd.training.microbenchmark import step_of
 from raykd.training.runs import local_host, train
 
-BATCH = 64  # of a step
-STUDENTS = 8  # of the sweep
+BATCH = 64  # images per step
+STUDENTS = 8  # in the sweep
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done in one side of a pair."""
+    """Amount of work in one side of a pair."""
 
-    images: int  # of the data set
-    steps: int  # of the narrow networks
+    images: int  # in the data set
+    steps: int  # with the narrow networks
     few: int  # steps of the wide networks, of bfloat16 and of each student of the sweep
     loaded: int  # images through the loaders
     read: int  # batches read without a step
@@ -110,7 +110,7 @@ class Stopwatch:
 def main(target: Path | None, pairs: int, quick: bool, no_ray: bool) -> None:
     """Print the table of ratios."""
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started here
     keep_freed_memory()  # as every process of ours that trains
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), QUICK if quick else FULL, pairs)
@@ -170,12 +170,12 @@ def _steps(run: StudentRun) -> int:
 
 
 def _unaided(run: StudentRun, seed: int = 0) -> StudentRun:
-    """The same student with the labels alone."""
+    """Student trained with the labels alone."""
     return run.model_copy(update={"method": LabelOnly(), "teacher": None, "seed": seed})
 
 
 def _live(run: StudentRun) -> StudentRun:
-    """The same student with its teacher in the loop."""
+    """Student with its teacher in the loop."""
     return run.model_copy(update={"source": "live"})
 
 
@@ -246,7 +246,7 @@ def _half(bench: Bench) -> Iterator[Row]:
 
 
 def _ways(bench: Bench) -> Iterator[Row]:
-    """The same step in other ways: in four parts, and compiled."""
+    """Variants of the step: in four parts, and compiled."""
     run = bench.prepared("resnet20", "resnet56", bench.size.steps)
     bench.say("a step in parts, and compiled")
     sides = {"whole": bench.step(run), "parts": bench.step(run, scale=Scale(accumulate=4))}

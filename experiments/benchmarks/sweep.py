@@ -1,4 +1,4 @@
-"""What a sweep costs beyond its students: the teacher's work once, whatever their number.
+"""Cost of a sweep beyond its students: the teacher's work once, for any number of students.
 
     python -m experiments.benchmarks.sweep            # both parts, some ten minutes on 2 cores
     python -m experiments.benchmarks.sweep --part cost --students 8
@@ -144,7 +144,7 @@ def cost(folder: Path, students: int, network: str, epochs: int) -> Row:
 
 
 def leak(folder: Path, trials: int) -> list[Row]:
-    """What is held after the last trials, over what was held after the first ones."""
+    """Memory after the last trials over memory after the first ones."""
     store = Store(folder)
     experiment = parse(TINY.format(seeds=list(range(trials))), "leak")
     with connected(experiment.scale, lambda text: None):
@@ -169,7 +169,7 @@ def leak(folder: Path, trials: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is held at one moment."""
+    """Memory at one moment."""
 
     trials: int  # finished
     objects: float  # MB in the object store
@@ -231,7 +231,7 @@ class Meter(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._ticks: dict[tuple[int, str], int] = {}  # of a process and its start
+        self._ticks: dict[tuple[int, str], int] = {}  # by process id and start time
         self.start()
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""How long the first step of an epoch waits for its view of a cache, opened ahead and not.
+"""Wait of an epoch's first step for its view of a cache, with and without prefetching.
 
     python -m experiments.benchmarks.views [--rows N] [--far N] [--steps N] [--device cuda]
 

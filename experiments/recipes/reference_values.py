@@ -32,8 +32,8 @@ CIFAR100: dict[str, Fields] = {
     "at": {"weight": 1000.0, "label_weight": 1.0, "source": _CRD},
     "sp": {"weight": 3000.0, "on": "features", "label_weight": 1.0, "source": _CRD},
     "cc": {
-        "form": "product", "width": 128, "weight": None,  # the form's own: 0.02
-        "gamma": 0.4, "order": 2,  # of the other form
+        "form": "product", "width": 128, "weight": None,  # the default of the form: 0.02
+        "gamma": 0.4, "order": 2,  # for the other form
         "label_weight": 1.0, "source": _CRD,
     },
     "vid": {"weight": 1.0, "label_weight": 1.0, "source": _CRD},
@@ -86,7 +86,7 @@ CIFAR100: dict[str, Fields] = {
         "weight": 1.0, "factor": 2,
         "label_weight": 0.0, "source": "DefangChen/SimKD scripts/run_distill.sh",
     },
-    "spherical_kd": {  # what its paper has for CIFAR was not seen
+    "spherical_kd": {  # its paper's values for CIFAR were not available
         "temperature": 4.0, "weight": 0.9, "variant": "layer_norm", "radius": None,
         "label_weight": 0.1, "source": "ours",
     },
@@ -115,7 +115,9 @@ CIFAR100: dict[str, Fields] = {
         "label_weight": 1.0, "source": f"{_SAKD}/cifar-100/seed-1029",
     },
 }  # fmt: skip
-AS_BASE = {"fitnet": {"weight": 1.0, "source": f"{_SAKD}/cifar-100/seed-1029/fitnet"}}  # of sakd
+AS_BASE = {
+    "fitnet": {"weight": 1.0, "source": f"{_SAKD}/cifar-100/seed-1029/fitnet"}
+}  # as the base of sakd
 ALL_BASES_2 = {"gamma": 2.0, "source": f"{_SAKD}/tiny-imagenet/seed-1029"}
 IMAGENET: dict[str, Fields] = {  # resnet34 -> resnet18, where no pair is named
     "label_only": {"label_weight": 1.0, "source": _R34},
@@ -234,16 +236,17 @@ IMAGENET_BY_METHOD: dict[str, Fields] = {
 }
 
 
-def known(data: str, name: str) -> bool:
-    """Whether there is a source for a method on these data."""
+def has_source(data: str, name: str) -> bool:
+    """True where a source has values for a method on these data."""
     return METHODS.canonical(name) in VALUES[data]
 
 
 def values(data: str, name: str, pair: Pair | None = None) -> Fields:
     """All fields of a method and `label_weight`, for a (teacher, student) where one is given."""
     name = METHODS.canonical(name)
-    own = PAIRS[data].get(name, {}).get(pair, {}) if pair is not None else {}
-    return {key: value for key, value in (VALUES[data][name] | own).items() if key != "source"}
+    by_pair = PAIRS[data].get(name, {}).get(pair, {}) if pair is not None else {}
+    values = VALUES[data][name] | by_pair
+    return {key: value for key, value in values.items() if key != "source"}
 
 
 def method(data: str, name: str, pair: Pair | None = None) -> Fields:

@@ -110,12 +110,12 @@ def main(
     if quick:
         full, seeds, methods = "quick", 1, methods or ("label_only", "kd")
     torch.set_num_threads(1)
-    place, teller = Store(store), Teller()
+    artefacts, teller = Store(store), Teller()
     known = [*(name for name in METHODS if name not in ("combine", "sakd")), *VARIANTS]
     labels = [label for label in known if not methods or label in methods]
     files = {label: _text(label, full, range(seeds), data) for label in labels}
-    rows, _ = complete("methods", files, place, parallel, teller)
-    table = [_row(place, label, group) for label, group in rows.items()]
+    rows, _ = complete("methods", files, artefacts, parallel, teller)
+    table = [_row(artefacts, label, group) for label, group in rows.items()]
     put(table, markdown)
 
 

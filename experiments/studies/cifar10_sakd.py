@@ -58,7 +58,7 @@ def main(
     if quick:
         full, seeds, bases = "quick", 1, bases or ("at",)
     torch.set_num_threads(1)
-    place, teller = Store(store), Teller()
+    artefacts, teller = Store(store), Teller()
     chosen = bases or PAPER
     arms = {base: _arms(base, full) for base in chosen}
     files = {
@@ -66,12 +66,12 @@ def main(
         for base, methods in arms.items()
         for arm, method in methods.items()
     }
-    rows, experiment = complete("cifar10_sakd", files, place, parallel, teller)
-    put([_differences(place, base, rows) for base in chosen], markdown)
-    put([_row(place, base, arm, group) for (base, arm), group in rows.items()], markdown)
-    page = place.root / "reports" / "cifar10_sakd.html"
+    rows, experiment = complete("cifar10_sakd", files, artefacts, parallel, teller)
+    put([_differences(artefacts, base, rows) for base in chosen], markdown)
+    put([_row(artefacts, base, arm, group) for (base, arm), group in rows.items()], markdown)
+    page = artefacts.root / "reports" / "cifar10_sakd.html"
     page.parent.mkdir(exist_ok=True)
-    write_page(gather(place, experiment), page)
+    write_page(gather(artefacts, experiment), page)
     teller.say(f"the report is {page}")
 
 
@@ -92,7 +92,7 @@ def _top1(store: Store, runs: Sequence[StudentRun]) -> list[float]:
 def _differences(
     store: Store, base: str, rows: Mapping[tuple[str, str], Sequence[StudentRun]]
 ) -> dict[str, str]:
-    """What sakd gains over a base, seed by seed."""
+    """Gain of sakd over a base, seed by seed."""
     top1 = {arm: _top1(store, rows[base, arm]) for arm in ("base", *ARMS)}
     line = {"base": base, "n": str(len(top1["base"]))}
     for arm, other in (

@@ -54,7 +54,7 @@ PAIRS = {
     ),
 }
 METHODS = ("label_only", "kd", "spherical_kd", "dkd", "dist", "relational_kd", "at", "crd")
-WITH_KD = ("crd",)  # which the benchmark also adds KD to
+WITH_KD = ("crd",)  # methods that the benchmark also combines with KD
 
 
 @click.command()
@@ -63,7 +63,9 @@ WITH_KD = ("crd",)  # which the benchmark also adds KD to
 @click.option("--pairs", help="teacher:student, with commas between.")
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
+)
 @click.option("--quick", is_flag=True, help="One pair of networks, two methods, few epochs.")
 @STORE
 @speaking
@@ -81,7 +83,7 @@ def main(
     if quick:
         pairs, methods, seeds = pairs or PAIRS[data][0], "label_only,kd", 1
         overrides = ("run.optim.epochs=2", "run.teacher.optim.epochs=2", *overrides)
-    teller, place = Teller(), Store(store)
+    teller, artefacts = Teller(), Store(store)
     chosen = pairs.split(",") if pairs else PAIRS[data]
     columns: dict[str, Report] = {}
     swept = []
@@ -89,12 +91,12 @@ def main(
         for pair in chosen:
             experiment = planned(data, path, pair, methods.split(","), seeds, overrides)
             teller.say(f"{pair}: {len(experiment.runs)} students")
-            swept.append(sweep(experiment, place, teller))
-            summary = report.gather_sweep(place, resolve(experiment, place))
-            teller.say(f"page: {report.publish(summary, place)}")
+            swept.append(sweep(experiment, artefacts, teller))
+            summary = report.gather_sweep(artefacts, resolve(experiment, artefacts))
+            teller.say(f"page: {report.publish(summary, artefacts)}")
             columns[pair] = summary
     text = table(columns)
-    place.write(place.root / "reports" / f"method_grid-{data}.md", f"{text}\n".encode())
+    artefacts.write(artefacts.root / "reports" / f"method_grid-{data}.md", f"{text}\n".encode())
     click.echo(text)
     for one in swept:
         raise_failures(one)
@@ -108,17 +110,17 @@ def planned(
     seeds: int,
     overrides: tuple[str, ...],
 ) -> Experiment:
-    """The sweep of one pair as an experiment file would have it."""
+    """The sweep of one pair that an experiment file describes."""
     teacher, _, student = pair.partition(":")
-    basis, taught = (DIGITS, DIGITS_TEACHER) if data == "digits" else (CIFAR, {})
-    run = {**basis, "model": student, "teacher": {**taught, "model": teacher}}
+    basis, teacher_basis = (DIGITS, DIGITS_TEACHER) if data == "digits" else (CIFAR, {})
+    run = {**basis, "model": student, "teacher": {**teacher_basis, "model": teacher}}
     run["data"] = {"name": data, **basis["data"]}
     if data != "digits":
         run["teacher"]["optim"] = basis["optim"]
-    given = {name: _valued(data, name, (teacher, student)) for name in {*methods, "kd"}}
-    kd = {**given["kd"], "weight": 1.0}  # the benchmark's "X + KD"
-    with_kd = [{"combine": [given[name], kd]} for name in WITH_KD if name in methods]
-    listed = [*(given[name] for name in methods), *with_kd]
+    values = {name: _values(data, name, (teacher, student)) for name in {*methods, "kd"}}
+    kd = {**values["kd"], "weight": 1.0}  # the benchmark's "X + KD"
+    with_kd = [{"combine": [values[name], kd]} for name in WITH_KD if name in methods]
+    listed = [*(values[name] for name in methods), *with_kd]
     tree = {
         "run": run,
         "grid": {"run.method": listed, "run.seed": list(range(seeds))},
@@ -128,8 +130,8 @@ def planned(
     return parse(yaml.safe_dump(tree), f"method_grid-{teacher}-{student}", overrides)
 
 
-def _valued(data: str, name: str, pair: tuple[str, str]) -> dict[str, Any]:
-    """A method with the sources' values; on the digits, with its defaults."""
+def _values(data: str, name: str, pair: tuple[str, str]) -> dict[str, Any]:
+    """Fields of a method: the sources' values; on the digits, the defaults."""
     return {"name": name} if data == "digits" else reference.method(data, name, pair)
 
 
@@ -137,15 +139,15 @@ def table(columns: dict[str, Report]) -> str:
     """The table in Markdown: teachers, then methods, each with its accuracy for every pair."""
     names = dict.fromkeys(group.label for one in columns.values() for group in one.students)
     lines = [["method", *columns], ["---", *("---:" for _ in columns)]]
-    lines.append(["teacher", *(said(one.teachers[0]) for one in columns.values())])
+    lines.append(["teacher", *(accuracy(one.teachers[0]) for one in columns.values())])
     for name in names:
-        found = ([g for g in one.students if g.label == name] for one in columns.values())
-        lines.append([name, *(said(groups[0]) if groups else "" for groups in found)])
+        groups_of = ([g for g in one.students if g.label == name] for one in columns.values())
+        lines.append([name, *(accuracy(groups[0]) if groups else "" for groups in groups_of)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def said(group: Group) -> str:
-    """A group's accuracy, and over how many seeds."""
+def accuracy(group: Group) -> str:
+    """Mean, standard deviation and number of seeds of a group's top-1."""
     if group.top1 is None:
         return "-"
     std = "" if group.top1.std is None else f" +- {group.top1.std:.2f}"

@@ -1,4 +1,4 @@
-"""How training scales: what was measured on this machine, and what arithmetic says of a cluster.
+"""Scaling of training: measured on this machine, and computed for a cluster.
 
     python -m experiments.studies.scaling                # both, some three minutes
     python -m experiments.studies.scaling --no-measure   # arithmetic alone
@@ -45,7 +45,7 @@ from raykd.training.learner import Learner
 MACHINES = Path(__file__).parents[2] / "cluster" / "machines.yaml"
 WORLDS = (1, 2, 4)
 MODEL, CLASSES, SIDE = "resnet20", 100, 32
-BATCH = 256  # of all workers together
+BATCH = 256  # global
 QUICK_WORLDS = (1, 2)
 WARM, STEPS = 2, 8
 MESSAGES = (1 << 10, 1 << 16, 1 << 20, 1 << 23, 46_758_048)  # bytes; the last: resnet18's gradients
@@ -94,7 +94,7 @@ def timed(call: Callable[[], object], times: int) -> tuple[float, float]:
 
 
 def in_group(world: int, folder: Path, what: str) -> list[Any]:
-    """What every process of a gloo group on loopback found."""
+    """Measurements of every process of a gloo group on loopback."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     for old in folder.glob("*"):
         old.unlink()
@@ -106,8 +106,8 @@ def _join(rank: int, world: int, folder: str, what: str) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    found = _steps(world, Path(folder)) if what == "steps" else _messages()
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    seconds = _steps(world, Path(folder)) if what == "steps" else _messages()
+    Path(folder, f"{rank}.json").write_text(json.dumps(seconds))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -119,11 +119,11 @@ def _steps(world: int, folder: Path) -> tuple[float, float]:
 
 def _messages() -> list[float]:
     """Median seconds of an allreduce of each size."""
-    found = []
+    seconds = []
     for size in MESSAGES:
         tensor = torch.zeros(size // 4)
-        found.append(timed(lambda tensor=tensor: dist.all_reduce(tensor), 10)[0])
-    return found
+        seconds.append(timed(lambda tensor=tensor: dist.all_reduce(tensor), 10)[0])
+    return seconds
 
 
 def scaling_here(

@@ -1,4 +1,4 @@
-"""How many views are enough: a student's accuracy by the number of cached views, at equal epochs.
+"""Accuracy of a student by the number of cached views, at equal epochs.
 
     python -m experiments.studies.views_study --path FOLDER    # CIFAR-10, 90 minutes on one core
     python -m experiments.studies.views_study --tiny           # digits, a minute
@@ -61,7 +61,7 @@ from raykd.training.runs import ShardMaker, default_device
 LABELS = "label_only"  # the reference without a teacher, with a new view in every epoch
 SWEEP = 10  # students that share a cache
 TIMED = 1024  # images of a timed epoch, or so
-ROUNDS = 5  # of which the median counts
+ROUNDS = 5  # the median counts
 Arms = Mapping[str, Experiment]  # what is compared, by its name
 
 
@@ -119,7 +119,9 @@ FULL = Preset(
 @click.option("--tiny", is_flag=True, help="Digits; a minute on one core.")
 @click.option("--full", is_flag=True, help="The CRD benchmark's recipe, for a GPU.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, and read no images.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As of `raykd run`.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
+)
 @STORE
 @speaking
 def main(
@@ -137,7 +139,7 @@ def main(
         raise ConfigError("--tiny and --full: two recipes were asked for; give one of them")
     torch.set_num_threads(1)
     keep_freed_memory()
-    teller, place = Teller(), Store(store)
+    teller, artefacts = Teller(), Store(store)
     preset = TINY if tiny else FULL if full else SHORT
     preset = replace(preset, **{key: value for key, value in chosen.items() if value is not None})
     name = "views_study-" + ("digits" if tiny else "full" if full else "cifar10")
@@ -149,14 +151,16 @@ def main(
     runs = [run for arm in arms.values() for run in arm.students()]
     # Seed by seed, so that a study that is stopped has every arm.
     runs.sort(key=lambda run: run.seed)
-    experiment = resolve(replace(first, runs=tuple(runs)), place, teller.say)
+    experiment = resolve(replace(first, runs=tuple(runs)), artefacts, teller.say)
     with teller.showing():
-        execute(experiment, place, teller)
-    page = report.publish(report.gather(place, experiment), place)
-    study = Study(place, {name: resolve(arm, place).students() for name, arm in arms.items()})
+        execute(experiment, artefacts, teller)
+    page = report.publish(report.gather(artefacts, experiment), artefacts)
+    study = Study(
+        artefacts, {name: resolve(arm, artefacts).students() for name, arm in arms.items()}
+    )
     rows = [study.row(arm) for arm in study.arms]
     for suffix, text in (
-        ("md", f"{markdown(rows)}\n\n{study.said()}\n"),
+        ("md", f"{markdown(rows)}\n\n{study.notes()}\n"),
         ("svg", study.chart()),
     ):
         write_atomic(page.with_name(f"{name}.{suffix}"), text.encode())
@@ -166,14 +170,14 @@ def main(
         writer.writerows(rows)
     hidden = ("hardware", "fingerprints")
     print_rows([{key: row[key] for key in row if key not in hidden} for row in rows])
-    click.echo(study.said())
+    click.echo(study.notes())
     teller.say(f"page: {page}; beside it {name}.csv, .md and .svg")
 
 
 def planned(
     preset: Preset, name: str, method: str, path: str | None, overrides: tuple[str, ...]
 ) -> Arms:
-    """What is compared, in order: the number of views, `all`, `live`, and the labels alone."""
+    """Arms in order: numbers of views, `all`, `live`, and the labels alone."""
     teacher, _, student = preset.models.partition(":")
     tree = yaml.safe_load(preset.run)
     run = {**tree["run"], "model": student, "method": method}
@@ -185,15 +189,15 @@ def planned(
         raise ConfigError("--views: nothing comes from a cache; add 'all' or a number")
     arms = {}
     for arm in [*dict.fromkeys(names), LABELS]:
-        own: dict[str, Any] = {"views": int(arm) if arm.isdecimal() else "all"}
+        changes: dict[str, Any] = {"views": int(arm) if arm.isdecimal() else "all"}
         if arm == "live":
-            own["source"] = "live"
+            changes["source"] = "live"
         elif arm == LABELS:
-            own["method"] = LABELS
+            changes["method"] = LABELS
         elif arm != "all" and not arm.isdecimal():
             raise ConfigError(f"--views: {arm!r} is none of a number, 'all' and 'live'")
         text = {
-            "run": copy.deepcopy(run) | own,
+            "run": copy.deepcopy(run) | changes,
             "grid": {"run.seed": list(range(preset.seeds))},
             "data": {"path": path},
         }
@@ -214,7 +218,7 @@ def planned(
 
 
 def priced(arms: Arms) -> list[dict[str, Any]]:
-    """What each arm would train, and how often its teacher would pass over the images."""
+    """Students of each arm, and passes of its teacher over the images."""
     rows = []
     for name, arm in arms.items():
         run = arm.students()[0]
@@ -235,7 +239,7 @@ def priced(arms: Arms) -> list[dict[str, Any]]:
 
 
 def passes(arm: str, run: StudentRun) -> int:
-    """How often the teacher goes over the images for one student."""
+    """Passes of the teacher over the images for one student."""
     return 0 if arm == LABELS else run.optim.epochs if arm == "live" else run.view_count()
 
 
@@ -248,7 +252,7 @@ def formula(arm: str, run: StudentRun, students: int) -> str:
 
 @dataclass(frozen=True)
 class Seconds:
-    """What an epoch of all images takes: of this process's processors, or of the clock on a GPU."""
+    """Seconds of an epoch over all images: CPU time, or wall time on a GPU."""
 
     student: float  # steps from the cache
     live: float  # steps with the teacher asked in each
@@ -369,7 +373,7 @@ class Study:
             "views": f"{arm} ({self.counts[arm]})" if arm in ("all", "live", LABELS) else arm,
             "top-1 %": f"{top1.mean:.2f}" + (f" +- {top1.std:.2f}" if top1.std is not None else ""),
             "n": str(top1.n),
-            f"vs {self.most}, 95 % interval": "" if arm == self.most else said(gain),
+            f"vs {self.most}, 95 % interval": "" if arm == self.most else interval_text(gain),
             "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
             "loss": f"{statistics.mean(self.last(arm, 'loss')):.3f}",
             "test loss": f"{statistics.mean(self.last(arm, 'test_loss')):.3f}",
@@ -382,8 +386,8 @@ class Study:
             "fingerprints": " ".join(fingerprint(run) for run in runs),
         }
 
-    def said(self) -> str:
-        """What the columns mean, and how a cache and a live teacher agree."""
+    def notes(self) -> str:
+        """Explanation of the columns, and the agreement of a cache with the live teacher."""
         one, epochs = self.seconds, self.sample.optim.epochs
         clock = "s" if torch.cuda.is_available() else "CPU s"
         words = [
@@ -428,7 +432,7 @@ class Study:
         return draw(paint, f"Top-1 in percent by the number of views: {numbers}.").svg
 
     def _agreement(self) -> str:
-        """How far students of every fresh view from a cache are from those of a live teacher."""
+        """Difference between students of all cached views and those of the live teacher."""
         pairs = [*zip(self.arms["all"], self.arms["live"], strict=True)]
         apart, same = [], 0
         for run, other in pairs:
@@ -449,7 +453,7 @@ class Study:
         )
 
 
-def said(gain: Summary) -> str:
+def interval_text(gain: Summary) -> str:
     """A difference, with its interval where there is one."""
     if gain.low is None or gain.high is None:
         return f"{gain.mean:+.2f}"

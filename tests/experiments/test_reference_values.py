@@ -113,7 +113,7 @@ REFUSED = ("ab", "ofd", "reviewkd")  # torchvision's networks do not say their p
 def test_imagenet_has_its_own_values_where_there_is_a_source():
     for name in [n for n in METHODS if n not in (*OTHERS, *REFUSED)]:
         (run,) = imagenet_skd.planned("/data/imagenet", method=name).students()
-        compare(run, "imagenet" if reference.known("imagenet", name) else "cifar100")
+        compare(run, "imagenet" if reference.has_source("imagenet", name) else "cifar100")
         recipe = reference.IMAGENET_RECIPE
         optim = recipe["optim"]
         found = json.loads(run.optim.model_dump_json(include=set(optim)))
