@@ -124,7 +124,7 @@ class StudentRun(Recipe):
         """The looks that student or teacher read besides the given one."""
         looks = self.method.looks()
         others = dict.fromkeys((*looks.student, *looks.teacher))
-        shown = {look: self.shown(look) for look in others if look != "given"}
+        shown: dict[Look, Data] = {look: self.shown(look) for look in others if look != "given"}
         if self.asked_at_another_size():
             shown["teacher"] = self.as_teacher_sees(self.shown())
         return shown
