@@ -120,6 +120,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", slow_but(KEYS, ["samples", "views"]))
 def test_draws_along_every_part_of_the_key_are_uniform(axis):
     if axis == "samples":

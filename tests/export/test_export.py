@@ -75,6 +75,7 @@ def check_files(exported, files):
     assert not [path for path in exported.folder.parent.iterdir() if path != exported.folder]
 
 
+@pytest.mark.slow
 def test_the_formats_that_are_named_are_written_and_close(skd):
     check_files(skd[1], ["model.safetensors", "model.pt2"])
 

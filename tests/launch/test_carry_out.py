@@ -46,6 +46,7 @@ def test_everything_is_made_once_and_found_again(store):
     assert again.reused == {"teachers": 1, "caches": 2, "preludes": 0, "students": 2}
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
     good, bad = student_run(store, "kd"), student_run(store, "kd", views=1)
     label_only = student_run(store, "label_only")

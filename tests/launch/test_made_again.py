@@ -86,6 +86,7 @@ def test_lost_markers_are_written_again_whatever_else_is_finished(tmp_path):
         assert reported(file, store) == before
 
 
+@pytest.mark.slow
 def test_a_cache_whose_teacher_has_lost_its_marker_says_so(tmp_path):
     file, store = carried_out(tmp_path, EXPERIMENT.replace("VALIDATION", ""))
     (path,) = store.glob("teachers/*/recipe.json")

@@ -72,6 +72,7 @@ def test_queries_know_the_tags_of_what_they_ask_for():
             assert {*tags.split(", ")} <= {*EXPORTED[name]}, title
 
 
+@pytest.mark.slow
 def test_an_epoch_says_what_was_learnt(tmp_path):
     run = student_run(Store(tmp_path))
     metrics = {"epoch": 1, "loss": 3.0, "loss_label": 1.0, "loss_logits": 2.0, "lr": 0.1}

@@ -75,6 +75,7 @@ def test_a_server_that_says_nothing_is_no_cluster():
             cluster_probe.answer_of(address, tries=1, seconds=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", slow_but(["RAY_ADDRESS", "scale.address"], ["scale.address"]))
 def test_a_run_on_a_dead_cluster_ends_with_status_9(tmp_path, monkeypatch, by):
     [port] = free_ports(1)

@@ -24,6 +24,7 @@ def networks():
     return student.train(), teacher.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spots"),
     [

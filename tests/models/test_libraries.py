@@ -221,6 +221,7 @@ def test_intermediate_maps_are_stages(name, size, maps):
         assert measure(network, (size, size)).features == maps
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_of_torchvision_has_the_maps_of_its_blocks():
     torch.manual_seed(0)
     network = build("torchvision/vit_b_32", 5).eval()
@@ -370,6 +371,7 @@ def test_published_weights_are_loaded(downloads, weights):
     assert all(torch.equal(state[key], value) for key, value in published.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_published_networks_lose_their_auxiliary_outputs(downloads, name):
     with torch.device("meta"):

@@ -87,6 +87,7 @@ def test_a_rate_measures_the_networks_here(ready):
     assert one > 30 * ten  # two measurements of few steps each
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_a_piece_and_the_sum(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(TEXT)

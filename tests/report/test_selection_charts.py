@@ -78,6 +78,7 @@ def panels(chart):
     return [text.text for text in tree.iter(f"{SVG}text")], images
 
 
+@pytest.mark.slow
 def test_groups_that_chose_have_a_picture_on_a_page_that_stands_alone(selected, chart):
     assert chart.title == "Where kd is taught"
     # A name from a file is escaped.

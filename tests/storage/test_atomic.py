@@ -41,6 +41,7 @@ def on(folder: Path, ready: Store, tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_stops_a_training_with_a_sentence_and_loses_nothing(
     ready, tmp_path, small_disk
 ):
@@ -82,6 +83,7 @@ def test_storage_that_vanishes_is_not_made_anew_below_its_mount(ready, tmp_path,
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_teacher_saves_no_weights_where_its_storage_was(tmp_path, small_disk):
     store = Store(small_disk)
     store.stand()

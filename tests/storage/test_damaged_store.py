@@ -82,6 +82,7 @@ def test_a_cache_that_is_being_built_is_said_to_be(finished):
     assert "there is no manifest; `raykd precompute` makes it" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_altered_is_not_believed(tmp_path):
     store = Store(tmp_path)
     run, other = student_run(store), student_run(store, seed=1)

@@ -123,6 +123,7 @@ def test_what_was_discarded_and_made_anew_is_not_mixed_with_what_was_before(node
     assert again.pull(again.path(Cake()) / "weights.bin").read_bytes() == b"rice!"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_made_anew_is_shared_and_brought_whole(nodes):
     for content in (b"first", b"other"):  # of one size
         here, there = (node.store() for node in nodes)

@@ -48,6 +48,7 @@ class StopAt:
         assert result is None
 
 
+@pytest.mark.slow
 def test_a_resumed_training_has_each_epoch_once(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path)
     run = student_run(store)

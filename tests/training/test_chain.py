@@ -144,6 +144,7 @@ def at_its_beginning(store: Store, run: StudentRun):
     return initial_state.learner(store, run, local_host(store, run), targets)
 
 
+@pytest.mark.slow
 @METHOD
 def test_a_stage_goes_on_with_the_weights_of_the_one_before_and_nothing_else(
     student_store, tmp_path, method
@@ -373,6 +374,7 @@ READINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "views", "stages"), slow_but(READINGS, [READINGS[3]]), ids=stop)
 def test_a_route_has_cached_exactly_what_its_epochs_read(
     teacher_store, tmp_path, method, views, stages
@@ -402,6 +404,7 @@ def test_a_route_has_cached_exactly_what_its_epochs_read(
 # Going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "epochs"), STOPS, ids=stop)
 def test_stages_that_stop_go_on_to_equal_weights(
     teacher_store, student_store, tmp_path, monkeypatch, method, epochs
@@ -423,6 +426,7 @@ def test_stages_that_stop_go_on_to_equal_weights(
             assert equal(state(resumed, stage, name), state(reference, stage, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", slow_but([1, 2], [2]))
 def test_averaged_weights_are_released_however_late_a_run_stopped(
     teacher_store, student_store, tmp_path, monkeypatch, epochs
@@ -431,6 +435,7 @@ def test_averaged_weights_are_released_however_late_a_run_stopped(
     assert_goes_on(student_store, twin(teacher_store, tmp_path / "cut"), run, monkeypatch, epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "epochs"), STOPS_OF_ONE, ids=stop)
 def test_one_stage_that_stops_goes_on_at_the_same_checkpoint(
     teacher_store, student_store, tmp_path, monkeypatch, method, epochs
@@ -551,6 +556,7 @@ def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained
     assert not store.has(bad.teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", slow_but([1, 3], [3]))
 def test_a_chain_that_stops_goes_on_to_equal_weights(
     teacher_store, student_store, tmp_path, monkeypatch, epochs

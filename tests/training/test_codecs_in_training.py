@@ -67,6 +67,7 @@ class StoppingHost(LocalHost):
         raise Stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "codec"), slow_but(RUNS, QUICK), ids=called)
 def test_a_student_stops_and_goes_on_to_equal_weights(teacher_store, tmp_path, method, codec):
     run = student_run(teacher_store, method, codec=codec)
@@ -90,6 +91,7 @@ def logits_of(store, run):
         return network(batch.pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but([COOL, SKD(temperature=1.0)], [COOL]), ids=called)
 def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(teacher_store, tmp_path, method):
     codecs = [Dense(), TopK(k=9), Int8(), TopK(k=1)]
@@ -105,6 +107,7 @@ def test_a_student_of_all_classes_but_one_is_close_to_that_of_all(teacher_store,
     assert far > 0.3
 
 
+@pytest.mark.slow
 def test_a_ghost_is_compared_with_the_student_s_other_classes_and_the_labels_with_all(
     teacher_store,
 ):

@@ -30,6 +30,7 @@ def test_views_and_their_number_go_on(store):
 WEIGHTED = KD(weight=((0, 0.9), (3, 0.1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", slow_but([WEIGHTED, SKD(radius=2.0)], [WEIGHTED]), ids=lambda m: m.name
 )

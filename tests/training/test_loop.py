@@ -158,6 +158,7 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(
     assert trained(store, run) == expected
 
 
+@pytest.mark.slow
 def test_a_teacher_stops_and_goes_on_to_the_same_route(teacher_store, tmp_path):
     data, optim = digits(teacher_store, limit=96), Optim(epochs=4, batch=32)
     run = teacher_run(teacher_store, data=data, optim=optim, save_every=2)

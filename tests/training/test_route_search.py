@@ -154,6 +154,7 @@ def naive_choice(far: dict[int, float], current: int, threshold: float) -> int:
     return max(within) if within else later[0]
 
 
+@pytest.mark.slow
 @forms(0, 1)
 def test_a_search_measures_and_goes_as_a_computation_by_hand_does(reference, monkeypatch, form):
     method, measure = form
@@ -208,6 +209,7 @@ def test_hint_and_mimic_learning_can_be_measured_by_divergence(reference, method
         assert found == pytest.approx(expected, rel=2e-3)  # float16 logits
 
 
+@pytest.mark.slow
 def test_a_student_of_equal_distributions_is_at_no_distance(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     # The student is a copy of the teacher's first checkpoint.
@@ -234,6 +236,7 @@ def carried_caches(store: Store, wanted: Sought) -> None:
     execute(experiment, store, QUIET, students=False)
 
 
+@pytest.mark.slow
 def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(reference):
     store = reference
     wanted = sought(basis(store, SimKD()), threshold=1e30)
@@ -371,6 +374,7 @@ def test_a_search_does_not_choose_by_distances_that_are_not_finite(
 # What is made
 
 
+@pytest.mark.slow
 @forms(2)
 def test_a_search_makes_exactly_what_it_reads(teacher_store, tmp_path, form):
     method, _ = form
@@ -507,6 +511,7 @@ def before_the_marker(patch) -> None:
     patch.setattr(Store, "finish", finishing)
 
 
+@pytest.mark.slow
 def test_a_search_that_ends_goes_on_to_equal_decisions_and_weights(
     teacher_store, reference, tmp_path, monkeypatch
 ):
@@ -535,6 +540,7 @@ def test_what_was_decided_is_not_measured_again(reference, tmp_path, monkeypatch
 # What is written down
 
 
+@pytest.mark.slow
 def test_decisions_are_read_back_as_they_were_written(reference, tmp_path):
     wanted = sought(basis(reference), **WALK)
     decisions = read_decisions(reference, wanted.search)

@@ -58,6 +58,7 @@ def all_end(children) -> None:
         assert not child.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in [*ENDS][1:])]
 )

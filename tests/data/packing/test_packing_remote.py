@@ -49,6 +49,7 @@ def root(tmp_path):
     return photos(tmp_path / "photos", each=4)
 
 
+@pytest.mark.slow
 def test_a_pack_is_made_from_one_bucket_into_another_and_streamed(store, root, bucket, tmp_path):
     source = uploaded(root, join_path(bucket, "photos"))
     assert source_of(source) == "folder"

@@ -113,6 +113,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(JSON)
 def test_any_json_declares_names_or_is_refused(value):
