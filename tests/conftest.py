@@ -1,4 +1,4 @@
-"""What every test may ask for, and how torch and matplotlib behave under test."""
+"""Fixtures of all tests, and settings of torch and matplotlib under test."""
 
 import os
 import shutil

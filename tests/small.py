@@ -106,7 +106,7 @@ def batch(size: int = 8, side: int = 16, seed: int = 0) -> Batch:
 
 
 def asked(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
-    """What a network says about every look at a batch."""
+    """Outputs of a network for every look at a batch."""
 
     def outputs(pixels: Tensor) -> Outputs:
         if Signal.PIXELS in wanted:

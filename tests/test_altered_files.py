@@ -74,7 +74,7 @@ def numbers(text):
 
 
 def contents(path: Path, other: Path) -> dict[str, bytes | None]:
-    """What may lie in the place of a file; None: nothing."""
+    """Contents that may replace a file's; None: no file."""
     data = path.read_bytes()
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1

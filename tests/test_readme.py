@@ -1,4 +1,4 @@
-"""What the README says of the methods is what the code says."""
+"""README's table of methods against the code."""
 
 from pathlib import Path
 

@@ -111,7 +111,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how often everything is measured."""
+    """Device and repetitions of the measurements."""
 
     device: torch.device
     pairs: int

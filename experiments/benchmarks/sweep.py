@@ -271,7 +271,7 @@ def _on(experiment: Experiment, scale: Scale) -> Experiment:
 
 
 def _without_teacher(experiment: Experiment) -> Experiment:
-    """The same students with nobody to be compared with."""
+    """Copy of an experiment whose students have no teacher, and no comparison with one."""
     changes = {"teacher": None}
     runs = tuple(run.model_copy(update=changes) for run in experiment.students())
     return Experiment(experiment.name, runs, experiment.scale, experiment.where)

@@ -41,7 +41,7 @@ EPOCHS = 3  # each with a view of its own; the first one waits in any case
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cache lies."""
+    """Location of a cache."""
 
     name: str
     url: str

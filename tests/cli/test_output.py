@@ -1,4 +1,4 @@
-"""What reaches a terminal, a pipe, a full disk."""
+"""Output to a terminal, a pipe, a full disk."""
 
 import os
 import pty

@@ -48,7 +48,7 @@ def _strict(schema: Any) -> Any:
 def narrower(
     slim: Mapping[str, Any], whole: Mapping[str, Any], defs: Mapping[str, Any], at: str = ""
 ) -> list[str]:
-    """Where `slim` lets something pass that `whole` does not; empty where it nowhere does.
+    """Paths at which `slim` accepts something that `whole` refuses; empty for none.
 
     Of schemas made of objects, arrays, types, enums and required fields, as those of CRDs are;
     `defs` are what `slim` refers to.

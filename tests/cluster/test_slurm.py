@@ -42,7 +42,7 @@ JOB = 4242
 
 @pytest.fixture
 def environment(tmp_path):
-    """What Slurm tells a script of two nodes, with a home folder by which it all is ended."""
+    """Slurm's variables for a script on two nodes, with a home folder to end its processes by."""
     home, tools = tmp_path / "home", tmp_path / "bin"
     home.mkdir()
     tools.mkdir()

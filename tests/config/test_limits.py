@@ -21,7 +21,7 @@ UNBOUNDED = {("views", "minimum"), ("match", "minimum"), ("match", "maximum")}
 
 
 def is_of_files(record: type[Record]) -> bool:
-    """Whether a record is the shape of a file that raykd writes itself."""
+    """True for a record that is the shape of a file that raykd writes itself."""
     return record.__module__ in ("raykd.data.image_index", "raykd.data.in_memory")
 
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: labels, draws, and what is refused."""
+"""Search spaces of sweeps: labels, draws, refusals."""
 
 import re
 

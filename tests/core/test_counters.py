@@ -1,4 +1,4 @@
-"""What a process counts while it trains, and what it says of an epoch."""
+"""Counters of a process that trains, and its metrics of an epoch."""
 
 from dataclasses import replace
 

@@ -222,7 +222,7 @@ def test_a_shuffle_is_a_function_of_its_key_in_any_batch_and_beside_any_counts()
 
 
 def walked(seed: int, sample: int, view: int, stream: int, place: int, count: int) -> int:
-    """What stands at a place of a shuffle, by walking past every cell that is no place."""
+    """Value at an index of a shuffle, by walking past every cell outside of it."""
     side = math.isqrt(count - 1) + 1
     other = -(-count // side)
     key = expected(seed, [sample], view, stream)[0]

@@ -1,4 +1,4 @@
-"""What a method is handed: the rows of outputs and batches, and the words for signals."""
+"""Inputs of methods: rows of outputs and batches, and the names of signals."""
 
 import torch
 

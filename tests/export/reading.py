@@ -20,7 +20,7 @@ WITHOUT_RAYKD = 'import sys\nsys.modules["raykd"] = None\n'
 
 
 def fresh(program, folder):
-    """What a program prints in a process of its own without raykd, in a folder."""
+    """Output of a program in a process of its own without raykd, run in a folder."""
     command = [sys.executable, "-c", WITHOUT_RAYKD + program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -31,7 +31,7 @@ def fresh(program, folder):
 
 
 def said(store, run, row):
-    """What a network says about one test image, [1, C], and the image's pixels, uint8 [H, W, 3]."""
+    """Logits [1, C] of a network for one test image, and its pixels, uint8 [H, W, 3]."""
     made = finished(store, run)
     batch = Views(made.test, run.data.test()).batch(torch.tensor([row]), 0)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def programs(folder):
 
 
 def here(program, folder):
-    """What a program prints in this process, in a folder."""
+    """Output of a program in this process, run in a folder."""
     path = folder / "program.py"
     path.write_text(program)
     said = io.StringIO()

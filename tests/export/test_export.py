@@ -40,7 +40,7 @@ def skd(place, student, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def skd_everywhere(place, student, tmp_path_factory):
-    """The same student in every format."""
+    """One student in every format."""
     run = student("skd")
     return run, export(place, run, tmp_path_factory.mktemp("skd") / "out")
 

@@ -80,7 +80,7 @@ def work(command: str, epochs: int | None = None, method: str = "skd") -> str:
 
 
 def _head() -> dict[str, Any]:
-    """How a head is started: with no processor, and a dashboard where nobody else listens."""
+    """Command that starts a head: without processors, with a dashboard on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -143,7 +143,7 @@ class Site:
         return self._place / f"driver-{self._logs}.log"
 
     def done(self) -> bool:
-        """Whether the driver is done; one that was lost, or gave up for a fault, starts again."""
+        """True once the driver is done; one that was lost, or gave up for a fault, starts again."""
         assert self._driver is not None
         code = self._driver.poll()
         if code is None:
@@ -217,7 +217,7 @@ class Site:
         return {_parent(pid) for pid, name in _processes() if name.startswith(title)} & ours
 
     def text(self) -> str:
-        """What the driver has said so far."""
+        """Output of the driver so far."""
         return self._log().read_text(errors="replace")
 
     def _lose_driver(self, store: Path, rng: random.Random) -> bool:
@@ -294,7 +294,7 @@ def disturbed(
 
 
 def differences(store: Path, reference: Path) -> list[str]:
-    """What a store lacks, has beside, or has otherwise than an undisturbed one; a line each."""
+    """Differences of a store from an undisturbed one; a line each."""
     found, expected = dict(_contents(store)), dict(_contents(reference))
     lines = [f"lost: {name}" for name in sorted(expected.keys() - found.keys())]
     lines += [f"twice, or of nobody: {name}" for name in sorted(found.keys() - expected.keys())]
@@ -352,7 +352,7 @@ def _processes() -> Iterator[tuple[int, str]]:
 
 
 def _killed(pid: int) -> bool:
-    """Whether a process was there to be killed."""
+    """True where a process was there to be killed."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
         return True

@@ -50,7 +50,7 @@ class Head:
             raise
 
     def ray(self, *words: str, code: int = 0, **environment: str) -> str:
-        """What a `ray` command says, on both streams."""
+        """Output of a `ray` command, on both streams."""
         done = self._run(words, environment)
         assert done.returncode == code, done.stdout[-4000:]
         return done.stdout

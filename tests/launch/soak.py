@@ -132,7 +132,7 @@ class Soak:
 
 
 def _told(counts: Mapping[str, int]) -> str:
-    """How many of each kind, in words."""
+    """Counts of each kind, in words."""
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 

@@ -1,4 +1,4 @@
-"""What `raykd doctor` finds: each check by itself, this machine, a cluster whose nodes differ."""
+"""`raykd doctor`: each check by itself, this machine, a cluster whose nodes differ."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_more_workers_than_fit_fail():
 
 
 def marks(places: dict[str, Path]) -> dict[str, Any]:
-    """What machines see in a store that lies for each of them where it is told."""
+    """Files that machines see in a store whose path differs between them."""
     wrong = {
         name: doctor_node.write_mark(str(place), f"m/{name}", name)
         for name, place in places.items()

@@ -20,7 +20,7 @@ def site(tmp_path_factory):
 
 
 def epochs(store: Path) -> int:
-    """How many epochs of the student are done."""
+    """Number of finished epochs of the student."""
     return sum(path.read_bytes().count(b"\n") for path in store.glob("students/*/metrics.jsonl"))
 
 

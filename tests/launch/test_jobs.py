@@ -37,7 +37,7 @@ def wait(due: Callable[[], bool], head: Head, job: str) -> None:
 
 
 def stamps(store: Path) -> dict[Path, int]:
-    """When each file of each finished artefact was written, in nanoseconds."""
+    """Time at which each file of each finished artefact was written, in nanoseconds."""
     folders = [marker.parent for marker in store.glob(f"*s/*/{MARKER}")]
     return {path: path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()}
 

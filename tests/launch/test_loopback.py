@@ -1,4 +1,4 @@
-"""Who can reach a cluster that raykd starts for itself, and where it has its files."""
+"""Reach of a cluster that raykd starts for itself, and the location of its files."""
 
 import json
 import os

@@ -36,7 +36,7 @@ def carried_out(tmp_path, text):
 
 
 def run_again(file, store):
-    """What the command says, once it is seen that it trained nothing."""
+    """Output of the command, after a check that it trained nothing."""
     done = call("run", file, "--store", store, "--json")
     made = json.loads(done.stdout)["work"]["made"]
     assert [made[kind] for kind in ("teachers", "preludes", "students")] == [0, 0, 0], done.stderr

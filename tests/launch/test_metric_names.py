@@ -1,4 +1,4 @@
-"""What metrics say, and the dashboards that draw them."""
+"""Metrics, and the dashboards that draw them."""
 
 import re
 

@@ -20,7 +20,7 @@ def site(tmp_path_factory):
 
 
 def wait(condition: Callable[[], object], seconds: float) -> bool:
-    """Whether something is so within some seconds."""
+    """True where a condition holds within some seconds."""
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.1)

@@ -164,7 +164,7 @@ def place(tmp_path_factory):
 
 
 def said(place: Path, command: str, overrides: list[str], code: int) -> str:
-    """What a command says of a refusal; without the lines on what it reads."""
+    """Message of a command's refusal, without the lines on what it reads."""
     words = [command, str(place / "mine.yaml"), *overrides, "--store", str(place / "store")]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == code, result.output

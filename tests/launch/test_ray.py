@@ -1,4 +1,4 @@
-"""The same plan on a real Ray cluster: packed, on Ray Train, and with workers that are killed."""
+"""A plan on a real Ray cluster: packed, on Ray Train, and with workers that are killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""How good a teacher is, said before students learn from it."""
+"""Announcement of a teacher's accuracy before students learn from it."""
 
 import io
 import re

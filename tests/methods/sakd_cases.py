@@ -27,7 +27,7 @@ SMALL = {"width": 8, "negatives": 16}  # of crd's memory
 
 
 def name_of(value):
-    """What a parameter is called in a test's id; None leaves it to pytest."""
+    """Name of a parameter in a test's id; None leaves it to pytest."""
     if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
         return "<-".join(value)
     return value if isinstance(value, str) else getattr(value, "name", None)
@@ -51,7 +51,7 @@ def pixels_of(size: int, side: int, seed: int = 0) -> Tensor:
 
 @cache
 def _networks(student, teacher, side):
-    """What `networks` copies, since making a network takes longer."""
+    """Networks that `networks` copies, since making one takes longer."""
     torch.manual_seed(0)
     made = build(student, 10), build(teacher, 10)
     for network in made:
@@ -91,12 +91,12 @@ def source(method: Method, teacher: Staged, **options):
 
 
 def answer(method: Method, teacher: Staged, sample: Batch) -> Outputs:
-    """What the teacher says of every look that the method asks for."""
+    """Outputs of the teacher for every look that the method reads."""
     return source(method, teacher)(sample)
 
 
 def seen(method: Method, student: Staged, sample: Batch) -> Outputs:
-    """What the student in training says of every look that the method asks for."""
+    """Outputs of the student in training for every look that the method reads."""
     made = {}
     for look in method.looks().student:
         pixels = (sample if look == "given" else sample.looks[look]).pixels
@@ -113,7 +113,7 @@ def force(helpers: nn.ModuleDict, gate: int) -> None:
 
 
 def decisions(helpers: nn.ModuleDict) -> int:
-    """How many decisions there are about a sample."""
+    """Number of decisions for each sample."""
     return len(helpers["selection"].names)
 
 

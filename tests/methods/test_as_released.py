@@ -1,4 +1,4 @@
-"""What spot-adaptive distillation does as its official scripts do, where those differ from it."""
+"""Spot-adaptive distillation as its official scripts have it, where those differ from the paper."""
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ def narrowed(pixels, channels):
 
 
 def naive_transformation(earlier, later):
-    """How far each sample moves, from maps whose sides are in a whole ratio."""
+    """Distance that each sample moves, from maps whose sides are in a whole ratio."""
     step = earlier.shape[2] // later.shape[2]
     moves = []
     for a, b in zip(earlier, later, strict=True):

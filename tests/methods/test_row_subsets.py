@@ -176,7 +176,7 @@ SEVERAL = ("at", "vid", "nst", "ofd", "combine", "irg", "reviewkd")  # bases of 
 
 
 def patterns(count, size=8):
-    """Who is taught where: nobody; one sample everywhere; by turns nobody, some and one."""
+    """Samples at each spot: none; one everywhere; by turns none, some and one."""
     nobody = torch.zeros(size, count, dtype=torch.bool)
     one, turns = nobody.clone(), nobody.clone()
     one[5] = True

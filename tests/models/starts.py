@@ -1,4 +1,4 @@
-"""Whether values look drawn from the distribution that a network starts from."""
+"""Checks that values come from the distribution that a network starts from."""
 
 import math
 

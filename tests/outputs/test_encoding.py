@@ -1,4 +1,4 @@
-"""What storage does to a teacher's outputs."""
+"""Errors that storage adds to a teacher's outputs."""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ HALF = ROWS // 2
 
 
 def columns(view: int) -> dict[str, torch.Tensor]:
-    """What a teacher said in a view: numbers that name the row, the class and the view."""
+    """Invented outputs in a view: numbers that name the row, the class and the view."""
     values = torch.arange(ROWS * CLASSES).view(ROWS, CLASSES) % 97 - 96 - view
     return {"logits": values.half(), "maximum": torch.full((ROWS,), float(view))}
 

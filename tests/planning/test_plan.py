@@ -1,4 +1,4 @@
-"""What a set of students needs: each thing once, and nothing that no epoch reads."""
+"""Plan of a set of students: each artefact once, and nothing that no epoch reads."""
 
 from collections import Counter
 
@@ -149,12 +149,12 @@ def test_what_runs_the_teacher_or_has_none_needs_no_cache_of_the_training_images
 
 
 def pairs(work: Plan) -> list[tuple[str, int, int]]:
-    """What is cached: split, anchor and view."""
+    """Split, anchor and view of every cached pass."""
     return [(job.run.split, job.run.anchor, view) for job in work.caches for view in job.views]
 
 
 def read_by(run: StudentRun) -> set[tuple[str, int, int]]:
-    """What the epochs of a cached student and of all its stages read, one by one."""
+    """Split, anchor and view that each epoch of a cached student and its stages reads."""
     found = set()
     for stage in run.stages():
         count = stage.data.augment.views() if stage.views == "all" else stage.views

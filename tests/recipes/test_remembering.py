@@ -1,4 +1,4 @@
-"""What remembers training samples takes no mixed ones."""
+"""Refusal of mixed samples by methods that remember training samples."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What training leaves in a store, made up."""
+"""Invented artefacts of trainings in a store."""
 
 import itertools
 import json
@@ -113,6 +113,6 @@ def routed(store, experiment):
 
 
 def put_once(store, run, *values, **more):
-    """What training a run leaves, unless it is there."""
+    """Write the artefact of a run, unless it exists."""
     if not store.has(run):
         put(store, run, *values, **more)

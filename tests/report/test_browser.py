@@ -39,7 +39,7 @@ def written(store, tmp_path):
 
 
 def browse(path, folder, *options):
-    """What headless Chromium prints about a file."""
+    """Output of headless Chromium for a file."""
     command = [BROWSER, *OPTIONS, f"--user-data-dir={folder / 'profile'}", *options, path.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 

@@ -1,4 +1,4 @@
-"""What a result says of a network's forward."""
+"""Measurements of a network's forward in a result."""
 
 import pytest
 import torch

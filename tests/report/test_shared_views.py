@@ -1,4 +1,4 @@
-"""What a table says where its seeds share their augmentation."""
+"""Remark of a table whose seeds share their augmentation."""
 
 from raykd.config.experiment import parse
 from raykd.report import gather

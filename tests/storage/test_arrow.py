@@ -20,7 +20,7 @@ BITS = {torch.float16: torch.int16, torch.float32: torch.int32}
 
 
 def same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two tensors have equal dtypes, shapes and bits; NaN equals itself."""
+    """True where two tensors have equal dtypes, shapes and bits; NaN equals itself."""
     bits = BITS.get(one.dtype, one.dtype)
     return one.dtype == two.dtype and torch.equal(one.view(bits), two.view(bits))
 

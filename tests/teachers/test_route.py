@@ -131,7 +131,7 @@ def walked(distances, threshold):
 
 
 def greedy(distances, threshold):
-    """The same as the specification has it: max{j > i : r_ij <= threshold}, or else i + 1."""
+    """Next anchor by the specification: max{j > i : r_ij <= threshold}, or else i + 1."""
     saved = sorted({j for _, j in distances})
     place, anchors = 0, [saved[0]]
     while place < len(saved) - 1:

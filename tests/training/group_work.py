@@ -1,4 +1,4 @@
-"""What the workers of tests/engine/test_host.py do; new processes import it by name."""
+"""Work of the processes of hosts/test_base.py; they import it by name."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the workers do that share a run in several ways; new processes import it by name."""
+"""Work of processes that share a run in several ways; they import it by name."""
 
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,13 @@ def distil_plainly(
 
 
 def plainly_alone(store: Store, run: StudentRun, folder: Path, scale: Scale):
-    """The same in this process, with its journal in a folder of its own."""
+    """Train in this process, with the checkpoint in a folder of its own."""
     folder.mkdir()
     return distil_plainly(store, run, LocalHost(Journal(folder), CPU, scale=scale))
 
 
 def plainly_together(rank: int, root: str, folder: str, work: list[tuple[Scale, StudentRun]]):
-    """The same in a group, for several runs; rank 0 writes down what it has at the end."""
+    """Train several runs in a group; rank 0 writes its state at the end."""
     for number, (scale, run) in enumerate(work):
         place = Path(folder) / str(number)
         place.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an epoch reads is open before the epoch begins."""
+"""Prefetching of the cache: files are open before the epoch that reads them begins."""
 
 import shutil
 import threading

@@ -104,7 +104,7 @@ def stopping(monkeypatch, epochs: int) -> None:
 def assert_goes_on(
     reference: Store, resumed: Store, run: StudentRun, monkeypatch, epochs: int
 ) -> None:
-    """That a run which stops after some epochs, and goes on, ends like one that does not stop."""
+    """Assert that a run which stops after some epochs ends like one that does not stop."""
     carried(reference, run)
     with monkeypatch.context() as patch:
         stopping(patch, epochs)
@@ -134,7 +134,7 @@ def by_hand(store: Store, stage: StudentRun, kept: tuple[str, ...], folder):
 
 
 def equal(one, other) -> bool:
-    """Whether two states have the same tensors, bit for bit."""
+    """True where two states have the same tensors, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it trains."""
+"""Files that a run writes while it trains."""
 
 import pytest
 import torch

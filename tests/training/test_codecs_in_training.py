@@ -82,7 +82,7 @@ def test_a_student_stops_and_goes_on_to_equal_weights(teacher_store, tmp_path, m
 
 
 def logits_of(store, run):
-    """What a finished student says of the test images."""
+    """Scores of a finished student for the test images."""
     network = build(run.model, 10).eval()
     load_weights(store.path(run) / "weights.safetensors", network)
     _, test = open_images(store, run.data)

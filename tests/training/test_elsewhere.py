@@ -45,7 +45,7 @@ def machine(bucket, tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What was fetched from elsewhere, by its name."""
+    """Values that another process computed, by name."""
     names: list[str] = []
     fetch = Remote.fetch
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What holds on a CPU holds on a GPU."""
+"""Laws of training on a GPU."""
 
 import functools
 from contextlib import contextmanager

@@ -57,7 +57,7 @@ def interrupted(store, run, stops):
 
 
 def losses(store, run):
-    """What the epochs say of their training."""
+    """Training metrics of the epochs."""
     lines = read_metrics(store.path(run))
     return [{k: v for k, v in line.items() if k.startswith(("loss", "top1"))} for line in lines]
 

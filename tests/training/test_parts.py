@@ -33,7 +33,7 @@ def store(tmp_path_factory):
 
 
 def close(found, expected):
-    """Whether losses and weights are the same but for rounding."""
+    """True where losses and weights are equal but for rounding."""
     for one, other in zip(found[0], expected[0], strict=True):
         losses = {key for key in one if key.startswith("loss")}
         assert losses == {key for key in other if key.startswith("loss")}

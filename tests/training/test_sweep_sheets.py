@@ -1,4 +1,4 @@
-"""What a sweep leaves in the store: sheets, and the table of its trials."""
+"""Sheets of a sweep in the store, and the table of its trials."""
 
 import csv
 

@@ -45,7 +45,7 @@ def test_workers_agree_on_sums_and_buffers_and_one_writes_metrics(tmp_path):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """What two workers wrote down."""
+    """Records of two workers."""
     folder = tmp_path_factory.mktemp("compared")
     run_group(2, folder, compare, str(folder))
     return folder

@@ -54,7 +54,7 @@ def resumed(store):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """What groups and this process made, each in a store of its own, by the store's name."""
+    """Stores that groups and this process filled, by name."""
     folder = tmp_path_factory.mktemp("done")
     ready = Store(folder / "ready")
     run = resumed(ready)
@@ -103,7 +103,7 @@ def begin_alone(store, run):
 
 
 def alike(one, other, run):
-    """Whether two stores have the same student, but for rounding."""
+    """True where two stores have the same student, but for rounding."""
     a, b = (safetensors.torch.load_file(s.path(run) / "weights.safetensors") for s in (one, other))
     assert a.keys() == b.keys()
     for name, value in a.items():
