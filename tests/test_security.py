@@ -43,7 +43,7 @@ from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import JsonLines, read_metrics
 from raykd.training import sweep_sheets, weights
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.inputs import open_cache
 from raykd.training.route_results import read_decisions
 from tests.data.files import encoded, picture, put
@@ -110,7 +110,7 @@ def test_the_planted_pickle_works(planted, marker):
 def test_a_checkpoint(tmp_path, planted, form):
     (tmp_path / "checkpoint.pt").write_bytes(FORMS[form](planted))
     with pytest.raises(CacheCorrupt, match="checkpoint cannot be read"):
-        Journal(tmp_path).restore()
+        Checkpoints(tmp_path).restore()
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_copies_of_a_store_at_a_url(tmp_path, planted, monkeypatch, finished):
     with pytest.raises(CacheCorrupt, match=r"(recipe|result)\.json"):
         catalogue("students", far)
     with pytest.raises(CacheCorrupt, match="checkpoint cannot be read"):
-        Journal(path, store=far).restore()
+        Checkpoints(path, store=far).restore()
 
 
 def test_links_are_replaced_and_not_followed(tmp_path):

@@ -150,7 +150,7 @@ class Bench:
 
         def once() -> float:
             local = local_host(self.store, run, scale)
-            grouped = GroupHost(local.journal, local.device, local.log) if group else None
+            grouped = GroupHost(local.checkpoints, local.device, local.log) if group else None
             watch = Stopwatch(grouped or local)
             train(self.store, run, cast(Host, watch))
             return watch.seconds / _steps(run)

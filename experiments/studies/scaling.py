@@ -37,7 +37,7 @@ from raykd.planning import scaling
 from raykd.planning.forecast import network_cost, read_cluster
 from raykd.planning.scaling import Cluster, Work
 from raykd.storage import arrow
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.hosts.group import GroupHost
 from raykd.training.learner import Learner
@@ -113,7 +113,7 @@ def _join(rank: int, world: int, folder: str, what: str) -> None:
 
 
 def _steps(world: int, folder: Path) -> tuple[float, float]:
-    host = GroupHost(Journal(folder), torch.device("cpu"))
+    host = GroupHost(Checkpoints(folder), torch.device("cpu"))
     return timed(step_of(host, BATCH // world), STEPS)
 
 
@@ -138,7 +138,7 @@ def scaling_here(
             wall = max(wall for wall, _ in parts)
             group[world].append((wall, sum(cpu for _, cpu in parts)))
         for size, found in alone.items():
-            host = LocalHost(Journal(folder), torch.device("cpu"))
+            host = LocalHost(Checkpoints(folder), torch.device("cpu"))
             found.append(timed(step_of(host, size), STEPS))
     # fixed + B * image, through the largest and the smallest batch, of the fastest rounds.
     best = {size: min(wall for wall, _ in walls) for size, walls in alone.items()}
@@ -216,12 +216,12 @@ def reads_here(folder: Path) -> dict[str, float]:
     return {name: size / seconds for name, seconds in values.items()} | {"decode": decode / 4}
 
 
-def journal_here(folder: Path) -> float:
+def checkpoint_here(folder: Path) -> float:
     """Seconds of an epoch's end: a checkpoint of resnet20 with momentum."""
     network = models.build(MODEL, CLASSES)
     state = {"model": network.state_dict(), "momentum": network.state_dict(), "epoch": 0}
-    journal = Journal(folder)
-    return timed(lambda: journal.record(lambda: state, last=True), 10)[0]
+    checkpoints = Checkpoints(folder)
+    return timed(lambda: checkpoints.record(lambda: state, last=True), 10)[0]
 
 
 def reports_here(folder: Path) -> float:
@@ -339,14 +339,14 @@ def measured(
         (folder / "group").mkdir()
         messages, wire = messages_here(folder / "group")
         group, alone, values = scaling_here(folder / "group", wire, rounds, worlds)
-        values |= wire | reads_here(folder) | {"journal": journal_here(folder)}
+        values |= wire | reads_here(folder) | {"checkpoint": checkpoint_here(folder)}
         if ray:
             values["report"] = reports_here(folder)
     head = ("workers", "images each", "step ms, best (worst)", "by the formula", "images/s")
     head += ("of n times one",)
     head += ("of the cores", "CPU ms per image, best (worst)", "CPU of one worker's")
     load = "/".join(f"{value:.1f}" for value in os.getloadavg())
-    units = {"fixed": 1e3, "image": 1e3, "latency": 1e3, "decode": 1e3, "journal": 1e3}
+    units = {"fixed": 1e3, "image": 1e3, "latency": 1e3, "decode": 1e3, "checkpoint": 1e3}
     units |= {"report": 1e3}
     constants = [
         [name, f"{value * units[name]:.3f} ms" if name in units else f"{value / 1e9:.2f} GB/s"]

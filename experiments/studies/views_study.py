@@ -52,7 +52,7 @@ from raykd.tracking.console import Teller
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, inputs
 from raykd.training.cache_verify import SPOT_CHECK, compare
-from raykd.training.checkpointing import CHECKPOINT, RESULT, Journal
+from raykd.training.checkpointing import CHECKPOINT, RESULT, Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.loop import Sources, distil
 from raykd.training.memory import keep_freed_memory
@@ -297,7 +297,7 @@ class Watch:
         plain = {"schedule": "constant", "milestones": None, "warmup_epochs": 0}
         optim = run.optim.model_copy(update=plain | {"epochs": self.epochs})
         run = run.model_copy(update={"optim": optim, "views": self.epochs})
-        host = LocalHost(Journal(self.folder, float("inf")), self.device)
+        host = LocalHost(Checkpoints(self.folder, float("inf")), self.device)
         train, _ = inputs.views(self.store, run, host)
         train = Views(train.images.take(torch.arange(self.rows)), train.data, train.looks)
         learner = initial_state.learner(self.store, run, host, train.images.targets)

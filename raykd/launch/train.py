@@ -44,7 +44,7 @@ from raykd.storage.store import Store
 from raykd.tracking import run_log
 from raykd.tracking.jsonl import numbers
 from raykd.tracking.logger import Metrics, RunLog
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.fsdp import group_host
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import train
@@ -179,14 +179,14 @@ def _train_func(config: dict[str, Any]) -> None:
     keep_freed_memory()
     store, run = Store(config["store"], scale.local_gb), config["run"]
     store.stand(made=True)
-    journal = Journal.of(store, store.path(run), scale)
+    checkpoints = Checkpoints.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
     experiment, trial = config["labels"]
     loggers = (Prometheus(experiment, trial, rank), TrainReports(device, rank))
     log = RunLog(run, loggers) if rank else run_log(store, run, scale.track, *loggers)
     with contextlib.closing(NodeNotice()) as notice:
-        train(store, run, group_host(journal, device, log, scale, notice))
+        train(store, run, group_host(checkpoints, device, log, scale, notice))
 
 
 class TrainReports:

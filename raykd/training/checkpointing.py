@@ -85,8 +85,8 @@ def _unusable(path: Path, what: str, error: Exception | None = None) -> CacheCor
     return CacheCorrupt(f"{path}: the checkpoint {what}; remove it to start this run again")
 
 
-class Journal:
-    """The folder of one run in progress.
+class Checkpoints:
+    """The checkpoints of one run in progress, in its folder.
 
     A checkpoint is one file that is replaced atomically: at the end of an epoch, when `seconds`
     have passed since the last one, and between two steps of one, when `within` have. It holds the
@@ -110,8 +110,8 @@ class Journal:
         self._leaving = False
 
     @classmethod
-    def of(cls, store: Store, folder: Path, scale: Scale) -> "Journal":
-        """The journal of a folder in a store, with checkpoints as often as `scale` says."""
+    def of(cls, store: Store, folder: Path, scale: Scale) -> "Checkpoints":
+        """The checkpoints of a folder in a store, made as often as `scale` says."""
         return cls(folder, scale.checkpoint_seconds, store, scale.checkpoint_within_seconds)
 
     def restore(self) -> dict[str, Any] | None:

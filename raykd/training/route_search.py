@@ -20,7 +20,7 @@ from raykd.storage.store import Store
 from raykd.teachers.route import farthest, hardness
 from raykd.teachers.source import Source
 from raykd.training import initial_state, inputs
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.evaluation import BATCH
 from raykd.training.hosts.base import LocalHost
 from raykd.training.learner import Learner
@@ -91,7 +91,7 @@ def distances(
 def _trained(store: Store, run: StudentRun, device: torch.device) -> Learner:
     """A finished student and its helpers, in evaluation mode."""
     following = run.model_copy(update={"after": run})  # which begins with what it ended with
-    host = LocalHost(Journal(store.path(run)), device)
+    host = LocalHost(Checkpoints(store.path(run)), device)
     targets = open_images(store, run.data)[0].targets
     learner = initial_state.learner(store, following, host, targets)
     return learner.eval()

@@ -34,7 +34,7 @@ from raykd.tracking import run_log
 from raykd.tracking.jsonl import metrics_checksum
 from raykd.tracking.logger import Logger
 from raykd.training import initial_state, inputs, weights
-from raykd.training.checkpointing import RESULT, Journal
+from raykd.training.checkpointing import RESULT, Checkpoints
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
 from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, Host, LocalHost
@@ -62,9 +62,9 @@ def local_host(
 
     `loggers` get its metrics beside metrics.jsonl and the trackers of `scale.track`.
     """
-    journal = Journal.of(store, store.path(run), scale)
+    checkpoints = Checkpoints.of(store, store.path(run), scale)
     log = run_log(store, run, scale.track, *loggers)
-    return LocalHost(journal, default_device(), log, scale, notice)
+    return LocalHost(checkpoints, default_device(), log, scale, notice)
 
 
 def train(store: Store, run: Training, host: Host) -> None:
@@ -223,4 +223,4 @@ def _finish(store: Store, run: Training, result: Mapping[str, Any]) -> None:
         sums = {"weights": weights.checksums(folder), "metrics": metrics_checksum(folder)}
         write_json(folder / RESULT, {**result, **sums})
         store.finish(run)
-    Journal(folder, store=store).close()
+    Checkpoints(folder, store=store).close()

@@ -8,7 +8,7 @@ import pytest
 
 from raykd.core.errors import NoRoom, Unreachable
 from raykd.storage.store import Store
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.runs import local_host, train
 from tests.small import prepare, student_run, teacher_run, trained
 from tests.training.test_loop import twin
@@ -60,7 +60,7 @@ def test_a_disk_that_fills_stops_a_training_with_a_sentence_and_loses_nothing(
         NoRoom, match=r"checkpoint\.pt: the disk is full; what was finished is kept"
     ):
         train(store, run, host)
-    state = Journal(store.path(run)).restore()
+    state = Checkpoints(store.path(run)).restore()
     assert state is not None and state["epoch"] == 1
     ballast.unlink()
     assert trained(store, run) == trained(twin(ready, tmp_path / "whole"), run)

@@ -10,7 +10,7 @@ from raykd.config.resolve import resolve
 from raykd.core.errors import CacheCorrupt
 from raykd.storage import locks
 from raykd.storage.store import Store
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.runs import train
 from tests.small import CPU, prepare, student_run, train_logits
@@ -89,19 +89,19 @@ def test_a_checkpoint_that_was_altered_is_not_believed(tmp_path):
     prepare(store, run)
     for each in (run, other):
         with pytest.raises(Stop):
-            train(store, each, StoppingHost(Journal(store.path(each)), CPU))
+            train(store, each, StoppingHost(Checkpoints(store.path(each)), CPU))
     path = store.path(run) / "checkpoint.pt"
     data = path.read_bytes()
-    assert Journal(store.path(run)).restore() is not None
+    assert Checkpoints(store.path(run)).restore() is not None
     for part in range(10):
         altered = bytearray(data)
         altered[part * len(data) // 10 + 7] ^= 1
         path.write_bytes(altered)
         with pytest.raises(CacheCorrupt, match=r"checkpoint\.pt: "):
-            Journal(store.path(run)).restore()
+            Checkpoints(store.path(run)).restore()
     path.write_bytes((store.path(other) / "checkpoint.pt").read_bytes())
     with pytest.raises(CacheCorrupt, match=r"checkpoint\.pt: "):
-        Journal(store.path(run)).restore()
+        Checkpoints(store.path(run)).restore()
 
 
 @pytest.mark.slow
@@ -113,9 +113,9 @@ def test_a_run_never_goes_on_from_an_altered_checkpoint(tmp_path):
     store = Store(place)
     (run,) = resolve(load(file), store).students()
     prepare(store, run)
-    journal = Journal(store.path(run))
+    checkpoints = Checkpoints(store.path(run))
     with pytest.raises(Stop):
-        train(store, run, StoppingHost(journal, CPU))
+        train(store, run, StoppingHost(checkpoints, CPU))
     path = store.path(run) / "checkpoint.pt"
     data = path.read_bytes()
     path.write_bytes(data[:9000] + bytes([data[9000] ^ 16]) + data[9001:])
@@ -129,14 +129,14 @@ def test_a_run_never_goes_on_from_an_altered_checkpoint(tmp_path):
 
 
 def test_a_bit_flipped_in_a_checkpoints_seal_changes_no_number(tmp_path):
-    journal = Journal(tmp_path)
-    journal.keep({"epoch": 1, "learner": {"w": torch.arange(5.0)}})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.keep({"epoch": 1, "learner": {"w": torch.arange(5.0)}})
     path = tmp_path / "checkpoint.pt"
     data = path.read_bytes()
     for place in range(len(data) - 76, len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         try:
-            state = journal.restore()
+            state = checkpoints.restore()
         except CacheCorrupt:
             continue
         assert state is not None and torch.equal(state["learner"]["w"], torch.arange(5.0))

@@ -18,7 +18,7 @@ from raykd.methods.sakd import SAKD
 from raykd.recipes import StudentRun, Training
 from raykd.storage.store import Store, write_json
 from raykd.training import runs as fit
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.group import GroupHost
 from tests.small import ALL, CPU, asked, batch, helpers_of, pair
 
@@ -42,11 +42,11 @@ class StoppingHost(GroupHost):
 def train(rank: int, root: str, run: StudentRun, stop: int) -> None:
     """Train a student, or only `stop` epochs of it where that is not 0."""
     store = Store(root)
-    journal = Journal(store.path(run))
+    checkpoints = Checkpoints(store.path(run))
     if not stop:
-        fit.train(store, run, GroupHost(journal, CPU))
+        fit.train(store, run, GroupHost(checkpoints, CPU))
         return
-    host = StoppingHost(journal, CPU)
+    host = StoppingHost(checkpoints, CPU)
     host.left = stop
     try:
         fit.train(store, run, host)
@@ -64,14 +64,14 @@ class LeavingHost(GroupHost):
         if self.left == 0:
             kept = state()
             if self.rank == 0:
-                self.journal.keep(kept)
+                self.checkpoints.keep(kept)
             raise Stop
 
 
 def train_within(rank: int, root: str, run: StudentRun, steps: int) -> None:
     """Train a student, by any number of workers, and leave after so many steps if not 0."""
     store = Store(root)
-    host = LeavingHost(Journal(store.path(run)), CPU, scale=Scale(workers=(1, 4)))
+    host = LeavingHost(Checkpoints(store.path(run)), CPU, scale=Scale(workers=(1, 4)))
     host.left = steps
     try:
         fit.train(store, run, host)
@@ -90,14 +90,14 @@ def train_told(rank: int, root: str, folder: str, run: StudentRun) -> None:
     """Train a student while the last worker's machine is about to go, and note the checkpoints."""
     store, kept = Store(root), []
 
-    class Noting(Journal):
+    class Noting(Checkpoints):
         def keep(self, state):
             kept.append((state["epoch"], (state["within"] or {}).get("steps")))
             super().keep(state)
 
-    journal = Noting(store.path(run), 1e9, store)
+    checkpoints = Noting(store.path(run), 1e9, store)
     notice = Told() if rank == dist.get_world_size() - 1 else Notice()
-    fit.train(store, run, GroupHost(journal, CPU, notice=notice))
+    fit.train(store, run, GroupHost(checkpoints, CPU, notice=notice))
     write_json(Path(folder) / f"kept-{rank}.json", kept)
 
 
@@ -105,13 +105,13 @@ def train_each(rank: int, root: str, runs: list[Training]) -> None:
     """Train preludes and students, one after the other."""
     store = Store(root)
     for run in runs:
-        fit.train(store, run, GroupHost(Journal(store.path(run)), CPU))
+        fit.train(store, run, GroupHost(Checkpoints(store.path(run)), CPU))
         dist.barrier()  # rank 0 finishes what the next run may begin from
 
 
 def gather(rank: int, folder: str) -> None:
     """Write down what a host makes of a tensor and of a module's buffers."""
-    host = GroupHost(Journal(Path(folder)), CPU)
+    host = GroupHost(Checkpoints(Path(folder)), CPU)
     norm = torch.nn.BatchNorm2d(2)
     norm.running_mean.fill_(float(rank))
     host.agree(norm)
@@ -125,7 +125,7 @@ def gather(rank: int, folder: str) -> None:
 
 def gather_rows(rank: int, folder: str) -> None:
     """Write down what a host makes of rows of which each worker has another number."""
-    host = GroupHost(Journal(Path(folder)), CPU)
+    host = GroupHost(Checkpoints(Path(folder)), CPU)
     rows = torch.arange(2 * (rank + 1)).view(rank + 1, 2) + 10 * rank
     write_json(Path(folder) / f"rows-{rank}.json", host.gather(rows).tolist())
 
@@ -152,7 +152,7 @@ def contrast(
 
 def contrast_together(rank: int, folder: str) -> None:
     """Write down the memory and the losses of one of two workers."""
-    host = GroupHost(Journal(Path(folder)), CPU)
+    host = GroupHost(Checkpoints(Path(folder)), CPU)
     losses, _, helpers = contrast(host.gather, lambda rows: rows.view(2, 8, *rows.shape[1:])[rank])
     means = (host.total(torch.tensor(losses)) / 2).tolist()
     torch.save((means, helpers.state_dict()), Path(folder) / f"memory-{rank}.pt")
@@ -160,7 +160,7 @@ def contrast_together(rank: int, folder: str) -> None:
 
 def contrast_alone(rank: int, folder: str) -> None:
     """The same, where one worker has all rows and the other none."""
-    host = GroupHost(Journal(Path(folder)), CPU)
+    host = GroupHost(Checkpoints(Path(folder)), CPU)
     losses, _, helpers = contrast(host.gather, lambda rows: rows if rank else rows[:0])
     torch.save((losses, helpers.state_dict()), Path(folder) / f"memory-{rank}.pt")
 
@@ -185,7 +185,7 @@ def route(
 
 def route_together(rank: int, folder: str) -> None:
     """Write down what two workers make of it, averaged, and what they counted together."""
-    host = GroupHost(Journal(Path(folder)), CPU)
+    host = GroupHost(Checkpoints(Path(folder)), CPU)
     loss, gradients, counts = route(host.gather, lambda rows: rows.view(2, 8)[rank])
     mean = (host.total(torch.tensor(loss)) / 2).item()
     gradients = [host.total(gradient) / 2 for gradient in gradients]

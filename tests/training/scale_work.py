@@ -12,7 +12,7 @@ from raykd.core.errors import ConfigError
 from raykd.recipes import StudentRun, Training
 from raykd.storage.store import Store
 from raykd.training import initial_state, inputs, runs
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import Host, LocalHost
 from raykd.training.hosts.fsdp import group_host
 from raykd.training.loop import Metrics, Sources, distil
@@ -37,14 +37,14 @@ def train_each(rank: int, work: list[Work]) -> None:
     """Train runs, one after the other."""
     for root, scale, run in work:
         store = Store(root)
-        runs.train(store, run, group_host(Journal(store.path(run)), CPU, scale=scale))
+        runs.train(store, run, group_host(Checkpoints(store.path(run)), CPU, scale=scale))
         dist.barrier()  # rank 0 finishes what the next run may begin from
 
 
 def begin(rank: int, root: str, scale: Scale, run: StudentRun, epochs: int) -> None:
     """Train some epochs of a student, and go away once their checkpoint is written."""
     store = Store(root)
-    host = group_host(Journal(store.path(run)), CPU, scale=scale)
+    host = group_host(Checkpoints(store.path(run)), CPU, scale=scale)
     report, left = host.report, [epochs]
 
     def reported(metrics, state, *, last):
@@ -81,7 +81,7 @@ def distil_plainly(
 def plainly_alone(store: Store, run: StudentRun, folder: Path, scale: Scale):
     """Train in this process, with the checkpoint in a folder of its own."""
     folder.mkdir()
-    return distil_plainly(store, run, LocalHost(Journal(folder), CPU, scale=scale))
+    return distil_plainly(store, run, LocalHost(Checkpoints(folder), CPU, scale=scale))
 
 
 def plainly_together(rank: int, root: str, folder: str, work: list[tuple[Scale, StudentRun]]):
@@ -89,7 +89,7 @@ def plainly_together(rank: int, root: str, folder: str, work: list[tuple[Scale, 
     for number, (scale, run) in enumerate(work):
         place = Path(folder) / str(number)
         place.mkdir(exist_ok=True)
-        found = distil_plainly(Store(root), run, group_host(Journal(place), CPU, scale=scale))
+        found = distil_plainly(Store(root), run, group_host(Checkpoints(place), CPU, scale=scale))
         if rank == 0:
             torch.save(found, place / "found.pt")
 

@@ -31,7 +31,7 @@ from raykd.training import initial_state, weights
 from raykd.training import inputs as prepare
 from raykd.training import runs as fit
 from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.evaluation import evaluate
 from raykd.training.hosts.base import LocalHost
 from raykd.training.loop import Sources, distil
@@ -90,7 +90,7 @@ class Stop(Exception):
 
 def stopping(monkeypatch, epochs: int) -> None:
     """Let this process end after some epochs, once their checkpoint is written."""
-    record, left = Journal.record, [epochs]
+    record, left = Checkpoints.record, [epochs]
 
     def dying(self, state, *, last):
         record(self, state, last=last)
@@ -98,7 +98,7 @@ def stopping(monkeypatch, epochs: int) -> None:
         if left[0] == 0:
             raise Stop
 
-    monkeypatch.setattr(Journal, "record", dying)
+    monkeypatch.setattr(Checkpoints, "record", dying)
 
 
 def assert_goes_on(
@@ -120,7 +120,7 @@ def assert_goes_on(
 def by_hand(store: Store, stage: StudentRun, kept: tuple[str, ...], folder):
     """A stage as an ordinary run of its own, whose weights were put in place before it began."""
     alone = stage.model_copy(update={"after": None})
-    host = LocalHost(Journal(folder), CPU)
+    host = LocalHost(Checkpoints(folder), CPU)
     train, _ = prepare.views(store, alone, host)
     learner = initial_state.learner(store, alone, host, train.images.targets)
     learner.student.network.load_state_dict(state(store, stage.after))
@@ -249,7 +249,7 @@ class Watching(LocalHost):
     """This process, which notes the helpers after every epoch."""
 
     def __init__(self, store: Store, run: StudentRun) -> None:
-        super().__init__(Journal(store.path(run)), CPU)
+        super().__init__(Checkpoints(store.path(run)), CPU)
         self.seen: list[dict[str, torch.Tensor]] = []
 
     def report(self, metrics, state, *, last):

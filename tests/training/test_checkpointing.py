@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raykd.core.errors import CacheCorrupt
-from raykd.training.checkpointing import CHECKPOINT, Journal
+from raykd.training.checkpointing import CHECKPOINT, Checkpoints
 
 
 def state():
@@ -12,33 +12,33 @@ def state():
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    journal = Journal(tmp_path)
-    assert journal.restore() is None
-    journal.record(state, last=False)
-    restored = journal.restore()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore() is None
+    checkpoints.record(state, last=False)
+    restored = checkpoints.restore()
     assert restored["history"] == state()["history"]
     assert torch.equal(restored["learner"]["w"], torch.ones(2))
 
 
 def test_checkpoints_are_as_far_apart_as_asked_but_the_last_is_always_kept(tmp_path):
-    journal = Journal(tmp_path, seconds=1000)
-    journal.record(state, last=False)
-    assert journal.restore() is None
-    journal.record(state, last=True)
-    assert journal.restore() is not None
-    journal.close()
-    assert journal.restore() is None
+    checkpoints = Checkpoints(tmp_path, seconds=1000)
+    checkpoints.record(state, last=False)
+    assert checkpoints.restore() is None
+    checkpoints.record(state, last=True)
+    assert checkpoints.restore() is not None
+    checkpoints.close()
+    assert checkpoints.restore() is None
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
-    journal = Journal(tmp_path)
-    journal.record(state, last=True)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.record(state, last=True)
     path = tmp_path / CHECKPOINT
     data = path.read_bytes()
     for damaged in (b"", b"rubbish", data[:-100], data[100:]):
         path.write_bytes(damaged)
         with pytest.raises(CacheCorrupt, match=r"checkpoint\.pt.*remove it to start this run aga"):
-            journal.restore()
+            checkpoints.restore()
 
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
@@ -46,19 +46,19 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
-    journal = Journal(tmp_path)
-    journal.keep({"epoch": 1, "learner": Trap()})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.keep({"epoch": 1, "learner": Trap()})
     with pytest.raises(CacheCorrupt, match="cannot be read"):
-        journal.restore()
+        checkpoints.restore()
     assert not (tmp_path / "sprung").exists()
 
 
 def test_without_a_state_the_checkpoint_stays_and_is_due_until_it_is_written(tmp_path):
-    journal = Journal(tmp_path, seconds=0)
-    journal.record(lambda: {"epoch": 1}, last=False)
-    journal.record(None, last=False)
-    state = journal.restore()
+    checkpoints = Checkpoints(tmp_path, seconds=0)
+    checkpoints.record(lambda: {"epoch": 1}, last=False)
+    checkpoints.record(None, last=False)
+    state = checkpoints.restore()
     assert state is not None and state["epoch"] == 1
-    assert journal.due(last=False)
-    seldom = Journal(tmp_path, seconds=1000)
+    assert checkpoints.due(last=False)
+    seldom = Checkpoints(tmp_path, seconds=1000)
     assert not seldom.due(last=False) and seldom.due(last=True)

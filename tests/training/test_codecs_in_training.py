@@ -20,7 +20,7 @@ from raykd.outputs.codecs import Dense, Int8, TopK
 from raykd.outputs.codecs.topk import TAILS
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import read_metrics
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import teachers
 from raykd.training.learner import Learner
@@ -76,7 +76,7 @@ def test_a_student_stops_and_goes_on_to_equal_weights(teacher_store, tmp_path, m
     store = twin(teacher_store, tmp_path / "cut")
     for _ in range(2):
         with pytest.raises(Stop):
-            train(store, run, StoppingHost(Journal(store.path(run)), CPU))
+            train(store, run, StoppingHost(Checkpoints(store.path(run)), CPU))
     assert trained(store, run) == expected
     assert all(line["loss"] < 100 for line in read_metrics(store.path(run)))
 

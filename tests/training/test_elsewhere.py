@@ -20,7 +20,7 @@ from raykd.teachers.route import Route
 from raykd.tracking.console import Teller
 from raykd.tracking.jsonl import METRICS, read_metrics
 from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.checkpointing import CHECKPOINT, Journal
+from raykd.training.checkpointing import CHECKPOINT, Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import open_cache
 from raykd.training.runs import local_host, train
@@ -67,7 +67,7 @@ class StoppingHost(LocalHost):
     """This process, which dies after some epochs."""
 
     def __init__(self, store, run, epochs):
-        super().__init__(Journal(store.path(run), store=store), CPU)
+        super().__init__(Checkpoints(store.path(run), store=store), CPU)
         self.left = epochs
 
     def report(self, metrics, state, *, last):

@@ -22,7 +22,7 @@ from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import runs, weights
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.evaluation import evaluate
 from raykd.training.finite import not_finite
 from raykd.training.hosts.base import LocalHost
@@ -37,8 +37,8 @@ DIVERGES = Optim(epochs=1, batch=96, lr=1e30)  # in its only step, after its onl
 class Poisoned(LocalHost):
     """This process, in which a number becomes another one at the end of an epoch."""
 
-    def __init__(self, journal, name, value, epoch=0):
-        super().__init__(journal, CPU)
+    def __init__(self, checkpoints, name, value, epoch=0):
+        super().__init__(checkpoints, CPU)
         self.name, self.value, self.left = name, value, epoch
 
     def agree(self, module):
@@ -105,7 +105,7 @@ def test_weights_and_statistics_that_are_not_finite_end_a_training(
 ):
     store = twin(teacher_store, tmp_path)
     teacher = teacher_run(store)
-    host = Poisoned(Journal(store.path(teacher)), name, value, epoch)
+    host = Poisoned(Checkpoints(store.path(teacher)), name, value, epoch)
     with pytest.raises(WorkFailed, match=rf"after epoch {epoch} .*{name}.* not finite; lower"):
         train(store, teacher, host)
     assert not store.has(teacher)
@@ -117,7 +117,7 @@ def test_helpers_of_a_student_are_looked_at_too(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path, "teachers", "caches")
     run = student_run(store, "ofd")
     with pytest.raises(WorkFailed, match=r"helpers.*margin.* not finite"):
-        train(store, run, Poisoned(Journal(store.path(run)), "margin", math.nan))
+        train(store, run, Poisoned(Checkpoints(store.path(run)), "margin", math.nan))
     assert not store.has(run)
 
 
@@ -126,7 +126,7 @@ def test_so_is_a_prelude(teacher_store, tmp_path):
     prelude = student_run(store, "ft").prelude()
     assert prelude is not None
     with pytest.raises(WorkFailed, match=r"helpers.* not finite"):
-        train(store, prelude, Poisoned(Journal(store.path(prelude)), "helpers", math.nan))
+        train(store, prelude, Poisoned(Checkpoints(store.path(prelude)), "helpers", math.nan))
     assert not store.has(prelude)
 
 
@@ -148,14 +148,14 @@ def test_a_run_that_was_stopped_before_its_end_is_looked_at_when_it_goes_on(
     reference.report = stopping
     with pytest.raises(KeyboardInterrupt):
         train(store, teacher, reference)
-    journal = Journal(store.path(teacher))
-    state = journal.restore()
+    checkpoints = Checkpoints(store.path(teacher))
+    state = checkpoints.restore()
     assert state is not None
     if kept == "weights":
         next(iter(state["learner"].values())).fill_(math.nan)
     else:
         state["history"][-1]["test_loss"] = math.nan
-    journal.keep(state)
+    checkpoints.keep(state)
     with pytest.raises(WorkFailed, match=r"epoch 1 .*not finite"):
         train(store, teacher, local_host(store, teacher))
     assert not store.has(teacher)

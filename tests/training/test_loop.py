@@ -17,7 +17,7 @@ from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
 from raykd.teachers.route import Route
 from raykd.tracking.jsonl import read_metrics
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.initial_state import learner as prepare_learner
 from raykd.training.inputs import views as prepare_views
@@ -79,8 +79,8 @@ class Stop(Exception):
 class StoppingHost(LocalHost):
     """This process, which dies after some epochs, once their checkpoint is written."""
 
-    def __init__(self, journal, epochs):
-        super().__init__(journal, CPU)
+    def __init__(self, checkpoints, epochs):
+        super().__init__(checkpoints, CPU)
         self.left = epochs
 
     def report(self, metrics, state, *, last):
@@ -115,7 +115,7 @@ def test_a_run_that_stops_after_an_epoch_and_goes_on_ends_with_equal_weights(
     store = twin(teacher_store, tmp_path / "cut")
     for epochs in (1, 1):
         with pytest.raises(Stop):
-            train(store, run, StoppingHost(Journal(store.path(run)), epochs))
+            train(store, run, StoppingHost(Checkpoints(store.path(run)), epochs))
     assert not store.has(run)
     assert trained(store, run) == expected
     assert [line["epoch"] for line in read_metrics(store.path(run))] == [0, 1, 2]
@@ -140,7 +140,7 @@ def test_a_student_with_dropout_goes_on_to_equal_weights(tmp_path, method):
     expected = trained(twin(teacher_store, tmp_path / "whole"), run)
     store = twin(teacher_store, tmp_path / "cut")
     with pytest.raises(Stop):
-        train(store, run, StoppingHost(Journal(store.path(run)), 1))
+        train(store, run, StoppingHost(Checkpoints(store.path(run)), 1))
     assert trained(store, run) == expected
 
 
@@ -151,9 +151,9 @@ def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(
     expected = trained(student_store, run)
     store = twin(teacher_store, tmp_path / "cut")
     with pytest.raises(Stop):
-        train(store, run, StoppingHost(Journal(store.path(run), seconds=0), 1))
+        train(store, run, StoppingHost(Checkpoints(store.path(run), seconds=0), 1))
     with pytest.raises(Stop):  # one more epoch, but no more checkpoint
-        train(store, run, StoppingHost(Journal(store.path(run), seconds=1000), 1))
+        train(store, run, StoppingHost(Checkpoints(store.path(run), seconds=1000), 1))
     assert len(read_metrics(store.path(run))) == 2
     assert trained(store, run) == expected
 
@@ -167,7 +167,7 @@ def test_a_teacher_stops_and_goes_on_to_the_same_route(teacher_store, tmp_path):
         digits(store, limit=96)
     train(reference, run, local_host(reference, run))
     with pytest.raises(Stop):
-        train(resumed, run, StoppingHost(Journal(resumed.path(run)), 3))
+        train(resumed, run, StoppingHost(Checkpoints(resumed.path(run)), 3))
     train(resumed, run, local_host(resumed, run))
     assert run.anchors() == (2, 4)
     for anchor in run.anchors():
@@ -225,7 +225,7 @@ def test_the_epochs_say_where_samples_were_taught(teacher_store, tmp_path):
 
 def test_the_policy_has_a_rate_and_a_weight_decay_of_its_own(teacher_store):
     run = student_run(teacher_store, ADAPTIVE[1])
-    host = LocalHost(Journal(teacher_store.path(run)), CPU)
+    host = LocalHost(Checkpoints(teacher_store.path(run)), CPU)
     train, _ = prepare_views(teacher_store, run, host)
     learner = prepare_learner(teacher_store, run, host, train.images.targets)
     student, routing = build_optimiser(run.optim, learner).param_groups

@@ -16,7 +16,7 @@ from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.teachers.route import Route
 from raykd.tracking.jsonl import read_metrics
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.runs import local_host, train
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
@@ -28,14 +28,14 @@ ADAM = Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0
 class LeavingHost(LocalHost):
     """This process, which dies in the middle of an epoch, once a checkpoint is written."""
 
-    def __init__(self, journal, steps):
-        super().__init__(journal, CPU)
+    def __init__(self, checkpoints, steps):
+        super().__init__(checkpoints, CPU)
         self.left = steps
 
     def between(self, state):
         self.left -= 1
         if self.left == 0:
-            self.journal.keep(state())
+            self.checkpoints.keep(state())
             raise Stop
 
 
@@ -51,7 +51,7 @@ def interrupted(store, run, stops):
     prepare(store, run)
     for steps in stops:
         with pytest.raises(Stop):
-            train(store, run, LeavingHost(Journal(store.path(run)), steps))
+            train(store, run, LeavingHost(Checkpoints(store.path(run)), steps))
         assert not store.has(run)
     return trained(store, run)
 
@@ -128,13 +128,13 @@ def test_checkpoints_within_an_epoch_come_when_it_is_time(teacher_store, tmp_pat
     run = student_run(teacher_store)
     kept = []
 
-    class Counting(Journal):
+    class Counting(Checkpoints):
         def keep(self, state):
             kept.append((state["epoch"], (state.get("within") or {}).get("steps")))
             super().keep(state)
 
-    journal = Counting(store.path(run), 1e9, store, within=0.0)
-    train(store, run, LocalHost(journal, CPU))
+    checkpoints = Counting(store.path(run), 1e9, store, within=0.0)
+    train(store, run, LocalHost(checkpoints, CPU))
     # After both steps of each epoch that are not its last; the end of the last epoch is one, too.
     assert kept == [(e, s) for e in range(3) for s in (1, 2)] + [(3, None)]
 
@@ -149,8 +149,8 @@ class Warned(Notice):
 def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "warned")
     run = student_run(teacher_store)
-    journal = Journal(store.path(run), 1e9, store)
-    host, seen = LocalHost(journal, CPU, notice=Warned()), []
+    checkpoints = Checkpoints(store.path(run), 1e9, store)
+    host, seen = LocalHost(checkpoints, CPU, notice=Warned()), []
 
     class Watching(LocalHost):
         def between(self, state):
@@ -174,7 +174,7 @@ def test_a_process_that_is_told_to_end_does_so_after_a_checkpoint(teacher_store,
         host = local_host(resumed, run, Scale(checkpoint_seconds=1e9), notice=notice)
         os.kill(os.getpid(), signal.SIGTERM)
         train(resumed, run, host)
-    state = Journal(resumed.path(run)).restore()
+    state = Checkpoints(resumed.path(run)).restore()
     assert state is not None and (state["epoch"], state["within"]["steps"]) == (0, 1)
     assert trained(resumed, run) == trained(reference, run)
 

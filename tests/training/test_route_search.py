@@ -28,7 +28,7 @@ from raykd.models.staged import measure
 from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun
 from raykd.storage.store import Store, read_json
 from raykd.training import route_search as searching
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.route_results import (
     DECISIONS,
     anchors_of,
@@ -490,13 +490,13 @@ def after_a_decision(patch) -> None:
 
 def in_a_stage(patch) -> None:
     """End after an epoch of a stage."""
-    record = Journal.record
+    record = Checkpoints.record
 
     def recording(self, state, *, last):
         record(self, state, last=last)
         raise Stop
 
-    patch.setattr(Journal, "record", recording)
+    patch.setattr(Checkpoints, "record", recording)
 
 
 def before_the_marker(patch) -> None:

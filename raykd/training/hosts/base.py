@@ -15,7 +15,7 @@ from raykd.core.shutdown import Notice
 from raykd.tracking.jsonl import JsonLines
 from raykd.tracking.logger import RunLog
 from raykd.training import optim
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 
 EVERY_EPOCH = Scale(checkpoint_seconds=0)  # in this process, with a checkpoint after every epoch
 NO_NOTICE = Notice()  # never signals a shutdown
@@ -153,16 +153,16 @@ class LocalHost:
 
     def __init__(
         self,
-        journal: Journal,
+        checkpoints: Checkpoints,
         device: torch.device,
         log: RunLog | None = None,
         scale: Scale = EVERY_EPOCH,
         notice: Notice = NO_NOTICE,
     ) -> None:
         """`log`: None keeps metrics.jsonl alone."""
-        self.journal = journal
+        self.checkpoints = checkpoints
         self.device = device
-        self.log = log or RunLog(None, (JsonLines(journal.folder),))
+        self.log = log or RunLog(None, (JsonLines(checkpoints.folder),))
         self.scale = scale
         self.weights: Weights = Replicas()
         self._notice = notice
@@ -179,18 +179,18 @@ class LocalHost:
         """Nothing to agree on."""
 
     def restore(self) -> State | None:
-        """The state of the last checkpoint in the journal."""
-        return self.journal.restore()
+        """The state of the last checkpoint."""
+        return self.checkpoints.restore()
 
     def restart(self, history: list[Mapping[str, Any]]) -> None:
         """Begin the log with the epochs of `history`."""
         self.log.begin(history)
 
     def between(self, state: Callable[[], State]) -> None:
-        """Replace the journal's checkpoint, where it is time to."""
+        """Replace the checkpoint, where one is due."""
         leaving = self._notice.given()
-        if self.journal.due_within(leaving=leaving):
-            self.journal.keep(state())
+        if self.checkpoints.due_within(leaving=leaving):
+            self.checkpoints.keep(state())
         if leaving:
             self._notice.heeded()
 
@@ -198,6 +198,6 @@ class LocalHost:
         """Log the metrics, and keep a checkpoint where it is time to."""
         leaving = self._notice.given()
         self.log.epoch(metrics)
-        self.journal.record(state, last=last or leaving)
+        self.checkpoints.record(state, last=last or leaving)
         if leaving and not last:
             self._notice.heeded()

@@ -18,7 +18,7 @@ from raykd.core.shutdown import Notice
 from raykd.core.types import Signal
 from raykd.tracking.logger import RunLog
 from raykd.training import optim
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.dry_run import check_shares
 from raykd.training.ema import Average
 from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, AnyModule, State
@@ -112,7 +112,7 @@ def _check_group(device: torch.device) -> None:
 
 
 def group_host(
-    journal: Journal,
+    checkpoints: Checkpoints,
     device: torch.device,
     log: RunLog | None = None,
     scale: Scale = EVERY_EPOCH,
@@ -120,7 +120,7 @@ def group_host(
 ) -> GroupHost:
     """One worker of a running process group; `scale.shard` says who holds the weights."""
     sharded = scale.shard == "fsdp" and dist.get_world_size() > 1
-    return GroupHost(journal, device, log, scale, notice, Shards(device) if sharded else None)
+    return GroupHost(checkpoints, device, log, scale, notice, Shards(device) if sharded else None)
 
 
 def _gathered(tree: Any) -> Any:

@@ -13,7 +13,7 @@ from raykd.core.errors import NoRoom
 from raykd.core.shutdown import Notice
 from raykd.tracking.jsonl import JsonLines
 from raykd.tracking.logger import RunLog
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, Replicas, State, Weights
 
 # The workers ask each other whether a checkpoint is due about this often, and first after 8 steps.
@@ -31,7 +31,7 @@ class GroupHost:
 
     def __init__(
         self,
-        journal: Journal,
+        checkpoints: Checkpoints,
         device: torch.device,
         log: RunLog | None = None,
         scale: Scale = EVERY_EPOCH,
@@ -41,9 +41,9 @@ class GroupHost:
         """`log`: None keeps metrics.jsonl alone. `weights`: None replicates them."""
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
-        self.journal = journal
+        self.checkpoints = checkpoints
         self.device = device
-        lines = (JsonLines(journal.folder),) if self.rank == 0 else ()
+        lines = (JsonLines(checkpoints.folder),) if self.rank == 0 else ()
         self.log = log or RunLog(None, lines)
         self.scale = scale
         self._notice = notice
@@ -86,14 +86,14 @@ class GroupHost:
 
     def restore(self) -> State | None:
         """The last checkpoint. Raises `NoRoom` where the workers do not see the same folder."""
-        state = self.journal.restore()
+        state = self.checkpoints.restore()
         position = [-1, 0]
         if state is not None:
             position = [state["epoch"], (state.get("within") or {"steps": 0})["steps"]]
         positions = self.gather(torch.tensor([position], device=self.device))
         if len(positions.unique(dim=0)) > 1:
             raise NoRoom(
-                f"{self.journal.folder}: the workers see different checkpoints there; "
+                f"{self.checkpoints.folder}: the workers see different checkpoints there; "
                 "the store must be a folder that all nodes share"
             )
         return state
@@ -120,7 +120,7 @@ class GroupHost:
         now, leaving = time.monotonic(), self._notice.given()
         pace = self._steps / max(now - self._since, 1e-6)  # steps per second
         steps = min(max(round(_ASK_SECONDS * pace), 1), _MOST_STEPS)
-        due = (leaving or self.rank == 0) and self.journal.due_within(leaving=leaving)
+        due = (leaving or self.rank == 0) and self.checkpoints.due_within(leaving=leaving)
         self._pending = self._sum_later(int(due), steps if self.rank == 0 else 0)
         self._steps, self._since = 0, now
         if leaving:
@@ -147,7 +147,7 @@ class GroupHost:
         due_anywhere, self._pending = self._pending is not None and bool(self._pending()[0]), None
         self.log.epoch(metrics)
         leaving = due_anywhere or self._notice.given()
-        due = leaving or (self.rank == 0 and self.journal.due(last=last))
+        due = leaving or (self.rank == 0 and self.checkpoints.due(last=last))
         if self.total(torch.tensor(int(due), device=self.device)):
             self._keep(state())
         if not last:
@@ -156,5 +156,5 @@ class GroupHost:
     def _keep(self, state: State) -> None:
         """Replace the checkpoint, on rank 0."""
         if self.rank == 0:
-            self.journal.keep(state)
-        self.journal.kept()
+            self.checkpoints.keep(state)
+        self.checkpoints.kept()

@@ -10,7 +10,7 @@ from raykd.models import build
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
-from raykd.training.checkpointing import Journal
+from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.runs import train
 from tests.process_group import run_group
@@ -99,7 +99,7 @@ def begin_alone(store, run):
             raise Stop
 
     with pytest.raises(Stop):
-        train(store, run, Stopping(Journal(store.path(run)), CPU))
+        train(store, run, Stopping(Checkpoints(store.path(run)), CPU))
 
 
 def alike(one, other, run):
