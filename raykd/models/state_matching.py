@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError
 from raykd.models.benchmark_names import RENAMINGS
-from raykd.models.checkpoint_files import Entry
+from raykd.models.foreign_checkpoints import Entry
 from raykd.models.staged import Staged
 
 # Wrappers that can stand anywhere in a name, and prefixes that stand for a whole network.

@@ -13,7 +13,7 @@ import torch
 
 from raykd import models
 from raykd.core.errors import ConfigError
-from raykd.models import checkpoint_files
+from raykd.models import foreign_checkpoints
 from raykd.models.staged import Staged
 from raykd.models.state_matching import matched
 from raykd.storage.store import Store
@@ -67,7 +67,7 @@ class WeightsImporter:
         """The name of a file's copy in the store, which is made where the file fits the network."""
         file = _file(weights)
         try:
-            note = matched(checkpoint_files.entries(file), _meta_network(model, classes)).note
+            note = matched(foreign_checkpoints.entries(file), _meta_network(model, classes)).note
         except ConfigError as error:
             subject = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
             raise ConfigError(f"{KEY}: {subject}{error}") from error
@@ -82,8 +82,8 @@ def copy_to_store(store: Store, weights: str) -> str:
     Raises `ConfigError` where the file cannot be read.
     """
     file = _file(weights)
-    suffix = checkpoint_files.kind_of(file)
-    if suffix == checkpoint_files.PICKLED and file.suffix == ".pth":
+    suffix = foreign_checkpoints.kind_of(file)
+    if suffix == foreign_checkpoints.PICKLED and file.suffix == ".pth":
         suffix = file.suffix  # the name that earlier recipes gave such files
     data = file.read_bytes()
     name = hashlib.sha256(data).hexdigest() + suffix
@@ -96,7 +96,7 @@ def copy_to_store(store: Store, weights: str) -> str:
 def _file(weights: str) -> Path:
     """The file that a path means. Raises `ConfigError` where it cannot be read."""
     try:
-        file = checkpoint_files.file_of(Path(weights).expanduser())
+        file = foreign_checkpoints.file_of(Path(weights).expanduser())
         with file.open("rb"):
             return file
     except OSError as error:
@@ -109,7 +109,7 @@ def normalisation(weights: str) -> tuple[Colour | None, Colour | None]:
     """Mean and standard deviation that a Hub folder's config.json names; None where it does not."""
     if not is_path(weights):
         return None, None
-    config = checkpoint_files.preprocessing(Path(weights).expanduser())
+    config = foreign_checkpoints.preprocessing(Path(weights).expanduser())
     mean, std = (_colour(config.get(key)) for key in ("mean", "std"))
     return (mean, std) if mean and std and min(std) > 0 else (None, None)
 

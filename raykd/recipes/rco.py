@@ -14,7 +14,7 @@ from raykd.core.record import Limits, Recipe, Record
 from raykd.methods.base import Looks, Method
 from raykd.recipes.student import StudentRun, check_student
 from raykd.recipes.teacher import TeacherRun
-from raykd.teachers.route import Route, equal_by_count, equal_by_interval
+from raykd.teachers.anchor_route import Route, equal_by_count, equal_by_interval
 
 Stages = Literal["multi_stage", "one_stage"]
 _ANCHORS = 4  # anchors by default: as many as a greedy search typically ends with

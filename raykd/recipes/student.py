@@ -17,7 +17,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 
 Views = Annotated[int, Field(le=Limits.ROWS)]  # number of different augmentations
 

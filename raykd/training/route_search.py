@@ -17,7 +17,7 @@ from raykd.data.loading.loader import Views
 from raykd.methods.base import finite
 from raykd.recipes import Search, StudentRun
 from raykd.storage.store import Store
-from raykd.teachers.route import farthest, hardness
+from raykd.teachers.anchor_route import farthest, hardness
 from raykd.teachers.source import Source
 from raykd.training import initial_state, inputs
 from raykd.training.checkpointing import Checkpoints

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raykd import models
 from raykd.core.errors import CacheCorrupt, ConfigError
-from raykd.models import checkpoint_files
+from raykd.models import foreign_checkpoints
 from raykd.models.staged import Staged
 from raykd.models.state_matching import load_matched
 from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun, Training
@@ -62,9 +62,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return dict(_entries(path)[0].tensors)
 
 
-def _entries(path: Path) -> list[checkpoint_files.Entry]:
+def _entries(path: Path) -> list[foreign_checkpoints.Entry]:
     try:
-        return checkpoint_files.entries(checkpoint_files.file_of(path))
+        return foreign_checkpoints.entries(foreign_checkpoints.file_of(path))
     except ConfigError as error:
         raise CacheCorrupt(str(error)) from error
 

@@ -21,7 +21,7 @@ from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS
 from raykd.outputs.codecs import Int8, TopK
 from raykd.recipes import LogitsRun, Optim, Search, StudentRun, TeacherRun
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 
 FILE = Path(__file__).with_name("golden_recipes.json")
 

@@ -20,7 +20,7 @@ from raykd.data.transforms.augment import Augment
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 
 DATA = ResolvedData(
     name="cifar100",

@@ -14,7 +14,7 @@ from raykd.methods.skd import SKD
 from raykd.planning.plan import CacheJob, Plan, plan
 from raykd.recipes import RCO, LogitsRun, Optim, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 from raykd.training.route_results import measures
 
 DATA = Data(name="cifar10", augment=Augment(pad=4, flip=True), digest="0" * 20, classes=10)

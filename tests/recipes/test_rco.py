@@ -15,7 +15,7 @@ from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.recipes import RCO, Optim, Search, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), validation=0.1, digest="0" * 20, classes=10)
 TEACHER = TeacherRun(model="resnet56", data=DATA, optim=Optim(epochs=240))

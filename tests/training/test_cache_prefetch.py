@@ -10,7 +10,7 @@ import torch
 from raykd.core.errors import CacheCorrupt
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 from raykd.training.cache_prefetch import CachePrefetch
 from raykd.training.inputs import open_cache
 from tests.at_once import at_once

@@ -25,7 +25,7 @@ from raykd.planning.plan import plan
 from raykd.recipes import RCO, Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.storage.store import Store, read_json, write_json
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, weights
 from raykd.training import inputs as prepare

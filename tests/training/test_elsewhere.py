@@ -16,7 +16,7 @@ from raykd.recipes import Optim
 from raykd.report.catalogue import catalogue, verify_caches
 from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 from raykd.tracking.console import Teller
 from raykd.tracking.jsonl import METRICS, read_metrics
 from raykd.training.cache_builder import CacheBuild, build_here

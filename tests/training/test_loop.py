@@ -15,7 +15,7 @@ from raykd.methods.vid import VID
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost

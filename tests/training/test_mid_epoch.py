@@ -14,7 +14,7 @@ from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from raykd.teachers.route import Route
+from raykd.teachers.anchor_route import Route
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raykd.teachers.route import Route, equal_by_count, equal_by_interval, farthest, hardness
+from raykd.teachers.anchor_route import Route, equal_by_count, equal_by_interval, farthest, hardness
 
 
 def test_an_anchor_supervises_until_the_next_one_starts():
