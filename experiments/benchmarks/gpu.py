@@ -196,7 +196,7 @@ class Bench:
         """The photographs' centres as images in memory, with labels of `classes` classes."""
         shown = self.streamed(augment=Augment(), stream=Stream(size=side, resize=side))
         ids = np.arange(len(self.train))
-        pixels = Decoder(self.train, FrameRequest((shown,)))[ids, 0].pixels["own", 0]
+        pixels = Decoder(self.train, FrameRequest((shown,)))[ids, 0].pixels["sample", 0]
         names = tuple(str(number) for number in range(classes))
         images = Images(pixels, torch.from_numpy(ids) % classes, names)
         own = {"stream": None, "classes": classes, "size": (side, side)}

@@ -45,10 +45,11 @@ def read(
 ) -> ResolvedData:
     """`data` with the values that its files have; they are taken into the store on first use.
 
-    `path` is where the files lie, a URL where they are to be streamed; None: where the dataset's
-    own downloader puts them. Where the digest is known and its images are in the store, the files
-    are not touched. `say` is told what was read, and what of it was left out. Images that cannot
-    be used are a `DataError` that names them all; with `skip_bad`, they are left out.
+    `path` is the location of the files, a URL if they are to be streamed; None stands for the
+    folder of the dataset's downloader. If `data` has a digest whose images are in the store, the
+    files are not touched. `say` receives messages about what was read and what was left out.
+    Images that cannot be used are a `DataError` that names them all; with `skip_bad`, they are
+    left out.
     """
     root = None if path is None else Files.at(path).root
     if data.stream is None and root is not None and is_url(root):
@@ -65,10 +66,10 @@ def read(
         assert data.stream is not None, "encoded images are those of a stream"
         size = (data.stream.size, data.stream.size)
     for field, real in (("classes", len(facts.names)), ("size", size)):
-        given = getattr(data, field)
-        if given is not None and given != real:
+        expected = getattr(data, field)
+        if expected is not None and expected != real:
             shown = json.dumps(real)
-            raise ConfigError(f"run.data.{field}: expected {given}, but the images have {shown}")
+            raise ConfigError(f"run.data.{field}: expected {expected}, but the images have {shown}")
     mean, std = SOURCES[data.name].normalisation
     update = {
         "digest": facts.digest,
@@ -92,23 +93,23 @@ def _find_facts(store: Store, data: Data, root: str | None) -> Facts | None:
     if data.stream is None:
         return read_record(in_memory.Facts, folder / MARKER)
     facts = read_record(image_index.Facts, folder / MARKER)
-    return facts if root is None or facts.place == root else None
+    return facts if root is None or facts.location == root else None
 
 
 def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
-    """Facts about a dataset from its files, which are then in the store, decoded or by place.
+    """Facts about a dataset from its files, which are then in the store, decoded or as byte ranges.
 
-    Raises `DataError` where other images than these were expected.
+    Raises `DataError` if the recipe expects other images.
     """
     if data.stream is None:
-        found = SOURCES[data.name](root)
+        dataset = SOURCES[data.name](root)
     else:
-        found = into_store(store, data.name, root, say, skip_bad=skip_bad)
-    taken, reading = image_index.find_summary(store, data.name, found, skip_bad=skip_bad), None
+        dataset = into_store(store, data.name, root, say, skip_bad=skip_bad)
+    taken, reading = image_index.find_summary(store, data.name, dataset, skip_bad=skip_bad), None
     if taken is None:
         more = decode_faults if data.stream is None else None
-        reading = image_index.read_images(found, say, skip_bad=skip_bad, more=more)
-        taken = reading.taken
+        reading = image_index.read_images(dataset, say, skip_bad=skip_bad, more=more)
+        taken = reading.summary
     if data.digest and data.digest != taken.digest:
         raise DataError(
             f"run.data.digest: expected {data.digest}, but the files have {taken.digest}; "
@@ -116,32 +117,34 @@ def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_ba
         )
     folder = folder_of(store, data, taken.digest)
     if data.stream is not None:
-        whole = image_index.is_index_of(store, folder, found)
+        whole = image_index.is_index_of(store, folder, dataset)
     else:
         whole = store.whole(folder, MARKER)
     if not whole and reading is None:
-        reading = image_index.usable_rows(found, taken, say, skip_bad=skip_bad)
+        reading = image_index.usable_rows(dataset, taken, say, skip_bad=skip_bad)
     if not whole and reading is not None:
         if data.stream is not None:
-            image_index.write(store, found, reading)
+            image_index.write(store, dataset, reading)
         else:
-            if found.digest:  # a pack, whose digest is known without reading its images
-                check_shards(Files.at(image_index.root_of(found)))
-            decode_into(folder, found, reading, data.resize, say, skip_bad=skip_bad)
+            if dataset.digest:  # a pack, which states its digest without reading its images
+                check_shards(Files.at(image_index.root_of(dataset)))
+            decode_into(folder, dataset, reading, data.resize, say, skip_bad=skip_bad)
         store.share(folder, MARKER)
-    image_index.save_summary(store, data.name, found, taken, skip_bad=skip_bad)
+    image_index.save_summary(store, data.name, dataset, taken, skip_bad=skip_bad)
     kind = in_memory.Facts if data.stream is None else image_index.Facts
     facts = read_record(kind, folder / MARKER)
-    _report(say, data, found, taken, facts)
+    _report(say, data, dataset, taken, facts)
     return facts
 
 
-def _report(say: Say, data: Data, found: Dataset, taken: image_index.Summary, facts: Facts) -> None:
+def _report(
+    say: Say, data: Data, dataset: Dataset, taken: image_index.Summary, facts: Facts
+) -> None:
     """Say what was read, and what was left out."""
     counts, skipped, bad = taken.counts, taken.skipped, taken.bad
     if isinstance(facts, in_memory.Facts):
         counts, skipped, bad = facts.counts, skipped + facts.skipped, bad + facts.bad
-    say(summary(found.names, counts, found.about, holdout=data.holdout, empty=taken.empty))
+    say(summary(dataset.names, counts, dataset.about, holdout=data.holdout, empty=taken.empty))
     if skipped:
         left = count_of(skipped, "image")
         say(f"{left} that cannot be used, left out:\n{list_faults(bad, skipped)}")
@@ -175,8 +178,8 @@ def _open_all(store: Store, data: Data) -> tuple[AnyImages, AnyImages, AnyImages
             "`raykd run` puts them there where it can read the files"
         )
     reader = in_memory if data.stream is None else image_index
-    _, found = reader.open_splits(store, folder)
-    splits: Mapping[str, AnyImages] = found
+    _, loaded_splits = reader.open_splits(store, folder)
+    splits: Mapping[str, AnyImages] = loaded_splits
     train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
         train, test = _hold_out(train, data.holdout, "holdout", data.seed, keyed_random.HOLDOUT)

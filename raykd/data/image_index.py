@@ -1,6 +1,6 @@
 """Index of encoded images in the store: their digest, and the byte range of each.
 
-    root/images/<digest>/   where each image lies, and images.json, which says below which root
+    root/images/<digest>/   byte range of each image, and images.json, which names their root
     root/images/stamps/     results of reading files, valid until they change
 
 The digest is of what the images are: the class names and, for each split, labels and bytes in their
@@ -41,7 +41,7 @@ from raykd.storage.store import Store, read_json, write_json
 MARKER = "images.json"
 CONTENT_BYTES = 16  # length of an image's BLAKE2b hash
 DIGEST_DIGITS = 20
-STAMPS = 2  # the revision of what is read of files: it goes up where that changes
+STAMPS = 2  # revision of the summaries; increase it when their meaning changes
 _BYTES = "bytes:"  # before the hex digits of a path that is not UTF-8
 _SAY_SECONDS = 10.0
 
@@ -63,8 +63,8 @@ class Facts(Record):
     splits: dict[str, dict[str, str]]  # checksums of each split's index files by their names
 
     @property
-    def place(self) -> str:
-        """The path or URL of the root."""
+    def location(self) -> str:
+        """Path or URL of the root."""
         if not self.root.startswith(_BYTES):
             return self.root
         try:
@@ -74,7 +74,7 @@ class Facts(Record):
 
 
 def _encode_root(root: str) -> str:
-    """A path as JSON can hold it: the bytes of one that is not UTF-8 are written out."""
+    """A path in a form that JSON can hold: bytes that are not UTF-8 become hex digits."""
     return root if root == text(root) else _BYTES + os.fsencode(root).hex()
 
 
@@ -85,14 +85,14 @@ class Summary(Record):
     counts: dict[str, int]  # usable images of each split
     empty: tuple[str, ...] = ()  # classes without a training image
     skipped: int = 0  # images that cannot be used
-    bad: tuple[str, ...] = ()  # why, for some of them
+    bad: tuple[str, ...] = ()  # reasons, for some of them
 
 
 @dataclass(frozen=True)
 class Reading:
     """The contents of images, and which of them can be used."""
 
-    taken: Summary
+    summary: Summary
     rows: Mapping[str, np.ndarray]  # int64 [n] of each split, rising
 
 
@@ -124,52 +124,52 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
     return hasher.hexdigest()[:DIGEST_DIGITS]
 
 
-def find_summary(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Summary | None:
+def find_summary(store: Store, name: str, dataset: Dataset, *, skip_bad: bool) -> Summary | None:
     """The summary of an earlier reading of files that have not changed; None without one."""
-    if found.digest:
-        counts = {split: len(labels) for split, labels in found.labels.items()}
-        empty = empty_classes(found.names, found.labels["train"])
-        return Summary(digest=found.digest, counts=counts, empty=tuple(empty))
-    path = _summary_path(store, name, found, skip_bad=skip_bad)
-    return read_record(Summary, path) if found.stamp and path.is_file() else None
+    if dataset.digest:
+        counts = {split: len(labels) for split, labels in dataset.labels.items()}
+        empty = empty_classes(dataset.names, dataset.labels["train"])
+        return Summary(digest=dataset.digest, counts=counts, empty=tuple(empty))
+    path = _summary_path(store, name, dataset, skip_bad=skip_bad)
+    return read_record(Summary, path) if dataset.stamp and path.is_file() else None
 
 
 def save_summary(
-    store: Store, name: str, found: Dataset, taken: Summary, *, skip_bad: bool
+    store: Store, name: str, dataset: Dataset, summary: Summary, *, skip_bad: bool
 ) -> None:
-    """Keep what was seen of files, for as long as they are as they are."""
-    if found.stamp:
-        write_json(_summary_path(store, name, found, skip_bad=skip_bad), taken.plain())
+    """Keep the summary of files until their stamp changes."""
+    if dataset.stamp:
+        write_json(_summary_path(store, name, dataset, skip_bad=skip_bad), summary.plain())
 
 
-def is_index_of(store: Store, folder: Path, found: Dataset) -> bool:
-    """True for an index of these files, and not of others with the same images."""
-    return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).place == root_of(
-        found
+def is_index_of(store: Store, folder: Path, dataset: Dataset) -> bool:
+    """True for an index of the dataset's files, not of other files with the same images."""
+    return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).location == root_of(
+        dataset
     )
 
 
-def ranges_of(found: Dataset) -> dict[str, Ranges]:
+def ranges_of(dataset: Dataset) -> dict[str, Ranges]:
     """The splits of a dataset whose images are ranges of files; empty for another one."""
-    images = {split: samples.images for split, samples in found.splits.items()}
+    images = {split: samples.images for split, samples in dataset.splits.items()}
     ranges = {split: part for split, part in images.items() if isinstance(part, Ranges)}
     return ranges if len(ranges) == len(images) else {}
 
 
-def root_of(found: Dataset) -> str:
+def root_of(dataset: Dataset) -> str:
     """The root of the files that images are ranges of; empty for other images."""
-    return next((part.files.root for part in ranges_of(found).values()), "")
+    return next((part.files.root for part in ranges_of(dataset).values()), "")
 
 
-def _summary_path(store: Store, name: str, found: Dataset, *, skip_bad: bool) -> Path:
-    place = root_of(found) or name
-    seen = json.dumps([STAMPS, place, skip_bad, found.stamp])
-    key = hashlib.sha256(seen.encode())
+def _summary_path(store: Store, name: str, dataset: Dataset, *, skip_bad: bool) -> Path:
+    location = root_of(dataset) or name
+    identity = json.dumps([STAMPS, location, skip_bad, dataset.stamp])
+    key = hashlib.sha256(identity.encode())
     return store.root / "images" / "stamps" / key.hexdigest()[:20]
 
 
 def read_images(
-    found: Dataset, say: Say, *, skip_bad: bool, more: MoreFaults | None = None
+    dataset: Dataset, say: Say, *, skip_bad: bool, more: MoreFaults | None = None
 ) -> Reading:
     """Read every image once, for what identifies it.
 
@@ -179,7 +179,7 @@ def read_images(
     rows: dict[str, np.ndarray] = {}
     contents: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     faults: list[str] = []
-    for split, (images, labels) in found.splits.items():
+    for split, (images, labels) in dataset.splits.items():
         codes, bad = _read_split(split, images, say)
         faults += bad.values()
         good = np.ones(len(labels), dtype=bool)
@@ -187,38 +187,38 @@ def read_images(
         rows[split] = np.flatnonzero(good)
         contents[split] = (labels[good], codes[good])
     if faults and not skip_bad:
-        faults += more(found, rows) if more is not None else []
+        faults += more(dataset, rows) if more is not None else []
         raise unusable_error(faults, len(faults))
-    labels = {split: own for split, (own, _) in contents.items()}
-    check_filled(found.names, labels, found.about)
-    taken = Summary(
-        digest=digest_of(found.names, contents),
-        counts={split: len(own) for split, own in rows.items()},
-        empty=tuple(empty_classes(found.names, labels["train"])),
+    labels = {split: column for split, (column, _) in contents.items()}
+    check_filled(dataset.names, labels, dataset.about)
+    summary = Summary(
+        digest=digest_of(dataset.names, contents),
+        counts={split: len(column) for split, column in rows.items()},
+        empty=tuple(empty_classes(dataset.names, labels["train"])),
         skipped=len(faults),
         bad=tuple(faults[:NAMED]),
     )
-    return Reading(taken, rows)
+    return Reading(summary, rows)
 
 
-def usable_rows(found: Dataset, taken: Summary, say: Say, *, skip_bad: bool) -> Reading:
+def usable_rows(dataset: Dataset, summary: Summary, say: Say, *, skip_bad: bool) -> Reading:
     """Rows of usable images in files that were read before; read again only if some are not."""
-    if taken.skipped:
-        return read_images(found, say, skip_bad=skip_bad)
-    rows = {split: np.arange(len(labels)) for split, (_, labels) in found.splits.items()}
-    return Reading(taken, rows)
+    if summary.skipped:
+        return read_images(dataset, say, skip_bad=skip_bad)
+    rows = {split: np.arange(len(labels)) for split, (_, labels) in dataset.splits.items()}
+    return Reading(summary, rows)
 
 
-def write(store: Store, found: Dataset, reading: Reading) -> str:
-    """Write where images lie into the store, for those that can be used; returns their digest."""
-    digest = reading.taken.digest
+def write(store: Store, dataset: Dataset, reading: Reading) -> str:
+    """Write the byte ranges of usable images into the store; returns their digest."""
+    digest = reading.summary.digest
     folder, checksums = folder_of(store, digest), {}
-    for split, ranges in ranges_of(found).items():
-        rows, labels = reading.rows[split], found.splits[split].labels
-        own = ranges.take(torch.from_numpy(rows))
-        checksums[split] = write_index(folder, split, own, torch.from_numpy(labels[rows]))
+    for split, ranges in ranges_of(dataset).items():
+        rows, labels = reading.rows[split], dataset.splits[split].labels
+        usable = ranges.take(torch.from_numpy(rows))
+        checksums[split] = write_index(folder, split, usable, torch.from_numpy(labels[rows]))
     facts = Facts(
-        digest=digest, root=_encode_root(root_of(found)), names=found.names, splits=checksums
+        digest=digest, root=_encode_root(root_of(dataset)), names=dataset.names, splits=checksums
     )
     write_json(folder / MARKER, facts.plain())
     return digest
@@ -251,7 +251,7 @@ def open_splits(store: Store, folder: Path) -> tuple[Facts, dict[str, Encoded]]:
             )
         for name, checksum in checksums.items():
             checked(store.pull(folder / name), checksum)
-        splits[split] = read_index(folder, split, facts.place, facts.names)
+        splits[split] = read_index(folder, split, facts.location, facts.names)
         check_labels(folder, splits[split].targets, facts.names)
     return facts, splits
 

@@ -46,7 +46,7 @@ class Facts(Record):
     splits: dict[str, str]  # the checksum of each split's file
     counts: dict[str, int]  # images of each split
     skipped: int = 0  # images that could not be decoded
-    bad: tuple[str, ...] = ()  # why, for some of them
+    bad: tuple[str, ...] = ()  # reasons, for some of them
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def open_splits(store: Store, folder: Path) -> tuple[Facts, dict[str, Images]]:
 def decode_faults(dataset: Dataset, rows: Mapping[str, np.ndarray]) -> list[str]:
     """Reasons why images at the rows of each split cannot be decoded."""
     faults: list[str] = []
-    for split, own in rows.items():
-        found: dict[int, str] = {}
-        decode_all(dataset.splits[split].images, own, 1, faults=found)
-        faults += found.values()
+    for split, split_rows in rows.items():
+        split_faults: dict[int, str] = {}
+        decode_all(dataset.splits[split].images, split_rows, 1, faults=split_faults)
+        faults += split_faults.values()
     return faults
 
 
@@ -125,26 +125,26 @@ def decode_into(
         faults += bad.values()
         arrays[split] = pixels, dataset.labels[split][rows]
         if bad:
-            pixels, own = arrays[split]
-            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(own, [*bad])
+            pixels, targets = arrays[split]
+            arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(targets, [*bad])
     if faults and not skip_bad:
         raise unusable_error(faults, len(faults))
-    labels = {split: own for split, (_, own) in arrays.items()}
+    labels = {split: targets for split, (_, targets) in arrays.items()}
     check_filled(dataset.names, labels, dataset.about)
     assert size is not None, "a dataset has a split"
     volume = sum(pixels.nbytes for pixels, _ in arrays.values())
-    counts = {split: len(own) for split, own in labels.items()}
+    counts = {split: len(targets) for split, targets in labels.items()}
     images = count_of(sum(counts.values()), "decoded image")
     say(f"writing {images}, {volume / 1e6:,.2f} MB, into {folder}")
     checksums = {}
-    for split, (pixels, own) in arrays.items():
+    for split, (pixels, targets) in arrays.items():
         columns = {
             "pixels": torch.from_numpy(pixels).view(len(pixels), -1),
-            "targets": torch.from_numpy(own),
+            "targets": torch.from_numpy(targets),
         }
         checksums[split] = arrow.write(folder / f"{split}.arrow", columns)
     facts = Facts(
-        digest=reading.taken.digest,
+        digest=reading.summary.digest,
         names=dataset.names,
         size=size,
         splits=checksums,
@@ -168,8 +168,8 @@ def decode_all(
     `resize` brings the shorter side to that many pixels and crops the centre; without it
     every image must have the size of the first one, or the `expected` (H, W). Raises
     `DataError`, naming the file or the row of an image that cannot be decoded or fits not. With
-    `faults`, why one cannot be decoded is put there by its place among the rows, and its pixels are
-    left open.
+    `faults`, the reason is stored there instead, keyed by the image's position in `rows`, and its
+    pixels stay uninitialised.
     """
     out: np.ndarray | None = None
     rows = np.arange(len(images)) if rows is None else rows

@@ -68,8 +68,8 @@ class Packed:
     part: Part
     shard: Shard
     contents: np.ndarray  # uint8 [N, 16]
-    bad: tuple[str, ...] = ()  # why images were left out, some of them
-    adopted: bool = False  # it was there already
+    bad: tuple[str, ...] = ()  # reasons why images were left out, some of them
+    adopted: bool = False  # the folder had the shard before
 
     @property
     def skipped(self) -> int:
@@ -113,18 +113,18 @@ class Packing:
         Raises `DataError` where the folder holds something else, `NoRoom` where the disk cannot
         hold the shards.
         """
-        there = _claim(self.files, self._plan(), self.volume)
-        return {part: tuple(there.get((part.split, part.number), ())) for part in self.parts}
+        shards = _claim(self.files, self._plan(), self.volume)
+        return {part: tuple(shards.get((part.split, part.number), ())) for part in self.parts}
 
-    def make(self, part: Part, there: Sequence[str] = ()) -> Packed:
-        """One shard: one of `there` if that is whole, else a new one.
+    def make(self, part: Part, candidates: Sequence[str] = ()) -> Packed:
+        """One shard: the first of `candidates` that is whole, else a new one.
 
-        Images that cannot be used are not in it; `finish` says what becomes of that.
+        Images that cannot be used are left out; `finish` raises unless `skip_bad`.
         """
-        for name in there:
-            found = self._adopted(part, name)
-            if found is not None:
-                return found
+        for name in candidates:
+            packed = self._adopted(part, name)
+            if packed is not None:
+                return packed
         images, labels = self.dataset.splits[part.split]
         writer, bad = pack_format.Writer(self.dataset.names), []
 
@@ -142,10 +142,10 @@ class Packing:
         self.files.put(packed.shard.name, memoryview(data))
         return replace(packed, bad=tuple(bad))
 
-    def make_all(self, there: Mapping[Part, Sequence[str]]) -> Iterator[Packed]:
+    def make_all(self, candidates: Mapping[Part, Sequence[str]]) -> Iterator[Packed]:
         """Every shard, one after another, in this process."""
         for part in self.parts:
-            yield self.make(part, there.get(part, ()))
+            yield self.make(part, candidates.get(part, ()))
 
     def finish(self, made: Iterable[Packed]) -> dict[str, Any]:
         """Write the index and, last of all, the marker, whose value comes back.
@@ -164,7 +164,7 @@ class Packing:
             split: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
             for split, parts in columns.items()
         }
-        labels = {split: own for split, (own, _) in contents.items()}
+        labels = {split: column for split, (column, _) in contents.items()}
         check_filled(self.dataset.names, labels, self.dataset.about)
         facts = {
             "format": pack_format.FORMAT,
@@ -188,16 +188,16 @@ class Packing:
 
         It is damaged, or lacks images that are not to be left out now.
         """
-        found = pack_format.parse_name(name)
-        assert found is not None
+        fields = pack_format.parse_name(name)
+        assert fields is not None
         try:
             data = self.files.load(name)
-            if arrow.checksum(data) == found[2]:
-                packed = replace(_read(part, found[2], data), adopted=True)
+            if arrow.checksum(data) == fields[2]:
+                packed = replace(_read(part, fields[2], data), adopted=True)
                 if self.skip_bad or not packed.skipped:
                     return packed
         except DataError:
-            pass  # it cannot be read: it is made again
+            pass  # it cannot be read: a new one replaces it
         self.files.remove(name)
         return None
 
@@ -233,68 +233,68 @@ def _read(part: Part, checksum: str, data: pa.Buffer) -> Packed:
 
 
 def _claim(files: Files, plan: dict[str, Any], size: int) -> dict[tuple[str, int], list[str]]:
-    """Write the plan of a pack of about `size` bytes into its folder, which may be one of before.
+    """Write the plan of a pack of about `size` bytes into its folder, unless it has that plan.
 
-    Returns the names of shards that are there, by split and number. Those of a pack that was never
-    finished are removed where the files that it is made of have changed since. Raises `DataError`
-    where the folder holds something else, `NoRoom` where the disk cannot hold the shards.
+    Returns the names of the shards in the folder, by split and number. Those of an unfinished pack
+    are removed if its source files have changed since. Raises `DataError` where the folder holds
+    something else, `NoRoom` where the disk cannot hold the shards.
     """
     sizes = {entry.name: entry.size for entry in files.walk()}
-    said = next((name for name in (MARKER, PLAN) if name in sizes), None)
-    if said is not None:
-        facts = pack_format.read_json(files, said)
-        if said == PLAN and _is_outdated(facts, plan):
+    record = next((name for name in (MARKER, PLAN) if name in sizes), None)
+    if record is not None:
+        facts = pack_format.read_json(files, record)
+        if record == PLAN and _is_outdated(facts, plan):
             for name in [*filter(pack_format.parse_name, sizes)]:
                 files.remove(name)
                 del sizes[name]
-            said = None
+            record = None
         else:
             _check_plan(files, facts.get("plan", facts), plan)
     elif sizes:
         raise DataError(
             f"{files.describe('')}: the folder is not empty, and holds no pack; choose another one"
         )
-    there: dict[tuple[str, int], list[str]] = {}
+    shards: dict[tuple[str, int], list[str]] = {}
     for name, present in sizes.items():
-        found = pack_format.parse_name(name)
-        if found is not None:
-            there.setdefault(found[:2], []).append(name)
+        fields = pack_format.parse_name(name)
+        if fields is not None:
+            shards.setdefault(fields[:2], []).append(name)
             size -= present
     _check_room(files, size)
-    if said is None:
+    if record is None:
         files.put(PLAN, _as_json(plan))
-    return there
+    return shards
 
 
-def _is_outdated(said: dict[str, Any], plan: dict[str, Any]) -> bool:
-    """True for the plan of a pack of the same place, made in the same way, of other files."""
-    other = [key for key, value in plan.items() if said.get(key) != value]
+def _is_outdated(earlier: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """True if an earlier plan differs from `plan` in the source files alone."""
+    other = [key for key, value in plan.items() if earlier.get(key) != value]
     return bool(other) and {*other} <= {"files", "images"}
 
 
-def _check_plan(files: Files, said: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Raise `DataError` where what is said of a folder is not the plan."""
+def _check_plan(files: Files, earlier: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Raise `DataError` where the earlier plan of a folder differs from `plan`."""
     names = {"files": "its files have changed since"}
     other = [
-        names.get(key, f"{key} was {said.get(key)}, now {value}")
+        names.get(key, f"{key} was {earlier.get(key)}, now {value}")
         for key, value in plan.items()
-        if key != "source" and said.get(key) != value
+        if key != "source" and earlier.get(key) != value
     ]
     if other:
         raise DataError(
-            f"{files.describe('')}: holds a pack of {said.get('source')} that was made of other "
+            f"{files.describe('')}: holds a pack of {earlier.get('source')} that was made of other "
             f"images or in another way ({'; '.join(other)}); remove it, or choose another folder"
         )
 
 
 def _check_room(files: Files, wanted: int) -> None:
-    """Raise `NoRoom` where the disk of this machine is too small for so many bytes more."""
+    """Raise `NoRoom` if the disk of this machine has fewer than `wanted` bytes free."""
     if files.remote is not None:
         return
-    place = Path(files.root)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    folder = Path(files.root)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if wanted > free:
         raise NoRoom(
             f"{files.root}: the pack needs {wanted / 1e6:.0f} MB more, the disk has "
@@ -311,9 +311,8 @@ def into_store(
 ) -> Dataset:
     """Byte ranges of a dataset's images; one without files is packed into the store first.
 
-    `root` is a path, a URL, or None, where the dataset has a downloader of its own. A pack that
-    was begun is gone on with. Raises `DataError` for what cannot be an image, which `skip_bad`
-    leaves out.
+    `root` is a path, a URL, or None for a dataset with a downloader. An unfinished pack is
+    resumed. Raises `DataError` for what cannot be an image, which `skip_bad` leaves out.
     """
     dataset = SOURCES[name](root)
     if ranges_of(dataset):
@@ -337,7 +336,7 @@ def _is_finished(files: Files) -> bool:
 
 
 def _with_progress(packing: Packing, say: Say) -> Iterator[Packed]:
-    """Every shard as it is made, and now and then a line that says how far that is."""
+    """Every shard once it is written; reports progress from time to time."""
     started = spoken = time.monotonic()
     done = 0
     for packed in packing.make_all(packing.begin()):
@@ -352,15 +351,15 @@ def _with_progress(packing: Packing, say: Say) -> Iterator[Packed]:
         yield packed
 
 
-def source_of(place: str) -> str:
-    """The name of the source that reads what lies at a path or URL, as its files look."""
-    check_exists(place)
-    path = place.partition("?")[0] if is_url(place) else place
-    for name in (path, *Files.at(place).names()):
+def source_of(location: str) -> str:
+    """The name of the source that reads a path or URL, by the names of its files."""
+    check_exists(location)
+    path = location.partition("?")[0] if is_url(location) else location
+    for name in (path, *Files.at(location).names()):
         if is_tar(name) or is_packed_tar(name):
             return "webdataset"
         if is_table(name):
             return "table"
         if is_image(name):
             return "folder"
-    raise DataError(f"{place}: found no images, tables or tar shards; look at the path")
+    raise DataError(f"{location}: found no images, tables or tar shards; look at the path")

@@ -1,4 +1,4 @@
-"""The images of a recipe: as a user names them, and as they are once they were read.
+"""The images of a recipe: as a user names them, and as reading completes them.
 
 Plain records, which load no decoder; `dataset.py` reads what they name.
 
@@ -27,8 +27,8 @@ class Stream(Record):
 
     Training views show what `augment.crop` says; without it, and where a network is tested, the
     shorter side is brought to `resize` pixels and the centre is cut out, as is usual for ImageNet.
-    A teacher may have a `size` and `resize` of its own: it sees the same part of the picture.
-    Without a `resize`, it is in the proportion that is usual, 256 to a `size` of 224.
+    A teacher may have another `size` and `resize`: it sees the same part of the picture.
+    The default of `resize` keeps the usual proportion, 256 to a `size` of 224.
     """
 
     size: int = Field(default=224, ge=1, le=Limits.PIXELS)  # side of what a network sees
@@ -41,7 +41,7 @@ class Stream(Record):
     @model_validator(mode="before")
     @classmethod
     def _in_proportion(cls, value: Any) -> Any:
-        """The values with a `resize`, which follows the size where it is not given."""
+        """The values with a `resize`, which follows the size by default."""
         size = value.get("size") if isinstance(value, dict) else None
         if type(size) is int and size >= 1 and "resize" not in value:
             return value | {"resize": round(size * 256 / 224)}
@@ -60,8 +60,8 @@ class Stream(Record):
 class Data(Record):
     """Images and rows of them as a user names them, and how they are augmented and normalised.
 
-    `digest`, `classes` and `size` are expectations, which reading checks where they are given;
-    `mean` and `std` replace the dataset's own.
+    `digest`, `classes` and `size` are expectations, which reading checks if they are set;
+    `mean` and `std` replace those of the dataset.
     """
 
     name: str  # one of `raykd show datasets`
@@ -86,7 +86,7 @@ class Data(Record):
 
     @field_validator("name")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         SOURCES[name]
         return name
 
@@ -97,7 +97,7 @@ class Data(Record):
         return self
 
     def resolved(self) -> "ResolvedData":
-        """The data after reading. Raises `ConfigError` where they were not read."""
+        """The data after reading. Raises `ConfigError` if they were not read yet."""
         raise ConfigError(f"run.data: the images of {self.name!r} were not read yet")
 
     def test(self) -> Self:
@@ -114,7 +114,7 @@ class Data(Record):
 
 
 class ResolvedData(Data):
-    """Data with what reading found: every value is there, and describes the images."""
+    """Data after reading: every value is set, and describes the images."""
 
     digest: str = Field(min_length=1)
     classes: _Classes = Field()
@@ -131,7 +131,7 @@ _READ = ("digest", "classes", "size", "mean", "std")
 
 
 def _kind(value: Any) -> str:
-    """The class of data: resolved where a mapping has all that reading finds."""
+    """The class of data: resolved if a mapping has all values that reading adds."""
     if isinstance(value, dict):
         value = ResolvedData if all(value.get(key) for key in _READ) else Data
         return value.__name__

@@ -39,17 +39,17 @@ def put(path: Path, data: bytes | str | None = None) -> Path:
     return path
 
 
-def pixels(found: Dataset, split: str = "train", resize: int | None = None) -> np.ndarray:
-    return decode_all(found.splits[split].images, resize=resize)
+def pixels(dataset: Dataset, split: str = "train", resize: int | None = None) -> np.ndarray:
+    return decode_all(dataset.splits[split].images, resize=resize)
 
 
 def refusal(name: str, path: Path | None) -> str:
     """What is said of the dataset at `path`, once it is read and decoded."""
 
     def use() -> None:
-        found = SOURCES[name](path)
-        for split in found.splits:
-            pixels(found, split)
+        dataset = SOURCES[name](path)
+        for split in dataset.splits:
+            pixels(dataset, split)
 
     with pytest.raises(DataError) as error:
         use()
@@ -64,11 +64,11 @@ class Server(ThreadingHTTPServer):
     """Serves the files of a folder, and counts what it was asked for."""
 
     def __init__(self, folder: Path) -> None:
-        asked = self.asked = []
+        requests = self.requests = []
 
         class Handler(SimpleHTTPRequestHandler):
             def log_message(self, *args) -> None:
-                asked.append(self.path)
+                requests.append(self.path)
 
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.address = f"http://127.0.0.1:{self.server_address[1]}"

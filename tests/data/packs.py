@@ -29,21 +29,21 @@ def quiet(text: str) -> None:
     """Say nothing."""
 
 
-def packing(source: Path | str, place: Path | str, **changes) -> Packing:
-    found = read_folder(str(source))
+def packing(source: Path | str, target: Path | str, **changes) -> Packing:
+    dataset = read_folder(str(source))
     values = {"shard_mb": MB} | changes
-    return Packing(found, str(source), Files.at(place), **values)
+    return Packing(dataset, str(source), Files.at(target), **values)
 
 
-def packed(source: Path | str, place: Path | str, **changes) -> list[Packed]:
-    work = packing(source, place, **changes)
+def packed(source: Path | str, target: Path | str, **changes) -> list[Packed]:
+    work = packing(source, target, **changes)
     made = [*work.make_all(work.begin())]
     work.finish(made)
     return made
 
 
-def images(found: Dataset, split: str = "train") -> list[bytes]:
-    return [*found.splits[split][0]]
+def images(dataset: Dataset, split: str = "train") -> list[bytes]:
+    return [*dataset.splits[split][0]]
 
 
 def same(a: Dataset, b: Dataset) -> None:
@@ -54,10 +54,10 @@ def same(a: Dataset, b: Dataset) -> None:
         assert images(a, split) == images(b, split)
 
 
-def digest(store: Store, found: Dataset, *, skip_bad: bool = False) -> str:
+def digest(store: Store, dataset: Dataset, *, skip_bad: bool = False) -> str:
     """The digest of the images of some files, which are in the store then."""
-    reading = image_index.read_images(found, quiet, skip_bad=skip_bad)
-    return image_index.write(store, found, reading)
+    reading = image_index.read_images(dataset, quiet, skip_bad=skip_bad)
+    return image_index.write(store, dataset, reading)
 
 
 def call(*words, code: int = 0):

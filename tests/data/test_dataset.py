@@ -131,11 +131,11 @@ def test_images_that_are_brought_to_several_sizes_lie_beside_each_other(store, p
 def test_files_that_are_not_those_of_the_recipe_are_refused(store, photos, tmp_path):
     data = read(store, FOLDER, photos)
     flip_a_bit(photos)
-    found = read(store, FOLDER, photos).digest
+    digest = read(store, FOLDER, photos).digest
     with pytest.raises(DataError) as error:
         read(Store(tmp_path / "fresh"), data, photos)
     assert str(error.value) == (
-        f"run.data.digest: expected {data.digest}, but the files have {found}; "
+        f"run.data.digest: expected {data.digest}, but the files have {digest}; "
         "they are not the images that this recipe was made with"
     )
     assert not (tmp_path / "fresh").exists()
@@ -154,8 +154,8 @@ def test_what_a_recipe_says_of_its_images_is_checked(store, photos, given, messa
 
 
 def test_a_given_normalisation_is_kept(store, photos):
-    given = FOLDER.model_copy(update={"mean": (0.5, 0.5, 0.5)})
-    data = read(store, given, photos)
+    recipe = FOLDER.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+    data = read(store, recipe, photos)
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == read(store, FOLDER, photos).std
 

@@ -158,12 +158,12 @@ QUICK_TREES = ("flat", "linked_within", "no_text", "loose", "odd_images", "bad_i
 STREAM = Stream(size=SIDE, resize=SIDE)
 
 
-def pack(root: Path, place: Path) -> Path:
+def pack(root: Path, target: Path) -> Path:
     """A pack of a folder, made in this process."""
     dataset = read_folder(str(root))
-    packing = Packing(dataset, str(root), Files.at(place), skip_bad=True)
+    packing = Packing(dataset, str(root), Files.at(target), skip_bad=True)
     packing.finish(packing.make_all(packing.begin()))
-    return place
+    return target
 
 
 def shown(store: Store, data: Data) -> list[tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]]:
@@ -179,7 +179,7 @@ def shown(store: Store, data: Data) -> list[tuple[torch.Tensor, torch.Tensor, tu
 def test_a_folder_is_the_same_data_however_it_is_read(tmp_path, name):
     root = tmp_path / ("b\udce4ume" if name == "no_text" else "tree")
     TREES[name](root)
-    said: list[str] = []
+    messages: list[str] = []
     plain = Data(name="folder", augment=Augment())
     ways = {
         "in memory": (plain.model_copy(update={"resize": None}), root),
@@ -190,19 +190,19 @@ def test_a_folder_is_the_same_data_however_it_is_read(tmp_path, name):
         "packed, in memory": (Data(name="table", augment=Augment()), tmp_path / "pack"),
     }
     results = []
-    for way, (recipe, place) in ways.items():
+    for way, (recipe, location) in ways.items():
         store = Store(tmp_path / way)
-        data = read(store, recipe, place, said.append, skip_bad=True)
+        data = read(store, recipe, location, messages.append, skip_bad=True)
         results.append((data, shown(store, data)))
     data, images = results[0]
-    for other, found in results[1:]:
+    for other, result in results[1:]:
         assert (other.digest, other.classes) == (data.digest, data.classes)
         assert (other.mean, other.std, other.size) == (data.mean, data.std, data.size)
-        for (pixels, labels, names), (its, theirs, called) in zip(images, found, strict=True):
+        for (pixels, labels, names), (its, theirs, called) in zip(images, result, strict=True):
             assert torch.equal(labels, theirs) and names == called
             assert torch.equal(pixels, its)
-    assert len({line for line in said if " classes: " in line}) <= 2, "a pack has no folders"
-    assert not any("\x1b" in line or "\udcff" in line for line in said)
+    assert len({line for line in messages if " classes: " in line}) <= 2, "a pack has no folders"
+    assert not any("\x1b" in line or "\udcff" in line for line in messages)
 
 
 @pytest.mark.parametrize("name", slow_but(["digits", "folder"], ["folder"]))
@@ -214,12 +214,12 @@ def test_what_is_streamed_and_what_is_decoded_lie_beside_each_other(store, tmp_p
     memory = Data(name=name)
     stream = Data(name=name, stream=Stream(size=SIDE, resize=SIDE))
     order = [memory, stream, Data(name=name, resize=4), stream, memory]
-    found = [read(store, data, root) for data in order]
-    assert len({(data.digest, data.mean, data.std) for data in found}) == 1
-    for data in found:
+    results = [read(store, data, root) for data in order]
+    assert len({(data.digest, data.mean, data.std) for data in results}) == 1
+    for data in results:
         train, _ = open_images(store, data)
         assert len(train) == (1438 if name == "digits" else 8)
-    pixels = [shown(store, data)[0][0] for data in (found[0], found[1])]
+    pixels = [shown(store, data)[0][0] for data in (results[0], results[1])]
     assert torch.equal(*pixels)
 
 
@@ -228,16 +228,16 @@ def test_the_line_says_what_was_read_and_what_was_not(store, tmp_path):
     fill(root, "train/a", "train/b", "train/c", "val/a", each=3)
     for name in ("train/a/x.heic", "train/1.txt", "train/2.txt", "train/b/3.txt"):
         put(root / name, b"no image")
-    said: list[str] = []
-    read(store, Data(name="folder", stream=STREAM), root, said.append)
-    assert said == [
+    messages: list[str] = []
+    read(store, Data(name="folder", stream=STREAM), root, messages.append)
+    assert messages == [
         "3 classes: a, b, c; 9 train, 3 test from val/; 4 files not read: .heic 1, .txt 3"
     ]
-    said.clear()
+    messages.clear()
     fill(tmp_path / "flat", *[f"class{number:02d}" for number in range(30)])
-    read(store, Data(name="folder", resize=SIDE), tmp_path / "flat", said.append)
-    assert said[0].startswith("writing 60 decoded images, 0.01 MB, into ")
-    assert said[1] == (
+    read(store, Data(name="folder", resize=SIDE), tmp_path / "flat", messages.append)
+    assert messages[0].startswith("writing 60 decoded images, 0.01 MB, into ")
+    assert messages[1] == (
         "30 classes: class00, class01, class02, class03, class04, class05, class06, class07, ..., "
         "class29; 48 train, 12 test, which are 0.2 of all, held out (run.data.holdout)"
     )
@@ -281,11 +281,11 @@ def test_bad_images_in_memory_are_left_out_counted_and_named(store, tmp_path):
     root = broken(tmp_path / "tree")
     recipe = Data(name="folder", resize=SIDE)
     for _ in range(2):  # the second time nothing is decoded
-        said: list[str] = []
-        data = read(store, recipe, root, said.append, skip_bad=True)
-        assert "10 train, 2 test" in said[-2]
-        assert said[-1].startswith("5 images that cannot be used, left out:\n")
-        assert all(name in said[-1] for name in BROKEN)
+        messages: list[str] = []
+        data = read(store, recipe, root, messages.append, skip_bad=True)
+        assert "10 train, 2 test" in messages[-2]
+        assert messages[-1].startswith("5 images that cannot be used, left out:\n")
+        assert all(name in messages[-1] for name in BROKEN)
     train, test = open_images(store, data)
     assert len(train) + len(test) == 12
     for recipe in (data, Data(name="folder", resize=SIDE)):
@@ -299,11 +299,11 @@ def test_a_file_that_vanishes_after_it_was_listed_is_a_bad_image(store, tmp_path
     listing = Files.listing
 
     def then_gone(files: Files, below: str = ""):
-        found = listing(files, below)
+        result = listing(files, below)
         for name in ("a/000.png", "b/005.png"):
             (root / name).unlink(missing_ok=True)
         put(root / "a/001.png", b"shorter")
-        return found
+        return result
 
     monkeypatch.setattr(Files, "listing", then_gone)
     for recipe in (Data(name="folder", stream=STREAM), Data(name="folder")):
@@ -331,9 +331,9 @@ def test_a_declared_class_without_images_is_kept_and_said(store, tmp_path):
         tmp_path / "t/train.parquet", content.replace_schema_metadata({"classes": "w,x,y,z,never"})
     )
     for recipe in (Data(name="table"), Data(name="table", stream=STREAM)):
-        said: list[str] = []
-        data = read(store, recipe, tmp_path / "t", said.append)
-        assert data.classes == 5 and said[-1].endswith("; no training image of never")
+        messages: list[str] = []
+        data = read(store, recipe, tmp_path / "t", messages.append)
+        assert data.classes == 5 and messages[-1].endswith("; no training image of never")
         train, _ = open_images(store, data)
         assert train.names[-1] == "never"
         again = read(store, data, tmp_path / "t")

@@ -67,18 +67,18 @@ def test_a_view_is_the_same_in_every_batch_and_process(store, root):
     data = streamed(store, root, augment=EVERYTHING)
     here = shown(store, data)
     whole = here.batch(IDS, 3)
-    for place, number in enumerate(IDS.tolist()):
+    for index, number in enumerate(IDS.tolist()):
         alone = here.batch(torch.tensor([number]), 3)
-        assert torch.equal(alone.pixels[0], whole.pixels[place])
-        assert torch.equal(alone.targets[0], whole.targets[place])
+        assert torch.equal(alone.pixels[0], whole.pixels[index])
+        assert torch.equal(alone.targets[0], whole.targets[index])
     assert not torch.equal(here.batch(IDS, 4).pixels, whole.pixels)
-    there = shown(store, data, decoders=2)
+    views = shown(store, data, decoders=2)
     rows = torch.stack([IDS, IDS.flip(0), IDS.roll(1)])
     for epoch in (0, 1):  # the processes stay
-        for ids, batch in zip(rows, there.batches(rows, 3, epoch), strict=True):
+        for ids, batch in zip(rows, views.batches(rows, 3, epoch), strict=True):
             assert torch.equal(batch.ids, ids) and batch.epoch == epoch
             assert torch.equal(batch.pixels, here.batch(ids, 3).pixels)
-    assert [len(batch.ids) for batch in there.runs(torch.arange(7), 3)] == [3, 3, 1]
+    assert [len(batch.ids) for batch in views.runs(torch.arange(7), 3)] == [3, 3, 1]
 
 
 def test_a_teacher_of_another_resolution_sees_the_same_part(store, tmp_path):
@@ -142,9 +142,9 @@ def test_jpeg_pixels_are_those_of_pillow():
         [photo(1, 50, 70), photo(2, 33, 17), photo(3, 64, 64).convert("L")]
     ):
         data = encoded(image, "JPEG", quality=80 + seed)
-        found = open_image(data, "it")
-        assert (found.height, found.width) == (image.height, image.width)
-        assert np.array_equal(found.pixels(), decode(data, "it"))
+        picture = open_image(data, "it")
+        assert (picture.height, picture.width) == (image.height, image.width)
+        assert np.array_equal(picture.pixels(), decode(data, "it"))
     progressive = encoded(photo(4, 50, 70), "JPEG", progressive=True)
     assert np.array_equal(open_image(progressive, "it").pixels(), decode(progressive, "it"))
 
@@ -160,9 +160,9 @@ def test_every_other_image_is_decoded_by_pillow(kind):
         data = encoded(image, "JPEG", exif=exif)
     else:
         data = encoded(image, kind)
-    found = open_image(data, "it")
-    assert (found.height, found.width) == ((50, 30) if kind == "turned" else (30, 50))
-    assert np.array_equal(found.pixels(), decode(data, "it"))
+    picture = open_image(data, "it")
+    assert (picture.height, picture.width) == ((50, 30) if kind == "turned" else (30, 50))
+    assert np.array_equal(picture.pixels(), decode(data, "it"))
 
 
 def test_a_test_shows_the_usual_part_of_an_image_at_any_size():
@@ -206,8 +206,8 @@ def test_every_change_is_keyed_and_leaves_the_rest_alone(store, root):
         augment = base.model_copy(update=change)
         assert augment.views() == 1 << 31
         changed = data.model_copy(update={"augment": augment})
-        found = shown(store, changed).batch(torch.arange(24), 2).pixels
-        same = [torch.equal(*pair) for pair in zip(plain, found, strict=True)]
+        pixels = shown(store, changed).batch(torch.arange(24), 2).pixels
+        same = [torch.equal(*pair) for pair in zip(plain, pixels, strict=True)]
         assert not all(same)
         if "erase" in change:
             assert 4 < sum(same) < 20
@@ -215,15 +215,15 @@ def test_every_change_is_keyed_and_leaves_the_rest_alone(store, root):
 
 def test_colour_factors_are_uniform_and_their_order_too():
     image = torch.full((2000, 1, 1, 3), 100, dtype=torch.uint8)
-    found = Colour(brightness=0.5).apply(image, torch.arange(2000), 0, 0)[:, 0, 0, 0].double()
-    assert 49 <= found.min() < 52 and 148 < found.max() <= 150
-    assert abs(float(found.mean()) - 99.5) < 2.5
+    levels = Colour(brightness=0.5).apply(image, torch.arange(2000), 0, 0)[:, 0, 0, 0].double()
+    assert 49 <= levels.min() < 52 and 148 < levels.max() <= 150
+    assert abs(float(levels.mean()) - 99.5) < 2.5
 
 
 def test_erased_boxes_have_the_areas_that_were_asked_for():
     image = torch.zeros(2000, 32, 32, 3, dtype=torch.uint8)
-    found = Erase(probability=1.0, scale=(0.1, 0.2)).apply(image, torch.arange(2000), 0, 0)
-    share = (found[..., 0] > 0).double().mean(dim=(1, 2))
+    erased = Erase(probability=1.0, scale=(0.1, 0.2)).apply(image, torch.arange(2000), 0, 0)
+    share = (erased[..., 0] > 0).double().mean(dim=(1, 2))
     assert share.min() > 0.06 and share.max() < 0.25
     assert abs(float(share.mean()) - 0.15) < 0.01
 
@@ -271,12 +271,12 @@ def test_what_cannot_be_an_image_is_found_when_it_is_read_first(store, root):
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"000\.jpg: the file is empty"):
         streamed(store, root)
-    said: list[str] = []
+    messages: list[str] = []
     data = Data(name="folder", stream=Stream(size=24, resize=24))
-    data = read(store, data, str(root), said.append, skip_bad=True)
+    data = read(store, data, str(root), messages.append, skip_bad=True)
     assert len(open_images(store, data)[0]) == 23
-    assert said[0] == "3 classes: class0, class1, class2; 23 train, 6 test from test/"
-    assert said[1:] == [f"1 image that cannot be used, left out:\n  {path}: the file is empty"]
+    assert messages[0] == "3 classes: class0, class1, class2; 23 train, 6 test from test/"
+    assert messages[1:] == [f"1 image that cannot be used, left out:\n  {path}: the file is empty"]
 
 
 def test_files_that_did_not_change_are_not_read_again(store, root, monkeypatch):
@@ -368,9 +368,9 @@ def test_in_memory_images_can_be_cropped_too(digits):
     ids = torch.arange(40)
     pixels = torch.from_numpy(np.stack([np.asarray(picture(n, 8, 8)) for n in range(40)]))
     crop = Augment(crop=Crop(scale=(0.3, 0.9)))
-    found = crop.apply(pixels, ids, 1, 0)
-    assert found.shape == pixels.shape and not torch.equal(found, pixels)
-    assert torch.equal(found[7:9], crop.apply(pixels[7:9], ids[7:9], 1, 0))
+    cropped = crop.apply(pixels, ids, 1, 0)
+    assert cropped.shape == pixels.shape and not torch.equal(cropped, pixels)
+    assert torch.equal(cropped[7:9], crop.apply(pixels[7:9], ids[7:9], 1, 0))
     assert keyed_random.CROP_AREA > keyed_random.VALIDATION
 
 
@@ -405,8 +405,8 @@ if __name__ == "__main__":
 
 def started_by(process: int) -> list[int]:
     """The processes that one started, and those that they did."""
-    there = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [pid for child in there for pid in (int(child), *started_by(int(child)))]
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [pid for child in children for pid in (int(child), *started_by(int(child)))]
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ class DecodedFrames:
     def __init__(
         self, images: Encoded, decoders: int, *, skip_bad: bool = False, pin: bool = False
     ) -> None:
-        """`decoders` processes work ahead; with 0, this one decodes when it is asked.
+        """`decoders` processes work ahead; with 0, this process decodes on demand.
 
         `skip_bad` shows the next image in place of one that cannot be decoded; `pin` puts frames
         into memory from which a GPU copies by itself.
@@ -71,17 +71,17 @@ class DecodedFrames:
         Raises `DataError`, naming an image that cannot be decoded, `NoRoom` where shared memory is
         too small, and `WorkFailed` where a process that decodes is gone or gives no sign of life.
         """
-        places = [(ids.cpu().numpy(), view) for ids, view in keys]
+        requests = [(ids.cpu().numpy(), view) for ids, view in keys]
         if not self._decoders:
             decoder = Decoder(self.images, wanted, self._skip_bad)
-            for place in places:
-                yield self._counted(decoder[place])
+            for request in requests:
+                yield self._counted(decoder[request])
             return
         ready = self._processes
         if ready is None or ready.ended or ready.decoder.wanted != wanted:
             decoder = Decoder(self.images, wanted, self._skip_bad)
             ready = self._processes = _WorkerPool(decoder, self._decoders, pin=self._pin)
-        for frames in ready.show(places):
+        for frames in ready.show(requests):
             yield self._counted(frames)
 
     def _counted(self, frames: Frames) -> Frames:
@@ -100,7 +100,7 @@ class _Context(ForkServerContext):
         self.started: list[BaseProcess] = []
 
     def Process(self, *args: Any, **options: Any) -> BaseProcess:  # noqa: N802
-        """A process of its own, remembered."""
+        """A new process, which is also added to `started`."""
         self.started.append(super().Process(*args, **options))
         return self.started[-1]
 
@@ -115,8 +115,8 @@ class _WorkerPool:
         self.decoder = decoder
         self.ended = False
         self._count = count
-        self._needs = 0  # bytes of shared memory that were seen to be there
-        self._keys: list[_Place] = []
+        self._needs = 0  # bytes of shared memory that the last check covered
+        self._keys: list[_BatchKey] = []
         _shorten_sockets()
         self._context = _Context()
         self._context.set_forkserver_preload(["raykd.data.loading.decode_forkserver"])
@@ -135,7 +135,7 @@ class _WorkerPool:
         # Also when this process ends, which would wait for one that hangs.
         weakref.finalize(self, _kill, self._context.started)
 
-    def show(self, keys: Sequence["_Place"]) -> Iterator[Frames]:
+    def show(self, keys: Sequence["_BatchKey"]) -> Iterator[Frames]:
         """The frames of some batches, in order."""
         self._check_room(keys)
         self._keys[:] = keys
@@ -146,7 +146,7 @@ class _WorkerPool:
                 raise frames
             yield frames
 
-    def _check_room(self, keys: Sequence["_Place"]) -> None:
+    def _check_room(self, keys: Sequence["_BatchKey"]) -> None:
         """Raise `NoRoom` where shared memory does not hold the batches that will be ready."""
         largest = max((len(ids) for ids, _ in keys), default=0)
         frames = largest * self.decoder.wanted.pixel_bytes()
@@ -237,7 +237,7 @@ def _shorten_sockets() -> None:
             tempfile.tempdir = before
 
 
-_Place = tuple[np.ndarray, int]  # ids int64 [B], view
+_BatchKey = tuple[np.ndarray, int]  # ids int64 [B], view
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
@@ -250,9 +250,9 @@ def check_shared_memory(needs: int, decoders: int) -> None:
     """Raise `NoRoom` where /dev/shm has fewer bytes free than decoded batches need."""
     if not SHARED.is_dir():
         return
-    place = os.statvfs(SHARED)
-    free = place.f_bavail * place.f_frsize
-    if place.f_blocks and needs > free:
+    status = os.statvfs(SHARED)
+    free = status.f_bavail * status.f_frsize
+    if status.f_blocks and needs > free:
         raise NoRoom(
             f"{SHARED} has {free / 1e6:,.1f} MB free, and the batches that {decoders} decoding "
             f"processes have ready need {needs / 1e6:,.1f} MB of it; {_MORE_SHARED}"
@@ -268,7 +268,7 @@ class _SharedFrames:
 
     decoder: "Decoder"
 
-    def __getitem__(self, key: _Place) -> Frames | RaykdError:
+    def __getitem__(self, key: _BatchKey) -> Frames | RaykdError:
         try:
             frames = self.decoder[key]
         except RaykdError as error:
@@ -311,13 +311,13 @@ class Decoder:
         ids, view = torch.from_numpy(key[0]), key[1]
         pixels: dict[tuple[Role, int], Tensor] = {}
         shown: dict[Role, Tensor] = {}
-        for who, rows in self.wanted.rows((ids, view)).items():
-            ways = self.wanted.ways(who)
-            frames, shown[who] = self._decoded(rows, view, ways)
+        for role, rows in self.wanted.rows((ids, view)).items():
+            ways = self.wanted.ways(role)
+            frames, shown[role] = self._decoded(rows, view, ways)
             for number, (data, frame) in enumerate(zip(ways, frames, strict=True)):
                 moved = data.augment.crop is not None  # flipped, too
                 finish = data.augment.changed if moved else data.augment.apply
-                pixels[who, number] = finish(frame, rows, view, data.seed_of_views())
+                pixels[role, number] = finish(frame, rows, view, data.seed_of_views())
         return Frames(pixels, shown, tuple(self.bad))
 
     def _decoded(
@@ -329,41 +329,41 @@ class Decoder:
         """
         rows = ids.tolist()
         read = self.images.ranges.read_all(rows)
-        pictures = [self._picture(rows, place, data) for place, data in enumerate(read)]
+        pictures = [self._picture(rows, index, data) for index, data in enumerate(read)]
         del read
         framers = [_Framer(data, ids, view, pictures) for data in ways]
-        for place in range(len(rows)):
+        for index in range(len(rows)):
             while True:
                 try:
                     for framer in framers:
-                        framer.frame(place, pictures[place])
+                        framer.frame(index, pictures[index])
                     break
                 except DataError as error:
-                    data = self._next(rows, place, int(ids[place]), error)
-                    pictures[place] = self._picture(rows, place, data)
+                    data = self._next(rows, index, int(ids[index]), error)
+                    pictures[index] = self._picture(rows, index, data)
                     for framer in framers:
-                        framer.look_again(place, pictures[place])
-            pictures[place] = _EMPTY  # its pixels, too
+                        framer.replace(index, pictures[index])
+            pictures[index] = _EMPTY  # its pixels, too
         return [framer.out for framer in framers], torch.tensor(rows, dtype=torch.int64)
 
-    def _picture(self, rows: list[int], place: int, data: bytes) -> EncodedImage:
-        """The image at a place of a batch, or the first after it that is one."""
-        asked = rows[place]
+    def _picture(self, rows: list[int], index: int, data: bytes) -> EncodedImage:
+        """The image at an index of a batch, or the next usable image of the data set."""
+        first = rows[index]
         while True:
             try:
-                return open_image(data, self.images.ranges.origin(rows[place]))
+                return open_image(data, self.images.ranges.origin(rows[index]))
             except DataError as error:
-                data = self._next(rows, place, asked, error)
+                data = self._next(rows, index, first, error)
 
-    def _next(self, rows: list[int], place: int, asked: int, error: DataError) -> bytes:
-        """The bytes of the image after one that is bad; raises the error where that is wanted."""
+    def _next(self, rows: list[int], index: int, first: int, error: DataError) -> bytes:
+        """The bytes of the image after one that is bad; raises its error unless `skip_bad`."""
         if not self.skip_bad:
             raise error
-        self.bad.add(rows[place])
-        rows[place] = (rows[place] + 1) % len(self.images)
-        if rows[place] == asked:
+        self.bad.add(rows[index])
+        rows[index] = (rows[index] + 1) % len(self.images)
+        if rows[index] == first:
             raise error  # there is no image at all
-        return self.images.ranges.read(rows[place])
+        return self.images.ranges.read(rows[index])
 
 
 _EMPTY = EncodedImage(0, 0, lambda least: np.empty((0, 0, 3), dtype=np.uint8))
@@ -378,26 +378,26 @@ class _Framer:
         self._stream, self._crop = data.stream, data.augment.crop
         side = self._stream.size
         self.out = torch.empty(len(pictures), side, side, 3, dtype=torch.uint8)
-        self._places = self.out.unbind()
+        self._frames = self.out.unbind()
         self._boxes: list[list[int]] = []
         self._flips = [False] * len(pictures)
         if self._crop is not None:
             self._boxes = self._boxed(ids, pictures)
             self._flips = data.augment.geometry(ids, view, data.seed_of_views())[2].tolist()
 
-    def look_again(self, place: int, picture: EncodedImage) -> None:
-        """Take another picture at one place of the batch."""
+    def replace(self, index: int, picture: EncodedImage) -> None:
+        """Draw the box of the picture that replaces the one at an index of the batch."""
         if self._crop is not None:
-            self._boxes[place] = self._boxed(self._ids[place : place + 1], [picture])[0]
+            self._boxes[index] = self._boxed(self._ids[index : index + 1], [picture])[0]
 
-    def frame(self, place: int, picture: EncodedImage) -> None:
+    def frame(self, index: int, picture: EncodedImage) -> None:
         """Decode a picture, and put its part into the batch."""
         side, draft = self._stream.size, self._stream.draft
         if self._crop is None:
             frame = _centre(picture, self._stream.resize, side, draft=draft)
         else:
-            frame = _part(picture, self._boxes[place], side, draft=draft)
-        self._places[place].copy_(frame.flip(1) if self._flips[place] else frame)
+            frame = _part(picture, self._boxes[index], side, draft=draft)
+        self._frames[index].copy_(frame.flip(1) if self._flips[index] else frame)
 
     def _boxed(self, ids: Tensor, pictures: list[EncodedImage]) -> list[list[int]]:
         assert self._crop is not None
@@ -408,7 +408,7 @@ class _Framer:
 
 
 def _part(picture: EncodedImage, box: list[int], side: int, *, draft: bool) -> Tensor:
-    """A part of an image (row, column, height, width in its own pixels) at the size of a frame."""
+    """A part of an image (row, column, height, width in its pixels) at the size of a frame."""
     row, column, height, width = box
     # A draft of the whole image may shrink as long as this part keeps a frame's size.
     factor = min(1.0, max(side / height, side / width))

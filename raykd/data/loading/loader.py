@@ -25,15 +25,15 @@ def _frames_of(looks: Mapping[Look, Data], size: int) -> FrameRequest:
 
     `size` is the number of rows.
     """
-    own, partner, mixes = [], [], []
+    sample, partner, mixes = [], [], []
     for look, data in looks.items():
         mixes += [data.augment.mix] if data.augment.mix is not None else []
         if look != "partner":
-            own.append(_unmixed(data))
+            sample.append(_unmixed(data))
         if look == "partner" or data.augment.mix is not None:
             partner.append(_unmixed(data))
     mix = mixes[0] if mixes else None
-    return FrameRequest(tuple(dict.fromkeys(own)), tuple(dict.fromkeys(partner)), mix, size)
+    return FrameRequest(tuple(dict.fromkeys(sample)), tuple(dict.fromkeys(partner)), mix, size)
 
 
 def _unmixed(data: Data) -> Data:
@@ -53,11 +53,11 @@ class Views:
         decoders: int = 0,
         skip_bad: bool = False,
     ) -> None:
-        """`looks` are those besides the given one; batches are made on `device`.
+        """`looks` are those besides `data`; batches are made on `device`.
 
-        Decoded images lie there, too. Encoded ones are decoded by `decoders` processes that work
-        ahead, or here where there are none; with `skip_bad`, the next image is shown in place of
-        one that cannot be decoded.
+        Decoded images are moved there, too. Encoded ones are decoded by `decoders` processes that
+        work ahead, or by this process if that is 0; with `skip_bad`, the next image is shown in
+        place of one that cannot be decoded.
         """
         self.data = data.resolved()
         self.looks = looks or {}
@@ -118,12 +118,12 @@ class Views:
 
     def _assembled(self, ids: Tensor, view: int, epoch: int, frames: Frames) -> Batch:
         """The batch of some frames, with all looks at it."""
-        given = self._look(_GIVEN, self.data, ids, view, epoch, frames)
+        batch = self._look(_GIVEN, self.data, ids, view, epoch, frames)
         looks = {
             look: self._look(look, data, ids, view, epoch, frames)
             for look, data in self.looks.items()
         }
-        return replace(given, looks=looks) if looks else given
+        return replace(batch, looks=looks) if looks else batch
 
     def _look(
         self, look: Look, data: Data, ids: Tensor, view: int, epoch: int, frames: Frames
@@ -134,7 +134,7 @@ class Views:
             ids = self._wanted.partners(ids, view, data.seed_of_views())
             pixels, targets = self._shown("partner", plain, frames)
             return Batch(self._normalised(pixels), targets, ids, view, epoch)
-        pixels, targets = self._shown("own", plain, frames)
+        pixels, targets = self._shown("sample", plain, frames)
         if mix is not None:
             other, theirs = self._shown("partner", plain, frames)
             blend = mix.blend(pixels, other, ids, view, data.seed_of_views())
@@ -142,10 +142,10 @@ class Views:
             targets = mixed_targets(targets, theirs, weights, len(self.images.names))
         return Batch(self._normalised(pixels), targets, ids, view, epoch, weights=weights)
 
-    def _shown(self, who: Role, data: Data, frames: Frames) -> tuple[Tensor, Tensor]:
+    def _shown(self, role: Role, data: Data, frames: Frames) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [B, H, W, 3] that are shown in a way, and their labels int64 [B]."""
-        pixels = frames.pixels[who, self._wanted.ways(who).index(data)]
-        return pixels, self._targets.index_select(0, frames.rows[who])
+        pixels = frames.pixels[role, self._wanted.ways(role).index(data)]
+        return pixels, self._targets.index_select(0, frames.rows[role])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """float32 [B, 3, H, W], channels last in memory, from grey levels [B, H, W, 3]."""
@@ -165,18 +165,18 @@ def _row(values: tuple[float, float, float], width: int, device: torch.device) -
 
 
 def _ahead(frames: Iterable[Frames], device: torch.device) -> Iterator[Frames]:
-    """The frames on a GPU, which copies the next ones while it works on these."""
+    """The frames on a GPU, which copies the next ones while it works on the current ones."""
     copying = torch.cuda.Stream(device)
-    here: Frames | None = None
+    current: Frames | None = None
     for following in frames:
         with torch.cuda.stream(copying):
-            there = following.to(device)
-        if here is not None:
-            yield here
+            upcoming = following.to(device)
+        if current is not None:
+            yield current
         working = torch.cuda.current_stream(device)
         working.wait_stream(copying)
-        for tensor in (*there.pixels.values(), *there.rows.values()):
+        for tensor in (*upcoming.pixels.values(), *upcoming.rows.values()):
             tensor.record_stream(working)
-        here = there
-    if here is not None:
-        yield here
+        current = upcoming
+    if current is not None:
+        yield current

@@ -17,7 +17,7 @@ from raykd.data.in_memory import Images
 from raykd.data.recipe import Data
 from raykd.data.transforms.mixing import Mix
 
-Role = Literal["own", "partner"]
+Role = Literal["sample", "partner"]
 Key = tuple[Tensor, int]  # ids int64 [B], view
 
 
@@ -54,7 +54,7 @@ class Frames:
 class FrameRequest:
     """The frames that a batch is made of."""
 
-    own: tuple[Data, ...]  # the ways in which samples are shown
+    sample: tuple[Data, ...]  # the ways in which samples are shown
     partner: tuple[Data, ...] = ()  # the ways in which mixing partners are shown
     mix: Mix | None = None  # draws the partners
     size: int = 0  # training rows, from which partners are drawn
@@ -62,7 +62,7 @@ class FrameRequest:
     def rows(self, key: Key) -> dict[Role, Tensor]:
         """Dataset rows of samples and partners, int64 [B] each."""
         ids, view = key
-        rows: dict[Role, Tensor] = {"own": ids} if self.own else {}
+        rows: dict[Role, Tensor] = {"sample": ids} if self.sample else {}
         if self.partner:
             rows["partner"] = self.partners(ids, view, self.partner[0].seed_of_views())
         return rows
@@ -74,12 +74,12 @@ class FrameRequest:
 
     def pixel_bytes(self) -> int:
         """Bytes of all frames of one sample."""
-        streams = [data.stream for data in (*self.own, *self.partner)]
+        streams = [data.stream for data in (*self.sample, *self.partner)]
         return sum(3 * stream.size**2 for stream in streams if stream is not None)
 
-    def ways(self, who: Role) -> tuple[Data, ...]:
+    def ways(self, role: Role) -> tuple[Data, ...]:
         """The ways in which samples or partners are shown."""
-        return self.own if who == "own" else self.partner
+        return self.sample if role == "sample" else self.partner
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class MemoryFrames:
         for key in keys:
             rows = wanted.rows(key)
             pixels: dict[tuple[Role, int], Tensor] = {
-                (who, number): self._shown(data, shown, key[1])
-                for who, shown in rows.items()
-                for number, data in enumerate(wanted.ways(who))
+                (role, number): self._shown(data, shown, key[1])
+                for role, shown in rows.items()
+                for number, data in enumerate(wanted.ways(role))
             }
             yield Frames(pixels, rows)
 

@@ -76,9 +76,9 @@ def stratified(targets: Tensor, count: int, seed: int, stream: int) -> Tensor:
     up to what many small classes shift. A smaller count chooses a subset of what a larger one does.
     """
     draws = keyed_random.draw(seed, torch.arange(len(targets)), 0, stream)
-    place = torch.empty(len(targets), dtype=torch.float64)  # a row's place in its class, 0 to 1
+    position = torch.empty(len(targets), dtype=torch.float64)  # within the class, 0 to 1
     for label in targets.unique().tolist():
         rows = (targets == label).nonzero().squeeze(1)
         shuffled = rows[draws[rows].argsort(stable=True)]
-        place[shuffled] = (torch.arange(len(rows)) + 0.5).double() / len(rows)
-    return place.argsort(stable=True)[:count].sort().values
+        position[shuffled] = (torch.arange(len(rows)) + 0.5).double() / len(rows)
+    return position.argsort(stable=True)[:count].sort().values

@@ -53,15 +53,15 @@ class Source:
         return read(Path(root))
 
 
-def check_exists(place: str | Path) -> None:
+def check_exists(location: str | Path) -> None:
     """Raise `DataError` where nothing is at a path of this machine.
 
     A pattern with braces stands for many paths, each of which is looked for by its reader.
     """
     from raykd.storage.filesystem import is_url  # loads Arrow
 
-    if not (is_url(str(place)) or "{" in str(place) or Path(place).expanduser().exists()):
-        raise DataError(f"{place}: there is no such file or folder (data.path)")
+    if not (is_url(str(location)) or "{" in str(location) or Path(location).expanduser().exists()):
+        raise DataError(f"{location}: there is no such file or folder (data.path)")
 
 
 # Mean and std: CIFAR-10 as in SAKD's and KD_Lib's code, CIFAR-100 as in RepDistiller's and

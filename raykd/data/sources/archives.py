@@ -36,10 +36,10 @@ def has_archive(archive: Archive, path: Path) -> bool:
 def archive_folder(archive: Archive, path: Path | None) -> Path:
     """The folder of an archive's files.
 
-    It is looked for at `path`, where an archive that lies there is unpacked; without a path, in
-    `downloads()`, into which the archive is downloaded once. Where nothing is found at `path`,
-    this is `path` itself, and the reader says what is missing. Raises `DataError` for an
-    archive that cannot be downloaded or unpacked, or is another one.
+    An archive at `path` is unpacked beside itself. Without a path, the folder is in `downloads()`,
+    into which the archive is downloaded once. If `path` has neither the folder nor the archive,
+    this is `path` itself, and the reader reports what is missing. Raises `DataError` for an
+    archive that cannot be downloaded or unpacked, or has another MD5.
     """
     root = downloads() if path is None else path
     if root.name == archive.file:
@@ -56,13 +56,13 @@ def archive_folder(archive: Archive, path: Path | None) -> Path:
 
 
 def _download(archive: Archive, root: Path) -> None:
-    """Bring the archive into `root`, unless it is there."""
+    """Bring the archive into `root`, unless the folder has it."""
     from torchvision.datasets.utils import download_url  # takes seconds to import
 
     reasons = []
     for url in archive.urls:
         try:
-            # Looks at the MD5 of what is there before, and of what has come.
+            # Checks the MD5 of an existing file first, and of the downloaded one.
             download_url(url, str(root), archive.file, archive.md5)
             return
         except (OSError, RuntimeError, HTTPException) as error:
@@ -74,7 +74,7 @@ def _download(archive: Archive, root: Path) -> None:
 
 
 def _unpack(archive: Archive, file: Path, folder: Path) -> None:
-    """Unpack the archive's file to `folder`, which is there only once it is whole."""
+    """Unpack the archive's file to `folder`, which appears only once it is whole."""
     from torchvision.datasets.utils import check_md5, extract_archive
 
     try:

@@ -70,7 +70,7 @@ class Ranges(Images):
 
     files: Files
     names: Names  # file names below the root
-    file: Tensor  # int64 [N], a place in `names`
+    file: Tensor  # int64 [N], indices into `names`
     offset: Tensor  # int64 [N], in bytes
     length: Tensor  # int64 [N], in bytes
     lacking: Mapping[int, DataError] = field(default_factory=dict)  # images that are missing
@@ -122,7 +122,7 @@ class Ranges(Images):
         return f"{name}, byte {offset}" if offset else name
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image. Raises `DataError`, naming the file, where they are not there."""
+        """The bytes of one image. Raises `DataError`, naming the file, if they are missing."""
         if row in self.lacking:
             raise self.lacking[row]
         name, length = self.names[int(self.file[row])], int(self.length[row])
@@ -151,8 +151,8 @@ class Ranges(Images):
     def take(self, rows: Tensor) -> "Ranges":
         """The images at `rows` (int64 [n]), renumbered from 0."""
         columns = {name: getattr(self, name)[rows] for name in ("file", "offset", "length")}
-        places = {int(row): place for place, row in enumerate(rows)} if self.lacking else {}
-        lacking = {places[row]: error for row, error in self.lacking.items() if row in places}
+        indices = {int(row): index for index, row in enumerate(rows)} if self.lacking else {}
+        lacking = {indices[row]: error for row, error in self.lacking.items() if row in indices}
         return replace(self, **columns, lacking=lacking)
 
 
@@ -184,7 +184,7 @@ def joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 
 def write_index(folder: Path, split: str, ranges: Ranges, targets: Tensor) -> dict[str, str]:
-    """Write where a split's images lie; the checksums of the files by their names."""
+    """Write the index of a split's images; returns the checksums of its files by their names."""
     rows = {"file": ranges.file, "offset": ranges.offset, "length": ranges.length}
     tables = {"index": rows | {"targets": targets}}
     tables |= {name: {name: column} for name, column in ranges.names.columns().items()}

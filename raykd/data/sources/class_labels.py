@@ -18,8 +18,8 @@ from raykd.core.errors import DataError
 from raykd.data.sources.foreign_text import excerpt, is_text
 
 Label = Any  # value in a file: an integer or a text, or one that is refused
-Origin = Callable[[int], str]  # a row's place, for messages
-_Row = tuple[int, Origin, int]  # how many kinds of labels come before it, its split's origin, row
+Origin = Callable[[int], str]  # file and position of a row, for messages
+_Row = tuple[int, Origin, int]  # number of kinds of labels before it, origin of its split, row
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMED = 20  # classes, at most, that a message lists
 
@@ -32,10 +32,10 @@ def sort_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def parse_names(value: Any, place: str) -> tuple[str, ...]:
+def parse_names(value: Any, origin: str) -> tuple[str, ...]:
     """Class names that a JSON value declares: a list, {number: name} or {name: number}.
 
-    Raises `DataError`, beginning with `place`, for another value.
+    Raises `DataError`, beginning with `origin`, for another value.
     """
     names: Any = value
     if isinstance(value, dict):
@@ -44,7 +44,7 @@ def parse_names(value: Any, place: str) -> tuple[str, ...]:
         names = [value.get(str(number)) for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(map(is_text, names)):
         raise DataError(
-            f"{place}: expected a list of class names, or numbers from 0 and names, found "
+            f"{origin}: expected a list of class names, or numbers from 0 and names, found "
             f"{excerpt(value)}"
         )
     return tuple(names)
@@ -112,10 +112,10 @@ def _number(text: str, names: tuple[str, ...], first: Mapping[Label, _Row]) -> i
         return numbers.pop()
     kinds = {"an integer": first[int], f"the text {excerpt(text)}": first[text]}
     earlier, later = sorted(kinds, key=lambda kind: kinds[kind][0])
-    places = {kind: origin(row) for kind, (_, origin, row) in kinds.items()}
+    origins = {kind: origin(row) for kind, (_, origin, row) in kinds.items()}
     raise DataError(
-        f"{places[later]}: the label is {later}, but that of {places[earlier]} is {earlier}; write "
-        "all labels as integers, or all as texts"
+        f"{origins[later]}: the label is {later}, but that of {origins[earlier]} is {earlier}; "
+        "write all labels as integers, or all as texts"
     )
 
 

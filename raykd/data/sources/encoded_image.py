@@ -1,4 +1,4 @@
-"""One encoded image: its size, which is known before its pixels, and its pixels.
+"""One encoded image: its size, which is read before its pixels, and its pixels.
 
 Pillow reads every header, so that its rules hold for all: the limit of pixels, the formats, the
 orientation. The pixels of an upright JPEG file then come from simplejpeg, which takes two thirds of
@@ -76,7 +76,7 @@ def open_image(data: bytes, origin: str) -> EncodedImage:
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    """True if Pillow would show a JPEG file's own pixels, not turned or converted from CMYK."""
+    """True if Pillow would show a JPEG file's stored pixels, not turned or converted from CMYK."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
     try:

@@ -61,7 +61,7 @@ class Files:
         return cls(text if is_url(text) else str(Path(text).expanduser().resolve()))
 
     def __reduce__(self) -> tuple[type["Files"], tuple[str]]:
-        return Files, (self.root,)  # another process opens its own files
+        return Files, (self.root,)  # another process opens the files itself
 
     def describe(self, name: str) -> str:
         """The whole path of a file, for people."""
@@ -75,7 +75,7 @@ class Files:
         listed.
         """
         listing = Listing()
-        for item in self._found(below):
+        for item in self._items(below):
             if isinstance(item, Entry):
                 listing.entries.append(item)
             else:
@@ -87,8 +87,8 @@ class Files:
         return listing
 
     def names(self) -> Iterator[str]:
-        """The names of all files, each as it is come across, in no order."""
-        yield from (item.name for item in self._found("") if isinstance(item, Entry))
+        """The names of all files, in no order; each as soon as it is listed."""
+        yield from (item.name for item in self._items("") if isinstance(item, Entry))
 
     def walk(self, below: str = "") -> list[Entry]:
         """Every file below a folder, in the order of folders and names; without hidden ones."""
@@ -147,17 +147,17 @@ class Files:
             raise DataError(f"{self.describe(name)}: cannot be written ({reason})") from error
 
     def remove(self, name: str) -> None:
-        """Remove a file, where it is there."""
+        """Remove a file, if it exists."""
         if self.remote is None:
             self._path(name).unlink(missing_ok=True)
         else:
             self.remote.delete(name)
 
     def find(self, name: str) -> Entry | None:
-        """A file as `walk` finds it; None where there is none."""
+        """The entry of a file, as `walk` lists it; None if it does not exist."""
         if self.remote is not None:
-            found = self.remote.entry(name)
-            return Entry(name, found.bytes, found.mtime) if found else None
+            entry = self.remote.entry(name)
+            return Entry(name, entry.bytes, entry.mtime) if entry else None
         path = self._path(name)
         if not path.is_file():
             return None
@@ -165,7 +165,7 @@ class Files:
         return Entry(name, stat.st_size, stat.st_mtime)
 
     def has(self, name: str) -> bool:
-        """True if there is such a file."""
+        """True if the file exists."""
         return self.find(name) is not None
 
     def _path(self, name: str) -> Path:
@@ -178,30 +178,30 @@ class Files:
         reason = getattr(error, "strerror", None) or error
         return DataError(f"{self.describe(name)}: cannot be {what} ({reason})")
 
-    def _found(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
-        """Every file below a folder, and by name what is none, with whether it is a folder."""
+    def _items(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
+        """Every file below a folder; for anything else its name, and True for a folder."""
         if self.remote is None:
-            yield from self._found_here(below)
+            yield from self._local_items(below)
             return
         for entry in self.remote.entries(below):
             if all(map(is_visible, entry.name.split("/"))):
                 yield Entry(entry.name, entry.bytes, entry.mtime)
 
-    def _found_here(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
+    def _local_items(self, below: str) -> Iterator[Entry | tuple[str, bool]]:
         todo: list[tuple[str, frozenset[tuple[int, int]]]] = [(below, frozenset())]
         while todo:
             folder, above = todo.pop()
             try:
                 real = Path(self.root, folder).stat()
-                # The folders on the way here, by what they are and not by what they are called.
-                place = (real.st_dev, real.st_ino)
-                if place in above:
+                # A folder is identified by its inode, since links give it several names.
+                identity = (real.st_dev, real.st_ino)
+                if identity in above:
                     yield folder, False
                     continue
-                with os.scandir(Path(self.root, folder)) as found:
-                    inner = [entry for entry in found if is_visible(entry.name)]
+                with os.scandir(Path(self.root, folder)) as entries:
+                    inner = [entry for entry in entries if is_visible(entry.name)]
             except (FileNotFoundError, NotADirectoryError):
-                continue  # it has gone meanwhile
+                continue  # it was removed meanwhile
             except OSError as error:
                 raise self._unreadable(folder, error, "listed") from error
             if folder != below:
@@ -215,7 +215,7 @@ class Files:
                     yield name, False
                     continue
                 if kind == stat.S_IFDIR and is_below(name):
-                    todo.append((name, above | {place}))
+                    todo.append((name, above | {identity}))
                 elif kind == stat.S_IFREG and is_below(name):
                     yield Entry(name, status.st_size, status.st_mtime)
                 else:
@@ -227,16 +227,16 @@ def is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def split_path(place: str) -> tuple[str, str]:
+def split_path(location: str) -> tuple[str, str]:
     """The folder and the name of a file: of a URL, the folder keeps the options."""
-    path, mark, options = place.partition("?") if is_url(place) else (place, "", "")
+    path, mark, options = location.partition("?") if is_url(location) else (location, "", "")
     folder, slash, name = path.rpartition("/")
     return (folder or slash or ".") + mark + options, name
 
 
-def join_path(place: str, name: str) -> str:
+def join_path(location: str, name: str) -> str:
     """A folder in another one: of a URL, with the same options."""
-    path, mark, options = place.partition("?") if is_url(place) else (place, "", "")
+    path, mark, options = location.partition("?") if is_url(location) else (location, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{options}"
 
 
@@ -245,7 +245,7 @@ class _Descriptor:
 
     def __init__(self, path: Path) -> None:
         self.number = -1
-        # A pipe that has taken a file's place since it was listed would block.
+        # A pipe that has replaced a file since it was listed would block.
         self.number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self.number).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")

@@ -1,4 +1,4 @@
-"""Image files in one folder per class: which of them count, of which class, and in which order.
+"""Image files in one folder per class: the files that count, their classes and their order.
 
 There is one such reading, for images that are decoded into memory, streamed or packed, on this
 machine and at a URL.
@@ -40,10 +40,10 @@ class Tree:
     def of(cls, files: Files) -> "Tree":
         """The files below a root. Raises `DataError` where it is no folder."""
         if files.remote is None and not Path(files.root).is_dir():
-            there = Path(files.root).exists()
+            exists = Path(files.root).exists()
             raise DataError(
                 f"{files.describe('')}: "
-                + (f"expected a folder with {_LAYOUT}" if there else "there is no such folder")
+                + (f"expected a folder with {_LAYOUT}" if exists else "there is no such folder")
             )
         listing = files.listing()
         folders = {*listing.folders}
@@ -89,8 +89,8 @@ class Tree:
     def samples(self, starts: Iterable[str], names: Sequence[str]) -> Samples:
         """The images below some starts in the order of start, class and file.
 
-        `names` are those of class folders in the order of their labels; one that is not there has
-        no images.
+        `names` are those of class folders in the order of their labels; a missing folder has no
+        images.
         """
         entries: list[Entry] = []
         labels: list[int] = []
@@ -123,18 +123,18 @@ def read_folder(root: str) -> Dataset:
 def _split_folders(tree: Tree) -> dict[str, str]:
     """The folder of the split "train", and of "test" where there is one, in a tree of images.
 
-    Words for splits are known in any letters; test images come from a folder `test`, or else from
-    one of validation images. Raises `DataError` where a tree is of another layout.
+    Names of splits match in upper and lower case; test images come from a folder `test`, or else
+    from one of validation images. Raises `DataError` if a tree has another layout.
     """
-    place = tree.files.describe("")
+    path = tree.files.describe("")
     if not tree.images:
-        raise DataError(f"{place}: expected {_LAYOUT}, found no image ({', '.join(SUFFIXES)})")
+        raise DataError(f"{path}: expected {_LAYOUT}, found no image ({', '.join(SUFFIXES)})")
     # A folder is that of a split where it holds folders; a class may be called `train`, too.
     tops = [name for name in tree.inside("") if tree.inside(f"{name}/")]
     training = [name for name in tops if name.lower() in SPLITS["train"]]
     if len(training) > 1:
         raise DataError(
-            f"{place}: {_shorten(training)} are both folders of training images; keep one of them"
+            f"{path}: {_shorten(training)} are both folders of training images; keep one of them"
         )
     starts = {"train": f"{training[0]}/" if training else ""}
     words = [*SPLITS["test"], *SPLITS["val"]]
@@ -152,14 +152,14 @@ def _check(
     """Raise `DataError` where the folders of the splits are not those of classes."""
     for split, start in starts.items():
         if not classes[split]:
-            place = tree.files.describe(start.rstrip("/"))
-            raise DataError(f"{place}: expected one folder of images per class, found no folder")
+            path = tree.files.describe(start.rstrip("/"))
+            raise DataError(f"{path}: expected one folder of images per class, found no folder")
     start, names = starts["train"], list(classes["train"])
-    place = tree.files.describe(start.rstrip("/"))
+    path = tree.files.describe(start.rstrip("/"))
     words = {word for split in SPLITS.values() for word in split}
     if words.issuperset(name.lower() for name in names):
         raise DataError(
-            f"{place}: the only folders of images are {_shorten(names)}, which are words for "
+            f"{path}: the only folders of images are {_shorten(names)}, which are words for "
             f"splits; expected {_LAYOUT}"
         )
     like = {name: split for name in names if (split := _split_in(name))}
@@ -171,7 +171,7 @@ def _check(
     ]
     if not flat and {"train", "test"} <= set(like.values()):
         raise DataError(
-            f"{place}: the folders {_shorten([*like])} look like splits; rename them to train and "
+            f"{path}: the folders {_shorten([*like])} look like splits; rename them to train and "
             "test, each with one folder of images per class"
         )
     if len(names) == 1:
@@ -180,13 +180,13 @@ def _check(
         if inner and not start:
             holds += f", so give data.path={tree.files.describe(names[0])}"
         raise DataError(
-            f"{place}: all images are of one class, {printable(names[0])}, which leaves nothing to "
+            f"{path}: all images are of one class, {printable(names[0])}, which leaves nothing to "
             f"tell apart; expected {_LAYOUT}{holds}"
         )
     strange = [name for name in classes.get("test", ()) if name not in classes["train"]]
     if strange:
         folder = tree.files.describe(starts["test"] + strange[0])
-        raise DataError(f"{folder}: no class of this name is in {place}")
+        raise DataError(f"{folder}: no class of this name is in {path}")
 
 
 def _split_in(name: str) -> str:
@@ -202,25 +202,25 @@ def _unread(tree: Tree, starts: Mapping[str, str]) -> dict[str, int]:
     """The files that are no image of a split, by suffix, kind or folder."""
     unread = Counter(tree.unread)
     for entry in tree.images:
-        own = [start for start in starts.values() if entry.name.startswith(start)]
-        if not own:
+        matches = [start for start in starts.values() if entry.name.startswith(start)]
+        if not matches:
             top, slash, _ = entry.name.partition("/")
             unread[f"in {top}/" if slash else _LOOSE] += 1
-        elif "/" not in entry.name[len(own[0]) :]:
+        elif "/" not in entry.name[len(matches[0]) :]:
             unread[_LOOSE] += 1
     return dict(unread)
 
 
 def check_classes(tree: Tree, start: str, names: Sequence[str], origin: str) -> None:
     """Raise `DataError` where the class folders below a start are not those that `origin` names."""
-    there = tree.inside(start)
+    folders = tree.inside(start)
     for name in names:
-        if name not in there:
+        if name not in folders:
             raise DataError(
                 f"{tree.files.describe(start + name)}: there is no such folder, but {origin} has "
                 "this class"
             )
-    strange = sorted({*there} - {*names})
+    strange = sorted({*folders} - {*names})
     if strange:
         raise DataError(
             f"{tree.files.describe(start + strange[0])}: {origin} has no class of this name"
@@ -228,7 +228,7 @@ def check_classes(tree: Tree, start: str, names: Sequence[str], origin: str) -> 
 
 
 def one_image_per_file(files: Files, entries: Sequence[Entry], labels: Sequence[int]) -> Samples:
-    """Images that are a file each, in the given order."""
+    """Images that are a file each, in the order of `entries`."""
     lengths = torch.tensor([entry.size for entry in entries], dtype=torch.int64)
     names = Names.of([entry.name for entry in entries])
     zeros = torch.zeros(len(entries), dtype=torch.int64)

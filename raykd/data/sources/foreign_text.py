@@ -8,32 +8,32 @@ from raykd.core.errors import DataError
 _SHOWN = 60  # characters of a value that are repeated in a message, at most
 
 
-def decode_text(data: bytes, place: str) -> str:
+def decode_text(data: bytes, origin: str) -> str:
     """The text of UTF-8 bytes, without a byte order mark.
 
-    Raises `DataError`, beginning with `place`, for bytes in another encoding.
+    Raises `DataError`, beginning with `origin`, for bytes in another encoding.
     """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place}: cannot be read as text, expected UTF-8 ({error}); save it as UTF-8"
+            f"{origin}: cannot be read as text, expected UTF-8 ({error}); save it as UTF-8"
         ) from error
 
 
-def parse_json(data: bytes, place: str) -> Any:
-    """The value that a JSON text writes. Raises `DataError`, beginning with `place`."""
+def parse_json(data: bytes, origin: str) -> Any:
+    """The value that a JSON text writes. Raises `DataError`, beginning with `origin`."""
     try:
         return json.loads(data)
     except RecursionError as error:
         why, cause = "too many brackets within each other", error
     except ValueError as error:
         why, cause = str(error), error
-    raise DataError(f"{place}: cannot be read as JSON ({why})") from cause
+    raise DataError(f"{origin}: cannot be read as JSON ({why})") from cause
 
 
 def excerpt(anything: object) -> str:
-    """A value as messages have it, cut where it is long."""
+    """The text of a value for messages, cut if it is long."""
     try:
         written = repr(anything)
     except ValueError:  # an integer of thousands of digits

@@ -1,7 +1,7 @@
 """Image formats that are read, by the suffixes of their names.
 
-What Pillow knows beside these is left alone: for EPS, it runs another program on what the file
-says. A suffix says which files of a folder are images; what each of them is, its bytes say.
+Other formats of Pillow are not read: for EPS, it runs another program on the content of the file.
+The suffix decides which files of a folder are images; the bytes of each decide its format.
 """
 
 from pathlib import PurePosixPath

@@ -6,7 +6,7 @@ Tar shards without such an index take 100 times longer to open, and 1000 times f
     train-00012-<checksum>.arrow   a shard: columns `image` (large_binary) and `label` (int64)
     train-index.arrow              shard, offset and length of every image, and its label
     train-{text,stops}.arrow       the names of the shards, as `byte_ranges.Names` has them
-    pack.json                      what there is, written last
+    pack.json                      classes, splits and shards, written last
     plan.json                      only until then: what the pack is being made of
 
 A pack is a folder here or at a URL, and a dataset of tables like any other.
@@ -91,7 +91,7 @@ class Writer:
         """`names` are those of the classes."""
         fields = [pa.field("image", pa.large_binary()), pa.field("label", pa.int64())]
         self._schema = pa.schema(fields, {"classes": join_names(names)})
-        # Arrow's own stream in memory spends most of the time on growing (26.0).
+        # Arrow's stream in memory spends most of the time on growing (26.0).
         self._sink = io.BytesIO()
         self._file = pa.ipc.new_file(self._sink, self._schema)
         self._images: list[bytes] = []
@@ -135,9 +135,9 @@ def read_shard(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard
     reader = pa.ipc.open_file(pa.BufferReader(data))
     for index in range(reader.num_record_batches):
         batch = reader.get_batch(index)
-        found = spans(batch.column("image"), data)
-        assert found is not None, "shards are not compressed"
-        offset, length = found
+        ranges = spans(batch.column("image"), data)
+        assert ranges is not None, "shards are not compressed"
+        offset, length = ranges
         offsets.append(offset)
         lengths.append(length)
         labels.append(batch.column("label").to_numpy())
@@ -146,7 +146,7 @@ def read_shard(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard
 
 
 def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
-    """Write the index of every split; what the marker says of them. Shards are in order."""
+    """Write the index of every split; returns its entries of the marker. Shards are in order."""
     splits: dict[str, list[Shard]] = {}
     for shard in shards:
         splits.setdefault(shard.split, []).append(shard)
@@ -208,10 +208,10 @@ def _is_marker(facts: dict[str, Any]) -> bool:
         and isinstance(splits, dict)
         and "train" in splits
         and all(
-            isinstance(said, dict)
-            and isinstance(said.get("shards"), dict)
-            and isinstance(said.get("index"), dict)
-            for said in splits.values()
+            isinstance(split_facts, dict)
+            and isinstance(split_facts.get("shards"), dict)
+            and isinstance(split_facts.get("index"), dict)
+            for split_facts in splits.values()
         )
     )
 
@@ -219,8 +219,8 @@ def _is_marker(facts: dict[str, Any]) -> bool:
 def check_shards(files: Files) -> None:
     """Raise `CacheCorrupt`, naming the file, where a shard of a pack is missing or was altered."""
     sizes = {entry.name: entry.size for entry in files.walk()}
-    for said in read_json(files, MARKER)["splits"].values():
-        for name, size in said["shards"].items():
+    for split_facts in read_json(files, MARKER)["splits"].values():
+        for name, size in split_facts["shards"].items():
             _check_size(files, name, size, sizes)
             parts = parse_name(name)
             if parts is None or arrow.checksum(files.load(name)) != parts[2]:
@@ -240,28 +240,30 @@ def read_splits(files: Files, facts: dict[str, Any], names: tuple[str, ...]) -> 
     """
     sizes = {entry.name: entry.size for entry in files.walk()}
     splits = {}
-    for split, said in facts.items():
-        if _SPLIT.fullmatch(split) is None or sorted(said["index"]) != sorted(index_names(split)):
-            what = f"the index of {split!r} lies in {', '.join(map(repr, said['index']))}"
+    for split, split_facts in facts.items():
+        if _SPLIT.fullmatch(split) is None or sorted(split_facts["index"]) != sorted(
+            index_names(split)
+        ):
+            what = f"the index of {split!r} lies in {', '.join(map(repr, split_facts['index']))}"
             raise _damaged(files, MARKER, what)
-        for name, size in said["shards"].items():
+        for name, size in split_facts["shards"].items():
             _check_size(files, name, size, sizes)
         with TemporaryDirectory() as folder:  # its files stay mapped
-            for name, checksum in said["index"].items():
+            for name, checksum in split_facts["index"].items():
                 data = files.load(name)
                 if arrow.checksum(data) != checksum:
                     raise _damaged(files, name, "it was altered")
                 Path(folder, name).write_bytes(data)
-            found = read_index(Path(folder), split, files.root, names)
-        labels = found.targets.numpy()
+            encoded = read_index(Path(folder), split, files.root, names)
+        labels = encoded.targets.numpy()
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise _damaged(files, MARKER, f"its labels are of other classes than the {len(names)}")
-        splits[split] = Samples(found.ranges, labels)
+        splits[split] = Samples(encoded.ranges, labels)
     return splits
 
 
 def read_pack(root: str) -> Dataset:
-    """The dataset that `raykd pack` wrote, here or at a URL; its digest is known.
+    """The dataset that `raykd pack` wrote, here or at a URL; its marker states its digest.
 
     Raises `CacheCorrupt` where a shard is missing, has another size, or where the index was
     altered.

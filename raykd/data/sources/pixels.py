@@ -57,7 +57,7 @@ class Pixels(Images):
 def png(pixels: np.ndarray) -> bytes:
     """Pixels uint8 [H, W] or [H, W, 3] as a PNG file, not compressed.
 
-    So its bytes, by which images are told apart, depend on no library (RFC 1951, section 3.2.4).
+    So its bytes, which identify an image, depend on no library (RFC 1951, section 3.2.4).
     """
     height, width = pixels.shape[:2]
     rows = np.ascontiguousarray(pixels).reshape(height, -1)

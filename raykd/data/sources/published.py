@@ -1,4 +1,4 @@
-"""Published datasets by name, which download themselves where no path is given.
+"""Published datasets by name, which are downloaded unless a path is set.
 
 CINIC-10: Darlow et al. 2018, arXiv 1810.03505; train, valid and test, with one folder of PNG files
 per class, as in the README of https://github.com/BayesWatch/cinic-10.
@@ -112,12 +112,12 @@ def cinic10(path: Path | None) -> Dataset:
 
 def cinic10_trainvalid(path: Path | None) -> Dataset:
     """CINIC-10, to train on `train` and `valid`: downloaded, or as distributed at `path`."""
-    # No image tables: of those, validation files are left out where there are test files.
+    # No image tables: their reader leaves out validation files if it has test files.
     return read_cinic10(archive_folder(CINIC10, path), ("train", "valid"))
 
 
 def _distributed(archive: Archive, path: Path | None, read: Callable[[Path], Dataset]) -> Dataset:
-    """The dataset of an archive; or tables, where those are there."""
+    """The dataset of an archive; or tables, if the folder has some."""
     if path is not None and not has_archive(archive, path) and has_tables(path):
         return read_tables(path)
     return read(archive_folder(archive, path))

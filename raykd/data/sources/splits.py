@@ -48,7 +48,7 @@ class Images(ABC):
 
     @abstractmethod
     def origin(self, row: int) -> str:
-        """Place of an image, for messages."""
+        """File and position of an image, for messages."""
 
     def __iter__(self) -> Iterator[bytes | DataError]:
         for block in self.blocks(0, len(self)):
@@ -92,7 +92,7 @@ class Dataset:
     splits: Mapping[str, Samples]
     names: tuple[str, ...]
     stamp: str = ""  # changes when the files do, which are not read for it
-    digest: str = ""  # `image_index.digest_of`, where it is known without reading any image
+    digest: str = ""  # `image_index.digest_of`, if the files state it; else empty
     about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ def row_ranges(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int,
 
 
 def group_by_split(
-    place: str, entries: Sequence[Entry], what: str, *, alone: bool
+    location: str, entries: Sequence[Entry], what: str, *, alone: bool
 ) -> dict[str, list[Entry]]:
     """The files of `train` and, if there are any, `test`; one that is `alone` is all data.
 
@@ -134,7 +134,7 @@ def group_by_split(
         parts["train" if alone else split_of(entry.name)].append(entry)
     if not parts["train"]:
         raise DataError(
-            f"{place}: none of its {len(entries)} {what} is a training split; "
+            f"{location}: none of its {len(entries)} {what} is a training split; "
             "their names have the word 'train', 'test' or 'val'"
         )
     test = parts["test"] or parts["val"]
@@ -143,7 +143,7 @@ def group_by_split(
 
 def count_unread(entries: Iterable[Entry], chosen: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
     """Number of files in no split, by the ending of their names."""
-    names = {entry.name for own in chosen.values() for entry in own}
+    names = {entry.name for split_entries in chosen.values() for entry in split_entries}
     passed = (PurePosixPath(entry.name) for entry in entries if entry.name not in names)
     return dict(Counter(path.suffix.lower() or NO_SUFFIX for path in passed))
 
@@ -163,9 +163,9 @@ def split_of(name: str) -> str:
 
 
 def empty_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
-    """The classes that none of the labels (int64 [N]) is of."""
-    there = set(labels.tolist())
-    return [name for number, name in enumerate(names) if number not in there]
+    """The classes without any of the labels (int64 [N])."""
+    present = set(labels.tolist())
+    return [name for number, name in enumerate(names) if number not in present]
 
 
 def check_filled(names: Sequence[str], labels: Mapping[str, np.ndarray], about: About) -> None:
@@ -174,8 +174,8 @@ def check_filled(names: Sequence[str], labels: Mapping[str, np.ndarray], about: 
     Folders and labels name only classes that they fill; a declared list, as that of a teacher of
     1,000 classes, may name more. `labels` are those of the images of each split, int64 [N].
     """
-    for split, own in labels.items():
-        if not len(own):
+    for split, split_labels in labels.items():
+        if not len(split_labels):
             raise DataError(f"the {split} split of this dataset has no image that can be used")
     empty = empty_classes(names, labels["train"])
     if empty and not about.declared:

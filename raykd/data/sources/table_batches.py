@@ -87,7 +87,7 @@ class _Arrow:
         except pa.ArrowInvalid:
             self.schema = ipc.open_stream(self._source()).schema
             self._streamed = True
-        self.rows: list[int] = []  # known once a column was read
+        self.rows: list[int] = []  # empty until a column was read
 
     @property
     def sizes(self) -> list[int]:
@@ -142,7 +142,7 @@ class TableFile:
         """Raises `DataError`, naming the file, where it is no table of images and labels."""
         self.files = files
         self.name = name
-        self.place = files.describe(name)
+        self.origin = files.describe(name)
         kind = _Parquet if name.lower().endswith(PARQUET) else _Arrow
         self._file = self._guard(lambda: kind(files, name))
         self.schema = self._file.schema
@@ -153,10 +153,10 @@ class TableFile:
         self._starts = np.cumsum([0, *self._file.rows])  # the first row of each part
         if self._starts[-1] != len(self.labels):
             raise DataError(
-                f"{self.place}: cannot be read as a table ({len(self.labels)} labels in "
+                f"{self.origin}: cannot be read as a table ({len(self.labels)} labels in "
                 f"{self._starts[-1]} rows)"
             )
-        # A row, images from there that were read already, and those after them.
+        # A row, images from that row on that were read already, and the batches after them.
         self._cursor: tuple[int, pa.Array | None, Iterator[pa.Array]] | None = None
         # Rows without bytes that name a file in the table's folder: it, or why it is not used.
         self._named: Mapping[int, Entry | DataError] = self._named_files()
@@ -186,10 +186,10 @@ class TableFile:
         data, columns = self._file.mapped(self._image)
         for column in self._arrays(columns):
             values = _bytes_of(column)
-            found = spans(values, data)
-            if found is None:
+            ranges = spans(values, data)
+            if ranges is None:
                 return None
-            parts.append(np.stack(found))
+            parts.append(np.stack(ranges))
             for number in np.flatnonzero(_nulls(values)).tolist():
                 entry = self._named.get(row + number) or self._missing(row + number)
                 if isinstance(entry, Entry):
@@ -205,7 +205,7 @@ class TableFile:
     def images(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
         """The encoded images of the rows from `start` to `stop`, some at a time.
 
-        Where rows are asked for in their order, the file is read once. A row without bytes has
+        If rows are requested in their order, the file is read once. A row without bytes has
         those of the file that it names; an error stands in place of an image that is missing.
         """
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -219,7 +219,7 @@ class TableFile:
             if column is None or not len(column):
                 column = next(batches, None)
                 if column is None:
-                    raise DataError(f"{self.place}: ends before row {row}, of {len(self)}")
+                    raise DataError(f"{self.origin}: ends before row {row}, of {len(self)}")
             end = min(row + len(column), stop)
             if end > start:
                 first = max(row, start)
@@ -250,7 +250,7 @@ class TableFile:
         return named
 
     def _file_at(self, path: str) -> Entry | None:
-        """The file at a path from the table's folder; None where there is none within it."""
+        """The file at a path from the table's folder; None if the folder has no such file."""
         if not is_below(path):
             return None
         try:
@@ -265,7 +265,7 @@ class TableFile:
 
     def _missing(self, row: int, reason: str = "") -> DataError:
         return DataError(
-            f"{self.place}, row {row}: the image is missing{reason}; replace or remove it"
+            f"{self.origin}, row {row}: the image is missing{reason}; replace or remove it"
         )
 
     def _labels(self) -> list[Any]:
@@ -273,7 +273,7 @@ class TableFile:
         for column in self._arrays(self._file.column(self.label)):
             if column.null_count:
                 row = len(labels) + int(np.flatnonzero(_nulls(column))[0])
-                raise DataError(f"{self.place}, row {row}: the label is missing")
+                raise DataError(f"{self.origin}, row {row}: the label is missing")
             labels += self._guard(column.to_pylist)
         return labels
 
@@ -282,14 +282,14 @@ class TableFile:
         present = self._guard(lambda: self.schema.names)
         for name in names:
             if present.count(name) > 1:
-                raise DataError(f"{self.place}: {present.count(name)} columns are called {name!r}")
+                raise DataError(f"{self.origin}: {present.count(name)} columns are called {name!r}")
             if name in present:
                 extension = extension_in(self.schema.field(name))
                 if extension:  # a library may run code to read its values
-                    raise DataError(f"{self.place}: {name!r} is a column of {extension} values")
+                    raise DataError(f"{self.origin}: {name!r} is a column of {extension} values")
                 return name
         raise DataError(
-            f"{self.place}: expected a column of {what} called {' or '.join(names)}, "
+            f"{self.origin}: expected a column of {what} called {' or '.join(names)}, "
             f"found {', '.join(present) or 'no column'}"
         )
 
@@ -300,12 +300,12 @@ class TableFile:
             children = [field.name for field in kind]
             if children.count("bytes") != 1 or children.count("path") > 1:
                 raise DataError(
-                    f"{self.place}: the image column is a struct without a field 'bytes', or with "
+                    f"{self.origin}: the image column is a struct without a field 'bytes', or with "
                     f"two of one name: {', '.join(children)}"
                 )
             kind = kind.field("bytes").type
         if not _is_flat(kind) and not pa.types.is_binary_view(kind):
-            raise DataError(f"{self.place}: the image column holds {kind}, expected encoded bytes")
+            raise DataError(f"{self.origin}: the image column holds {kind}, expected encoded bytes")
         return kind
 
     def _arrays(self, columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
@@ -325,9 +325,9 @@ class TableFile:
             return read()
         except RaykdError:
             raise
-        # Arrow's own, and what pyarrow makes of names and texts that are not UTF-8.
+        # Errors of Arrow, and of pyarrow for names and texts that are not UTF-8.
         except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-            raise DataError(f"{self.place}: cannot be read as a table ({error})") from error
+            raise DataError(f"{self.origin}: cannot be read as a table ({error})") from error
 
 
 def _bytes_of(column: pa.Array) -> pa.Array:

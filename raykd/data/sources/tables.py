@@ -31,7 +31,7 @@ class Rows(Images):
     def blocks(self, start: int, stop: int) -> Iterator[list[bytes | DataError]]:
         """The images from `start` to `stop`, some at a time: those in memory are a few.
 
-        An error stands in the place of one that is not there.
+        An error stands in place of a missing image.
         """
         for file, first in zip(self.files, self._starts.tolist(), strict=False):
             low, high = max(start - first, 0), min(stop - first, len(file))
@@ -45,10 +45,10 @@ class Rows(Images):
     def origin(self, row: int) -> str:
         """`file, row i` for a row of the split."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return f"{self.files[number].place}, row {row - self._starts[number]}"
+        return f"{self.files[number].origin}, row {row - self._starts[number]}"
 
     def labels(self) -> list[Label]:
-        """The label of every row, as it stands there."""
+        """The label of every row, as the file has it."""
         return [label for file in self.files for label in file.labels]
 
 
@@ -62,22 +62,22 @@ def has_tables(path: Path) -> bool:
     return any(is_table(entry.name) for entry in _files_at(str(path))[1])
 
 
-def _files_at(place: str) -> tuple[Files, list[Entry], bool]:
+def _files_at(location: str) -> tuple[Files, list[Entry], bool]:
     """Every file in a folder, or the one table at a path or URL, and whether it is that one."""
-    if is_url(place):
-        alone = is_table(place.partition("?")[0])
+    if is_url(location):
+        alone = is_table(location.partition("?")[0])
     else:
-        alone = is_table(place) and Path(place).expanduser().is_file()
+        alone = is_table(location) and Path(location).expanduser().is_file()
     if not alone:
-        files = Files.at(place)
+        files = Files.at(location)
         return files, files.walk(), False
-    root, name = split_path(place)
+    root, name = split_path(location)
     files = Files.at(root)
     entry = files.find(name)
     return files, [entry] if entry else [], True
 
 
-def read_tables(place: str | Path) -> Dataset:
+def read_tables(location: str | Path) -> Dataset:
     """The dataset in a table file, or in a folder whose files or folders name the split.
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
@@ -90,17 +90,17 @@ def read_tables(place: str | Path) -> Dataset:
     read instead. Raises `DataError`, and `CacheCorrupt` for a pack whose
     shards are not as they were written.
     """
-    files, everything, alone = _files_at(str(place))
+    files, everything, alone = _files_at(str(location))
     entries = [entry for entry in everything if is_table(entry.name)]
     if not entries:
-        raise DataError(f"{place}: expected {', '.join(SUFFIXES)} files, found none")
+        raise DataError(f"{location}: expected {', '.join(SUFFIXES)} files, found none")
     if not alone and pack_format.is_pack(files):
         return pack_format.read_pack(files.root)
-    chosen = group_by_split(str(place), entries, "table files", alone=alone)
+    chosen = group_by_split(str(location), entries, "table files", alone=alone)
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {
-            split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), found)])
-            for split, found in chosen.items()
+            split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), split_entries)])
+            for split, split_entries in chosen.items()
         }
     opened = [file for part in rows.values() for file in part.files]
     labels = {split: (part.labels(), part.origin) for split, part in rows.items()}
@@ -118,7 +118,7 @@ def read_tables(place: str | Path) -> Dataset:
 
 
 def _in_place(rows: Rows) -> Ranges | None:
-    """Images that are values of tables; None where they are compressed there, or far away."""
+    """Images that are values of tables; None if they are compressed, or at a URL."""
     files = rows.files[0].files
     if files.remote is not None:
         return None
@@ -132,41 +132,41 @@ def _in_place(rows: Rows) -> Ranges | None:
 
 
 def _declared(files: list[TableFile]) -> tuple[str, ...]:
-    """The class names that tables declare, who must agree; none where no table does."""
+    """The class names that tables declare, which must agree; empty if no table does."""
     first, names = "", ()
     for file in files:
-        own = _declared_names(file)
-        if own and names and own != names:
+        classes = _declared_names(file)
+        if classes and names and classes != names:
             raise DataError(
-                f"{file.place}: names {_few(own)} as classes, but {first} names {_few(names)}; "
-                "their labels do not mean the same"
+                f"{file.origin}: names {_few(classes)} as classes, but {first} names "
+                f"{_few(names)}; their labels do not mean the same"
             )
-        if own and not names:
-            first, names = file.place, own
+        if classes and not names:
+            first, names = file.origin, classes
     return names
 
 
 def _declared_names(file: TableFile) -> tuple[str, ...]:
     """The class names in the metadata of a table, which other programs wrote."""
     metadata = file.schema.metadata or {}
-    place = f"{file.place}, `classes` in its metadata"
+    origin = f"{file.origin}, `classes` in its metadata"
     classes = metadata.get(b"classes", b"")
     if classes[:1] in (b"[", b"{"):
-        return parse_names(foreign_text.parse_json(classes, place), place)
+        return parse_names(foreign_text.parse_json(classes, origin), origin)
     if classes and classes != b"null":
-        return tuple(foreign_text.decode_text(classes, place).split(","))
-    place = f"{file.place}, `huggingface` in its metadata"
-    value = foreign_text.parse_json(metadata.get(b"huggingface", b"null"), place)
+        return tuple(foreign_text.decode_text(classes, origin).split(","))
+    origin = f"{file.origin}, `huggingface` in its metadata"
+    value = foreign_text.parse_json(metadata.get(b"huggingface", b"null"), origin)
     for key in ("info", "features", file.label, "names"):
         if value is None:
             return ()
         if not isinstance(value, dict):
             raise DataError(
-                f"{place}: expected an object with the key {key!r}, "
+                f"{origin}: expected an object with the key {key!r}, "
                 f"found {foreign_text.excerpt(value)}"
             )
         value = value.get(key)
-    return () if value is None else parse_names(value, f"{place}, names of {file.label!r}")
+    return () if value is None else parse_names(value, f"{origin}, names of {file.label!r}")
 
 
 def _few(names: tuple[str, ...]) -> str:

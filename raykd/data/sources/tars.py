@@ -1,8 +1,8 @@
 """Samples in uncompressed tar shards, as the WebDataset convention lays them out.
 
 A sample is all members whose path is the same up to the first dot of the file's name, its key:
-`a/0001.jpg` and `a/0001.cls` are one. The image is found and left where it lies, so that a reader
-can take any one of them from the shard later.
+`a/0001.jpg` and `a/0001.cls` are one. The reader records the byte range of each image and leaves
+it in the shard, from which any one can be read later.
 
 Shapes: n samples of a shard.
 """
@@ -91,11 +91,11 @@ def read_webdataset(root: str) -> Dataset:
     chosen = group_by_split(root, archives, "tar files", alone=alone)
     splits, labels, passed = {}, {}, Counter(count_unread(entries, chosen))
     with ThreadPoolExecutor(_OPENED) as pool:
-        for split, found in chosen.items():
-            parts = [*pool.map(lambda entry: _tar(files, entry.name), found)]
+        for split, split_entries in chosen.items():
+            parts = [*pool.map(lambda entry: _tar(files, entry.name), split_entries)]
             images = [
                 FileRanges(entry.name, part.offsets, part.lengths, part.lacking)
-                for entry, part in zip(found, parts, strict=True)
+                for entry, part in zip(split_entries, parts, strict=True)
             ]
             ranges = splits[split] = Ranges.joined(files, images)
             labels[split] = ([label for part in parts for label in part.labels], ranges.origin)
@@ -136,14 +136,14 @@ def _tar(files: Files, name: str) -> TarSamples:
 def _names_beside(files: Files) -> tuple[str, ...]:
     """Class names from classes.json or classes.txt in a folder; none where there is neither."""
     if files.has("classes.txt"):
-        place = files.describe("classes.txt")
-        lines = foreign_text.decode_text(files.load("classes.txt").to_pybytes(), place).splitlines()
+        path = files.describe("classes.txt")
+        lines = foreign_text.decode_text(files.load("classes.txt").to_pybytes(), path).splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if not files.has("classes.json"):
         return ()
-    place = files.describe("classes.json")
-    value = foreign_text.parse_json(files.load("classes.json").to_pybytes(), place)
-    return parse_names(value, place)
+    path = files.describe("classes.json")
+    value = foreign_text.parse_json(files.load("classes.json").to_pybytes(), path)
+    return parse_names(value, path)
 
 
 def is_tar(name: str) -> bool:
@@ -156,9 +156,9 @@ def is_packed_tar(name: str) -> bool:
     return name.lower().endswith(PACKED)
 
 
-def _compressed(place: str, how: str = "") -> DataError:
+def _compressed(origin: str, how: str = "") -> DataError:
     return DataError(
-        f"{place}: is compressed{how}, so that no single image can be taken from it; unpack it to "
+        f"{origin}: is compressed{how}, so that no single image can be taken from it; unpack it to "
         "a plain .tar, which is hardly larger"
     )
 
@@ -185,12 +185,12 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
         raise DataError(f"{name}: cannot be read as a tar archive ({error})") from error
     finally:
         buffered.detach()
-    places, labels, keys, lacking = [], [], [], {}
+    spans, labels, keys, lacking = [], [], [], {}
     for key, sample in samples.items():
         origin = f"{name}, sample {key!r}"
         label = _label(sample, origin)
-        place = _image(sample, origin)
-        if label is None and place is None:
+        span = _image(sample, origin)
+        if label is None and span is None:
             unread.update(f".{ending}" for ending in sample.ends)
             continue
         if label is None:
@@ -198,15 +198,15 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
                 f"{origin}: no label; expected a member .cls with a number, .json with a key "
                 '"label", or .txt with a class'
             )
-        if place is None:
+        if span is None:
             lacking[len(keys)] = DataError(
                 f"{origin}: expected an image ({', '.join(IMAGES)}), found none among "
                 f"{', '.join(sample.ends)}; replace or remove it"
             )
-        places.append(place or (0, 0))
+        spans.append(span or (0, 0))
         labels.append(label)
         keys.append(key)
-    offsets, lengths = np.array(places, dtype=np.int64).reshape(-1, 2).T.copy()
+    offsets, lengths = np.array(spans, dtype=np.int64).reshape(-1, 2).T.copy()
     return TarSamples(offsets, lengths, labels, keys, lacking, dict(unread))
 
 
@@ -257,11 +257,11 @@ def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Co
             unread[NO_SUFFIX] += 1
             continue
         sample = samples.setdefault(folder + slash + stem, _Sample())
-        ending, place = ending.lower(), (member.offset_data, member.size)
+        ending, span = ending.lower(), (member.offset_data, member.size)
         if ending in sample.images or ending in sample.labels:
             raise DataError(f"{name}: {member.name!r} is there twice; keep one")
         if ending in IMAGES:
-            sample.images[ending] = place
+            sample.images[ending] = span
         elif ending in _READERS:
             if member.size > MOST_LABEL:
                 raise DataError(
@@ -317,14 +317,14 @@ def _check_end(file: io.BufferedReader, name: str, end: int, size: int) -> None:
 
 def _image(sample: _Sample, origin: str) -> tuple[int, int] | None:
     """Offset and length in bytes of a sample's one image; None where it has none."""
-    usual = [place for end, place in sample.images.items() if end in _USUAL]
-    places = usual or [*sample.images.values()]
-    if len(places) > 1:
+    usual = [span for end, span in sample.images.items() if end in _USUAL]
+    spans = usual or [*sample.images.values()]
+    if len(spans) > 1:
         raise DataError(
-            f"{origin}: expected one image ({', '.join(IMAGES)}), found {len(places)} among "
+            f"{origin}: expected one image ({', '.join(IMAGES)}), found {len(spans)} among "
             f"{', '.join(sample.ends)}"
         )
-    return places[0] if places else None
+    return spans[0] if spans else None
 
 
 def _label(sample: _Sample, origin: str) -> int | str | None:

@@ -43,16 +43,16 @@ def read_tiny_imagenet(root: Path) -> Dataset:
 
 def _wnids(file: Path) -> tuple[str, ...]:
     """The classes that the file lists, sorted."""
-    found: set[str] = set()
+    wnids: set[str] = set()
     for number, line in enumerate(_lines(file), start=1):
         wnid = line.strip()
-        if not wnid or wnid in found:
+        if not wnid or wnid in wnids:
             problem = f"{wnid!r} stands there twice" if wnid else "expected a wnid, found nothing"
             raise DataError(f"{file}, line {number}: {problem}")
-        found.add(wnid)
-    if not found:
+        wnids.add(wnid)
+    if not wnids:
         raise DataError(f"{file}: expected one wnid a line, found nothing")
-    return tuple(sorted(found))
+    return tuple(sorted(wnids))
 
 
 def _validation(tree: Tree, root: Path, wnids: tuple[str, ...]) -> Samples:
@@ -88,7 +88,7 @@ def _validation(tree: Tree, root: Path, wnids: tuple[str, ...]) -> Samples:
 
 
 def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first of each class's words in the file; the wnid where there is none of its own."""
+    """The first of each class's words in the file; the wnid of a class without words."""
     words: dict[str, str] = {}
     for line in _lines(file) if file.exists() else ():
         wnid, _, synonyms = line.partition("\t")

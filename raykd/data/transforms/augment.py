@@ -61,7 +61,7 @@ class Augment(Record):
         """The crop's row and column (int64 [B], 0 to 2 pad) and the flip (bool [B]).
 
         The views 0 to count - 1 of a sample show each of its crops and flips once, in an
-        order of the sample's own: the number of the geometry is `step * view + start`, modulo
+        order drawn for each sample: the number of the geometry is `step * view + start`, modulo
         their count, with a step that is coprime to it. The next `count` views do so again in
         another order. Every view of a random sample is uniformly distributed.
         """

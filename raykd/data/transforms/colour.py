@@ -14,7 +14,7 @@ from raykd.core.record import Record
 
 
 class Colour(Record):
-    """Colour jitter: each of four changes by a factor of its own, in an order of the sample's own.
+    """Colour jitter: four changes, each by its factor, in an order drawn for each sample.
 
     As torchvision's ColorJitter: factors are uniform in [1 - x, 1 + x], not below 0, and the hue
     moves by up to `hue` of the colour circle. It runs on the CPU, one image at a time, so that no

@@ -54,10 +54,10 @@ class Crop(Record):
             keyed_random.CROP_ROW,
             keyed_random.CROP_COLUMN,
         )
-        found, fits = random_boxes(
+        boxes, fits = random_boxes(
             seed, ids, view, streams, self.scale, self.ratio, heights, widths
         )
-        return torch.where(fits[:, None], found, self._central(heights, widths))
+        return torch.where(fits[:, None], boxes, self._central(heights, widths))
 
     def _central(self, heights: Tensor, widths: Tensor) -> Tensor:
         """The largest part around the centre whose ratio is allowed, int64 [B, 4]."""

@@ -25,10 +25,10 @@ LEVELS = 256  # weights are multiples of 1 / 256, so that blends of grey levels 
 class Mix(Record):
     """Mixup (Zhang et al. 2018, arXiv 1710.09412) or CutMix (Yun et al. 2019, arXiv 1905.04899).
 
-    The partner is any training row, in the same view of its own. The weight of the sample
-    itself follows Beta(alpha, alpha), drawn for each sample (the reference code of mixup draws
-    one for a batch). CutMix pastes a box of the partner, of the area 1 - weight before it is cut
-    off at the border; the weight is then the share of pixels that stay.
+    The partner is any training row, in its own rendering of the same view. The weight of the
+    sample itself follows Beta(alpha, alpha), drawn for each sample (the reference code of mixup
+    draws one for a batch). CutMix pastes a box of the partner, of the area 1 - weight before it
+    is cut off at the border; the weight is then the share of pixels that stay.
     """
 
     kind: Literal["mixup", "cutmix"] = "mixup"
@@ -39,7 +39,7 @@ class Mix(Record):
         """The rows (int64 [B], 0 to size - 1) that samples are mixed with."""
         return keyed_random.below(seed, ids, view, keyed_random.PARTNER, size)
 
-    def blend(self, own: Tensor, partner: Tensor, ids: Tensor, view: int, seed: int) -> "Blend":
+    def blend(self, sample: Tensor, partner: Tensor, ids: Tensor, view: int, seed: int) -> "Blend":
         """The mixed images of uint8 [B, H, W, 3] and uint8 [B, H, W, 3]."""
         edges = _edges(self.alpha, ids.device)
         level = torch.bucketize(
@@ -48,14 +48,14 @@ class Mix(Record):
         if self.kind == "mixup":
             weight = level.to(torch.int32).view(-1, 1, 1, 1)
             # Exact: at most 255 * 256, and a division by a power of two.
-            sums = own.to(torch.int32) * weight + partner.to(torch.int32) * (LEVELS - weight)
+            sums = sample.to(torch.int32) * weight + partner.to(torch.int32) * (LEVELS - weight)
             return Blend(sums.to(torch.float32) / LEVELS, level.to(torch.float32) / LEVELS)
-        size = own.shape[1], own.shape[2]
+        size = sample.shape[1], sample.shape[2]
         lengths = [_lengths(side, ids.device)[level] for side in size]
         inside = random_masks(
             seed, ids, view, (keyed_random.BOX_ROW, keyed_random.BOX_COLUMN), lengths, size
         )
-        pixels = torch.where(inside[..., None], partner, own)
+        pixels = torch.where(inside[..., None], partner, sample)
         kept = (~inside).flatten(1).sum(1).to(torch.float32)
         return Blend(pixels, kept / inside[0].numel())
 
@@ -68,10 +68,10 @@ class Blend:
     weights: Tensor  # float32 [B], of the sample itself
 
 
-def mixed_targets(own: Tensor, partner: Tensor, weights: Tensor, classes: int) -> Tensor:
+def mixed_targets(sample: Tensor, partner: Tensor, weights: Tensor, classes: int) -> Tensor:
     """Target distributions float32 [B, C] of labels int64 [B] and int64 [B]."""
-    targets = torch.zeros(len(own), classes, device=own.device)
-    targets.scatter_add_(1, own[:, None], weights[:, None])
+    targets = torch.zeros(len(sample), classes, device=sample.device)
+    targets.scatter_add_(1, sample[:, None], weights[:, None])
     return targets.scatter_add_(1, partner[:, None], 1 - weights[:, None])
 
 

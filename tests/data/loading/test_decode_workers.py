@@ -103,19 +103,22 @@ def test_a_process_that_gives_no_sign_of_life_is_not_waited_for_without_end(view
 def test_shared_memory_is_looked_at_before_anything_is_decoded(views, tmp_path, monkeypatch):
     with pytest.raises(NoRoom) as error:
         decode_workers.check_shared_memory(10**18, 3)
-    said = str(error.value)
-    assert said.startswith("/dev/shm has ") and "that 3 decoding processes have ready need" in said
-    assert "1,000,000,000,000.0 MB" in said and said.endswith(
+    message = str(error.value)
+    assert (
+        message.startswith("/dev/shm has ")
+        and "that 3 decoding processes have ready need" in message
+    )
+    assert "1,000,000,000,000.0 MB" in message and message.endswith(
         "fewer scale.decoders or a smaller batch"
     )
-    asked: list[int] = []
+    requested: list[int] = []
     monkeypatch.setattr(
-        decode_workers, "check_shared_memory", lambda needs, count: asked.append(needs)
+        decode_workers, "check_shared_memory", lambda needs, count: requested.append(needs)
     )
     frames = 4 * 3 * 24 * 24
     next(views.batches(ROWS, 0, 0))
     next(views.batches(ROWS[:2], 0, 0))  # needs less
-    assert len(asked) == 1 and 7 * frames < asked[0] < 7 * frames + 10_000
+    assert len(requested) == 1 and 7 * frames < requested[0] < 7 * frames + 10_000
     monkeypatch.setattr(decode_workers, "SHARED", tmp_path / "nowhere")  # as on a Mac
     decode_workers.check_shared_memory(10**18, 3)
 
@@ -198,10 +201,10 @@ def test_sigterm_to_all_of_a_run_s_processes_ends_them(tmp_path, root, decoders)
         children = run.stdout.readline().split()
         assert len(children) == 2
         os.killpg(run.pid, signal.SIGTERM)
-        kept, said = run.communicate(timeout=120)
-    assert run.returncode == 143, said
+        kept, errors = run.communicate(timeout=120)
+    assert run.returncode == 143, errors
     assert kept == ("kept\n" if decoders == "alive" else "")
-    assert "finished is kept, and the same command goes on" in said and "Traceback" not in said
+    assert "finished is kept, and the same command goes on" in errors and "Traceback" not in errors
     for child in children:
         until = time.monotonic() + 60
         while running(child) and time.monotonic() < until:

@@ -34,20 +34,20 @@ def unaugmented(views: Views) -> Views:
 def test_pixels_are_normalised_as_torchvision_does_it(views):
     expected = Compose([ToTensor(), Normalize(MEAN, STD)])
     batch = unaugmented(views).batch(torch.arange(30), 0)
-    for image, found in zip(views.images.pixels, batch.pixels, strict=True):
+    for image, normalised in zip(views.images.pixels, batch.pixels, strict=True):
         # The same real number in another order of float32 operations.
-        torch.testing.assert_close(found, expected(image.numpy()), rtol=0, atol=1e-6)
+        torch.testing.assert_close(normalised, expected(image.numpy()), rtol=0, atol=1e-6)
 
 
 def test_every_grey_level_of_every_channel_is_right_in_float64():
     levels = torch.arange(256, dtype=torch.uint8)
     pixels = levels.view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
     images = Images(pixels, torch.zeros(1, dtype=torch.int64), ("a",))
-    found = Views(images, ResolvedData(**READ)).batch(torch.tensor([0]), 0)
+    batch = Views(images, ResolvedData(**READ)).batch(torch.tensor([0]), 0)
     mean, std = (torch.tensor(t, dtype=torch.float64).view(3, 1) for t in (MEAN, STD))
     expected = (levels.double() / 255 - mean) / std
     # float32: values up to 2.8, whose last bit is 2.4e-7.
-    torch.testing.assert_close(found.pixels.view(3, 256).double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(batch.pixels.view(3, 256).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_batch_has_the_types_and_the_layout_of_the_nouns(views):
@@ -111,7 +111,7 @@ def test_loading_leaves_the_images_as_they_were(views):
 def test_a_gpu_gives_the_same_batch(views):
     ids = torch.tensor([3, 9, 4])
     expected = views.batch(ids, 5)
-    found = views.to(torch.device("cuda")).batch(ids, 5)
+    batch = views.to(torch.device("cuda")).batch(ids, 5)
     # A division may be rounded differently: one unit in the last place of values up to 2.8.
-    torch.testing.assert_close(found.pixels.cpu(), expected.pixels, rtol=0, atol=2.4e-7)
-    assert torch.equal(found.targets.cpu(), expected.targets)
+    torch.testing.assert_close(batch.pixels.cpu(), expected.pixels, rtol=0, atol=2.4e-7)
+    assert torch.equal(batch.targets.cpu(), expected.targets)

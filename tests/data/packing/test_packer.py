@@ -35,8 +35,8 @@ def root(tmp_path):
     return photos(tmp_path / "photos")
 
 
-def names(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir())
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 # What is not packed
@@ -56,9 +56,9 @@ def test_a_class_without_images_is_refused_as_in_memory(root):
 def test_a_pack_has_the_images_of_its_folder_and_their_digest(store, root, tmp_path):
     made = packed(root, tmp_path / "pack")
     assert len(made) > 5 and not any(one.adopted for one in made)
-    found = read_pack(str(tmp_path / "pack"))
-    same(found, read_folder(str(root)))
-    assert found.digest == digest(store, read_folder(str(root)))
+    dataset = read_pack(str(tmp_path / "pack"))
+    same(dataset, read_folder(str(root)))
+    assert dataset.digest == digest(store, read_folder(str(root)))
     assert not (tmp_path / "pack" / PLAN).exists()
 
 
@@ -80,19 +80,19 @@ def test_a_pack_is_streamed_as_its_folder_is_and_nothing_is_read_again(store, ro
 def test_where_one_of_two_places_is_gone_the_other_is_read(store, root, tmp_path):
     packed(root, tmp_path / "pack")
     stream = Stream(size=24, resize=28)
-    for place in (root, tmp_path / "pack", root):
-        data = read(store, Data(name="folder", stream=stream), place)
+    for location in (root, tmp_path / "pack", root):
+        data = read(store, Data(name="folder", stream=stream), location)
         train, _ = open_images(store, data)
-        assert train.ranges.files.root == str(place)
+        assert train.ranges.files.root == str(location)
 
 
 def test_a_pack_is_a_table_like_any_other(root, tmp_path):
     packed(root, tmp_path / "pack")
-    found, folder = SOURCES["table"](tmp_path / "pack"), SOURCES["folder"](root)
-    assert found.names == folder.names
+    dataset, folder = SOURCES["table"](tmp_path / "pack"), SOURCES["folder"](root)
+    assert dataset.names == folder.names
     for split in ("train", "test"):
-        assert [*found.splits[split].images] == [*folder.splits[split].images]
-        assert np.array_equal(found.splits[split].labels, folder.splits[split].labels)
+        assert [*dataset.splits[split].images] == [*folder.splits[split].images]
+        assert np.array_equal(dataset.splits[split].labels, folder.splits[split].labels)
     shards = sorted((tmp_path / "pack").glob("train-*-*.arrow"))
     tables = [pa.ipc.open_file(str(path)).read_all() for path in shards]
     table = pa.concat_tables(tables)
@@ -114,12 +114,12 @@ def test_names_that_are_not_utf_8_are_packed_as_they_are(store, tmp_path):
     for number, name in enumerate(odd):
         path = tmp_path / os.fsdecode(b"fotos \xe9") / name / os.fsdecode(b"\xe9.png")
         put(path, encoded(picture(number)))
-    source, place = path.parents[1], tmp_path / os.fsdecode(b"pack \xe9")
-    call(source, place)
-    found = read_pack(str(place))
-    same(found, read_folder(str(source)))
-    assert found.digest == digest(store, read_folder(str(source)))
-    assert SOURCES["table"](place).names == found.names
+    source, target = path.parents[1], tmp_path / os.fsdecode(b"pack \xe9")
+    call(source, target)
+    dataset = read_pack(str(target))
+    same(dataset, read_folder(str(source)))
+    assert dataset.digest == digest(store, read_folder(str(source)))
+    assert SOURCES["table"](target).names == dataset.names
 
 
 def test_cuts_cover_every_row_once_and_shards_are_as_large_as_asked():
@@ -148,48 +148,48 @@ def test_a_shard_is_the_same_whoever_makes_it(root, tmp_path):
 
 
 def test_what_was_made_is_kept_and_only_the_rest_is_made(root, tmp_path):
-    place = tmp_path / "pack"
-    work = packing(root, place)
-    there = work.begin()
+    target = tmp_path / "pack"
+    work = packing(root, target)
+    candidates = work.begin()
     for part in work.parts[:3]:
-        work.make(part, there[part])
+        work.make(part, candidates[part])
     with pytest.raises(DataError, match="a pack that is not finished; run the `raykd pack` again"):
-        is_pack(Files.at(place))
+        is_pack(Files.at(target))
     with pytest.raises(DataError, match="not finished"):
-        SOURCES["table"](place)
-    before = {path: path.stat().st_mtime_ns for path in place.glob("*.arrow")}
-    made = packed(root, place)
+        SOURCES["table"](target)
+    before = {path: path.stat().st_mtime_ns for path in target.glob("*.arrow")}
+    made = packed(root, target)
     assert [one.adopted for one in made] == [True] * 3 + [False] * (len(made) - 3)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    same(read_pack(str(place)), read_folder(str(root)))
+    same(read_pack(str(target)), read_folder(str(root)))
 
 
 @pytest.mark.slow
 def test_a_killed_pack_is_gone_on_with(store, root, tmp_path):
     for number in range(50):
         put(root / "train/class0" / f"{number + 1000}.png", png(np.asarray(picture(number))))
-    place = tmp_path / "pack"
+    target = tmp_path / "pack"
     script = "from raykd.cli import main; main()"
-    words = ["pack", str(root), str(place), "--shard-mb", "0.001", "--decode"]
+    words = ["pack", str(root), str(target), "--shard-mb", "0.001", "--decode"]
     process = subprocess.Popen([sys.executable, "-c", script, *words], stderr=subprocess.DEVNULL)
-    while len([*place.glob("*.arrow")]) < 3 and process.poll() is None:
+    while len([*target.glob("*.arrow")]) < 3 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (place / MARKER).exists()
+    assert not (target / MARKER).exists()
     result = json.loads(call(*words[1:], "--json").stdout)
     assert 0 < result["made"] < result["shards"]
     assert result["digest"] == digest(store, read_folder(str(root)))
-    same(read_pack(str(place)), read_folder(str(root)))
+    same(read_pack(str(target)), read_folder(str(root)))
     assert "which were all there, and are whole" in call(*words[1:]).stderr
 
 
 @pytest.mark.parametrize("damage", ["altered", "removed"])
 def test_a_damaged_shard_is_made_again(root, tmp_path, damage):
-    place = tmp_path / "pack"
-    packed(root, place)
-    before = names(place)
-    victim = place / before[-4]
+    target = tmp_path / "pack"
+    packed(root, target)
+    before = names(target)
+    victim = target / before[-4]
     data = victim.read_bytes()
     middle = len(data) // 2
     altered = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
@@ -197,10 +197,10 @@ def test_a_damaged_shard_is_made_again(root, tmp_path, damage):
     victim.unlink() if damage == "removed" else victim.write_bytes(new[damage])
     if damage != "altered":
         with pytest.raises(CacheCorrupt, match=f"{victim.name}: expected {len(data)} bytes"):
-            read_pack(str(place))
-    made = packed(root, place)
+            read_pack(str(target))
+    made = packed(root, target)
     assert [one.shard.name for one in made if not one.adopted] == [victim.name]
-    assert victim.read_bytes() == data and names(place) == before
+    assert victim.read_bytes() == data and names(target) == before
 
 
 def test_an_altered_index_is_named(root, tmp_path):
@@ -212,8 +212,8 @@ def test_an_altered_index_is_named(root, tmp_path):
         read_pack(str(tmp_path / "pack"))
     marker = tmp_path / "pack" / MARKER
     text = marker.read_text()
-    place = text.index('"digest": "') + 12
-    marker.write_text(text[:place] + ("0" if text[place] != "0" else "1") + text[place + 1 :])
+    offset = text.index('"digest": "') + 12
+    marker.write_text(text[:offset] + ("0" if text[offset] != "0" else "1") + text[offset + 1 :])
     with pytest.raises(CacheCorrupt, match=r"pack\.json: it was altered; run the"):
         read_pack(str(tmp_path / "pack"))
     (tmp_path / "pack" / MARKER).write_text("{")
@@ -258,16 +258,16 @@ def test_a_folder_of_something_else_is_refused(root, tmp_path):
     put(tmp_path / "full" / "letter.txt", "text")
     with pytest.raises(DataError, match="the folder is not empty, and holds no pack"):
         packing(root, tmp_path / "full").begin()
-    place = tmp_path / "pack"
-    packing(root, place).begin()
+    target = tmp_path / "pack"
+    packing(root, target).begin()
     with pytest.raises(DataError, match=r"shard_mb was 0\.004, now 1"):
-        packing(root, place, shard_mb=1.0).begin()
+        packing(root, target, shard_mb=1.0).begin()
     with pytest.raises(DataError, match="decode was False, now True"):
-        packing(root, place, decode=True).begin()
-    packed(root, place)
+        packing(root, target, decode=True).begin()
+    packed(root, target)
     put(root / "train/class1/000.jpg", encoded(picture(7), "JPEG"))
-    with pytest.raises(DataError, match=f"{place}: holds a pack of {root} .*files have changed"):
-        packing(root, place).begin()
+    with pytest.raises(DataError, match=f"{target}: holds a pack of {root} .*files have changed"):
+        packing(root, target).begin()
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path):
@@ -283,34 +283,35 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path):
 def test_bad_images_are_named_or_left_out(store, root, tmp_path):
     put(root / "train/class1/9.jpg", "no image")
     put(root / "test/class2/9.jpg", b"")
-    place = tmp_path / "pack"
+    target = tmp_path / "pack"
     with pytest.raises(DataError, match=r"^2 images cannot be used:") as caught:
-        packed(root, place)
+        packed(root, target)
     for line in ("test/class2/9.jpg: the file is empty", "class1/9.jpg: cannot be decoded as"):
         assert line in str(caught.value)
     assert "leave them out" in str(caught.value)
-    made = packed(root, place, skip_bad=True)
+    made = packed(root, target, skip_bad=True)
     assert sum(one.skipped for one in made) == 2
     assert all(one.adopted for one in made)  # what was made before is kept
-    found = read_pack(str(place))
-    assert found.digest == digest(store, read_folder(str(root)), skip_bad=True)
-    assert len(found.splits["train"][1]) == 24
-    result = call(root, place, "--shard-mb", MB, "--on-bad-image", "skip")
+    dataset = read_pack(str(target))
+    assert dataset.digest == digest(store, read_folder(str(root)), skip_bad=True)
+    assert len(dataset.splits["train"][1]) == 24
+    result = call(root, target, "--shard-mb", MB, "--on-bad-image", "skip")
     assert "2 files that are no images were left out" in result.stderr
     assert (
-        "test/class2/9.jpg: the file is empty" in call(root, place, "--shard-mb", MB, code=3).stderr
+        "test/class2/9.jpg: the file is empty"
+        in call(root, target, "--shard-mb", MB, code=3).stderr
     )
 
 
 def test_a_refused_pack_is_begun_anew_once_its_files_were_mended(root, tmp_path):
-    bad, place = put(root / "train/class1/9.jpg", "no image"), tmp_path / "pack"
+    bad, target = put(root / "train/class1/9.jpg", "no image"), tmp_path / "pack"
     with pytest.raises(DataError, match=r"class1/9\.jpg: cannot be decoded"):
-        packed(root, place)
-    assert (place / PLAN).exists() and len(names(place)) > 1
+        packed(root, target)
+    assert (target / PLAN).exists() and len(names(target)) > 1
     put(bad, encoded(picture(9), "JPEG"))
-    packed(root, place)
-    same(read_pack(str(place)), read_folder(str(root)))
-    assert len(names(place)) == len([*place.glob("*-*-*.arrow")]) + 7
+    packed(root, target)
+    same(read_pack(str(target)), read_folder(str(root)))
+    assert len(names(target)) == len([*target.glob("*-*-*.arrow")]) + 7
 
 
 def test_a_truncated_image_is_found_by_decoding_it(root, tmp_path):
@@ -334,17 +335,17 @@ def test_a_class_of_which_nothing_is_left_is_refused(root, tmp_path):
 
 
 def test_pixels_are_packed_as_png_files(store):
-    found = into_store(store, "digits", None, quiet)
+    dataset = into_store(store, "digits", None, quiet)
     digits = SOURCES["digits"](None).splits["train"]
-    ranges, labels = found.splits["train"]
+    ranges, labels = dataset.splits["train"]
     assert np.array_equal(labels, digits.labels)
     decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in ranges]
     assert np.array_equal(np.stack(decoded), digits.images.pixels)
     heard = []
     again = into_store(store, "digits", None, heard.append)
-    assert again.digest == found.digest and not heard
+    assert again.digest == dataset.digest and not heard
     data = read(store, Data(name="digits", stream=Stream(size=8, resize=8)), None)
-    assert data.digest == found.digest
+    assert data.digest == dataset.digest
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (300, 201, 3)])
@@ -362,31 +363,31 @@ def test_a_source_of_whole_files_is_streamed_from_where_it_lies(store, tmp_path)
     for name in ("cat", "deer", "dog", "frog", "horse", "ship", "truck"):
         for split in ("train", "valid", "test"):
             put(tmp_path / "cinic" / split / name / "1.png")
-    found = into_store(store, "cinic10", str(tmp_path / "cinic"), quiet)
+    dataset = into_store(store, "cinic10", str(tmp_path / "cinic"), quiet)
     source = SOURCES["cinic10"](tmp_path / "cinic")
-    assert found.names == source.names
-    assert images(found) == [*source.splits["train"].images]
-    assert found.splits["train"][0].origin(0) == str(tmp_path / "cinic/train/airplane/1.png")
+    assert dataset.names == source.names
+    assert images(dataset) == [*source.splits["train"].images]
+    assert dataset.splits["train"][0].origin(0) == str(tmp_path / "cinic/train/airplane/1.png")
 
 
 # The command
 
 
 def test_the_command_says_what_it_does_and_what_to_write(store, root, tmp_path):
-    place = tmp_path / "pack"
-    result = call(root, place, "--shard-mb", MB)
+    target = tmp_path / "pack"
+    result = call(root, target, "--shard-mb", MB)
     assert "30 images of 3 classes" in result.stderr and "images/s" in result.stderr
     data, run = result.stdout.splitlines()
-    assert data == f'data: {{path: "{place}"}}'
+    assert data == f'data: {{path: "{target}"}}'
     assert run == "run: {data: {name: table, stream: {}}}"
-    value = json.loads(call(root, place, "--shard-mb", MB, "--json").stdout)
+    value = json.loads(call(root, target, "--shard-mb", MB, "--json").stdout)
     assert value["images"] == {"train": 24, "test": 6} and value["made"] == 0
     assert value["digest"] == digest(store, read_folder(str(root)))
     bad = call(root, root / "train", code=3)
     assert "the folder is not empty" in bad.stderr
-    assert "x: there is no such file or folder" in call(tmp_path / "x", place, code=3).stderr
+    assert "x: there is no such file or folder" in call(tmp_path / "x", target, code=3).stderr
     (tmp_path / "y").mkdir()
-    assert "found no images, tables or tar shards" in call(tmp_path / "y", place, code=3).stderr
+    assert "found no images, tables or tar shards" in call(tmp_path / "y", target, code=3).stderr
 
 
 def test_a_pack_can_be_packed_again_and_a_dataset_without_files_too(root, tmp_path):

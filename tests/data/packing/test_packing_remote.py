@@ -53,29 +53,29 @@ def root(tmp_path):
 def test_a_pack_is_made_from_one_bucket_into_another_and_streamed(store, root, bucket, tmp_path):
     source = uploaded(root, join_path(bucket, "photos"))
     assert source_of(source) == "folder"
-    place = join_path(bucket, "pack")
-    packing(source, place).begin()
+    target = join_path(bucket, "pack")
+    packing(source, target).begin()
     with pytest.raises(DataError, match="not finished"):
-        is_pack(Files.at(place))
-    result = json.loads(call(source, place, "--shard-mb", MB, "--json").stdout)
+        is_pack(Files.at(target))
+    result = json.loads(call(source, target, "--shard-mb", MB, "--json").stdout)
     assert result["made"] == result["shards"] > 2
-    found, folder = read_pack(place), read_folder(str(root))
-    same(found, folder)
-    assert found.digest == digest(store, folder)
-    assert not Files.at(place).has(PLAN)
-    data = read(store, Data(name="table", stream=STREAM), place)
+    dataset, folder = read_pack(target), read_folder(str(root))
+    same(dataset, folder)
+    assert dataset.digest == digest(store, folder)
+    assert not Files.at(target).has(PLAN)
+    data = read(store, Data(name="table", stream=STREAM), target)
     train, _ = open_images(store, data)
     assert train.ranges.read_all([0, 5]) == [images(folder)[0], images(folder)[5]]
     # A folder that is streamed from the bucket itself is the same dataset.
     again = Store(tmp_path / "again")
-    assert read(again, Data(name="folder", stream=STREAM), source).digest == found.digest
+    assert read(again, Data(name="folder", stream=STREAM), source).digest == dataset.digest
 
 
 @pytest.mark.slow
 def test_a_pack_in_a_bucket_is_gone_on_with_and_mended(root, bucket):
     work = packing(root, bucket)
-    there = work.begin()
-    first = [work.make(part, there[part]) for part in work.parts[:2]]
+    candidates = work.begin()
+    first = [work.make(part, candidates[part]) for part in work.parts[:2]]
     made = packed(root, bucket)
     assert [one.adopted for one in made[:3]] == [True, True, False]
     files, name = Files.at(bucket), first[0].shard.name
@@ -114,14 +114,14 @@ def test_a_pack_is_read_from_a_bucket_into_another(root, bucket):
 def test_tables_in_a_bucket_are_packed_into_the_store(store, tmp_path, bucket, name):
     put_table(tmp_path / "tables" / name, table(struct=True))
     url = uploaded(tmp_path / "tables", join_path(bucket, "tables"))
-    found = into_store(store, "table", url, quiet)
-    assert images(found) == IMAGES and found.splits["train"][1].tolist() == LABELS
+    dataset = into_store(store, "table", url, quiet)
+    assert images(dataset) == IMAGES and dataset.splits["train"][1].tolist() == LABELS
     folder, mark, options = url.partition("?")
     single = f"{folder}/{name}{mark}{options}"
     assert split_path(single) == (url, name) and source_of(single) == "table"
-    assert into_store(store, "table", single, quiet).digest == found.digest
+    assert into_store(store, "table", single, quiet).digest == dataset.digest
     data = read(store, Data(name="table", stream=Stream(size=4, resize=5)), url)
-    assert data.digest == found.digest
+    assert data.digest == dataset.digest
 
 
 @pytest.mark.slow
@@ -135,8 +135,8 @@ def test_parquet_files_of_two_splits_are_packed_from_a_bucket_to_a_bucket(bucket
     url = uploaded(source, join_path(bucket, "tables"))
     result = json.loads(call(url, join_path(bucket, "pack"), "--shard-mb", 0.001, "--json").stdout)
     assert result["images"] == {"train": 23, "test": 6}
-    found = read_pack(join_path(bucket, "pack"))
-    assert images(found) == IMAGES and images(found, "test") == IMAGES[:6]
+    dataset = read_pack(join_path(bucket, "pack"))
+    assert images(dataset) == IMAGES and images(dataset, "test") == IMAGES[:6]
 
 
 @pytest.mark.slow
@@ -154,8 +154,8 @@ def test_tar_shards_in_a_bucket_are_streamed_and_packed(store, bucket, tmp_path)
     url = uploaded(tmp_path / "shards", join_path(bucket, "tars"))
     same(read_webdataset(url), here)
     pattern = join_path(bucket, "tars/train-{000..001}.tar")
-    found = read_webdataset(pattern)
-    assert np.array_equal(found.splits["train"][1], here.splits["train"][1])
+    dataset = read_webdataset(pattern)
+    assert np.array_equal(dataset.splits["train"][1], here.splits["train"][1])
     data = read(store, Data(name="webdataset", stream=Stream(size=4, resize=5)), url)
     train, _ = open_images(store, data)
     assert train.ranges.read_all([3]) == [images(here)[3]]

@@ -19,15 +19,15 @@ def _without_proxy(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYKD_DATA", str(tmp_path / "downloads"))
 
 
-def packed(place: Path, kind: str = "zip", top: str = "toy") -> Archive:
+def packed(folder: Path, kind: str = "zip", top: str = "toy") -> Archive:
     """An archive in `place` of one file, with or without a folder around it."""
-    put(place / "content" / top / "list.txt", "one\ntwo\n")
-    file = Path(shutil.make_archive(str(place / "toy"), kind, place / "content"))
-    shutil.rmtree(place / "content")
+    put(folder / "content" / top / "list.txt", "one\ntwo\n")
+    file = Path(shutil.make_archive(str(folder / "toy"), kind, folder / "content"))
+    shutil.rmtree(folder / "content")
     return Archive("Toy", file.name, md5(file), (), "toy", "list.txt")
 
 
-def said(archive: Archive, path: Path | None) -> str:
+def refusal(archive: Archive, path: Path | None) -> str:
     with pytest.raises(DataError) as error:
         archive_folder(archive, path)
     return str(error.value)
@@ -42,11 +42,11 @@ def test_an_archive_is_downloaded_once_and_unpacked(tmp_path, kind, top):
         folder = archive_folder(archive, None)
         assert folder == tmp_path / "downloads/toy"
         assert (folder / "list.txt").read_text() == "one\ntwo\n"
-        asked = len(server.asked)
+        requests = len(server.requests)
         assert archive_folder(archive, None) == folder
         shutil.rmtree(folder)  # the archive is still there
         assert archive_folder(archive, None) == folder
-        assert asked == len(server.asked) > 0
+        assert requests == len(server.requests) > 0
     assert sorted(p.name for p in (tmp_path / "downloads").iterdir()) == sorted(
         ["toy", archive.file]
     )
@@ -60,7 +60,7 @@ def test_another_address_is_tried_where_one_answers_with_something_else(tmp_path
         folder = archive_folder(replace(archive, urls=tuple(urls)), None)
         assert (folder / "list.txt").is_file()
         shutil.rmtree(tmp_path / "downloads")
-        message = said(replace(archive, urls=tuple(urls[:2])), None)
+        message = refusal(replace(archive, urls=tuple(urls[:2])), None)
     assert message.startswith(
         f"Toy is not in {tmp_path / 'downloads'} and could not be downloaded ({urls[0]}: HTTP Err"
     )
@@ -71,7 +71,7 @@ def test_another_address_is_tried_where_one_answers_with_something_else(tmp_path
 def test_a_failed_download_says_where_the_archive_belongs(tmp_path):
     archive = packed(tmp_path / "server")
     with closed_port() as address:
-        message = said(replace(archive, urls=(f"{address}/toy.zip",)), None)
+        message = refusal(replace(archive, urls=(f"{address}/toy.zip",)), None)
     assert "refused" in message
     assert message.endswith(
         "; copy toy.zip there, or give data.path=FOLDER with it or with its Parquet files"
@@ -96,14 +96,14 @@ def test_an_archive_is_found_in_its_folder_or_beside_it(tmp_path):
     (tmp_path / "toy").rename(tmp_path / "renamed")
     assert archive_folder(archive, tmp_path / "renamed") == tmp_path / "renamed"
     assert not (tmp_path / "downloads").exists()
-    for name, there in (("", True), ("renamed", True), ("toy.zip", True), ("other", False)):
-        assert has_archive(archive, tmp_path / name) == there
+    for name, expected in (("", True), ("renamed", True), ("toy.zip", True), ("other", False)):
+        assert has_archive(archive, tmp_path / name) == expected
 
 
 def test_an_altered_archive_is_refused_and_kept(tmp_path):
     archive = replace(packed(tmp_path), md5="0" * 32)
     before = (tmp_path / "toy.zip").read_bytes()
-    message = said(archive, tmp_path)
+    message = refusal(archive, tmp_path)
     assert message.startswith(f"{tmp_path / 'toy.zip'}: expected an archive with the MD5 0000")
     assert (tmp_path / "toy.zip").read_bytes() == before
     assert not (tmp_path / "toy").exists()
@@ -114,7 +114,7 @@ def test_an_archive_that_cannot_be_unpacked_leaves_nothing(tmp_path):
         file.writestr("toy/x", "a file")
         file.writestr("toy/" + "x" * 300, "a name that no file system takes")
     archive = Archive("Toy", "toy.zip", md5(tmp_path / "toy.zip"), (), "toy", "x")
-    message = said(archive, tmp_path)
+    message = refusal(archive, tmp_path)
     assert message.startswith(f"{tmp_path / 'toy.zip'}: cannot be unpacked (")
     assert [path.name for path in tmp_path.iterdir()] == ["toy.zip"]
 

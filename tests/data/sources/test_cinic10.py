@@ -35,14 +35,14 @@ def cinic(whole, tmp_path) -> Path:
 
 
 def test_it_trains_on_the_train_part_and_tests_on_the_test_part(whole):
-    found = SOURCES["cinic10"](whole)
-    assert found.names == NAMES
+    dataset = SOURCES["cinic10"](whole)
+    assert dataset.names == NAMES
     for split in ("train", "test"):
-        samples = found.splits[split]
+        samples = dataset.splits[split]
         assert samples.labels.tolist() == [label for label in range(10) for _ in range(2)]
         origins = [samples.images.origin(row) for row in range(20)]
         assert all(origin.startswith(str(whole / split)) for origin in origins)
-    assert found.splits["train"].images.origin(2) == str(
+    assert dataset.splits["train"].images.origin(2) == str(
         whole / "train/automobile/cifar10-train-7.png"
     )
 
@@ -72,10 +72,10 @@ def test_its_tables_have_its_constants(store, tmp_path):
     for part in ("train", "validation", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         pq.write_table(content, tmp_path / f"data/{part}-00000-of-00001.parquet")
-    found = SOURCES["cinic10"](tmp_path)
+    dataset = SOURCES["cinic10"](tmp_path)
     data = read(store, Data(name="cinic10"), tmp_path)
     assert (data.mean, data.std) == (MEAN, STD)
-    assert [len(samples.labels) for samples in found.splits.values()] == [10, 10]
+    assert [len(samples.labels) for samples in dataset.splits.values()] == [10, 10]
     assert refusal("cinic10_trainvalid", tmp_path).startswith(
         f"{tmp_path / 'train'}: there is no such folder; expected CINIC-10 as distributed"
     )
@@ -93,10 +93,10 @@ def test_it_is_downloaded_and_unpacked(cinic, tmp_path, monkeypatch, name, aroun
         monkeypatch.setattr(
             published, "CINIC10", replace(published.CINIC10, md5=md5(file), urls=urls)
         )
-        found = SOURCES[name](None)
+        dataset = SOURCES[name](None)
     expected = SOURCES[name](cinic)
-    assert found.splits["train"].labels.tolist() == expected.splits["train"].labels.tolist()
-    assert list(found.splits["train"].images) == list(expected.splits["train"].images)
+    assert dataset.splits["train"].labels.tolist() == expected.splits["train"].labels.tolist()
+    assert list(dataset.splits["train"].images) == list(expected.splits["train"].images)
 
 
 def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch):

@@ -52,8 +52,8 @@ def test_integers_and_their_texts_are_one_class(labels, rng):
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(st.lists(st.integers(-50, 10**17).map(str), min_size=1, max_size=30))
 def test_texts_of_integers_alone_are_names_in_the_order_of_numbers(labels):
-    names, (found,) = number(labels)
-    assert [names[place] for place in found] == labels
+    names, (numbers,) = number(labels)
+    assert [names[index] for index in numbers] == labels
     assert list(names) == sorted(set(labels), key=int)
 
 
@@ -145,9 +145,9 @@ def test_tables_of_two_writers_have_one_numbering(tmp_path, where):
     put_table(tmp_path / "train-0.parquet", table(IMAGES[:20], labels))
     texts = table(IMAGES[:20], [str(label) for label in labels])
     put_table(tmp_path / f"{where}-1.PQ", texts)
-    found = SOURCES["table"](tmp_path)
-    assert found.names == tuple(map(str, range(12)))
-    assert found.splits[where].labels[-20:].tolist() == labels
+    dataset = SOURCES["table"](tmp_path)
+    assert dataset.names == tuple(map(str, range(12)))
+    assert dataset.splits[where].labels[-20:].tolist() == labels
 
 
 @pytest.mark.parametrize("kinds", [("json", "text"), ("cls", "txt"), ("txt", "json")])
@@ -161,10 +161,10 @@ def test_tar_shards_of_two_writers_have_one_numbering(tmp_path, kinds):
     put_tar(tmp_path / "train-0.tar", samples(range(11), how[kinds[0]]))
     put_tar(tmp_path / "train-1.TAR", samples(range(11, 22), how[kinds[1]]))
     put_tar(tmp_path / "test.tar", samples(range(3, 6), how[kinds[1]]))
-    found = read_webdataset(str(tmp_path))
-    assert found.names == tuple(map(str, range(11)))
-    assert found.splits["train"][1].tolist() == [row % 11 for row in range(22)]
-    assert found.splits["test"][1].tolist() == [3, 4, 5]
+    dataset = read_webdataset(str(tmp_path))
+    assert dataset.names == tuple(map(str, range(11)))
+    assert dataset.splits["train"][1].tolist() == [row % 11 for row in range(22)]
+    assert dataset.splits["test"][1].tolist() == [3, 4, 5]
 
 
 def test_a_mix_in_files_names_the_file_and_the_row(tmp_path):

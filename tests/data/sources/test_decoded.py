@@ -33,17 +33,17 @@ needs_cifar10 = pytest.mark.skipif(
 
 
 def test_digits_are_scikit_learn_s_in_256_grey_levels():
-    found = SOURCES["digits"](None)
+    dataset = SOURCES["digits"](None)
     bunch = load_digits()
-    assert list(found.splits) == ["train"]
-    assert found.names == tuple("0123456789")
-    assert np.array_equal(found.splits["train"].labels, bunch.target)
-    decoded = pixels(found)
+    assert list(dataset.splits) == ["train"]
+    assert dataset.names == tuple("0123456789")
+    assert np.array_equal(dataset.splits["train"].labels, bunch.target)
+    decoded = pixels(dataset)
     assert decoded.shape == (1797, 8, 8, 3) and decoded.dtype == np.uint8
     # 17 grey levels, spread over 0 to 255 and rounded.
     assert np.abs(decoded[..., 0] - bunch.images / 16 * 255).max() <= 0.5
     assert (decoded == decoded[..., :1]).all()
-    assert found.splits["train"].images.origin(5) == "digits train, row 5"
+    assert dataset.splits["train"].images.origin(5) == "digits train, row 5"
 
 
 # Folders
@@ -55,14 +55,14 @@ def test_a_tree_with_train_and_test_is_read_in_the_order_of_class_and_name(tmp_p
     put(tmp_path / "test/b/deep/er/1.png", encoded(picture(9)))
     put(tmp_path / "train/a/notes.txt", b"no image")
     put(tmp_path / "train/.cache/1.png")
-    found = SOURCES["folder"](tmp_path)
-    assert found.names == ("a", "b")
-    assert found.splits["train"].labels.tolist() == [0, 1, 1]
-    assert found.splits["test"].labels.tolist() == [1]
+    dataset = SOURCES["folder"](tmp_path)
+    assert dataset.names == ("a", "b")
+    assert dataset.splits["train"].labels.tolist() == [0, 1, 1]
+    assert dataset.splits["test"].labels.tolist() == [1]
     for row, number in enumerate([2, 1, 0]):
-        assert np.array_equal(pixels(found)[row], np.asarray(picture(number)))
-    assert np.array_equal(pixels(found, "test")[0], np.asarray(picture(9)))
-    assert found.splits["train"].images.origin(1) == str(tmp_path / "train/b/10.jpg")
+        assert np.array_equal(pixels(dataset)[row], np.asarray(picture(number)))
+    assert np.array_equal(pixels(dataset, "test")[0], np.asarray(picture(9)))
+    assert dataset.splits["train"].images.origin(1) == str(tmp_path / "train/b/10.jpg")
 
 
 @pytest.mark.parametrize("name", ["valid"])
@@ -76,9 +76,9 @@ def test_a_validation_folder_stands_for_a_test_folder(tmp_path, name):
 def test_a_flat_tree_has_no_test_split(tmp_path):
     put(tmp_path / "cat/1.png")
     put(tmp_path / "test/1.png")  # a class of this name: there is no folder called train
-    found = SOURCES["folder"](tmp_path)
-    assert list(found.splits) == ["train"]
-    assert found.names == ("cat", "test")
+    dataset = SOURCES["folder"](tmp_path)
+    assert list(dataset.splits) == ["train"]
+    assert dataset.names == ("cat", "test")
 
 
 def test_a_class_may_have_no_test_image(tmp_path):
@@ -206,11 +206,11 @@ def test_every_form_of_image_becomes_three_channels(tmp_path, form):
     data, expected = FORMS[form]
     for name in ("a", "b"):
         put(tmp_path / name / "1.png", data)
-    found = pixels(SOURCES["folder"](tmp_path))
+    decoded = pixels(SOURCES["folder"](tmp_path))
     if expected is None:
         expected = np.asarray(picture().convert("1").convert("RGB"))
-    assert found.dtype == np.uint8
-    assert np.array_equal(found[0], expected)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded[0], expected)
 
 
 # Tables
@@ -246,10 +246,10 @@ def put_stream(path: Path, content: pa.Table) -> Path:
     return path
 
 
-def check(found: Dataset, labels: list[int], split: str = "train") -> None:
-    assert found.splits[split].labels.tolist() == labels
+def check(dataset: Dataset, labels: list[int], split: str = "train") -> None:
+    assert dataset.splits[split].labels.tolist() == labels
     expected = [np.asarray(picture(seed)) for seed in range(len(labels))]
-    assert np.array_equal(pixels(found, split), np.stack(expected))
+    assert np.array_equal(pixels(dataset, split), np.stack(expected))
 
 
 def test_the_usual_names_of_columns_are_known(tmp_path):
@@ -292,18 +292,18 @@ LAYOUTS = {
 def test_files_belong_to_the_split_that_their_name_or_folder_says(tmp_path, layout):
     for name, label in zip(LAYOUTS[layout], ([0, 1, 1], [1, 0, 0], [1, 1, 0]), strict=True):
         put_table(tmp_path / f"{name}.parquet", table(label=label))
-    found = SOURCES["table"](tmp_path)
-    assert found.splits["train"].labels.tolist() == [0, 1, 1, 1, 0, 0]
-    check(found, [1, 1, 0], "test")
+    dataset = SOURCES["table"](tmp_path)
+    assert dataset.splits["train"].labels.tolist() == [0, 1, 1, 1, 0, 0]
+    check(dataset, [1, 1, 0], "test")
     third = str(tmp_path / f"{LAYOUTS[layout][1]}.parquet")
-    assert found.splits["train"].images.origin(4) == f"{third}, row 1"
+    assert dataset.splits["train"].images.origin(4) == f"{third}, row 1"
 
 
 def test_test_files_come_before_validation_files(tmp_path):
     for name, label in (("train", [0, 1, 2]), ("test", [2, 1, 0]), ("validation", [1, 1, 1])):
         put_table(tmp_path / f"{name}.parquet", table(label=label))
-    found = SOURCES["table"](tmp_path)
-    assert found.splits["test"].labels.tolist() == [2, 1, 0]
+    dataset = SOURCES["table"](tmp_path)
+    assert dataset.splits["test"].labels.tolist() == [2, 1, 0]
 
 
 def test_hidden_files_are_no_tables(tmp_path):
@@ -315,17 +315,17 @@ def test_hidden_files_are_no_tables(tmp_path):
 
 
 def test_a_single_file_is_all_data_whatever_its_name(tmp_path):
-    found = SOURCES["table"](put_table(tmp_path / "test.parquet", table()))
-    assert list(found.splits) == ["train"]
+    dataset = SOURCES["table"](put_table(tmp_path / "test.parquet", table()))
+    assert list(dataset.splits) == ["train"]
 
 
 def test_text_labels_become_classes_in_sorted_order(tmp_path):
     put_table(tmp_path / "train.parquet", table(label=["owl", "cat", "owl"]))
     put_table(tmp_path / "test.parquet", table(label=pa.array(["cat"] * 3).dictionary_encode()))
-    found = SOURCES["table"](tmp_path)
-    assert found.names == ("cat", "owl")
-    assert found.splits["train"].labels.tolist() == [1, 0, 1]
-    assert found.splits["test"].labels.tolist() == [0, 0, 0]
+    dataset = SOURCES["table"](tmp_path)
+    assert dataset.names == ("cat", "owl")
+    assert dataset.splits["train"].labels.tolist() == [1, 0, 1]
+    assert dataset.splits["test"].labels.tolist() == [0, 0, 0]
 
 
 HUB = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}})
@@ -474,9 +474,9 @@ def test_an_altered_download_is_refused(tmp_path, monkeypatch):
     assert refusal("cifar10", tmp_path).startswith(f"CIFAR10 is not in {tmp_path}")
 
 
-def put_cifar100(place: Path) -> Path:
+def put_cifar100(root: Path) -> Path:
     """An archive like the official one, with 100 training and 10 test images."""
-    folder = place / "cifar-100-python"
+    folder = root / "cifar-100-python"
     names = [f"class {number}" for number in range(100)]
     rows = np.random.default_rng(0).integers(0, 256, (110, 3 * 32 * 32), dtype=np.uint8)
     labels = [99 - number for number in range(100)] + [5] * 10
@@ -487,7 +487,7 @@ def put_cifar100(place: Path) -> Path:
         content[split] = {"data": rows[part], "fine_labels": fine, "coarse_labels": coarse}
     for name, entry in content.items():
         put(folder / name, pickle.dumps(entry, protocol=2))
-    with tarfile.open(place / "cifar-100-python.tar.gz", "w:gz") as file:
+    with tarfile.open(root / "cifar-100-python.tar.gz", "w:gz") as file:
         file.add(folder, folder.name)
     return folder
 
@@ -506,15 +506,15 @@ def test_cifar100_is_read_from_its_official_files(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYKD_DATA", str(tmp_path / "downloads"))
     with serving(folder.parent) as server:
         monkeypatch.setattr(kind, "url", f"{server.address}/cifar-100-python.tar.gz")
-        found = SOURCES["cifar100"](None)
-    assert found.names[:2] == ("class 0", "class 1") and len(found.names) == 100
-    assert found.splits["train"].labels.tolist() == list(range(99, -1, -1))  # the fine ones
-    assert found.splits["test"].labels.tolist() == [5] * 10
+        dataset = SOURCES["cifar100"](None)
+    assert dataset.names[:2] == ("class 0", "class 1") and len(dataset.names) == 100
+    assert dataset.splits["train"].labels.tolist() == list(range(99, -1, -1))  # the fine ones
+    assert dataset.splits["test"].labels.tolist() == [5] * 10
     # A row has the red plane, then the green and the blue one, each by rows of the image.
     planes = pickle.loads((folder / "test").read_bytes())["data"].reshape(10, 3, 32, 32)
-    assert np.array_equal(pixels(found, "test"), planes.transpose(0, 2, 3, 1))
+    assert np.array_equal(pixels(dataset, "test"), planes.transpose(0, 2, 3, 1))
     again = SOURCES["cifar100"](tmp_path / "downloads")  # from the folder, without the server
-    assert np.array_equal(pixels(again), pixels(found))
+    assert np.array_equal(pixels(again), pixels(dataset))
     put(tmp_path / "downloads/cifar-100-python/meta", b"altered")
     assert "metadata file not found or corrupted" in refusal("cifar100", tmp_path / "downloads")
 
@@ -537,10 +537,10 @@ def test_cifar_tables_have_the_constants_of_the_field_whoever_read_them_first(st
 
 @needs_cifar10
 def test_cifar10_s_tables_are_the_dataset():
-    found = SOURCES["cifar10"](CIFAR10)
-    assert found.names[:3] == ("airplane", "automobile", "bird")
-    assert np.bincount(found.splits["train"].labels).tolist() == [5000] * 10
-    assert np.bincount(found.splits["test"].labels).tolist() == [1000] * 10
+    dataset = SOURCES["cifar10"](CIFAR10)
+    assert dataset.names[:3] == ("airplane", "automobile", "bird")
+    assert np.bincount(dataset.splits["train"].labels).tolist() == [5000] * 10
+    assert np.bincount(dataset.splits["test"].labels).tolist() == [1000] * 10
 
 
 @needs_cifar10

@@ -141,9 +141,9 @@ def test_every_kind_of_image_is_the_same_from_both_decoders():
     files += [encoded(palette, "PNG", transparency=bytes([0, 128, 255])), encoded(palette, "GIF")]
     files += [encoded(image.copy(), kind) for kind in ("BMP", "PPM", "TIFF", "WEBP")]
     for number, data in enumerate(files):
-        found = same(data)
-        assert not isinstance(found, str), (number, found)
-        assert found.shape == (40, 56, 3)
+        result = same(data)
+        assert not isinstance(result, str), (number, result)
+        assert result.shape == (40, 56, 3)
     # Losslessly kept, the first frame is the picture.
     assert np.array_equal(same(encoded(image, "PNG", **animated)), np.asarray(image))
 
@@ -156,15 +156,15 @@ def test_more_than_8_bits_a_channel_are_refused_alike():
 
 def cut_and_broken(data: bytes, source: np.random.Generator, kind: int) -> bytes:
     """The file, damaged in one of some ways."""
-    bad, place = bytearray(data), int(source.integers(2, len(data)))
+    bad, offset = bytearray(data), int(source.integers(2, len(data)))
     if kind == 0:
-        del bad[place:]
+        del bad[offset:]
     elif kind == 1:
-        del bad[place : min(place + 40, len(bad) - 2)]
+        del bad[offset : min(offset + 40, len(bad) - 2)]
     elif kind == 2:
-        bad[place] = 0xFF  # a marker that is none
+        bad[offset] = 0xFF  # a marker that is none
     else:
-        for spot in range(place, min(place + 9, len(bad) - 2)):
+        for spot in range(offset, min(offset + 9, len(bad) - 2)):
             bad[spot] = int(source.integers(256))
     return bytes(bad)
 
@@ -189,8 +189,8 @@ def claiming(kind: str, side: int) -> bytes:
     """A small file whose header says that it has `side` x `side` pixels."""
     data = encoded(photo(0, 16, 16), kind)
     if kind == "JPEG":
-        place = data.index(b"\xff\xc0") + 5
-        return data[:place] + struct.pack(">HH", side, side) + data[place + 4 :]
+        offset = data.index(b"\xff\xc0") + 5
+        return data[:offset] + struct.pack(">HH", side, side) + data[offset + 4 :]
     if kind == "PNG":
         header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
         return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
@@ -205,9 +205,11 @@ def claiming(kind: str, side: int) -> bytes:
 @pytest.mark.parametrize("side", [60_000])
 def test_a_file_that_claims_too_many_pixels_is_refused_when_it_is_read_first(kind, side):
     data = claiming(kind, side)
-    said = same(data)
-    assert isinstance(said, str) and f"Image size ({side * side} pixels) exceeds limit" in said
-    assert fault_in(data, "it") == said
+    message = same(data)
+    assert (
+        isinstance(message, str) and f"Image size ({side * side} pixels) exceeds limit" in message
+    )
+    assert fault_in(data, "it") == message
 
 
 def test_a_draft_of_a_turned_picture_is_not_turned_again():
@@ -241,5 +243,5 @@ for look in (decode, lambda data, origin: open_image(data, origin).pixels()):
 def test_too_little_memory_for_an_image_is_a_sentence():
     words = [sys.executable, "-c", TOO_LITTLE_MEMORY]
     ended = subprocess.run(words, capture_output=True, text=True, check=True)
-    said = "a.jpg: not enough memory to decode its 9000 x 9000 pixels; set fewer scale.decoders"
-    assert [line[: len(said)] for line in ended.stdout.splitlines()] == [said] * 2
+    message = "a.jpg: not enough memory to decode its 9000 x 9000 pixels; set fewer scale.decoders"
+    assert [line[: len(message)] for line in ended.stdout.splitlines()] == [message] * 2

@@ -33,9 +33,9 @@ def test_hidden_folders_are_no_classes(tmp_path):
         put(tmp_path / name)
     for name in ("test/__MACOSX/1.png", "test/a/1.png"):
         put(tmp_path / name)
-    found = SOURCES["folder"](tmp_path)
-    assert found.names == ("a", "c")
-    assert found.splits["test"].labels.tolist() == [0]
+    dataset = SOURCES["folder"](tmp_path)
+    assert dataset.names == ("a", "c")
+    assert dataset.splits["test"].labels.tolist() == [0]
 
 
 def test_a_class_with_hidden_files_alone_is_empty(tmp_path):
@@ -56,10 +56,10 @@ def test_a_link_is_the_file_that_it_points_to(tmp_path):
         (tmp_path / "data/a").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data/a" / name).symlink_to(tmp_path / "files/x.png")
     assert np.array_equal(pixels(SOURCES["folder"](tmp_path / "data"))[1], np.asarray(picture(3)))
-    found = SOURCES["folder"](tmp_path / "data")
+    dataset = SOURCES["folder"](tmp_path / "data")
     (tmp_path / "files/x.png").unlink()
     with pytest.raises(DataError) as error:  # it was there when it was listed
-        pixels(found)
+        pixels(dataset)
     assert str(error.value) == (
         f"{tmp_path / 'data/a/1.png'}: cannot be read (No such file or directory)"
     )
@@ -102,10 +102,10 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path):
     (tmp_path / "away/up").symlink_to("..")
     (tmp_path / "data/a/self").symlink_to("self")
     listing = Files.at(tmp_path / "data").listing()
-    found = {entry.name for entry in listing.entries}
-    assert {"a/1.png", "a/more/1.png", "b/deep/1.png"} <= found
+    names = {entry.name for entry in listing.entries}
+    assert {"a/1.png", "a/more/1.png", "b/deep/1.png"} <= names
     assert {"a/again", "a/self"} <= {*listing.others}
-    assert len(found) < 20
+    assert len(names) < 20
 
 
 def test_what_is_no_regular_file_is_listed_and_never_opened(tmp_path):
@@ -159,17 +159,17 @@ def fill(root, *folders: str) -> None:
 )
 def test_words_for_splits_are_known_in_any_letters(tmp_path, train, test):
     fill(tmp_path, f"{train}/a", f"{train}/b", f"{test}/b")
-    found = SOURCES["folder"](tmp_path)
-    assert (found.names, found.about.test) == (("a", "b"), f"{test}/")
-    assert found.splits["test"].labels.tolist() == [1]
+    dataset = SOURCES["folder"](tmp_path)
+    assert (dataset.names, dataset.about.test) == (("a", "b"), f"{test}/")
+    assert dataset.splits["test"].labels.tolist() == [1]
 
 
 def test_test_images_come_from_test_before_validation_and_the_rest_is_counted(tmp_path):
     fill(tmp_path, "train/a", "train/b", "val/a", "Test/a", "extra/c", "test_set/d")
     put(tmp_path / "train/loose.png")
-    found = SOURCES["folder"](tmp_path)
-    assert found.about.test == "Test/"
-    assert found.about.unread == {
+    dataset = SOURCES["folder"](tmp_path)
+    assert dataset.about.test == "Test/"
+    assert dataset.about.unread == {
         "in val/": 1,
         "in extra/": 1,
         "in test_set/": 1,
@@ -221,11 +221,11 @@ def test_another_layout_is_refused_with_what_is_there(tmp_path, what):
 
 def test_names_that_are_numbers_are_in_the_order_of_numbers(tmp_path):
     fill(tmp_path, *map(str, range(12)))
-    found = SOURCES["folder"](tmp_path)
-    assert found.names == tuple(map(str, range(12)))
-    assert found.splits["train"].labels.tolist() == [*range(12)]
-    assert found.splits["train"].images.origin(2) == str(tmp_path / "2/1.png")
-    assert read_folder(str(tmp_path)).names == found.names
+    dataset = SOURCES["folder"](tmp_path)
+    assert dataset.names == tuple(map(str, range(12)))
+    assert dataset.splits["train"].labels.tolist() == [*range(12)]
+    assert dataset.splits["train"].images.origin(2) == str(tmp_path / "2/1.png")
+    assert read_folder(str(tmp_path)).names == dataset.names
 
 
 def test_numbers_with_zeros_keep_their_text_and_other_names_are_texts(tmp_path):
@@ -237,8 +237,8 @@ def test_numbers_with_zeros_keep_their_text_and_other_names_are_texts(tmp_path):
 
 def test_names_that_are_no_text_become_text(tmp_path):
     fill(tmp_path, "caf\udce9", "b\x1b[31m")
-    found = SOURCES["folder"](tmp_path)
-    assert found.names == ("b\x1b[31m", r"caf\xe9")
-    assert found.splits["train"].images.origin(0) == f"{tmp_path}/b\\x1b[31m/1.png"
-    assert found.splits["train"].images.origin(1) == f"{tmp_path}/caf\\xe9/1.png"
-    assert pixels(found).shape == (2, 6, 8, 3)
+    dataset = SOURCES["folder"](tmp_path)
+    assert dataset.names == ("b\x1b[31m", r"caf\xe9")
+    assert dataset.splits["train"].images.origin(0) == f"{tmp_path}/b\\x1b[31m/1.png"
+    assert dataset.splits["train"].images.origin(1) == f"{tmp_path}/caf\\xe9/1.png"
+    assert pixels(dataset).shape == (2, 6, 8, 3)

@@ -55,10 +55,10 @@ def lying(path: Path, edge: int, new: int, wide: bool) -> bool:
     """Replace the last of the images' offsets in a file, and say whether it was there."""
     pattern = "<q" if wide else "<i"
     data = bytearray(path.read_bytes())
-    place = data.find(struct.pack(pattern, edge))
-    if place < 0:
+    offset = data.find(struct.pack(pattern, edge))
+    if offset < 0:
         return False
-    data[place : place + struct.calcsize(pattern)] = struct.pack(pattern, new)
+    data[offset : offset + struct.calcsize(pattern)] = struct.pack(pattern, new)
     path.write_bytes(data)
     return True
 
@@ -214,8 +214,8 @@ def test_bytes_of_any_width_are_images(tmp_path, kind, name):
     content = pa.table({"image": IMAGE_COLUMNS[kind], "label": LABELS})
     path = put_table(tmp_path / name, content, each=ROWS)
     assert [*read_tables(path).splits["train"][0]] == IMAGES
-    found = SOURCES["table"](str(path))
-    assert len(found.splits["train"][1]) == ROWS
+    dataset = SOURCES["table"](str(path))
+    assert len(dataset.splits["train"][1]) == ROWS
 
 
 NO_IMAGES = {
@@ -274,9 +274,9 @@ def test_a_row_of_a_path_alone_has_the_file_beside_the_table(folder, name):
 @pytest.mark.parametrize("name", ["file.arrow", "stream.arrow"])
 def test_a_row_of_a_path_alone_is_streamed_from_that_file(folder, name):
     put_table(folder / "tables" / name, with_paths(ROWS_OF_PATHS))
-    found = read_tables(str(folder))
-    assert found is not None
-    ranges, _ = found.splits["train"]
+    dataset = read_tables(str(folder))
+    assert dataset is not None
+    ranges, _ = dataset.splits["train"]
     images = [ranges.attempt(row) for row in range(len(ranges))]
     assert [images[row] for row in (0, 1, 2, 11)] == [IMAGES[row] for row in (0, 1, 2, 11)]
     assert all(isinstance(images[row], DataError) for row in range(3, 11))
@@ -300,8 +300,8 @@ def test_missing_images_are_said_all_at_once_or_left_out(tmp_path, name):
     path = put_table(tmp_path / name, table(images))
     tables = read_tables(path)
 
-    def pack(place, **how):
-        packing = Packing(tables, str(path), Files.at(tmp_path / place), **how)
+    def pack(target, **how):
+        packing = Packing(tables, str(path), Files.at(tmp_path / target), **how)
         return packing.finish(packing.make_all(packing.begin()))
 
     with pytest.raises(DataError, match=r"^3 images cannot be used") as caught:
@@ -327,9 +327,9 @@ def test_endings_are_known_in_any_letters(tmp_path, name):
     put(tmp_path / "rows/README.md", "text")
     put(tmp_path / "rows/more/b.txt", "text")
     put(tmp_path / "rows/LICENSE", "text")
-    for place in (path, tmp_path / "rows"):
-        assert source_of(str(place)) == "table"
-        assert [*read_tables(place).splits["train"][0]] == IMAGES
+    for path_or_folder in (path, tmp_path / "rows"):
+        assert source_of(str(path_or_folder)) == "table"
+        assert [*read_tables(path_or_folder).splits["train"][0]] == IMAGES
     unread = {".md": 1, ".txt": 1, "no suffix": 1}
     assert read_tables(tmp_path / "rows").about.unread == unread
 

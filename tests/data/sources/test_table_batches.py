@@ -71,23 +71,23 @@ def test_many_rows_of_a_batch_are_read_one_by_one(tmp_path):
 @pytest.mark.parametrize("struct", slow_but([False, True], [True]))
 def test_values_that_are_not_compressed_are_found_in_the_file(tmp_path, name, struct):
     path = put_table(tmp_path / name, table(struct=struct))
-    found = opened(path).ranges()
+    ranges = opened(path).ranges()
     data = path.read_bytes()
     if name in ("file.arrow", "stream.arrow"):
-        assert found is not None
-        ends = zip(found.offset.tolist(), found.length.tolist(), strict=True)
+        assert ranges is not None
+        ends = zip(ranges.offset.tolist(), ranges.length.tolist(), strict=True)
         assert [data[offset : offset + length] for offset, length in ends] == IMAGES
     else:
-        assert found is None
+        assert ranges is None
 
 
 def test_slices_of_values_have_their_own_spans():
     values = pa.array(IMAGES, pa.large_binary())
     buffer = pa.py_buffer(bytes(values.buffers()[2]))
     moved = pa.Array.from_buffers(pa.large_binary(), ROWS, [None, values.buffers()[1], buffer])
-    found = spans(moved.slice(4, 3), buffer)
-    assert found is not None
-    assert found[0].tolist() == np.cumsum([0, *map(len, IMAGES)])[4:7].tolist()
+    result = spans(moved.slice(4, 3), buffer)
+    assert result is not None
+    assert result[0].tolist() == np.cumsum([0, *map(len, IMAGES)])[4:7].tolist()
     assert spans(values, buffer) is None
 
 
@@ -99,16 +99,16 @@ def test_tables_are_packed_into_the_store_and_streamed(store, tmp_path, name):
     rows = table([IMAGES[row] for row in order], [LABELS[row] for row in order], struct=True)
     path = put_table(tmp_path / "tables" / name, rows)
     heard = []
-    found = into_store(store, "table", str(path), heard.append)
+    dataset = into_store(store, "table", str(path), heard.append)
     assert heard[0].startswith("packing 23 images of 'table' into")
     folder = read_folder(str(tmp_path / "folder"))
     # Same classes, labels and bytes in the same order.
-    assert found.digest == digest(store, folder)
-    assert into_store(store, "table", str(path), heard.append).digest == found.digest
+    assert dataset.digest == digest(store, folder)
+    assert into_store(store, "table", str(path), heard.append).digest == dataset.digest
     assert len(heard) == 1
     data = read(store, Data(name="table", stream=Stream(size=4, resize=5)), path)
     train, test = open_images(store, data)
-    assert data.digest == found.digest and len(train) + len(test) == ROWS
+    assert data.digest == dataset.digest and len(train) + len(test) == ROWS
     assert sorted([*train.ranges, *test.ranges]) == sorted(IMAGES)
 
 

@@ -57,11 +57,11 @@ def test_the_bytes_at_an_offset_are_the_image():
     for number, (ending, content) in enumerate(images.items()):
         members += [(f"s{number}.{ending}", content), (f"s{number}.cls", str(number).encode())]
     data = tar(*members)
-    found = read(data)
-    assert found.keys == [f"s{number}" for number in range(5)]
-    assert found.labels == [0, 1, 2, 3, 4]
-    assert found.offsets.dtype == found.lengths.dtype == np.int64
-    spans = zip(found.offsets, found.lengths, strict=True)
+    shard = read(data)
+    assert shard.keys == [f"s{number}" for number in range(5)]
+    assert shard.labels == [0, 1, 2, 3, 4]
+    assert shard.offsets.dtype == shard.lengths.dtype == np.int64
+    spans = zip(shard.offsets, shard.lengths, strict=True)
     assert [data[start : start + size] for start, size in spans] == [*images.values()]
 
 
@@ -70,10 +70,10 @@ def test_every_format_of_tar_is_read(form):
     long = "a" * 90 + "/" + "b" * 90 + "/0001"
     image = encoded(0)
     data = tar((f"{long}.png", image), (f"{long}.cls", b" 12\n"), form=form)
-    found = read(data)
-    assert found.keys == [long]
-    assert found.labels == [12]
-    assert data[found.offsets[0] :][: found.lengths[0]] == image
+    shard = read(data)
+    assert shard.keys == [long]
+    assert shard.labels == [12]
+    assert data[shard.offsets[0] :][: shard.lengths[0]] == image
 
 
 def test_a_key_ends_at_the_first_dot_of_the_files_name():
@@ -83,18 +83,18 @@ def test_a_key_ends_at_the_first_dot_of_the_files_name():
         ("v1.0/b.png", image), ("v1.0/b.seg.png", image), ("v1.0/b.cls", b"1"),
         ("./c.PNG", image), ("./c.Cls", b"2"),
     )  # fmt: skip
-    found = read(data)
-    assert found.keys == ["v1.0/a", "v1.0/b", "c"]
-    assert found.labels == [0, 1, 2]
+    shard = read(data)
+    assert shard.keys == ["v1.0/a", "v1.0/b", "c"]
+    assert shard.labels == [0, 1, 2]
 
 
 def test_members_of_a_sample_may_lie_anywhere():
     one, two = encoded(1), encoded(2)
     data = tar(("a.cls", b"1"), ("b.cls", b"2"), ("b.png", two), ("a.png", one))
-    found = read(data)
-    assert found.keys == ["a", "b"]
-    assert found.labels == [1, 2]
-    assert data[found.offsets[0] :][: found.lengths[0]] == one
+    shard = read(data)
+    assert shard.keys == ["a", "b"]
+    assert shard.labels == [1, 2]
+    assert data[shard.offsets[0] :][: shard.lengths[0]] == one
 
 
 def test_what_is_no_file_of_a_sample_is_passed_over():
@@ -102,9 +102,9 @@ def test_what_is_no_file_of_a_sample_is_passed_over():
         ("d", None), ("d.x", None), ("README", b"text"), ("._0001.png", b"?"),
         ("__MACOSX/0001.png", b"?"), (".git/0001.cls", b"9"), *PAIR, ("0001.caption", b"a seven"),
     )  # fmt: skip
-    found = read(data)
-    assert found.keys == ["0001"]
-    assert found.labels == [3]
+    shard = read(data)
+    assert shard.keys == ["0001"]
+    assert shard.labels == [3]
 
 
 def test_the_first_label_of_cls_json_and_txt_counts():
@@ -190,19 +190,19 @@ def test_damage_and_a_second_archive_are_not_taken_for_the_end():
 
 
 def test_an_archive_without_samples_has_none():
-    found = read(tar())
-    assert found.labels == found.keys == []
-    assert found.offsets.shape == found.lengths.shape == (0,)
+    shard = read(tar())
+    assert shard.labels == shard.keys == []
+    assert shard.offsets.shape == shard.lengths.shape == (0,)
 
 
 class Counting(io.BytesIO):
     """A file that counts what is asked of it."""
 
-    asked = calls = 0
+    requested = calls = 0
 
     def readinto(self, buffer):
         count = super().readinto(buffer)
-        self.asked, self.calls = self.asked + count, self.calls + 1
+        self.requested, self.calls = self.requested + count, self.calls + 1
         return count
 
 
@@ -222,11 +222,11 @@ def test_a_label_of_another_type_names_its_sample(label):
 
 
 def test_a_sample_without_an_image_is_kept_for_its_reader_to_refuse_or_skip():
-    found = read(tar(("a.cls", b"1"), *PAIR, ("b.xyz", b"x"), ("b.txt", b"cat")))
-    assert found.keys == ["a", "0001", "b"] and found.labels == [1, 3, "cat"]
-    assert found.lengths.tolist()[::2] == [0, 0] and [*found.lacking] == [0, 2]
-    assert str(found.lacking[2]).startswith("shard-07.tar, sample 'b': expected an image (jpg, ")
-    assert "found none among txt, xyz" in str(found.lacking[2])
+    shard = read(tar(("a.cls", b"1"), *PAIR, ("b.xyz", b"x"), ("b.txt", b"cat")))
+    assert shard.keys == ["a", "0001", "b"] and shard.labels == [1, 3, "cat"]
+    assert shard.lengths.tolist()[::2] == [0, 0] and [*shard.lacking] == [0, 2]
+    assert str(shard.lacking[2]).startswith("shard-07.tar, sample 'b': expected an image (jpg, ")
+    assert "found none among txt, xyz" in str(shard.lacking[2])
 
 
 def test_files_of_no_sample_are_counted():
@@ -234,9 +234,9 @@ def test_files_of_no_sample_are_counted():
         ("README.md", b"text"), ("meta.json", b'{"rows": 5}'), *PAIR, ("LICENSE", b"text"),
         ("0001.seg.png", b"mask"), ("dataset.json", b"{}"),
     )  # fmt: skip
-    found = read(data)
-    assert found.keys == ["0001"] and not found.lacking
-    assert found.unread == {"no suffix": 1, ".md": 1, ".json": 2}
+    shard = read(data)
+    assert shard.keys == ["0001"] and not shard.lacking
+    assert shard.unread == {"no suffix": 1, ".md": 1, ".json": 2}
 
 
 @pytest.mark.parametrize("ending", ["TIFF"])
@@ -270,7 +270,7 @@ def test_images_are_not_read():
     data = tar(*members)
     file = Counting(data)
     assert len(tar_samples(file, "big").keys) == samples
-    assert file.asked < 3 * BLOCK * samples < len(data) / 5
+    assert file.requested < 3 * BLOCK * samples < len(data) / 5
     file = Counting(data)
     tar_samples(file, "big", block=1 << 20)
     assert file.calls < samples  # of some samples at a time
@@ -302,10 +302,10 @@ def test_whatever_is_packed_is_found(images, json_labels):
         members += [(f"x/{number}.jpg", content)]
         members += [(f"x/{number}.{'json' if json_labels else 'cls'}", text.encode())]
     data = tar(*members)
-    found = read(data)
-    spans = zip(found.offsets, found.lengths, strict=True)
+    shard = read(data)
+    spans = zip(shard.offsets, shard.lengths, strict=True)
     assert [data[start : start + size] for start, size in spans] == [image for image, _ in images]
-    assert found.labels == [label for _, label in images]
+    assert shard.labels == [label for _, label in images]
 
 
 def test_braces_stand_for_names():

@@ -57,11 +57,11 @@ def annotate(root: Path, line: int, text: str) -> None:
 
 
 def test_classes_are_numbered_in_the_sorted_order_of_their_wnids(tiny):
-    found = SOURCES["tiny_imagenet"](tiny)
-    assert found.splits["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert found.splits["test"].labels.tolist() == [2, 2, 0, 1, 0]
-    assert found.splits["train"].images.origin(3) == str(tiny / "train/n02/images/n02_1.JPEG")
-    assert found.splits["test"].images.origin(3) == str(tiny / "val/images/val_3.JPEG")
+    dataset = SOURCES["tiny_imagenet"](tiny)
+    assert dataset.splits["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert dataset.splits["test"].labels.tolist() == [2, 2, 0, 1, 0]
+    assert dataset.splits["train"].images.origin(3) == str(tiny / "train/n02/images/n02_1.JPEG")
+    assert dataset.splits["test"].images.origin(3) == str(tiny / "val/images/val_3.JPEG")
 
 
 def test_a_class_is_called_by_its_first_word_where_that_is_its_own(tiny):
@@ -87,8 +87,8 @@ def test_the_folder_is_found_through_its_parent_and_its_archive(tiny, monkeypatc
     monkeypatch.setattr(published, "TINY_IMAGENET", replace(published.TINY_IMAGENET, md5=md5(file)))
     for path in (file.parent, file):
         shutil.rmtree(tiny)
-        found = SOURCES["tiny_imagenet"](path)
-        assert found.splits["test"].labels.tolist() == labels.tolist()
+        dataset = SOURCES["tiny_imagenet"](path)
+        assert dataset.splits["test"].labels.tolist() == labels.tolist()
 
 
 def test_without_a_path_it_is_downloaded(tiny, tmp_path, monkeypatch):
@@ -102,8 +102,8 @@ def test_without_a_path_it_is_downloaded(tiny, tmp_path, monkeypatch):
             published.TINY_IMAGENET, md5=md5(file), urls=(f"{server.address}/{file.name}",)
         )
         monkeypatch.setattr(published, "TINY_IMAGENET", archive)
-        found = SOURCES["tiny_imagenet"](None)
-    assert np.array_equal(pixels(found), pixels(SOURCES["tiny_imagenet"](tiny)))
+        dataset = SOURCES["tiny_imagenet"](None)
+    assert np.array_equal(pixels(dataset), pixels(SOURCES["tiny_imagenet"](tiny)))
 
 
 def test_its_tables_have_its_constants_unless_the_folder_is_there_too(tiny):
@@ -111,8 +111,8 @@ def test_its_tables_have_its_constants_unless_the_folder_is_there_too(tiny):
     tables = tiny.parent / "tables"
     tables.mkdir()
     pq.write_table(pa.table({"image": images, "label": [0, 1]}), tables / "train.parquet")
-    found = SOURCES["tiny_imagenet"](tables)
-    assert found.names == ("0", "1")
+    dataset = SOURCES["tiny_imagenet"](tables)
+    assert dataset.names == ("0", "1")
     assert len(SOURCES["tiny_imagenet"](tiny.parent).names) == 3
 
 

@@ -26,12 +26,12 @@ LABELS = {
 def test_a_label_is_a_number_or_the_name_of_a_class(tmp_path, how):
     label, names = LABELS[how]
     path = put_tar(tmp_path / "a.tar", samples(range(6), label))
-    found = read_webdataset(str(path))
-    assert found.names == names and list(found.splits) == ["train"]
-    ranges, labels = found.splits["train"]
+    dataset = read_webdataset(str(path))
+    assert dataset.names == names and list(dataset.splits) == ["train"]
+    ranges, labels = dataset.splits["train"]
     assert [*ranges] == IMAGES[:6]
     titles = ["owl", "cat", "dog"] if how == "txt" else ["0", "1", "2"]
-    assert [found.names[label] for label in labels] == [titles[row % 3] for row in range(6)]
+    assert [dataset.names[label] for label in labels] == [titles[row % 3] for row in range(6)]
     assert ranges.origin(0) == f"{path}, byte 512"
 
 
@@ -92,8 +92,8 @@ def test_shards_of_a_folder_have_its_digest(store, tmp_path):
         put(tmp_path / "folder/train" / f"{row % 3}" / f"{row:04d}.png", IMAGES[row])
         members |= samples([row])
     path = put_tar(tmp_path / "train.tar", members)
-    found = [read_folder(str(tmp_path / "folder")), read_webdataset(str(path))]
-    first, second = (digest(store, one) for one in found)
+    datasets = [read_folder(str(tmp_path / "folder")), read_webdataset(str(path))]
+    first, second = (digest(store, one) for one in datasets)
     assert first == second
 
 
@@ -113,10 +113,10 @@ def test_shards_are_streamed_or_read_into_memory(store, tmp_path):
 @pytest.mark.parametrize("name", ["train.TGZ"])
 def test_compressed_shards_are_refused_with_what_to_do(tmp_path, name):
     path = put(tmp_path / "shards" / name, b"compressed")
-    for place in (path, path.parent):
-        assert source_of(str(place)) == "webdataset"
+    for location in (path, path.parent):
+        assert source_of(str(location)) == "webdataset"
         with pytest.raises(DataError, match=rf"{name}: is compressed, .* unpack it to a plain"):
-            read_webdataset(str(place))
+            read_webdataset(str(location))
 
 
 def test_what_is_no_shard_is_counted(tmp_path):
@@ -124,9 +124,9 @@ def test_what_is_no_shard_is_counted(tmp_path):
     for name in ("old.tar.gz", "README.md", "more/notes.txt", "index.idx"):
         put(tmp_path / name, b"x")
     put_tar(tmp_path / "test.tar", {**samples(range(3)), "about.yaml": "x"})
-    found = read_webdataset(str(tmp_path))
-    assert len(found.splits["train"][1]) == 9
-    assert found.about.unread == {
+    dataset = read_webdataset(str(tmp_path))
+    assert len(dataset.splits["train"][1]) == 9
+    assert dataset.about.unread == {
         ".gz": 1, ".md": 1, ".txt": 1, ".idx": 1, ".tar": 1, ".yaml": 1,
     }  # fmt: skip
 

@@ -54,19 +54,19 @@ def test_mixup_is_the_weighted_sum_of_two_views_of_the_same_number(alpha):
     partners = views.data.augment.mix.partners(IDS, 5, views.data.seed, 200)
     weights = batch.weights.double().view(-1, 1, 1, 1)
     expected = weights * plain(views, IDS, 5) + (1 - weights) * plain(views, partners, 5)
-    found = (batch.pixels.permute(0, 2, 3, 1).double() * 0.25 + 0.5) * 255
+    levels = (batch.pixels.permute(0, 2, 3, 1).double() * 0.25 + 0.5) * 255
     # float32 of numbers up to 2, multiplied by 64 grey levels.
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(levels, expected, rtol=0, atol=1e-4)
 
 
 def test_cutmix_pastes_a_box_and_weighs_by_the_pixels_that_stay():
     views = views_of(Augment(mix=Mix(kind="cutmix")))
     batch = views.batch(IDS, 0)
     partners = views.data.augment.mix.partners(IDS, 0, views.data.seed, 200)
-    found = ((batch.pixels.permute(0, 2, 3, 1).double() * 0.25 + 0.5) * 255).round()
-    own, theirs = plain(views, IDS, 0), plain(views, partners, 0)
-    kept = (found == own).all(-1)
-    assert bool((kept | (found == theirs).all(-1)).all())
+    levels = ((batch.pixels.permute(0, 2, 3, 1).double() * 0.25 + 0.5) * 255).round()
+    sample, theirs = plain(views, IDS, 0), plain(views, partners, 0)
+    kept = (levels == sample).all(-1)
+    assert bool((kept | (levels == theirs).all(-1)).all())
     other = (partners != IDS) & (batch.weights < 1)
     torch.testing.assert_close(kept.double().mean((1, 2)).float()[other], batch.weights[other])
     for box in ~kept[other]:
@@ -148,8 +148,8 @@ def test_strong_views_are_functions_of_the_key():
 
 def test_a_hole_is_a_grey_square_cut_off_at_the_border():
     views = views_of(Augment(strong=Strong(operations=0)))
-    found = ((views.batch(IDS, 0).pixels.permute(0, 2, 3, 1) * 0.25 + 0.5) * 255).round()
-    hole = (found != views.images.pixels).any(-1)
-    assert bool((found[hole] == 127).all())
+    levels = ((views.batch(IDS, 0).pixels.permute(0, 2, 3, 1) * 0.25 + 0.5) * 255).round()
+    hole = (levels != views.images.pixels).any(-1)
+    assert bool((levels[hole] == 127).all())
     assert bool((hole.flatten(1).sum(1) <= 3 * 4).all())
     assert hole.flatten(1).sum(1).max() == 3 * 4
