@@ -36,14 +36,12 @@ def step(method, compiled):
     return losses, gradients, learner.state_dict()
 
 
-# Logits; several looks; maps; what comes before a ReLU; stages that are run again; helpers.
-@pytest.mark.parametrize("method", ["kd", "mlkd", "fitnet", "ofd", "sakd", "crd"], ids=str)
+# Logits; several looks; outputs before a ReLU and helpers; stages that are run again.
+@pytest.mark.parametrize("method", ["kd", "mlkd", "ofd", "sakd"], ids=str)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_step_has_the_losses_and_gradients_of_a_plain_one(method):
     chosen = SAKD(homogeneous=False) if method == "sakd" else METHODS[method]()
-    if method == "crd":
-        chosen = chosen.model_copy(update={"negatives": 12})
     plain, compiled = (step(chosen, compiled) for compiled in (False, True))
     for one, other in zip(plain, compiled, strict=True):
         assert one.keys() == other.keys()
