@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from raykd import models
 from raykd.cli import main
 from raykd.config.experiment import Experiment, load, parse
 from raykd.config.resolve import resolve
@@ -16,7 +17,6 @@ from raykd.planning.preflight import preflight
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller
-from raykd.training import dry_run
 from raykd.training import runs as fit
 from raykd.training.runs import local_host, train
 from tests.small import digits, student_run, teacher_run
@@ -248,8 +248,13 @@ def test_a_key_stands_where_it_was_said_last(store):
 @pytest.mark.slow
 def test_a_large_grid_makes_no_more_networks_than_one_student(store, monkeypatch):
     built = []
-    real = dry_run._built
-    monkeypatch.setattr(dry_run, "_built", lambda *given: built.append(given) or real(*given))
+    build = models.build
+
+    def counted(*words):
+        built.append(words)
+        return build(*words)
+
+    monkeypatch.setattr(models, "build", counted)
     few = resolve(parse(EXPERIMENT, "x"), store)
     preflight(few, store)
     count = len(built)
