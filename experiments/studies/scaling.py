@@ -259,7 +259,7 @@ def imagenet(
         images=IMAGES,
         epochs=1,
         batch=batch,
-        image_seconds=cluster.image_seconds(0.0, 3 * flops),
+        image_seconds=3 * flops / cluster.operations,
         parameter_bytes=4 * parameters,
         view_bytes=IMAGES * row,
         encoded_bytes=0 if local else IMAGES * ENCODED,
