@@ -83,7 +83,7 @@ class AB(LabelMethod):
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
     name: Literal["ab"] = "ab"
-    weight: Schedule = 1.0  # of the prelude, by its epochs
+    weight: Schedule = 1.0  # by the prelude's epochs
     margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
     init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
     settled_norm: bool = False  # the norm after the last stage stays in evaluation mode

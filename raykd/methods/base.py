@@ -30,7 +30,7 @@ from raykd.core.record import Limits, Record
 from raykd.core.types import NOTHING, Batch, Look, Outputs, Shapes, Signal
 from raykd.methods.helper_kinds import Calibrated
 
-MASKED_LOGIT = -1e9  # of a class with probability 0; finite: a difference of two is not NaN
+MASKED_LOGIT = -1e9  # probability 0, but finite: a difference of two is not NaN
 _AUTOCAST_UNCHANGED = nullcontext()
 
 Stages = Mapping[str, object]  # features or their shapes, by stage, in depth order

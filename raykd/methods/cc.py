@@ -54,8 +54,8 @@ class CC(Method):
 
     name: Literal["cc"] = "cc"
     form: Form = "product"
-    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # of the linear maps of `product`
-    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # of the kernel of `gaussian`
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # `product`: the linear maps' outputs
+    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # `gaussian`: the kernel's factor
     order: int = Field(default=2, ge=1, le=100)  # highest power of its Taylor series
     weight: Schedule | None = None  # None: the default of the form
 

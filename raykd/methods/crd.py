@@ -155,7 +155,7 @@ class CRD(Method):
     width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # E
     negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)  # K, per sample
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
-    momentum: float = Field(default=0.5, ge=0, lt=1)  # of the memory update
+    momentum: float = Field(default=0.5, ge=0, lt=1)  # the memory update's
     positive: Literal["exact", "relaxed"] = (
         "exact"  # exact: the sample itself; relaxed: any of its class
     )

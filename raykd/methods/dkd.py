@@ -67,7 +67,7 @@ class DKD(Method):
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     alpha: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # weight of TCKD
     beta: float = Field(default=8.0, ge=0, le=Limits.WEIGHT)  # weight of NCKD
-    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # of both weights, linear
+    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # both weights grow linearly
     standardise: bool = False
 
     def losses(

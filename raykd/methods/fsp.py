@@ -90,7 +90,7 @@ class FSP(LabelMethod):
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
 
     name: Literal["fsp"] = "fsp"
-    weight: Schedule = 50.0  # of the prelude, by its epochs
+    weight: Schedule = 50.0  # by the prelude's epochs
     init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
 
     def prelude(self) -> Prelude:

@@ -115,7 +115,7 @@ class FT(SpotMethod):
     name: Literal["ft"] = "ft"
     weight: Schedule = 200.0
     paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
-    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # of the prelude, constant
+    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # the prelude's, constant
 
     def needs(self) -> Signal:
         """Stage outputs."""

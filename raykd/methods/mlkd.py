@@ -69,9 +69,9 @@ class MLKD(Method):
     temperatures: tuple[Annotated[float, Field(gt=0, le=Limits.TEMPERATURE)], ...] = Field(
         default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1
     )
-    weight: Schedule = 0.9  # of every term
+    weight: Schedule = 0.9  # factor of every term
     strong_view: bool = True
-    strong_label_weight: Schedule = 0.1  # of the cross entropy on the strong view
+    strong_label_weight: Schedule = 0.1  # the strong view's cross entropy
     as_released: bool = False
     standardise: bool = False
 

@@ -22,7 +22,7 @@ class Piece:
     kind: Literal["teacher", "cache", "prelude", "students"]
     label: str
     runs: tuple[StudentRun, ...] = ()  # trainings; none where a teacher's weights are given
-    workers: Workers = 0  # of each training
+    workers: Workers = 0  # that train each of them
     cache: LogitsRun | None = None
     rows: int = 0  # missing rows of the cache, all views counted
 

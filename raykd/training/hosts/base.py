@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,9 +65,13 @@ class Weights(Protocol):
 class Replicas:
     """All weights in each process; DistributedDataParallel averages gradients over workers."""
 
+    def __init__(self, workers: int = 1) -> None:
+        """`workers`: number of processes that train together."""
+        self._workers = workers
+
     def wrap(self, learner: nn.Module, average: nn.Module | None) -> nn.Module:
         """The learner, in DDP where there are several workers."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if self._workers == 1:
             return learner  # averaging over one worker costs 7 % of a small network's step
         # DDP rebuilds its buckets after the first backward. With gloo and three or more workers
         # that changes the order of summation, so a resumed run would differ.
@@ -77,7 +80,7 @@ class Replicas:
         return DistributedDataParallel(
             learner,
             gradient_as_bucket_view=True,
-            find_unused_parameters=on_cpu and dist.get_world_size() > 2,
+            find_unused_parameters=on_cpu and self._workers > 2,
             **_OWN_BUFFERS,
         )
 

@@ -47,7 +47,7 @@ class GroupHost:
         self.log = log or RunLog(None, lines)
         self.scale = scale
         self._notice = notice
-        self.weights: Weights = weights or Replicas()
+        self.weights: Weights = weights or Replicas(self.world)
         self._every, self._steps, self._since = _FIRST_STEPS, 0, time.monotonic()
         self._pending: Callable[[], list[int]] | None = None  # the last question to all workers
 
