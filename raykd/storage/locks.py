@@ -18,7 +18,7 @@ from typing import IO, Protocol
 
 from raykd.core.errors import NoRoom
 from raykd.core.record import Recipe
-from raykd.storage.atomic import appending, unwritable
+from raykd.storage.atomic import appending, is_there, unwritable
 from raykd.storage.store import LOCKS, Store
 
 _LOOK_SECONDS = 0.5
@@ -91,10 +91,13 @@ def _try(path: Path) -> IO[str] | None:
 
     Raises `Unreachable` where there can be no such file.
     """
+    until = time.monotonic() + _LOOK_SECONDS
     while True:
         try:
             file = appending(path)
         except OSError as error:
+            if error.errno in _GONE and time.monotonic() < until and is_there(path.parent):
+                continue  # some file systems say so where its holder has just removed the file
             raise unwritable(path, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -36,6 +36,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ _EARLIER_KINDS = {
     "students": "StudentRun",
     "searches": "Search",
 }
+_LEFTOVER_SECONDS = 3600.0  # without a change, after which a temporary file has no writer
 _NO_FOLDER = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -274,9 +276,15 @@ class Store:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
         write_json(folder / MARKER, recipe.plain(), sealed=False)
-        for path in folder.glob(".*.tmp"):  # left by writers that were killed
-            path.unlink(missing_ok=True)
+        self._remove_leftovers(folder)
         self.share(folder, MARKER)
+
+    def _remove_leftovers(self, folder: Path) -> None:
+        """Remove the temporary files of writers that were killed, not those of ones that write."""
+        for path in folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
 
     def discard(self, recipe: Recipe) -> None:
         """Remove the artefact, marker first, so that a half-removed one is never trusted."""

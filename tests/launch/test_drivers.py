@@ -25,7 +25,7 @@ def test_what_one_makes_the_other_waits_for(tmp_path):
         for _ in range(2)
     ]
     texts = [driver.communicate()[0] for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], texts
+    assert [driver.returncode for driver in drivers] == [0, 0], "\n".join(texts)
     assert "is being made by process" in "".join(texts)
     for folder in Store(store).root.glob("students/*"):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
