@@ -10,7 +10,7 @@ from raykd.methods import METHODS, Method
 from raykd.models import build, measure
 from raykd.models.staged import Staged
 from raykd.planning.plan import plan
-from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
+from raykd.recipes import OutputsRun, Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.runs import local_host, train
@@ -74,9 +74,9 @@ def prepare(store: Store, *runs: StudentRun) -> None:
             train(store, prelude, local_host(store, prelude))
 
 
-def train_logits(run: StudentRun) -> LogitsRun:
+def train_logits(run: StudentRun) -> OutputsRun:
     """The cache that the first epoch of a student reads."""
-    return run.logits_at(0)
+    return run.outputs_at(0)
 
 
 def trained(store: Store, run: StudentRun) -> bytes:

@@ -83,9 +83,9 @@ def _reading(
     seconds = interleaved(sides, 3 * pairs)  # they are short, and the neighbours' bursts are not
     base = ("numpy memmap, fancy index, .float()", seconds["memmap"])
     what = f"{count:,} x {classes} classes, shuffled batches of {TAKEN}"
-    ours = ("LogitsCache.take", seconds["ours"])
+    ours = ("OutputsCache.take", seconds["ours"])
     yield compared(f"read a cache of {what}", ours, base, goal, "row")
-    ours = ("LogitsCache.take", seconds["pieces"])
+    ours = ("OutputsCache.take", seconds["pieces"])
     yield compared(f"the same in 4 shards, {classes} classes", ours, base, None, "row")
     size, bare = shard.stat().st_size / count, 2 * classes
     note = (
@@ -102,7 +102,7 @@ def _precompute(folder: Path, precision: str, goal: float, pairs: int, quick: bo
     if not images.is_dir():
         random_images(images, 4 * GRAIN, TESTED)
     run = recipe(store, images, "resnet20", "resnet56", 4 * GRAIN)
-    logits = run.logits_at(0).model_copy(update={"precision": precision})
+    logits = run.outputs_at(0).model_copy(update={"precision": precision})
     if not store.has(logits.teacher):
         train(store, logits.teacher, local_host(store, logits.teacher))
     maker = ShardMaker(store, logits, torch.device("cpu"))

@@ -39,8 +39,8 @@ from raykd.models.staged import Staged, measure
 from raykd.outputs.codecs import Codec, Dense, Int8, TopK
 from raykd.outputs.codecs.topk import TAILS
 from raykd.outputs.manifest import GRAIN, Manifest, Part, write_shard
-from raykd.outputs.reader import LogitsCache
-from raykd.recipes import LogitsRun, StudentRun
+from raykd.outputs.reader import OutputsCache
+from raykd.recipes import OutputsRun, StudentRun
 from raykd.report.catalogue import markdown as as_markdown
 from raykd.storage.store import Store
 from raykd.training.inputs import live_teacher
@@ -135,7 +135,7 @@ class Real:
         assert run.teacher is not None
         if not store.has(run.teacher):
             train(store, run.teacher, local_host(store, run.teacher))
-        logits = run.logits_at(0).model_copy(update={"embedding": True})
+        logits = run.outputs_at(0).model_copy(update={"embedding": True})
         self.counts = counts
         maker = ShardMaker(store, logits, torch.device("cpu"))
         self.rows = epoch_order(0, 0, len(maker.views.images))[:rows].sort().values
@@ -153,7 +153,7 @@ class Real:
         )
         self.size = run.data.size or (32, 32)
         self.columns = {}
-        self.caches: dict[str, LogitsCache] = {}
+        self.caches: dict[str, OutputsCache] = {}
         for codec in codecs(counts):
             views = [_columns(answer, codec, SIGNALS) for answer in self.live]
             name = _called(codec)
@@ -296,7 +296,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _reading(
-    cache: LogitsCache, batches: Tensor, codec: Codec, repeats: int
+    cache: OutputsCache, batches: Tensor, codec: Codec, repeats: int
 ) -> Callable[[], float]:
     def work() -> None:
         for _ in range(repeats):
@@ -334,7 +334,7 @@ def _recipe(
 
 
 def _answers(
-    store: Store, run: LogitsRun, views: Views, rows: Tensor
+    store: Store, run: OutputsRun, views: Views, rows: Tensor
 ) -> tuple[Staged, tuple[Outputs, Outputs]]:
     """A network, and what it says of the rows in views 0 and 1."""
     teacher = live_teacher(store, run, torch.device("cpu"), SIGNALS)
@@ -355,13 +355,13 @@ def _columns(answer: Outputs, codec: Codec, signals: Signal) -> dict[str, Tensor
 
 def _cache(
     folder: Path, views: Sequence[dict[str, Tensor]], codec: Codec, classes: int
-) -> LogitsCache:
+) -> OutputsCache:
     folder.mkdir(parents=True)
     count = len(next(iter(views[0].values())))
     shards = (
         write_shard(folder, Part(view, 0, count), columns) for view, columns in enumerate(views)
     )
-    return LogitsCache(
+    return OutputsCache(
         folder, Manifest(codec.recipe() | {"data": {"classes": classes}}, "", count, tuple(shards))
     )
 

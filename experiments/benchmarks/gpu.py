@@ -53,7 +53,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.models import Staged
 from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import Manifest, Part, write_manifest
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_writer import compute_shard
 from raykd.recipes import Optim
 from raykd.storage.store import Store
@@ -296,14 +296,14 @@ def _fitted(name: str, classes: int, batch: Batch, device: torch.device) -> Stag
     return network
 
 
-def _cache(folder: Path, views: Views, teacher: LiveTeacher, device: torch.device) -> LogitsCache:
+def _cache(folder: Path, views: Views, teacher: LiveTeacher, device: torch.device) -> OutputsCache:
     """The cache of a teacher's logits for one view of all images, open."""
     rows = len(views.images)
     recipe = {"data": {"classes": len(views.images.names)}}
     folder.mkdir()
     shard = compute_shard(folder, Part(0, 0, rows), views, teacher, teacher.supplies, Dense())
     write_manifest(folder, Manifest(recipe, "none", rows, (shard,)))
-    return LogitsCache.open(folder, recipe, "none", [0], device)
+    return OutputsCache.open(folder, recipe, "none", [0], device)
 
 
 def _product(bench: Bench, dtype: torch.dtype) -> Side:

@@ -32,7 +32,7 @@ from raykd.core.types import Outputs, Signal
 from raykd.models import Staged
 from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import Manifest, Part, split, write_manifest, write_shard
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training.weights import save_weights
@@ -130,7 +130,7 @@ def put(table: Table) -> None:
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> LogitsCache:
+def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> OutputsCache:
     """Cache of random logits for one view, written and opened by raykd."""
     folder.mkdir(parents=True)
     logits = 5 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
@@ -142,7 +142,7 @@ def random_cache(folder: Path, rows: int, classes: int, shards: int = 1) -> Logi
     )
     recipe = {"random": [rows, classes]}
     write_manifest(folder, Manifest(recipe, "none", rows, written))
-    return LogitsCache.open(folder, recipe, "none", [0])
+    return OutputsCache.open(folder, recipe, "none", [0])
 
 
 def random_images(folder: Path, train: int, test: int) -> None:

@@ -207,7 +207,7 @@ def _narrow(bench: Bench) -> Iterator[Row]:
     yield compared("cached KD over label only, resnet20", cached, label, 0.95, "step")
     live = ("live KD", seconds["live"])
     yield compared("cached over live KD, resnet56 -> resnet20", cached, live, 1.65, "step")
-    read = (f"Views.batch and LogitsCache.take, {size:,} rows", seconds["read"])
+    read = (f"Views.batch and OutputsCache.take, {size:,} rows", seconds["read"])
     yield compared(
         "cache read and augmentation in a step, resnet20", read, cached, 0.03, "step", "lower"
     )

@@ -29,7 +29,7 @@ from rich.table import Table
 from experiments.benchmarks.measure import put
 from raykd.data.loading.sampler import epoch_order
 from raykd.outputs.manifest import Manifest, Part, split, write_shard
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import Shelf
 from raykd.storage.store import Store
 from raykd.training.memory import keep_freed_memory
@@ -114,7 +114,7 @@ def _epochs(
 ) -> list[list[float]]:
     """Seconds of every step of every epoch."""
     store, shelf = _cache(place)
-    cache = LogitsCache(
+    cache = OutputsCache(
         shelf.folder, manifest, device, shelf if store.node_cache is not None else None
     )
     _drop_pages(shelf.folder)

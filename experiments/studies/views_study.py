@@ -307,7 +307,7 @@ class Watch:
 
     def _views(self) -> float:
         """Seconds of views of the first images, as a cache is made."""
-        maker = ShardMaker(self.store, self.run.logits_at(0), self.device)
+        maker = ShardMaker(self.store, self.run.outputs_at(0), self.device)
         maker.folder = self.folder
         parts = [Part(view, 0, self.rows) for view in range(self.epochs)]
         return self._timed(lambda: [maker.make(part) for part in parts])
@@ -442,7 +442,7 @@ class Study:
                 read_json(self.store.path(one) / RESULT)["weights"] for one in (run, other)
             )
             same += weights == theirs
-        found = compare(self.store, self.sample.logits_at(0), SPOT_CHECK, default_device())
+        found = compare(self.store, self.sample.outputs_at(0), SPOT_CHECK, default_device())
         ends = zip(self.last("all"), self.last("live"), strict=True)
         return (
             f"all and live: {found.rows} answers of the teacher differ by {found.difference:.1g} "

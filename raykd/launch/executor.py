@@ -24,7 +24,7 @@ from raykd.launch.units import ArtefactMaker, Local, Strategy, Unit
 from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
 from raykd.planning.preflight import check_disk, preflight
-from raykd.recipes import Asked, LogitsRun, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.recipes import Asked, OutputsRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.storage import locks
 from raykd.storage.store import Store
 from raykd.tracking.console import EpochLines, Teller, clock
@@ -181,7 +181,7 @@ class Executor:
                 students.append(route_found(self._store, run) if isinstance(run, Sought) else None)
         return [student for student in students if student is not None]
 
-    def _make_runs(self, runs: Sequence[StudentRun], caches: Sequence[LogitsRun]) -> None:
+    def _make_runs(self, runs: Sequence[StudentRun], caches: Sequence[OutputsRun]) -> None:
         """Make students and what they need, and the first view of some caches."""
         has, runs = self._store.has, tuple(dict.fromkeys(runs))
         # Everything that is in the store counts as reused, with what it was made from.
@@ -207,7 +207,7 @@ class Executor:
             self._train([run for run in layer.preludes if has(run.teacher)])
             self._train([run for run in layer.students if self._is_ready(run, failed)])
 
-    def _is_ready(self, run: StudentRun, failed: Sequence[LogitsRun]) -> bool:
+    def _is_ready(self, run: StudentRun, failed: Sequence[OutputsRun]) -> bool:
         """True where all that a student needs is there; `failed` are caches with an error."""
         needs = (run.teacher, run.after, run.prelude())
         if not all(self._store.has(need) for need in needs if need is not None):

@@ -11,7 +11,7 @@ from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError
 from raykd.core.shutdown import Notice
 from raykd.outputs.manifest import Part, Shard
-from raykd.recipes import LogitsRun, Search, Training
+from raykd.recipes import OutputsRun, Search, Training
 from raykd.storage.store import Store
 from raykd.tracking.logger import Logger
 from raykd.training.cache_verify import Comparison, compare
@@ -88,7 +88,7 @@ class ArtefactMaker:
         keep_freed_memory()
         self._store, self._scale = store, scale
         self._notice, self._loggers = notice, loggers
-        self._shards: tuple[LogitsRun, ShardMaker] | None = None
+        self._shards: tuple[OutputsRun, ShardMaker] | None = None
 
     def train(self, run: Training) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
@@ -98,14 +98,14 @@ class ArtefactMaker:
             host = local_host(self._store, run, self._scale, self._loggers, notice)
             train(self._store, run, host)
 
-    def shard(self, run: LogitsRun, part: Part) -> Shard:
+    def shard(self, run: OutputsRun, part: Part) -> Shard:
         """Compute one shard of a cache; the teacher stays loaded for the next."""
         self._store.stand(made=True)
         if self._shards is None or self._shards[0] != run:
             self._shards = (run, ShardMaker(self._store, run, default_device(), self._scale))
         return self._shards[1].make(part)
 
-    def compare(self, run: LogitsRun, rows: int) -> Comparison:
+    def compare(self, run: OutputsRun, rows: int) -> Comparison:
         """Compare some rows of a cache with the live teacher."""
         return compare(self._store, run, rows, default_device())
 

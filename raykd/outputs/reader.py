@@ -30,7 +30,7 @@ _OPEN_VIEWS = 2  # kept: the one being read, and the one before or after; file h
 _TRIES = 3  # to map copies that other processes may remove at any moment
 
 
-class LogitsCache:
+class OutputsCache:
     """A complete cache, open for reading."""
 
     def __init__(
@@ -67,7 +67,7 @@ class LogitsCache:
         views: Iterable[int],
         device: torch.device | str = "cpu",
         shelf: Shelf | None = None,
-    ) -> "LogitsCache":
+    ) -> "OutputsCache":
         """The cache in `folder`, after a check of its recipe and its views.
 
         Raises `CacheMismatch` where the recipe is another one or a view is missing. A shard's bytes

@@ -28,7 +28,7 @@ from raykd.planning.estimate import Rates
 from raykd.planning.plan import Plan
 from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import Cluster, Forecast, Work
-from raykd.recipes import LogitsRun, StudentRun
+from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
 
@@ -117,7 +117,7 @@ class _Forecaster:
         if run.teacher is not None and run.cached() and run.method.needs():
             rows = len(open_images(self._store, run.data)[0])
             looks = run.method.looks().teacher
-            view = sum(needed_bytes(run.logits_at(0, look), rows) for look in looks)
+            view = sum(needed_bytes(run.outputs_at(0, look), rows) for look in looks)
         images = open_images(self._store, run.data)[0]
         return Work(
             images=len(images),
@@ -130,7 +130,7 @@ class _Forecaster:
             decode_seconds=self._decoding(run.shown()),
         )
 
-    def _cache(self, run: LogitsRun, rows: int, written: int) -> tuple[int, Forecast]:
+    def _cache(self, run: OutputsRun, rows: int, written: int) -> tuple[int, Forecast]:
         """Bytes that the missing rows of a cache are computed from, and the time of that."""
         images = open_split(self._store, run.data, run.split)
         read = _encoded_bytes(images) * rows // len(images)

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from raykd.recipes import AnyTeacher, LogitsRun, PreludeRun, StudentRun, TeacherRun
+from raykd.recipes import AnyTeacher, OutputsRun, PreludeRun, StudentRun, TeacherRun
 
 
 @dataclass(frozen=True)
 class CacheJob:
     """A cache, and the views of it that some epoch of some student reads."""
 
-    run: LogitsRun
+    run: OutputsRun
     views: tuple[int, ...]
 
 
@@ -45,7 +45,7 @@ class Plan:
 def plan(
     runs: Iterable[StudentRun],
     finished: Callable[[StudentRun], bool] = lambda run: False,
-    caches: Iterable[LogitsRun] = (),
+    caches: Iterable[OutputsRun] = (),
 ) -> Plan:
     """The distinct work behind some students, and the first view of `caches` beside them.
 
@@ -59,15 +59,15 @@ def plan(
     caches = tuple(caches)
     everyone = dict.fromkeys([run.teacher for run in students] + [run.teacher for run in caches])
     teachers = tuple(teacher for teacher in everyone if isinstance(teacher, TeacherRun))
-    views: dict[LogitsRun, set[int]] = {cache: {0} for cache in caches}
+    views: dict[OutputsRun, set[int]] = {cache: {0} for cache in caches}
     for run in students:
-        test = run.test_logits()
+        test = run.test_outputs()
         if test is not None:
             views.setdefault(test, set()).add(0)
         if run.cached() and run.method.needs():
             for look in run.method.looks().teacher:
                 for epoch in range(run.optim.epochs):
-                    views.setdefault(run.logits_at(epoch, look), set()).add(run.view_at(epoch))
+                    views.setdefault(run.outputs_at(epoch, look), set()).add(run.view_at(epoch))
     for run in list(views):
         wider = run.wider()
         if wider != run and wider in views:

@@ -8,7 +8,7 @@ from raykd.config.scale import Workers
 from raykd.data.dataset import open_split
 from raykd.outputs.manifest import gaps, manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
-from raykd.recipes import LogitsRun, StudentRun, training_of
+from raykd.recipes import OutputsRun, StudentRun, training_of
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
 from raykd.training.inputs import serving
@@ -23,7 +23,7 @@ class Piece:
     label: str
     runs: tuple[StudentRun, ...] = ()  # trainings; none where a teacher's weights are given
     workers: Workers = 0  # that train each of them
-    cache: LogitsRun | None = None
+    cache: OutputsRun | None = None
     rows: int = 0  # missing rows of the cache, all views counted
 
     @property

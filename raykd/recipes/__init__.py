@@ -6,14 +6,14 @@ value, so a change in the teacher's learning rate changes the name of everything
 
 from raykd.recipes.optim import Optim
 from raykd.recipes.rco import RCO, Search, Sought
-from raykd.recipes.student import AnyTeacher, LogitsRun, PreludeRun, StudentRun, training_of
+from raykd.recipes.student import AnyTeacher, OutputsRun, PreludeRun, StudentRun, training_of
 from raykd.recipes.teacher import TeacherRun
 
 __all__ = [
     "RCO",
     "AnyTeacher",
     "Asked",
-    "LogitsRun",
+    "OutputsRun",
     "Optim",
     "PreludeRun",
     "Search",

@@ -22,7 +22,7 @@ from raykd.teachers.anchor_route import Route
 Views = Annotated[int, Field(le=Limits.ROWS)]  # number of different augmentations
 
 
-class LogitsRun(Recipe):
+class OutputsRun(Recipe):
     """Cache of the outputs of one teacher checkpoint over one split of one dataset.
 
     The views that are stored are no part of the recipe: a cache grows view by view.
@@ -41,7 +41,7 @@ class LogitsRun(Recipe):
     precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
-    def _check(self) -> "LogitsRun":
+    def _check(self) -> "OutputsRun":
         if ("k" in CODECS[self.codec].parameters) != (self.k is not None):
             raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
         return self
@@ -50,7 +50,7 @@ class LogitsRun(Recipe):
         """Codec of the logits; students may use another of its readings."""
         return codec_of({"codec": self.codec, "k": self.k})
 
-    def wider(self) -> "LogitsRun":
+    def wider(self) -> "OutputsRun":
         """Recipe of the cache that stores embeddings beside the same logits."""
         return self.model_copy(update={"embedding": True})
 
@@ -195,26 +195,26 @@ class StudentRun(Recipe):
         weight = self.label_weight
         return value_at(self.method.weight_of_labels() if weight is None else weight, epoch)
 
-    def logits_at(self, epoch: int, look: Look = "given") -> LogitsRun:
+    def outputs_at(self, epoch: int, look: Look = "given") -> OutputsRun:
         """The cache that an epoch (from 0) of a cached run reads for one look."""
-        return self._logits(self.shown(look), self.anchor_at(epoch), **self.codec.recipe())
+        return self._outputs(self.shown(look), self.anchor_at(epoch), **self.codec.recipe())
 
-    def test_logits(self) -> LogitsRun | None:
+    def test_outputs(self) -> OutputsRun | None:
         """The cache of the teacher's outputs for the test images, to compare answers with."""
         if self.teacher is None:
             return None
         anchor = self.anchor_at(self.optim.epochs - 1)
-        return self._logits(self.data.test(), anchor, split="test", embedding=False)
+        return self._outputs(self.data.test(), anchor, split="test", embedding=False)
 
-    def validation_logits(self, anchor: int) -> LogitsRun:
+    def validation_outputs(self, anchor: int) -> OutputsRun:
         """The cache of the outputs of one teacher checkpoint for the validation images."""
-        return self._logits(self.data.held_out(), anchor, split="validation")
+        return self._outputs(self.data.held_out(), anchor, split="validation")
 
-    def _logits(self, data: Data, anchor: int, **fields: Any) -> LogitsRun:
+    def _outputs(self, data: Data, anchor: int, **fields: Any) -> OutputsRun:
         """The cache of one teacher checkpoint's outputs for `data`, at the teacher's resolution."""
         assert self.teacher is not None
         values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
-        return LogitsRun(
+        return OutputsRun(
             teacher=self.teacher,
             anchor=anchor,
             data=self.as_teacher_sees(data),
@@ -268,7 +268,7 @@ AnyTeacher = Annotated[
     Annotated[TeacherRun, Tag("TeacherRun")] | Annotated[StudentRun, Tag("StudentRun")],
     Discriminator(_kind_of_teacher),
 ]
-for _record in (LogitsRun, StudentRun, PreludeRun):
+for _record in (OutputsRun, StudentRun, PreludeRun):
     _record.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher, "StudentRun": StudentRun})
 
 

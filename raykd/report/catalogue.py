@@ -15,7 +15,7 @@ from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
 from raykd.outputs.codecs import CODECS
 from raykd.outputs.manifest import MANIFEST, Manifest, manifest_of
-from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun
+from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.storage import locks
 from raykd.storage.store import Store, read_recipe
 from raykd.tracking.jsonl import read_metrics
@@ -41,7 +41,7 @@ def catalogue(listing: str, store: Store) -> list[Row]:
 
 
 def verify_caches(
-    store: Store, caches: Sequence[LogitsRun] | None, rows: int
+    store: Store, caches: Sequence[OutputsRun] | None, rows: int
 ) -> tuple[list[Row], list[RaykdError]]:
     """A row per sound cache, and an error per damaged one; all of the store's if none is chosen.
 
@@ -50,16 +50,16 @@ def verify_caches(
     """
     results: list[Row] = []
     errors: list[RaykdError] = []
-    for item in store.finished(LogitsRun.kind) if caches is None else caches:
+    for item in store.finished(OutputsRun.kind) if caches is None else caches:
         try:
-            run = item if isinstance(item, LogitsRun) else read_recipe(LogitsRun, item)
+            run = item if isinstance(item, OutputsRun) else read_recipe(OutputsRun, item)
             results.append(_verified(store, run, rows))
         except RaykdError as error:
             errors.append(error)
     return results, errors
 
 
-def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
+def _verified(store: Store, run: OutputsRun, rows: int) -> Row:
     """Row of a cache that is sound or being built; raises `CacheCorrupt` otherwise."""
     row = {
         "fingerprint": fingerprint(run),
@@ -82,7 +82,7 @@ def _verified(store: Store, run: LogitsRun, rows: int) -> Row:
     return row | counts | asdict(compare(store, run, rows, default_device())) | {"building": None}
 
 
-def _lack(store: Store, run: LogitsRun, manifest: Manifest | None) -> str:
+def _lack(store: Store, run: OutputsRun, manifest: Manifest | None) -> str:
     """Message about a cache that holds no complete view and that no process is building."""
     folder = store.where(store.path(run))
     if not store.has(run.teacher):
@@ -96,7 +96,7 @@ def _lack(store: Store, run: LogitsRun, manifest: Manifest | None) -> str:
     return f"{folder}: no view is complete; `raykd precompute` goes on"
 
 
-def _building(store: Store, run: LogitsRun) -> str | None:
+def _building(store: Store, run: OutputsRun) -> str | None:
     """Progress of a cache that is being built, or of its teacher; None if neither is."""
     owner = locks.owner(store, run, "maker")
     if owner is not None:
@@ -120,7 +120,7 @@ def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
     }
 
 
-def _cache(store: Store, folder: Path, run: LogitsRun) -> Row:
+def _cache(store: Store, folder: Path, run: OutputsRun) -> Row:
     manifest = manifest_of(store, run)
     if manifest is None:
         raise CacheCorrupt(
@@ -248,7 +248,7 @@ def _datasets() -> list[Row]:
 # Listing -> recipe of its artefacts, and the columns of one beside its fingerprint.
 _ARTEFACTS: dict[str, tuple[Any, Callable[[Store, Path, Any], Row]]] = {
     "teachers": (TeacherRun, _teacher),
-    "caches": (LogitsRun, _cache),
+    "caches": (OutputsRun, _cache),
     "preludes": (PreludeRun, _prelude),
     "students": (StudentRun, _student),
     "searches": (Search, _search),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raykd.core.types import Batch, Look, Outputs, Signal
 from raykd.models.staged import Staged
 from raykd.outputs.codecs import Codec
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 
 Triple = tuple[float, float, float]
 
@@ -88,7 +88,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        cache: LogitsCache,
+        cache: OutputsCache,
         signals: Signal = Signal.LOGITS,
         classifier: nn.Module | None = None,
         codec: Codec | None = None,

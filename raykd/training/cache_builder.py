@@ -22,7 +22,7 @@ from raykd.outputs.manifest import (
     write_manifest,
 )
 from raykd.outputs.shard_files import Shelf
-from raykd.recipes import LogitsRun
+from raykd.recipes import OutputsRun
 from raykd.storage.atomic import make_folder
 from raykd.storage.store import Store
 from raykd.training.hosts.base import EVERY_EPOCH
@@ -42,7 +42,7 @@ class CacheBuild:
     def __init__(
         self,
         store: Store,
-        run: LogitsRun,
+        run: OutputsRun,
         views: Iterable[int],
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -107,7 +107,7 @@ def build_here(
     build.finish()
 
 
-def needed_bytes(run: LogitsRun, rows: int) -> int:
+def needed_bytes(run: OutputsRun, rows: int) -> int:
     """Bytes of `rows` rows of a cache, all views counted."""
     data, width = run.data.resolved(), None
     if run.embedding:

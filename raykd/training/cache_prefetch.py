@@ -5,7 +5,7 @@ from concurrent.futures import Future
 
 from raykd.core.futures import begun
 from raykd.core.types import Look
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.recipes import StudentRun
 
 
@@ -16,13 +16,13 @@ class CachePrefetch:
     generator that the training draws from.
     """
 
-    def __init__(self, run: StudentRun, opened: Callable[[int], dict[Look, LogitsCache]]) -> None:
+    def __init__(self, run: StudentRun, opened: Callable[[int], dict[Look, OutputsCache]]) -> None:
         """`opened` opens the caches that the anchor of an epoch has, from then on."""
         self._run = run
         self._open = opened
-        self._caches: dict[int, Future[dict[Look, LogitsCache]]] = {}  # by anchor
+        self._caches: dict[int, Future[dict[Look, OutputsCache]]] = {}  # by anchor
 
-    def at(self, epoch: int) -> dict[Look, LogitsCache]:
+    def at(self, epoch: int) -> dict[Look, OutputsCache]:
         """The caches of an epoch; those of the anchors before are let go."""
         anchor = self._run.anchor_at(epoch)
         for before in [one for one in self._caches if one < anchor]:
@@ -46,7 +46,7 @@ class CachePrefetch:
         elif anchor not in self._caches:
             self._caches[anchor] = begun(lambda: self._begun(following))
 
-    def _begun(self, epoch: int) -> dict[Look, LogitsCache]:
+    def _begun(self, epoch: int) -> dict[Look, OutputsCache]:
         """The caches of an epoch's anchor, whose first view is being opened."""
         caches = self._open(epoch)
         for cache in caches.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 from raykd.core import keyed_random
 from raykd.core.errors import CacheMismatch
 from raykd.outputs.manifest import manifest_of
-from raykd.recipes import LogitsRun
+from raykd.recipes import OutputsRun
 from raykd.recipes.optim import Precision
 from raykd.storage.store import Store
 from raykd.training.inputs import open_cache
@@ -32,7 +32,7 @@ class Comparison:
     agreement: float  # share of rows with the same answer, 0 to 1
 
 
-def compare(store: Store, run: LogitsRun, rows: int, device: torch.device) -> Comparison:
+def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> Comparison:
     """Run the live teacher on random rows of a cache again.
 
     Raises `CacheMismatch` where the outputs differ by more than storage and rounding explain.

@@ -51,7 +51,7 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     teacher = None
     if run.method.trains_teacher():
         needs = run.method.needs()
-        teacher = inputs.live_teacher(store, run.logits_at(0), host.device, needs, trained=True)
+        teacher = inputs.live_teacher(store, run.outputs_at(0), host.device, needs, trained=True)
     options: dict[str, Any] = {
         "autocast": run.precision == "bfloat16",
         "compiled": host.scale.compile,

@@ -12,9 +12,9 @@ from raykd.data.dataset import AnyImages, open_images, open_split
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
 from raykd.outputs.manifest import Manifest, manifest_of
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import Shelf
-from raykd.recipes import LogitsRun, StudentRun
+from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, by_look
 from raykd.training import weights
@@ -71,7 +71,7 @@ def validation(
 
 def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source | None:
     """The cache of what a run's teacher says about the test images; None without a teacher."""
-    recipe = run.test_logits()
+    recipe = run.test_outputs()
     if recipe is None:
         return None
     cache = open_cache(store, recipe, [0], device)
@@ -81,7 +81,7 @@ def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source 
 
 def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
     """The teacher's checkpoint of one epoch, to be asked about the validation images."""
-    recipe = run.validation_logits(anchor)
+    recipe = run.validation_outputs(anchor)
     if not run.cached():
         return _live(store, run, recipe, ("given",), device)
     classifier = _classifier(store, run, anchor, device)
@@ -98,17 +98,17 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     held: dict[int, Source] = {}
     looks = run.method.looks().teacher
 
-    def open_caches(epoch: int) -> dict[Look, LogitsCache]:
+    def open_caches(epoch: int) -> dict[Look, OutputsCache]:
         views = _views_of_anchor(run, epoch)
         return {
-            look: open_cache(store, run.logits_at(epoch, look), views, device) for look in looks
+            look: open_cache(store, run.outputs_at(epoch, look), views, device) for look in looks
         }
 
     prefetch = CachePrefetch(run, open_caches)
 
     def make(epoch: int) -> Source:
         if not run.cached():
-            return _live(store, run, run.logits_at(epoch), looks, device)
+            return _live(store, run, run.outputs_at(epoch), looks, device)
         classifier = _classifier(store, run, run.anchor_at(epoch), device)
         sources: dict[Look, Source] = {
             look: CachedTeacher(cache, run.method.needs(), classifier, run.codec)
@@ -131,7 +131,7 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
 
 
 def _live(
-    store: Store, run: StudentRun, recipe: LogitsRun, looks: tuple[Look, ...], device: torch.device
+    store: Store, run: StudentRun, recipe: OutputsRun, looks: tuple[Look, ...], device: torch.device
 ) -> Source:
     """The network that a run asks for some looks, or for the one at the teacher's resolution."""
     network = live_teacher(store, recipe, device, run.method.needs())
@@ -160,7 +160,7 @@ def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:
 
 def live_teacher(
     store: Store,
-    run: LogitsRun,
+    run: OutputsRun,
     device: torch.device,
     supplies: Signal | None = None,
     *,
@@ -179,12 +179,14 @@ def live_teacher(
     )
 
 
-def serving(store: Store, run: LogitsRun, views: Iterable[int]) -> LogitsRun:
+def serving(store: Store, run: OutputsRun, views: Iterable[int]) -> OutputsRun:
     """The cache that answers for a recipe: its own, unless only the wider one has these views."""
     return served(store, run, views)[0]
 
 
-def served(store: Store, run: LogitsRun, views: Iterable[int]) -> tuple[LogitsRun, Manifest | None]:
+def served(
+    store: Store, run: OutputsRun, views: Iterable[int]
+) -> tuple[OutputsRun, Manifest | None]:
     """The cache that answers for a recipe, with its manifest if there is one."""
     needed, manifest = set(views), manifest_of(store, run)
     if run.wider() == run or (manifest is not None and needed.issubset(manifest.views())):
@@ -194,9 +196,11 @@ def served(store: Store, run: LogitsRun, views: Iterable[int]) -> tuple[LogitsRu
     return (run.wider(), wide) if holds else (run, manifest)
 
 
-def open_cache(store: Store, run: LogitsRun, views: list[int], device: torch.device) -> LogitsCache:
+def open_cache(
+    store: Store, run: OutputsRun, views: list[int], device: torch.device
+) -> OutputsCache:
     """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
     run = serving(store, run, views)
     folder, checksum = store.path(run), weights.anchor_checksum(store, run)
     shelf = None if store.node_cache is None else Shelf(store, folder)
-    return LogitsCache.open(folder, run.plain(), checksum, views, device, shelf)
+    return OutputsCache.open(folder, run.plain(), checksum, views, device, shelf)

@@ -15,7 +15,7 @@ from raykd.data.recipe import ResolvedData
 from raykd.data.sources import pack_format
 from raykd.data.sources.files import Files
 from raykd.outputs.manifest import MANIFEST, named
-from raykd.recipes import LogitsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
+from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
 from raykd.storage import arrow
 from raykd.storage.store import Store, read_recipe
 from raykd.tracking.jsonl import read_metrics
@@ -139,7 +139,7 @@ def _faults_of_stamp(store: Store, path: Path) -> Iterable[RaykdError]:
     return ()
 
 
-def progress_of(store: Store, cache: LogitsRun) -> str:
+def progress_of(store: Store, cache: OutputsRun) -> str:
     """Progress of a cache that is being built, in words."""
     folder = store.path(cache)
     shards = [named(path.name, 0) for path in folder.glob("view-*.arrow")]

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, FiniteFloat, PlainSerializer, TypeAdapter
 
 from raykd.core.errors import CacheCorrupt
 from raykd.core.record import fingerprint
-from raykd.recipes import Asked, LogitsRun, Search, StudentRun
+from raykd.recipes import Asked, OutputsRun, Search, StudentRun
 from raykd.storage.store import Store, first_line, read_json
 
 DECISIONS = "decisions.json"
@@ -115,7 +115,7 @@ def route_found(store: Store, run: Asked) -> StudentRun | None:
     return run.along(anchors_of(run.search, decisions)) if complete else None
 
 
-def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[LogitsRun]]:
+def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[OutputsRun]]:
     """The students that can be planned so far, and the caches that searches measure with.
 
     While a search is under way, its next stage stands for its student.
@@ -131,8 +131,8 @@ def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[
     return list(dict.fromkeys(students)), list(dict.fromkeys(caches))
 
 
-def measures(search: Search) -> list[LogitsRun]:
+def measures(search: Search) -> list[OutputsRun]:
     """The caches by which a search measures distances."""
     if not search.student.cached():
         return []  # the live teacher answers
-    return [search.student.validation_logits(anchor) for anchor in search.candidates()]
+    return [search.student.validation_outputs(anchor) for anchor in search.candidates()]

@@ -26,7 +26,7 @@ from raykd.models.staged import Staged
 from raykd.outputs.manifest import Part, Shard
 from raykd.outputs.shard_files import Shelf
 from raykd.outputs.shard_writer import compute_shard
-from raykd.recipes import LogitsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
+from raykd.recipes import OutputsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
 from raykd.storage import locks
 from raykd.storage.atomic import lasting, make_folder
 from raykd.storage.store import Store, write_json
@@ -171,7 +171,7 @@ class ShardMaker:
     """Computes shards of one cache in this process: the teacher and the images stay loaded."""
 
     def __init__(
-        self, store: Store, run: LogitsRun, device: torch.device, scale: Scale = EVERY_EPOCH
+        self, store: Store, run: OutputsRun, device: torch.device, scale: Scale = EVERY_EPOCH
     ) -> None:
         self._shelf = Shelf(store, store.path(run))
         self.folder = self._shelf.workshop

@@ -19,7 +19,7 @@ from raykd.core.errors import CacheCorrupt, ConfigError
 from raykd.models import foreign_checkpoints
 from raykd.models.staged import Staged
 from raykd.models.state_matching import load_matched
-from raykd.recipes import AnyTeacher, LogitsRun, StudentRun, TeacherRun, Training
+from raykd.recipes import AnyTeacher, OutputsRun, StudentRun, TeacherRun, Training
 from raykd.storage import arrow
 from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store
@@ -130,7 +130,7 @@ def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
     return store.path(teacher) / f"weights-{anchor:04d}.safetensors"
 
 
-def anchor_checksum(store: Store, run: LogitsRun) -> str:
+def anchor_checksum(store: Store, run: OutputsRun) -> str:
     """The checksum that names the teacher's weights in a cache's manifest.
 
     Raises `CacheCorrupt` where they are damaged; of a remote store they need not be here.

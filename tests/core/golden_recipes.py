@@ -20,7 +20,7 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS
 from raykd.outputs.codecs import Int8, TopK
-from raykd.recipes import LogitsRun, Optim, Search, StudentRun, TeacherRun
+from raykd.recipes import OutputsRun, Optim, Search, StudentRun, TeacherRun
 from raykd.teachers.anchor_route import Route
 
 FILE = Path(__file__).with_name("golden_recipes.json")
@@ -67,11 +67,11 @@ RECIPES: dict[str, Recipe] = {
     "teacher": TEACHER,
     "teacher, pretrained": PRETRAINED,
     "teacher, adamw": TEACHER.model_copy(update={"optim": Optim(name="adamw", lr=1e-3)}),
-    "cache": LogitsRun(teacher=TEACHER, anchor=240, data=CIFAR),
-    "cache, topk": LogitsRun(
+    "cache": OutputsRun(teacher=TEACHER, anchor=240, data=CIFAR),
+    "cache, topk": OutputsRun(
         teacher=PRETRAINED, anchor=0, data=IMAGENET, codec="topk", k=10, precision="bfloat16"
     ),
-    "cache, test": LogitsRun(teacher=TEACHER, anchor=240, data=CIFAR.test(), split="test"),
+    "cache, test": OutputsRun(teacher=TEACHER, anchor=240, data=CIFAR.test(), split="test"),
     "label_only": StudentRun(model="resnet8x4", data=CIFAR),
     "kd": _student("kd"),
     "kd, int8": _student("kd", codec=Int8(), views=8, seed=2),

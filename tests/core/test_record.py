@@ -19,7 +19,7 @@ from raykd.data.recipe import Data, ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
-from raykd.recipes import LogitsRun, Optim, StudentRun, TeacherRun
+from raykd.recipes import OutputsRun, Optim, StudentRun, TeacherRun
 from raykd.teachers.anchor_route import Route
 
 DATA = ResolvedData(
@@ -37,7 +37,7 @@ DATA = ResolvedData(
 TEACHER = TeacherRun(
     model="resnet56", data=DATA, optim=Optim(epochs=120, warmup_epochs=5), seed=3, save_every=20
 )
-LOGITS = LogitsRun(teacher=TEACHER, anchor=120, data=DATA, embedding=True, precision="bfloat16")
+LOGITS = OutputsRun(teacher=TEACHER, anchor=120, data=DATA, embedding=True, precision="bfloat16")
 STUDENT = StudentRun(
     model="resnet20",
     data=DATA,

@@ -53,7 +53,7 @@ def test_a_cache_that_cannot_be_filled_stops_its_own_students_alone(store):
     other = bad.teacher.model_copy(update={"seed": 9})
     bad = bad.model_copy(update={"teacher": other})
     execute(Experiment("small", (bad,), Scale(workers=0)), store, QUIET, students=False)
-    manifest = store.path(bad.logits_at(0)) / "manifest.json"
+    manifest = store.path(bad.outputs_at(0)) / "manifest.json"
     value = read_json(manifest)
     write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
     small = Experiment("small", (bad, good, label_only), Scale(workers=0))
@@ -78,7 +78,7 @@ def test_students_that_fail_alike_keep_the_status_of_their_errors(store):
     runs = tuple(student_run(store, teacher=teacher) for teacher in teachers)
     execute(Experiment("small", runs, Scale(workers=0)), store, QUIET, students=False)
     for run in runs:
-        manifest = store.path(run.logits_at(0)) / "manifest.json"
+        manifest = store.path(run.outputs_at(0)) / "manifest.json"
         value = read_json(manifest)
         write_json(manifest, value | {"recipe": value["recipe"] | {"anchor": 1}})
     with pytest.raises(CacheMismatch, match=r"(?s)anchor: expected 2.*\n.*anchor: expected 2"):

@@ -17,7 +17,7 @@ from raykd.methods.pkt import PKT
 from raykd.outputs import reader as cache_module
 from raykd.outputs.codecs import Int8, TopK
 from raykd.outputs.manifest import MANIFEST, Manifest, Part, write_shard
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.planning.plan import plan
 from raykd.storage import arrow
 from raykd.storage.store import Store
@@ -123,7 +123,7 @@ def test_a_view_in_many_shards_answers_as_one(made, tmp_path, monkeypatch, joine
         write_shard(tmp_path, p, {k: v[p.start : p.stop] for k, v in columns.items()})
         for p in parts
     ]
-    many = LogitsCache(tmp_path, Manifest(train_logits(run).plain(), "", 96, tuple(written)))
+    many = OutputsCache(tmp_path, Manifest(train_logits(run).plain(), "", 96, tuple(written)))
     ids = torch.tensor([95, 3, 3, 50, 13, 12, 0, 77])
     codec = run.codec.readings().get(tail)
     found = many.take(ids, 0, codec=codec)

@@ -22,7 +22,7 @@ from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
 from raykd.outputs.codecs import CODECS, Dense, Int8, TopK
 from raykd.outputs.codecs.topk import TAILS
-from raykd.recipes import LogitsRun, StudentRun, TeacherRun
+from raykd.recipes import OutputsRun, StudentRun, TeacherRun
 from tests.tiers import slow_but
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), digest="0" * 20, classes=10)
@@ -96,15 +96,15 @@ def test_the_default_codec_spelled_out_is_the_default():
 
 def test_caches_of_test_and_validation_images_are_dense():
     run = student(codec=TopK(k=3), data=DATA.model_copy(update={"validation": 0.1}))
-    assert run.logits_at(0).stored() == TopK(k=3)
-    assert run.test_logits().stored() == Dense()
-    assert run.validation_logits(240).stored() == Dense()
+    assert run.outputs_at(0).stored() == TopK(k=3)
+    assert run.test_outputs().stored() == Dense()
+    assert run.validation_outputs(240).stored() == Dense()
 
 
 def test_a_cache_has_a_k_where_it_keeps_so_many():
     for changes in [{"codec": "topk"}, {"codec": "int8", "k": 3}, {"k": 3}]:
         with pytest.raises(ValueError, match="do not go together"):
-            LogitsRun(teacher=TEACHER, anchor=240, data=DATA, **changes)
+            OutputsRun(teacher=TEACHER, anchor=240, data=DATA, **changes)
 
 
 def test_every_method_reads_what_keeps_all_classes():

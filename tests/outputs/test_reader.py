@@ -14,7 +14,7 @@ from raykd.methods.base import Looks, Method
 from raykd.outputs import reader as cache_module
 from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import MANIFEST, Manifest, Part, gaps, split, write_shard
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
 from raykd.training.cache_builder import CacheBuild, build_here
@@ -116,7 +116,7 @@ def test_a_view_in_many_shards_answers_as_one(made, tmp_path, monkeypatch, joine
         write_shard(tmp_path, p, {k: v[p.start : p.stop] for k, v in columns.items()})
         for p in parts
     ]
-    many = LogitsCache(tmp_path, Manifest({}, "", 96, tuple(written)))
+    many = OutputsCache(tmp_path, Manifest({}, "", 96, tuple(written)))
     chosen = torch.tensor([95, 3, 3, 50, 13, 12, 0, 77])
     assert torch.equal(many.take(chosen, 0).logits, whole.take(chosen, 0).logits)
 
@@ -312,7 +312,7 @@ def test_no_bit_of_the_outputs_depends_on_how_the_build_was_cut(made, tmp_path):
     maker.folder = tmp_path
     pieces = tuple(maker.make(part) for part in split([Part(0, 0, 700)], 100))
     assert len(pieces) == 3
-    cut = LogitsCache(tmp_path, Manifest({}, "", 700, pieces))
+    cut = OutputsCache(tmp_path, Manifest({}, "", 700, pieces))
     ids = torch.randperm(700)
     assert torch.equal(cut.take(ids, 0).logits, whole.take(ids, 0).logits)
 

@@ -12,7 +12,7 @@ from raykd.core.errors import CacheCorrupt, NoRoom
 from raykd.core.futures import begun
 from raykd.outputs import reader as cache_module
 from raykd.outputs.manifest import Manifest, Part, Shard, write_shard
-from raykd.outputs.reader import LogitsCache
+from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import Shelf
 from raykd.storage.store import Store
 from tests.at_once import at_once
@@ -57,9 +57,9 @@ class Place:
         store = Store(self.url, bound)
         return Shelf(store, store.root / "caches" / "some")
 
-    def cache(self, node: str, copies: float | None = None) -> LogitsCache:
+    def cache(self, node: str, copies: float | None = None) -> OutputsCache:
         shelf = self.shelf(node, copies)
-        return LogitsCache(shelf.folder, self.manifest, shelf=shelf)
+        return OutputsCache(shelf.folder, self.manifest, shelf=shelf)
 
     def there(self, shard: Shard) -> Path:
         return self.folder / "mounted" / "caches" / "some" / shard.name
@@ -70,7 +70,7 @@ def place(tmp_path, monkeypatch):
     return Place(tmp_path, monkeypatch)
 
 
-def copies(shelf: Shelf | LogitsCache) -> set[str]:
+def copies(shelf: Shelf | OutputsCache) -> set[str]:
     return {path.name for path in shelf.folder.glob("view-*.arrow")}
 
 
@@ -78,7 +78,7 @@ def of(place: Place, *views: int) -> set[str]:
     return {shard.name for shard in place.manifest.shards if shard.part.view in views}
 
 
-def assert_answers(cache: LogitsCache, view: int) -> None:
+def assert_answers(cache: OutputsCache, view: int) -> None:
     ids = torch.randperm(ROWS)[:64]
     wanted = columns(view)["logits"].float()[ids] + view
     assert torch.equal(cache.take(ids, view).logits, wanted)

@@ -12,7 +12,7 @@ from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.planning.plan import CacheJob, Plan, plan
-from raykd.recipes import RCO, LogitsRun, Optim, Sought, StudentRun, TeacherRun
+from raykd.recipes import RCO, OutputsRun, Optim, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.teachers.anchor_route import Route
 from raykd.training.route_results import measures
@@ -40,10 +40,10 @@ def test_one_student_needs_its_teacher_and_the_caches_of_both_splits():
     assert work.students == (STUDENT,)
     assert work.teachers == (TEACHER,)
     (train,) = train_caches(work)
-    assert train.run == LogitsRun(teacher=TEACHER, anchor=240, data=DATA)
+    assert train.run == OutputsRun(teacher=TEACHER, anchor=240, data=DATA)
     (test,) = [job for job in work.caches if job.run.split == "test"]
     assert test == CacheJob(
-        LogitsRun(teacher=TEACHER, anchor=240, data=DATA.test(), split="test"), (0,)
+        OutputsRun(teacher=TEACHER, anchor=240, data=DATA.test(), split="test"), (0,)
     )
 
 

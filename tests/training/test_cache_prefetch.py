@@ -47,7 +47,7 @@ def store(request, made, tmp_path, monkeypatch):
 
 def caches_of(store, run):
     def opened(epoch):
-        return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
+        return {"given": open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)}
 
     return CachePrefetch(run, opened)
 
@@ -63,7 +63,7 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path, sett
     ahead = caches_of(store, run)
     ids = torch.arange(96)
     whole = {
-        anchor: open_cache(store, run.logits_at(start), range(VIEWS), CPU)
+        anchor: open_cache(store, run.outputs_at(start), range(VIEWS), CPU)
         for anchor, start in ((1, 0), (2, 3))
     }
     wanted = {
@@ -87,7 +87,7 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path, sett
 def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(
     store, run, tmp_path, settled
 ):
-    folder = tmp_path / "copied" / "caches" / store.path(run.logits_at(0)).name
+    folder = tmp_path / "copied" / "caches" / store.path(run.outputs_at(0)).name
     for shard in folder.glob("view-000001-*"):
         shard.write_bytes(b"rubbish")
     ahead = caches_of(store, run)
@@ -101,7 +101,7 @@ def test_only_the_anchor_in_use_and_the_next_are_held(store, run, settled):
     opened = []
 
     def opening(epoch):
-        cache = open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)
+        cache = open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)
         opened.append((run.anchor_at(epoch), weakref.ref(cache)))
         return {"given": cache}
 
@@ -119,9 +119,9 @@ def test_looking_ahead_does_not_wait(store, run):
     def opening(epoch):
         if run.anchor_at(epoch) == 2:
             go.wait()
-        return {"given": open_cache(store, run.logits_at(epoch), range(VIEWS), CPU)}
+        return {"given": open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)}
 
     ahead = CachePrefetch(run, opening)
     ahead.look_ahead(2)  # before another anchor
     go.set()
-    assert ahead.at(3)["given"].manifest.recipe == run.logits_at(3).plain()
+    assert ahead.at(3)["given"].manifest.recipe == run.outputs_at(3).plain()

@@ -488,7 +488,7 @@ def test_each_of_a_chain_learns_from_the_one_before(student_store):
     second, first = run.teacher, run.teacher.teacher
     steps = ((run, second, 2), (second, first, 2), (first, first.teacher, 4))
     for student, teacher, anchor in steps:
-        recipe = student.logits_at(1)
+        recipe = student.outputs_at(1)
         assert (recipe.teacher, recipe.anchor) == (teacher, anchor)
         batch = Views(open_images(store, run.data)[0], run.shown()).batch(torch.arange(96), 1)
         cached = prepare.open_cache(store, recipe, [1], CPU).take(batch.ids, 1).logits

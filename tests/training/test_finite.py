@@ -214,7 +214,7 @@ def test_a_teacher_whose_answers_are_no_numbers_fills_no_cache(teacher_store, tm
     run = student_run(store, teacher=teacher)
     with pytest.raises(CacheMismatch, match="not finite; this teacher cannot be distilled"):
         prepare(store, run)
-    assert not store.has(run.logits_at(0))
+    assert not store.has(run.outputs_at(0))
 
 
 def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_nan(teacher_store):

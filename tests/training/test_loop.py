@@ -294,9 +294,9 @@ def test_a_route_changes_the_teacher_at_its_epochs(teacher_store):
     run = student_run(teacher_store, route=Route(anchors=(1, 2), starts=(0, 2)))
     one = student_run(teacher_store, route=Route(anchors=(2,)))
     plain = student_run(teacher_store)
-    assert one.logits_at(0) == plain.logits_at(0)
-    assert run.logits_at(1) != plain.logits_at(1)
-    assert run.logits_at(2) == plain.logits_at(2)
+    assert one.outputs_at(0) == plain.outputs_at(0)
+    assert run.outputs_at(1) != plain.outputs_at(1)
+    assert run.outputs_at(2) == plain.outputs_at(2)
 
 
 def test_averaged_weights_are_what_is_released(student_store):
@@ -318,10 +318,10 @@ def test_bfloat16_trains_close_to_float32(student_store):
 
 
 def test_students_share_a_cache_whatever_their_seed_but_not_where_the_data_s_differs(teacher_store):
-    caches = {student_run(teacher_store, seed=seed).logits_at(0) for seed in range(3)}
+    caches = {student_run(teacher_store, seed=seed).outputs_at(0) for seed in range(3)}
     assert len(caches) == 1
     other = student_run(teacher_store, data=digits(teacher_store, limit=96, seed=5))
-    assert other.logits_at(0) not in caches
+    assert other.outputs_at(0) not in caches
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(teacher_store, tmp_path):

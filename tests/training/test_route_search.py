@@ -25,7 +25,7 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.models import build
 from raykd.models.staged import measure
-from raykd.recipes import RCO, LogitsRun, Optim, Search, Sought, StudentRun
+from raykd.recipes import RCO, OutputsRun, Optim, Search, Sought, StudentRun
 from raykd.storage.store import Store, read_json
 from raykd.training import route_search as searching
 from raykd.training.checkpointing import Checkpoints
@@ -390,8 +390,8 @@ def test_a_search_makes_exactly_what_it_reads(teacher_store, tmp_path, form):
         expected |= {("validation", anchor, 0) for anchor in (1, 2, 3)}
     found = set()
     for folder in store.finished("caches"):
-        cache = LogitsRun.read(read_json(folder / "recipe.json"))
-        assert isinstance(cache, LogitsRun)
+        cache = OutputsRun.read(read_json(folder / "recipe.json"))
+        assert isinstance(cache, OutputsRun)
         for shard in folder.glob("view-*.arrow"):
             found.add((cache.split, cache.anchor, int(shard.name.split("-")[1])))
     assert found == expected

@@ -25,7 +25,7 @@ class Codec(Record):
     a cache's recipe.
     """
 
-    parameters: ClassVar[tuple[str, ...]] = ()  # fields that shape the bytes; `LogitsRun` has them
+    parameters: ClassVar[tuple[str, ...]] = ()  # fields that shape the bytes; `OutputsRun` has them
 
     name: str
 
