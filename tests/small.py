@@ -10,7 +10,7 @@ from raykd.methods import METHODS, Method
 from raykd.models import build, measure
 from raykd.models.staged import Staged
 from raykd.planning.plan import plan
-from raykd.recipes import OutputsRun, Optim, StudentRun, TeacherRun
+from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.runs import local_host, train

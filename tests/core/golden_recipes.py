@@ -20,7 +20,7 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS
 from raykd.outputs.codecs import Int8, TopK
-from raykd.recipes import OutputsRun, Optim, Search, StudentRun, TeacherRun
+from raykd.recipes import Optim, OutputsRun, Search, StudentRun, TeacherRun
 from raykd.teachers.anchor_route import Route
 
 FILE = Path(__file__).with_name("golden_recipes.json")

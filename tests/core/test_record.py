@@ -19,7 +19,7 @@ from raykd.data.recipe import Data, ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
-from raykd.recipes import OutputsRun, Optim, StudentRun, TeacherRun
+from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
 from raykd.teachers.anchor_route import Route
 
 DATA = ResolvedData(

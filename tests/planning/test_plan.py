@@ -12,7 +12,7 @@ from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.planning.plan import CacheJob, Plan, plan
-from raykd.recipes import RCO, OutputsRun, Optim, Sought, StudentRun, TeacherRun
+from raykd.recipes import RCO, Optim, OutputsRun, Sought, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.teachers.anchor_route import Route
 from raykd.training.route_results import measures

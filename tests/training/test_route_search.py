@@ -25,7 +25,7 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.models import build
 from raykd.models.staged import measure
-from raykd.recipes import RCO, OutputsRun, Optim, Search, Sought, StudentRun
+from raykd.recipes import RCO, Optim, OutputsRun, Search, Sought, StudentRun
 from raykd.storage.store import Store, read_json
 from raykd.training import route_search as searching
 from raykd.training.checkpointing import Checkpoints
