@@ -18,7 +18,7 @@ LEVELS = [
     "core",
     "storage",
     "models methods",
-    "data",
+    "tasks data",
     "outputs",
     "teachers",
     "recipes",

@@ -15,8 +15,9 @@ from raykd.data.sources import SOURCES
 from raykd.data.transforms.augment import Augment
 
 Split = Literal["train", "test", "validation"]
+Labels = Literal["classes", "none"]
 _Side = Annotated[int, Field(ge=1, le=Limits.ROWS)]
-_Classes = Annotated[int, Field(ge=1, le=Limits.WIDTH)]
+_Classes = Annotated[int, Field(ge=0, le=Limits.WIDTH)]  # 0: images without labels
 _Size = tuple[_Side, _Side]  # (H, W)
 _Mean = Annotated[float, Field(ge=0, le=1)]
 _Std = Annotated[float, Field(gt=0, le=10)]
@@ -60,11 +61,13 @@ class Stream(Record):
 class Data(Record):
     """Images and rows of them as a user names them, and how they are augmented and normalised.
 
-    `digest`, `classes` and `size` are expectations, which reading checks if they are set;
-    `mean` and `std` replace those of the dataset.
+    With `labels: none`, class folders, label columns and class files are neither needed nor read:
+    nothing depends on them. `digest`, `classes` and `size` are expectations, which reading checks
+    if they are set; `mean` and `std` replace those of the dataset.
     """
 
     name: str  # one of `raykd show datasets`
+    labels: Labels = "classes"  # none: images alone
     # Shorter side, then a centre crop; None: as is.
     resize: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
     stream: Stream | None = None  # decode while training; None: once, into memory
@@ -94,6 +97,11 @@ class Data(Record):
     def _check(self) -> Self:
         if self.stream is not None and self.resize is not None:
             raise ValueError("resize is of images in memory; leave it out, or set stream.resize")
+        if self.classes is not None and (self.classes == 0) != (self.labels == "none"):
+            raise ValueError(
+                f"labels: {self.labels} and classes: {self.classes} exclude each other; images "
+                "with labels have a class or more, images without have none; leave classes out"
+            )
         return self
 
     def resolved(self) -> "ResolvedData":
@@ -117,7 +125,7 @@ class ResolvedData(Data):
     """Data after reading: every value is set, and describes the images."""
 
     digest: str = Field(min_length=1)
-    classes: _Classes = Field()
+    classes: _Classes = Field()  # 0: no labels
     size: _Size = Field()
     mean: tuple[_Mean, _Mean, _Mean] = Field()
     std: tuple[_Std, _Std, _Std] = Field()
@@ -133,7 +141,7 @@ _READ = ("digest", "classes", "size", "mean", "std")
 def _kind(value: Any) -> str:
     """The class of data: resolved if a mapping has all values that reading adds."""
     if isinstance(value, dict):
-        value = ResolvedData if all(value.get(key) for key in _READ) else Data
+        value = ResolvedData if all(value.get(key) not in (None, "") for key in _READ) else Data
         return value.__name__
     return type(value).__name__
 
