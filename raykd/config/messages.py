@@ -81,6 +81,8 @@ def _walk(
         if isinstance(step, int):
             names.append(str(step))
             continue
+        if step.startswith("<"):  # a tag of plain values
+            continue
         tagged = [candidate for candidate in here if step in _names(candidate)]
         owners = [candidate for candidate in here if step in candidate.model_fields]
         if owners and not (tagged and len(here) > 1):

@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from raykd.core.record import Limits, Record
@@ -37,23 +37,67 @@ Stages = Mapping[str, object]  # features or their shapes, by stage, in depth or
 Trains = Literal["student", "backbone", "helpers"]
 
 
-def _check_schedule(schedule: "float | tuple[tuple[int, float], ...]"):
+_Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
+_Weight = Annotated[float, Field(ge=-Limits.WEIGHT, le=Limits.WEIGHT)]
+
+
+class Ramp(Record):
+    """A value that changes from epoch to epoch: `{ramp: [0, 120, 0.0, 1.0]}`.
+
+    `ramp` is a first and a last epoch, and the values up to the one and from the other on. Between
+    them a share s of the way is done in a share t of the epochs: s = t, or exp(-5 (1 - t)**2) for
+    `sigmoid`, which jumps to 0.7 % at the first epoch (Laine and Aila 2017, arXiv 1610.02242,
+    appendix A; t = epoch / 80 in ONE, Lan et al. 2018, arXiv 1806.04606).
+    """
+
+    ramp: tuple[_Epoch, _Epoch, _Weight, _Weight]
+    kind: Literal["linear", "sigmoid"] = "linear"
+
+    def at(self, epoch: int) -> float:
+        """The value in one epoch (from 0)."""
+        first, last, before, after = self.ramp
+        if epoch >= last:
+            return after
+        t = max(0, epoch - first) / (last - first)
+        share = t if self.kind == "linear" else math.exp(-5 * (1 - t) ** 2)
+        return before + (after - before) * share
+
+
+def _check_schedule(schedule: "float | tuple[tuple[int, float], ...] | Ramp"):
     """The schedule, unchanged. Raises `ValueError` unless its epochs start at 0 and rise."""
     if isinstance(schedule, tuple):
         epochs = [epoch for epoch, _ in schedule]
         if epochs[:1] != [0] or any(a >= b for a, b in pairwise(epochs)):
             raise ValueError(f"the epochs of a schedule start at 0 and rise; got {epochs}")
+    if isinstance(schedule, Ramp) and schedule.ramp[0] >= schedule.ramp[1]:
+        raise ValueError(
+            "a ramp is [first epoch, last epoch, value before, value after], and its epochs rise; "
+            f"got {list(schedule.ramp)}"
+        )
     return schedule
 
 
-# A constant, or pairs (first epoch, value): [[0, 0.9], [60, 0.5], [80, 0.1]].
-_Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
-_Weight = Annotated[float, Field(ge=-Limits.WEIGHT, le=Limits.WEIGHT)]
-Schedule = Annotated[_Weight | tuple[tuple[_Epoch, _Weight], ...], AfterValidator(_check_schedule)]
+def _kind_of_schedule(value: Any) -> str:
+    """Tag of a schedule's form, so that a mistake is told of the form that was meant."""
+    if isinstance(value, dict | Ramp):
+        return "Ramp"
+    return "<steps>" if isinstance(value, list | tuple) else "<number>"
 
 
-def value_at(schedule: float | tuple[tuple[int, float], ...], epoch: int) -> float:
+# A constant, pairs (first epoch, value) as in [[0, 0.9], [60, 0.5], [80, 0.1]], or a ramp.
+Schedule = Annotated[
+    Annotated[_Weight, Tag("<number>")]
+    | Annotated[tuple[tuple[_Epoch, _Weight], ...], Tag("<steps>")]
+    | Annotated[Ramp, Tag("Ramp")],
+    Discriminator(_kind_of_schedule),
+    AfterValidator(_check_schedule),
+]
+
+
+def value_at(schedule: float | tuple[tuple[int, float], ...] | Ramp, epoch: int) -> float:
     """The value of a schedule in one epoch (from 0)."""
+    if isinstance(schedule, Ramp):
+        return schedule.at(epoch)
     if isinstance(schedule, tuple):
         return [value for start, value in schedule if start <= epoch][-1]
     return schedule

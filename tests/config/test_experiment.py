@@ -23,6 +23,7 @@ from raykd.core.errors import ConfigError, DataError
 from raykd.core.record import fingerprint
 from raykd.data.recipe import Data
 from raykd.methods import METHODS
+from raykd.methods.base import Ramp
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
@@ -110,6 +111,17 @@ def test_schedules_routes_and_sizes_are_written_as_lists():
     )
     assert run.method.weight == ((0, 0.9), (60, 0.5))
     assert (run.route.anchors, run.route.starts) == ((10, 30), (0, 80))
+
+
+def test_a_ramp_is_written_with_its_epochs_and_values():
+    text = TAUGHT + "  method: {name: kd, weight: {ramp: [0, 20, 0, 0.9]}}\n"
+    assert student(text).method.weight == Ramp(ramp=(0, 20, 0.0, 0.9))
+    jsonschema.validate(yaml.safe_load(text), schema_of())
+    run = student(text, "run.method.weight.kind=sigmoid", "run.label_weight={ramp: [5, 9, 1, 0]}")
+    assert run.method.weight.kind == "sigmoid"
+    assert run.label_weight_at(7) == 0.5
+    grid = "grid: {run.method.weight: [0.9, {ramp: [0, 20, 0, 0.9]}]}\n"
+    assert len({fingerprint(run) for run in students(TAUGHT + "  method: kd\n" + grid)}) == 2
 
 
 def test_a_part_may_be_left_empty():
@@ -356,6 +368,19 @@ MISTAKES = {
     "a schedule that starts late": (
         TAUGHT + "  method: {name: kd, weight: [[5, 0.9]]}\n",
         "experiment.run.method.weight: the epochs of a schedule start at 0 and rise; got [5]",
+    ),
+    "a weight that is a word": (
+        TAUGHT + "  method: {name: kd, weight: high}\n",
+        "experiment.run.method.weight: input should be a valid number, got 'high'",
+    ),
+    "a ramp of three numbers": (
+        TAUGHT + "  method: {name: kd, weight: {ramp: [0, 20, 1.0]}}\n",
+        "experiment.run.method.weight.ramp.3: this key must be given",
+    ),
+    "a ramp that falls back": (
+        TAUGHT + "  label_weight: {ramp: [20, 0, 0, 1]}\n",
+        "experiment.run.label_weight: a ramp is [first epoch, last epoch, value before, value "
+        "after], and its epochs rise; got [20, 0, 0.0, 1.0]",
     ),
     "a late milestone": (
         PLAIN + "  optim: {epochs: 10, milestones: [5, 20]}\n",

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raykd.methods.base import soft_cross_entropy, value_at
+from raykd.core.record import canonical, fingerprint
+from raykd.methods.base import Ramp, soft_cross_entropy, value_at
 from raykd.methods.kd import KD
 from raykd.methods.mlkd import divergences
 from tests.small import golden_logits
@@ -61,6 +62,36 @@ def test_a_schedule_holds_its_value_until_the_next_epoch():
         0.9, 0.9, 0.5, 0.5, 0.1, 0.1,
     ]  # fmt: skip
     assert value_at(0.3, 7) == 0.3
+
+
+def test_a_linear_ramp_goes_from_one_value_to_the_other():
+    ramp = Ramp(ramp=(20, 120, 0.5, 1.0))
+    values = [value_at(ramp, epoch) for epoch in (0, 20, 45, 70, 119, 120, 500)]
+    assert values == pytest.approx([0.5, 0.5, 0.625, 0.75, 0.995, 1.0, 1.0], abs=1e-12)
+    assert value_at(KD(weight=Ramp(ramp=(0, 4, 1.0, 0.0))).weight, 1) == 0.75
+
+
+def test_a_sigmoid_ramp_is_the_published_one():
+    ramp = Ramp(ramp=(0, 80, 0.0, 1.0), kind="sigmoid")
+    for epoch in (0, 1, 40, 79, 80, 99):
+        expected = math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)
+        assert value_at(ramp, epoch) == pytest.approx(expected, rel=1e-12)
+    assert value_at(ramp, 0) == pytest.approx(0.0067379470)
+
+
+@pytest.mark.parametrize("epochs", [(5, 5), (9, 3)])
+def test_the_epochs_of_a_ramp_must_rise(epochs):
+    with pytest.raises(ValidationError, match="its epochs rise"):
+        KD(weight=Ramp(ramp=(*epochs, 0.0, 1.0)))
+
+
+def test_each_form_of_a_schedule_has_its_own_fingerprint_and_survives_json():
+    forms = [0.5, ((0, 0.5),), Ramp(ramp=(0, 9, 0.0, 1.0))]
+    forms.append(forms[-1].model_copy(update={"kind": "sigmoid"}))
+    methods = [KD(weight=form) for form in forms]
+    assert len({fingerprint(method) for method in methods}) == 4
+    assert [KD.read(method.plain()) for method in methods] == methods
+    assert canonical(methods[2]) == '{"name":"kd","weight":{"ramp":[0,9,0.0,1.0]}}'
 
 
 @pytest.mark.parametrize("epochs", [(1, 2), (0, 5, 5), (0, 9, 3)])
