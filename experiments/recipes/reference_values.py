@@ -27,7 +27,12 @@ _DIST = "hunto/image_classification_sota lib/models/losses; arXiv 2205.10536, se
 CONTRAST = {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}
 CIFAR100: dict[str, Fields] = {
     "label_only": {"label_weight": 1.0, "source": "HobbitLong/RepDistiller train_teacher.py"},
+    "teacher_free": {
+        "confidence": 0.99, "temperature": 20.0, "weight": 0.1,
+        "label_weight": 0.9, "source": "yuanli2333/Teacher-free-KD, its ResNet18",
+    },
     "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1, "source": _CRD},
+    "hard_kd": {"weight": 0.5, "label_weight": 0.5, "source": "arXiv 2012.12877, equation 3"},
     "fitnet": {"weight": 100.0, "stage": "stage2", "label_weight": 1.0, "source": _CRD},
     "at": {"weight": 1000.0, "label_weight": 1.0, "source": _CRD},
     "sp": {"weight": 3000.0, "on": "features", "label_weight": 1.0, "source": _CRD},

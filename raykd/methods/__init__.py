@@ -21,6 +21,7 @@ from raykd.methods.dkd import DKD
 from raykd.methods.fitnet import FitNet
 from raykd.methods.fsp import FSP, FSPInit
 from raykd.methods.ft import FT, FTParaphraser
+from raykd.methods.hard_kd import HardKD
 from raykd.methods.irg import IRG
 from raykd.methods.jacobian import JacobianMatching
 from raykd.methods.kd import KD
@@ -40,6 +41,7 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.methods.sp import SP
 from raykd.methods.stkd import STKD
+from raykd.methods.teacher_free import TeacherFree
 from raykd.methods.vid import VID
 
 __all__ = ["METHODS", "PRELUDES", "AnyMethod", "AnyPrelude", "Method"]
@@ -59,6 +61,8 @@ METHODS.add("cosine_kd", CosineKD, ["cswt"])
 METHODS.add("sample_contrastive_kd", SampleContrastiveKD, ["ckd"])
 METHODS.add("mimic_logits", MimicLogits)
 METHODS.add("stkd", STKD)
+METHODS.add("hard_kd", HardKD)
+METHODS.add("teacher_free", TeacherFree, ["tf_kd"])
 # embeddings
 METHODS.add("relational_kd", RelationalKD, ["rkd"])
 METHODS.add("pkt", PKT)

@@ -166,6 +166,8 @@ class Method(Record):
     combine_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # as a part of `combine`
     sakd_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # as the base of `sakd`
     joint: ClassVar[bool] = False  # True where the loss of a spot reads other spots, too
+    # True where the losses read no teacher: `needs()` is empty, and `losses` is called with None.
+    teacherless: ClassVar[bool] = False
 
     name: str
 
@@ -175,8 +177,12 @@ class Method(Record):
         return self.name
 
     def needs(self) -> Signal:
-        """Signals of both networks that `scores` and `losses` read."""
+        """Signals of the teacher that `scores` and `losses` read."""
         return Signal.LOGITS
+
+    def student_needs(self) -> Signal:
+        """Signals of the student that they read; by default those of the teacher."""
+        return self.needs()
 
     def accepts(self, coverage: Coverage) -> bool:
         """True where the losses are right with this part of the teacher's logits.
@@ -232,8 +238,9 @@ class Method(Record):
     ) -> nn.ModuleDict:
         """Modules trained with the student, and buffers kept between steps; none by default.
 
-        `targets` (int64 [N]) are the labels of the training rows, which `Batch.ids` index. Raises
-        `ConfigError` where the two networks do not suit the method.
+        `targets` (int64 [N]) are the labels of the training rows, which `Batch.ids` index. A
+        teacherless method is given the student's shapes twice. Raises `ConfigError` where the two
+        networks do not suit the method.
         """
         self.check(student, teacher)
         return nn.ModuleDict()
@@ -294,7 +301,8 @@ class Method(Record):
     ) -> Mapping[str, Tensor]:
         """Weighted scalar losses, keyed by the spot that each compares.
 
-        The teacher's outputs carry no autograd graph, unless the method trains the teacher.
+        The teacher's outputs carry no autograd graph, unless the method trains the teacher; they
+        are None for a teacherless method.
         A loss is a mean over the rows of its spot and reads no other spot (unless `joint`), so that
         spot-adaptive distillation can pass a subset of rows; a method with several spots reads no
         rows of `batch`, either. With a `Shared` helper it must also work on no rows at all.

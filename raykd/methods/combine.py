@@ -47,6 +47,8 @@ class Combine(Wrapper):
         for part in self.combine:
             if part.trains != "student" or part.name == "label_only":
                 raise ValueError(f"combine: {part.name!r} cannot be part of a sum")
+        if any(part.teacherless for part in self.combine) and not self.needs():
+            raise ValueError("combine: none of the methods reads a teacher; name one that does")
         return self
 
     @property

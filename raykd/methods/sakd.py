@@ -107,7 +107,15 @@ class SAKD(Wrapper):
 
     def needs(self) -> Signal:
         """The base's signals and logits; with a policy, embeddings and the networks, too."""
-        needs = super().needs() | Signal.LOGITS
+        return self._with_routing(super().needs())
+
+    def student_needs(self) -> Signal:
+        """The same, beside the base's signals of the student."""
+        return self._with_routing(super().student_needs())
+
+    def _with_routing(self, needs: Signal) -> Signal:
+        """A base's signals, and those that KD and the policy read of the same network."""
+        needs |= Signal.LOGITS
         needs |= Signal.FEATURES if needs & _MAPS else Signal(0)
         if self._routes():
             needs |= Signal.EMBEDDING

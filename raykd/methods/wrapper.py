@@ -33,6 +33,13 @@ class Wrapper(Method):
             needs |= part.needs()
         return needs
 
+    def student_needs(self) -> Signal:
+        """Union of the parts' signals of the student."""
+        needs = Signal(0)
+        for part in self.parts().values():
+            needs |= part.student_needs()
+        return needs
+
     def accepts(self, coverage: Coverage) -> bool:
         """True where all parts accept the coverage."""
         return all(part.accepts(coverage) for part in self.parts().values())

@@ -174,12 +174,13 @@ class _Checks:
                     lambda: dry_run.check_training(run.model, data.classes, data.size, some),
                 )
             yield from mistakes
-        teacher = run.teacher
-        if shapes is None or mistakes or teacher is None or not run.method.needs():
+        teacher, theirs = run.teacher, shapes  # a teacherless method is held against the student
+        if shapes is None or mistakes or not (run.method.teacherless or run.method.needs()):
             return
         # The method, held against both networks.
-        seen = run.as_teacher_sees(run.data).resolved()
-        theirs, mistakes = self._shapes("teacher.model", teacher.model, seen)
+        if teacher is not None and not run.method.teacherless:
+            seen = run.as_teacher_sees(run.data).resolved()
+            theirs, mistakes = self._shapes("teacher.model", teacher.model, seen)
         if theirs is not None:
             shared = scale.shard == "fsdp" and most(workers) > 1
             call = functools.partial(dry_run.check_method, run, shapes, theirs, targets.unique())

@@ -308,14 +308,17 @@ def check_student(run: StudentRun) -> None:
             "one is two samples; leave run.data.augment.mix and methods that mix out"
         )
     before = run.method.prelude()
-    if Signal.PREACTIVATIONS in needs | (before.method.needs() if before else Signal(0)):
-        for model in (run.model, run.teacher.model if run.teacher else ""):
-            if "/" in model:
-                raise ValueError(
-                    f"method {name!r} reads what stages are before their last ReLU, which "
-                    f"{model} does not say; choose another method, or networks of "
-                    "`raykd show models` whose names have no slash"
-                )
+    methods = (run.method, before.method) if before else (run.method,)
+    for model, reads in (
+        (run.model, [method.student_needs() for method in methods]),
+        (run.teacher.model if run.teacher else "", [method.needs() for method in methods]),
+    ):
+        if any(Signal.PREACTIVATIONS in signals for signals in reads) and "/" in model:
+            raise ValueError(
+                f"method {name!r} reads what stages are before their last ReLU, which "
+                f"{model} does not say; choose another method, or networks of "
+                "`raykd show models` whose names have no slash"
+            )
     if isinstance(run.method, LabelOnly) and run.label_weight is not None:
         raise ValueError(
             "label_weight scales the only loss of method 'label_only'; leave it out, or give "

@@ -194,11 +194,12 @@ def _methods() -> list[Row]:
     for name, kind in METHODS.items():
         method = kind()  # pyright: ignore[reportCallIssue]
         before = method.prelude()
-        needs = method.needs()
+        needs, of_student = method.needs(), method.student_needs()
+        reads = str(needs) or "nothing"
         rows.append(
             {
                 "method": ", ".join((name, *METHODS.aliases(name))),
-                "reads": str(needs) or "nothing",
+                "reads": reads if of_student == needs else f"{reads}; {of_student} of the student",
                 "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
                 "codecs": "" if not needs or needs & ~CACHEABLE else _accepted(method),
                 "before": f"{before.epochs} epochs on {before.method.needs()}" if before else "",

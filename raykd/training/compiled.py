@@ -16,7 +16,7 @@ def refusal(method: Method) -> str | None:
     """The reason why the student's pass cannot be compiled with a method; None where it can."""
     if method.trains == "helpers":
         return "the student has no part in it"
-    if Signal.PIXELS in method.needs():
+    if Signal.PIXELS in method.student_needs():
         return "its gradients are differentiated again"  # torch 2.15 compiles the first ones only
     return None
 

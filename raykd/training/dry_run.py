@@ -62,12 +62,11 @@ def check_training(model: str, classes: int, size: Size, share: int) -> None:
 def check_method(
     run: StudentRun, student: Shapes, teacher: Shapes, targets: Tensor, *, shared: bool
 ) -> None:
-    """Raise `ConfigError` where a method does not suit the two networks.
+    """Raise `ConfigError` where a method does not suit the two networks, or the student alone.
 
     `targets` (int64 [N]) have a label of each class that is trained on; `shared`: several workers
     are to hold a share of the weights each.
     """
-    assert run.teacher is not None
 
     def make_helpers() -> None:
         helpers = run.method.helpers(student, teacher, targets)

@@ -41,7 +41,7 @@ def evaluate(
     with torch.no_grad():
         for batch in test.runs(rows, BATCH):
             with torch.autocast(batch.pixels.device.type, torch.bfloat16, autocast):
-                student = network.outputs(batch.pixels, method.needs())
+                student = network.outputs(batch.pixels, method.student_needs())
             answer = teacher(batch) if teacher is not None else None
             scores = precise(method.scores(student, answer, helpers))
             reference = answer.logits if answer is not None else None

@@ -23,6 +23,9 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
     """
     data = run.data.resolved()
     student = models.build(run.model, data.classes)
+    if run.method.teacherless:
+        shapes = measure(student, data.size)
+        return student, run.method.helpers(shapes, shapes, targets)
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
     # Only its sizes are wanted, so the teacher is made without memory or initialisation.

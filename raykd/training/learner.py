@@ -3,6 +3,8 @@
 Shapes: B batch, C classes.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,6 +78,8 @@ class Learner(nn.Module):
         if teacher is not None:
             compared = match_classes(student, teacher)
             losses |= self.method.losses(compared, teacher, batch, self.helpers)
+        elif self.method.teacherless:
+            losses |= self.method.losses(student, cast(Outputs, None), batch, self.helpers)
         return losses, student.logits
 
     def train(self, mode: bool = True) -> "Learner":
@@ -95,7 +99,7 @@ class Learner(nn.Module):
 
     def _outputs(self, batch: Batch) -> Outputs:
         """The student's outputs for one look."""
-        pixels, needs = batch.pixels, self.method.needs() | Signal.LIVE
+        pixels, needs = batch.pixels, self.method.student_needs() | Signal.LIVE
         if Signal.PIXELS in needs:
             pixels = pixels.detach().requires_grad_()
         with torch.autocast(pixels.device.type, torch.bfloat16, self.autocast):

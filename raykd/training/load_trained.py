@@ -36,7 +36,7 @@ class Finished:
 
     def scores(self, pixels: Tensor) -> Tensor:
         """Its answer [B, C] to normalised pixels [B, 3, H, W], as evaluation has it."""
-        outputs = self.network.outputs(pixels, self.method.needs())
+        outputs = self.network.outputs(pixels, self.method.student_needs())
         return self.method.scores(outputs, None, self.helpers)
 
 

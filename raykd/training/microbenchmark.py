@@ -35,7 +35,10 @@ def step_of(
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
     student, helpers, teacher = _network(run.model, run.data), nn.ModuleDict(), None
     data, seen = run.data.resolved(), run.as_teacher_sees(run.data).resolved()
-    if needs and run.teacher is not None:
+    if method.teacherless:
+        shapes = measure(student, data.size)
+        helpers = method.helpers(shapes, shapes, targets)
+    elif needs and run.teacher is not None:
         network = _network(run.teacher.model, run.data)
         shapes = measure(student, data.size), measure(network, seen.size)
         helpers = method.helpers(*shapes, targets)

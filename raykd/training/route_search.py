@@ -81,7 +81,7 @@ def distances(
     sums = dict.fromkeys(later, 0.0)
     with torch.no_grad():
         for batch in views.runs(torch.arange(len(views.images)), BATCH):
-            outputs = learner.student.outputs(batch.pixels, run.method.needs())
+            outputs = learner.student.outputs(batch.pixels, run.method.student_needs())
             for anchor, teacher in teachers.items():
                 ours, theirs = run.method.comparable(outputs, teacher(batch), learner.helpers)
                 sums[anchor] += _divergence(ours, theirs, search.temperature)

@@ -25,7 +25,15 @@ NAMES = [*METHODS, *PRELUDES]
 # Logits; a memory that workers share; pre-activations, helpers and calibration; a wrapper.
 QUICK = ("kd", "crd", "ofd", "sakd")
 # Cross entropies, contrasts, hinges with a margin, and losses that read labels too, are not 0.
-NEVER_ZERO = {"nkd", "sample_contrastive_kd", "mlkd", "ab_init", "combine"}
+NEVER_ZERO = {
+    "hard_kd",
+    "teacher_free",
+    "nkd",
+    "sample_contrastive_kd",
+    "mlkd",
+    "ab_init",
+    "combine",
+}
 
 
 def every_method():
@@ -62,7 +70,7 @@ def test_the_name_in_the_table_is_the_name_in_the_recipe():
 
 
 def test_an_alias_is_read_as_the_name_that_it_stands_for():
-    for alias in ("skd", "rkd", "ls", "cswt", "ckd", "spot_adaptive_kd"):
+    for alias in ("skd", "rkd", "ls", "cswt", "ckd", "tf_kd", "spot_adaptive_kd"):
         method = METHODS[alias]
         assert method(name=alias) == method()
         assert fingerprint(method.read({"name": alias})) == fingerprint(method())

@@ -55,7 +55,7 @@ class Shards:
             for value in module.parameters():
                 value.data = value.data.contiguous()  # torch 2.15 shards no other layout
         method = learner.method
-        if method.looks().student == ("given",) and not method.needs() & _INSIDE:
+        if method.looks().student == ("given",) and not method.student_needs() & _INSIDE:
             for stage in learner.student.stages.values():
                 if any(True for _ in stage.parameters()):
                     fully_shard(stage, mesh=self._mesh)
