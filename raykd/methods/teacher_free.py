@@ -6,6 +6,7 @@ Shapes: B batch, C classes.
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -59,8 +60,8 @@ class TeacherFree(Method):
         with full_precision(student.logits):
             logits = precise(student.logits)
             shares = batch.targets
-            if shares.dim() == 1:
-                shares = F.one_hot(shares, logits.shape[1])
+            if shares.dim() == 1:  # one_hot would read the labels on the host
+                shares = torch.zeros_like(logits).scatter_(1, shares[:, None], 1.0)
             rest = (1 - self.confidence) / max(1, logits.shape[1] - 1)
             u = rest + (self.confidence - rest) * shares.to(logits.dtype)
             target = F.log_softmax(u / self.temperature, dim=1)
