@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     help="Of a shard; each worker holds one in memory.",
 )
 @click.option(
+    "--labels",
+    type=click.Choice(["classes", "none"]),
+    default="classes",
+    show_default=True,
+    help="none: images alone, from any folders, tables or tars of images.",
+)
+@click.option(
     "--on-bad-image",
     type=click.Choice(["error", "skip"]),
     default="error",
@@ -50,6 +57,7 @@ def pack(
     workers: int,
     address: str | None,
     shard_mb: float,
+    labels: str,
     on_bad_image: str,
     decode: bool,
     as_json: bool,
@@ -71,7 +79,7 @@ def pack(
     root = None if source == "-" else source
     kind = name or source_of(source)
     teller.say(f"looking for the images of {source} ({kind})")
-    dataset = SOURCES[kind](root)
+    dataset = SOURCES[kind](root, labels=labels == "classes")
     packing = Packing(
         dataset,
         kind if root is None else Files.at(root).describe(""),
@@ -87,7 +95,7 @@ def pack(
         kinds = ", ".join(f"{ascii(suffix)[1:-1]} {count:,}" for suffix, count in unread)
         teller.say(f"files that are not read: {kinds}")
     teller.say(
-        f"{packing.images:,} images of {len(dataset.names)} classes, "
+        f"{packing.images:,} images {_classes_of(dataset.names)}, "
         f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
         + (f", of which {complete} are there" if complete else "")
     )
@@ -105,6 +113,10 @@ def pack(
         print_json(summary | {"seconds": time.monotonic() - started})
     else:
         _say_done(teller, packing, summary)
+
+
+def _classes_of(names: Sequence[str]) -> str:
+    return f"of {len(names)} classes" if names else "without labels"
 
 
 def _followed(
@@ -156,4 +168,5 @@ def _say_done(teller: "Teller", packing: "Packing", summary: dict[str, Any]) -> 
     if summary["skipped"]:
         teller.say(f"{summary['skipped']:,} files that are no images were left out")
     click.echo(f"data: {{path: {json.dumps(packing.files.root)}}}")
-    click.echo("run: {data: {name: table, stream: {}}}")
+    labels = "" if packing.dataset.names else "labels: none, "
+    click.echo(f"run: {{data: {{name: table, {labels}stream: {{}}}}}}")

@@ -85,15 +85,19 @@ def read(
 def _find_facts(store: Store, data: Data, root: str | None) -> Facts | None:
     """Facts that the store has about a recipe's images; None without them.
 
-    None, too, where the images of a stream are below another root now.
+    None, too, where the images of a stream are below another root now, and where they have labels
+    that the recipe has not, or the other way round.
     """
     folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
         return None
     if data.stream is None:
-        return read_record(in_memory.Facts, folder / MARKER)
-    facts = read_record(image_index.Facts, folder / MARKER)
-    return facts if root is None or facts.location == root else None
+        facts = read_record(in_memory.Facts, folder / MARKER)
+    else:
+        facts = read_record(image_index.Facts, folder / MARKER)
+        if root not in (None, facts.location):
+            return None
+    return facts if bool(facts.names) == (data.labels == "classes") else None
 
 
 def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
@@ -101,10 +105,11 @@ def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_ba
 
     Raises `DataError` if the recipe expects other images.
     """
+    labels = data.labels == "classes"
     if data.stream is None:
-        dataset = SOURCES[data.name](root)
+        dataset = SOURCES[data.name](root, labels=labels)
     else:
-        dataset = into_store(store, data.name, root, say, skip_bad=skip_bad)
+        dataset = into_store(store, data.name, root, say, labels=labels, skip_bad=skip_bad)
     taken, reading = image_index.find_summary(store, data.name, dataset, skip_bad=skip_bad), None
     if taken is None:
         more = decode_faults if data.stream is None else None

@@ -33,6 +33,7 @@ from raykd.data.sources.splits import (
     Images,
     check_filled,
     empty_classes,
+    is_numbered,
     unusable_error,
 )
 from raykd.storage import arrow
@@ -59,7 +60,8 @@ class Facts(Record):
 
     digest: str
     root: str  # folder or URL of the files, as `_written` has it
-    names: tuple[str, ...]  # class names
+    names: tuple[str, ...]  # class names; none without labels
+    stamp: str = ""  # hash of that of the files; empty in indexes of earlier versions
     splits: dict[str, dict[str, str]]  # checksums of each split's index files by their names
 
     @property
@@ -143,10 +145,18 @@ def save_summary(
 
 
 def is_index_of(store: Store, folder: Path, dataset: Dataset) -> bool:
-    """True for an index of the dataset's files, not of other files with the same images."""
-    return store.whole(folder, MARKER) and read_record(Facts, folder / MARKER).location == root_of(
-        dataset
-    )
+    """True for an index of the dataset's files, not of other files with the same images.
+
+    Those may lie below the same root, once files or folders have other names.
+    """
+    if not store.whole(folder, MARKER):
+        return False
+    facts = read_record(Facts, folder / MARKER)
+    return (facts.location, facts.stamp) == (root_of(dataset), _hash(dataset.stamp))
+
+
+def _hash(stamp: str) -> str:
+    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]
 
 
 def ranges_of(dataset: Dataset) -> dict[str, Ranges]:
@@ -218,7 +228,11 @@ def write(store: Store, dataset: Dataset, reading: Reading) -> str:
         usable = ranges.take(torch.from_numpy(rows))
         checksums[split] = write_index(folder, split, usable, torch.from_numpy(labels[rows]))
     facts = Facts(
-        digest=digest, root=_encode_root(root_of(dataset)), names=dataset.names, splits=checksums
+        digest=digest,
+        root=_encode_root(root_of(dataset)),
+        names=dataset.names,
+        stamp=_hash(dataset.stamp),
+        splits=checksums,
     )
     write_json(folder / MARKER, facts.plain())
     return digest
@@ -271,7 +285,7 @@ def check_folder(folder: Path, digest: str, splits: Mapping[str, object]) -> Non
 
 def check_labels(folder: Path, labels: torch.Tensor, names: Sequence[str]) -> None:
     """Raise `CacheCorrupt` where labels int64 [N] are of other classes than the names."""
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+    if not is_numbered(labels.numpy(), names):
         raise CacheCorrupt(
             f"{folder / MARKER}: names {len(names)} classes, but the labels beside it are of "
             f"others; remove {folder} and run again"

@@ -307,14 +307,20 @@ def _as_json(value: object) -> bytes:
 
 
 def into_store(
-    store: Store, name: str, root: str | None, say: Say, *, skip_bad: bool = False
+    store: Store,
+    name: str,
+    root: str | None,
+    say: Say,
+    *,
+    labels: bool = True,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Byte ranges of a dataset's images; one without files is packed into the store first.
 
     `root` is a path, a URL, or None for a dataset with a downloader. An unfinished pack is
     resumed. Raises `DataError` for what cannot be an image, which `skip_bad` leaves out.
     """
-    dataset = SOURCES[name](root)
+    dataset = SOURCES[name](root, labels=labels)
     if ranges_of(dataset):
         return dataset
     text = json.dumps([name, root, dataset.stamp, skip_bad])

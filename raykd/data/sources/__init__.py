@@ -23,8 +23,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for ph
 class Source:
     """A dataset by name: a line about it, its reader, and the mean and std of its pixels.
 
-    `reader` is a function of a module of this package, written `module:function`. It takes a path,
-    or where `in_files` the path or URL as a text, and returns a `splits.Dataset`.
+    `reader` is a function of a module of this package, written `module:function`, which returns a
+    `splits.Dataset`. It takes a path; where `in_files`, it takes the path or URL as a text, and
+    `labels`: where False, it needs none and returns a dataset without class names.
     """
 
     title: str
@@ -32,8 +33,22 @@ class Source:
     normalisation: tuple[Triple, Triple] = IMAGENET
     in_files: bool = False  # a path or URL must be given
 
-    def __call__(self, root: str | Path | None) -> "Dataset":
-        """Labels and encoded images at a path or URL. Raises `DataError` naming file or row."""
+    def __call__(self, root: str | Path | None, *, labels: bool = True) -> "Dataset":
+        """Encoded images at a path or URL, with or without labels.
+
+        Raises `DataError` naming file or row.
+        """
+        from raykd.data.sources.splits import UNLABELLED, without_labels  # loads Arrow
+
+        dataset = self._read(root, labels)
+        if not labels:
+            return without_labels(dataset)
+        if not dataset.names:
+            raise DataError(f"{root}: these images were packed without labels; {UNLABELLED}")
+        return dataset
+
+    def _read(self, root: str | Path | None, labels: bool) -> "Dataset":
+        """The dataset as its reader returns it."""
         from raykd.storage.filesystem import is_url  # loads Arrow
 
         name = next(name for name, source in SOURCES.items() if source is self)
@@ -43,8 +58,10 @@ class Source:
             raise DataError(f"a dataset of kind {name!r} lies in files; say where: data.path=PATH")
         module, _, function = self.reader.partition(":")
         read = getattr(import_module(f"raykd.data.sources.{module}"), function)
-        if self.in_files or root is None:
-            return read(None if root is None else str(root))
+        if self.in_files:
+            return read(str(root), labels)
+        if root is None:
+            return read(None)
         if is_url(str(root)):
             raise DataError(
                 f"{root}: {name!r} is read from files of this machine; at a URL there can be "
@@ -102,7 +119,8 @@ for _name, _source in {
         _CINIC10,
     ),
     "folder": Source(
-        "Image files in one folder per class, at the top or in `train` and `test` (or `val`).",
+        "Image files in one folder per class, at the top or in `train` and `test` (or `val`); in "
+        "any folders without labels.",
         "folders:read_folder",
         in_files=True,
     ),

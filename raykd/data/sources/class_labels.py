@@ -56,9 +56,12 @@ def number_labels(
     """The class names of a dataset and, for each split, the class of every label, int64 [N].
 
     `names` are those that the dataset declares; otherwise training labels tell them: texts in
-    their order, or numbers up to the largest. Raises `DataError`, naming the row, for a label
-    that is no class, and where some labels are integers and others are not.
+    their order, or numbers up to the largest. Where no label was read, each being None, there are
+    no names, and all numbers are 0. Raises `DataError`, naming the row, for a label that is no
+    class, and where some labels are integers and others are not.
     """
+    if all(label is None for labels, _ in splits.values() for label in labels):
+        return (), {split: np.zeros(len(labels), np.int64) for split, (labels, _) in splits.items()}
     first = _first_rows(splits)
     if int in first:
         numbers = {text: _number(text, names, first) for text in first if isinstance(text, str)}

@@ -20,7 +20,7 @@ from raykd.data.sources.byte_ranges import Names, Ranges
 from raykd.data.sources.class_labels import sort_names
 from raykd.data.sources.files import Entry, Files
 from raykd.data.sources.formats import SUFFIXES, is_image, suffix
-from raykd.data.sources.splits import SPLITS, About, Dataset, Samples
+from raykd.data.sources.splits import SPLITS, UNLABELLED, About, Dataset, Samples
 
 _LOOSE = "images in no class folder"
 _NO_FILE = "links to nothing, pipes and devices"
@@ -101,26 +101,41 @@ class Tree:
                 labels += [label] * len(classes.get(name, []))
         return one_image_per_file(self.files, entries, labels)
 
+    def unlabelled(self, start: str) -> Samples:
+        """All images below a start, whatever folders they are in.
 
-def read_folder(root: str) -> Dataset:
+        They are in the order of their files' names, then of their sizes; the folders decide only
+        between files that are alike in both. So another name of a class folder changes nothing.
+        """
+        entries = [entry for entry in self.images if entry.name.startswith(start)]
+        entries.sort(key=lambda entry: (entry.name.rpartition("/")[2], entry.size, entry.name))
+        return one_image_per_file(self.files, entries, [0] * len(entries))
+
+
+def read_folder(root: str, labels: bool = True) -> Dataset:
     """Image files in one folder per class, at the top or in `train` and `test` (or `val`).
 
-    Or a pack, which was made of such a folder.
+    Where `labels` is False, any tree of images, with or without such folders of splits. Or a pack,
+    which was made of such a folder.
     """
     files = Files.at(root)
     if pack_format.is_pack(files):
         return pack_format.read_pack(root)
     tree = Tree.of(files)
-    starts = _split_folders(tree)
+    starts = _split_folders(tree, labels)
+    if not labels:
+        splits = {split: tree.unlabelled(start) for split, start in starts.items()}
+        about = About(test=starts.get("test", ""), unread=_unread(tree, starts, labels))
+        return Dataset(splits, (), tree.stamp, about=about)
     classes = {split: tree.by_class(start) for split, start in starts.items()}
     _check(tree, starts, classes)
     folders = sort_names(classes["train"])
     splits = {split: tree.samples([start], folders) for split, start in starts.items()}
-    about = About(test=starts.get("test", ""), unread=_unread(tree, starts))
+    about = About(test=starts.get("test", ""), unread=_unread(tree, starts, labels))
     return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
 
 
-def _split_folders(tree: Tree) -> dict[str, str]:
+def _split_folders(tree: Tree, labels: bool) -> dict[str, str]:
     """The folder of the split "train", and of "test" where there is one, in a tree of images.
 
     Names of splits match in upper and lower case; test images come from a folder `test`, or else
@@ -128,17 +143,22 @@ def _split_folders(tree: Tree) -> dict[str, str]:
     """
     path = tree.files.describe("")
     if not tree.images:
-        raise DataError(f"{path}: expected {_LAYOUT}, found no image ({', '.join(SUFFIXES)})")
+        layout = _LAYOUT if labels else "a folder of images"
+        raise DataError(f"{path}: expected {layout}, found no image ({', '.join(SUFFIXES)})")
+    words = [*SPLITS["test"], *SPLITS["val"]]
+    others = [name for name in tree.inside("") if name.lower() in words]
     # A folder is that of a split where it holds folders; a class may be called `train`, too.
+    # Without labels, it is one also where a folder of test images is beside it.
     tops = [name for name in tree.inside("") if tree.inside(f"{name}/")]
-    training = [name for name in tops if name.lower() in SPLITS["train"]]
+    flat_too = others and not labels
+    training = [
+        name for name in (tree.inside("") if flat_too else tops) if name.lower() in SPLITS["train"]
+    ]
     if len(training) > 1:
         raise DataError(
             f"{path}: {_shorten(training)} are both folders of training images; keep one of them"
         )
     starts = {"train": f"{training[0]}/" if training else ""}
-    words = [*SPLITS["test"], *SPLITS["val"]]
-    others = [name for name in tree.inside("") if name.lower() in words]
     if training and others:
         # One without folders has no labels, as the test images of competitions.
         chosen = min(others, key=lambda name: (name not in tops, words.index(name.lower()), name))
@@ -153,14 +173,17 @@ def _check(
     for split, start in starts.items():
         if not classes[split]:
             path = tree.files.describe(start.rstrip("/"))
-            raise DataError(f"{path}: expected one folder of images per class, found no folder")
+            hint = f"; {UNLABELLED}" if split == "train" else ""
+            raise DataError(
+                f"{path}: expected one folder of images per class, found no folder{hint}"
+            )
     start, names = starts["train"], list(classes["train"])
     path = tree.files.describe(start.rstrip("/"))
     words = {word for split in SPLITS.values() for word in split}
     if words.issuperset(name.lower() for name in names):
         raise DataError(
             f"{path}: the only folders of images are {_shorten(names)}, which are words for "
-            f"splits; expected {_LAYOUT}"
+            f"splits; expected {_LAYOUT}; {UNLABELLED}"
         )
     like = {name: split for name in names if (split := _split_in(name))}
     flat = [
@@ -181,7 +204,7 @@ def _check(
             holds += f", so give data.path={tree.files.describe(names[0])}"
         raise DataError(
             f"{path}: all images are of one class, {printable(names[0])}, which leaves nothing to "
-            f"tell apart; expected {_LAYOUT}{holds}"
+            f"tell apart; expected {_LAYOUT}{holds}; {UNLABELLED}"
         )
     strange = [name for name in classes.get("test", ()) if name not in classes["train"]]
     if strange:
@@ -198,7 +221,7 @@ def _split_in(name: str) -> str:
     return ""
 
 
-def _unread(tree: Tree, starts: Mapping[str, str]) -> dict[str, int]:
+def _unread(tree: Tree, starts: Mapping[str, str], labels: bool) -> dict[str, int]:
     """The files that are no image of a split, by suffix, kind or folder."""
     unread = Counter(tree.unread)
     for entry in tree.images:
@@ -206,7 +229,7 @@ def _unread(tree: Tree, starts: Mapping[str, str]) -> dict[str, int]:
         if not matches:
             top, slash, _ = entry.name.partition("/")
             unread[f"in {top}/" if slash else _LOOSE] += 1
-        elif "/" not in entry.name[len(matches[0]) :]:
+        elif labels and "/" not in entry.name[len(matches[0]) :]:
             unread[_LOOSE] += 1
     return dict(unread)
 

@@ -3,7 +3,8 @@
 Tar shards without such an index take 100 times longer to open, and 1000 times from S3
 (experiments/README.md).
 
-    train-00012-<checksum>.arrow   a shard: columns `image` (large_binary) and `label` (int64)
+    train-00012-<checksum>.arrow   a shard: columns `image` (large_binary) and `label` (int64),
+                                   which images without labels do not have
     train-index.arrow              shard, offset and length of every image, and its label
     train-{text,stops}.arrow       the names of the shards, as `byte_ranges.Names` has them
     pack.json                      classes, splits and shards, written last
@@ -37,7 +38,7 @@ from raykd.data.sources.byte_ranges import (
     write_index,
 )
 from raykd.data.sources.files import Files
-from raykd.data.sources.splits import About, Dataset, Samples
+from raykd.data.sources.splits import About, Dataset, Samples, is_numbered
 from raykd.data.sources.table_batches import spans
 from raykd.storage import arrow
 
@@ -88,9 +89,12 @@ class Writer:
     """The bytes of a shard, in memory."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """`names` are those of the classes."""
+        """`names` are those of the classes; without any, no labels are written."""
         fields = [pa.field("image", pa.large_binary()), pa.field("label", pa.int64())]
-        self._schema = pa.schema(fields, {"classes": join_names(names)})
+        if names:
+            self._schema = pa.schema(fields, {"classes": join_names(names)})
+        else:
+            self._schema = pa.schema(fields[:1])
         # Arrow's stream in memory spends most of the time on growing (26.0).
         self._sink = io.BytesIO()
         self._file = pa.ipc.new_file(self._sink, self._schema)
@@ -115,6 +119,7 @@ class Writer:
 
     def _flush(self) -> None:
         columns = [pa.array(self._images, pa.large_binary()), pa.array(self._labels, pa.int64())]
+        columns = columns[: len(self._schema)]
         self._file.write_batch(pa.record_batch(columns, schema=self._schema))
         self._images, self._labels, self._bytes = [], [], 0
 
@@ -140,7 +145,10 @@ def read_shard(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard
         offset, length = ranges
         offsets.append(offset)
         lengths.append(length)
-        labels.append(batch.column("label").to_numpy())
+        written = "label" in batch.schema.names
+        labels.append(
+            batch.column("label").to_numpy() if written else np.zeros(len(length), dtype=np.int64)
+        )
     columns = (joined(parts).numpy() for parts in (offsets, lengths, labels))
     return Shard(split, number, checksum, data.size, *columns)
 
@@ -256,7 +264,7 @@ def read_splits(files: Files, facts: dict[str, Any], names: tuple[str, ...]) -> 
                 Path(folder, name).write_bytes(data)
             encoded = read_index(Path(folder), split, files.root, names)
         labels = encoded.targets.numpy()
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        if not is_numbered(labels, names):
             raise _damaged(files, MARKER, f"its labels are of other classes than the {len(names)}")
         splits[split] = Samples(encoded.ranges, labels)
     return splits

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
@@ -26,6 +26,7 @@ SPLITS = {  # words that name a split, in the order in which folders of them are
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation"),
 }
+UNLABELLED = "for images without labels, set run.data.labels: none"
 _BLOCK_BYTES = 1 << 24  # bytes of images that are read at a time
 _THREADS = 16  # that look at images
 
@@ -83,7 +84,7 @@ class About:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits ("train", and "test" where there is one) and class names.
+    """Splits ("train", and "test" where there is one) and class names; none without labels.
 
     Raises `DataError` for a split without images, a label out of range, and a class without a
     training image whose name is not declared.
@@ -97,9 +98,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for samples in self.splits.values():
-            wrong = np.flatnonzero((samples.labels < 0) | (samples.labels >= len(self.names)))
-            if len(wrong):
-                row = int(wrong[0])
+            if not is_numbered(samples.labels, self.names):
+                wrong = (samples.labels < 0) | (samples.labels >= len(self.names))
+                row = int(np.flatnonzero(wrong)[0])
                 raise DataError(
                     f"{samples.images.origin(row)}: label {samples.labels[row]} is out of range; "
                     f"the {len(self.names)} classes are numbered from 0"
@@ -110,6 +111,30 @@ class Dataset:
     def labels(self) -> dict[str, np.ndarray]:
         """The labels of each split, int64 [N]."""
         return {split: samples.labels for split, samples in self.splits.items()}
+
+
+def is_numbered(labels: np.ndarray, names: Sequence[str]) -> bool:
+    """True for labels (int64 [N]) of classes with these names; for zeros where there are none."""
+    return not len(labels) or 0 <= int(labels.min()) <= int(labels.max()) < max(1, len(names))
+
+
+def without_labels(dataset: Dataset) -> Dataset:
+    """The images of a dataset alone, in their order: all labels are 0, and no class has a name.
+
+    So its digest depends on the images and their order only.
+    """
+    splits = {
+        split: Samples(samples.images, np.zeros(len(samples.labels), dtype=np.int64))
+        for split, samples in dataset.splits.items()
+    }
+    return replace(
+        dataset,
+        splits=splits,
+        names=(),
+        stamp=f"no labels: {dataset.stamp}" if dataset.stamp else "",
+        digest="" if dataset.names else dataset.digest,
+        about=replace(dataset.about, declared=False),
+    )
 
 
 def row_ranges(lengths: np.ndarray, size: int = _BLOCK_BYTES) -> list[tuple[int, int]]:
@@ -214,7 +239,7 @@ def summary(
 
     `counts` has the images of each split, `empty` the classes without a training image.
     """
-    parts = [f"{len(names)} classes: {_shortened(names)}"]
+    parts = [f"{len(names)} classes: {_shortened(names)}" if names else "no labels"]
     train, test = counts["train"], counts.get("test")
     if test is None:
         test = round(holdout * train)

@@ -17,6 +17,7 @@ from raykd.core.errors import DataError, RaykdError
 from raykd.core.safe_names import is_below
 from raykd.data.sources.byte_ranges import FileRanges
 from raykd.data.sources.files import Entry, Files
+from raykd.data.sources.splits import UNLABELLED
 from raykd.storage.arrow import extension_in
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -138,8 +139,11 @@ class _Arrow:
 class TableFile:
     """One Parquet, Arrow or Feather file, whose labels are read at once."""
 
-    def __init__(self, files: Files, name: str) -> None:
-        """Raises `DataError`, naming the file, where it is no table of images and labels."""
+    def __init__(self, files: Files, name: str, labels: bool = True) -> None:
+        """Raises `DataError`, naming the file, where it is no table of images and labels.
+
+        Where `labels` is False, there may be no column of them, and none is read.
+        """
         self.files = files
         self.name = name
         self.origin = files.describe(name)
@@ -148,8 +152,8 @@ class TableFile:
         self.schema = self._file.schema
         self._image = self._column(IMAGE_COLUMNS, "encoded images")
         self._kind = self._image_kind()
-        self.label = self._column(LABEL_COLUMNS, "labels")
-        self.labels = self._labels()
+        self.label = self._column(LABEL_COLUMNS, "labels") if labels else ""
+        self.labels = self._labels() if labels else [None] * self._count()
         self._starts = np.cumsum([0, *self._file.rows])  # the first row of each part
         if self._starts[-1] != len(self.labels):
             raise DataError(
@@ -277,6 +281,18 @@ class TableFile:
             labels += self._guard(column.to_pylist)
         return labels
 
+    def _count(self) -> int:
+        """Number of rows."""
+        if not self._file.rows:  # an Arrow file tells only while a column is read
+            small = (
+                field.name
+                for field in self.schema
+                if pa.types.is_primitive(field.type) and self.schema.names.count(field.name) == 1
+            )
+            for _ in self._arrays(self._file.column(next(small, self._image))):
+                pass
+        return sum(self._file.rows)
+
     def _column(self, names: Sequence[str], what: str) -> str:
         """The first of `names` that is a column's. Raises `DataError` where none is, or two are."""
         present = self._guard(lambda: self.schema.names)
@@ -291,6 +307,7 @@ class TableFile:
         raise DataError(
             f"{self.origin}: expected a column of {what} called {' or '.join(names)}, "
             f"found {', '.join(present) or 'no column'}"
+            + (f"; {UNLABELLED}" if names is LABEL_COLUMNS else "")
         )
 
     def _image_kind(self) -> pa.DataType:

@@ -48,7 +48,7 @@ class Rows(Images):
         return f"{self.files[number].origin}, row {row - self._starts[number]}"
 
     def labels(self) -> list[Label]:
-        """The label of every row, as the file has it."""
+        """The label of every row, as the file has it; None where labels are not read."""
         return [label for file in self.files for label in file.labels]
 
 
@@ -77,7 +77,7 @@ def _files_at(location: str) -> tuple[Files, list[Entry], bool]:
     return files, [entry] if entry else [], True
 
 
-def read_tables(location: str | Path) -> Dataset:
+def read_tables(location: str | Path, labels: bool = True) -> Dataset:
     """The dataset in a table file, or in a folder whose files or folders name the split.
 
     A file is of the training split unless a word of its name, or of its folder's, says test or
@@ -86,9 +86,9 @@ def read_tables(location: str | Path) -> Dataset:
     those of the file that its field `path` names from the table's folder. Labels are integers from
     0, or strings, which become classes in sorted order. Class names come from the schema's
     metadata where it has them (`classes`, or the features that Hugging Face's datasets writes).
-    Labels are read at once, images when their turn comes. A pack is such a folder, whose index is
-    read instead. Raises `DataError`, and `CacheCorrupt` for a pack whose
-    shards are not as they were written.
+    Labels are read at once, images when their turn comes. Where `labels` is False, no column of
+    them is needed or read. A pack is such a folder, whose index is read instead. Raises
+    `DataError`, and `CacheCorrupt` for a pack whose shards are not as they were written.
     """
     files, everything, alone = _files_at(str(location))
     entries = [entry for entry in everything if is_table(entry.name)]
@@ -99,13 +99,13 @@ def read_tables(location: str | Path) -> Dataset:
     chosen = group_by_split(str(location), entries, "table files", alone=alone)
     with ThreadPoolExecutor(_OPENED) as pool:
         rows = {
-            split: Rows([*pool.map(lambda entry: TableFile(files, entry.name), split_entries)])
+            split: Rows([*pool.map(lambda e: TableFile(files, e.name, labels), split_entries)])
             for split, split_entries in chosen.items()
         }
     opened = [file for part in rows.values() for file in part.files]
-    labels = {split: (part.labels(), part.origin) for split, part in rows.items()}
-    declared = _declared(opened)
-    names, numbers = number_labels(labels, declared)
+    written = {split: (part.labels(), part.origin) for split, part in rows.items()}
+    declared = _declared(opened) if labels else ()
+    names, numbers = number_labels(written, declared)
     ranges = [_in_place(part) for part in rows.values()]
     in_place = [part for part in ranges if part is not None]
     images: Sequence[Images] = in_place if len(in_place) == len(rows) else [*rows.values()]

@@ -28,6 +28,7 @@ from raykd.data.sources.files import Entry, Files, is_visible
 from raykd.data.sources.formats import SUFFIXES
 from raykd.data.sources.splits import (
     NO_SUFFIX,
+    UNLABELLED,
     About,
     Dataset,
     Samples,
@@ -54,7 +55,7 @@ class TarSamples(NamedTuple):
 
     offsets: np.ndarray  # int64 [n]: where the image begins, in bytes
     lengths: np.ndarray  # int64 [n]: bytes of the image
-    labels: list[int | str]
+    labels: list[int | str | None]
     keys: list[str]
     lacking: dict[int, DataError]  # samples with a label and no image
     unread: dict[str, int]  # files that are of no sample, by their ending
@@ -74,12 +75,13 @@ class _Sample:
         return [*self.images, *self.labels, *self.others]
 
 
-def read_webdataset(root: str) -> Dataset:
+def read_webdataset(root: str, labels: bool = True) -> Dataset:
     """Tar shards of images and labels: a folder of them, one, or a pattern with braces.
 
     In a pattern {000..146} counts and {train,val} lists. Words of the names say train, test or
     validation; one file alone is all data. Labels that are texts are classes in sorted order; the
     names of those that are numbers may lie beside the shards, in classes.json or classes.txt.
+    Where `labels` is False, none is needed or read.
     """
     files, entries, alone = _tar_files(root)
     archives = [entry for entry in entries if is_tar(entry.name)]
@@ -89,20 +91,20 @@ def read_webdataset(root: str) -> Dataset:
                 raise _compressed(files.describe(entry.name))
         raise DataError(f"{root}: expected .tar files of images and labels, found none")
     chosen = group_by_split(root, archives, "tar files", alone=alone)
-    splits, labels, passed = {}, {}, Counter(count_unread(entries, chosen))
+    splits, written, passed = {}, {}, Counter(count_unread(entries, chosen))
     with ThreadPoolExecutor(_OPENED) as pool:
         for split, split_entries in chosen.items():
-            parts = [*pool.map(lambda entry: _tar(files, entry.name), split_entries)]
+            parts = [*pool.map(lambda entry: _tar(files, entry.name, labels), split_entries)]
             images = [
                 FileRanges(entry.name, part.offsets, part.lengths, part.lacking)
                 for entry, part in zip(split_entries, parts, strict=True)
             ]
             ranges = splits[split] = Ranges.joined(files, images)
-            labels[split] = ([label for part in parts for label in part.labels], ranges.origin)
+            written[split] = ([label for part in parts for label in part.labels], ranges.origin)
             for part in parts:
                 passed.update(part.unread)
-    declared = _names_beside(files)
-    names, classes = number_labels(labels, declared)
+    declared = _names_beside(files) if labels else ()
+    names, classes = number_labels(written, declared)
     splits = {split: Samples(ranges, classes[split]) for split, ranges in splits.items()}
     about = About(unread=passed, declared=bool(declared))
     return Dataset(splits, names, repr(archives), about=about)
@@ -126,11 +128,11 @@ def _tar_files(root: str) -> tuple[Files, list[Entry], bool]:
     return files, entries, "{" not in path
 
 
-def _tar(files: Files, name: str) -> TarSamples:
+def _tar(files: Files, name: str, labels: bool) -> TarSamples:
     """The samples of one tar file."""
     block = _REMOTE_BLOCK if files.remote is not None else BLOCK
     with files.open(name) as file:
-        return tar_samples(file, files.describe(name), block)
+        return tar_samples(file, files.describe(name), block, labels=labels)
 
 
 def _names_beside(files: Files) -> tuple[str, ...]:
@@ -163,13 +165,16 @@ def _compressed(origin: str, how: str = "") -> DataError:
     )
 
 
-def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
+def tar_samples(
+    file: IO[bytes], name: str, block: int = BLOCK, *, labels: bool = True
+) -> TarSamples:
     """The samples of a shard: a seekable file, such as an open one or pyarrow's `NativeFile`.
 
     Reads headers and labels, and of the images only what lies in the same `block` of bytes; where
     every read is a request over a network, a large one is faster. A label is the integer in `.cls`,
     "label" in `.json`, or the text in `.txt`. Files that are neither image nor label of a sample
-    are counted. `name` is for messages. The file stays open.
+    are counted. Where `labels` is False, members with labels are such files, and a label is None.
+    `name` is for messages. The file stays open.
 
     Raises `DataError`, naming shard and member, where the archive is compressed, cut short or
     damaged, and where a sample has no label or two images.
@@ -177,7 +182,7 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
     # tarfile asks for 512 bytes at a time, which must not be a request each.
     buffered = io.BufferedReader(file, block)  # pyright: ignore[reportArgumentType]
     try:
-        samples, unread = _samples(buffered, name)
+        samples, unread = _samples(buffered, name, labels)
     except RaykdError:
         raise
     # tarfile lets through what int() and the decoding of a header say of bytes that are no header.
@@ -185,7 +190,7 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
         raise DataError(f"{name}: cannot be read as a tar archive ({error})") from error
     finally:
         buffered.detach()
-    spans, labels, keys, lacking = [], [], [], {}
+    spans, written, keys, lacking = [], [], [], {}
     for key, sample in samples.items():
         origin = f"{name}, sample {key!r}"
         label = _label(sample, origin)
@@ -193,10 +198,10 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
         if label is None and span is None:
             unread.update(f".{ending}" for ending in sample.ends)
             continue
-        if label is None:
+        if label is None and labels:
             raise DataError(
                 f"{origin}: no label; expected a member .cls with a number, .json with a key "
-                '"label", or .txt with a class'
+                f'"label", or .txt with a class; {UNLABELLED}'
             )
         if span is None:
             lacking[len(keys)] = DataError(
@@ -204,10 +209,10 @@ def tar_samples(file: IO[bytes], name: str, block: int = BLOCK) -> TarSamples:
                 f"{', '.join(sample.ends)}; replace or remove it"
             )
         spans.append(span or (0, 0))
-        labels.append(label)
+        written.append(label)
         keys.append(key)
     offsets, lengths = np.array(spans, dtype=np.int64).reshape(-1, 2).T.copy()
-    return TarSamples(offsets, lengths, labels, keys, lacking, dict(unread))
+    return TarSamples(offsets, lengths, written, keys, lacking, dict(unread))
 
 
 def expanded(pattern: str) -> list[str]:
@@ -243,7 +248,9 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
-def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Counter[str]]:
+def _samples(
+    file: io.BufferedReader, name: str, labels: bool
+) -> tuple[dict[str, _Sample], Counter[str]]:
     """The samples of an archive by key, and how many files are of none, by their ending."""
     size = file.seek(0, io.SEEK_END)
     samples: dict[str, _Sample] = {}
@@ -262,7 +269,7 @@ def _samples(file: io.BufferedReader, name: str) -> tuple[dict[str, _Sample], Co
             raise DataError(f"{name}: {member.name!r} is there twice; keep one")
         if ending in IMAGES:
             sample.images[ending] = span
-        elif ending in _READERS:
+        elif ending in _READERS and labels:
             if member.size > MOST_LABEL:
                 raise DataError(
                     f"{name}: {member.name!r} has {member.size:,} bytes, expected a label of "

@@ -69,8 +69,10 @@ class Blend:
 
 
 def mixed_targets(sample: Tensor, partner: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Target distributions float32 [B, C] of labels int64 [B] and int64 [B]."""
+    """Target distributions float32 [B, C] of labels int64 [B] and int64 [B]; [B, 0] without."""
     targets = torch.zeros(len(sample), classes, device=sample.device)
+    if not classes:
+        return targets
     targets.scatter_add_(1, sample[:, None], weights[:, None])
     return targets.scatter_add_(1, partner[:, None], 1 - weights[:, None])
 
