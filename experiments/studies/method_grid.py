@@ -148,10 +148,10 @@ def table(columns: dict[str, Report]) -> str:
 
 def accuracy(group: Group) -> str:
     """Mean, standard deviation and number of seeds of a group's top-1."""
-    if group.top1 is None:
+    if group.score is None:
         return "-"
-    std = "" if group.top1.std is None else f" +- {group.top1.std:.2f}"
-    return f"{group.top1.mean:.2f}{std} (n = {group.top1.n})"
+    std = "" if group.score.std is None else f" +- {group.score.std:.2f}"
+    return f"{group.score.mean:.2f}{std} (n = {group.score.n})"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Where(Record):
     """Location of the images. `path` is a file or folder; None: the dataset's own downloader."""
 
     path: str | None = None
+    probe: str | None = None  # where the images of the task's probe are; None: as `path`
 
 
 class ExperimentFile(Record):

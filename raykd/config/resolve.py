@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raykd.config.experiment import Experiment
+from raykd.config.experiment import Experiment, Where
 from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError
 from raykd.data import dataset
@@ -15,6 +15,7 @@ from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
+from raykd.tasks import Features, Task
 
 # What can be done about a teacher of other classes.
 ALIKE = (
@@ -34,21 +35,22 @@ def resolve(
 
     `digests` are those that are known already; what is read is added to them.
     """
-    path = experiment.where.path
-    root = path if path is None or is_url(path) else str(Path(path).expanduser())
+    train_root = _root(experiment.where.path)
+    probe_root = _root(experiment.where.probe) or train_root
     skip_bad = experiment.scale.on_bad_image == "skip"
     digests = {} if digests is None else digests  # files are read once, however many recipes
     importer = WeightsImporter(store, say)
-    datasets: dict[Data, ResolvedData] = {}  # by what the file says of them
+    datasets: dict[tuple[Data, str | None], ResolvedData] = {}  # by what the file says of them
     mistakes = Mistakes(experiment.places)
 
-    def data(value: Data) -> ResolvedData:
-        if value not in datasets:
-            datasets[value] = read(value)
-        return datasets[value]
+    def data(value: Data, root: str | None = train_root) -> ResolvedData:
+        if (value, root) not in datasets:
+            datasets[value, root] = read(value, root)
+        return datasets[value, root]
 
-    def read(value: Data) -> ResolvedData:
-        source = (value.name, value.resize, value.stream is not None)
+    def read(value: Data, root: str | None) -> ResolvedData:
+        name = value.name if root == train_root else f"{value.name} of the probe"
+        source = (name, value.resize, value.stream is not None)
         if source not in digests and value.digest:
             digests[source] = value.digest
         if source not in digests:
@@ -72,7 +74,7 @@ def resolve(
         teacher = None if run.teacher is None else teacher_of(run.teacher)
         after = None if run.after is None else student(run.after)
         update = {"data": data(run.data), "teacher": teacher, "after": after}
-        run = run.model_copy(update=update)
+        run = run.model_copy(update=update | {"task": task(run.task)})
         if teacher is not None and teacher.data.classes != run.data.classes:
             raise ConfigError(
                 f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
@@ -83,6 +85,12 @@ def resolve(
         except ValueError as error:
             raise ConfigError(f"experiment.run: {error}") from error
         return run
+
+    def task(value: Task) -> Task:
+        if not isinstance(value, Features) or value.probe is None:
+            return value
+        probe = value.probe.model_copy(update={"data": data(value.probe.data, probe_root)})
+        return value.model_copy(update={"probe": probe})
 
     def asked(run: Asked) -> Asked:
         if isinstance(run, StudentRun):
@@ -98,6 +106,11 @@ def resolve(
     return replace(experiment, runs=tuple(runs))
 
 
+def _root(path: str | None) -> str | None:
+    """A location with `~` written out; a URL as it is."""
+    return path if path is None or is_url(path) else str(Path(path).expanduser())
+
+
 def portable(experiment: Experiment, store: Store) -> Experiment:
     """A resolved experiment as another process can read it: weights in the store, paths whole."""
 
@@ -109,15 +122,15 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
         path = key == "weights" and isinstance(value, str) and is_path(value)
         return copy_to_store(store, value) if path else value
 
-    space, path = experiment.space, experiment.where.path
+    space = experiment.space
     if space is not None:
         grid = {axis: within(list(v), axis.rpartition(".")[2]) for axis, v in space.grid.items()}
         space = replace(space, base=within(dict(space.base)), grid=grid)
-    where = experiment.where
-    if path is not None and not is_url(path):
-        whole = str(Path(path).expanduser().resolve())
-        where = where.model_copy(update={"path": whole})
-    return replace(experiment, space=space, where=where)
+    whole = {
+        name: path if path is None or is_url(path) else str(Path(path).expanduser().resolve())
+        for name, path in experiment.where.plain().items()
+    }
+    return replace(experiment, space=space, where=Where(**whole))
 
 
 def _normalised(teacher: TeacherRun, weights: str, read: ResolvedData) -> ResolvedData:

@@ -28,6 +28,9 @@ METRICS = {  # metric of an epoch -> the better direction
     "top5": "max",
     "validation_top1": "max",
     "validation_top5": "max",
+    "knn_top1": "max",
+    "linear_top1": "max",
+    "cka": "max",
     "agreement": "max",
     "images_per_second": "max",
     "loss": "min",
@@ -45,7 +48,8 @@ class Sweep(Record):
     # Number of draws: in all with optuna, for each combination of the grid with random.
     samples: int = Field(default=1, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, le=2**32 - 1)  # seed of the draws
-    metric: str | None = None  # None: validation_top1 where images are held out, else top1
+    # None: the task's headline, such as top1; of validation images where some are held out.
+    metric: str | None = None
     mode: Literal["max", "min"] = "max"
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
     grace_epochs: int = Field(default=1, ge=1, le=Limits.ROWS)  # asha, median: no earlier stop

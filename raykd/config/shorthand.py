@@ -17,6 +17,7 @@ from raykd.recipes import RCO, Asked, Search, StudentRun
 # What an assistant has in common with its student where it does not say otherwise.
 _SHARED = (
     "data",
+    "task",
     "method",
     "label_weight",
     "label_smoothing",
@@ -67,8 +68,9 @@ def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
     tree = dict(tree)
     if "method" in tree:
         tree["method"] = _method(tree["method"])
-    if isinstance(tree.get("codec"), str):
-        tree["codec"] = {"name": tree["codec"]}
+    for key in ("codec", "task"):
+        if isinstance(tree.get(key), str):
+            tree[key] = {"name": tree[key]}
     teacher, before = tree.get("teacher"), tree.get("after")
     if isinstance(teacher, dict):
         tree["teacher"] = _teacher(tree, teacher)

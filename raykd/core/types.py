@@ -64,15 +64,16 @@ class Network(nn.Module):
 class Outputs:
     """Outputs of one network for one batch; only the requested signals are there.
 
-    `logits` is float [B, C], `features` maps a stage to [B, K, H, W]. `embedding` [B, D],
-    `pixels` [B, 3, H, W], `network`, `classifier` (from embeddings to logits) and other looks raise
-    `LookupError` where they were not requested, or where a cache lacks them.
+    `features` maps a stage to [B, K, H, W]. `logits` [B, C], `embedding` [B, D], `pixels`
+    [B, 3, H, W], `network`, `classifier` (from embeddings to logits) and other looks raise
+    `LookupError` where they were not requested, or where the network or a cache lacks them.
 
     Where a cache keeps some classes only, `moments` [B, 2] are mean and population deviation of
     the row of all classes, on the scale of the logits. Where all other classes are one, the last
     of `logits` [B, k + 1], `kept` (int64 [B, k]) are the classes of those before it.
     """
 
+    logits: Tensor
     embedding: Tensor
     network: Network
     pixels: Tensor
@@ -80,7 +81,7 @@ class Outputs:
 
     def __init__(
         self,
-        logits: Tensor,
+        logits: Tensor | None = None,
         features: Mapping[str, Tensor] = NOTHING,
         embedding: Tensor | None = None,
         network: Network | None = None,
@@ -90,12 +91,12 @@ class Outputs:
         moments: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> None:
-        self.logits = logits
         self.features = features
         self.moments = moments
         self.kept = kept
         self._looks = looks
         requested = {
+            "logits": logits,
             "embedding": embedding,
             "network": network,
             "pixels": pixels,
@@ -111,6 +112,17 @@ class Outputs:
             raise AttributeError(name)
         signal = _REQUESTS[name].name
         raise LookupError(f"these outputs have no {name}; add Signal.{signal} to needs()")
+
+    @property
+    def has_logits(self) -> bool:
+        """True unless the network has no classifier, or the cache no logits."""
+        return "logits" in vars(self)
+
+    @property
+    def any_tensor(self) -> Tensor:
+        """One of the tensors, for its device and type."""
+        values = (vars(self).get(name) for name in ("logits", "embedding"))
+        return next(value for value in (*values, *self.features.values()) if value is not None)
 
     def look(self, look: Look) -> "Outputs":
         """Outputs of the network for another look at these samples."""
@@ -158,6 +170,7 @@ class Outputs:
 
 
 _REQUESTS = {
+    "logits": Signal.LOGITS,
     "embedding": Signal.EMBEDDING,
     "network": Signal.LIVE,
     "pixels": Signal.PIXELS,

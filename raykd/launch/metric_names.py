@@ -10,6 +10,7 @@ from typing import Any
 from raykd.core.counters import Meter
 from raykd.core.record import fingerprint
 from raykd.recipes import StudentRun, TeacherRun, Training
+from raykd.tasks.base import HEADINGS
 
 _RUN = ("experiment", "trial", "model", "method")
 _WORKER = ("experiment", "trial", "rank")
@@ -19,6 +20,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "raykd_loss": ("Mean loss of its last epoch, by part; 'all' is the sum", (*_RUN, "part")),
     "raykd_top1": ("Top-1 accuracy in percent, on test or validation images", (*_RUN, "images")),
     "raykd_agreement": ("Percent of test images on which it agrees with its teacher", _RUN),
+    "raykd_embedding_score": ("Percent by which embeddings are judged, by kind", (*_RUN, "kind")),
     "raykd_learning_rate": ("Learning rate at the start of its last epoch", _RUN),
     "raykd_images_per_second": ("Training images per second of a worker", _WORKER),
     "raykd_step_seconds": ("Seconds of a worker's step, without waits for data", _WORKER),
@@ -99,6 +101,11 @@ class TrainingLabels:
             key("raykd_top1", images="test"): metrics.get("top1"),
             key("raykd_top1", images="validation"): metrics.get("validation_top1"),
             key("raykd_agreement"): metrics.get("agreement"),
+            **{
+                key("raykd_embedding_score", kind=kind): metrics.get(kind)
+                for kind in HEADINGS
+                if kind != "top1"
+            },
             key("raykd_learning_rate"): metrics.get("lr"),
         }
         for name, value in metrics.items():

@@ -18,6 +18,7 @@ from raykd.methods.crd import CRD
 from raykd.methods.ctkd import CTKD
 from raykd.methods.dist import DIST
 from raykd.methods.dkd import DKD
+from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.fitnet import FitNet
 from raykd.methods.fsp import FSP, FSPInit
 from raykd.methods.ft import FT, FTParaphraser
@@ -69,6 +70,7 @@ METHODS.add("pkt", PKT)
 METHODS.add("cc", CC)
 METHODS.add("crd", CRD)
 METHODS.add("mimic_embedding", MimicEmbedding)
+METHODS.add("feature_distillation", FeatureDistillation)
 # feature maps, and the live teacher
 METHODS.add("fitnet", FitNet)
 METHODS.add("at", AT)

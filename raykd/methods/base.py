@@ -211,6 +211,10 @@ class Method(Record):
         """True where what follows the student's stages stays in evaluation mode in training."""
         return False
 
+    def reads_labels(self) -> bool:
+        """True where the losses read labels."""
+        return False
+
     def has_memory(self) -> bool:
         """True where helpers keep a memory bank with a row for each training sample.
 
@@ -363,7 +367,7 @@ class SpotMethod(Method):
     ) -> Mapping[str, Tensor]:
         """The weighted loss, at the method's one spot."""
         ((spot, teacher_spot),) = self.spots(student.features, teacher.features).items()
-        with full_precision(student.logits):
+        with full_precision(student.any_tensor):
             loss = self.spot_loss(
                 precise(_output_at(student, spot)),
                 precise(_output_at(teacher, teacher_spot)),

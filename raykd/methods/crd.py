@@ -165,6 +165,10 @@ class CRD(Method):
         """The embeddings."""
         return Signal.EMBEDDING
 
+    def reads_labels(self) -> bool:
+        """True: negatives are of other classes."""
+        return True
+
     def has_memory(self) -> bool:
         """True: the memory has a row per training sample and network."""
         return True

@@ -228,7 +228,7 @@ class StageMethod(Method):
         suffix = ".pre" if self.before_relu else ""
         compared = [*helpers] or shared_stages(student.features, teacher.features)
         losses: dict[str, Tensor] = {}
-        with full_precision(student.logits):
+        with full_precision(student.any_tensor):
             for number, stage in enumerate(compared, start=1):
                 loss = self.stage_loss(
                     precise(student.features[stage + suffix]),

@@ -71,7 +71,7 @@ class FSPInit(Method):
         """One loss per pair of successive spots, at the deeper one."""
         weight = value_at(self.weight, batch.epoch)
         spots = _spots(student.features, teacher.features)
-        with full_precision(student.logits):
+        with full_precision(student.any_tensor):
             maps_s = [precise(student.features[spot]) for spot in spots]
             maps_t = [precise(teacher.features[spot]) for spot in spots]
             pairs = zip(spots[1:], pairwise(maps_s), pairwise(maps_t), strict=True)

@@ -92,7 +92,7 @@ class FTParaphraser(Method):
     ) -> Mapping[str, Tensor]:
         """Mean squared error of the reconstruction, at the teacher's last stage."""
         stage = feature_maps.last_stage(teacher.features)
-        with full_precision(teacher.logits):
+        with full_precision(teacher.any_tensor):
             maps = precise(teacher.features[stage])
             return {stage: F.mse_loss(helpers["paraphraser"](maps), maps)}
 

@@ -50,7 +50,7 @@ class JacobianMatching(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """Mean squared difference of the Jacobians, at the spot "logits"."""
-        with full_precision(student.logits):
+        with full_precision(student.any_tensor):
             jacobian_s = sensitivity(student, batch.labels, differentiable=True)
             jacobian_t = sensitivity(teacher, batch.labels, differentiable=False).detach()
             loss = F.mse_loss(jacobian_s, jacobian_t)

@@ -127,7 +127,7 @@ class ReviewKD(Method):
         """One loss per spot; that of a stage also depends on the deeper spots."""
         weight = value_at(self.weight, batch.epoch) * warmup_factor(batch.epoch, self.warmup_epochs)
         losses: dict[str, Tensor] = {}
-        with full_precision(student.logits):
+        with full_precision(student.any_tensor):
             map_s = precise(student.embedding)[:, :, None, None]
             map_t = precise(teacher.embedding)[:, :, None, None]
             prediction, fused = helpers["embedding"](map_s, None)

@@ -117,7 +117,7 @@ class SimKD(SpotMethod):
 
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
         """Logits [B, C] of the teacher's classifier for the student's projected map."""
-        with full_precision(student.logits):
+        with full_precision(student.any_tensor):
             maps = student.features[feature_maps.last_stage(student.features)]
             projected = helpers["projector"](precise(maps))
             return helpers["classifier"](projected.mean((2, 3)))

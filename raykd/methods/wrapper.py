@@ -60,6 +60,10 @@ class Wrapper(Method):
         """Prelude of the part that has one."""
         return next(filter(None, (part.prelude() for part in self.parts().values())), None)
 
+    def reads_labels(self) -> bool:
+        """True where any part does."""
+        return any(part.reads_labels() for part in self.parts().values())
+
     def has_memory(self) -> bool:
         """True where any part has one."""
         return any(part.has_memory() for part in self.parts().values())

@@ -17,7 +17,7 @@ from raykd.core.registry import Registry
 from raykd.models.imagenet_resnet import LAYERS, cifar_resnet
 from raykd.models.mobilenet import mobilenet_v2
 from raykd.models.shufflenet import shufflenet_v1, shufflenet_v2
-from raykd.models.staged import Staged, measure, parameter_count
+from raykd.models.staged import Staged, measure, parameter_count, without_classifier
 from raykd.models.thin_resnet import WIDE, WIDTHS, resnet
 from raykd.models.vgg import CONVOLUTIONS, vgg
 from raykd.models.wide_resnet import wide_resnet
@@ -56,7 +56,7 @@ def check_name(name: str) -> str:
 
 
 def build(name: str, classes: int, weights: str | None = None) -> Staged:
-    """A network with `classes` outputs.
+    """A network with `classes` outputs; with 0, a backbone without a classifier.
 
     Its parameters start from torch's global generator, or from the library's published
     `weights` (such as "IMAGENET1K_V2", or "DEFAULT"; timm: "DEFAULT" or a tag), whose
@@ -68,7 +68,8 @@ def build(name: str, classes: int, weights: str | None = None) -> Staged:
             raise ConfigError(
                 f"{name} has no published weights {weights!r}; give a .safetensors or .pt file"
             )
-        return NETWORKS[name](classes)
+        network = NETWORKS[name](classes or 1)
+        return network if classes else without_classifier(network)
     from raykd.models import libraries
 
     return libraries.build(library, inner, classes, weights)

@@ -10,7 +10,7 @@ from torch import nn
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 from raykd.models.library_stages import SPLITS, staged
-from raykd.models.staged import Staged
+from raykd.models.staged import NoClassifier, Staged, without_classifier
 
 Colour = tuple[float, float, float]  # red, green, blue
 
@@ -29,17 +29,28 @@ def check_name(library: str, name: str) -> None:
 
 
 def build(library: str, name: str, classes: int, weights: str | None = None) -> Staged:
-    """A library's classifier with `classes` outputs and no auxiliary ones.
+    """A library's network with `classes` outputs (0: a backbone) and no auxiliary ones.
 
     `weights` is a name of torchvision's ("IMAGENET1K_V2"), a tag of timm's ("a1_in1k") or
     "DEFAULT"; None draws parameters from torch's global generator. Raises `ConfigError` for weights
     that do not exist, have another number of classes, or cannot be downloaded.
     """
     check_name(library, name)
-    network = _network(library, name, classes, weights)
-    if library == "timm" and not hasattr(network, "get_classifier"):
-        raise ConfigError(f"timm/{name} is an encoder without a classifier")
-    return staged(library, network)
+    if library == "timm":  # which makes backbones itself
+        network = _network(library, name, classes, weights)
+        if classes and not hasattr(network, "get_classifier"):
+            raise ConfigError(f"timm/{name} is an encoder without a classifier")
+        made = staged(library, network)
+        if not classes:
+            vars(made)["classifier"] = NoClassifier()
+        return made
+    made = staged(library, _network(library, name, classes or 1, weights))
+    if classes:
+        return made
+    try:
+        return without_classifier(made)
+    except ConfigError as error:
+        raise ConfigError(f"{library}/{name}: {error}; choose another network") from error
 
 
 def preprocessing(library: str, name: str, weights: str) -> tuple[Colour, Colour]:

@@ -15,10 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raykd.core.errors import ConfigError
 from raykd.core.types import Network, Outputs, Shapes, Signal
 
-Through = Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]  # the signature of Staged.through
+Through = Callable[  # the signature of Staged.through
+    ..., tuple[Tensor | None, Tensor, dict[str, Tensor]]
+]
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
+
+
+class NoClassifier(nn.Module):
+    """The classifier of a backbone: it has no logits."""
+
+    def forward(self, embedding: Tensor) -> None:
+        """None."""
 
 
 class Rectified(nn.Sequential):
@@ -81,11 +91,14 @@ class Staged(Network):
         vars(self)["intermediates"] = intermediates
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [B, C] for normalised pixels [B, 3, H, W]."""
-        return self.outputs(pixels, Signal.LOGITS).logits
+        """Logits [B, C] for normalised pixels [B, 3, H, W]; a backbone's embedding [B, D]."""
+        logits, embedding, _ = self.through(pixels, before=False, after=False)
+        return embedding if logits is None else logits
 
     def outputs(self, pixels: Tensor, wanted: Signal, through: Through | None = None) -> Outputs:
-        """The wanted signals for normalised pixels [B, 3, H, W]; logits are always there.
+        """The wanted signals for normalised pixels [B, 3, H, W].
+
+        Logits are always there, unless the network is a backbone without a classifier.
 
         `through` stands for the method of that name: what was compiled of it.
         """
@@ -104,8 +117,11 @@ class Staged(Network):
 
     def through(
         self, pixels: Tensor, *, before: bool, after: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU."""
+    ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
+        """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU.
+
+        The logits of a backbone are None.
+        """
         features: dict[str, Tensor] = {}
         if self.intermediates is not None and (before or after):
             embedding, maps = self.intermediates(pixels)
@@ -163,6 +179,20 @@ def in_order(
     )
 
 
+def without_classifier(network: Staged) -> Staged:
+    """A network as a backbone: its last layer gives way to an identity without parameters.
+
+    Raises `ConfigError` where the last layer is no part of its own.
+    """
+    names = {id(module): name for name, module in network.network.named_modules()}
+    name = names.get(id(network.classifier), "")
+    if not name:
+        raise ConfigError("its scores are no linear map of an embedding, so it is no backbone")
+    network.network.set_submodule(name, nn.Identity())
+    vars(network)["classifier"] = NoClassifier()
+    return network
+
+
 def he_normal(network: nn.Module) -> None:
     """Start every k x k convolution from N(0, 2 / (k**2 K_out)), its bias from 0.
 
@@ -191,7 +221,7 @@ def measure(network: Staged, size: tuple[int, int]) -> Shapes:
         module.training = training
     maps = {name: value.shape[1:] for name, value in out.features.items()}
     return Shapes(
-        classes=out.logits.shape[1],
+        classes=out.logits.shape[1] if out.has_logits else 0,
         embedding=out.embedding.shape[1],
         features={name: (k, h, w) for name, (k, h, w) in maps.items()},
         sequential=network.intermediates is None,

@@ -114,7 +114,8 @@ class _Checks:
         if isinstance(piece, TeacherRun):
             if piece.weights is not None:
                 _, mistakes = self._check("weights", piece, lambda: _check_classes(piece))
-                return mistakes or self._shapes("model", piece.model, piece.data.resolved())[1]
+                data = piece.data.resolved()
+                return mistakes or self._shapes("model", piece.model, data.classes, data)[1]
             run, workers = training_of(piece), self._experiment.teacher_workers(piece)
         else:
             workers = self._experiment.workers(piece)
@@ -165,13 +166,13 @@ class _Checks:
         some = min(share or 2, 2)
         # The network that is trained; a prelude may train none.
         data = run.data.resolved()
-        shapes, mistakes = self._shapes("model", run.model, data)
+        shapes, mistakes = self._shapes("model", run.model, run.head, data)
         if not (isinstance(piece, PreludeRun) and piece.model is None):
             if shapes is not None:
                 _, mistakes = self._check(
                     "model",
-                    ("trainable", run.model, data.classes, data.size, some),
-                    lambda: dry_run.check_training(run.model, data.classes, data.size, some),
+                    ("trainable", run.model, run.head, data.size, some),
+                    lambda: dry_run.check_training(run.model, run.head, data.size, some),
                 )
             yield from mistakes
         teacher, theirs = run.teacher, shapes  # a teacherless method is held against the student
@@ -180,7 +181,7 @@ class _Checks:
         # The method, held against both networks.
         if teacher is not None and not run.method.teacherless:
             seen = run.as_teacher_sees(run.data).resolved()
-            theirs, mistakes = self._shapes("teacher.model", teacher.model, seen)
+            theirs, mistakes = self._shapes("teacher.model", teacher.model, seen.classes, seen)
         if theirs is not None:
             shared = scale.shard == "fsdp" and most(workers) > 1
             call = functools.partial(dry_run.check_method, run, shapes, theirs, targets.unique())
@@ -189,9 +190,11 @@ class _Checks:
             _, mistakes = self._check("optim.batch", run, lambda: dry_run.check_step(run, targets))
         yield from mistakes
 
-    def _shapes(self, where: str, model: str, data: ResolvedData) -> tuple[Shapes | None, Mistaken]:
+    def _shapes(
+        self, where: str, model: str, classes: int, data: ResolvedData
+    ) -> tuple[Shapes | None, Mistaken]:
         """The sizes of a network's outputs for images of a size, or its mistake."""
-        key = (model, data.classes, data.size)
+        key = (model, classes, data.size)
         return self._check(where, key, lambda: dry_run.shapes_of(*key))
 
 

@@ -1,6 +1,6 @@
 """The recipe of a student, and those of the caches and of the prelude that its training reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,12 +11,13 @@ from raykd.core.types import CACHEABLE, Look, Signal
 from raykd.data.recipe import AnyData, Data, Split
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
-from raykd.methods import AnyMethod, AnyPrelude
+from raykd.methods import METHODS, AnyMethod, AnyPrelude
 from raykd.methods.base import Method, Schedule, value_at
 from raykd.methods.label_only import LabelOnly
 from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun
+from raykd.tasks import AnyTask, Classification
 from raykd.teachers.anchor_route import Route
 
 Views = Annotated[int, Field(le=Limits.ROWS)]  # number of different augmentations
@@ -37,13 +38,16 @@ class OutputsRun(Recipe):
     k: int | None = Field(
         default=None, ge=1, le=Limits.WIDTH
     )  # logits per row, if the codec has it
-    embedding: bool = False  # True: pooled features are stored beside the logits
+    logits: bool = True  # False: embeddings alone, of a teacher whose classes are not the data's
+    embedding: bool = False  # True: pooled features are stored
     precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
     def _check(self) -> "OutputsRun":
         if ("k" in CODECS[self.codec].parameters) != (self.k is not None):
             raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
+        if not (self.logits or self.embedding):
+            raise ValueError("a cache has logits, embeddings or both")
         return self
 
     def stored(self) -> Codec:
@@ -56,7 +60,8 @@ class OutputsRun(Recipe):
 
     def signals(self) -> Signal:
         """Signals that the cache has."""
-        return Signal.LOGITS | (Signal.EMBEDDING if self.embedding else Signal(0))
+        logits = Signal.LOGITS if self.logits else Signal(0)
+        return logits | (Signal.EMBEDDING if self.embedding else Signal(0))
 
 
 class StudentRun(Recipe):
@@ -83,6 +88,7 @@ class StudentRun(Recipe):
     after: "StudentRun | None" = None  # student whose weights it starts from; None: random weights
     # Epoch at which the views, the order and the methods' schedules go on.
     first_epoch: int = Field(default=0, ge=0, le=Limits.ROWS)
+    task: AnyTask = Classification()  # pyright: ignore[reportInvalidTypeForm]
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
     label_weight: Schedule | None = None  # on the labels' cross entropy; None: the method's own
     label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as in torch.nn.CrossEntropyLoss
@@ -102,6 +108,20 @@ class StudentRun(Recipe):
     def _check(self) -> "StudentRun":
         check_student(self)
         return self
+
+    @property
+    def head(self) -> int:
+        """Number of classes of the student's classifier; 0 for a backbone without one."""
+        return self.data.resolved().classes if self.task.labelled else 0
+
+    def reads_classes(self) -> bool:
+        """True where the teacher's logits are those of the student's classes."""
+        return self.task.labelled and self.teacher is not None and self.teacher.answers_classes
+
+    @property
+    def answers_classes(self) -> bool:
+        """True where its logits, as a teacher's, are those of its data's classes."""
+        return self.task.labelled
 
     def cached(self) -> bool:
         """True if the teacher's outputs come from a cache."""
@@ -201,7 +221,7 @@ class StudentRun(Recipe):
 
     def test_outputs(self) -> OutputsRun | None:
         """The cache of the teacher's outputs for the test images, to compare answers with."""
-        if self.teacher is None:
+        if self.teacher is None or (self.task.labelled and not self.reads_classes()):
             return None
         anchor = self.anchor_at(self.optim.epochs - 1)
         return self._outputs(self.data.test(), anchor, split="test", embedding=False)
@@ -214,6 +234,8 @@ class StudentRun(Recipe):
         """The cache of one teacher checkpoint's outputs for `data`, at the teacher's resolution."""
         assert self.teacher is not None
         values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
+        if not self.reads_classes():
+            values |= Dense().recipe() | {"logits": False, "embedding": True}
         return OutputsRun(
             teacher=self.teacher,
             anchor=anchor,
@@ -290,6 +312,7 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
 
 def check_student(run: StudentRun) -> None:
     """Raise `ValueError` where two parts of the recipe contradict each other."""
+    _check_task(run)
     needs, name = run.method.needs(), run.method.label
     if run.teacher is None and (needs or run.method.prelude()):
         raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
@@ -333,6 +356,48 @@ def check_student(run: StudentRun) -> None:
     _check_size(run)
     _check_route(run)
     _check_chain(run)
+
+
+def _check_task(run: StudentRun) -> None:
+    """Raise `ValueError` where task, data and method do not suit each other."""
+    method, data = run.method, run.data
+    if run.task.labelled:
+        if data.labels == "none":
+            raise ValueError(
+                "task 'classification' learns from labels, and data.labels is none; choose task: "
+                "features, or data with class folders or a label column"
+            )
+        return
+    reason = None
+    if not method.needs():
+        reason = "learns from the labels alone"
+    elif method.needs() & (Signal.LOGITS | Signal.CLASSIFIER | Signal.PIXELS):
+        reason = "reads logits, of which a backbone has none"
+    elif method.reads_labels():
+        reason = "reads labels"
+    elif method.prelude():
+        reason = "begins with a training of its own that reads labels"
+    if reason:
+        raise ValueError(
+            f"task 'features' compares embeddings, and method {method.label!r} {reason}; choose "
+            f"one of {', '.join(_label_free())}"
+        )
+    for field in ("label_weight", "label_smoothing"):
+        if getattr(run, field):
+            raise ValueError(f"task 'features' has no label loss; leave {field} out")
+    if data.validation is not None:
+        raise ValueError(
+            "task 'features' validates by its probe; leave data.validation out, or set task.probe"
+        )
+
+
+def _label_free() -> Iterator[str]:
+    """The names of methods that read embeddings alone, and no labels."""
+    for name, kind in METHODS.items():
+        if not any(field.is_required() for field in kind.model_fields.values()):
+            method = kind.read({"name": name})
+            if method.needs() == Signal.EMBEDDING and not method.reads_labels():
+                yield name
 
 
 def _check_size(run: StudentRun) -> None:

@@ -26,6 +26,11 @@ class TeacherRun(Recipe):
     refresh_statistics: bool = False  # batch norm's, by a pass over the images before each save
     weights: str | None = None  # a published name, or "sha256:..." of a file in the store
 
+    @property
+    def answers_classes(self) -> bool:
+        """True where its logits are those of its data's classes."""
+        return True
+
     def anchors(self) -> tuple[int, ...]:
         """The epochs at which its weights are saved, in order; 0 alone for a pretrained one."""
         if self.weights is not None:

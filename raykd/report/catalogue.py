@@ -1,5 +1,6 @@
 """Listings: artefacts in a store, and the names that an experiment may use."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -116,7 +117,7 @@ def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
         "epochs": 0 if run.weights else run.optim.epochs,
         "seed": run.seed,
         "parameters": result["parameters"],
-        "top1": round(result["last"]["top1"], 2),
+        "top1": round(result["last"].get("top1", math.nan), 2),
     }
 
 
@@ -160,8 +161,8 @@ def _student(store: Store, folder: Path, run: StudentRun) -> Row:
         "seed": run.seed,
         "teacher": run.teacher.model if run.teacher else "",
         "epochs": run.optim.epochs,
-        "top1": round(last["top1"], 2),
-        "agreement": round(last.get("agreement", float("nan")), 2),
+        run.task.headline: round(last.get(run.task.headline, math.nan), 2),
+        "agreement": round(last.get("agreement", math.nan), 2),
     }
 
 

@@ -29,8 +29,8 @@ def charts(report: Report) -> Iterator[Chart]:
     late = "The first epochs may lie below the picture."
     metrics = (
         (
-            "top1",
-            "Top-1 on the test images, %",
+            report.metric,
+            f"{_capital(report.measure)} on the test images, %",
             f"Mean over the seeds; the band spans them. {late}",
         ),
         ("loss", "Training loss", "Methods sum losses of their own: compare shapes, not heights."),
@@ -48,7 +48,16 @@ def charts(report: Report) -> Iterator[Chart]:
         ("latency_ms", "milliseconds of one image", f"Median of a forward alone, {where}."),
     )
     for key, words, note in prices:
-        yield Chart(f"Top-1 by {words}, %", _front(report, key, words), f"{spread} {note}")
+        yield Chart(
+            f"{_capital(report.measure)} by {words}, %",
+            _front(report, key, words),
+            f"{spread} {note}",
+        )
+
+
+def _capital(text: str) -> str:
+    """The text with a capital letter first."""
+    return text[:1].upper() + text[1:]
 
 
 def sample(number: int) -> Picture:
@@ -86,7 +95,8 @@ def _curves(report: Report, key: str, title: str) -> Picture | None:
     tables = [entry for entry in tables if np.isfinite(entry[2]).all(0).any()]
     if not tables:
         return None
-    levels = [(report.called(g), g.top1.mean) for g in report.teachers if g.top1 and key == "top1"]
+    teachers = report.teachers if key == report.metric else ()
+    levels = [(report.called(group), group.score.mean) for group in teachers if group.score]
 
     def paint(axes: Axes) -> None:
         for style, _, table in tables:
@@ -126,27 +136,27 @@ def _front(report: Report, key: str, words: str) -> Picture | None:
     teacher: dict[str, Any] = {"color": INK, "marker": "D"}
     groups = [(look(i), group) for i, group in enumerate(report.students)]
     groups += [(teacher, group) for group in report.teachers]
-    points = [(style, g, getattr(g, key), g.top1) for style, g in groups if getattr(g, key)]
-    points = [(style, group, price, top1) for style, group, price, top1 in points if top1]
+    points = [(style, g, getattr(g, key), g.score) for style, g in groups if getattr(g, key)]
+    points = [(style, group, price, score) for style, group, price, score in points if score]
     if not points:
         return None
     prices = [price for *_, price, _ in points]
     ends = min(prices) / 1.5, max(prices) * 1.5
-    best = front([(price, top1.mean) for *_, price, top1 in points])
+    best = front([(price, score.mean) for *_, price, score in points])
 
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", xlim=ends)
         _log(axes.xaxis, (1, 2, 5), "{x:g}" if key == "latency_ms" else EngFormatter())
         ranks: Counter[float] = Counter()  # values so far, among the groups of one price
         positions: list[tuple[float, float]] = []
-        for style, group, price, top1 in points:
+        for style, group, price, score in points:
             count = prices.count(price)
             shift = min(0.035, 0.15 / count) * (ranks[price] - (count - 1) / 2)
             ranks[price] += 1
-            position = price * (ends[1] / ends[0]) ** shift, top1.mean
+            position = price * (ends[1] / ends[0]) ** shift, score.mean
             positions.append(position)
             mark: dict[str, Any] = style | {"ls": ""}
-            axes.errorbar(*position, top1.std, **mark)
+            axes.errorbar(*position, score.std, **mark)
             if style is teacher:
                 # To the left, where no step of the front is; in points.
                 offset: dict[str, Any] = {"xytext": (-7, -3), "textcoords": "offset points"}
@@ -156,8 +166,8 @@ def _front(report: Report, key: str, words: str) -> Picture | None:
         axes.plot(*steps, color=INK, lw=1, alpha=0.6, drawstyle="steps-post", zorder=1)
 
     description = "; ".join(
-        f"{report.called(group)} {top1.mean:.2f} with {round(price, 3):,}"
-        for _, group, price, top1 in points
+        f"{report.called(group)} {score.mean:.2f} with {round(price, 3):,}"
+        for _, group, price, score in points
     )
     winners = ", ".join(report.called(points[number][1]) for number in best)
     return draw(paint, f"Top-1 in percent by {words}: {description}. On the front: {winners}.")

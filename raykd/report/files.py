@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader
 from raykd.core.safe_names import printable
 from raykd.report import tables
 from raykd.report.types import Group, Report, Run
+from raykd.tasks.base import HEADINGS
 
 # Columns of CSV: of the last epoch's metrics, of the result, and all.
-_LAST = ("validation_top1", "agreement", "kl")
+_LAST = ("validation_top1", "agreement", "kl", *(name for name in HEADINGS if name != "top1"))
 _RESULT = ("parameters", "flops", "latency_ms", "seconds", "images_per_second", "hardware")
 _COLUMNS = ["label", "network", "seed", "fingerprint", "state", "top1", "best", *_LAST, *_RESULT]
 
@@ -55,7 +56,7 @@ def to_json(report: Report) -> dict[str, Any]:
 def _row(group: Group, run: Run) -> dict[str, Any]:
     """A run by column: percent, nats, milliseconds, seconds, images per second."""
     result = run.result or {}
-    last = result.get("last", {})
+    last, best = result.get("last", {}), result.get("best", {})
     return {
         "label": group.label,
         "network": group.network,
@@ -63,7 +64,7 @@ def _row(group: Group, run: Run) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "state": run.state(),
         "top1": last.get("top1"),
-        "best": result.get("best", {}).get("top1"),
+        "best": next((best[name] for name in HEADINGS if name in best), None),
         **{key: last.get(key) for key in _LAST},
         **{key: result.get(key) for key in _RESULT},
     }

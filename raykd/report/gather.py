@@ -56,23 +56,24 @@ def gather(
         run_of[run] = _sought(store, run) if student is None else run_of[student]
     lines = _alike(student_of)
     names = labels([_line(runs, student_of) for runs in lines])
-    top1 = {
-        run: result["last"]["top1"]
+    metric = next((basis(run).task.headline for run in experiment.runs), "top1")
+    score = {
+        run: result["last"][metric]
         for run in work.students
-        if (result := run_of[run].result) is not None
+        if (result := run_of[run].result) is not None and metric in result["last"]
     }
     students_by_line = [[student for run in runs if (student := student_of[run])] for runs in lines]
     if baseline is None:
-        reference = references.untaught(top1)
+        reference = references.untaught(score)
     else:
         networks = [basis(runs[0]).model for runs in lines]
         named = dict(zip(zip(names, networks, strict=True), students_by_line, strict=True))
-        reference = references.of_line(top1, named, baseline)
+        reference = references.of_line(score, named, baseline)
     students = []
     for name, runs, routes in zip(names, lines, students_by_line, strict=True):
-        pairs = [(top1[run], reference(run)) for run in routes if run in top1]
+        pairs = [(score[run], reference(run)) for run in routes if run in score]
         gain = summarise(own - other for own, other in pairs if other is not None)
-        students.append(_group(name, [run_of[run] for run in runs], gain))
+        students.append(_group(name, [run_of[run] for run in runs], gain, metric))
     requested = dict.fromkeys(student_of.values())
     apart = [run for run in work.students if run not in requested]
     teaching = dict.fromkeys(run.teacher for run in work.students)
@@ -81,15 +82,16 @@ def gather(
     return Report(
         name=experiment.name,
         teachers=(
-            *_named("teacher", [[teacher] for teacher in work.teachers], run_of),
-            *_named("assistant", assistants, run_of),
+            *_named("teacher", [[teacher] for teacher in work.teachers], run_of, metric),
+            *_named("assistant", assistants, run_of, metric),
         ),
         students=tuple(students),
         cost=cost_of(store, work, student_of, search_students, run_of),
-        stages=_named("stage", stages, run_of),
+        stages=_named("stage", stages, run_of, metric),
         searches=_searches(store, searches),
         trials=tuple(trials),
         baseline=baseline,
+        metric=metric,
     )
 
 
@@ -155,12 +157,15 @@ def _line(runs: Sequence[Asked], student_of: Mapping[Asked, StudentRun | None]) 
 
 
 def _named(
-    role: str, lines: Sequence[Sequence[TeacherRun | Asked]], run_of: Mapping[Any, Run]
+    role: str,
+    lines: Sequence[Sequence[TeacherRun | Asked]],
+    run_of: Mapping[Any, Run],
+    metric: str,
 ) -> tuple[Group, ...]:
     """Groups that are no students of the experiment."""
     names = labels([_unseeded(runs[0]).plain() for runs in lines])
     return tuple(
-        _group(f"{role} {name}".strip(), [run_of[run] for run in runs], None)
+        _group(f"{role} {name}".strip(), [run_of[run] for run in runs], None, metric)
         for name, runs in zip(names, lines, strict=True)
     )
 
@@ -216,7 +221,7 @@ def _tried(store: Store, search: Search) -> list[StudentRun]:
     return [search.stage(anchors[: number + 1]) for number in range(len(decisions))]
 
 
-def _group(label: str, runs: Sequence[Run], gain: Summary | None) -> Group:
+def _group(label: str, runs: Sequence[Run], gain: Summary | None, metric: str) -> Group:
     """The summary of some runs that are alike."""
     results = [run.result for run in runs if run.result is not None]
     seconds = [run.seconds for run in runs if run.seconds is not None]
@@ -235,9 +240,9 @@ def _group(label: str, runs: Sequence[Run], gain: Summary | None) -> Group:
         parameters=results[0]["parameters"] if results else None,
         flops=results[0].get("flops") if results else None,
         latency_ms=median("latency_ms"),
-        top1=last("top1"),
-        best=summarise(result["best"]["top1"] for result in results),
-        validation=last("validation_top1"),
+        score=last(metric),
+        best=summarise(r["best"][metric] for r in results if metric in r["best"]),
+        validation=last(f"validation_{metric}"),
         agreement=last("agreement"),
         kl=last("kl"),
         gain=gain,

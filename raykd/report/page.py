@@ -6,6 +6,7 @@ The template is `page.html.j2`, which escapes all text.
 import itertools
 import json
 from base64 import b64encode
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
@@ -43,7 +44,7 @@ def page(report: Report) -> str:
     )
     environment.filters |= {
         "data_uri": lambda drawn: _data_uri(drawn.svg),
-        "facts": _facts,
+        "facts": partial(_facts, metric=report.metric),
         "json": lambda value: json.dumps(value, indent=2),
         "plus_minus": lambda text: text.replace("+-", "\N{PLUS-MINUS SIGN}"),
     }
@@ -73,9 +74,9 @@ def _data_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
 
 
-def _facts(run: Run) -> str:
+def _facts(run: Run, metric: str) -> str:
     """A line about a run: its seed, state and numbers."""
-    cells = tables.run_cells(run)
+    cells = tables.run_cells(run, metric)
     facts = f"seed {cells.pop('seed')}, {cells.pop('state')}"
     if run.result is not None:
         time = cells.pop("time")

@@ -11,6 +11,7 @@ from rich.text import Text
 from raykd.core.safe_names import printable, printable_lines
 from raykd.report.labels import called
 from raykd.report.types import Group, Report, Run, Summary, Trial
+from raykd.tasks.base import HEADINGS
 from raykd.tracking.console import clock
 
 # Columns of text, which is aligned to the left; the others hold numbers.
@@ -42,8 +43,8 @@ def legend(report: Report) -> str:
     if report.baseline is None:
         over = "the same training without a teacher"
     gains = (
-        f"{versus(report)}: the mean difference of top-1 to {over}, seed by seed, with its 95 % t "
-        "interval"
+        f"{versus(report)}: the mean difference of {report.measure} to {over}, seed by seed, with "
+        "its 95 % t interval"
     )
     methods = {recipe["method"]["name"] for recipe in recipes}
     if report.baseline is None and "label_only" not in methods:
@@ -57,9 +58,9 @@ def legend(report: Report) -> str:
             "run.views_by_seed: true varies it."
         )
     return (
-        "Students stand by their top-1 after the last epoch, those with unfinished runs at the "
-        f"end: mean +- sample standard deviation over n seeds.{views} Best is the best epoch's, "
-        f"{selection}. "
+        f"Students stand by their {report.measure} after the last epoch, those with unfinished "
+        f"runs at the end: mean +- sample standard deviation over n seeds.{views} Best is the best "
+        f"epoch's, {selection}. "
         f"{gains}. Agreement: test images answered as the teacher does. KL: of the student's from "
         "the teacher's probabilities, in nats. FLOPs and latency are of one image's forward."
     )
@@ -110,30 +111,30 @@ def cost_lines(report: Report) -> list[tuple[str, str]]:
 
 def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
     """The groups in the order of the table, with its cells by column."""
-    means = [group.top1.mean for group in report.students if group.top1 and group.is_ranked()]
+    means = [group.score.mean for group in report.students if group.score and group.is_ranked()]
     validated = any(group.validation for group in report.students)
     lines = []
     for group in report.groups():
         rank = ""
-        if group.top1 and group.is_ranked() and group in report.students:
-            rank = str(1 + sum(mean > group.top1.mean for mean in means))
-        line = {"rank": rank} | cells(group, versus(report))
+        if group.score and group.is_ranked() and group in report.students:
+            rank = str(1 + sum(mean > group.score.mean for mean in means))
+        line = {"rank": rank} | cells(group, versus(report), report.heading)
         if not validated:
             del line["validation %"]
         lines.append((group, line))
     return lines
 
 
-def cells(group: Group, gain: str = "gain") -> dict[str, str]:
+def cells(group: Group, gain: str = "gain", score: str = "top-1 %") -> dict[str, str]:
     """A line of the table as text, by column; "-" where there is no number.
 
-    `gain` is the heading of the column of gains.
+    `gain` and `score` are the headings of these columns.
     """
     total, finished = len(group.runs), len(group.finished())
     return {
         "what": group.label,
         "network": group.network,
-        "top-1 %": _text("{0.mean:.2f} +- {0.std:.2f}", group.top1),
+        score: _text("{0.mean:.2f} +- {0.std:.2f}", group.score),
         "n": f"{finished}" if finished == total else f"{finished} of {total}",
         "best %": _text("{0.mean:.2f}", group.best),
         "validation %": _text("{0.mean:.2f}", group.validation),
@@ -148,16 +149,16 @@ def cells(group: Group, gain: str = "gain") -> dict[str, str]:
     }
 
 
-def run_cells(run: Run) -> dict[str, str]:
+def run_cells(run: Run, metric: str = "top1") -> dict[str, str]:
     """A run as text, by column; "-" where there is no number."""
     result = run.result or {"last": {}, "best": {}}
     last, best = result["last"], result["best"]
     return {
         "seed": str(run.seed),
         "state": run.state(),
-        "top-1 %": _text("{:.2f}", last.get("top1")),
-        "best %": _text("{:.2f}", best.get("top1")),
-        "validation %": _text("{:.2f}", last.get("validation_top1")),
+        HEADINGS[metric]: _text("{:.2f}", last.get(metric)),
+        "best %": _text("{:.2f}", best.get(metric)),
+        "validation %": _text("{:.2f}", last.get(f"validation_{metric}")),
         "agreement %": _text("{:.2f}", last.get("agreement")),
         "KL": _text("{:.3f}", last.get("kl")),
         "time": clock(result["seconds"]) if run.result else "-",
@@ -190,7 +191,7 @@ def console_table(report: Report) -> Table:
     # Words wrap, long names are cut in two; numbers stay whole.
     table.add_column("what", overflow="fold", min_width=15)
     table.add_column("network", overflow="fold", min_width=9)
-    columns = ("top-1 %", "n", "best %", "agreement %", "parameters", "images/s", "time")
+    columns = (report.heading, "n", "best %", "agreement %", "parameters", "images/s", "time")
     for name in columns:
         short = {"agreement %": "agree %", "parameters": "params"}.get(name, name)
         table.add_column(short, justify="right", no_wrap=True)

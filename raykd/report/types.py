@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raykd.tasks.base import HEADINGS
 from raykd.training.finite import is_finite
 from raykd.training.route_results import Decision
 
@@ -59,12 +60,12 @@ class Group:
     parameters: int | None
     flops: int | None  # one image's forward; a multiply-add is two
     latency_ms: float | None  # one image's forward, median
-    top1: Summary | None  # percent, after the last epoch
+    score: Summary | None  # the task's headline in percent, after the last epoch
     best: Summary | None  # percent, after the best epoch of each run
     validation: Summary | None  # percent of the validation images, after the last epoch
     agreement: Summary | None  # percent of the test images answered as the teacher does
     kl: Summary | None  # KL(teacher || student) on the test images, in nats
-    gain: Summary | None  # top-1 over the baseline, seed by seed
+    gain: Summary | None  # score over the baseline's, seed by seed
     images_per_second: float | None  # median
     seconds: float | None  # mean of a run, with the stages before it
     hardware: tuple[str, ...]
@@ -145,16 +146,27 @@ class Report:
     searches: tuple[RouteSearch, ...] = ()
     trials: tuple[Trial, ...] = ()
     baseline: str | None = None  # the line that gains are over; None: label_only, like for like
+    metric: str = "top1"  # headline of the students' task
+
+    @property
+    def heading(self) -> str:
+        """Heading of the score's column, as "top-1 %"."""
+        return HEADINGS[self.metric]
+
+    @property
+    def measure(self) -> str:
+        """Name of the score in a sentence, as "top-1"."""
+        return self.heading.removesuffix(" %")
 
     def groups(self) -> tuple[Group, ...]:
         """The lines of the table."""
         return (*self.teachers, *self.ranked())
 
     def ranked(self) -> tuple[Group, ...]:
-        """The students by mean top-1, best first; at the end those that have no rank."""
+        """The students by mean score, best first; at the end those that have no rank."""
 
         def place(group: Group) -> tuple[bool, float]:
-            mean = group.top1.mean if group.top1 else math.nan
+            mean = group.score.mean if group.score else math.nan
             return not group.is_ranked(), math.inf if math.isnan(mean) else -mean
 
         return tuple(sorted(self.students, key=place))

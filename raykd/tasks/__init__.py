@@ -1,4 +1,23 @@
-"""Tasks: what a network's outputs are for, and numbers that judge them.
+"""What a student is for: the labels' loss, the metrics, and the number that compares students.
 
-Imports `core`, `storage`, `models` and `methods`. `probes.py` judges embeddings by labels.
+Imports `core`, `methods` and `data`. Begin with `base.py`; a task is a file and a line here.
+`probes.py` judges embeddings by labels.
 """
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from raykd.core.registry import Registry
+from raykd.tasks.base import Task
+from raykd.tasks.classification import Classification
+from raykd.tasks.features import Features, Probe
+
+__all__ = ["TASKS", "AnyTask", "Classification", "Features", "Probe", "Task"]
+
+TASKS: Registry[type[Task]] = Registry("task")
+TASKS.add("classification", Classification)
+TASKS.add("features", Features)
+
+# Pydantic reads this union; pyright cannot see its members, and need not.
+AnyTask = Annotated[Union[tuple(TASKS.values())], Field(discriminator="name")]  # noqa: UP007

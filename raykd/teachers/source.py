@@ -64,7 +64,8 @@ class LiveTeacher:
             torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16),
         ):
             outputs = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
-        outputs.logits = outputs.logits.float()
+        if outputs.has_logits:
+            outputs.logits = outputs.logits.float()
         if self.trained:
             return outputs.replace(pixels=pixels)
         return outputs.replace(pixels=source_pixels) if differentiable else outputs

@@ -17,6 +17,7 @@ from rich.progress import (
 
 from raykd.core.safe_names import printable, printable_lines
 from raykd.recipes import Training
+from raykd.tasks.base import headline_of
 from raykd.tracking.logger import Metrics
 
 LINE_SECONDS = 10.0  # least time between two lines of a task, in a log
@@ -113,8 +114,8 @@ class EpochLines:
     def epoch(self, run: Training, metrics: Metrics) -> None:
         """Show an epoch's accuracy and loss."""
         assert self._task is not None
-        top1 = f"top-1 {metrics['top1']:.1f} %, " if "top1" in metrics else ""
-        self._task.update(metrics["epoch"] + 1, f"{top1}loss {metrics['loss']:.3f}")
+        parts = headline_of(metrics), f"loss {metrics['loss']:.3f}"
+        self._task.update(metrics["epoch"] + 1, ", ".join(filter(None, parts)))
 
     def end(self, run: Training, result: Metrics | None) -> None:
         """Nothing: the last epoch is shown."""

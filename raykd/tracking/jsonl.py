@@ -36,6 +36,10 @@ class Epoch(Shape):
 
     epoch: int = 0
     loss: float | None = None
+    unscored: bool = False  # True for a teacher whose logits are not those of the data's classes
+    cka: Percent | None = None
+    knn_top1: Percent | None = None
+    linear_top1: Percent | None = None
     top1: Percent | None = None
     top5: Percent | None = None
     validation_top1: Percent | None = None

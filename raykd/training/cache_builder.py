@@ -114,7 +114,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
         with torch.device("meta"):
             network = models.build(run.teacher.model, data.classes)
         width = measure(network, data.size).embedding
-    return rows * run.stored().bytes_per_row(data.classes, width)
+    return rows * run.stored().bytes_per_row(data.classes if run.logits else None, width)
 
 
 def check_room(store: Store, needed: int) -> None:

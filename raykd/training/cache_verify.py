@@ -27,9 +27,9 @@ class Comparison:
     """A cache beside the live teacher, over some random rows of its views."""
 
     rows: int
-    difference: float  # largest absolute difference of what is stored: of a logit, as a rule
+    difference: float  # largest absolute difference of what is stored
     kl: float  # mean KL(live || cache) at temperature 1, in nats; the tail of `topk` is uniform
-    agreement: float  # share of rows with the same answer, 0 to 1
+    agreement: float  # share of rows with the same answer, 0 to 1; 1 without logits
 
 
 def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> Comparison:
@@ -52,21 +52,32 @@ def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> C
             run.data.seed, torch.arange(size), view, keyed_random.CHECK
         ).argsort()
         batch = maker.views.batch(ids[: -(-rows // len(chosen))], view)
-        live.append(maker.teacher(batch).logits)
-        stored.append(cache.take(batch.ids, view).logits)
+        answers = maker.teacher(batch)
         # Filled-in logits are not compared: only the numbers that are stored.
         decoded = cache.take(batch.ids, view, codec=codec.as_stored())
-        expected, stored_values = codec.stored(live[-1], decoded)
-        differences = (expected - stored_values).abs()
-        largest = max(largest, float(differences.max()))
-        tolerance = codec.tolerance(expected) + _rounding(expected, run.precision)
-        mismatch = (differences > tolerance).any(dim=1)
-        if bool(mismatch.any()):
-            raise CacheMismatch(
-                f"{store.path(run)}: view {view}, sample {int(batch.ids[mismatch][0])}: the cache "
-                f"is {differences.max():.3g} away from the live teacher; remove the folder and run "
-                "again"
-            )
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # expected, stored, tolerance
+        if run.logits:
+            live.append(answers.logits)
+            stored.append(cache.take(batch.ids, view).logits)
+            expected, stored_values = codec.stored(answers.logits, decoded)
+            pairs.append((expected, stored_values, codec.tolerance(expected)))
+        if run.embedding:
+            expected = answers.embedding.float()
+            # float16 has 11 bits, and two forwards of one network differ by rounding.
+            close = 1e-3 * expected.abs() + 1e-3 * expected.abs().amax(dim=1, keepdim=True) + 1e-6
+            pairs.append((expected, decoded.embedding, close))
+        for expected, stored_values, tolerance in pairs:
+            differences = (expected - stored_values).abs()
+            largest = max(largest, float(differences.max()))
+            mismatch = (differences > tolerance + _rounding(expected, run.precision)).any(dim=1)
+            if bool(mismatch.any()):
+                raise CacheMismatch(
+                    f"{store.path(run)}: view {view}, sample {int(batch.ids[mismatch][0])}: the "
+                    f"cache is {differences.max():.3g} away from the live teacher; remove the "
+                    "folder and run again"
+                )
+    if not run.logits:
+        return Comparison(rows, largest, 0.0, 1.0)
     return _comparison(torch.cat(live), torch.cat(stored), largest)
 
 

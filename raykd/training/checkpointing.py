@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raykd.config.scale import Scale
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store, read_json
-from raykd.tracking.jsonl import METRICS, Amount, Epoch, Percent, Shape
+from raykd.tasks.base import HEADINGS
+from raykd.tracking.jsonl import METRICS, Amount, Epoch, Shape
 
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"  # written when a run has finished
@@ -29,7 +30,11 @@ _SEAL = b"\nraykd-seal:"  # at the end of a checkpoint, before a SHA-256 in hex 
 
 
 class _Tested(Epoch):
-    top1: Percent  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+    @model_validator(mode="after")
+    def _check(self) -> "_Tested":
+        if not any(getattr(self, name) is not None for name in HEADINGS) and not self.unscored:
+            raise ValueError(f"none of {', '.join(HEADINGS)} is there")
+        return self
 
 
 class _Loss(Epoch):

@@ -22,7 +22,7 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
     `targets` (int64 [N]) are the labels of the training rows.
     """
     data = run.data.resolved()
-    student = models.build(run.model, data.classes)
+    student = models.build(run.model, run.head)
     if run.method.teacherless:
         shapes = measure(student, data.size)
         return student, run.method.helpers(shapes, shapes, targets)
@@ -48,7 +48,7 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
     share = run.optim.batch // host.world // host.scale.accumulate
     if share == 1 and run.method.trains != "helpers":
         data = run.data.resolved()
-        dry_run.check_training(run.model, data.classes, data.size, share)
+        dry_run.check_training(run.model, run.head, data.size, share)
     torch.manual_seed(keyed_random.seed(run.seed))
     student, helpers = untrained(run, targets)
     teacher = None
@@ -59,6 +59,7 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
         "autocast": run.precision == "bfloat16",
         "compiled": host.scale.compile,
         "label_smoothing": run.label_smoothing,
+        "task": run.task,
     }
     module = Learner(student, run.method, helpers, teacher, **options)
     _load_prelude(store, run, module)

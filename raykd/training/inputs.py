@@ -16,10 +16,12 @@ from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import Shelf
 from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
+from raykd.tasks import Features
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, by_look
 from raykd.training import weights
 from raykd.training.cache_prefetch import CachePrefetch
 from raykd.training.hosts.base import EVERY_EPOCH, Host
+from raykd.training.probing import ProbeSets
 
 
 def views(store: Store, run: StudentRun, host: Host) -> tuple[Views, Views]:
@@ -69,6 +71,18 @@ def validation(
     return views_of(open_split(store, data, "validation"), data, device, scale, looks)
 
 
+def probe(
+    store: Store, run: StudentRun, device: torch.device, scale: Scale = EVERY_EPOCH
+) -> ProbeSets | None:
+    """The plain images of a task's probe, normalised as the student's are; None without one."""
+    if not isinstance(run.task, Features) or run.task.probe is None:
+        return None
+    data, seen = run.task.probe.data.resolved(), run.data.resolved()
+    plain = data.test().model_copy(update={"mean": seen.mean, "std": seen.std})
+    train, test = (views_of(part, plain, device, scale) for part in open_images(store, data))
+    return ProbeSets(run.task.probe, train, test)
+
+
 def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source | None:
     """The cache of what a run's teacher says about the test images; None without a teacher."""
     recipe = run.test_outputs()
@@ -76,7 +90,7 @@ def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source 
         return None
     cache = open_cache(store, recipe, [0], device)
     cache.prefetch(0)
-    return CachedTeacher(cache)
+    return CachedTeacher(cache, recipe.signals())
 
 
 def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:

@@ -6,14 +6,16 @@ Shapes: B batch, C classes.
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import Method, full_precision, match_classes, precise
+from raykd.methods.base import Method, full_precision, match_classes
 from raykd.models.staged import Staged, Through
+from raykd.tasks import Classification, Task
 from raykd.teachers.source import LiveTeacher, Source, by_look
 from raykd.training.compiled import Mode, compiled_pass, refusal
+
+CLASSIFICATION = Classification()
 
 
 class Learner(nn.Module):
@@ -34,6 +36,7 @@ class Learner(nn.Module):
         autocast: bool = False,
         compiled: Mode = False,
         label_smoothing: float = 0.0,
+        task: Task = CLASSIFICATION,
     ) -> None:
         """`compiled`: how the student's pass is compiled, where the method lets it be."""
         super().__init__()
@@ -46,6 +49,7 @@ class Learner(nn.Module):
             self.teacher = by_look(dict.fromkeys(method.looks().teacher, teacher))
         self.autocast = autocast
         self.label_smoothing = label_smoothing
+        self.task = task
         self._through: Through | None = None
         if compiled and refusal(method) is None:
             self._through = compiled_pass(student, compiled)
@@ -58,9 +62,9 @@ class Learner(nn.Module):
     def forward(
         self, batch: Batch, teacher: Outputs | None, label_weight: float
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The weighted scalar losses by name, and the student's logits [B, C].
+        """The weighted scalar losses by name, and the student's logits [B, C] or embedding [B, D].
 
-        "label" is the labels' cross entropy of the method's scores; the others are the
+        "label" is the task's loss of the method's scores against the labels; the others are the
         method's own, named by their spots.
         """
         if self._through is not None:
@@ -69,18 +73,18 @@ class Learner(nn.Module):
             teacher = self.teacher(batch)
         student = self._student(batch, teacher)
         losses: dict[str, Tensor] = {}
-        if label_weight or self.method.trains == "student":  # every parameter gets a gradient
+        # Without a weight, too, where every parameter is to get a gradient.
+        if self.task.labelled and (label_weight or self.method.trains == "student"):
             scores = self.method.scores(student, teacher, self.helpers)
             with full_precision(scores):
-                smoothing = self.label_smoothing
-                label = F.cross_entropy(precise(scores), batch.targets, label_smoothing=smoothing)
+                label = self.task.label_loss(scores, batch, self.label_smoothing)
                 losses["label"] = label_weight * label
         if teacher is not None:
             compared = match_classes(student, teacher)
             losses |= self.method.losses(compared, teacher, batch, self.helpers)
         elif self.method.teacherless:
             losses |= self.method.losses(student, cast(Outputs, None), batch, self.helpers)
-        return losses, student.logits
+        return losses, student.any_tensor
 
     def train(self, mode: bool = True) -> "Learner":
         """Switch to training or evaluation, but for what the method leaves in evaluation."""

@@ -31,6 +31,7 @@ from raykd.training.finite import check_metrics, check_weights
 from raykd.training.hosts.base import Host, State
 from raykd.training.learner import Learner
 from raykd.training.optim import build_optimiser, learning_rate, update
+from raykd.training.probing import ProbeSets, is_due, probed
 
 CALIBRATION_ROWS = 1 << 14  # training samples whose teacher outputs a method may calibrate with
 
@@ -46,6 +47,7 @@ class Sources:
     test: Views | None = None  # None: nothing is evaluated
     test_teacher: Source | None = None  # answers for the test images
     validation: Views | None = None  # images to choose epochs by
+    probe: ProbeSets | None = None  # by which the task judges embeddings
 
 
 @dataclass(frozen=True)
@@ -180,14 +182,16 @@ class _Training:
         """Check and evaluate the student that would be released, into `metrics`; returns it."""
         trained, sources = self.outcome(), self._sources
         check_weights(self._run, epoch, (trained.learner, trained.released), self._host.total)
-        learner, autocast = trained.learner, trained.learner.autocast
+        learner, autocast, task = trained.learner, trained.learner.autocast, self._run.task
         network = (trained.released, learner.method, learner.helpers)
         if sources.test is not None:
             test = sources.test, sources.test_teacher
-            metrics |= evaluate(*network, *test, self._host, autocast=autocast)
+            metrics |= evaluate(*network, *test, self._host, autocast=autocast, task=task)
         if sources.validation is not None:
             scores = evaluate(*network, sources.validation, None, self._host, autocast=autocast)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in scores.items()}
+        if sources.probe is not None and is_due(sources.probe, epoch, self._run.optim.epochs):
+            metrics |= probed(trained.released, sources.probe, self._host)
         check_metrics(self._run, epoch, metrics)
         return trained.released
 

@@ -33,7 +33,7 @@ def step_of(
     """
     torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
-    student, helpers, teacher = _network(run.model, run.data), nn.ModuleDict(), None
+    student, helpers, teacher = models.build(run.model, run.head), nn.ModuleDict(), None
     data, seen = run.data.resolved(), run.as_teacher_sees(run.data).resolved()
     if method.teacherless:
         shapes = measure(student, data.size)
@@ -46,7 +46,7 @@ def step_of(
         teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
     trained_teacher = teacher if method.trains_teacher() else None
     lower = run.precision == "bfloat16"
-    options: dict[str, Any] = {"autocast": lower, "compiled": compiled}
+    options: dict[str, Any] = {"autocast": lower, "compiled": compiled, "task": run.task}
     learner = _on(device, Learner(student, method, helpers, trained_teacher, **options))
     mixed = run.data.augment.mix is not None or method.mixing() is not None
     batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)
@@ -98,8 +98,8 @@ def _noise(size: int, data: Data, device: torch.device, *, rows: int, mixed: boo
         pixels = torch.randn(size, 3, *sides, device=device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         ids = torch.arange(size, device=device) % rows
-        labels = ids % classes
-        targets = F.one_hot(labels, classes).float() if mixed else labels
+        labels = ids % max(1, classes)
+        targets = F.one_hot(labels, classes).float() if mixed and classes else labels
         weights = torch.full((size,), 0.5, device=device) if mixed else None
         return Batch(pixels, targets, ids, view=0, epoch=0, looks=looks, weights=weights)
 

@@ -17,6 +17,7 @@ from raykd.data.dataset import open_split
 from raykd.models.staged import Staged, parameter_count
 from raykd.recipes import StudentRun, TeacherRun, Training
 from raykd.storage.store import Store
+from raykd.tasks import Task
 from raykd.training.checkpointing import RESULT, Tested, read_result
 from raykd.training.compiled import compiled_as
 from raykd.training.finite import is_finite
@@ -35,7 +36,7 @@ def result_of(
     The first part is the network, whose forward is measured; helpers alone have none.
     """
     last = history[-1]
-    best = max(history, key=_worth)
+    best = _best(run.task, history)
     speeds = sorted(m["images_per_second"] for m in history if "images_per_second" in m)
     flops, latency = None, None
     if isinstance(parts[0], Staged):
@@ -67,7 +68,13 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
     is left to 100 %, whichever is more.
     """
     store.pull(store.path(teacher) / RESULT)
-    share = read_result(store.path(teacher), Tested)["last"]["top1"] / 100
+    last = read_result(store.path(teacher), Tested)["last"]
+    if "top1" not in last:
+        return (
+            f"the given teacher {teacher.model} has embeddings, and no logits of these classes",
+            None,
+        )
+    share = last["top1"] / 100
     targets = open_split(store, teacher.data, "test").targets
     count = len(targets)
     chance = int(torch.bincount(targets).max()) / count
@@ -96,16 +103,17 @@ def training_seconds(store: Store, run: Training) -> float:
     return sum(result["seconds"] for result in results)
 
 
-def _worth(metrics: Metrics) -> float:
-    """The score of an epoch: on validation images, where there are some.
+def _best(task: Task, history: Sequence[Metrics]) -> Metrics:
+    """The first epoch with the best score: on validation images, where there are some.
 
-    What was not evaluated, as before a method's own training, has its loss alone. An epoch with a
-    number that is not finite is the worst.
+    Epochs of what is not evaluated, such as preludes, have their loss alone. An epoch with a number
+    that is not finite is the worst.
     """
-    if not is_finite(metrics):
-        return -math.inf
-    chosen = metrics.get("validation_top1", metrics.get("top1"))
-    return -metrics.get("loss", 0.0) if chosen is None else chosen
+    scores = [task.score(metrics) for metrics in history]
+    if max(scores) == -math.inf:
+        scores = [-metrics.get("loss", 0.0) for metrics in history]
+    worth = [s if is_finite(m) else -math.inf for s, m in zip(scores, history, strict=True)]
+    return history[worth.index(max(worth))]
 
 
 def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:

@@ -40,6 +40,7 @@ from raykd.training.finite import check_weights, listed, not_finite
 from raykd.training.hosts.base import EVERY_EPOCH, NO_NOTICE, Host, LocalHost
 from raykd.training.learner import Learner
 from raykd.training.loop import Sources, Trained, distil
+from raykd.training.probing import embeddings
 from raykd.training.result import result_of
 
 # Seconds that a writer may take to notice that its driver is gone, or NFS that a node is.
@@ -96,7 +97,8 @@ def _train(store: Store, run: Training, host: Host) -> dict[str, Any] | None:
     if not isinstance(run, PreludeRun):  # which is not evaluated
         test_teacher = inputs.test_teacher(store, training, host.device)
         validation = inputs.validation(store, training, host.device, host.scale)
-        sources = Sources(sources.teacher_at, train, test, test_teacher, validation)
+        probe = inputs.probe(store, training, host.device, host.scale)
+        sources = Sources(sources.teacher_at, train, test, test_teacher, validation, probe)
     learner = initial_state.learner(store, training, host, train.images.targets)
 
     def save_anchor(epoch: int, network: Staged) -> None:
@@ -201,12 +203,17 @@ def _adopt(store: Store, teacher: TeacherRun, host: Host) -> dict[str, Any] | No
     started = time.monotonic()
     test = open_split(store, teacher.data, "test")
     views = inputs.views_of(test, teacher.data.test(), host.device, host.scale)
-    metrics = evaluate(network, LabelOnly(), nn.ModuleDict(), views, None, host)
-    if math.isnan(metrics["test_loss"]):
+    metrics: dict[str, Any] = {"unscored": True}
+    if teacher.answers_classes:
+        metrics = evaluate(network, LabelOnly(), nn.ModuleDict(), views, None, host)
+        finite = not math.isnan(metrics["test_loss"])
+    else:
+        finite = bool(embeddings(network, views, host).isfinite().all())
+    if not finite:
         raise WorkFailed(
             f"{name}: its answers to the test images are not finite; give other weights"
         )
-    if math.isinf(metrics["test_loss"]):
+    if math.isinf(metrics.get("test_loss", 0.0)):
         del metrics["test_loss"]  # it leaves out a class that test images have
     metrics |= {"epoch": 0, "seconds": time.monotonic() - started}
     if host.rank:

@@ -24,13 +24,14 @@ from raykd.core.errors import CacheCorrupt
 from raykd.core.record import fingerprint
 from raykd.recipes import Asked, Search, Sought, StudentRun
 from raykd.storage.store import Store, first_line, read_json
+from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import Amount
 from raykd.training.checkpointing import Tested, read_result
 from raykd.training.finite import is_finite
 from raykd.training.result import training_seconds
 from raykd.training.route_results import route_found
 
-SCORES = ("top1", "validation_top1", "top5", "agreement", "kl")  # metrics of an epoch
+SCORES = (*HEADINGS, "validation_top1", "top5", "agreement", "kl")  # metrics of an epoch
 _TRIAL_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it is the name of a file, too
 State = Literal["running", "finished", "stopped", "failed"]  # stopped: early, by the scheduler
 
@@ -139,7 +140,8 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
         row |= dict.fromkeys(SCORES)
         if is_finite(result["last"]):  # earlier versions finished diverged trainings
             row |= {key: result["last"].get(key) for key in SCORES}
-            row["best_top1"] = result["best"].get("top1")
+            best = result["best"]
+            row |= {f"best_{key}": best[key] for key in HEADINGS if key in best}
         for key in ("parameters", "flops", "latency_ms"):
             row[key] = result.get(key)
         row["train_seconds"] = training_seconds(store, student)

@@ -10,8 +10,8 @@ from raykd.training.checkpointing import RESULT
 from tests.report.stored import TEXT, finished, put
 
 COLUMNS = (
-    "label network seed fingerprint state top1 best validation_top1 agreement kl parameters flops "
-    "latency_ms seconds images_per_second hardware"
+    "label network seed fingerprint state top1 best validation_top1 agreement kl knn_top1 "
+    "linear_top1 cka parameters flops latency_ms seconds images_per_second hardware"
 )
 
 

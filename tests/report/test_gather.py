@@ -31,8 +31,8 @@ def test_students_that_differ_in_seed_alone_are_one_group(report):
 def test_a_group_is_summed_up_by_its_sample(report):
     kd = by_label(report)["kd"]
     values = np.array(TOP1["kd"])
-    assert (kd.top1.n, kd.top1.mean) == (3, pytest.approx(values.mean()))
-    assert kd.top1.std == pytest.approx(np.sqrt(((values - values.mean()) ** 2).sum() / 2))
+    assert (kd.score.n, kd.score.mean) == (3, pytest.approx(values.mean()))
+    assert kd.score.std == pytest.approx(np.sqrt(((values - values.mean()) ** 2).sum() / 2))
     assert kd.best.mean == pytest.approx(values.mean() + 0.5)
     assert (kd.agreement.mean, kd.agreement.std) == (pytest.approx(81.0), pytest.approx(1.0))
     assert kd.kl.mean == pytest.approx(0.25)

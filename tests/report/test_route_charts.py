@@ -49,7 +49,7 @@ def test_a_search_that_is_not_finished_is_a_run_that_is_not(store, experiment):
     report = gather(store, experiment)
     run = report.students[0].runs[0]
     assert (run.state(), run.anchors) == ("searching, at anchor 6", (2, 6))
-    assert report.students[0].top1 is None
+    assert report.students[0].score is None
     assert report.students[0].label == "kd greedy threshold=1.6 multi_stage"
     assert [search.complete for search in report.searches] == [False, False]
     for text in (page(report), to_markdown(report)):

@@ -28,7 +28,7 @@ def test_unfinished_runs_are_shown(store, experiment):
     report = gather(store, experiment)
     kd = by_label(report)["kd"]
     assert [run.state() for run in kd.runs] == ["finished", "epoch 3 of 4", "not started"]
-    assert (kd.top1.n, kd.top1.mean, kd.top1.std) == (1, 92.0, None)
+    assert (kd.score.n, kd.score.mean, kd.score.std) == (1, 92.0, None)
     assert cells(kd)["n"] == "1 of 3"
     assert cells(by_label(report)["label_only"])["n"] == "0 of 3"
     for text in (to_markdown(report), page(report)):
@@ -48,14 +48,14 @@ def test_markdown_and_json_agree(report):
     value = to_json(report)
     rows = [line for line in to_markdown(report).splitlines() if line.startswith("| ")]
     table = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
-    ranked = sorted(value["students"], key=lambda group: -group["top1"]["mean"])
+    ranked = sorted(value["students"], key=lambda group: -group["score"]["mean"])
     groups = value["teachers"] + ranked
     assert len(table) == 2 + len(groups)
     for row, group in zip(table[2:], groups, strict=True):
         cell = dict(zip(table[0], row, strict=True))
         mean, _, std = cell["top-1 %"].partition(" +- ")
-        assert mean == f"{group['top1']['mean']:.2f}"
-        assert std == (f"{group['top1']['std']:.2f}" if std else "")
+        assert mean == f"{group['score']['mean']:.2f}"
+        assert std == (f"{group['score']['std']:.2f}" if std else "")
         assert cell["n"] == str(len(group["runs"]))
         assert cell["best %"] == f"{group['best']['mean']:.2f}"
         if group["gain"]:

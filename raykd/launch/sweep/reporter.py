@@ -9,6 +9,7 @@ from ray import tune
 
 from raykd.launch.prometheus import Prometheus
 from raykd.storage.store import Store
+from raykd.tasks.base import headline_of
 from raykd.tracking.console import Teller, clock
 from raykd.training.sweep_sheets import SCORES, Sheet, read_sheet, write_sheet
 
@@ -62,8 +63,8 @@ class Reporter(tune.Callback):
             seconds = max(sheet.seconds, last.get("time_total_s", 0.0))
             sheet = replace(sheet, state=state, last=numbers, seconds=seconds)
             write_sheet(self._store, self._name, sheet)
-        top1 = f": top-1 {last['top1']:.2f} %" if "top1" in last else ""
-        self._say(trial, f"{top1}{how}")
+        score = headline_of(last, digits=2)
+        self._say(trial, f": {score}{how}" if score else how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Complete the sheet of a trial that failed for good."""

@@ -160,7 +160,7 @@ def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
     result = read_result(store.path(student), Tested)
     check_metrics(student, student.optim.epochs - 1, result["last"])
     last, best = numbers(result["last"]), numbers(result["best"])
-    last |= {f"best_{key}": value for key, value in best.items() if key.endswith("top1")}
+    last |= {f"best_{key}": value for key, value in best.items() if key.endswith(("top1", "cka"))}
     return last | {"epochs_done": student.all_epochs(), "parameters": result["parameters"]}
 
 

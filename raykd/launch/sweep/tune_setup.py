@@ -199,10 +199,11 @@ def _epochs(run: Asked) -> int:
 
 
 def metric_of(experiment: Experiment) -> str:
-    """The metric that trials are compared by: on held-out images, if all of them have some."""
+    """The metric that trials are compared by: the task's, on held-out images if all have some."""
     chosen = experiment.space.sweep.metric if experiment.space else None
     held_out = all(basis(run).data.validation is not None for run in experiment.runs)
-    return chosen or ("validation_top1" if held_out else "top1")
+    headline = basis(experiment.runs[0]).task.headline
+    return chosen or (f"validation_{headline}" if held_out else headline)
 
 
 def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -43,16 +43,21 @@ class Codec(Record):
 
         Raises `ValueError` where an output is not finite, or cannot be stored.
         """
-        logits = outputs.logits.float()
-        maximum = logits.amax(dim=1)
-        checked = {"logits": (logits - maximum[:, None]).clamp_min(LOWEST)}
+        checked: dict[str, Tensor] = {}
+        maximum = None
+        if Signal.LOGITS in signals:
+            logits = outputs.logits.float()
+            maximum = logits.amax(dim=1)
+            checked["logits"] = (logits - maximum[:, None]).clamp_min(LOWEST)
         if Signal.EMBEDDING in signals:
             checked["embedding"] = outputs.embedding.to(torch.float16)
         for name, values in checked.items():
             if not bool(values.isfinite().all()):
                 row = int((~values.isfinite()).any(1).nonzero()[0, 0])
                 raise ValueError(f"the teacher's {name} of row {row} of this batch are not finite")
-        columns = self.encode_logits(checked.pop("logits"), maximum)
+        columns: dict[str, Tensor] = {}
+        if maximum is not None:
+            columns = self.encode_logits(checked.pop("logits"), maximum)
         return {name: column.cpu() for name, column in (columns | checked).items()}
 
     def decode(
@@ -62,15 +67,19 @@ class Codec(Record):
 
         `classes` is C, for codecs that do not store all classes.
         """
-        outputs = self.decode_logits(columns, rows, classes)
         embedding = columns.get("embedding")
+        if [*columns] == ["embedding"]:
+            outputs = Outputs()
+        else:
+            outputs = self.decode_logits(columns, rows, classes)
         if embedding is None:
             return outputs
         return outputs.replace(embedding=embedding.index_select(0, rows).float())
 
-    def bytes_per_row(self, classes: int, embedding: int | None = None) -> int:
-        """Bytes of one row; `embedding` is D, None where it is not stored."""
-        return self.logits_bytes(classes) + (0 if embedding is None else 2 * embedding)
+    def bytes_per_row(self, classes: int | None, embedding: int | None = None) -> int:
+        """Bytes of one row; `classes` is C and `embedding` D, None where they are not stored."""
+        logits = 0 if classes is None else self.logits_bytes(classes)
+        return logits + (0 if embedding is None else 2 * embedding)
 
     def serves(self, method: Method) -> bool:
         """True where the method's losses are right with what this codec keeps."""

@@ -1,0 +1,111 @@
+"""Features: a backbone whose embeddings are to be as useful as the teacher's; no labels.
+
+Shapes: B batch, D student's embedding width, E teacher's.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.core.record import Limits, Record
+from raykd.core.types import Batch, Outputs, Signal
+from raykd.data.recipe import AnyData
+from raykd.methods.base import Method, precise
+from raykd.tasks.base import Task
+
+Kind = Literal["knn", "linear"]
+
+
+class Probe(Record):
+    """A labelled set by which embeddings are judged; nothing is trained on it but a linear probe.
+
+    `knn` is the top-1 accuracy of a vote of the `k` nearest training images by cosine, with weights
+    exp(cosine / `temperature`) (Wu et al. 2018, arXiv 1805.01978; k = 20 as in DINO, Caron et al.
+    2021, arXiv 2104.14294). `linear` is that of a logistic regression on the frozen embeddings.
+    """
+
+    data: AnyData  # its training images are known, its test images are asked
+    kind: tuple[Kind, ...] = ("knn", "linear")
+    k: int = Field(default=20, ge=1, le=Limits.ROWS)
+    temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
+    # Epochs between two probes; None: after the last one alone.
+    every: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
+
+
+class Features(Task):
+    """Distillation of embeddings, without labels: the student is a backbone without a classifier.
+
+    `test_loss` is the method's loss on the test images (of methods that read embeddings alone and
+    keep no memory of samples), and `cka` the linear centred kernel
+    alignment of the embeddings of student and teacher over them, in percent: 100 where one is a
+    rotation and a scaling of the other (Kornblith et al. 2019, arXiv 1905.00414, equation 5).
+    With a probe there are `knn_top1` and `linear_top1`, and what compares students is the first.
+    """
+
+    labelled: ClassVar[bool] = False
+
+    name: Literal["features"] = "features"
+    probe: Probe | None = None
+
+    @property
+    def headline(self) -> str:
+        """The accuracy of the first probe; without one the alignment with the teacher."""
+        return "cka" if self.probe is None else f"{self.probe.kind[0]}_top1"
+
+    def reads(self) -> Signal:
+        """The embeddings."""
+        return Signal.EMBEDDING
+
+    def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
+        """There is none."""
+        raise NotImplementedError
+
+    def batch_sums(
+        self,
+        method: Method,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        helpers: nn.ModuleDict,
+    ) -> Tensor:
+        """Images, D, losses, and sums and products of the embeddings, float64 [n]."""
+        assert teacher is not None, "embeddings are compared with a teacher's"
+        x, y = precise(student.embedding).double(), precise(teacher.embedding).double()
+        known, loss = x.new_zeros(()), x.new_zeros(())
+        # The teacher's cache of the test images has embeddings, and no memory knows their ids.
+        if method.needs() == Signal.EMBEDDING and not method.has_memory():
+            losses = method.losses(student, teacher, batch, helpers)
+            known, loss = known + 1, torch.stack([*losses.values()]).sum().double() * len(x)
+        count, width = x.new_tensor(len(x)), x.new_tensor(x.shape[1] * len(x))
+        first = torch.stack([count, width, known, loss])
+        sums = (x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y)
+        return torch.cat([first, *(value.flatten() for value in sums)])
+
+    def metrics(self, sums: Tensor, *, taught: bool) -> dict[str, float]:
+        """`cka`, and `test_loss` where the method reads embeddings alone."""
+        count, widths, known, loss = sums[:4].tolist()
+        width = round(widths / count)
+        # The rest has D + E + D D + E E + D E numbers, which determine E.
+        rest = sums[4:]
+        other = _other_width(len(rest), width)
+        shapes = [(width,), (other,), (width, width), (other, other), (width, other)]
+        parts = rest.split([torch.Size(shape).numel() for shape in shapes])
+        x, y, xx, yy, xy = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        xx, yy, xy = (
+            product - torch.outer(a, b) / count
+            for product, a, b in ((xx, x, x), (yy, y, y), (xy, x, y))
+        )
+        spread = float(xx.norm() * yy.norm())
+        cka = float(xy.square().sum()) / spread if spread else 0.0
+        metrics = {"cka": 100 * min(1.0, max(0.0, cka))}
+        return metrics | ({"test_loss": loss / count} if known else {})
+
+
+def _other_width(numbers: int, width: int) -> int:
+    """E, where D + E + D D + E E + D E numbers are given and D is `width`."""
+    other = 1
+    while width + other + width * width + other * other + width * other < numbers:
+        other += 1
+    return other

@@ -1,0 +1,198 @@
+"""Backbones that learn embeddings: what is trained, stored, measured and released."""
+
+import pytest
+import safetensors.torch
+import torch
+
+from raykd.core.errors import ConfigError
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.data.dataset import read
+from raykd.data.recipe import Data
+from raykd.methods import METHODS
+from raykd.methods.feature_distillation import FeatureDistillation, Queue, queue_size
+from raykd.models import build
+from raykd.outputs.codecs import Dense
+from raykd.outputs.manifest import manifest_of
+from raykd.planning.plan import plan
+from raykd.recipes import Optim, StudentRun, TeacherRun
+from raykd.storage.store import Store
+from raykd.tasks import Classification, Features, Probe
+from raykd.training.checkpointing import read_result
+from raykd.training.load_trained import finished
+from tests.training.route_runs import carried
+
+FAST = Optim(epochs=2, batch=32)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def data(store):
+    return read(store, Data(name="digits", holdout=0.3, limit=160), None)
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    return TeacherRun(model="resnet8", data=data, optim=Optim(epochs=1, batch=32), save_every=1)
+
+
+def student(data, teacher, **fields):
+    fields = {"method": FeatureDistillation(), "task": Features(), "views": 1} | fields
+    return StudentRun(model="resnet8", data=data, teacher=teacher, optim=FAST, **fields)
+
+
+def trained(store, run):
+    carried(store, run)
+    return read_result(store.path(run))
+
+
+def test_the_cache_has_two_bytes_for_each_number_of_an_embedding(store, data, teacher):
+    run = student(data, teacher)
+    trained(store, run)
+    cache = run.outputs_at(0)
+    assert cache.signals() == Signal.EMBEDDING
+    manifest = manifest_of(store, cache)
+    (shard,) = manifest.shards
+    assert Dense().bytes_per_row(None, 64) == 2 * 64
+    assert 0 <= shard.bytes - 160 * 2 * 64 < 1500  # the file's own head and foot
+
+
+def test_a_probe_judges_what_is_released(store, data, teacher):
+    probe = Probe(data=data, kind=("knn", "linear"), every=1)
+    run = student(data, teacher, task=Features(probe=probe))
+    result = trained(store, run)
+    assert result["last"].keys() >= {"knn_top1", "linear_top1", "cka", "test_loss"}
+    assert result["best"]["knn_top1"] >= result["last"]["knn_top1"]
+    network = finished(store, run).network
+    weights = safetensors.torch.load_file(store.path(run) / "weights.safetensors")
+    assert not [name for name in weights if name.startswith("classifier")]
+    pixels = torch.randn(3, 3, 8, 8)
+    assert network(pixels).shape == (3, 64)
+    plain = build("resnet8", 10)
+    lacking = plain.network.load_state_dict(weights, strict=False)
+    assert not lacking.unexpected_keys
+    assert all(name.startswith("classifier") for name in lacking.missing_keys)
+
+
+def test_images_without_labels_are_enough(store, teacher):
+    bare = read(store, Data(name="digits", holdout=0.3, limit=160, labels="none"), None)
+    run = student(bare, teacher)
+    assert (bare.classes, run.head, run.test_outputs().signals()) == (0, 0, Signal.EMBEDDING)
+    assert trained(store, run)["last"].keys() >= {"cka", "test_loss"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"method": METHODS["kd"]()}, "reads logits"),
+        ({"method": METHODS["label_only"]()}, "learns from the labels alone"),
+        ({"method": METHODS["crd"]()}, "reads labels"),
+        ({"method": METHODS["ft"]()}, "a training of its own"),
+        ({"label_weight": 0.5}, "has no label loss"),
+    ],
+)
+def test_what_needs_labels_is_refused(data, teacher, fields, words):
+    with pytest.raises(ValueError, match=words):
+        student(data, teacher, **fields)
+
+
+def test_classification_of_unlabelled_images_is_refused(store, teacher):
+    bare = read(store, Data(name="digits", labels="none"), None)
+    with pytest.raises(ValueError, match="learns from labels"):
+        student(bare, teacher, task=Classification())
+
+
+def test_all_work_is_one_cache_per_split(data, teacher):
+    runs = [student(data, teacher, seed=seed) for seed in (0, 1)]
+    assert len(plan(runs).caches) == 2
+
+
+# The method's losses
+
+
+def outputs(rows):
+    return Outputs(embedding=torch.tensor(rows, dtype=torch.float64))
+
+
+def batch_of(size):
+    ids = torch.arange(size)
+    return Batch(torch.zeros(size, 3, 1, 1), torch.zeros_like(ids), ids, view=0, epoch=0)
+
+
+def helpers_of(method, width, images=64):
+    shapes = Shapes(0, width, {})
+    helpers = method.helpers(shapes, shapes, torch.zeros(images, dtype=torch.int64)).double()
+    with torch.no_grad():
+        helpers["projection"].weight.copy_(torch.eye(width))
+    return helpers
+
+
+def loss_of(method, helpers, student, teacher):
+    batch = batch_of(len(student))
+    (loss,) = method.losses(outputs(student), outputs(teacher), batch, helpers).values()
+    return loss
+
+
+def test_distances_by_hand():
+    pair = [[3.0, 4.0], [1.0, 0.0]], [[4.0, 3.0], [0.0, 2.0]]
+    for distance, expected in (
+        ("cosine", (0.04 + 1) / 2),
+        ("l2", (1 + 1 + 1 + 4) / 4),
+        ("smooth_l1", (0.5 + 0.5 + 0.5 + 1.5) / 4),
+    ):
+        method = FeatureDistillation(distance=distance)
+        assert loss_of(method, helpers_of(method, 2), *pair).item() == pytest.approx(expected)
+
+
+def test_golden_values():
+    n, d = torch.meshgrid(torch.arange(4.0).double(), torch.arange(6.0).double(), indexing="ij")
+    student = torch.sin(0.5 * n + 0.9 * d + 0.1).tolist()
+    teacher = torch.cos(0.3 * n + 0.7 * d + 0.2).tolist()
+    for method, expected in (
+        (FeatureDistillation(distance="cosine"), 0.3170808717),
+        (FeatureDistillation(distance="smooth_l1"), 0.1670465523),
+        (FeatureDistillation(distance="queue", size=4), 1.682642637),  # the batch fills it
+        (FeatureDistillation(distance="queue", size=6), 1.682864092),  # two rows are zeros yet
+    ):
+        loss = loss_of(method, helpers_of(method, 6), student, teacher)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_queue_of_one_sample_gives_nothing_and_its_order_changes_nothing():
+    method = FeatureDistillation(distance="queue", size=1)
+    helpers = helpers_of(method, 3)
+    assert loss_of(method, helpers, [[1.0, 2, 3]], [[3.0, 2, 1]]).item() == pytest.approx(0)
+    method = FeatureDistillation(distance="queue", size=8)
+    helpers = helpers_of(method, 3).eval()
+    rows = torch.nn.functional.normalize(torch.randn(8, 3).double(), dim=1)
+    values = []
+    for order in (torch.arange(8), torch.randperm(8)):
+        helpers["queue"].rows.copy_(rows[order])
+        values.append(loss_of(method, helpers, [[1.0, 2, 3]], [[3.0, 2, 1]]).item())
+    assert values[0] == pytest.approx(values[1])
+
+
+def test_a_queue_holds_the_last_rows():
+    queue = Queue(5, 1)
+    for start in range(0, 9, 3):
+        queue.push(torch.arange(start, start + 3).float()[:, None])
+    assert sorted(queue.rows.flatten().tolist()) == [4, 5, 6, 7, 8]
+    queue.push(torch.arange(20.0)[:, None])
+    assert sorted(queue.rows.flatten().tolist()) == [15, 16, 17, 18, 19]
+
+
+def test_sizes_of_queues():
+    assert [queue_size(n) for n in (1, 50, 51, 20_000, 20_001)] == [16, 16, 32, 4096, 8192]
+
+
+def test_an_encoder_has_no_logits():
+    network = build("resnet8", 0).eval()
+    out = network.outputs(torch.zeros(2, 3, 8, 8), Signal.LOGITS | Signal.EMBEDDING)
+    assert not out.has_logits
+    with pytest.raises(LookupError, match=r"add Signal\.LOGITS"):
+        _ = out.logits
+    with pytest.raises(ConfigError, match="no linear map of an embedding"):
+        build("torchvision/squeezenet1_0", 0)
