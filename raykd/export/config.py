@@ -9,9 +9,11 @@ from typing import Any
 
 from raykd import __version__
 from raykd.core.record import fingerprint
-from raykd.export.graph import LOGITS, PIXELS
-from raykd.export.libraries import particulars, split
+from raykd.export.graph import PIXELS, output_name
+from raykd.export.libraries import classifier_name, particulars, split
+from raykd.models import measure
 from raykd.recipes import StudentRun
+from raykd.tasks.base import HEADINGS
 from raykd.training.load_trained import Finished
 
 
@@ -24,18 +26,26 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
     """
     library, name = split(finished.run.model)
     arguments, more = particulars(finished)
-    classes = len(finished.test.names)
+    names = [] if finished.is_backbone else list(finished.test.names)
+    classes = len(names)
     value: dict[str, Any] = {
         "architecture": name,
         "library": library,
         "num_classes": classes,
-        "label_names": list(finished.test.names),
+        "label_names": names,
         "pretrained_cfg": {**more, **preprocessing(finished), "num_classes": classes},
         "calibration": finished.method.rescaling(finished.helpers),
         "graphs": graphs(finished),
         "raykd": provenance(finished) | {"files": [*files]},
     }
+    if finished.is_backbone:
+        value |= {"num_features": _width(finished), "removed": classifier_name(finished.run.model)}
     return value | ({"model_args": arguments} if arguments else {})
+
+
+def _width(finished: Finished) -> int:
+    """Numbers of an embedding."""
+    return measure(finished.network, finished.run.data.resolved().size).embedding
 
 
 def preprocessing(finished: Finished) -> dict[str, Any]:
@@ -69,6 +79,12 @@ def shorter_side(finished: Finished) -> int:
 def graphs(finished: Finished) -> dict[str, Any]:
     """Input and output of `model.pt2` and `model.onnx`."""
     size = finished.run.data.resolved().size
+    output: dict[str, Any] = {
+        "shape": ["batch", len(finished.test.names)],
+        "probabilities": "softmax over the last axis; the calibration is inside",
+    }
+    if finished.is_backbone:
+        output = {"shape": ["batch", _width(finished)]}
     return {
         "input": {
             "name": PIXELS,
@@ -77,12 +93,7 @@ def graphs(finished: Finished) -> dict[str, Any]:
             "channels": "red, green, blue; 0 to 255, not normalised",
             "shorter_side": shorter_side(finished),
         },
-        "output": {
-            "name": LOGITS,
-            "dtype": "float32",
-            "shape": ["batch", len(finished.test.names)],
-            "probabilities": "softmax over the last axis; the calibration is inside",
-        },
+        "output": {"name": output_name(finished), "dtype": "float32", **output},
     }
 
 
@@ -104,6 +115,7 @@ def provenance(finished: Finished) -> dict[str, Any]:
     elif run.weights is not None:
         facts["weights"] = run.weights
     metrics = {"top1": result["last"].get("top1"), "top1_of_best_epoch": result["best"].get("top1")}
+    metrics |= {name: result["last"][name] for name in HEADINGS if name in result["last"]}
     metrics |= {"agreement": result["last"].get("agreement"), "test_images": len(finished.test)}
     sizes = {key: result.get(key) for key in ("parameters", "flops")}
     return facts | {"seed": run.seed, "epochs": epochs} | sizes | metrics

@@ -147,12 +147,13 @@ def _write(model: Finished, files: list[str], folder: Path, pixels: Tensor) -> N
 def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
     """A file, once its answers for real images are seen to be the network's."""
     with torch.no_grad():
-        expected = model.scores(normalised)
+        expected = model.answer(normalised)
     if path.name == WEIGHTS:
         network = rebuilt(path.parent, json.loads((path.parent / CONFIG).read_text()))
         with torch.no_grad():
-            logits = network(normalised)
-            scores = model.method.scores(Outputs(logits), None, model.helpers)
+            scores = network(normalised)
+            if not model.is_backbone:
+                scores = model.method.scores(Outputs(scores), None, model.helpers)
     else:
         answers = graph.answers_of_torch if path.suffix == ".pt2" else graph.answers_of_onnx
         scores = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # two batch sizes

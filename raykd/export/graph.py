@@ -1,4 +1,4 @@
-"""A finished network as one graph: from the pixels of images to the scores of the classes.
+"""A finished network as one graph: from the pixels of images to scores, or a backbone's embedding.
 
 Shapes: B batch, C classes, H, W pixels.
 """
@@ -17,7 +17,7 @@ from raykd.core.errors import ExportFailed
 from raykd.storage.atomic import write_atomic
 from raykd.training.load_trained import Finished
 
-PIXELS, LOGITS = "pixels", "logits"  # what a graph calls its input and its output
+PIXELS = "pixels"  # name of a graph's input
 BATCHES = {PIXELS: {0: Dim("batch")}}  # the axis that may have any size
 CONFIG = "config.json"
 OPSET = 18  # ONNX's: the one that torch's exporter is written in; runtimes read it since 2023
@@ -45,8 +45,13 @@ class Answer(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Scores [B, C] for uint8 pixels [B, 3, H, W] in red, green, blue."""
-        return self.finished.scores((pixels.to(torch.float32) - self.offset) / self.scale)
+        """The answer for uint8 pixels [B, 3, H, W] in red, green, blue."""
+        return self.finished.answer((pixels.to(torch.float32) - self.offset) / self.scale)
+
+
+def output_name(finished: Finished) -> str:
+    """The name of a graph's output."""
+    return "embedding" if finished.is_backbone else "logits"
 
 
 def _grey_levels(values: tuple[float, float, float]) -> Tensor:
@@ -82,7 +87,7 @@ def write_onnx(path: Path, program: ExportedProgram, config: str, finished: Fini
             program,
             dynamo=True,
             input_names=[PIXELS],
-            output_names=[LOGITS],
+            output_names=[output_name(finished)],
             dynamic_shapes=BATCHES,  # for the axis's name
             opset_version=OPSET,
             verbose=False,
@@ -104,7 +109,7 @@ def answers_of_onnx(path: Path, batches: list[Tensor]) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    answers: list[Any] = [session.run([LOGITS], {PIXELS: p.numpy()})[0] for p in batches]
+    answers: list[Any] = [session.run(None, {PIXELS: p.numpy()})[0] for p in batches]
     return [torch.from_numpy(answer) for answer in answers]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 import torchvision
 from torch import nn
 
@@ -35,6 +36,14 @@ def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
     return (dict(_WITHOUT_AUXILIARY) if auxiliary else {}), {}
 
 
+def classifier_name(model: str) -> str:
+    """The name of the module that a network has as its last layer, and a backbone lacks."""
+    with torch.device("meta"):
+        network = models.build(model, 2)
+    names = {id(module): name for name, module in network.network.named_modules()}
+    return names.get(id(network.classifier), "")
+
+
 def rebuilt(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The plain network that a folder's configuration and weights describe, in evaluation mode."""
     name, classes = config["architecture"], config["num_classes"]
@@ -42,7 +51,10 @@ def rebuilt(folder: Path, config: dict[str, Any]) -> nn.Module:
         import timm
 
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    if config["library"] == "torchvision":
+    if not classes:
+        library = "" if config["library"] == "raykd" else f"{config['library']}/"
+        network = models.build(f"{library}{name}", 0).network
+    elif config["library"] == "torchvision":
         arguments = config.get("model_args", {})
         network = torchvision.models.get_model(name, num_classes=classes, **arguments)
     else:

@@ -34,8 +34,15 @@ class Finished:
         """The helpers without which the network cannot be used."""
         return self.method.releases(self.helpers)
 
-    def scores(self, pixels: Tensor) -> Tensor:
-        """Its answer [B, C] to normalised pixels [B, 3, H, W], as evaluation has it."""
+    @property
+    def is_backbone(self) -> bool:
+        """True where it has no classifier, and answers with embeddings."""
+        return isinstance(self.run, StudentRun) and not self.run.task.labelled
+
+    def answer(self, pixels: Tensor) -> Tensor:
+        """Scores [B, C] for normalised pixels [B, 3, H, W], as in evaluation, or embeddings."""
+        if self.is_backbone:
+            return self.network(pixels)
         outputs = self.network.outputs(pixels, self.method.student_needs())
         return self.method.scores(outputs, None, self.helpers)
 

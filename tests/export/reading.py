@@ -35,7 +35,7 @@ def said(store, run, row):
     made = finished(store, run)
     batch = Views(made.test, run.data.test()).batch(torch.tensor([row]), 0)
     with torch.no_grad():
-        scores = made.scores(batch.pixels)
+        scores = made.answer(batch.pixels)
     return scores.numpy(), made.test.pixels[row].numpy()
 
 

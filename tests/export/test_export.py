@@ -251,7 +251,7 @@ def test_streamed_photographs_are_made_ready_as_in_training(tmp_path):
     made = finished(store, run)
     normalised = Views(made.test, data.test()).batch(torch.arange(6), 0).pixels
     with torch.no_grad():
-        expected = made.scores(normalised)
+        expected = made.answer(normalised)
     network = timm.create_model(f"local-dir:{exported.folder}", pretrained=True).eval()
     as_timm = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     config = config_of(exported)["pretrained_cfg"]
