@@ -9,8 +9,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError, DataError
@@ -31,6 +33,22 @@ from raykd.storage.store import Store
 Say = Callable[[str], None]
 
 
+class Labelled(Protocol):
+    """Rows that can be divided by their labels."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels int64 [N]."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Tensor) -> Self:
+        """The rows `rows` (int64 [n])."""
+        ...
+
+
+Rows = TypeVar("Rows", bound=Labelled)
 AnyImages = Images | Encoded  # decoded in memory, or not yet
 Facts = in_memory.Facts | image_index.Facts
 
@@ -120,6 +138,9 @@ def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_ba
             f"run.data.digest: expected {data.digest}, but the files have {taken.digest}; "
             "they are not the images that this recipe was made with"
         )
+    image_index.save_contents(
+        store, taken.digest, dataset.contents if reading is None else reading.contents
+    )
     folder = folder_of(store, data, taken.digest)
     if data.stream is not None:
         whole = image_index.is_index_of(store, folder, dataset)
@@ -131,7 +152,7 @@ def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_ba
         if data.stream is not None:
             image_index.write(store, dataset, reading)
         else:
-            if dataset.digest:  # a pack, which states its digest without reading its images
+            if dataset.digest or dataset.contents:  # a pack, whose images were not read
                 check_shards(Files.at(image_index.root_of(dataset)))
             decode_into(folder, dataset, reading, data.resize, say, skip_bad=skip_bad)
         store.share(folder, MARKER)
@@ -176,6 +197,14 @@ def open_split(store: Store, data: Data, split: Split) -> AnyImages:
 
 def _open_all(store: Store, data: Data) -> tuple[AnyImages, AnyImages, AnyImages | None]:
     """Training, test and validation images; None where no share is held out for those."""
+    splits, _ = open_whole(store, data)
+    return divided(data, splits)
+
+
+def open_whole(
+    store: Store, data: Data
+) -> tuple[Mapping[str, AnyImages], in_memory.Facts | image_index.Facts]:
+    """The splits that the files have, before any share is held out, and their facts."""
     folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
         raise DataError(
@@ -183,8 +212,12 @@ def _open_all(store: Store, data: Data) -> tuple[AnyImages, AnyImages, AnyImages
             "`raykd run` puts them there where it can read the files"
         )
     reader = in_memory if data.stream is None else image_index
-    _, loaded_splits = reader.open_splits(store, folder)
-    splits: Mapping[str, AnyImages] = loaded_splits
+    facts, splits = reader.open_splits(store, folder)
+    return splits, facts
+
+
+def divided(data: Data, splits: Mapping[str, Rows]) -> tuple[Rows, Rows, Rows | None]:
+    """Training, test and validation rows; None where no share is held out for those."""
     train, test, validation = splits["train"], splits.get("test"), None
     if test is None:
         train, test = _hold_out(train, data.holdout, "holdout", data.seed, keyed_random.HOLDOUT)
@@ -201,9 +234,7 @@ def _open_all(store: Store, data: Data) -> tuple[AnyImages, AnyImages, AnyImages
     return train, test, validation
 
 
-def _hold_out(
-    images: AnyImages, share: float, field: str, seed: int, stream: int
-) -> tuple[AnyImages, AnyImages]:
+def _hold_out(images: Rows, share: float, field: str, seed: int, stream: int) -> tuple[Rows, Rows]:
     """Stratified split: (remaining, held out)."""
     count = round(share * len(images))
     if not 0 < count < len(images):

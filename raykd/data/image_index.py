@@ -2,6 +2,7 @@
 
     root/images/<digest>/   byte range of each image, and images.json, which names their root
     root/images/stamps/     results of reading files, valid until they change
+    root/images/contents/   hashes of the images of a digest, a file per split
 
 The digest is of what the images are: the class names and, for each split, labels and bytes in their
 order. A folder, its tar shards and its Arrow shards have the same one, if their order is the same,
@@ -14,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,6 +97,7 @@ class Reading:
 
     summary: Summary
     rows: Mapping[str, np.ndarray]  # int64 [n] of each split, rising
+    contents: Mapping[str, np.ndarray] = field(default_factory=dict)  # uint8 [n, 16], where known
 
 
 def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
@@ -128,10 +130,16 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
 
 def find_summary(store: Store, name: str, dataset: Dataset, *, skip_bad: bool) -> Summary | None:
     """The summary of an earlier reading of files that have not changed; None without one."""
-    if dataset.digest:
+    digest = dataset.digest
+    if not digest and dataset.contents:  # those of a pack, of which labels were taken
+        columns = {
+            split: (dataset.labels[split], dataset.contents[split]) for split in dataset.splits
+        }
+        digest = digest_of(dataset.names, columns)
+    if digest:
         counts = {split: len(labels) for split, labels in dataset.labels.items()}
         empty = empty_classes(dataset.names, dataset.labels["train"])
-        return Summary(digest=dataset.digest, counts=counts, empty=tuple(empty))
+        return Summary(digest=digest, counts=counts, empty=tuple(empty))
     path = _summary_path(store, name, dataset, skip_bad=skip_bad)
     return read_record(Summary, path) if dataset.stamp and path.is_file() else None
 
@@ -208,7 +216,42 @@ def read_images(
         skipped=len(faults),
         bad=tuple(faults[:NAMED]),
     )
-    return Reading(summary, rows)
+    return Reading(summary, rows, {split: codes for split, (_, codes) in contents.items()})
+
+
+def save_contents(store: Store, digest: str, contents: Mapping[str, np.ndarray]) -> None:
+    """Keep the hashes uint8 [N, 16] of the images of each split."""
+    for split, codes in contents.items():
+        path = _contents_path(store, digest, split)
+        if not store.pull(path).is_file():
+            arrow.write(path, {"contents": torch.from_numpy(codes)})
+            store.push(path)
+
+
+def load_contents(
+    store: Store, digest: str, names: Sequence[str], labels: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray] | None:
+    """The hashes uint8 [N, 16] of the images of each split, whose labels are int64 [N].
+
+    None where they were not kept, or where some of the images were left out since. Raises
+    `CacheCorrupt` where they are not those of the digest.
+    """
+    paths = {split: store.pull(_contents_path(store, digest, split)) for split in labels}
+    if not all(path.is_file() for path in paths.values()):
+        return None
+    contents = {split: arrow.read(path)["contents"].numpy() for split, path in paths.items()}
+    if any(len(contents[split]) != len(column) for split, column in labels.items()):
+        return None
+    if digest_of(names, {split: (labels[split], contents[split]) for split in labels}) != digest:
+        raise CacheCorrupt(
+            f"{store.root / 'images' / 'contents'}: the hashes of the images {digest} were "
+            "altered; remove them and run again"
+        )
+    return contents
+
+
+def _contents_path(store: Store, digest: str, split: str) -> Path:
+    return store.root / "images" / "contents" / f"{digest}-{split}.arrow"
 
 
 def usable_rows(dataset: Dataset, summary: Summary, say: Say, *, skip_bad: bool) -> Reading:

@@ -166,13 +166,15 @@ class Packing:
         }
         labels = {split: column for split, (column, _) in contents.items()}
         check_filled(self.dataset.names, labels, self.dataset.about)
+        shards = [packed.shard for packed in made]
+        hashes = {split: column for split, (_, column) in contents.items()}
         facts = {
             "format": pack_format.FORMAT,
             "plan": self._plan(),
             "digest": digest_of(self.dataset.names, contents),
             "classes": list(self.dataset.names),
             "skipped": skipped,
-            "splits": pack_format.write_splits(self.files, [packed.shard for packed in made]),
+            "splits": pack_format.write_splits(self.files, shards, hashes),
         }
         # The marker makes a pack complete; what is no part of it goes then.
         self.files.put(MARKER, _as_json(pack_format.sealed(facts)))

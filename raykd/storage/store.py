@@ -10,6 +10,7 @@
     root/tensorboard/<kind>/       a folder of events per training, with scale.track: [tensorboard]
     root/images/<digest>/          index of images that stay encoded
     root/images/<digest>-<side>/   decoded pixels and labels
+    root/images/contents/          hashes of encoded images
     root/weights/<digest>.*        copies of weights files that experiments named
     root/reports/                  pages
     root/locks/                    the artefacts that processes are making at the moment

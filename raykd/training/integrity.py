@@ -114,7 +114,8 @@ def _faults_of_pack(store: Store, marker: Path) -> Iterator[RaykdError]:
     for content in facts["splits"].values():
         matches = {name: _SUM.search(name) for name in content["shards"]}
         shards = {name: match[1] for name, match in matches.items() if match}
-        for name, checksum in {**shards, **content["index"]}.items():
+        hashes = content.get("contents", {})
+        for name, checksum in {**shards, **content["index"], **hashes}.items():
             yield from _faults_of_file(folder / name if is_below(name) else folder, checksum)
 
 

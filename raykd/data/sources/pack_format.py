@@ -7,6 +7,7 @@ Tar shards without such an index take 100 times longer to open, and 1000 times f
                                    which images without labels do not have
     train-index.arrow              shard, offset and length of every image, and its label
     train-{text,stops}.arrow       the names of the shards, as `byte_ranges.Names` has them
+    train-contents.arrow           the hash of every image; packs of earlier versions have none
     pack.json                      classes, splits and shards, written last
     plan.json                      only until then: what the pack is being made of
 
@@ -18,7 +19,7 @@ Shapes: N images.
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from raykd.core.errors import CacheCorrupt, DataError
 from raykd.data.sources import foreign_text
@@ -153,8 +155,13 @@ def read_shard(split: str, number: int, checksum: str, data: pa.Buffer) -> Shard
     return Shard(split, number, checksum, data.size, *columns)
 
 
-def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
-    """Write the index of every split; returns its entries of the marker. Shards are in order."""
+def write_splits(
+    files: Files, shards: Iterable[Shard], contents: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Write the index of every split and the hashes uint8 [N, 16] of its images.
+
+    Returns its entries of the marker. Shards are in order.
+    """
     splits: dict[str, list[Shard]] = {}
     for shard in shards:
         splits.setdefault(shard.split, []).append(shard)
@@ -173,8 +180,17 @@ def write_splits(files: Files, shards: Iterable[Shard]) -> dict[str, Any]:
             "bytes": sum(shard.bytes for shard in parts),
             "shards": {shard.name: shard.bytes for shard in parts},
             "index": index,
+            "contents": _put_contents(files, split, contents[split]),
         }
     return facts
+
+
+def _put_contents(files: Files, split: str, contents: np.ndarray) -> dict[str, str]:
+    """Write the hashes of a split's images; returns the file's checksum by its name."""
+    data = arrow.pack({"contents": torch.from_numpy(contents)})
+    name = f"{split}-contents.arrow"
+    files.put(name, data)
+    return {name: arrow.checksum(data)}
 
 
 def sealed(facts: dict[str, Any]) -> dict[str, Any]:
@@ -219,6 +235,7 @@ def _is_marker(facts: dict[str, Any]) -> bool:
             isinstance(split_facts, dict)
             and isinstance(split_facts.get("shards"), dict)
             and isinstance(split_facts.get("index"), dict)
+            and isinstance(split_facts.get("contents", {}), dict)
             for split_facts in splits.values()
         )
     )
@@ -258,16 +275,40 @@ def read_splits(files: Files, facts: dict[str, Any], names: tuple[str, ...]) -> 
             _check_size(files, name, size, sizes)
         with TemporaryDirectory() as folder:  # its files stay mapped
             for name, checksum in split_facts["index"].items():
-                data = files.load(name)
-                if arrow.checksum(data) != checksum:
-                    raise _damaged(files, name, "it was altered")
-                Path(folder, name).write_bytes(data)
+                Path(folder, name).write_bytes(_load(files, name, checksum))
             encoded = read_index(Path(folder), split, files.root, names)
         labels = encoded.targets.numpy()
         if not is_numbered(labels, names):
             raise _damaged(files, MARKER, f"its labels are of other classes than the {len(names)}")
         splits[split] = Samples(encoded.ranges, labels)
     return splits
+
+
+def _load(files: Files, name: str, checksum: str) -> pa.Buffer:
+    """The bytes of a file. Raises `CacheCorrupt` where they have another checksum."""
+    data = files.load(name)
+    if arrow.checksum(data) != checksum:
+        raise _damaged(files, name, "it was altered")
+    return data
+
+
+def _read_contents(
+    files: Files, facts: dict[str, Any], splits: Mapping[str, Samples]
+) -> dict[str, np.ndarray]:
+    """The hashes of the images of every split, uint8 [N, 16]; empty where a pack has none."""
+    contents = {}
+    for split, split_facts in facts.items():
+        name = f"{split}-contents.arrow"
+        if name not in split_facts.get("contents", {}):
+            return {}
+        with TemporaryDirectory() as folder:  # its file stays mapped
+            path = Path(folder, name)
+            path.write_bytes(_load(files, name, split_facts["contents"][name]))
+            column = arrow.read(path).get("contents")
+        if column is None or column.dim() != 2 or len(column) != len(splits[split].labels):
+            raise _damaged(files, name, "it does not have a hash of each image")
+        contents[split] = column.numpy()
+    return contents
 
 
 def read_pack(root: str) -> Dataset:
@@ -281,7 +322,8 @@ def read_pack(root: str) -> Dataset:
     names = tuple(facts["classes"])
     splits = read_splits(files, facts["splits"], names)
     # A class without images has a declared name: it was seen when the pack was made.
-    return Dataset(splits, names, facts["digest"], facts["digest"], About(declared=True))
+    contents = _read_contents(files, facts["splits"], splits)
+    return Dataset(splits, names, facts["digest"], facts["digest"], contents, About(declared=True))
 
 
 def _damaged(files: Files, name: str, what: str) -> CacheCorrupt:

@@ -94,6 +94,8 @@ class Dataset:
     names: tuple[str, ...]
     stamp: str = ""  # changes when the files do, which are not read for it
     digest: str = ""  # `image_index.digest_of`, if the files state it; else empty
+    # `image_index.content_hash` of each split's images, uint8 [N, 16], if the files state them.
+    contents: Mapping[str, np.ndarray] = field(default_factory=dict)
     about: About = field(default_factory=About)
 
     def __post_init__(self) -> None:

@@ -12,18 +12,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from raykd.core.errors import CacheCorrupt, DataError, NoRoom
 from raykd.data.dataset import open_images, read
+from raykd.data.image_index import content_hash
 from raykd.data.packing import into_store
 from raykd.data.recipe import Data, Stream
-from raykd.data.sources import SOURCES
+from raykd.data.sources import SOURCES, pack_format
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import read_folder
 from raykd.data.sources.pack_format import MARKER, PLAN, is_pack, join_names, read_pack
 from raykd.data.sources.pixels import png
 from raykd.data.sources.splits import row_ranges
+from raykd.storage import arrow
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.packs import MB, call, digest, images, packed, packing, quiet, same
@@ -189,7 +192,7 @@ def test_a_damaged_shard_is_made_again(root, tmp_path, damage):
     target = tmp_path / "pack"
     packed(root, target)
     before = names(target)
-    victim = target / before[-4]
+    victim = target / before[-5]
     data = victim.read_bytes()
     middle = len(data) // 2
     altered = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
@@ -311,7 +314,7 @@ def test_a_refused_pack_is_begun_anew_once_its_files_were_mended(root, tmp_path)
     put(bad, encoded(picture(9), "JPEG"))
     packed(root, target)
     same(read_pack(str(target)), read_folder(str(root)))
-    assert len(names(target)) == len([*target.glob("*-*-*.arrow")]) + 7
+    assert len(names(target)) == len([*target.glob("*-*-*.arrow")]) + 9
 
 
 def test_a_truncated_image_is_found_by_decoding_it(root, tmp_path):
@@ -398,3 +401,22 @@ def test_a_pack_can_be_packed_again_and_a_dataset_without_files_too(root, tmp_pa
     assert a.digest == b.digest and len(b.splits["train"][0].names) == 1
     call("-", tmp_path / "digits", "--name", "digits")
     assert len(read_pack(str(tmp_path / "digits")).splits["train"][1]) == 1797
+
+
+def test_hashes_of_other_images_are_refused_and_a_pack_without_any_is_read(root, tmp_path):
+    packed(root, tmp_path / "pack")
+    dataset = read_pack(str(tmp_path / "pack"))
+    hashes = [content_hash(image) for image in images(dataset)]
+    assert dataset.contents["train"].tobytes() == b"".join(hashes)
+    marker = tmp_path / "pack" / MARKER
+    facts = pack_format.read_json(Files.at(tmp_path / "pack"), MARKER)
+    train = facts["splits"]["train"]
+    data = arrow.pack({"contents": torch.zeros(2, 16, dtype=torch.uint8)})
+    (tmp_path / "pack/train-contents.arrow").write_bytes(data)
+    train["contents"] = {"train-contents.arrow": arrow.checksum(data)}
+    marker.write_text(json.dumps(pack_format.sealed(facts)))
+    with pytest.raises(CacheCorrupt, match="a hash of each image"):
+        read_pack(str(tmp_path / "pack"))
+    del train["contents"]  # as earlier versions wrote it
+    marker.write_text(json.dumps(pack_format.sealed(facts)))
+    assert read_pack(str(tmp_path / "pack")).contents == {}
