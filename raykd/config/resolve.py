@@ -5,23 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raykd.config.class_maps import NAMES, WORDNET, read_table, resolve_classes
 from raykd.config.experiment import Experiment, Where
 from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError
 from raykd.data import dataset
 from raykd.data.recipe import Data, ResolvedData
-from raykd.models.weights_import import WeightsImporter, copy_to_store, is_path, normalisation
+from raykd.models.weights_config import Names, WeightsConfig, shorter_side
+from raykd.models.weights_import import WeightsImporter, configuration, copy_to_store, is_path
 from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 from raykd.tasks import Features, Task
 
-# What can be done about a teacher of other classes.
-ALIKE = (
-    "teacher and student answer for the same classes, whatever the method reads: leave weights out "
-    "to train the teacher on the student's images, or give weights that were trained on them"
-)
 Digests = dict[tuple[str, int | None, bool], str]  # digest of images, by dataset, resize, stream
 
 
@@ -60,25 +57,76 @@ def resolve(
             value = value.model_copy(update={"digest": digests[source]})
         return dataset.read(store, value, root, say, skip_bad=skip_bad)
 
-    def teacher_of(teacher: AnyTeacher) -> AnyTeacher:
+    def teacher_of(teacher: AnyTeacher, taught: Data) -> AnyTeacher:
         if isinstance(teacher, StudentRun):
             return student(teacher)
-        resolved = data(teacher.data)
-        if teacher.weights is None:
-            return teacher.model_copy(update={"data": resolved})
-        weights = importer.name(teacher.weights, teacher.model, resolved.classes)
-        resolved = _normalised(teacher, weights, resolved)
-        return teacher.model_copy(update={"data": resolved, "weights": weights})
+        given = given_teacher(teacher, taught) if teacher.weights else trained_teacher(teacher)
+        teacher, outputs, names = given
+        resolved, classes = data(taught), teacher.classes
+        if classes is not None:
+            own = dataset.class_names(store, resolved)
+            classes = resolve_classes(classes, own, outputs, names)
+        own_data = teacher.data.classes
+        plain = outputs == own_data and (classes is not None or own_data == resolved.classes)
+        plain = plain and (outputs > 0 or teacher.weights is None)
+        update = {"outputs": None if plain else outputs, "classes": classes}
+        return teacher.model_copy(update=update)
+
+    def trained_teacher(teacher: TeacherRun) -> tuple[TeacherRun, int, Names]:
+        """A teacher that is trained here, with the number and the names of its classes."""
+        if teacher.size is not None:
+            raise ConfigError(
+                "experiment.run.teacher.size: it is of given weights; a teacher that is trained "
+                "here sees its data, so set run.teacher.data.resize, or data.stream, and leave it "
+                "out"
+            )
+        read = data(teacher.data)
+        if teacher.outputs not in (None, read.classes):
+            raise ConfigError(
+                f"experiment.run.teacher.outputs: expected {read.classes}, the classes of its "
+                f"data, got {teacher.outputs}; leave it out"
+            )
+        names = tuple((name,) for name in dataset.class_names(store, read))
+        return teacher.model_copy(update={"data": read}), read.classes, names
+
+    def given_teacher(teacher: TeacherRun, taught: Data) -> tuple[TeacherRun, int, Names]:
+        """A teacher of given weights, with the number and the names of its classes."""
+        assert teacher.weights is not None
+        said = configuration(teacher.weights, teacher.model)
+        read = data(_as_weights_see(teacher, taught, said))
+        outputs = importer.outputs(teacher.weights, teacher.model, read.classes)
+        if teacher.outputs not in (None, outputs):
+            raise ConfigError(
+                f"experiment.run.teacher.outputs: expected {outputs}, the classes of the weights, "
+                f"got {teacher.outputs}; leave it out"
+            )
+        seen = read.size if read.stream is not None else data(taught).size
+        if teacher.size is None and said.side is not None and said.side > 2 * min(seen):
+            raise ConfigError(
+                f"experiment.run.teacher: its weights are for images of {said.side} pixels a side, "
+                f"and it would see {min(seen)}; set run.teacher.size: {said.side} to enlarge them, "
+                f"or {min(seen)} to use them as they are"
+            )
+        weights = importer.name(teacher.weights, teacher.model, outputs)
+        read = read.model_copy(
+            update={
+                "mean": teacher.data.mean or said.mean or read.mean,
+                "std": teacher.data.std or said.std or read.std,
+            }
+        )
+        names = said.names if len(said.names) == outputs else ()
+        return teacher.model_copy(update={"data": read, "weights": weights}), outputs, names
 
     def student(run: StudentRun) -> StudentRun:
-        teacher = None if run.teacher is None else teacher_of(run.teacher)
+        teacher = None if run.teacher is None else teacher_of(run.teacher, run.data)
         after = None if run.after is None else student(run.after)
         update = {"data": data(run.data), "teacher": teacher, "after": after}
         run = run.model_copy(update=update | {"task": task(run.task)})
-        if teacher is not None and teacher.data.classes != run.data.classes:
+        assistant = teacher if isinstance(teacher, StudentRun) else None
+        if assistant is not None and assistant.data.classes != run.data.classes:
             raise ConfigError(
-                f"experiment.run.teacher: it knows {teacher.data.classes} classes, "
-                f"the student's data have {run.data.classes}; {ALIKE}"
+                f"experiment.run.teacher: it is a student that knows {assistant.data.classes} "
+                f"classes, and this one's data have {run.data.classes}; give both the same data"
             )
         try:
             check_student(run)  # once more, with what was read
@@ -119,6 +167,8 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
             return {name: within(inner, str(name)) for name, inner in value.items()}
         if isinstance(value, list):
             return [within(inner, key) for inner in value]
+        if key == "classes" and isinstance(value, str) and value not in (NAMES, WORDNET):
+            return [list(row) for row in read_table(value)]
         path = key == "weights" and isinstance(value, str) and is_path(value)
         return copy_to_store(store, value) if path else value
 
@@ -133,17 +183,23 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
     return replace(experiment, space=space, where=Where(**whole))
 
 
-def _normalised(teacher: TeacherRun, weights: str, read: ResolvedData) -> ResolvedData:
-    """A given teacher's data with the normalisation that its weights expect, where they say so."""
-    assert teacher.weights is not None
-    library, slash, name = teacher.model.partition("/")
-    if is_path(teacher.weights):
-        mean, std = normalisation(teacher.weights)
-    elif not slash or weights.startswith("sha256:"):
-        return read
-    else:
-        from raykd.models import libraries  # torchvision takes seconds to import
+def _as_weights_see(teacher: TeacherRun, taught: Data, said: WeightsConfig) -> Data:
+    """A given teacher's data, streamed at the size that it asks for.
 
-        mean, std = libraries.preprocessing(library, name, weights)
-    mean, std = teacher.data.mean or mean or read.mean, teacher.data.std or std or read.std
-    return read.model_copy(update={"mean": mean, "std": std})
+    Without a size and data of its own, that of its weights, and the same part of the picture.
+    """
+    stream, side = teacher.data.stream, teacher.size
+    if stream is None:
+        return teacher.data
+    same = (teacher.data.name, stream) == (taught.name, taught.stream)
+    if side is None and same and said.side is not None:
+        size, resize = said.side, said.resize or said.side
+    elif side is None or side == stream.size:
+        return teacher.data
+    else:
+        share = said.side / said.resize if said.side and said.resize else 224 / 256
+        size, resize = side, shorter_side(side, share)
+    stream = stream.model_copy(update={"size": size, "resize": resize})
+    # A size that was read before is of the other stream.
+    known = {} if teacher.data.size is None else {"size": (size, size)}
+    return teacher.data.model_copy(update={"stream": stream} | known)

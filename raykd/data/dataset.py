@@ -118,6 +118,13 @@ def _find_facts(store: Store, data: Data, root: str | None) -> Facts | None:
     return facts if bool(facts.names) == (data.labels == "classes") else None
 
 
+def class_names(store: Store, data: ResolvedData) -> tuple[str, ...]:
+    """The names of the classes of a recipe's images, which are in the store."""
+    facts = _find_facts(store, data, None)
+    assert facts is not None, "data that were read are in the store"
+    return facts.names
+
+
 def _read_facts(store: Store, data: Data, root: str | None, say: Say, *, skip_bad: bool) -> Facts:
     """Facts about a dataset from its files, which are then in the store, decoded or as byte ranges.
 

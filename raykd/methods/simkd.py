@@ -71,7 +71,7 @@ class SimKD(SpotMethod):
 
     def needs(self) -> Signal:
         """Stage outputs, and the teacher's classifier."""
-        return Signal.FEATURES | Signal.LIVE
+        return Signal.FEATURES | Signal.LIVE | Signal.CLASSIFIER
 
     def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
         """The last stage."""

@@ -89,8 +89,8 @@ def file_of(path: Path) -> Path:
     raise ConfigError(f"{path}: expected a folder with {' or '.join(_HUB_FILES)}, found neither")
 
 
-def preprocessing(path: Path) -> Mapping[str, Any]:
-    """The fields of a Hub folder's config.json that describe a network's input and classes.
+def configuration(path: Path) -> Mapping[str, Any]:
+    """The fields of a Hub folder's config.json, those of its `pretrained_cfg` among them.
 
     Empty for a file, or where the folder says nothing that can be read.
     """
@@ -98,8 +98,11 @@ def preprocessing(path: Path) -> Mapping[str, Any]:
         value = json.loads((path / "config.json").read_bytes()) if path.is_dir() else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    inner = value.get("pretrained_cfg") if isinstance(value, dict) else None
-    return inner if isinstance(inner, dict) else value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    inner = value.get("pretrained_cfg")
+    inner = inner if isinstance(inner, dict) else {}
+    return value | {key: item for key, item in inner.items() if item is not None}
 
 
 def kind_of(path: Path) -> str:

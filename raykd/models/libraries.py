@@ -11,8 +11,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 from raykd.models.library_stages import SPLITS, staged
 from raykd.models.staged import NoClassifier, Staged, without_classifier
-
-Colour = tuple[float, float, float]  # red, green, blue
+from raykd.models.weights_config import WeightsConfig, lemmas, names_in, shorter_side
 
 
 def check_name(library: str, name: str) -> None:
@@ -53,15 +52,30 @@ def build(library: str, name: str, classes: int, weights: str | None = None) -> 
         raise ConfigError(f"{library}/{name}: {error}; choose another network") from error
 
 
-def preprocessing(library: str, name: str, weights: str) -> tuple[Colour, Colour]:
-    """Mean and standard deviation that pixels in 0 to 1 are normalised by for `weights`."""
+def configuration(library: str, name: str, weights: str) -> WeightsConfig:
+    """The classes and the input of published `weights`, without a download."""
     check_name(library, name)
     published = _published(library, name, weights)
     if library == "timm":
-        constants = _timm().get_pretrained_cfg(published)
-    else:
-        constants = published.transforms()
-    return tuple(constants.mean), tuple(constants.std)
+        config = _timm().get_pretrained_cfg(published)
+        side = min(config.input_size[1:])
+        return WeightsConfig(
+            names_in(config.to_dict()) or lemmas(config.num_classes),
+            side,
+            shorter_side(side, config.crop_pct),
+            config.interpolation,
+            tuple(config.mean),
+            tuple(config.std),
+        )
+    recipe = published.transforms()
+    return WeightsConfig(
+        tuple((name,) for name in published.meta["categories"]),
+        min(recipe.crop_size),
+        min(recipe.resize_size),
+        recipe.interpolation.value,
+        tuple(recipe.mean),
+        tuple(recipe.std),
+    )
 
 
 def published_classes(library: str, name: str, weights: str) -> int:

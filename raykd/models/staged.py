@@ -64,9 +64,12 @@ class Staged(Network):
     pre-activation of a stage is what a `Rectified` one has before its ReLU; where a stage ends
     in a sum that is normalised only later (pre-activation networks), its norm of the output;
     where it ends in no ReLU at all, the output.
+
+    With a `side`, pixels of any size are first brought to a square of that side.
     """
 
     intermediates: nn.Module | None
+    side: int | None = None  # pixels
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class Staged(Network):
         The logits of a backbone are None.
         """
         features: dict[str, Tensor] = {}
+        pixels = self.resized(pixels)
         if self.intermediates is not None and (before or after):
             embedding, maps = self.intermediates(pixels)
             for name, x in maps.items():  # none ends in a ReLU of its own
@@ -139,6 +143,12 @@ class Staged(Network):
                 features[name] = x
         embedding = self.pool(x)
         return self.classifier(embedding), embedding, features
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] at the size that the network's first part takes."""
+        if self.side is None or pixels.shape[2:] == (self.side, self.side):
+            return pixels
+        return F.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True)
 
     def _both(self, name: str, stage: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """The pre-activation and the output of a stage."""

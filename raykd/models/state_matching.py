@@ -28,6 +28,17 @@ _COUNTER = "num_batches_tracked"
 _SHOWN = 3  # names listed for each kind of difference
 
 
+class OtherHead(ConfigError):
+    """Weights that are the network's but for the classifier, which has other `classes`, or is not.
+
+    0 classes stand for weights without a classifier.
+    """
+
+    def __init__(self, text: str, classes: int) -> None:
+        super().__init__(text)
+        self.classes = classes
+
+
 @dataclass(frozen=True)
 class Match:
     """The state of a network in a checkpoint."""
@@ -50,10 +61,10 @@ def matched(candidates: Sequence[Entry], network: Staged) -> Match:
     """The first entry that holds the network's state.
 
     Raises `ConfigError`, with what is missing, unexpected and of other shapes in the entry that is
-    nearest to it, three names of each.
+    nearest to it, three names of each; `OtherHead` where only the classifier differs.
     """
     expected = network.network.state_dict()
-    closest: tuple[int, str] | None = None
+    closest: tuple[int, ConfigError] | None = None
     for entry in candidates:
         tensors = {_WRAPPERS.sub("", name): value for name, value in entry.tensors.items()}
         reading = max(_readings(tensors), key=lambda one: _agreement(one, expected))
@@ -63,9 +74,12 @@ def matched(candidates: Sequence[Entry], network: Staged) -> Match:
         agreement = _agreement(reading, expected)
         if closest is None or agreement > closest[0]:
             where = f" in {entry.path!r}" if entry.path else ""
-            closest = agreement, f"{differences}{where}{_first_words(entry.tensors, agreement)}"
+            text = f"{differences}{where}{_first_words(entry.tensors, agreement)}"
+            classes = _classes_of_head(reading, expected, network)
+            error = ConfigError(text) if classes is None else OtherHead(text, classes)
+            closest = agreement, error
     assert closest is not None, "a checkpoint has an entry"
-    raise ConfigError(closest[1])
+    raise closest[1]
 
 
 def _readings(tensors: Mapping[str, Tensor]) -> Iterator[_Reading]:
@@ -103,13 +117,12 @@ def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Sta
     missing = [n for n in expected if n not in tensors and not n.endswith(_COUNTER)]
     unexpected = [n for n in tensors if n not in expected and not _UNUSED.fullmatch(n)]
     misshapen = [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape]
-    head = {id(parameter) for parameter in network.classifier.parameters()}
-    head_names = {name for name, value in network.network.named_parameters() if id(value) in head}
-    if misshapen and not missing and not unexpected and head_names.issuperset(misshapen):
-        available, classes = tensors[misshapen[0]].shape[0], expected[misshapen[0]].shape[0]
+    available = _classes_of_head(reading, expected, network)
+    if available and misshapen:
         return (
-            f"they have {available} classes, and the data have {classes}; give weights that were "
-            "trained on those classes, or leave weights out to train the network on the images"
+            f"they have {available} classes, and the data have {expected[misshapen[0]].shape[0]}; "
+            "give weights that were trained on those classes, or leave weights out to train the "
+            "network on the images"
         )
     parts = [
         f"{len(names)} {kind} ({_shown(names)})"
@@ -124,6 +137,28 @@ def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Sta
     if not parts:
         return ""
     return f"they are another network's; of {len(expected)} tensors, " + ", ".join(parts)
+
+
+def _classes_of_head(
+    reading: _Reading, expected: Mapping[str, Tensor], network: Staged
+) -> int | None:
+    """Number of classes in a reading that differs in the classifier alone; None in another one.
+
+    0 where the reading has no classifier.
+    """
+    tensors = reading.tensors
+    head = {id(parameter) for parameter in network.classifier.parameters()}
+    names = {name for name, value in network.network.named_parameters() if id(value) in head}
+    body = [n for n in expected if n not in names and not n.endswith(_COUNTER)]
+    fits = all(n in tensors and tensors[n].shape == expected[n].shape for n in body)
+    if not fits or any(n not in expected and not _UNUSED.fullmatch(n) for n in tensors):
+        return None
+    if not names & tensors.keys():
+        return 0 if names else None
+    shapes = {tensors[n].shape[:1] for n in names if n in tensors}
+    alike = names <= tensors.keys() and len(shapes) == 1
+    alike = alike and all(tensors[n].shape[1:] == expected[n].shape[1:] for n in names)
+    return next(iter(shapes))[0] if alike else None
 
 
 def _shown(names: Sequence[str], between: str = ", ") -> str:

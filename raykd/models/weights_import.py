@@ -15,14 +15,14 @@ from raykd import models
 from raykd.core.errors import ConfigError
 from raykd.models import foreign_checkpoints
 from raykd.models.staged import Staged
-from raykd.models.state_matching import matched
+from raykd.models.state_matching import OtherHead, matched
+from raykd.models.weights_config import WeightsConfig, of_folder
 from raykd.storage.store import Store
 
 KEY = "experiment.run.teacher.weights"
 _COPY = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # the name of a file in the store
 # Endings that mean a file, also where there is none; any path that exists is one, too.
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
-Colour = tuple[float, float, float]  # red, green, blue
 
 
 class WeightsImporter:
@@ -48,6 +48,31 @@ class WeightsImporter:
         if key not in self._names:
             self._names[key] = self._import(weights, model, classes)
         return self._names[key]
+
+    def outputs(self, weights: str, model: str, classes: int) -> int:
+        """Number of classes of the weights' head; 0 without a head.
+
+        `classes` for a file whose head has those, or that does not fit at all, which `name` says.
+        """
+        library, slash, name = model.partition("/")
+        if weights.startswith("sha256:"):
+            self._check_copy(weights)
+            file = self._store.root / "weights" / weights.removeprefix("sha256:")
+        elif is_path(weights):
+            file = _file(weights)
+        elif slash:
+            from raykd.models import libraries
+
+            return libraries.published_classes(library, name, weights)
+        else:
+            return classes
+        try:
+            matched(foreign_checkpoints.entries(file), _meta_network(model, max(1, classes)))
+        except OtherHead as error:
+            return error.classes
+        except ConfigError:
+            return classes
+        return max(1, classes)
 
     def _check_copy(self, weights: str) -> str:
         """Check that the store has the file of a "sha256:..." name; returns the name."""
@@ -105,23 +130,19 @@ def _file(weights: str) -> Path:
         raise ConfigError(f"{KEY}: {error}") from error
 
 
-def normalisation(weights: str) -> tuple[Colour | None, Colour | None]:
-    """Mean and standard deviation that a Hub folder's config.json names; None where it does not."""
-    if not is_path(weights):
-        return None, None
-    config = foreign_checkpoints.preprocessing(Path(weights).expanduser())
-    mean, std = (_colour(config.get(key)) for key in ("mean", "std"))
-    return (mean, std) if mean and std and min(std) > 0 else (None, None)
+def configuration(weights: str, model: str) -> WeightsConfig:
+    """The classes and the input that weights name as theirs; nothing for a plain file.
 
+    Raises `ConfigError` where a library has not published such weights.
+    """
+    library, slash, name = model.partition("/")
+    if is_path(weights):
+        return of_folder(Path(weights).expanduser())
+    if weights.startswith("sha256:") or not slash:
+        return WeightsConfig()
+    from raykd.models import libraries  # torchvision takes seconds to import
 
-def _colour(value: object) -> Colour | None:
-    """Three numbers of a JSON file; None for anything else."""
-    if not isinstance(value, list) or len(value) != 3:
-        return None
-    if not all(isinstance(number, int | float) and abs(number) < 1e3 for number in value):
-        return None
-    red, green, blue = map(float, value)
-    return red, green, blue
+    return libraries.configuration(library, name, weights)
 
 
 def is_path(weights: str) -> bool:

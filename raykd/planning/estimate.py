@@ -99,7 +99,7 @@ class Rates:
 
     def answer(self, teacher: AnyTeacher, data: Data) -> float:
         """Seconds per decoded image in a teacher's forward."""
-        key = (teacher.model, data)
+        key = (teacher.model, getattr(teacher, "size", None), data)
         return self._measure(
             key, _FORWARD, lambda: forward_of(teacher, data, _FORWARD, self._device)
         )

@@ -28,7 +28,7 @@ from raykd.planning.estimate import Rates
 from raykd.planning.plan import Plan
 from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import Cluster, Forecast, Work
-from raykd.recipes import OutputsRun, StudentRun
+from raykd.recipes import AnyTeacher, OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
 
@@ -135,7 +135,7 @@ class _Forecaster:
         images = open_split(self._store, run.data, run.split)
         read = _encoded_bytes(images) * rows // len(images)
         if self._cluster.rate is None:
-            seconds = _cost(run.teacher.model, run.data)[1] / self._cluster.operations
+            seconds = _forward_cost(run.teacher, run.data) / self._cluster.operations
         else:
             seconds = self._rates.answer(run.teacher, run.data) / self._cluster.rate
         decoding = self._decoding(run.data)
@@ -155,7 +155,7 @@ class _Forecaster:
             return self._rates.step(run) / self._cluster.rate
         flops = (1 + _BACKWARD) * _cost(run.model, run.data)[1]
         if run.teacher is not None and run.method.needs() and not run.cached():
-            forward = _cost(run.teacher.model, run.as_teacher_sees(run.data))[1]
+            forward = _forward_cost(run.teacher, run.as_teacher_sees(run.data))
             flops += forward * len(run.method.looks().teacher)
         return flops / self._cluster.operations
 
@@ -169,6 +169,14 @@ def _cost(model: str, data: Data) -> tuple[int, int]:
     """Parameters of a network, and operations of a forward of one image."""
     read = data.resolved()
     return network_cost(model, read.classes, read.size)
+
+
+def _forward_cost(teacher: AnyTeacher, data: Data) -> int:
+    """Operations of a teacher's forward of one image of `data`, at the size that it asks for."""
+    if isinstance(teacher, StudentRun):
+        return network_cost(teacher.model, teacher.head, data.resolved().size)[1]
+    size = (teacher.size, teacher.size) if teacher.size else data.resolved().size
+    return network_cost(teacher.model, teacher.own_classes(), size)[1]
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,18 +10,20 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from raykd.config.experiment import Experiment, basis
 from raykd.config.messages import Mistakes
 from raykd.config.overrides import value_at, within
-from raykd.config.resolve import ALIKE
 from raykd.config.scale import Workers, least, most
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError
-from raykd.core.types import Shapes
+from raykd.core.types import Shapes, Signal
 from raykd.data.dataset import open_images
 from raykd.data.loading.sampler import check_batch, check_uneven
 from raykd.data.recipe import ResolvedData
+from raykd.methods import METHODS
 from raykd.planning.remaining import missing_bytes
-from raykd.recipes import PreludeRun, StudentRun, TeacherRun, Training, training_of
+from raykd.recipes import AnyTeacher, PreludeRun, StudentRun, TeacherRun, Training, training_of
 from raykd.storage.store import Store
 from raykd.tracking import check_trackers
 from raykd.training import dry_run
@@ -113,9 +115,7 @@ class _Checks:
         """Mistakes of a training."""
         if isinstance(piece, TeacherRun):
             if piece.weights is not None:
-                _, mistakes = self._check("weights", piece, lambda: _check_classes(piece))
-                data = piece.data.resolved()
-                return mistakes or self._shapes("model", piece.model, data.classes, data)[1]
+                return self._teacher_shapes("model", piece, piece.data.resolved())[1]
             run, workers = training_of(piece), self._experiment.teacher_workers(piece)
         else:
             workers = self._experiment.workers(piece)
@@ -181,8 +181,11 @@ class _Checks:
         # The method, held against both networks.
         if teacher is not None and not run.method.teacherless:
             seen = run.as_teacher_sees(run.data).resolved()
-            theirs, mistakes = self._shapes("teacher.model", teacher.model, seen.classes, seen)
-        if theirs is not None:
+            theirs, mistakes = self._teacher_shapes("teacher.model", teacher, seen)
+        if theirs is not None and _unanswered(run):
+            answers = functools.partial(_other_methods, run, shapes, theirs, targets.unique())
+            mistakes = (("method", _refuse_logits(run, answers())),)
+        elif theirs is not None:
             shared = scale.shard == "fsdp" and most(workers) > 1
             call = functools.partial(dry_run.check_method, run, shapes, theirs, targets.unique())
             _, mistakes = self._check("method", (run, shared), lambda: call(shared=shared))
@@ -197,20 +200,50 @@ class _Checks:
         key = (model, classes, data.size)
         return self._check(where, key, lambda: dry_run.shapes_of(*key))
 
+    def _teacher_shapes(
+        self, where: str, teacher: AnyTeacher, seen: ResolvedData
+    ) -> tuple[Shapes | None, Mistaken]:
+        """The sizes of a teacher's outputs for the images that it sees, or its mistake."""
+        if isinstance(teacher, StudentRun):
+            return self._shapes(where, teacher.model, teacher.head, seen)
+        key = (teacher.model, teacher.own_classes(), teacher.classes, teacher.size, seen.size)
+        return self._check(where, key, lambda: dry_run.shapes_of_teacher(teacher, seen.size))
 
-def _check_classes(teacher: TeacherRun) -> None:
-    """Raise `ConfigError` where published weights know other classes than the data have."""
-    library, slash, name = teacher.model.partition("/")
-    if not slash or teacher.weights is None or teacher.weights.startswith("sha256:"):
-        return
-    from raykd.models import libraries  # torchvision takes seconds to import
 
-    classes = libraries.published_classes(library, name, teacher.weights)
-    if classes != teacher.data.classes:
-        raise ConfigError(
-            f"{teacher.weights!r} of {teacher.model} knows {classes} classes, and the student's "
-            f"data have {teacher.data.classes}; {ALIKE}"
-        )
+def _unanswered(run: StudentRun) -> bool:
+    """True where a run's method reads logits of a teacher that has none for the data's classes."""
+    before = run.method.prelude()
+    needs = run.method.needs() | (before.method.needs() if before else Signal(0))
+    other = isinstance(run.teacher, TeacherRun) and not run.teacher.answers_classes
+    return other and bool(needs & (Signal.LOGITS | Signal.CLASSIFIER))
+
+
+def _refuse_logits(run: StudentRun, methods: list[str]) -> str:
+    """A sentence on a method that reads logits of other classes, and on `methods` that do not."""
+    assert isinstance(run.teacher, TeacherRun)
+    classes, count = run.data.resolved().classes, run.teacher.own_classes()
+    subject = f"method {run.method.label!r} reads the teacher's logits, and {run.teacher.model}"
+    others = f"a method that reads none ({', '.join(methods)})" if methods else "another teacher"
+    if not count:
+        return f"{subject} is an encoder, which has none; choose {others}"
+    return (
+        f"{subject} has those of {count} classes, the data {classes}; say with "
+        f"run.teacher.classes which of them each class of the data is, or choose {others}"
+    )
+
+
+def _other_methods(run: StudentRun, student: Shapes, teacher: Shapes, targets: Tensor) -> list[str]:
+    """The methods, with their defaults, that need no logits of the teacher and suit the run."""
+    suitable = []
+    for name, kind in METHODS.items():
+        with contextlib.suppress(ValueError):  # one that is refused, or has a field without default
+            plain = {**dict(run), "method": kind(name=name), "label_weight": None}
+            other = StudentRun(**plain)
+            taught = other.method.needs() or other.method.prelude()
+            if taught and not _unanswered(other):
+                dry_run.check_method(other, student, teacher, targets, shared=False)
+                suitable.append(name)
+    return suitable
 
 
 def _least_share(rows: int, batch: int, workers: Workers, parts: int) -> int:

@@ -1,19 +1,72 @@
 """TeacherRun: the recipe of a teacher."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
 
 from raykd import models
+from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Recipe
 from raykd.data.recipe import AnyData
 from raykd.recipes.optim import Optim, Precision
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
+_Index = Annotated[int, Field(ge=0, le=Limits.WIDTH)]
+_One = _Index | str  # a class of the teacher's: its index, or its name
+_Written = str | list[_Index | list[_Index]] | dict[str, _One | list[_One]]
+# As `read_classes` has it: a word or a path, or a tuple for each class of the data.
+Classes = str | tuple[tuple[int | str, ...], ...]
+
+
+def read_classes(value: Any) -> Classes | None:
+    """A map of classes as a file has it, in a form that can be hashed.
+
+    A list becomes a tuple of the teacher's indices for each class of the data, a mapping a tuple
+    of the data's class and the teacher's. Raises `ValueError` for another value.
+    """
+    if value is None or (isinstance(value, str) and value):
+        return value
+    rows: list[tuple[Any, ...]] = []
+    if isinstance(value, dict):
+        rows = [(name, *_several(item)) for name, item in value.items()]
+    elif isinstance(value, list | tuple):
+        rows = [_several(item) for item in value]
+    numbers = all(_is_index(item) for row in rows for item in row)
+    named = all(
+        isinstance(row[0], str) and all(isinstance(item, str) or _is_index(item) for item in row)
+        for row in rows
+        if row
+    )
+    if not rows or not all(rows) or not (numbers or named):
+        raise ValueError(
+            "expected names, wordnet, the path of a CSV file, a list with the teacher's index (or "
+            "a list of indices) for each class of the data, or {class: the teacher's class}; got "
+            f"{str(value)[:100]}"
+        )
+    return tuple(rows)
+
+
+def _is_index(item: Any) -> bool:
+    return type(item) is int and 0 <= item <= Limits.WIDTH
+
+
+def _several(item: Any) -> tuple[Any, ...]:
+    """The members of a list, or the item alone."""
+    return tuple(item) if isinstance(item, list | tuple) else (item,)
 
 
 class TeacherRun(Recipe):
-    """A teacher: trained here with the labels, or read from published or given weights."""
+    """A teacher: trained here with the labels, or read from published or given weights.
+
+    Its network may have other outputs than the data have classes. `classes` then says which of
+    them each class of the student's data is: resolved, a tuple of indices for each class, whose
+    probabilities add (`models.class_map`). Without it, a method may read anything but logits.
+
+    `size` is the side of the square that it sees. Streamed images are decoded at that size; views
+    of images in memory are brought to it on the device, bicubic with antialiasing. By default a
+    given teacher sees streamed images as its weights say (bilinear, whatever they say), and images
+    in memory as they are.
+    """
 
     kind: ClassVar[str] = "teachers"
     model: Network
@@ -25,11 +78,15 @@ class TeacherRun(Recipe):
     save_every: int = Field(default=10, ge=1, le=Limits.EPOCHS)  # epochs; the last is always saved
     refresh_statistics: bool = False  # batch norm's, by a pass over the images before each save
     weights: str | None = None  # a published name, or "sha256:..." of a file in the store
-
-    @property
-    def answers_classes(self) -> bool:
-        """True where its logits are those of its data's classes."""
-        return True
+    # Number of classes of its own head; None: its data's. 0: an encoder without a classifier.
+    outputs: int | None = Field(default=None, ge=0, le=Limits.WIDTH)
+    # The outputs that stand for each class of the student's data: names, wordnet, a CSV file, ...
+    classes: Annotated[
+        Classes | None,
+        PlainValidator(read_classes, json_schema_input_type=_Written | None),
+        PlainSerializer(lambda value: value),  # pydantic's own warns of tuples in a union (2.14)
+    ] = None
+    size: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # side in pixels
 
     def anchors(self) -> tuple[int, ...]:
         """The epochs at which its weights are saved, in order; 0 alone for a pretrained one."""
@@ -37,3 +94,34 @@ class TeacherRun(Recipe):
             return (0,)
         last = self.optim.epochs
         return (*range(self.save_every, last, self.save_every), last)
+
+    @property
+    def answers_classes(self) -> bool:
+        """True if its logits are those of the classes of the student's data."""
+        return self.outputs is None or self.classes is not None
+
+    def own_classes(self) -> int:
+        """Number of classes of its own head; 0 for an encoder."""
+        return self.data.resolved().classes if self.outputs is None else self.outputs
+
+    def logit_count(self) -> int:
+        """Number of its logits: those of the map, or of its own head."""
+        groups = self.groups()
+        return self.own_classes() if groups is None else len(groups)
+
+    def is_tested(self) -> bool:
+        """True if its logits can be held against the labels of its own data."""
+        return 0 < self.logit_count() == self.data.resolved().classes
+
+    def groups(self) -> tuple[tuple[int, ...], ...] | None:
+        """Its outputs for each class of the student's data; None: its logits as they are.
+
+        Raises `ConfigError` where the map was not resolved yet.
+        """
+        if self.classes is None:
+            return None
+        groups = [] if isinstance(self.classes, str) else self.classes
+        numbers = [tuple(item for item in row if isinstance(item, int)) for row in groups]
+        if not numbers or [*map(len, numbers)] != [*map(len, groups)]:
+            raise ConfigError("run.teacher.classes: the names of the classes were not read yet")
+        return tuple(numbers)

@@ -67,7 +67,7 @@ class LiveTeacher:
         if outputs.has_logits:
             outputs.logits = outputs.logits.float()
         if self.trained:
-            return outputs.replace(pixels=pixels)
+            return outputs.replace(pixels=self.network.resized(pixels))
         return outputs.replace(pixels=source_pixels) if differentiable else outputs
 
 

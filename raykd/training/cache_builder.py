@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from raykd import models
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.data.dataset import open_split
@@ -27,7 +26,7 @@ from raykd.storage.atomic import make_folder
 from raykd.storage.store import Store
 from raykd.training.hosts.base import EVERY_EPOCH
 from raykd.training.runs import ShardMaker
-from raykd.training.weights import anchor_checksum
+from raykd.training.weights import anchor_checksum, build_network
 
 _ROOM = 1.05  # free bytes wanted per byte to be written
 
@@ -112,7 +111,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
     data, width = run.data.resolved(), None
     if run.embedding:
         with torch.device("meta"):
-            network = models.build(run.teacher.model, data.classes)
+            network = build_network(run.teacher)
         width = measure(network, data.size).embedding
     return rows * run.stored().bytes_per_row(data.classes if run.logits else None, width)
 

@@ -17,7 +17,8 @@ from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.types import Shapes, Signal
 from raykd.methods.base import Method
 from raykd.models.staged import measure
-from raykd.recipes import StudentRun
+from raykd.recipes import AnyTeacher, StudentRun
+from raykd.training import weights
 from raykd.training.microbenchmark import step_of
 
 Size = tuple[int, int]  # H, W
@@ -43,6 +44,14 @@ def shapes_of(model: str, classes: int, size: Size) -> Shapes:
     Raises `ConfigError` where the network cannot be made, or does not take such images.
     """
     return _on_meta(lambda: measure(models.build(model, classes), size), model, size)
+
+
+def shapes_of_teacher(teacher: AnyTeacher, size: Size) -> Shapes:
+    """The sizes of a teacher's outputs for images of `size`, as its students see them.
+
+    Raises `ConfigError` as `shapes_of` does.
+    """
+    return _on_meta(lambda: measure(weights.build_network(teacher), size), teacher.model, size)
 
 
 def check_training(model: str, classes: int, size: Size, share: int) -> None:
@@ -110,7 +119,7 @@ def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
     What it computes there needs numbers that a tensor on the meta device does not have.
     """
     assert run.teacher is not None
-    network = models.build(run.teacher.model, run.data.resolved().classes).eval()
+    network = weights.build_network(run.teacher).eval()
     size = run.as_teacher_sees(run.data).resolved().size
     pixels = torch.zeros(2, 3, *size)
     try:

@@ -31,9 +31,9 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
     # Only its sizes are wanted, so the teacher is made without memory or initialisation.
     try:
         with torch.device("meta"):
-            reference = models.build(run.teacher.model, data.classes)
+            reference = weights.build_network(run.teacher)
     except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-        reference = models.build(run.teacher.model, data.classes)
+        reference = weights.build_network(run.teacher)
     seen = run.as_teacher_sees(run.data).resolved().size
     shapes = measure(student, data.size), measure(reference, seen)
     return student, run.method.helpers(*shapes, targets)

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd import models
 from raykd.core.types import Batch, Look
 from raykd.data.recipe import Data
-from raykd.models.staged import Staged, measure
+from raykd.models.staged import measure
 from raykd.recipes import AnyTeacher, StudentRun
 from raykd.teachers.source import LiveTeacher, by_look
+from raykd.training import weights
 from raykd.training.compiled import Mode
 from raykd.training.learner import Learner
 
@@ -33,13 +33,13 @@ def step_of(
     """
     torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
-    student, helpers, teacher = models.build(run.model, run.head), nn.ModuleDict(), None
+    student, helpers, teacher = weights.build_network(run), nn.ModuleDict(), None
     data, seen = run.data.resolved(), run.as_teacher_sees(run.data).resolved()
     if method.teacherless:
         shapes = measure(student, data.size)
         helpers = method.helpers(shapes, shapes, targets)
     elif needs and run.teacher is not None:
-        network = _network(run.teacher.model, run.data)
+        network = weights.build_network(run.teacher)
         shapes = measure(student, data.size), measure(network, seen.size)
         helpers = method.helpers(*shapes, targets)
         lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
@@ -70,7 +70,7 @@ def forward_of(
     teacher: AnyTeacher, data: Data, size: int, device: torch.device
 ) -> Callable[[], None]:
     """The forward of a teacher for `size` images, to be called."""
-    network = _on(device, _network(teacher.model, data).eval())
+    network = _on(device, weights.build_network(teacher).eval())
     batch = _noise(size, data, device, rows=size)
 
     def forward() -> None:
@@ -78,10 +78,6 @@ def forward_of(
             network(batch.pixels)
 
     return forward
-
-
-def _network(name: str, data: Data) -> Staged:
-    return models.build(name, data.resolved().classes)
 
 
 def _on(device: torch.device, module: _Module) -> _Module:

@@ -204,7 +204,7 @@ def _adopt(store: Store, teacher: TeacherRun, host: Host) -> dict[str, Any] | No
     test = open_split(store, teacher.data, "test")
     views = inputs.views_of(test, teacher.data.test(), host.device, host.scale)
     metrics: dict[str, Any] = {"unscored": True}
-    if teacher.answers_classes:
+    if teacher.is_tested():
         metrics = evaluate(network, LabelOnly(), nn.ModuleDict(), views, None, host)
         finite = not math.isnan(metrics["test_loss"])
     else:

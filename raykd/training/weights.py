@@ -17,6 +17,7 @@ from torch import Tensor
 from raykd import models
 from raykd.core.errors import CacheCorrupt, ConfigError
 from raykd.models import foreign_checkpoints
+from raykd.models.class_map import mapped
 from raykd.models.staged import Staged
 from raykd.models.state_matching import load_matched
 from raykd.recipes import AnyTeacher, OutputsRun, StudentRun, TeacherRun, Training
@@ -157,22 +158,33 @@ def load_teacher(store: Store, teacher: AnyTeacher, anchor: int, device: torch.d
 
 
 def build_network(teacher: AnyTeacher) -> Staged:
-    """The network of a teacher or student, as it is made to have its weights loaded."""
-    network = models.build(teacher.model, teacher.data.resolved().classes)
-    source = teacher.weights if isinstance(teacher, TeacherRun) else None
+    """The network of a teacher or student, as it is made to have its weights loaded.
+
+    A teacher's has its own outputs, and behind them the map to the classes of the data.
+    """
+    if isinstance(teacher, StudentRun):
+        return models.build(teacher.model, teacher.head)
+    network = models.build(teacher.model, teacher.own_classes())
+    source = teacher.weights
     if source and not source.startswith("sha256:") and hasattr(network.network, "transform_input"):
         # torchvision's googlenet and inception_v3 with published weights want other pixels.
         setattr(network.network, "transform_input", True)  # noqa: B010 - modules are not typed
-    return network
+    return _as_asked(network, teacher)
+
+
+def _as_asked(network: Staged, teacher: TeacherRun) -> Staged:
+    """A teacher's network with its map of classes and its own size."""
+    network.side = teacher.size
+    return mapped(network, teacher.groups())
 
 
 def pretrained(store: Store, teacher: TeacherRun) -> Staged:
     """A pretrained teacher: published weights, or a file that the store has a copy of."""
     assert teacher.weights is not None
-    classes = teacher.data.resolved().classes
     if not teacher.weights.startswith("sha256:"):
-        return models.build(teacher.model, classes, teacher.weights)
-    network = models.build(teacher.model, classes)
+        published = models.build(teacher.model, teacher.own_classes(), teacher.weights)
+        return _as_asked(published, teacher)
+    network = build_network(teacher)
     name = teacher.weights.removeprefix("sha256:")
     path = store.pull(store.root / "weights" / name)
     if not path.is_file() or not name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):

@@ -659,14 +659,17 @@ def test_images_that_are_nowhere_are_asked_for(store, tmp_path):
         resolve(parse(FOLDER, "x", [f"data.path={tmp_path / 'none'}"]), store)
 
 
-def test_a_teacher_of_other_classes_is_refused(store, photos):
+def test_a_teacher_of_other_classes_has_outputs_of_its_own(store, photos):
     text = FOLDER.replace("{name: folder, aug", "{name: digits, aug")
-    with pytest.raises(ConfigError) as error:
-        resolve(parse(text, "x", [f"data.path={photos}"]), store)
-    first, rest = str(error.value).split("; teacher and student answer for the same classes")
-    assert first == "experiment.run.teacher: it knows 10 classes, the student's data have 2"
-    assert "leave weights out to train the teacher on the student's images" in rest
-    assert rest.endswith("; in one student and 1 more student")
+    teacher = resolve(parse(text, "x", [f"data.path={photos}"]), store).runs[0].teacher
+    assert (teacher.outputs, teacher.classes, teacher.answers_classes) == (10, None, False)
+    mapped = [f"data.path={photos}", "run.teacher.classes=[3, [5, 8]]"]
+    teacher = resolve(parse(text, "x", mapped), store).runs[0].teacher
+    assert (teacher.outputs, teacher.groups(), teacher.answers_classes) == (
+        None,
+        ((3,), (5, 8)),
+        True,
+    )
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

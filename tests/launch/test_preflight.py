@@ -89,8 +89,18 @@ BAD = {
         "experiment.run.model: torchvision/vgg11 does not take images of 8x8 pixels",
     ),
     "published weights of other classes": (
+        [
+            "run.teacher.model=torchvision/resnet18",
+            "run.teacher.weights=DEFAULT",
+            "run.teacher.size=8",
+        ],
+        "experiment.run.method: method 'kd' reads the teacher's logits, and torchvision/resnet18 "
+        "has those of 1000 classes, the data 10; say with run.teacher.classes which",
+    ),
+    "published weights of other images": (
         ["run.teacher.model=torchvision/resnet18", "run.teacher.weights=DEFAULT"],
-        "experiment.run.teacher.weights: 'DEFAULT' of torchvision/resnet18 knows 1000 classes",
+        "experiment.run.teacher: its weights are for images of 224 pixels a side, and it would see "
+        "8; set run.teacher.size: 224 to enlarge them, or 8 to use them as they are",
     ),
     "weights that there are not": (
         ["run.teacher.model=torchvision/resnet18", "run.teacher.weights=NONE_SUCH"],

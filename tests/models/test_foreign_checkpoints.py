@@ -14,7 +14,8 @@ from torch import nn
 
 from raykd.core.errors import CacheCorrupt, ConfigError, RaykdError
 from raykd.models import build
-from raykd.models.weights_import import WeightsImporter, normalisation
+from raykd.models.weights_config import WeightsConfig, of_folder
+from raykd.models.weights_import import WeightsImporter
 from raykd.storage.store import Store
 from raykd.training.weights import load_weights
 from tests.models.benchmark import FORWARD, Parameters
@@ -151,7 +152,8 @@ def test_a_folder_of_the_hub_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     safetensors.torch.save_file(state(), tmp_path / "model.safetensors")
     assert torch.equal(loaded(tmp_path)[0].state_dict()["stem.1.bias"], state()["stem.1.bias"])
-    assert normalisation(str(tmp_path)) == ((0.5, 0.4, 0.3), (1.0, 1.0, 2.0))
+    said = of_folder(tmp_path)
+    assert (said.mean, said.std) == ((0.5, 0.4, 0.3), (1.0, 1.0, 2.0))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(RaykdError, match=r"expected a folder with model\.safetensors or"):
         loaded(tmp_path)
@@ -164,7 +166,7 @@ def test_a_config_of_another_form_says_nothing_about_pixels(tmp_path):
         for text in ["", "{", "null", "[]", '{"pretrained_cfg": null}', "[" * 10**5]:
             content = text or json.dumps({"mean": [0.5] * 3, "std": std})
             (tmp_path / "config.json").write_text(content)
-            assert normalisation(str(tmp_path)) == (None, None)
+            assert of_folder(tmp_path) == WeightsConfig()
 
 
 @pytest.mark.parametrize("model", slow_but(FORWARD, NETWORK_KINDS))

@@ -398,7 +398,7 @@ def test_weights_that_nobody_published_are_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=answer):
         build("torchvision/resnet50", 1000, "V3")
     with pytest.raises(ConfigError, match=answer):
-        libraries.preprocessing("torchvision", "resnet50", "V3")
+        libraries.configuration("torchvision", "resnet50", "V3")
 
 
 @needs_timm
@@ -470,17 +470,26 @@ def test_a_failed_download_from_the_hub_says_what_to_do(monkeypatch):
         build("timm/test_resnet", 1000, "DEFAULT")
 
 
-def test_weights_name_the_constants_of_their_pixels():
-    usual = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    assert libraries.preprocessing("torchvision", "resnet50", "IMAGENET1K_V2") == usual
+def test_weights_name_their_classes_and_their_input():
+    said = libraries.configuration("torchvision", "resnet50", "IMAGENET1K_V2")
+    assert (said.mean, said.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (said.side, said.resize, said.interpolation) == (224, 232, "bilinear")
+    assert (len(said.names), said.names[0], said.names[-1]) == (
+        1000,
+        ("tench",),
+        ("toilet tissue",),
+    )
 
 
 @needs_timm
-def test_each_tag_names_the_constants_of_its_pixels():
-    usual = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    assert libraries.preprocessing("timm", "resnet50", "a1_in1k") == usual
-    half = (0.5, 0.5, 0.5)
-    assert libraries.preprocessing("timm", "resnetv2_50", "a1h_in1k") == (half, half)
+def test_each_tag_names_its_classes_and_its_input():
+    said = libraries.configuration("timm", "resnet50", "a1_in1k")
+    assert (said.mean, said.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (said.side, said.resize, said.interpolation) == (224, 235, "bicubic")
+    assert (len(said.names), said.names[0]) == (1000, ("tench", "Tinca tinca"))
+    assert libraries.configuration("timm", "resnetv2_50", "a1h_in1k").mean == (0.5, 0.5, 0.5)
+    said = libraries.configuration("timm", "vit_small_patch14_dinov2", "lvd142m")
+    assert (said.names, said.side, said.resize) == ((), 518, 518)
 
 
 # The larger ones of a family, of 80 million parameters and more: others run the same code.
