@@ -25,6 +25,7 @@ class Signal(enum.Flag):
     PREACTIVATIONS = enum.auto()  # stage outputs before their last ReLU, named "stage2.pre"
     PIXELS = enum.auto()  # the pixels, such that the logits can be differentiated by them
     CLASSIFIER = enum.auto()  # the last layer, to run again on other embeddings
+    TOKENS = enum.auto()  # class and register tokens [B, P, D] after stages, as "stage2.prefix"
 
     def __str__(self) -> str:
         return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
@@ -148,7 +149,7 @@ class Outputs:
         """
 
         def kept(spot: str, value: Tensor) -> Tensor:
-            stage = spot.removesuffix(".pre")
+            stage = spot.removesuffix(".pre").removesuffix(".prefix")
             if stage not in keep:
                 return value
             if value.dim() < 4:

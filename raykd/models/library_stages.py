@@ -9,8 +9,9 @@ together with the logits from one pass, and the logits are equal to `forward`'s 
 Shapes: B batch, N tokens, D width of a token, K channels, H, W pixels.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -148,7 +149,7 @@ def _parts(network: nn.Module, words: str) -> list[nn.Module]:
 def _intermediates(library: str, network: Any, split: Split) -> nn.Module | None:
     """The module behind `Staged.intermediates` for a network without stages of its own."""
     if library == "torchvision":
-        blocks = _quarters(len(network.encoder.layers))
+        blocks = _cuts(len(network.encoder.layers))
         run: Callable[[Any, Tensor], Any] = partial(_encoder_maps, _numbered(blocks, stem=False))
     elif hasattr(network, "forward_intermediates") and hasattr(network, "feature_info"):
         reductions = [entry["reduction"] for entry in network.feature_info]
@@ -163,17 +164,21 @@ def _chosen(reductions: list[int]) -> list[int]:
     """Indices of the maps that are stages, from the sides of the image over those of each map.
 
     All of up to five; of more, the last of each resolution; of more of one resolution (the blocks
-    of a plain transformer), four at even distances.
+    of a plain transformer), those of `_cuts`.
     """
     if len(reductions) <= 5:
         return [*range(len(reductions))]
     last = {reduction: index for index, reduction in enumerate(reductions)}
-    return [*last.values()] if len(last) > 1 else _quarters(len(reductions))
+    return [*last.values()] if len(last) > 1 else _cuts(len(reductions))
 
 
-def _quarters(blocks: int) -> list[int]:
-    """Indices of the blocks that end the first, second, third and last quarter."""
-    return sorted({max(1, blocks * quarter // 4) - 1 for quarter in (1, 2, 3, 4)})
+def _cuts(blocks: int) -> list[int]:
+    """Indices of the blocks that end a stage: 1, 3, 9 and 11 of 12.
+
+    Those of OFA-KD for DeiT and ViT (Hao et al. 2023, arXiv 2310.19444, its code); the proportion
+    for other depths is ours.
+    """
+    return sorted({max(1, round(blocks * part)) - 1 for part in (1 / 6, 1 / 3, 5 / 6, 1)})
 
 
 def _numbered(indices: Sequence[int], *, stem: bool) -> dict[str, int]:
@@ -224,7 +229,9 @@ def _tokens(network: Any, pixels: Tensor) -> Tensor:
 def _encoder_maps(
     stages: Mapping[str, int], network: Any, pixels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The class token as above, and the patch tokens after some blocks as maps [B, D, h, w].
+    """The class token as above, and after some blocks the patch tokens as maps [B, D, h, w].
+
+    Beside each, the class token of that block [B, 1, D].
 
     torchvision's own feature extractor keeps references to parameters (the class token, the
     positions) that FSDP replaces (0.29), so the encoder's blocks are run here.
@@ -236,16 +243,34 @@ def _encoder_maps(
         stage: outputs[index][:, 1:].mT.unflatten(2, (side, side))
         for stage, index in stages.items()
     }
-    return encoder.ln(x)[:, 0], maps
+    prefixes = {f"{stage}.prefix": outputs[index][:, :1] for stage, index in stages.items()}
+    return encoder.ln(x)[:, 0], maps | prefixes
 
 
 def _timm_maps(
     stages: Mapping[str, int], pooled: bool, network: Any, pixels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The embedding (the logits unless `pooled`), and maps without prefix tokens [B, K, H, W]."""
-    indices = [*stages.values()]
-    x, maps = network.forward_intermediates(pixels, indices=indices, output_fmt="NCHW")
-    return network.forward_head(x, pre_logits=pooled), dict(zip(stages, maps, strict=True))
+    """The embedding (the logits unless `pooled`), maps [B, K, H, W], and prefix tokens [B, P, K].
+
+    Prefix tokens are the class token and registers, of networks that have any.
+    """
+    options: dict[str, Any] = {"indices": [*stages.values()], "output_fmt": "NCHW"}
+    tokens: dict[str, Tensor] = {}
+    if getattr(network, "num_prefix_tokens", 0) and _returns_prefixes(type(network)):
+        options["return_prefix_tokens"] = True
+    x, maps = network.forward_intermediates(pixels, **options)
+    if "return_prefix_tokens" in options:
+        tokens = {f"{stage}.prefix": pair[1] for stage, pair in zip(stages, maps, strict=True)}
+        maps = [pair[0] for pair in maps]
+    embedding = network.forward_head(x, pre_logits=pooled)
+    return embedding, dict(zip(stages, maps, strict=True)) | tokens
+
+
+@cache
+def _returns_prefixes(kind: type) -> bool:
+    """True where `forward_intermediates` of a class of timm's can return prefix tokens, too."""
+    parameters = inspect.signature(getattr(kind, "forward_intermediates")).parameters  # noqa: B009
+    return "return_prefix_tokens" in parameters
 
 
 def _trunk(network: Any, pixels: Tensor) -> Tensor:

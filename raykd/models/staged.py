@@ -58,7 +58,8 @@ class Staged(Network):
 
     Some networks of libraries carry more than a map from stage to stage (a transformer's class
     token). They have no `stages`; `intermediates` computes their maps: [B, 3, H, W] -> (embedding,
-    stage -> [B, K, H, W]), and `pool` is everything from the pixels to the embedding.
+    stage -> [B, K, H, W]), and `pool` is everything from the pixels to the embedding. Tokens that
+    belong to no place (the class token, registers) are "stage2.prefix" [B, P, K] beside the map.
 
     `norms` are the batch norms behind the pre-activations of the stages that have one. The
     pre-activation of a stage is what a `Rectified` one has before its ReLU; where a stage ends
@@ -107,7 +108,10 @@ class Staged(Network):
         """
         run = self.through if through is None else through
         logits, embedding, features = run(
-            pixels, before=Signal.PREACTIVATIONS in wanted, after=Signal.FEATURES in wanted
+            pixels,
+            before=Signal.PREACTIVATIONS in wanted,
+            after=Signal.FEATURES in wanted,
+            tokens=Signal.TOKENS in wanted,
         )
         return Outputs(
             logits,
@@ -119,7 +123,7 @@ class Staged(Network):
         )
 
     def through(
-        self, pixels: Tensor, *, before: bool, after: bool
+        self, pixels: Tensor, *, before: bool, after: bool, tokens: bool = False
     ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
         """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU.
 
@@ -127,9 +131,12 @@ class Staged(Network):
         """
         features: dict[str, Tensor] = {}
         pixels = self.resized(pixels)
-        if self.intermediates is not None and (before or after):
+        if self.intermediates is not None and (before or after or tokens):
             embedding, maps = self.intermediates(pixels)
             for name, x in maps.items():  # none ends in a ReLU of its own
+                if name.endswith(".prefix"):
+                    features |= {name: x} if tokens else {}
+                    continue
                 features |= {f"{name}.pre": x} if before else {}
                 features |= {name: x} if after else {}
             return self.classifier(embedding), embedding, features

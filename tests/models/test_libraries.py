@@ -249,6 +249,30 @@ def test_stages_end_before_the_image_shrinks(name, sizes):
     assert list(shapes.features.values()) == [(width, side, side) for width, side in sizes]
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "prefixes"),
+    [
+        ("timm/vit_small_patch14_dinov2", 518, 1),
+        ("timm/vit_small_patch16_dinov3", 64, 5),
+        ("timm/vit_base_patch16_siglip_224", 224, 0),
+        ("torchvision/vit_b_32", 224, 1),
+    ],
+)
+def test_transformers_have_token_maps_prefixes_and_the_librarys_embedding(name, size, prefixes):
+    with torch.device("meta"):
+        network = build(name, 0).eval()
+        pixels = torch.zeros(2, 3, size, size)
+        out = network.outputs(pixels, Signal.FEATURES | Signal.TOKENS | Signal.EMBEDDING)
+    depth, width = (384 if "small" in name else 768), out.embedding.shape[1]
+    side = {"14": 37, "16": size // 16, "32": 7}[name.partition("patch")[2][:2] or "32"]
+    assert width == depth
+    stages = [f"stage{n}" for n in (1, 2, 3, 4)]
+    assert [tuple(out.features[stage].shape) for stage in stages] == [(2, depth, side, side)] * 4
+    tokens = [out.features.get(f"{stage}.prefix") for stage in stages]
+    shapes = {None if token is None else tuple(token.shape) for token in tokens}
+    assert shapes == {(2, prefixes, depth) if prefixes else None}
+
+
 def test_gradients_reach_every_parameter_and_features_stay_as_they_were(case):
     _, network, pixels = case
     network.train()
