@@ -10,6 +10,7 @@ from raykd.config.experiment import Experiment, Where
 from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError
 from raykd.data import dataset
+from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
 from raykd.models.weights_import import WeightsImporter, configuration, copy_to_store, is_path
@@ -19,7 +20,8 @@ from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 from raykd.tasks import Features, Task
 
-Digests = dict[tuple[str, int | None, bool], str]  # digest of images, by dataset, resize, stream
+# Digests of images, by dataset, resize, stream and labels.
+Digests = dict[tuple[str, int | None, bool, str], str]
 
 
 def resolve(
@@ -38,6 +40,7 @@ def resolve(
     digests = {} if digests is None else digests  # files are read once, however many recipes
     importer = WeightsImporter(store, say)
     datasets: dict[tuple[Data, str | None], ResolvedData] = {}  # by what the file says of them
+    compared: set[tuple[ResolvedData, ResolvedData]] = set()
     mistakes = Mistakes(experiment.places)
 
     def data(value: Data, root: str | None = train_root) -> ResolvedData:
@@ -47,7 +50,7 @@ def resolve(
 
     def read(value: Data, root: str | None) -> ResolvedData:
         name = value.name if root == train_root else f"{value.name} of the probe"
-        source = (name, value.resize, value.stream is not None)
+        source = (name, value.resize, value.stream is not None, value.labels)
         if source not in digests and value.digest:
             digests[source] = value.digest
         if source not in digests:
@@ -121,7 +124,7 @@ def resolve(
         teacher = None if run.teacher is None else teacher_of(run.teacher, run.data)
         after = None if run.after is None else student(run.after)
         update = {"data": data(run.data), "teacher": teacher, "after": after}
-        run = run.model_copy(update=update | {"task": task(run.task)})
+        run = run.model_copy(update=update | {"task": task(run.task, update["data"])})
         assistant = teacher if isinstance(teacher, StudentRun) else None
         if assistant is not None and assistant.data.classes != run.data.classes:
             raise ConfigError(
@@ -134,11 +137,26 @@ def resolve(
             raise ConfigError(f"experiment.run: {error}") from error
         return run
 
-    def task(value: Task) -> Task:
+    def task(value: Task, trained: ResolvedData) -> Task:
         if not isinstance(value, Features) or value.probe is None:
             return value
-        probe = value.probe.model_copy(update={"data": data(value.probe.data, probe_root)})
+        judged = data(value.probe.data, probe_root)
+        warn_of_shared(trained, judged)
+        probe = value.probe.model_copy(update={"data": judged})
         return value.model_copy(update={"probe": probe})
+
+    def warn_of_shared(trained: ResolvedData, judged: ResolvedData) -> None:
+        """Say once of each pair of data how many test images of a probe are trained on."""
+        if (trained, judged) in compared:
+            return
+        compared.add((trained, judged))
+        shared, images = count_shared(store, trained, judged) or (0, 0)
+        if shared:
+            say(
+                f"warning: run.task.probe.data: {shared:,} of the {images:,} test images of the "
+                "probe are in the training set; its accuracy is that of images that the student "
+                "has seen"
+            )
 
     def asked(run: Asked) -> Asked:
         if isinstance(run, StudentRun):

@@ -1,8 +1,8 @@
 """TeacherRun: the recipe of a teacher."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from raykd import models
 from raykd.core.errors import ConfigError
@@ -87,6 +87,15 @@ class TeacherRun(Recipe):
         PlainSerializer(lambda value: value),  # pydantic's own warns of tuples in a union (2.14)
     ] = None
     size: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # side in pixels
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if self.weights is None and self.data.labels == "none":
+            raise ValueError(
+                "a teacher that is trained here learns from labels, and data.labels is none; give "
+                "it weights, or data of its own with labels"
+            )
+        return self
 
     def anchors(self) -> tuple[int, ...]:
         """The epochs at which its weights are saved, in order; 0 alone for a pretrained one."""

@@ -3,10 +3,10 @@
 Shapes: B batch, D student's embedding width, E teacher's.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raykd.core.record import Limits, Record
@@ -32,6 +32,15 @@ class Probe(Record):
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
     # Epochs between two probes; None: after the last one alone.
     every: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.data.labels == "none":
+            raise ValueError(
+                "a probe compares predictions with labels, and data.labels is none; leave it out "
+                "of the probe's data, or leave the probe out"
+            )
+        return self
 
 
 class Features(Task):
