@@ -210,6 +210,9 @@ def schema() -> dict[str, Any]:
         "then": {"$ref": "#/$defs/Assistant"},
         "else": {"$ref": "#/$defs/TeacherRun"},
     }
-    student["properties"]["teacher"] = {"anyOf": [teachers, {"type": "null"}]}
+    panel = value["$defs"]["PanelRun"]
+    panel["properties"]["panel"]["items"] = teachers
+    taught = {"if": {"required": ["panel"]}, "then": {"$ref": "#/$defs/PanelRun"}, "else": teachers}
+    student["properties"]["teacher"] = {"anyOf": [taught, {"type": "null"}]}
     value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return value

@@ -14,7 +14,7 @@ from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
 from raykd.models.weights_import import WeightsImporter, configuration, copy_to_store, is_path
-from raykd.recipes import AnyTeacher, Asked, StudentRun, TeacherRun
+from raykd.recipes import AnyTeacher, Asked, PanelRun, StudentRun, TeacherRun, Teaching
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
@@ -120,17 +120,24 @@ def resolve(
         names = said.names if len(said.names) == outputs else ()
         return teacher.model_copy(update={"data": read, "weights": weights}), outputs, names
 
+    def teaching(teacher: Teaching, taught: Data) -> Teaching:
+        if isinstance(teacher, PanelRun):
+            members = tuple(teacher_of(member, taught) for member in teacher.panel)
+            return teacher.model_copy(update={"panel": members})
+        return teacher_of(teacher, taught)
+
     def student(run: StudentRun) -> StudentRun:
-        teacher = None if run.teacher is None else teacher_of(run.teacher, run.data)
+        teacher = None if run.teacher is None else teaching(run.teacher, run.data)
         after = None if run.after is None else student(run.after)
         update = {"data": data(run.data), "teacher": teacher, "after": after}
         run = run.model_copy(update=update | {"task": task(run.task, update["data"])})
-        assistant = teacher if isinstance(teacher, StudentRun) else None
-        if assistant is not None and assistant.data.classes != run.data.classes:
-            raise ConfigError(
-                f"experiment.run.teacher: it is a student that knows {assistant.data.classes} "
-                f"classes, and this one's data have {run.data.classes}; give both the same data"
-            )
+        for assistant in run.members():
+            theirs = assistant.data.classes
+            if isinstance(assistant, StudentRun) and theirs != run.data.classes:
+                raise ConfigError(
+                    f"experiment.run.teacher: it is a student that knows {theirs} classes, and "
+                    f"this one's data have {run.data.classes}; give both the same data"
+                )
         try:
             check_student(run)  # once more, with what was read
         except ValueError as error:

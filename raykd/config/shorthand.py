@@ -81,6 +81,9 @@ def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
     """A teacher with what it leaves out: a student's data, and all else where it is a student."""
+    if isinstance(members := teacher.get("panel"), list):
+        written = [_teacher(student, m) if isinstance(m, dict) else m for m in members]
+        return {**teacher, "panel": written}
     if teacher.get("teacher"):
         shared = {key: student[key] for key in _SHARED if key in student}
         return _written_out({**shared, **teacher})

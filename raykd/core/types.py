@@ -39,6 +39,9 @@ CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 # of the teacher, where that is another one ("teacher").
 Look = Literal["given", "clean", "partner", "strong", "teacher"]
 
+# The mean of several teachers' answers that stands for them.
+Combination = Literal["mean_probabilities", "mean_logits"]
+
 
 @dataclass(frozen=True)
 class Shapes:

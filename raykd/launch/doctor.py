@@ -161,8 +161,9 @@ def _cluster(
     for run in map(basis, () if experiment is None else experiment.runs):
         assert experiment is not None
         groups.append(experiment.workers(run))
-        if isinstance(run.teacher, TeacherRun):
-            groups.append(experiment.teacher_workers(run.teacher))
+        for teacher in run.members():
+            if isinstance(teacher, TeacherRun):
+                groups.append(experiment.teacher_workers(teacher))
     most, grows = max(1, *map(least, groups)), scale.wait_minutes > 0
     findings.append(fits(most, fitting(scale), worker_needs(scale), scale.parallel, grows=grows))
     findings.append(_dashboard(needed=most > 1))

@@ -209,7 +209,7 @@ class Executor:
 
     def _is_ready(self, run: StudentRun, failed: Sequence[OutputsRun]) -> bool:
         """True where all that a student needs is there; `failed` are caches with an error."""
-        needs = (run.teacher, run.after, run.prelude())
+        needs = (*run.members(), run.after, run.prelude())
         if not all(self._store.has(need) for need in needs if need is not None):
             return False
         caches = plan([run]).caches if failed else ()

@@ -82,7 +82,7 @@ class Rates:
         """Seconds of a training, and the images that a live teacher answers in it."""
         images = len(self._targets(run)) * run.optim.epochs
         live = run.method.needs() and not run.cached()
-        forwards = images * len(run.method.looks().teacher) if live else 0
+        forwards = images * len(run.method.looks().teacher) * len(run.members()) if live else 0
         return images * self._with_decoding(self.step(run), run.shown()), forwards
 
     def forward(self, teacher: AnyTeacher, data: Data) -> float:

@@ -117,7 +117,8 @@ class _Forecaster:
         if run.teacher is not None and run.cached() and run.method.needs():
             rows = len(open_images(self._store, run.data)[0])
             looks = run.method.looks().teacher
-            view = sum(needed_bytes(run.outputs_at(0, look), rows) for look in looks)
+            caches = [cache for look in looks for cache in run.caches_at(0, look)]
+            view = sum(needed_bytes(cache, rows) for cache in caches)
         images = open_images(self._store, run.data)[0]
         return Work(
             images=len(images),
@@ -155,8 +156,9 @@ class _Forecaster:
             return self._rates.step(run) / self._cluster.rate
         flops = (1 + _BACKWARD) * _cost(run.model, run.data)[1]
         if run.teacher is not None and run.method.needs() and not run.cached():
-            forward = _forward_cost(run.teacher, run.as_teacher_sees(run.data))
-            flops += forward * len(run.method.looks().teacher)
+            for member in run.members():
+                forward = _forward_cost(member, run.as_teacher_sees(run.data, member))
+                flops += forward * len(run.method.looks().teacher)
         return flops / self._cluster.operations
 
 

@@ -57,17 +57,18 @@ def plan(
     """
     students = tuple(dict.fromkeys(student for run in runs for student in lineage(run, finished)))
     caches = tuple(caches)
-    everyone = dict.fromkeys([run.teacher for run in students] + [run.teacher for run in caches])
+    taught = [teacher for run in students for teacher in run.members()]
+    everyone = dict.fromkeys(taught + [run.teacher for run in caches])
     teachers = tuple(teacher for teacher in everyone if isinstance(teacher, TeacherRun))
     views: dict[OutputsRun, set[int]] = {cache: {0} for cache in caches}
     for run in students:
-        test = run.test_outputs()
-        if test is not None:
+        for test in run.test_caches():
             views.setdefault(test, set()).add(0)
         if run.cached() and run.method.needs():
             for look in run.method.looks().teacher:
                 for epoch in range(run.optim.epochs):
-                    views.setdefault(run.outputs_at(epoch, look), set()).add(run.view_at(epoch))
+                    for cache in run.caches_at(epoch, look):
+                        views.setdefault(cache, set()).add(run.view_at(epoch))
     for run in list(views):
         wider = run.wider()
         if wider != run and wider in views:
@@ -80,10 +81,10 @@ def plan(
 def depth(run: StudentRun) -> int:
     """Number of students that have to be finished in turn before this one can begin."""
     after = 0 if run.after is None else depth(run.after) + 1
-    return max(after, _readiness(run.teacher))
+    return max(after, *map(_readiness, run.members()), 0)
 
 
-def _readiness(teacher: AnyTeacher | None) -> int:
+def _readiness(teacher: AnyTeacher) -> int:
     """The layer in which a teacher's answers can be asked for."""
     return depth(teacher) + 1 if isinstance(teacher, StudentRun) else 0
 
@@ -97,7 +98,7 @@ def lineage(
     """
     if finished(run):
         return
-    for before in (run.teacher, run.after):
+    for before in (*run.members(), run.after):
         if isinstance(before, StudentRun):
             yield from lineage(before, finished)
     yield run

@@ -23,7 +23,15 @@ from raykd.data.loading.sampler import check_batch, check_uneven
 from raykd.data.recipe import ResolvedData
 from raykd.methods import METHODS
 from raykd.planning.remaining import missing_bytes
-from raykd.recipes import AnyTeacher, PreludeRun, StudentRun, TeacherRun, Training, training_of
+from raykd.recipes import (
+    AnyTeacher,
+    PanelRun,
+    PreludeRun,
+    StudentRun,
+    TeacherRun,
+    Training,
+    training_of,
+)
 from raykd.storage.store import Store
 from raykd.tracking import check_trackers
 from raykd.training import dry_run
@@ -86,14 +94,16 @@ def _pieces(run: StudentRun, experiment: Experiment) -> Iterator[tuple[str, str,
     has_assistants, has_route = is_set("run.assistants"), is_set("run.rco")
 
     def pieces(run: StudentRun, key: str, data: str) -> Iterator[tuple[str, str, Training]]:
-        teacher, prelude = run.teacher, run.prelude()
-        above = f"{key}.teacher"
-        if isinstance(teacher, StudentRun):
-            above = "run.assistants" if has_assistants else above
-            yield from pieces(teacher, above, above if is_set(f"{above}.data") else data)
-        elif teacher is not None:
-            above = "run.teacher" if has_assistants else above
-            yield above, above if is_set(f"{above}.data") else data, teacher
+        prelude = run.prelude()
+        for number, teacher in enumerate(run.members()):
+            member = f".panel.{number}" if isinstance(run.teacher, PanelRun) else ""
+            above = f"{key}.teacher{member}"
+            if isinstance(teacher, StudentRun):
+                above = "run.assistants" if has_assistants else above
+                yield from pieces(teacher, above, above if is_set(f"{above}.data") else data)
+            else:
+                above = f"run.teacher{member}" if has_assistants else above
+                yield above, above if is_set(f"{above}.data") else data, teacher
         if run.after is not None:
             after = key if has_route else f"{key}.after"
             yield from pieces(run.after, after, after)
@@ -175,13 +185,15 @@ class _Checks:
                     lambda: dry_run.check_training(run.model, run.head, data.size, some),
                 )
             yield from mistakes
-        teacher, theirs = run.teacher, shapes  # a teacherless method is held against the student
+        theirs = shapes  # a teacherless method is held against the student
         if shapes is None or mistakes or not (run.method.teacherless or run.method.needs()):
             return
         # The method, held against both networks.
-        if teacher is not None and not run.method.teacherless:
-            seen = run.as_teacher_sees(run.data).resolved()
+        for teacher in () if run.method.teacherless else run.members()[::-1]:
+            seen = run.as_teacher_sees(run.data, teacher).resolved()
             theirs, mistakes = self._teacher_shapes("teacher.model", teacher, seen)
+            if mistakes:
+                break
         if theirs is not None and _unanswered(run):
             answers = functools.partial(_other_methods, run, shapes, theirs, targets.unique())
             mistakes = (("method", _refuse_logits(run, answers())),)
@@ -214,15 +226,20 @@ def _unanswered(run: StudentRun) -> bool:
     """True where a run's method reads logits of a teacher that has none for the data's classes."""
     before = run.method.prelude()
     needs = run.method.needs() | (before.method.needs() if before else Signal(0))
-    other = isinstance(run.teacher, TeacherRun) and not run.teacher.answers_classes
-    return other and bool(needs & (Signal.LOGITS | Signal.CLASSIFIER))
+    return bool(_of_other_classes(run) and needs & (Signal.LOGITS | Signal.CLASSIFIER))
+
+
+def _of_other_classes(run: StudentRun) -> list[TeacherRun]:
+    """The teachers of a run that have no logits of its data's classes."""
+    teachers = [teacher for teacher in run.members() if isinstance(teacher, TeacherRun)]
+    return [teacher for teacher in teachers if not teacher.answers_classes]
 
 
 def _refuse_logits(run: StudentRun, methods: list[str]) -> str:
     """A sentence on a method that reads logits of other classes, and on `methods` that do not."""
-    assert isinstance(run.teacher, TeacherRun)
-    classes, count = run.data.resolved().classes, run.teacher.own_classes()
-    subject = f"method {run.method.label!r} reads the teacher's logits, and {run.teacher.model}"
+    teacher = _of_other_classes(run)[0]
+    classes, count = run.data.resolved().classes, teacher.own_classes()
+    subject = f"method {run.method.label!r} reads the teacher's logits, and {teacher.model}"
     others = f"a method that reads none ({', '.join(methods)})" if methods else "another teacher"
     if not count:
         return f"{subject} is an encoder, which has none; choose {others}"

@@ -6,7 +6,15 @@ value, so a change in the teacher's learning rate changes the name of everything
 
 from raykd.recipes.optim import Optim
 from raykd.recipes.rco import RCO, Search, Sought
-from raykd.recipes.student import AnyTeacher, OutputsRun, PreludeRun, StudentRun, training_of
+from raykd.recipes.student import (
+    AnyTeacher,
+    OutputsRun,
+    PanelRun,
+    PreludeRun,
+    StudentRun,
+    Teaching,
+    training_of,
+)
 from raykd.recipes.teacher import TeacherRun
 
 __all__ = [
@@ -15,11 +23,13 @@ __all__ = [
     "Asked",
     "Optim",
     "OutputsRun",
+    "PanelRun",
     "PreludeRun",
     "Search",
     "Sought",
     "StudentRun",
     "TeacherRun",
+    "Teaching",
     "Training",
     "training_of",
 ]

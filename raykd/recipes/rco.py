@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from raykd.core.record import Limits, Recipe, Record
 from raykd.methods.base import Looks, Method
-from raykd.recipes.student import StudentRun, check_student
+from raykd.recipes.student import PanelRun, StudentRun, check_student
 from raykd.recipes.teacher import TeacherRun
 from raykd.teachers.anchor_route import Route, equal_by_count, equal_by_interval
 
@@ -81,6 +81,11 @@ class RCO(Record):
             )
         if self.anchors == 1:
             return run
+        if isinstance(run.teacher, PanelRun):
+            raise ValueError(
+                "a route leads through one teacher's epochs, and run.teacher is a panel; leave "
+                "run.rco out, or name one teacher"
+            )
         if isinstance(run.teacher, StudentRun):
             raise ValueError(
                 "the teacher is an assistant, of which the last checkpoint alone is there; leave "

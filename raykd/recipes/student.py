@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raykd.core.record import Limits, Recipe
-from raykd.core.types import CACHEABLE, Look, Signal
+from raykd.core.record import Limits, Recipe, Record
+from raykd.core.types import CACHEABLE, Combination, Look, Signal
 from raykd.data.recipe import AnyData, Data, Split
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
@@ -20,6 +20,7 @@ from raykd.recipes.teacher import Network, TeacherRun
 from raykd.tasks import AnyTask, Classification
 from raykd.teachers.anchor_route import Route
 
+_Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
 Views = Annotated[int, Field(le=Limits.ROWS)]  # number of different augmentations
 
 
@@ -64,6 +65,47 @@ class OutputsRun(Recipe):
         return logits | (Signal.EMBEDDING if self.embedding else Signal(0))
 
 
+class PanelRun(Record):
+    """Several teachers that answer as one, by the weighted mean of what they say.
+
+    `mean_probabilities` is the mean of their softmax at temperature 1, as log-probabilities: the
+    gradient of a divergence at that temperature is then the mean of the divergences from each (the
+    "average of losses" of Rorozhl/CA-MKD's baselines). `mean_logits` is the mean of their logits,
+    so at every temperature the geometric mean of their probabilities, which is sharper.
+
+    A panel has no artefact: each member has its own cache, which is that of the teacher alone.
+    """
+
+    panel: "tuple[AnyTeacher, ...]" = Field(min_length=1)
+    combine: Combination = "mean_probabilities"
+    shares: tuple[_Share, ...] | None = None  # of each member, in any unit; None: equal
+
+    @model_validator(mode="after")
+    def _check(self) -> "PanelRun":
+        if self.shares is not None:
+            if len(self.shares) != len(self.panel):
+                raise ValueError(
+                    f"{len(self.panel)} teachers need as many shares, got {len(self.shares)}"
+                )
+            if not any(self.shares):
+                raise ValueError("shares: all are 0; give one teacher more")
+        return self
+
+    @property
+    def model(self) -> str:
+        """The members' networks, as in "resnet56 + resnet20"."""
+        return " + ".join(member.model for member in self.panel)
+
+    @property
+    def answers_classes(self) -> bool:
+        """True where all members' logits are those of their data's classes."""
+        return all(member.answers_classes for member in self.panel)
+
+    def anchors(self) -> tuple[int, ...]:
+        """0 alone: it stands for the last epoch of each member."""
+        return (0,)
+
+
 class StudentRun(Recipe):
     """One student: its network, images, method and teacher.
 
@@ -83,7 +125,7 @@ class StudentRun(Recipe):
     kind: ClassVar[str] = "students"
     model: Network
     data: AnyData
-    teacher: "AnyTeacher | None" = None
+    teacher: "Teaching | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
     after: "StudentRun | None" = None  # student whose weights it starts from; None: random weights
     # Epoch at which the views, the order and the methods' schedules go on.
@@ -149,9 +191,19 @@ class StudentRun(Recipe):
             shown["teacher"] = self.as_teacher_sees(self.shown())
         return shown
 
-    def as_teacher_sees(self, data: Data) -> Data:
-        """Streamed data at the teacher's resolution: the same parts of the same pictures."""
-        stream = self.teacher.data.stream if self.teacher is not None else None
+    def members(self) -> "tuple[AnyTeacher, ...]":
+        """The members of its panel, or its one teacher, or none."""
+        if isinstance(self.teacher, PanelRun):
+            return self.teacher.panel
+        return () if self.teacher is None else (self.teacher,)
+
+    def as_teacher_sees(self, data: Data, member: "AnyTeacher | None" = None) -> Data:
+        """Streamed data at the teacher's resolution: the same parts of the same pictures.
+
+        `member`: the one of a panel; None: its first.
+        """
+        member = next(iter(self.members()), None) if member is None else member
+        stream = member.data.stream if member is not None else None
         if stream is None or data.stream is None or stream == data.stream:
             return data
         return data.model_copy(update={"stream": stream, "size": (stream.size, stream.size)})
@@ -166,14 +218,15 @@ class StudentRun(Recipe):
         before = self.method.prelude()
         if before is None:
             return None
-        assert self.teacher is not None
+        teacher = self.teacher
+        assert teacher is not None and not isinstance(teacher, PanelRun)
         alone = before.method.trains == "helpers"  # the student's network takes no part
         shared = self.shown().model_copy(update={"view_seed": self.data.view_seed})
         plain = {"schedule": "constant", "milestones": None, "warmup_epochs": 0, "ema": None}
         rates = {"epochs": before.epochs, "lr": before.lr or self.optim.lr}
         return PreludeRun(
             model=None if alone else self.model,
-            teacher=self.teacher,
+            teacher=teacher,
             data=shared if alone else self.shown(),
             method=before.method,
             optim=self.optim.model_copy(update=plain | rates),
@@ -205,7 +258,10 @@ class StudentRun(Recipe):
         return (self.first_epoch + epoch) % self.view_count()
 
     def anchor_at(self, epoch: int) -> int:
-        """The teacher's epoch that supervises a student epoch (from 0); 0 without a teacher."""
+        """The teacher's epoch that supervises a student epoch (from 0).
+
+        0 without a teacher, and with a panel.
+        """
         if self.route is not None:
             return self.route.at(epoch)
         return self.teacher.anchors()[-1] if self.teacher is not None else 0
@@ -216,32 +272,50 @@ class StudentRun(Recipe):
         return value_at(self.method.weight_of_labels() if weight is None else weight, epoch)
 
     def outputs_at(self, epoch: int, look: Look = "given") -> OutputsRun:
-        """The cache that an epoch (from 0) of a cached run reads for one look."""
-        return self._outputs(self.shown(look), self.anchor_at(epoch), **self.codec.recipe())
+        """The cache that an epoch (from 0) of a cached run with one teacher reads for one look."""
+        (cache,) = self.caches_at(epoch, look)
+        return cache
+
+    def caches_at(self, epoch: int, look: Look = "given") -> tuple[OutputsRun, ...]:
+        """The caches of all members that an epoch (from 0) of a cached run reads for one look."""
+        return self._caches(self.shown(look), self._anchors_at(epoch), **self.codec.recipe())
+
+    def _anchors_at(self, epoch: int) -> list[int]:
+        """The epoch of each member that supervises a student epoch (from 0)."""
+        if isinstance(self.teacher, PanelRun):
+            return [member.anchors()[-1] for member in self.teacher.panel]
+        return [self.anchor_at(epoch) for _ in self.members()]
 
     def test_outputs(self) -> OutputsRun | None:
-        """The cache of the teacher's outputs for the test images, to compare answers with."""
-        if self.teacher is None or (self.task.labelled and not self.reads_classes()):
-            return None
-        anchor = self.anchor_at(self.optim.epochs - 1)
-        return self._outputs(self.data.test(), anchor, split="test", embedding=False)
+        """The cache of one teacher's outputs for the test images, to compare answers with."""
+        return next(iter(self.test_caches()), None)
+
+    def test_caches(self) -> tuple[OutputsRun, ...]:
+        """The caches of all members' outputs for the test images, to compare answers with."""
+        if self.task.labelled and not self.reads_classes():
+            return ()
+        anchors = self._anchors_at(self.optim.epochs - 1)
+        return self._caches(self.data.test(), anchors, split="test", embedding=False)
 
     def validation_outputs(self, anchor: int) -> OutputsRun:
         """The cache of the outputs of one teacher checkpoint for the validation images."""
-        return self._outputs(self.data.held_out(), anchor, split="validation")
+        (cache,) = self._caches(self.data.held_out(), [anchor], split="validation")
+        return cache
 
-    def _outputs(self, data: Data, anchor: int, **fields: Any) -> OutputsRun:
-        """The cache of one teacher checkpoint's outputs for `data`, at the teacher's resolution."""
-        assert self.teacher is not None
+    def _caches(self, data: Data, anchors: list[int], **fields: Any) -> tuple[OutputsRun, ...]:
+        """The caches of the members' checkpoints for `data`, each at its own resolution."""
         values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
         if not self.reads_classes():
             values |= Dense().recipe() | {"logits": False, "embedding": True}
-        return OutputsRun(
-            teacher=self.teacher,
-            anchor=anchor,
-            data=self.as_teacher_sees(data),
-            precision=self.teacher_precision,
-            **values,
+        return tuple(
+            OutputsRun(
+                teacher=member,
+                anchor=anchor,
+                data=self.as_teacher_sees(data, member),
+                precision=self.teacher_precision,
+                **values,
+            )
+            for member, anchor in zip(self.members(), anchors, strict=True)
         )
 
 
@@ -286,12 +360,26 @@ def _kind_of_teacher(value: Any) -> str:
     return type(value).__name__
 
 
+def _kind_of_teaching(value: Any) -> str:
+    """Name of the class of what teaches: a panel has members."""
+    if isinstance(value, PanelRun) or (isinstance(value, dict) and "panel" in value):
+        return "PanelRun"
+    return _kind_of_teacher(value)
+
+
 AnyTeacher = Annotated[
     Annotated[TeacherRun, Tag("TeacherRun")] | Annotated[StudentRun, Tag("StudentRun")],
     Discriminator(_kind_of_teacher),
 ]
-for _record in (OutputsRun, StudentRun, PreludeRun):
-    _record.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher, "StudentRun": StudentRun})
+Teaching = Annotated[
+    Annotated[TeacherRun, Tag("TeacherRun")]
+    | Annotated[StudentRun, Tag("StudentRun")]
+    | Annotated[PanelRun, Tag("PanelRun")],
+    Discriminator(_kind_of_teaching),
+]
+for _record in (PanelRun, OutputsRun, StudentRun, PreludeRun):
+    _types = {"AnyTeacher": AnyTeacher, "StudentRun": StudentRun, "Teaching": Teaching}
+    _record.model_rebuild(_types_namespace=_types)
 
 
 def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
@@ -314,6 +402,7 @@ def check_student(run: StudentRun) -> None:
     """Raise `ValueError` where two parts of the recipe contradict each other."""
     _check_task(run)
     needs, name = run.method.needs(), run.method.label
+    _check_panel(run)
     if run.teacher is None and (needs or run.method.prelude()):
         raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
     if run.source == "cache" and needs & ~CACHEABLE:
@@ -400,6 +489,35 @@ def _label_free() -> Iterator[str]:
                 yield name
 
 
+def _check_panel(run: StudentRun) -> None:
+    """Raise `ValueError` where a method, a codec or a size does not suit several teachers."""
+    if not isinstance(run.teacher, PanelRun):
+        return
+    method = run.method
+    before = method.prelude()
+    reads = (method.needs() | (before.method.needs() if before else Signal(0))) & ~Signal.LOGITS
+    if reads:
+        raise ValueError(
+            f"method {method.label!r} reads {reads}, of which a panel has several; choose a method "
+            "that reads logits alone, or one teacher"
+        )
+    if method.trains_teacher():
+        raise ValueError(
+            f"method {method.label!r} trains the teacher, and a panel is several; choose one"
+        )
+    if run.cached() and method.needs() and run.codec.coverage().classes != "all":
+        raise ValueError(
+            f"codec {run.codec.name!r} keeps other classes of each member of a panel, whose mean "
+            "is over all; use codec: dense or int8"
+        )
+    first, *others = [run.as_teacher_sees(run.data, member) for member in run.members()]
+    if method.needs() and not run.cached() and any(seen != first for seen in others):
+        raise ValueError(
+            "a live panel sees the images at one resolution, and its members' data.stream differ; "
+            "leave run.source out, so that each answers from its cache"
+        )
+
+
 def _check_size(run: StudentRun) -> None:
     """Raise `ValueError` where a live teacher would have to run at the student's resolution."""
     if run.teacher is None or run.as_teacher_sees(run.data) == run.data:
@@ -424,6 +542,11 @@ def _check_route(run: StudentRun) -> None:
         )
     if run.teacher is None:
         raise ValueError("a route leads through a teacher's epochs; add run.teacher")
+    if isinstance(run.teacher, PanelRun):
+        raise ValueError(
+            "a route leads through one teacher's epochs, and run.teacher is a panel; leave "
+            "run.route out"
+        )
     saved = run.teacher.anchors()
     for anchor in run.route.anchors:
         if anchor > saved[-1]:
@@ -448,9 +571,14 @@ def _check_chain(run: StudentRun) -> None:
                 f"it goes on after a student whose {field} is {before!r}, and its own is {mine!r}; "
                 "give both the same"
             )
-    if not isinstance(run.teacher, StudentRun):
-        return
-    method: Method = run.teacher.method
+    for teacher in run.members():
+        if isinstance(teacher, StudentRun):
+            _check_assistant(run, teacher)
+
+
+def _check_assistant(run: StudentRun, teacher: StudentRun) -> None:
+    """Raise `ValueError` where a student cannot teach this one."""
+    method: Method = teacher.method
     if method.trains != "student":
         raise ValueError(
             f"a student of method {method.label!r} cannot be used without parts of its teacher, so "

@@ -91,7 +91,10 @@ class _Caches:
         )
         trained = (*work.students, *(prelude.training() for prelude in work.preludes))
         return cached + sum(
-            run.optim.epochs * len(run.method.looks().teacher) * self._count(run.data, "train")
+            run.optim.epochs
+            * len(run.method.looks().teacher)
+            * len(run.members())
+            * self._count(run.data, "train")
             for run in trained
             if run.method.needs() and not run.cached()
         )
@@ -127,7 +130,8 @@ def _needed(
 def _teachers(work: Plan) -> list[TeacherRun | StudentRun]:
     """The teachers that are trained, and the assistants."""
     trained = [teacher for teacher in work.teachers if teacher.weights is None]
-    assistants = (run.teacher for run in work.students if isinstance(run.teacher, StudentRun))
+    members = (teacher for run in work.students for teacher in run.members())
+    assistants = (teacher for teacher in members if isinstance(teacher, StudentRun))
     return [*trained, *dict.fromkeys(assistants)]
 
 

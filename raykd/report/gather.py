@@ -76,7 +76,7 @@ def gather(
         students.append(_group(name, [run_of[run] for run in runs], gain, metric))
     requested = dict.fromkeys(student_of.values())
     apart = [run for run in work.students if run not in requested]
-    teaching = dict.fromkeys(run.teacher for run in work.students)
+    teaching = dict.fromkeys(teacher for run in work.students for teacher in run.members())
     assistants = _alike(run for run in apart if run in teaching)
     stages = _alike(run for run in apart if run not in teaching)
     return Report(

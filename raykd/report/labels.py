@@ -13,6 +13,7 @@ from raykd.core.safe_names import printable
 # Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
 # what the stages of a chain had before the last one.
 _FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std", " by stage")
+_APART = ("model", "teacher", "after", "route")  # of a panel's members, for the words' sake
 _FIRST = ("rco", "anchors", "stages", "teacher.model", "via")  # after the method, in this order
 
 
@@ -70,6 +71,13 @@ def _described(recipe: dict[str, Any]) -> dict[str, Any]:
         settings = {flat.pop("model"): _unlike(flat, last_stage) for flat in flats}
         description["via"] = {"name": ",".join(models)} | settings
     images = {key: value for key, value in last_stage.items() if key.startswith("data")}
+    if members := teacher.get("panel"):
+        settings = [
+            _unlike(_flat({k: v for k, v in m.items() if k not in _APART}), images) for m in members
+        ]
+        model = " + ".join(member["model"] for member in members)
+        numbered = {str(number): values for number, values in enumerate(settings)}
+        teacher = {**teacher, "model": model, "panel": numbered}
     return description | {"teacher": _unlike(_flat(teacher), images) if teacher else None}
 
 
@@ -111,7 +119,7 @@ def _anchors(stage: dict[str, Any]) -> list[int]:
     if stage.get("route") is not None:
         return stage["route"]["anchors"]
     teacher = stage.get("teacher")
-    if teacher is None:
+    if teacher is None or "panel" in teacher:
         return []
     return [0 if teacher.get("weights") is not None else teacher["optim"]["epochs"]]
 

@@ -3,13 +3,14 @@
 Shapes: B batch, C classes, H, W pixels.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Look, Outputs, Signal
+from raykd.core.types import Batch, Combination, Look, Outputs, Signal
 from raykd.models.staged import Staged
 from raykd.outputs.codecs import Codec
 from raykd.outputs.reader import OutputsCache
@@ -104,6 +105,34 @@ class CachedTeacher:
         """The stored outputs, as float32."""
         outputs = self.cache.take(batch.ids, batch.view, self.signals, self.codec)
         return outputs.replace(classifier=self.classifier) if self.classifier else outputs
+
+
+class PanelTeacher:
+    """Several teachers as one: the weighted mean of their logits, or of their probabilities."""
+
+    def __init__(
+        self, members: Sequence[Source], combine: Combination, shares: Sequence[float] | None = None
+    ) -> None:
+        """`shares` of the members, none of them negative, in any unit; None: equal ones."""
+        shares = [1.0] * len(members) if shares is None else shares
+        self.combine: Combination = combine
+        self.shared = [(m, share / sum(shares)) for m, share in zip(members, shares, strict=True)]
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The combined logits as float32, and nothing else.
+
+        Those of `mean_probabilities` are log-probabilities, whose softmax is the mean at
+        temperature 1.
+        """
+        pairs = [(member(batch).logits, share) for member, share in self.shared]
+        if self.combine == "mean_logits":
+            return Outputs(torch.stack([share * logits for logits, share in pairs]).sum(0))
+        parts = [logits.log_softmax(1) + _log(share) for logits, share in pairs]
+        return Outputs(torch.stack(parts).logsumexp(0))
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share else -math.inf
 
 
 class SourceByLook:

@@ -1,5 +1,6 @@
 """The caches that a run reads, opened before it reads them."""
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -16,13 +17,15 @@ class CachePrefetch:
     generator that the training draws from.
     """
 
-    def __init__(self, run: StudentRun, opened: Callable[[int], dict[Look, OutputsCache]]) -> None:
+    def __init__(
+        self, run: StudentRun, opened: Callable[[int], dict[Look, list[OutputsCache]]]
+    ) -> None:
         """`opened` opens the caches that the anchor of an epoch has, from then on."""
         self._run = run
         self._open = opened
-        self._caches: dict[int, Future[dict[Look, OutputsCache]]] = {}  # by anchor
+        self._caches: dict[int, Future[dict[Look, list[OutputsCache]]]] = {}  # by anchor
 
-    def at(self, epoch: int) -> dict[Look, OutputsCache]:
+    def at(self, epoch: int) -> dict[Look, list[OutputsCache]]:
         """The caches of an epoch; those of the anchors before are let go."""
         anchor = self._run.anchor_at(epoch)
         for before in [one for one in self._caches if one < anchor]:
@@ -35,20 +38,23 @@ class CachePrefetch:
         """Begin to open the views of an epoch and of the one after it."""
         run, following = self._run, epoch + 1
         now = self.at(epoch)
-        for cache in now.values():
-            cache.prefetch(run.view_at(epoch))
+        _prefetch(now, run.view_at(epoch))
         if following == run.optim.epochs:
             return
         anchor = run.anchor_at(following)
         if anchor == run.anchor_at(epoch):
-            for cache in now.values():
-                cache.prefetch(run.view_at(following))
+            _prefetch(now, run.view_at(following))
         elif anchor not in self._caches:
             self._caches[anchor] = begun(lambda: self._begun(following))
 
-    def _begun(self, epoch: int) -> dict[Look, OutputsCache]:
+    def _begun(self, epoch: int) -> dict[Look, list[OutputsCache]]:
         """The caches of an epoch's anchor, whose first view is being opened."""
         caches = self._open(epoch)
-        for cache in caches.values():
-            cache.prefetch(self._run.view_at(epoch))
+        _prefetch(caches, self._run.view_at(epoch))
         return caches
+
+
+def _prefetch(caches: dict[Look, list[OutputsCache]], view: int) -> None:
+    """Begin to open a view of every cache."""
+    for cache in itertools.chain.from_iterable(caches.values()):
+        cache.prefetch(view)

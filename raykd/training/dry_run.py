@@ -118,8 +118,7 @@ def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
 
     What it computes there needs numbers that a tensor on the meta device does not have.
     """
-    assert run.teacher is not None
-    network = weights.build_network(run.teacher).eval()
+    network = weights.build_network(run.members()[0]).eval()
     size = run.as_teacher_sees(run.data).resolved().size
     pixels = torch.zeros(2, 3, *size)
     try:

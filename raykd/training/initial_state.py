@@ -28,12 +28,13 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
         return student, run.method.helpers(shapes, shapes, targets)
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
+    teacher = run.members()[0]  # of a panel, a method reads what all members have alike
     # Only its sizes are wanted, so the teacher is made without memory or initialisation.
     try:
         with torch.device("meta"):
-            reference = weights.build_network(run.teacher)
+            reference = weights.build_network(teacher)
     except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-        reference = weights.build_network(run.teacher)
+        reference = weights.build_network(teacher)
     seen = run.as_teacher_sees(run.data).resolved().size
     shapes = measure(student, data.size), measure(reference, seen)
     return student, run.method.helpers(*shapes, targets)

@@ -1,7 +1,7 @@
 """The inputs of a run: views of its images, and its teacher's outputs, live or from caches."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, by_look
 from raykd.training import weights
 from raykd.training.cache_prefetch import CachePrefetch
 from raykd.training.hosts.base import EVERY_EPOCH, Host
+from raykd.training.panel import together
 from raykd.training.probing import ProbeSets
 
 
@@ -85,19 +86,19 @@ def probe(
 
 def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source | None:
     """The cache of what a run's teacher says about the test images; None without a teacher."""
-    recipe = run.test_outputs()
-    if recipe is None:
-        return None
-    cache = open_cache(store, recipe, [0], device)
-    cache.prefetch(0)
-    return CachedTeacher(cache, recipe.signals())
+    members: list[Source] = []
+    for recipe in run.test_caches():
+        cache = open_cache(store, recipe, [0], device)
+        cache.prefetch(0)
+        members.append(CachedTeacher(cache, recipe.signals()))
+    return together(run, members) if members else None
 
 
 def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
     """The teacher's checkpoint of one epoch, to be asked about the validation images."""
     recipe = run.validation_outputs(anchor)
     if not run.cached():
-        return _live(store, run, recipe, ("given",), device)
+        return _live(store, run, [recipe], ("given",), device)
     classifier = _classifier(store, run, anchor, device)
     cache = open_cache(store, recipe, [0], device)
     return CachedTeacher(cache, run.method.needs(), classifier)
@@ -112,21 +113,27 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     held: dict[int, Source] = {}
     looks = run.method.looks().teacher
 
-    def open_caches(epoch: int) -> dict[Look, OutputsCache]:
+    def open_caches(epoch: int) -> dict[Look, list[OutputsCache]]:
         views = _views_of_anchor(run, epoch)
         return {
-            look: open_cache(store, run.outputs_at(epoch, look), views, device) for look in looks
+            look: [open_cache(store, cache, views, device) for cache in run.caches_at(epoch, look)]
+            for look in looks
         }
 
     prefetch = CachePrefetch(run, open_caches)
 
     def make(epoch: int) -> Source:
         if not run.cached():
-            return _live(store, run, run.outputs_at(epoch), looks, device)
-        classifier = _classifier(store, run, run.anchor_at(epoch), device)
+            return _live(store, run, run.caches_at(epoch), looks, device)
+        classifier, needs = (
+            _classifier(store, run, run.anchor_at(epoch), device),
+            run.method.needs(),
+        )
         sources: dict[Look, Source] = {
-            look: CachedTeacher(cache, run.method.needs(), classifier, run.codec)
-            for look, cache in prefetch.at(epoch).items()
+            look: together(
+                run, [CachedTeacher(cache, needs, classifier, run.codec) for cache in caches]
+            )
+            for look, caches in prefetch.at(epoch).items()
         }
         return by_look(sources)
 
@@ -145,13 +152,17 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
 
 
 def _live(
-    store: Store, run: StudentRun, recipe: OutputsRun, looks: tuple[Look, ...], device: torch.device
+    store: Store,
+    run: StudentRun,
+    recipes: Sequence[OutputsRun],
+    looks: tuple[Look, ...],
+    device: torch.device,
 ) -> Source:
-    """The network that a run asks for some looks, or for the one at the teacher's resolution."""
-    network = live_teacher(store, recipe, device, run.method.needs())
+    """The networks that a run asks for some looks, or for the one at the teacher's resolution."""
+    networks = [live_teacher(store, recipe, device, run.method.needs()) for recipe in recipes]
     if run.asked_at_another_size():
         looks = ("teacher",)
-    return by_look(dict.fromkeys(looks, network))
+    return by_look(dict.fromkeys(looks, together(run, networks)))
 
 
 def _classifier(
@@ -160,9 +171,8 @@ def _classifier(
     """The last layer of one of the teacher's checkpoints, where the method runs it again."""
     if Signal.CLASSIFIER not in run.method.needs():
         return None
-    assert run.teacher is not None
-    cpu = torch.device("cpu")
-    network = weights.load_teacher(store, run.teacher, anchor, cpu)
+    (teacher,) = run.members()
+    network = weights.load_teacher(store, teacher, anchor, torch.device("cpu"))
     return network.classifier.to(device).eval().requires_grad_(False)
 
 

@@ -14,10 +14,11 @@ from raykd.core.types import Batch, Look
 from raykd.data.recipe import Data
 from raykd.models.staged import measure
 from raykd.recipes import AnyTeacher, StudentRun
-from raykd.teachers.source import LiveTeacher, by_look
+from raykd.teachers.source import LiveTeacher, Source, by_look
 from raykd.training import weights
 from raykd.training.compiled import Mode
 from raykd.training.learner import Learner
+from raykd.training.panel import together
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _LOOKS: tuple[Look, ...] = ("clean", "partner", "strong")
@@ -33,18 +34,24 @@ def step_of(
     """
     torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
-    student, helpers, teacher = weights.build_network(run), nn.ModuleDict(), None
+    student, helpers = weights.build_network(run), nn.ModuleDict()
+    teacher: Source | None = None
+    trained_teacher: LiveTeacher | None = None
     data, seen = run.data.resolved(), run.as_teacher_sees(run.data).resolved()
     if method.teacherless:
         shapes = measure(student, data.size)
         helpers = method.helpers(shapes, shapes, targets)
     elif needs and run.teacher is not None:
-        network = weights.build_network(run.teacher)
-        shapes = measure(student, data.size), measure(network, seen.size)
+        networks = [weights.build_network(member) for member in run.members()]
+        shapes = measure(student, data.size), measure(networks[0], seen.size)
         helpers = method.helpers(*shapes, targets)
         lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
-        teacher = LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
-    trained_teacher = teacher if method.trains_teacher() else None
+        members = [
+            LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
+            for network in networks
+        ]
+        teacher = together(run, members)
+        trained_teacher = members[0] if trained else None
     lower = run.precision == "bfloat16"
     options: dict[str, Any] = {"autocast": lower, "compiled": compiled, "task": run.task}
     learner = _on(device, Learner(student, method, helpers, trained_teacher, **options))

@@ -47,7 +47,7 @@ def store(request, made, tmp_path, monkeypatch):
 
 def caches_of(store, run):
     def opened(epoch):
-        return {"given": open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)}
+        return {"given": [open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)]}
 
     return CachePrefetch(run, opened)
 
@@ -77,7 +77,7 @@ def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path, sett
             (place / "caches").rename(place / "hidden")
         for now in (epoch, epoch + 1):
             if now < EPOCHS:
-                found = ahead.at(now)["given"].take(ids, run.view_at(now)).logits
+                found = ahead.at(now)["given"][0].take(ids, run.view_at(now)).logits
                 assert torch.equal(found, wanted[now])
         for place in places:
             shutil.rmtree(place / "caches", ignore_errors=True)
@@ -92,9 +92,9 @@ def test_what_goes_wrong_with_the_next_epoch_is_raised_when_it_begins(
         shard.write_bytes(b"rubbish")
     ahead = caches_of(store, run)
     ahead.look_ahead(0)
-    assert len(ahead.at(0)["given"].take(torch.arange(4), 0).logits) == 4
+    assert len(ahead.at(0)["given"][0].take(torch.arange(4), 0).logits) == 4
     with pytest.raises(CacheCorrupt):
-        ahead.at(1)["given"].take(torch.arange(4), 1)
+        ahead.at(1)["given"][0].take(torch.arange(4), 1)
 
 
 def test_only_the_anchor_in_use_and_the_next_are_held(store, run, settled):
@@ -103,7 +103,7 @@ def test_only_the_anchor_in_use_and_the_next_are_held(store, run, settled):
     def opening(epoch):
         cache = open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)
         opened.append((run.anchor_at(epoch), weakref.ref(cache)))
-        return {"given": cache}
+        return {"given": [cache]}
 
     ahead, held = CachePrefetch(run, opening), []
     for epoch in range(EPOCHS):
@@ -119,9 +119,9 @@ def test_looking_ahead_does_not_wait(store, run):
     def opening(epoch):
         if run.anchor_at(epoch) == 2:
             go.wait()
-        return {"given": open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)}
+        return {"given": [open_cache(store, run.outputs_at(epoch), range(VIEWS), CPU)]}
 
     ahead = CachePrefetch(run, opening)
     ahead.look_ahead(2)  # before another anchor
     go.set()
-    assert ahead.at(3)["given"].manifest.recipe == run.outputs_at(3).plain()
+    assert ahead.at(3)["given"][0].manifest.recipe == run.outputs_at(3).plain()

@@ -157,7 +157,7 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
     scale = experiment.scale
     scale = scale.model_copy(update={"workers": scale.workers or 1})  # Ray is there in any case
     experiment = replace(experiment, scale=scale)
-    teachers = (run.teacher for run in experiment.students())
+    teachers = (teacher for run in experiment.students() for teacher in run.members())
     assistants = tuple(dict.fromkeys(t for t in teachers if isinstance(t, StudentRun)))
     try:
         if assistants:

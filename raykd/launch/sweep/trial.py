@@ -174,8 +174,9 @@ class _TuneLogger:
     def __init__(self, asked: Asked) -> None:
         # If a search only finds the anchors of one stage, no epoch of it is the student's.
         self._whole_route = isinstance(asked, Sought) and asked.stages == "one_stage"
-        teacher = basis(asked).teacher
-        self._teachers = [*lineage(teacher)] if isinstance(teacher, StudentRun) else []
+        members = basis(asked).members()
+        assistants = (teacher for teacher in members if isinstance(teacher, StudentRun))
+        self._teachers = [student for teacher in assistants for student in lineage(teacher)]
 
     def begin(self, run: Training, history: Sequence[Metrics]) -> None:
         """Report nothing."""
