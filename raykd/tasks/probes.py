@@ -2,7 +2,7 @@
 
 All functions are pure: they change no network, and the same arguments on the same device give the
 same numbers. They work where `train` is, in blocks, so that the memory beside the embeddings is
-bounded.
+bounded; L-BFGS alone holds a float32 copy of them.
 
 Shapes: N training rows, M test rows, D width of an embedding, C classes, K neighbours, G settings
 that are tried.
@@ -243,11 +243,11 @@ def _by_lbfgs(rows: _Standardised, start: Tensor, ridge: float) -> Tensor:
 
     The penalty is ridge / 2 times the squared norm of all but the biases, the last row.
     """
-    head = start.clone()
+    head, blocks = start.clone(), [*rows.blocks()]
 
     def objective() -> float:
         loss, slope = 0.0, torch.zeros_like(head)
-        for block, labels in rows.blocks():
+        for block, labels in blocks:
             scores = (block @ head).log_softmax(1)
             loss -= float(scores.gather(1, labels[:, None]).double().sum())
             slope.addmm_(block.T, _residual(scores.exp_(), labels))
