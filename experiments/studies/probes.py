@@ -1,0 +1,79 @@
+"""k-NN and linear probes of finished networks of a store: teachers, students and backbones alike.
+
+    python -m experiments.studies.probes STORE FINGERPRINT ... --path images --data 'name: table'
+
+Embeddings of the images' training split are known, those of its test split are asked; each network
+sees them at its own size, in its own normalisation. `raykd show students` and `raykd show teachers`
+list fingerprints.
+"""
+
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+
+from raykd.config.shorthand import record
+from raykd.config.strict_yaml import read_yaml
+from raykd.core.errors import RaykdError
+from raykd.core.record import fingerprint
+from raykd.data.dataset import open_images, read
+from raykd.data.loading.loader import Views
+from raykd.data.recipe import Data
+from raykd.export.lookup import by_fingerprint
+from raykd.recipes import AnyTeacher
+from raykd.storage.store import Store
+from raykd.tasks.probes import knn_accuracy, linear_accuracy
+from raykd.training.checkpointing import Checkpoints
+from raykd.training.hosts.base import LocalHost
+from raykd.training.probing import embeddings
+from raykd.training.runs import default_device
+from raykd.training.weights import load_teacher
+
+
+@click.command()
+@click.argument("root")
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--path", help="Location of the labelled images; none for a data set with a download."
+)
+@click.option("--data", default="name: digits", show_default=True, help="`data` of a run, as YAML.")
+@click.option("--resize", default=None, type=int, help="Shorter side of the images in pixels.")
+def main(
+    root: str, names: tuple[str, ...], path: str | None, data: str, resize: int | None
+) -> None:
+    """Print a line of Markdown for each network."""
+    store = Store(root)
+    try:
+        wanted: Data = record(Data, read_yaml(data, "--data"), "--data")
+        images = read(store, wanted, path)
+        print("| network | fingerprint | 20-NN % | linear % |\n|---|---|---:|---:|")
+        for name in names:
+            run = by_fingerprint(store, name)
+            knn, linear = judged(store, run, images)
+            print(f"| {run.model} | `{fingerprint(run)[:8]}` | {knn:.2f} | {linear:.2f} |")
+    except RaykdError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def judged(store: Store, run: AnyTeacher, images: Data) -> tuple[float, float]:
+    """Top-1 accuracies in percent of the two probes of a finished network."""
+    device, seen = default_device(), run.data.resolved()
+    network = load_teacher(store, run, run.anchors()[-1], device).eval()
+    shown = images.test().model_copy(update={"mean": seen.mean, "std": seen.std})
+    with tempfile.TemporaryDirectory() as folder:
+        host = LocalHost(Checkpoints(Path(folder)), device)
+        sets = [
+            (embeddings(network, Views(part, shown, device=device), host), part.targets.to(device))
+            for part in open_images(store, images)
+        ]
+    (train, known), (test, asked) = sets
+    classes = images.resolved().classes
+    arguments = (train, known, test, asked, classes)
+    with torch.no_grad():
+        knn = knn_accuracy(*arguments)
+    return knn.top1, linear_accuracy(*arguments).top1
+
+
+if __name__ == "__main__":
+    main()
