@@ -80,7 +80,7 @@ class Experiment:
         """Number of workers that train a teacher together; given weights take one at most."""
         workers = self.scale.teacher_workers
         workers = self.scale.workers if workers is None else workers
-        return workers if teacher.weights is None else min(most(workers), 1)
+        return min(most(workers), 1) if teacher.is_given else workers
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:

@@ -1,7 +1,7 @@
 """The short forms that `run` of an experiment file may have, written out.
 
-The name alone of a method or a codec, `combine: [crd, kd]`, a teacher without data of its own,
-`assistants`, `rco`.
+The name alone of a method or a codec, `combine: [crd, kd]`, a teacher without data of its own, one
+with `weights` and `optim`, which is fine-tuned, `assistants`, `rco`.
 """
 
 import json
@@ -87,6 +87,8 @@ def _teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]
     if teacher.get("teacher"):
         shared = {key: student[key] for key in _SHARED if key in student}
         return _written_out({**shared, **teacher})
+    if teacher.get("weights") is not None and "optim" in teacher:
+        teacher = {"fine_tune": True, **teacher}
     if "data" not in teacher and "data" in student:
         return {**teacher, "data": _unmixed(student["data"])}
     return teacher

@@ -72,7 +72,7 @@ def canonical(record: Record) -> str:
 
 def _canonical_form(value: object, plain: Any) -> Any:
     """The hashed part of a value that was written out as `plain`."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and isinstance(plain, list):  # pairs may be written as a mapping
         return [_canonical_form(*pair) for pair in zip(value, plain, strict=True)]
     if not isinstance(value, Record):
         return plain

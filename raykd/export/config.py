@@ -112,7 +112,7 @@ def provenance(finished: Finished) -> dict[str, Any]:
     if isinstance(run, StudentRun):
         epochs = run.all_epochs()
         facts |= {"method": run.method.label, "teacher": run.teacher.model if run.teacher else None}
-    elif run.weights is not None:
+    if run.weights is not None:
         facts["weights"] = run.weights
     metrics = {"top1": result["last"].get("top1"), "top1_of_best_epoch": result["best"].get("top1")}
     metrics |= {name: result["last"][name] for name in HEADINGS if name in result["last"]}

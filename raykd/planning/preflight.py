@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -124,7 +124,7 @@ class _Checks:
     def of(self, piece: Training) -> Mistaken:
         """Mistakes of a training."""
         if isinstance(piece, TeacherRun):
-            if piece.weights is not None:
+            if piece.is_given:
                 return self._teacher_shapes("model", piece, piece.data.resolved())[1]
             run, workers = training_of(piece), self._experiment.teacher_workers(piece)
         else:
@@ -185,6 +185,8 @@ class _Checks:
                     lambda: dry_run.check_training(run.model, run.head, data.size, some),
                 )
             yield from mistakes
+            if not mistakes:
+                yield from self._parts(run)
         theirs = shapes  # a teacherless method is held against the student
         if shapes is None or mistakes or not (run.method.teacherless or run.method.needs()):
             return
@@ -204,6 +206,14 @@ class _Checks:
         if not mistakes and share == 1:
             _, mistakes = self._check("optim.batch", run, lambda: dry_run.check_step(run, targets))
         yield from mistakes
+
+    def _parts(self, run: StudentRun) -> Iterator[tuple[str, str]]:
+        """Mistakes in the parts that the optimiser names."""
+        keys: tuple[Literal["parts", "freeze"], ...] = ("parts", "freeze")
+        for key in keys:
+            named = (run.model, run.head, run.method.trains, getattr(run.optim, key))
+            call = functools.partial(dry_run.check_parts, run, key)
+            yield from self._check(f"optim.{key}", named, call)[1]
 
     def _shapes(
         self, where: str, model: str, classes: int, data: ResolvedData

@@ -40,7 +40,7 @@ def pieces(experiment: Experiment, store: Store, work: Plan, *, equal: bool = Fa
     """
     parts = []
     for teacher in work.teachers:
-        runs = (training_of(teacher),) if teacher.weights is None else ()
+        runs = () if teacher.is_given else (training_of(teacher),)
         parts.append(Piece("teacher", teacher.model, runs, experiment.teacher_workers(teacher)))
     for job in work.caches:
         if rows := missing_rows(store, job):

@@ -1,13 +1,65 @@
 """Optim: the optimiser and the schedule of a training."""
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from raykd.core.record import Limits, Record
 
 Epoch = Annotated[int, Field(ge=0, le=Limits.EPOCHS)]
 Precision = Literal["float32", "bfloat16"]
+_PARTS = ("stages", "pool", "classifier", "helpers")
+_STAGE = re.compile(r"stem|stage[0-9]{1,3}")
+
+
+def _check_part(name: Any) -> str:
+    """The name of a part; raises `ValueError` where no network has a part of that name."""
+    if isinstance(name, str) and (name in _PARTS or _STAGE.fullmatch(name)):
+        return name
+    raise ValueError(
+        f"no part of a network is called {name!r}; there are: {', '.join(_PARTS)}, and single "
+        "stages such as stem and stage1"
+    )
+
+
+def _pairs(value: Any) -> Any:
+    """The sorted pairs of a mapping from parts to factors, which a record can hold."""
+    pairs = dict(value) if isinstance(value, tuple) else value
+    if not isinstance(pairs, Mapping):
+        raise ValueError(f"expected parts and their factors ({{classifier: 10.0}}), got {value!r}")
+    for name, factor in pairs.items():
+        _check_part(name)
+        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+        if not (is_number and 0 < factor <= Limits.RATE):
+            raise ValueError(
+                f"{name}: expected a factor from above 0 to {Limits.RATE:g}, got {factor!r}; "
+                "freeze names what is not to be trained"
+            )
+    return tuple(sorted((name, float(factor)) for name, factor in pairs.items()))
+
+
+def _sorted(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names once each, in one order, so that equal recipes are equal."""
+    return tuple(sorted(set(names)))
+
+
+_FACTOR = {"type": "number", "exclusiveMinimum": 0, "maximum": Limits.RATE}
+Factors = Annotated[
+    tuple[tuple[str, float], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(dict),
+    WithJsonSchema({"type": "object", "additionalProperties": _FACTOR}),
+]
+Frozen = Annotated[tuple[Annotated[str, AfterValidator(_check_part)], ...], AfterValidator(_sorted)]
 
 
 class Optim(Record):
@@ -15,6 +67,13 @@ class Optim(Record):
 
     Epochs are counted from 0: a milestone of 150 is the first epoch with the lower rate. The last,
     partial batch of an epoch is dropped (the benchmark keeps it); other samples in every epoch.
+
+    `parts` and `freeze` name parts of the network that is trained: `classifier`; a stage, such as
+    `stem` or `stage1`, or all `stages`; `pool`, which is everything else; and `helpers`, the
+    method's own modules. In a network of a library whose stages share their parameters (a
+    transformer's), `stages` is everything but the classifier. A single stage's factor stands in
+    place of that of `stages`. What is frozen has no gradients and no weight decay, and its batch
+    norms stay in evaluation mode.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -31,6 +90,8 @@ class Optim(Record):
     # Largest L2 norm of the gradients; those of a policy are clipped apart.
     clip: float | None = Field(default=None, gt=0, le=Limits.RATE)
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
+    parts: Factors = ()  # a mapping: part -> the multiple of `lr` that it is trained with
+    freeze: Frozen = ()  # parts that stay as they are
 
     @model_validator(mode="after")
     def _check(self) -> "Optim":
@@ -44,4 +105,18 @@ class Optim(Record):
             raise ValueError(
                 f"{self.warmup_epochs} epochs of warm-up leave none of the {self.epochs} epochs"
             )
+        _check_parts(dict(self.parts), self.freeze)
         return self
+
+
+def _check_parts(factors: Mapping[str, float], frozen: Iterable[str]) -> None:
+    """Raise `ValueError` where a part is frozen and rated, or no part of a network is trained."""
+    frozen = set(frozen)
+    for name in factors:
+        whole = "stages" if _STAGE.fullmatch(name) else name
+        if name in frozen or whole in frozen:
+            raise ValueError(
+                f"{name} is frozen and has a factor for its rate; leave one of freeze and parts out"
+            )
+    if frozen.issuperset(("stages", "pool", "classifier")):
+        raise ValueError("freeze names all of the network; leave out what is to be trained")

@@ -91,10 +91,9 @@ class RCO(Record):
                 "the teacher is an assistant, of which the last checkpoint alone is there; leave "
                 "run.rco or run.assistants out"
             )
-        if run.teacher.weights is not None and self.anchors is not None:
+        if run.teacher.is_given and self.anchors is not None:
             raise ValueError(
-                f"{self.anchors} anchors are asked for, and a pretrained teacher is one; leave rco "
-                "out"
+                f"{self.anchors} anchors are asked for, and a given teacher is one; leave rco out"
             )
         saved = run.teacher.anchors()
         if self.select == "equal":
@@ -192,7 +191,8 @@ def along(run: StudentRun, anchors: tuple[int, ...], stages: Stages) -> StudentR
 
 
 def _checked(run: StudentRun, route: Route | None, after: StudentRun | None) -> StudentRun:
-    changed = run.model_copy(update={"route": route, "after": after})
+    start = run.weights if after is None else None
+    changed = run.model_copy(update={"route": route, "after": after, "weights": start})
     check_student(changed)
     return changed
 
@@ -200,7 +200,7 @@ def _checked(run: StudentRun, route: Route | None, after: StudentRun | None) -> 
 def _check_unseen(run: StudentRun) -> None:
     """Raise `ValueError` where the teacher learns from images that the student's data hold out."""
     teacher = run.teacher
-    if not isinstance(teacher, TeacherRun) or teacher.weights is not None:
+    if not isinstance(teacher, TeacherRun) or teacher.is_given:
         return
     for key in ("name", "holdout", "validation", "seed"):
         mine, theirs = getattr(run.data, key), getattr(teacher.data, key)

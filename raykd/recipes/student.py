@@ -127,7 +127,9 @@ class StudentRun(Recipe):
     data: AnyData
     teacher: "Teaching | None" = None
     route: Route | None = None  # None: the teacher's last epoch throughout
-    after: "StudentRun | None" = None  # student whose weights it starts from; None: random weights
+    after: "StudentRun | None" = None  # student whose weights it starts from
+    # Weights that it starts from: a published name, or "sha256:..." of a file; None: random ones.
+    weights: str | None = None
     # Epoch at which the views, the order and the methods' schedules go on.
     first_epoch: int = Field(default=0, ge=0, le=Limits.ROWS)
     task: AnyTask = Classification()  # pyright: ignore[reportInvalidTypeForm]
@@ -223,6 +225,7 @@ class StudentRun(Recipe):
         alone = before.method.trains == "helpers"  # the student's network takes no part
         shared = self.shown().model_copy(update={"view_seed": self.data.view_seed})
         plain = {"schedule": "constant", "milestones": None, "warmup_epochs": 0, "ema": None}
+        plain |= {"parts": (), "freeze": ()} if alone else {}  # they are parts of the student
         rates = {"epochs": before.epochs, "lr": before.lr or self.optim.lr}
         return PreludeRun(
             model=None if alone else self.model,
@@ -233,6 +236,7 @@ class StudentRun(Recipe):
             views=self.views,
             teacher_precision=self.teacher_precision,
             precision=self.precision,
+            weights=None if alone else self.weights,
             seed=0 if alone else self.seed,
         )
 
@@ -334,6 +338,7 @@ class PreludeRun(Recipe):
     views: Views | Literal["all"]
     teacher_precision: Precision
     precision: Precision
+    weights: str | None = None  # that its network starts from, as the student's
     seed: int = Field(ge=0, le=Limits.SEED)
 
     def training(self) -> StudentRun:
@@ -347,6 +352,7 @@ class PreludeRun(Recipe):
             source="live",
             teacher_precision=self.teacher_precision,
             precision=self.precision,
+            weights=self.weights,
             seed=self.seed,
         )
         return run.model_copy(update={"method": self.method})
@@ -394,6 +400,7 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
         label_smoothing=run.label_smoothing,
         optim=run.optim,
         precision=run.precision,
+        weights=run.weights if run.fine_tune else None,
         seed=run.seed,
     )
 
@@ -564,6 +571,11 @@ def _check_route(run: StudentRun) -> None:
 
 def _check_chain(run: StudentRun) -> None:
     """Raise `ValueError` where the stage before this one, or its assistant, does not suit it."""
+    if run.after is not None and run.weights is not None:
+        raise ValueError(
+            "it starts from the weights of the student that it goes on after, and from "
+            f"{run.weights!r}; leave run.weights or run.after out"
+        )
     for field in ("model", "data.digest", "data.classes") if run.after is not None else ():
         mine, before = attrgetter(field)(run), attrgetter(field)(run.after)
         if mine != before:

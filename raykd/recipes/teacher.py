@@ -66,6 +66,9 @@ class TeacherRun(Recipe):
     of images in memory are brought to it on the device, bicubic with antialiasing. By default a
     given teacher sees streamed images as its weights say (bilinear, whatever they say), and images
     in memory as they are.
+
+    With `fine_tune` it is trained here from its weights. A classifier of another number of classes
+    is replaced by a new one. A file of an experiment says so by giving `optim` beside `weights`.
     """
 
     kind: ClassVar[str] = "teachers"
@@ -87,6 +90,23 @@ class TeacherRun(Recipe):
         PlainSerializer(lambda value: value),  # pydantic's own warns of tuples in a union (2.14)
     ] = None
     size: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # side in pixels
+    fine_tune: bool = False  # True: it is trained from its weights; False: they are the teacher
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherRun":
+        if self.fine_tune and self.weights is None:
+            raise ValueError("fine_tune: there are no weights to start from; add weights")
+        if self.refresh_statistics and self.optim.freeze:
+            raise ValueError(
+                "refresh_statistics would replace the statistics of frozen batch norms; leave it "
+                "or optim.freeze out"
+            )
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """True for a teacher that is not trained here: its weights are the teacher's."""
+        return self.weights is not None and not self.fine_tune
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
@@ -98,8 +118,8 @@ class TeacherRun(Recipe):
         return self
 
     def anchors(self) -> tuple[int, ...]:
-        """The epochs at which its weights are saved, in order; 0 alone for a pretrained one."""
-        if self.weights is not None:
+        """The epochs at which its weights are saved, in order; 0 alone for a given one."""
+        if self.is_given:
             return (0,)
         last = self.optim.epochs
         return (*range(self.save_every, last, self.save_every), last)

@@ -114,7 +114,7 @@ def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
     return {
         "model": run.model,
         "data": run.data.name,
-        "epochs": 0 if run.weights else run.optim.epochs,
+        "epochs": 0 if run.is_given else run.optim.epochs,
         "seed": run.seed,
         "parameters": result["parameters"],
         "top1": round(result["last"].get("top1", math.nan), 2),

@@ -129,7 +129,7 @@ def _needed(
 
 def _teachers(work: Plan) -> list[TeacherRun | StudentRun]:
     """The teachers that are trained, and the assistants."""
-    trained = [teacher for teacher in work.teachers if teacher.weights is None]
+    trained = [teacher for teacher in work.teachers if not teacher.is_given]
     members = (teacher for run in work.students for teacher in run.members())
     assistants = (teacher for teacher in members if isinstance(teacher, StudentRun))
     return [*trained, *dict.fromkeys(assistants)]

@@ -121,7 +121,8 @@ def _anchors(stage: dict[str, Any]) -> list[int]:
     teacher = stage.get("teacher")
     if teacher is None or "panel" in teacher:
         return []
-    return [0 if teacher.get("weights") is not None else teacher["optim"]["epochs"]]
+    given = teacher.get("weights") is not None and not teacher.get("fine_tune")
+    return [0 if given else teacher["optim"]["epochs"]]
 
 
 def _up(recipe: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ Shapes: C classes, H, W pixels.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from raykd.core.types import Shapes, Signal
 from raykd.methods.base import Method
 from raykd.models.staged import measure
 from raykd.recipes import AnyTeacher, StudentRun
-from raykd.training import weights
+from raykd.training import network_parts, weights
 from raykd.training.microbenchmark import step_of
 
 Size = tuple[int, int]  # H, W
@@ -66,6 +66,18 @@ def check_training(model: str, classes: int, size: Size, share: int) -> None:
             network.outputs(torch.zeros(min(share, 2), 3, *size), Signal.LOGITS)
 
     _on_meta(train, model, size)
+
+
+def check_parts(run: StudentRun, key: Literal["parts", "freeze"]) -> None:
+    """Raise `ConfigError` where a key of `run.optim` names parts that the student lacks, or all."""
+    words = run.optim.freeze if key == "freeze" else tuple(dict(run.optim.parts))
+    if run.method.trains == "helpers" or not words:
+        return
+    network = _on_meta(lambda: models.build(run.model, run.head), run.model, None)
+    network_parts.check_named(words, run.model, network)
+    if key == "freeze":
+        backbone = run.method.trains == "backbone"
+        network_parts.check_frozen(words, run.model, network, backbone=backbone)
 
 
 def check_method(

@@ -61,6 +61,7 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
         "compiled": host.scale.compile,
         "label_smoothing": run.label_smoothing,
         "task": run.task,
+        "freeze": run.optim.freeze,
     }
     module = Learner(student, run.method, helpers, teacher, **options)
     _load_prelude(store, run, module)

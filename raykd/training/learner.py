@@ -3,6 +3,7 @@
 Shapes: B batch, C classes.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from raykd.methods.base import Method, full_precision, match_classes
 from raykd.models.staged import Staged, Through
 from raykd.tasks import Classification, Task
 from raykd.teachers.source import LiveTeacher, Source, by_look
+from raykd.training import network_parts
 from raykd.training.compiled import Mode, compiled_pass, refusal
 
 CLASSIFICATION = Classification()
@@ -22,7 +24,8 @@ class Learner(nn.Module):
     """Everything that is trained, in one module: one wrapper for many workers, one state.
 
     The networks run in bfloat16 where `autocast` is set; losses are computed in float32.
-    Parameters that the method does not train are frozen. `teacher` is there where it is trained
+    Parameters that the method does not train are frozen, and so are those of the parts in `freeze`
+    (see `Optim`), whose batch norms stay in evaluation mode. `teacher` is there where it is trained
     beside the student, and answers in every step.
     """
 
@@ -37,6 +40,7 @@ class Learner(nn.Module):
         compiled: Mode = False,
         label_smoothing: float = 0.0,
         task: Task = CLASSIFICATION,
+        freeze: tuple[str, ...] = (),
     ) -> None:
         """`compiled`: how the student's pass is compiled, where the method lets it be."""
         super().__init__()
@@ -58,6 +62,11 @@ class Learner(nn.Module):
         if method.trains == "backbone":
             for stage in student.stages.values():
                 stage.requires_grad_(True)
+        frozen = network_parts.frozen_modules(freeze, student, helpers) if freeze else []
+        for module in frozen:
+            for value in module.parameters(recurse=False):
+                value.requires_grad_(False)
+        self.frozen_norms = tuple(network_parts.norms_of(frozen))  # a tuple registers nothing
 
     def forward(
         self, batch: Batch, teacher: Outputs | None, label_weight: float
@@ -91,7 +100,13 @@ class Learner(nn.Module):
         super().train(mode)
         if self.method.head_in_eval_mode():
             self.student.pool.eval()
+        for norm in self.frozen_norms:
+            norm.eval()
         return self
+
+    def factors(self, rates: Mapping[str, float]) -> dict[nn.Parameter, float]:
+        """Factors of the learning rate by parameter, from those by part (see `Optim`)."""
+        return network_parts.factors(rates, self.student, self.helpers) if rates else {}
 
     def _student(self, batch: Batch, teacher: Outputs | None) -> Outputs:
         """The student's outputs for every look that the method reads."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.core import keyed_random
 from raykd.core.counters import Timed
@@ -30,6 +30,7 @@ from raykd.training.evaluation import evaluate
 from raykd.training.finite import check_metrics, check_weights
 from raykd.training.hosts.base import Host, State
 from raykd.training.learner import Learner
+from raykd.training.network_parts import frozen_modules, norms_of, unmoved
 from raykd.training.optim import build_optimiser, learning_rate, update
 from raykd.training.probing import ProbeSets, is_due, probed
 
@@ -108,6 +109,8 @@ class _Training:
                 module.gather = host.gather
         self._average = None if run.optim.ema is None else Average(learner.student, run.optim.ema)
         self._modules = [learner] if self._average is None else [learner, self._average]
+        averaged = () if self._average is None else self._frozen_in(self._average)
+        self._frozen_norms = (*learner.frozen_norms, *averaged)
         self.history: list[Metrics] = []
         checkpoint = host.restore()
         if checkpoint is None:
@@ -118,7 +121,8 @@ class _Training:
 
         # Workers take their shares of the weights here, and the optimiser its state after that.
         self._wrapped = host.weights.wrap(learner, self._average)
-        self._optimiser = build_optimiser(run.optim, learner)
+        factors = learner.factors(dict(run.optim.parts))
+        self._optimiser = build_optimiser(run.optim, learner, factors)
         self._interrupted: State | None = None  # a checkpoint within the first epoch to train
         if checkpoint is not None:
             with fitting(checkpoint):
@@ -132,6 +136,11 @@ class _Training:
             if self._average is not None:
                 self._average.load_state_dict(checkpoint["average"])
             self.history = checkpoint["history"]
+
+    def _frozen_in(self, average: Average) -> list[nn.Module]:
+        """The batch norms of the averaged student that belong to frozen parts."""
+        assert isinstance(average.module, Staged)
+        return norms_of(frozen_modules(self._run.optim.freeze, average.module))
 
     def train_epoch(self, number: int) -> tuple[Metrics, Staged]:
         """Train for an epoch (from 0); its metrics, and the student that would be released."""
@@ -163,7 +172,8 @@ class _Training:
                 self._update(epoch)
 
         tallies = _tallies(self._learner, host)
-        host.agree(torch.nn.ModuleList(self._modules))
+        with unmoved(self._frozen_norms):
+            host.agree(torch.nn.ModuleList(self._modules))
         metrics = _means(epoch.sums, len(rows), host)
         check_metrics(run, number, metrics)
         seconds = time.monotonic() - started  # the sums were read: the device is done
@@ -227,7 +237,7 @@ class _Training:
         if checkpoint is None:
             return
         words = (self._run.seed, epoch.chain_epoch, self._host.rank)
-        with fitting(checkpoint):
+        with fitting(checkpoint), unmoved(self._frozen_norms):
             within = checkpoint["within"]
             epoch.done, sums = mid_epoch.restore(within, self._modules, self._host, words)
             scale = self._host.scale.accumulate / within["parts"]

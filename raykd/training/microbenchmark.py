@@ -54,6 +54,7 @@ def step_of(
         trained_teacher = members[0] if trained else None
     lower = run.precision == "bfloat16"
     options: dict[str, Any] = {"autocast": lower, "compiled": compiled, "task": run.task}
+    options["freeze"] = run.optim.freeze
     learner = _on(device, Learner(student, method, helpers, trained_teacher, **options))
     mixed = run.data.augment.mix is not None or method.mixing() is not None
     batch = _noise(run.optim.batch, run.data, device, rows=len(targets), mixed=mixed)

@@ -1,6 +1,8 @@
 """The optimiser that a recipe describes, and its learning rate at every step."""
 
 import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,18 +11,28 @@ from torch import nn
 from raykd.methods.helper_kinds import Paced
 from raykd.recipes import Optim
 
+_TOGETHER = "together"  # key of the groups whose gradients are clipped as one
 
-def build_optimiser(optim: Optim, module: nn.Module) -> torch.optim.Optimizer:
+
+def build_optimiser(
+    optim: Optim,
+    module: nn.Module,
+    factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
+) -> torch.optim.Optimizer:
     """The optimiser of a module; one weight decay acts on everything, as in the CRD benchmark.
 
-    A `Paced` part is a group of its own, which names the `rate` that scales the run's.
+    A `Paced` part is a group of its own, which names the `rate` that scales the run's. With
+    `factors` of some parameters' rates, all that have the same one are a group.
     """
     paced = [part for part in module.modules() if isinstance(part, Paced)]
     apart = {parameter for part in paced for parameter in part.parameters()}
     rest = [p for p in module.parameters() if p.requires_grad and p not in apart]
-    trained: list[dict[str, Any]] = [{"params": rest}]
+    trained: list[dict[str, Any]] = _by_factor(rest, factors) if factors else [{"params": rest}]
     for part in paced:
-        settings = {"rate": part.rate, "weight_decay": part.weight_decay}
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            continue  # it is frozen
+        rate = part.rate * max((factors.get(p, 1.0) for p in part.parameters()), default=1.0)
+        settings = {"rate": rate, "weight_decay": part.weight_decay}
         trained.append({"params": [*part.parameters()], **settings})
     # On a GPU, one kernel updates all weights; on a CPU the plain update keeps its bits.
     fused = True if rest and rest[0].is_cuda else None
@@ -30,12 +42,31 @@ def build_optimiser(optim: Optim, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(trained, momentum=optim.momentum, nesterov=optim.nesterov, **options)
 
 
+def _by_factor(
+    parameters: Iterable[nn.Parameter], factors: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """Groups of the parameters that have the same factor, in the order of the first of each."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    return [{"params": p, "rate": rate, _TOGETHER: True} for rate, p in groups.items()]
+
+
 def update(optimiser: torch.optim.Optimizer, rate: float, clip: float | None) -> None:
-    """Change the weights by their gradients, which are used up; `clip` is their largest norm."""
+    """Change the weights by their gradients, which are used up; `clip` is their largest norm.
+
+    It is that of a group, or of all groups that differ in their factors alone.
+    """
+    parts: list[list[nn.Parameter]] = [[]]
     for group in optimiser.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(group["params"], clip)
+        if group.get(_TOGETHER):
+            parts[0] += group["params"]
+        else:
+            parts.append(group["params"])
+    if clip is not None:
+        for parameters in filter(None, parts):
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 

@@ -78,7 +78,7 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
     targets = open_split(store, teacher.data, "test").targets
     count = len(targets)
     chance = int(torch.bincount(targets).max()) / count
-    kind = "trained" if teacher.weights is None else "given"
+    kind = "given" if teacher.is_given else "fine-tuned" if teacher.fine_tune else "trained"
     sentence = (
         f"the {kind} teacher {teacher.model} is right on {100 * share:.1f} % of {count:,} test "
         f"images; chance is {100 * chance:.1f} %"
@@ -88,7 +88,7 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
         return sentence, None
     causes = "its classes have another order than the images', or it wants another size or "
     causes += "normalisation of images than run.teacher.data has"
-    if teacher.weights is None:
+    if not teacher.is_given:
         causes = "too few epochs, an unsuitable rate (run.teacher.optim), or wrong labels"
     return sentence, (
         f"warning: up to {100 * near:.1f} % is near chance, and students will learn little from "

@@ -90,7 +90,9 @@ def distances(
 
 def _trained(store: Store, run: StudentRun, device: torch.device) -> Learner:
     """A finished student and its helpers, in evaluation mode."""
-    following = run.model_copy(update={"after": run})  # which begins with what it ended with
+    following = run.model_copy(
+        update={"after": run, "weights": None}
+    )  # which begins with what it ended with
     host = LocalHost(Checkpoints(store.path(run)), device)
     targets = open_images(store, run.data)[0].targets
     learner = initial_state.learner(store, following, host, targets)

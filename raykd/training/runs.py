@@ -79,7 +79,7 @@ def train(store: Store, run: Training, host: Host) -> None:
         result = None
         try:
             make_folder(store.path(run))
-            if isinstance(run, TeacherRun) and run.weights is not None:
+            if isinstance(run, TeacherRun) and run.is_given:
                 result = _adopt(store, run, host)
             else:
                 result = _train(store, run, host)
@@ -194,7 +194,7 @@ class ShardMaker:
 
 
 def _adopt(store: Store, teacher: TeacherRun, host: Host) -> dict[str, Any] | None:
-    """Evaluate a pretrained teacher, and write its weights; the result, on rank 0."""
+    """Evaluate a given teacher, and write its weights; the result, on rank 0."""
     network = weights.pretrained(store, teacher).to(host.device)
     name = f"run.teacher.weights: the given teacher {teacher.model} ({teacher.weights})"
     wrong = not_finite([network.network], masks=network.classifier)

@@ -584,8 +584,10 @@ def test_a_teacher_has_as_many_workers_as_its_students_unless_said_otherwise():
     assert workers("scale.workers=2") == 2
     assert workers("scale.workers=2", "scale.teacher_workers=0") == 0
     assert workers("scale.workers=2", "scale.teacher_workers=3") == 3
-    # Weights that are there already are work for one.
-    assert workers("scale.workers=2", "run.teacher.weights=teacher.pt") == 1
+    # Weights that are there already are work for one; those that are trained on are not.
+    given = ("scale.workers=2", "run.teacher.weights=teacher.pt")
+    assert workers(*given, "run.teacher.fine_tune=false") == 1
+    assert workers(*given) == 2
 
 
 def test_scale_and_data_change_no_fingerprint():

@@ -37,7 +37,8 @@ def run_generations(config: dict[str, Any], brief: Brief) -> None:
         every = brief.space.sweep.generation_epochs
         optim = asked.optim.model_copy(update={"epochs": every, "warmup_epochs": 0})
         for generation in range(done, asked.optim.epochs // every):
-            start = {"after": before, "first_epoch": generation * every}
+            weights = asked.weights if before is None else None
+            start = {"after": before, "weights": weights, "first_epoch": generation * every}
             student = asked.model_copy(update={"optim": optim, **start})
             make(student, brief, store, reporting=False)
             report = last_report(store, student) | {"generation": generation + 1}
