@@ -1,9 +1,10 @@
 """Resolution of an experiment: digests, sizes and weights, which only files can tell."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raykd.config.class_maps import NAMES, WORDNET, read_table, resolve_classes
 from raykd.config.experiment import Experiment, Where
@@ -20,6 +21,8 @@ from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 from raykd.tasks import Features, Task
 
+_COLOURS = ("mean", "std")
+_Started = TypeVar("_Started", TeacherRun, StudentRun)
 # Digests of images, by dataset, resize, stream and labels.
 Digests = dict[tuple[str, int | None, bool, str], str]
 
@@ -60,22 +63,22 @@ def resolve(
             value = value.model_copy(update={"digest": digests[source]})
         return dataset.read(store, value, root, say, skip_bad=skip_bad)
 
-    def teacher_of(teacher: AnyTeacher, taught: Data) -> AnyTeacher:
+    def teacher_of(teacher: AnyTeacher, taught: Data, key: str) -> AnyTeacher:
         if isinstance(teacher, StudentRun):
-            return student(teacher)
-        given = given_teacher(teacher, taught) if teacher.weights else trained_teacher(teacher)
-        teacher, outputs, names = given
+            return student(teacher, key)
+        given = given_teacher(teacher, taught, key) if teacher.is_given else None
+        teacher, outputs, names = given or trained_teacher(teacher, key)
         resolved, classes = data(taught), teacher.classes
         if classes is not None:
             own = dataset.class_names(store, resolved)
             classes = resolve_classes(classes, own, outputs, names)
         own_data = teacher.data.classes
         plain = outputs == own_data and (classes is not None or own_data == resolved.classes)
-        plain = plain and (outputs > 0 or teacher.weights is None)
+        plain = plain and (outputs > 0 or not teacher.is_given)
         update = {"outputs": None if plain else outputs, "classes": classes}
         return teacher.model_copy(update=update)
 
-    def trained_teacher(teacher: TeacherRun) -> tuple[TeacherRun, int, Names]:
+    def trained_teacher(teacher: TeacherRun, key: str) -> tuple[TeacherRun, int, Names]:
         """A teacher that is trained here, with the number and the names of its classes."""
         if teacher.size is not None:
             raise ConfigError(
@@ -90,14 +93,15 @@ def resolve(
                 f"data, got {teacher.outputs}; leave it out"
             )
         names = tuple((name,) for name in dataset.class_names(store, read))
-        return teacher.model_copy(update={"data": read}), read.classes, names
+        return started(teacher, read, key), read.classes, names
 
-    def given_teacher(teacher: TeacherRun, taught: Data) -> tuple[TeacherRun, int, Names]:
+    def given_teacher(teacher: TeacherRun, taught: Data, key: str) -> tuple[TeacherRun, int, Names]:
         """A teacher of given weights, with the number and the names of its classes."""
         assert teacher.weights is not None
-        said = configuration(teacher.weights, teacher.model)
-        read = data(_as_weights_see(teacher, taught, said))
-        outputs = importer.outputs(teacher.weights, teacher.model, read.classes)
+        with _keyed(f"{key}.weights"):
+            said = configuration(teacher.weights, teacher.model)
+            read = data(_as_weights_see(teacher, taught, said))
+            outputs = importer.outputs(teacher.weights, teacher.model, read.classes)
         if teacher.outputs not in (None, outputs):
             raise ConfigError(
                 f"experiment.run.teacher.outputs: expected {outputs}, the classes of the weights, "
@@ -110,27 +114,43 @@ def resolve(
                 f"and it would see {min(seen)}; set run.teacher.size: {said.side} to enlarge them, "
                 f"or {min(seen)} to use them as they are"
             )
-        weights = importer.name(teacher.weights, teacher.model, outputs)
-        read = read.model_copy(
-            update={
-                "mean": teacher.data.mean or said.mean or read.mean,
-                "std": teacher.data.std or said.std or read.std,
-            }
-        )
+        with _keyed(f"{key}.weights"):
+            weights = importer.name(teacher.weights, teacher.model, outputs)
+        read = _normalised(teacher.data, said, read)
         names = said.names if len(said.names) == outputs else ()
         return teacher.model_copy(update={"data": read, "weights": weights}), outputs, names
 
-    def teaching(teacher: Teaching, taught: Data) -> Teaching:
+    def teaching(teacher: Teaching, taught: Data, key: str) -> Teaching:
         if isinstance(teacher, PanelRun):
-            members = tuple(teacher_of(member, taught) for member in teacher.panel)
+            members = tuple(
+                teacher_of(member, taught, f"{key}.panel.{number}")
+                for number, member in enumerate(teacher.panel)
+            )
             return teacher.model_copy(update={"panel": members})
-        return teacher_of(teacher, taught)
+        return teacher_of(teacher, taught, key)
 
-    def student(run: StudentRun) -> StudentRun:
-        teacher = None if run.teacher is None else teaching(run.teacher, run.data)
-        after = None if run.after is None else student(run.after)
-        update = {"data": data(run.data), "teacher": teacher, "after": after}
-        run = run.model_copy(update=update | {"task": task(run.task, update["data"])})
+    def started(run: _Started, read: ResolvedData, key: str) -> _Started:
+        """A recipe with its images, and with the weights that its training starts from."""
+        if run.weights is None:
+            return run.model_copy(update={"data": read})
+        labelled = not isinstance(run, StudentRun) or run.task.labelled
+        with _keyed(f"{key}.weights"):
+            said = configuration(run.weights, run.model)
+            classes = read.classes if labelled else 0
+            weights = importer.name(run.weights, run.model, classes, start=True)
+        read = _normalised(run.data, said, read)
+        return run.model_copy(update={"data": read, "weights": weights})
+
+    def student(run: StudentRun, key: str = "experiment.run") -> StudentRun:
+        teacher = None if run.teacher is None else teaching(run.teacher, run.data, f"{key}.teacher")
+        after = None if run.after is None else student(run.after, f"{key}.after")
+        stated = run.data
+        run = started(run, data(run.data), key)
+        if after is not None and after.stages()[0].weights is not None:  # it sees what that saw
+            seen = {name: getattr(stated, name) or getattr(after.data, name) for name in _COLOURS}
+            run = run.model_copy(update={"data": run.data.model_copy(update=seen)})
+        update = {"teacher": teacher, "after": after, "task": task(run.task, data(stated))}
+        run = run.model_copy(update=update)
         for assistant in run.members():
             theirs = assistant.data.classes
             if isinstance(assistant, StudentRun) and theirs != run.data.classes:
@@ -228,3 +248,18 @@ def _as_weights_see(teacher: TeacherRun, taught: Data, said: WeightsConfig) -> D
     # A size that was read before is of the other stream.
     known = {} if teacher.data.size is None else {"size": (size, size)}
     return teacher.data.model_copy(update={"stream": stream} | known)
+
+
+def _normalised(stated: Data, said: WeightsConfig, read: ResolvedData) -> ResolvedData:
+    """Data with the normalisation of the file, of the weights, or of the images."""
+    mean, std = stated.mean or said.mean or read.mean, stated.std or said.std or read.std
+    return read.model_copy(update={"mean": mean, "std": std})
+
+
+@contextlib.contextmanager
+def _keyed(key: str) -> Iterator[None]:
+    """A region whose `ConfigError` is about the value of a key."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error

@@ -1,7 +1,8 @@
 """Checkpoint files of other programs: their tensors, and nothing else that they hold.
 
 A file of safetensors, or one that `torch.save` wrote, of any name; or a folder as the Hugging Face
-Hub has them (config.json beside model.safetensors or pytorch_model.bin).
+Hub has them (config.json beside model.safetensors or pytorch_model.bin), or as a store of raykd's
+has a student or a teacher (the weights of its last epoch).
 
 Nothing is unpickled. torch's reader of weights (`weights_only=True`) knows tensors and plain
 values; all else that a training program put beside them (arguments, schedules, numpy's numbers) is
@@ -33,6 +34,7 @@ _ENTRIES = (
     *("state_dict", "model", "model_state_dict", "net", "network", "weights", "params"),
 )
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_STORE_FILES = ("weights.safetensors", "weights-[0-9][0-9][0-9][0-9]*.safetensors")
 _UNKNOWN_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 # An item was added to a stand-in for a mapping or a list.
 _ADDED_ITEM = re.compile(r"Can only (SETITEMS?|append|extend) .*_Ignored_(\d+)")
@@ -72,7 +74,7 @@ class _IgnoredList:
 
 
 def file_of(path: Path) -> Path:
-    """The weights file at a path: itself, or the one in a folder as the Hub has them.
+    """The weights file at a path: itself, or the one in a folder as the Hub or a store has them.
 
     Raises `ConfigError` where there is none.
     """
@@ -81,6 +83,9 @@ def file_of(path: Path) -> Path:
     for name in _HUB_FILES:
         if (path / name).is_file():
             return path / name
+    for pattern in _STORE_FILES:
+        if files := sorted(path.glob(pattern)):
+            return files[-1]
     if (path / "model.safetensors.index.json").is_file():
         raise ConfigError(
             f"{path}: the weights lie in several files (model.safetensors.index.json); join them "

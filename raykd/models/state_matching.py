@@ -6,8 +6,8 @@ in any nesting; torch.compile's and FSDP's also around a part of the network.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -57,9 +57,17 @@ class _Reading:
     family: str  # the key of the `RENAMINGS` that were applied; "" for none
 
 
-def matched(candidates: Sequence[Entry], network: Staged) -> Match:
+def matched(
+    candidates: Sequence[Entry],
+    network: Staged,
+    *,
+    new_head: bool = False,
+    spare: Collection[str] = (),
+) -> Match:
     """The first entry that holds the network's state.
 
+    With `new_head`, the network's own classifier stands in for one of another number of classes,
+    and for one that is not there; the note says so. `spare` are names that may be left out.
     Raises `ConfigError`, with what is missing, unexpected and of other shapes in the entry that is
     nearest to it, three names of each; `OtherHead` where only the classifier differs.
     """
@@ -68,9 +76,17 @@ def matched(candidates: Sequence[Entry], network: Staged) -> Match:
     for entry in candidates:
         tensors = {_WRAPPERS.sub("", name): value for name, value in entry.tensors.items()}
         reading = max(_readings(tensors), key=lambda one: _agreement(one, expected))
-        differences = _differences(reading, expected, network)
+        spared = [name for name in reading.tensors if name in spare]
+        kept = {name: v for name, v in reading.tensors.items() if name not in spare}
+        reading = replace(reading, tensors=kept)
+        own = _replaced(reading, expected, network) if new_head else {}
+        differences = _differences(
+            reading, {n: v for n, v in expected.items() if n not in own}, network
+        )
         if not differences:
-            return Match(_state(reading, expected), _note(entry, candidates, reading, tensors))
+            note = _note(entry, candidates, reading, tensors)
+            note = "; ".join(filter(None, (note, _head_note(reading, own, spared))))
+            return Match(_state(reading, expected) | own, note)
         agreement = _agreement(reading, expected)
         if closest is None or agreement > closest[0]:
             where = f" in {entry.path!r}" if entry.path else ""
@@ -115,14 +131,15 @@ def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Sta
     """A sentence on the missing, the unexpected and the misshapen tensors; "" where all fit."""
     tensors = reading.tensors
     missing = [n for n in expected if n not in tensors and not n.endswith(_COUNTER)]
-    unexpected = [n for n in tensors if n not in expected and not _UNUSED.fullmatch(n)]
+    everything = network.network.state_dict()
+    unexpected = [n for n in tensors if n not in everything and not _UNUSED.fullmatch(n)]
     misshapen = [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape]
     available = _classes_of_head(reading, expected, network)
     if available and misshapen:
         return (
             f"they have {available} classes, and the data have {expected[misshapen[0]].shape[0]}; "
-            "give weights that were trained on those classes, or leave weights out to train the "
-            "network on the images"
+            "give weights that were trained on those classes, leave weights out to train the "
+            "network on the images, or write optim beside them to train it from there"
         )
     parts = [
         f"{len(names)} {kind} ({_shown(names)})"
@@ -139,6 +156,12 @@ def _differences(reading: _Reading, expected: Mapping[str, Tensor], network: Sta
     return f"they are another network's; of {len(expected)} tensors, " + ", ".join(parts)
 
 
+def head_names(network: Staged) -> set[str]:
+    """The names of the classifier's parameters in the network's state."""
+    head = {id(parameter) for parameter in network.classifier.parameters()}
+    return {name for name, value in network.network.named_parameters() if id(value) in head}
+
+
 def _classes_of_head(
     reading: _Reading, expected: Mapping[str, Tensor], network: Staged
 ) -> int | None:
@@ -147,8 +170,7 @@ def _classes_of_head(
     0 where the reading has no classifier.
     """
     tensors = reading.tensors
-    head = {id(parameter) for parameter in network.classifier.parameters()}
-    names = {name for name, value in network.network.named_parameters() if id(value) in head}
+    names = head_names(network)
     body = [n for n in expected if n not in names and not n.endswith(_COUNTER)]
     fits = all(n in tensors and tensors[n].shape == expected[n].shape for n in body)
     if not fits or any(n not in expected and not _UNUSED.fullmatch(n) for n in tensors):
@@ -159,6 +181,26 @@ def _classes_of_head(
     alike = names <= tensors.keys() and len(shapes) == 1
     alike = alike and all(tensors[n].shape[1:] == expected[n].shape[1:] for n in names)
     return next(iter(shapes))[0] if alike else None
+
+
+def _replaced(
+    reading: _Reading, expected: Mapping[str, Tensor], network: Staged
+) -> dict[str, Tensor]:
+    """The network's own classifier, where that of a reading is missing or has other classes."""
+    own = {name: expected[name] for name in expected if name in head_names(network)}
+    available = _classes_of_head(reading, expected, network)
+    return {} if available in (None, *map(len, own.values())) else own
+
+
+def _head_note(reading: _Reading, own: Mapping[str, Tensor], spared: Sequence[str]) -> str:
+    """A sentence on the classifier that stands in for the reading's, or is left out; or ""."""
+    if not own:
+        return "their classifier is left out" if spared else ""
+    name, value = next(iter(own.items()))
+    if name not in reading.tensors:
+        return f"they have no classifier: a new one of {len(value)} classes is trained"
+    theirs = len(reading.tensors[name])
+    return f"their classifier of {theirs} classes is replaced by a new one of {len(value)}"
 
 
 def _shown(names: Sequence[str], between: str = ", ") -> str:
@@ -198,12 +240,18 @@ def _note(
     return "took " + ", ".join(parts) if parts else ""
 
 
-def load_matched(candidates: Sequence[Entry], network: Staged) -> str:
+def load_matched(
+    candidates: Sequence[Entry],
+    network: Staged,
+    *,
+    new_head: bool = False,
+    spare: Collection[str] = (),
+) -> str:
     """Load a checkpoint's state into a network; returns a sentence on what was taken, or "".
 
-    Tensors of other floating-point types are converted to the network's. Raises `ConfigError`
-    where no entry fits.
+    See `matched`. Tensors of other floating-point types are converted to the network's. Raises
+    `ConfigError` where no entry fits.
     """
-    match = matched(candidates, network)
+    match = matched(candidates, network, new_head=new_head, spare=spare)
     nn.Module.load_state_dict(network.network, dict(match.state))
     return match.note

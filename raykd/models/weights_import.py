@@ -13,13 +13,12 @@ import torch
 
 from raykd import models
 from raykd.core.errors import ConfigError
-from raykd.models import foreign_checkpoints
+from raykd.models import foreign_checkpoints, state_matching
 from raykd.models.staged import Staged
 from raykd.models.state_matching import OtherHead, matched
 from raykd.models.weights_config import WeightsConfig, of_folder
 from raykd.storage.store import Store
 
-KEY = "experiment.run.teacher.weights"
 _COPY = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # the name of a file in the store
 # Endings that mean a file, also where there is none; any path that exists is one, too.
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
@@ -32,21 +31,23 @@ class WeightsImporter:
         """`log` is called with a sentence where a checkpoint had to be interpreted."""
         self._store = store
         self._log = log
-        self._names: dict[tuple[str, str, int], str] = {}
+        self._names: dict[tuple[str, str, int, bool], str] = {}
 
-    def name(self, weights: str, model: str, classes: int) -> str:
+    def name(self, weights: str, model: str, classes: int, *, start: bool = False) -> str:
         """The name of weights in a recipe: "sha256:..." of a file, or as published.
 
-        Raises `ConfigError` where a file cannot be read, or holds the weights of another network
-        than `model` with `classes` classes; nothing is copied then.
+        `start`: training goes on from them, so another classifier is replaced. Raises `ConfigError`
+        where a file cannot be read, or holds the weights of another network than `model` with
+        `classes` classes; nothing is copied then.
         """
         if weights.startswith("sha256:"):
             return self._check_copy(weights)
-        if not is_path(weights):
-            return weights
-        key = (weights, model, classes)
+        key = (weights, model, classes, start)
         if key not in self._names:
-            self._names[key] = self._import(weights, model, classes)
+            if is_path(weights):
+                self._names[key] = self._import(weights, model, classes, start=start)
+            else:
+                self._names[key] = self._published(weights, model, classes, start=start)
         return self._names[key]
 
     def outputs(self, weights: str, model: str, classes: int) -> int:
@@ -74,28 +75,48 @@ class WeightsImporter:
             return classes
         return max(1, classes)
 
+    def _published(self, weights: str, model: str, classes: int, *, start: bool) -> str:
+        """The name of published weights, which a start is not trained before it is checked."""
+        library, slash, name = model.partition("/")
+        if not start:
+            return weights
+        if not slash:
+            raise ConfigError(
+                f"{model} has no published weights {weights!r}; give a file, or hub:owner/name"
+            )
+        from raykd.models import libraries  # torchvision takes seconds to import
+
+        available = libraries.published_classes(library, name, weights)
+        if available != classes:
+            self._log(
+                f"{model} {weights}: their classifier of {available} classes is "
+                + (f"replaced by a new one of {classes}" if classes else "left out")
+            )
+        return weights
+
     def _check_copy(self, weights: str) -> str:
         """Check that the store has the file of a "sha256:..." name; returns the name."""
         if _COPY.fullmatch(weights) is None:
             raise ConfigError(
-                f"{KEY}: expected sha256:, 64 hex digits and .pt, .pth or .safetensors, "
-                f"got {weights!r}"
+                f"expected sha256:, 64 hex digits and .pt, .pth or .safetensors, got {weights!r}"
             )
         path = self._store.root / "weights" / weights.removeprefix("sha256:")
         if not self._store.pull(path).is_file():
             raise ConfigError(
-                f"{KEY}: {self._store.where(path)} is not there; name the file that it is a copy of"
+                f"{self._store.where(path)} is not there; name the file that it is a copy of"
             )
         return weights
 
-    def _import(self, weights: str, model: str, classes: int) -> str:
+    def _import(self, weights: str, model: str, classes: int, *, start: bool) -> str:
         """The name of a file's copy in the store, which is made where the file fits the network."""
         file = _file(weights)
         try:
-            note = matched(foreign_checkpoints.entries(file), _meta_network(model, classes)).note
+            network, entries = _meta_network(model, classes), foreign_checkpoints.entries(file)
+            spare = head_names(model) if start and not classes else ()
+            note = matched(entries, network, new_head=start, spare=spare).note
         except ConfigError as error:
             subject = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
-            raise ConfigError(f"{KEY}: {subject}{error}") from error
+            raise ConfigError(f"{subject}{error}") from error
         if note:
             self._log(f"{weights}: {note}")
         return copy_to_store(self._store, weights)
@@ -125,9 +146,7 @@ def _file(weights: str) -> Path:
         with file.open("rb"):
             return file
     except OSError as error:
-        raise ConfigError(f"{KEY}: {weights}: cannot be read ({error.strerror})") from error
-    except ConfigError as error:
-        raise ConfigError(f"{KEY}: {error}") from error
+        raise ConfigError(f"{weights}: cannot be read ({error.strerror})") from error
 
 
 def configuration(weights: str, model: str) -> WeightsConfig:
@@ -155,6 +174,11 @@ def is_path(weights: str) -> bool:
     except (OSError, ValueError):  # a name that is too long, or has a null character
         exists = False
     return exists or path.suffix.lower() in _SUFFIXES or "/" in weights or weights.startswith("~")
+
+
+def head_names(model: str) -> set[str]:
+    """The names of a network's classifier's parameters, where it has one."""
+    return state_matching.head_names(_meta_network(model, 1))
 
 
 def _meta_network(model: str, classes: int) -> Staged:

@@ -110,7 +110,7 @@ class TeacherRun(Recipe):
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
-        if self.weights is None and self.data.labels == "none":
+        if not self.is_given and self.data.labels == "none":
             raise ValueError(
                 "a teacher that is trained here learns from labels, and data.labels is none; give "
                 "it weights, or data of its own with labels"

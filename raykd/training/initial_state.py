@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raykd import models
 from raykd.core import keyed_random
 from raykd.methods.helper_kinds import Shared, reset_calibration
 from raykd.models.staged import Staged, measure
@@ -22,7 +21,7 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
     `targets` (int64 [N]) are the labels of the training rows.
     """
     data = run.data.resolved()
-    student = models.build(run.model, run.head)
+    student = weights.build_network(run)
     if run.method.teacherless:
         shapes = measure(student, data.size)
         return student, run.method.helpers(shapes, shapes, targets)
@@ -52,6 +51,7 @@ def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learn
         dry_run.check_training(run.model, run.head, data.size, share)
     torch.manual_seed(keyed_random.seed(run.seed))
     student, helpers = untrained(run, targets)
+    weights.load_start(store, run, student)
     teacher = None
     if run.method.trains_teacher():
         needs = run.method.needs()

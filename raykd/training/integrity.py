@@ -74,7 +74,7 @@ def audit_of(store: Store, runs: Iterable[Training | Search]) -> Audit:
         data = run.student.data if isinstance(run, Search) else run.data
         if isinstance(data, ResolvedData):
             markers[folder_of(store, data, data.digest) / image_index.MARKER] = None
-        source = run.weights if isinstance(run, TeacherRun) else None
+        source = None if isinstance(run, Search) else run.weights
         if source and source.startswith("sha256:"):
             path = store.root / "weights" / source.removeprefix("sha256:")
             report.check("weights", _faults_of_weights, store, path)
@@ -131,7 +131,7 @@ def _faults_of_weights(store: Store, path: Path) -> Iterator[RaykdError]:
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != path.name[:64]:
         yield CacheCorrupt(
             f"{path}: the weights are missing or were altered; remove the file, and name the one "
-            "that it is a copy of in run.teacher.weights"
+            "that it is a copy of as weights"
         )
 
 

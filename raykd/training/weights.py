@@ -7,7 +7,7 @@ a prelude's folder holds the first two.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -20,6 +20,7 @@ from raykd.models import foreign_checkpoints
 from raykd.models.class_map import mapped
 from raykd.models.staged import Staged
 from raykd.models.state_matching import load_matched
+from raykd.models.weights_import import head_names
 from raykd.recipes import AnyTeacher, OutputsRun, StudentRun, TeacherRun, Training
 from raykd.storage import arrow
 from raykd.storage.atomic import lasting, write_atomic
@@ -45,15 +46,18 @@ def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
         write_atomic(path, safetensors.torch.save(tensors))
 
 
-def load_weights(path: Path, network: Staged) -> str:
+def load_weights(
+    path: Path, network: Staged, *, new_head: bool = False, spare: Collection[str] = ()
+) -> str:
     """Set a network to the weights in a file or a Hub folder; a sentence on what was taken, or ''.
 
-    See `raykd.models.state_matching`. Raises `ConfigError` where they are another network's, and
-    `CacheCorrupt` where the file is missing or cannot be read.
+    With `new_head` it keeps its own classifier where theirs has other classes, and `spare` names
+    tensors that may be left out; see `raykd.models.state_matching`. Raises `ConfigError` where
+    they are another network's, and `CacheCorrupt` where the file is missing or cannot be read.
     """
     candidates = _entries(path)
     try:
-        return load_matched(candidates, network)
+        return load_matched(candidates, network, new_head=new_head, spare=spare)
     except ConfigError as error:
         raise ConfigError(f"{path}: these are not weights of this network: {error}") from error
 
@@ -163,13 +167,18 @@ def build_network(teacher: AnyTeacher) -> Staged:
     A teacher's has its own outputs, and behind them the map to the classes of the data.
     """
     if isinstance(teacher, StudentRun):
-        return models.build(teacher.model, teacher.head)
+        network = models.build(teacher.model, teacher.head)
+        return _as_published(network, teacher.stages()[0].weights)
     network = models.build(teacher.model, teacher.own_classes())
-    source = teacher.weights
+    return _as_asked(_as_published(network, teacher.weights), teacher)
+
+
+def _as_published(network: Staged, source: str | None) -> Staged:
+    """A network that takes pixels as the weights do that it began with."""
     if source and not source.startswith("sha256:") and hasattr(network.network, "transform_input"):
         # torchvision's googlenet and inception_v3 with published weights want other pixels.
         setattr(network.network, "transform_input", True)  # noqa: B010 - modules are not typed
-    return _as_asked(network, teacher)
+    return network
 
 
 def _as_asked(network: Staged, teacher: TeacherRun) -> Staged:
@@ -178,19 +187,45 @@ def _as_asked(network: Staged, teacher: TeacherRun) -> Staged:
     return mapped(network, teacher.groups())
 
 
+def load_start(store: Store, run: StudentRun, network: Staged) -> None:
+    """Set a student to the weights that it starts from, if there are any.
+
+    Its own classifier stays where theirs is missing, or has another number of classes; a backbone
+    takes none.
+    """
+    if run.weights is None:
+        return
+    spare = () if run.head else head_names(run.model)
+    if run.weights.startswith("sha256:"):
+        load_weights(_copy(store, run.weights), network, new_head=True, spare=spare)
+        return
+    library, _, name = run.model.partition("/")
+    from raykd.models import libraries  # torchvision takes seconds to import
+
+    classes = libraries.published_classes(library, name, run.weights)
+    published = models.build(run.model, classes, run.weights)
+    entry = foreign_checkpoints.Entry("", published.network.state_dict())
+    load_matched([entry], network, new_head=True, spare=spare)
+
+
 def pretrained(store: Store, teacher: TeacherRun) -> Staged:
-    """A pretrained teacher: published weights, or a file that the store has a copy of."""
+    """A given teacher: published weights, or a file that the store has a copy of."""
     assert teacher.weights is not None
     if not teacher.weights.startswith("sha256:"):
         published = models.build(teacher.model, teacher.own_classes(), teacher.weights)
         return _as_asked(published, teacher)
     network = build_network(teacher)
-    name = teacher.weights.removeprefix("sha256:")
+    load_weights(_copy(store, teacher.weights), network)
+    return network
+
+
+def _copy(store: Store, weights: str) -> Path:
+    """The store's copy of a file, by its "sha256:..." name. Raises `CacheCorrupt`."""
+    name = weights.removeprefix("sha256:")
     path = store.pull(store.root / "weights" / name)
     if not path.is_file() or not name.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):
         raise CacheCorrupt(
             f"{path}: the weights are missing, or were truncated or altered; remove the file, and "
-            "name the one that it is a copy of in run.teacher.weights"
+            "name the one that it is a copy of as weights"
         )
-    load_weights(path, network)
-    return network
+    return path

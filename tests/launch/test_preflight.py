@@ -93,12 +93,17 @@ BAD = {
             "run.teacher.model=torchvision/resnet18",
             "run.teacher.weights=DEFAULT",
             "run.teacher.size=8",
+            "run.teacher.fine_tune=false",
         ],
         "experiment.run.method: method 'kd' reads the teacher's logits, and torchvision/resnet18 "
         "has those of 1000 classes, the data 10; say with run.teacher.classes which",
     ),
     "published weights of other images": (
-        ["run.teacher.model=torchvision/resnet18", "run.teacher.weights=DEFAULT"],
+        [
+            "run.teacher.model=torchvision/resnet18",
+            "run.teacher.weights=DEFAULT",
+            "run.teacher.fine_tune=false",
+        ],
         "experiment.run.teacher: its weights are for images of 224 pixels a side, and it would see "
         "8; set run.teacher.size: 224 to enlarge them, or 8 to use them as they are",
     ),

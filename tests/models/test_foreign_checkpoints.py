@@ -233,7 +233,6 @@ def test_what_does_not_fit_is_refused_shortly_and_leaves_no_copy(tmp_path, case)
     with pytest.raises(ConfigError, match=pattern) as error:
         name_in(store, path)
     assert str(path) in str(error.value)
-    assert str(error.value).startswith("experiment.run.teacher.weights: ")
     assert len(str(error.value)) < 600
     assert not (store.root / "weights").exists()
 
