@@ -125,12 +125,12 @@ for _name, _source in {
         in_files=True,
     ),
     "table": Source(
-        "Parquet, Arrow or Feather tables with a column of encoded images and one of labels.",
+        "Parquet, Arrow or Feather tables with a column of encoded images and, if any, of labels.",
         "tables:read_tables",
         in_files=True,
     ),
     "webdataset": Source(
-        "Tar shards of images and labels: a folder, one, or a pattern such as "
+        "Tar shards of images and, if any, labels: a folder, one, or a pattern such as "
         "train-{000..146}.tar.",
         "tars:read_webdataset",
         in_files=True,
