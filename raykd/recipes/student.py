@@ -17,7 +17,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun
-from raykd.tasks import AnyTask, Classification
+from raykd.tasks import AnyTask, Classification, Features
 from raykd.teachers.anchor_route import Route
 
 _Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
@@ -394,15 +394,18 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
         return run
     if isinstance(run, PreludeRun):
         return run.training()
-    return StudentRun(
-        model=run.model,
-        data=run.data,
-        label_smoothing=run.label_smoothing,
-        optim=run.optim,
-        precision=run.precision,
-        weights=run.weights if run.fine_tune else None,
-        seed=run.seed,
-    )
+    fields: dict[str, Any] = {
+        "model": run.model,
+        "data": run.data,
+        "label_smoothing": run.label_smoothing,
+        "optim": run.optim,
+        "precision": run.precision,
+        "weights": run.weights if run.fine_tune else None,
+        "seed": run.seed,
+    }
+    if run.data.labels == "none":  # of a given teacher, which is never trained: nothing to check
+        return StudentRun.model_construct(task=Features(), **fields)
+    return StudentRun(**fields)
 
 
 def check_student(run: StudentRun) -> None:
