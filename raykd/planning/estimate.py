@@ -23,7 +23,8 @@ from raykd.training.microbenchmark import forward_of, step_of
 from raykd.training.runs import default_device
 
 _MEASURE_SECONDS = 0.3  # to repeat a step or a forward
-_FORWARD = 256  # images per measured forward
+_FORWARD = 256  # images per measured forward, and the pixels of all together at most
+_PIXELS = _FORWARD * 64 * 64
 _DECODED = 32  # images per measured batch of decoding
 _HERE = Scale(decoders=0)
 
@@ -99,10 +100,11 @@ class Rates:
 
     def answer(self, teacher: AnyTeacher, data: Data) -> float:
         """Seconds per decoded image in a teacher's forward."""
-        key = (teacher.model, getattr(teacher, "size", None), data)
-        return self._measure(
-            key, _FORWARD, lambda: forward_of(teacher, data, _FORWARD, self._device)
-        )
+        side = getattr(teacher, "size", None)
+        height, width = (side, side) if side else data.resolved().size
+        images = max(1, min(_FORWARD, _PIXELS // (height * width)))
+        key = (teacher.model, side, data)
+        return self._measure(key, images, lambda: forward_of(teacher, data, images, self._device))
 
     def decoding(self, data: Data) -> float:
         """Seconds of one CPU to decode an image; 0 for images in memory."""

@@ -5,6 +5,7 @@ Networks are made on torch's meta device, without memory or initialisation, wher
 Shapes: C classes, H, W pixels.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
@@ -17,13 +18,16 @@ from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.types import Shapes, Signal
 from raykd.methods.base import Method
 from raykd.models.staged import measure
-from raykd.recipes import AnyTeacher, StudentRun
+from raykd.recipes import AnyTeacher, StudentRun, TeacherRun
 from raykd.training import network_parts, weights
 from raykd.training.microbenchmark import step_of
 
 Size = tuple[int, int]  # H, W
 _ONE_VALUE = "more than 1 value per channel"  # torch's words for a batch norm without a variance
 _META = "meta"
+_OTHER_SIZE = (
+    "choose another network, or bring the images to another size with data.resize, or data.stream"
+)
 
 _Made = TypeVar("_Made")
 
@@ -51,7 +55,12 @@ def shapes_of_teacher(teacher: AnyTeacher, size: Size) -> Shapes:
 
     Raises `ConfigError` as `shapes_of` does.
     """
-    return _on_meta(lambda: measure(weights.build_network(teacher), size), teacher.model, size)
+    remedy = _OTHER_SIZE
+    if isinstance(teacher, TeacherRun) and teacher.weights is not None:
+        size = (teacher.size, teacher.size) if teacher.size else size
+        remedy = "set run.teacher.size to the side that it takes, or choose another network"
+    network = functools.partial(weights.build_network, teacher)
+    return _on_meta(lambda: measure(network(), size), teacher.model, size, remedy)
 
 
 def check_training(model: str, classes: int, size: Size, share: int) -> None:
@@ -141,10 +150,12 @@ def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:
         return
 
 
-def _on_meta(call: Callable[[], _Made], model: str, size: Size | None) -> _Made:
+def _on_meta(
+    call: Callable[[], _Made], model: str, size: Size | None, remedy: str = _OTHER_SIZE
+) -> _Made:
     """The result of a call on the meta device, or on the CPU where that cannot be.
 
-    An error of the network's becomes a `ConfigError`.
+    An error of the network's becomes a `ConfigError` that ends in `remedy`.
     """
     devices: tuple[AbstractContextManager[object], ...] = (torch.device(_META), nullcontext())
     for device in devices:
@@ -157,17 +168,14 @@ def _on_meta(call: Callable[[], _Made], model: str, size: Size | None) -> _Made:
             unknown = isinstance(error, NotImplementedError) or _META in str(error)
             if unknown and device is devices[0]:
                 continue
-            raise _refusal(error, model, size) from error
+            raise _refusal(error, model, size, remedy) from error
     raise AssertionError
 
 
-def _refusal(error: Exception, model: str, size: Size | None) -> ConfigError:
+def _refusal(error: Exception, model: str, size: Size | None, remedy: str) -> ConfigError:
     """A sentence for a network's own error."""
     if _ONE_VALUE in str(error):
         return OneValue()
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     sides = "x".join(map(str, size or ()))
-    return ConfigError(
-        f"{model} does not take images of {sides} pixels ({reason}); choose another network, or "
-        "bring the images to another size with data.resize, or data.stream"
-    )
+    return ConfigError(f"{model} does not take images of {sides} pixels ({reason}); {remedy}")
