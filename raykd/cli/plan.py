@@ -8,6 +8,7 @@ from raykd.cli.shared import print_json, print_rows
 from raykd.config.experiment import Experiment
 from raykd.planning.estimate import Item, estimate
 from raykd.planning.forecast import Line, forecast, totals
+from raykd.planning.given_teachers import given_teachers
 from raykd.planning.plan import Plan
 from raykd.planning.plan import plan as plan_of
 from raykd.planning.preflight import preflight
@@ -27,10 +28,14 @@ def print_plan(experiment: Experiment, store: Store, *, as_json: bool = False) -
     items = estimate(experiment, store, work)
     size, seconds = sum(item.bytes for item in items), sum(item.seconds for item in items)
     forwards = sum(item.forwards for item in items)
+    given = given_teachers(experiment, store)
     if as_json:
         value = {"items": [asdict(item) for item in items], "bytes": size, "seconds": seconds}
+        value |= {"given_teachers": [asdict(teacher) for teacher in given]}
         print_json(value | {"forwards": forwards, "in_store": total - missing})
     else:
+        for teacher in given:
+            echo(f"given teacher {teacher.sentence()}")
         if items:
             print_rows([_row(item) for item in items], ("to do", "what"))
         echo(

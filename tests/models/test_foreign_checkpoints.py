@@ -161,12 +161,44 @@ def test_a_folder_of_the_hub_is_read(tmp_path):
     loaded(tmp_path)
 
 
+@pytest.mark.parametrize("outputs", [7, 12])
+def test_the_classes_of_a_file_are_those_of_its_head(tmp_path, outputs):
+    importer, path = WeightsImporter(Store(tmp_path)), tmp_path / "x.safetensors"
+    safetensors.torch.save_file(build("resnet8", outputs).network.state_dict(), path)
+    assert importer.outputs(str(path), "resnet8", 10) == outputs
+    assert importer.outputs(str(path), "resnet8", outputs) == outputs
+    assert importer.outputs(str(path), "resnet8", 0) == outputs  # data without labels
+    name = importer.name(str(path), "resnet8", outputs)
+    assert importer.outputs(name, "resnet8", 10) == outputs  # of the store's copy, too
+    assert importer.outputs(str(path), "resnet14", 10) == 10  # which `name` refuses
+    headless = {k: v for k, v in safetensors.torch.load_file(path).items() if "classifier" not in k}
+    safetensors.torch.save_file(headless, path)
+    assert importer.outputs(str(path), "resnet8", 10) == 0
+    importer.name(str(path), "resnet8", 0)
+
+
 def test_a_config_of_another_form_says_nothing_about_pixels(tmp_path):
     for std in [None, [1, 1, 0], [1, 1], "1", [None] * 3, [1, 1, 1e400]]:
         for text in ["", "{", "null", "[]", '{"pretrained_cfg": null}', "[" * 10**5]:
             content = text or json.dumps({"mean": [0.5] * 3, "std": std})
             (tmp_path / "config.json").write_text(content)
             assert of_folder(tmp_path) == WeightsConfig()
+
+
+def test_classes_are_named_in_the_words_of_timm_and_of_transformers(tmp_path):
+    def names(**config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return of_folder(tmp_path).names
+
+    assert names(id2label={"0": "tench, Tinca tinca", "1": "cock"}) == (
+        ("tench", "Tinca tinca"),
+        ("cock",),
+    )
+    assert names(label_names=["a", "b"]) == (("a",), ("b",))
+    inner = {"label_names": ["n1"], "label_descriptions": {"n1": "a, b"}}
+    assert names(pretrained_cfg=inner) == (("n1", "a", "b"),)
+    for other in ({"id2label": {"1": "a"}}, {"label_names": [1]}, {"label_names": "ab"}, {}):
+        assert names(**other) == ()
 
 
 @pytest.mark.parametrize("model", slow_but(FORWARD, NETWORK_KINDS))
