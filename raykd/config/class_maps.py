@@ -13,7 +13,6 @@ from raykd.core.registry import nearest
 from raykd.models.weights_config import Names, synsets
 from raykd.recipes.teacher import Classes
 
-KEY = "experiment.run.teacher.classes"
 NAMES, WORDNET = "names", "wordnet"
 Groups = tuple[tuple[int, ...], ...]  # the teacher's indices for each class of the data
 _SHOWN = 60  # characters of a name in a message
@@ -26,7 +25,7 @@ def resolve_classes(classes: Classes, names: Sequence[str], outputs: int, theirs
     known. Raises `ConfigError` for a class that is missing, unknown or named twice.
     """
     if not outputs:
-        raise _error("the teacher is an encoder, which has no classes; leave the key out")
+        raise ConfigError("the teacher is an encoder, which has no classes; leave the key out")
     if classes == NAMES:
         groups = [(_find(name, theirs, outputs),) for name in names]
     elif classes == WORDNET:
@@ -37,7 +36,7 @@ def resolve_classes(classes: Classes, names: Sequence[str], outputs: int, theirs
     elif all(isinstance(item, int) for row in classes for item in row):
         groups = [tuple(item for item in row if isinstance(item, int)) for row in classes]
         if len(groups) != len(names):
-            raise _error(
+            raise ConfigError(
                 f"expected an index, or a list of them, for each of the {len(names)} classes of "
                 f"the data, got {len(groups)}"
             )
@@ -56,20 +55,20 @@ def read_table(path: str) -> Classes:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         rows = [row for row in csv.reader(text.splitlines()) if any(map(str.strip, row))]
     except (OSError, ValueError, csv.Error) as error:
-        raise _error(
+        raise ConfigError(
             f"expected {NAMES}, {WORDNET} or the path of a CSV file; {path} cannot be read as one "
             f"({getattr(error, 'strerror', None) or error})" + nearest(path, (NAMES, WORDNET))
         ) from error
     for number, row in enumerate(rows, 1):
         if len(row) != 2 or not all(map(str.strip, row)):
-            raise _error(
+            raise ConfigError(
                 f"{path}: expected two columns, the data's class and the teacher's class or index; "
                 f"row {number} is {','.join(row)[:_SHOWN]!r}"
             )
     if rows and rows[0][0].strip().casefold() == "class":
         rows = rows[1:]
     if not rows:
-        raise _error(f"{path}: expected a row for each class of the data, found none")
+        raise ConfigError(f"{path}: expected a row for each class of the data, found none")
     return tuple((name.strip(), other.strip()) for name, other in rows)
 
 
@@ -87,10 +86,10 @@ def _by_name(
     """The indices of each of the data's classes, from names or indices by its name."""
     for name in groups:
         if name not in names:
-            raise _error(f"the data have no class {_short(name)}{nearest(name, names)}")
+            raise ConfigError(f"the data have no class {_short(name)}{nearest(name, names)}")
     missing = [name for name in names if not groups.get(name)]
     if missing:
-        raise _error(
+        raise ConfigError(
             f"expected a class of the teacher's for each of the {len(names)} classes of the data; "
             f"{len(missing)} have none, the first is {_short(missing[0])}"
         )
@@ -115,19 +114,19 @@ def _find(wanted: str, names: Names, outputs: int, name: str | None = None) -> i
         if len(found) == 1:
             return found[0]
         if found:
-            raise _error(
+            raise ConfigError(
                 f"{_short(wanted)}{whose} is the name of {len(found)} of the teacher's classes, "
                 f"{', '.join(map(str, found))}; give the index"
             )
     if name is not None and wanted.isdecimal():
         return int(wanted)
     if not names:
-        raise _error(
+        raise ConfigError(
             f"the teacher's weights do not name their {outputs} classes; give {WORDNET} for a "
             "network of ImageNet, a list of indices, or {class: index}"
         )
     every = [one for some in names for one in some]
-    raise _error(
+    raise ConfigError(
         f"none of the teacher's {outputs} classes is called {_short(wanted)}{whose}"
         + (nearest(wanted, every) or f"; they are called {', '.join(every[:3])}, ...")
     )
@@ -143,7 +142,7 @@ def _check_indices(groups: Sequence[Sequence[int]], names: Sequence[str], output
     for name, group in zip(names, groups, strict=True):
         for index in group:
             if index >= outputs:
-                raise _error(
+                raise ConfigError(
                     f"{index} for the class {_short(name)} is out of range; the teacher's "
                     f"{outputs} classes are numbered from 0"
                 )
@@ -151,7 +150,7 @@ def _check_indices(groups: Sequence[Sequence[int]], names: Sequence[str], output
     index, times = count.most_common(1)[0]
     if times > 1:
         whose = [name for name, group in zip(names, groups, strict=True) if index in group]
-        raise _error(
+        raise ConfigError(
             f"{index} stands {times} times, for {' and '.join(map(_short, whose[:2]))}; a class of "
             "the teacher's can stand for one class of the data"
         )
@@ -159,7 +158,3 @@ def _check_indices(groups: Sequence[Sequence[int]], names: Sequence[str], output
 
 def _short(name: str) -> str:
     return repr(name[:_SHOWN])
-
-
-def _error(text: str) -> ConfigError:
-    return ConfigError(f"{KEY}: {text}")

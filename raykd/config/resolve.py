@@ -71,7 +71,8 @@ def resolve(
         resolved, classes = data(taught), teacher.classes
         if classes is not None:
             own = dataset.class_names(store, resolved)
-            classes = resolve_classes(classes, own, outputs, names)
+            with _keyed(f"{key}.classes"):
+                classes = resolve_classes(classes, own, outputs, names)
         own_data = teacher.data.classes
         plain = outputs == own_data and (classes is not None or own_data == resolved.classes)
         plain = plain and (outputs > 0 or not teacher.is_given)
@@ -82,15 +83,14 @@ def resolve(
         """A teacher that is trained here, with the number and the names of its classes."""
         if teacher.size is not None:
             raise ConfigError(
-                "experiment.run.teacher.size: it is of given weights; a teacher that is trained "
-                "here sees its data, so set run.teacher.data.resize, or data.stream, and leave it "
-                "out"
+                f"{key}.size: it is of given weights; a teacher that is trained here sees its "
+                "data, so set the teacher's data.resize, or data.stream, and leave it out"
             )
         read = data(teacher.data)
         if teacher.outputs not in (None, read.classes):
             raise ConfigError(
-                f"experiment.run.teacher.outputs: expected {read.classes}, the classes of its "
-                f"data, got {teacher.outputs}; leave it out"
+                f"{key}.outputs: expected {read.classes}, the classes of its data, got "
+                f"{teacher.outputs}; leave it out"
             )
         names = tuple((name,) for name in dataset.class_names(store, read))
         return started(teacher, read, key), read.classes, names
@@ -104,15 +104,15 @@ def resolve(
             outputs = importer.outputs(teacher.weights, teacher.model, read.classes)
         if teacher.outputs not in (None, outputs):
             raise ConfigError(
-                f"experiment.run.teacher.outputs: expected {outputs}, the classes of the weights, "
-                f"got {teacher.outputs}; leave it out"
+                f"{key}.outputs: expected {outputs}, the classes of the weights, got "
+                f"{teacher.outputs}; leave it out"
             )
         seen = read.size if read.stream is not None else data(taught).size
         if teacher.size is None and said.side is not None and said.side > 2 * min(seen):
             raise ConfigError(
-                f"experiment.run.teacher: its weights are for images of {said.side} pixels a side, "
-                f"and it would see {min(seen)}; set run.teacher.size: {said.side} to enlarge them, "
-                f"or {min(seen)} to use them as they are"
+                f"{key}: its weights are for images of {said.side} pixels a side, and it would see "
+                f"{min(seen)}; set run.teacher.size: {said.side} to enlarge them, or {min(seen)} "
+                "to use them as they are"
             )
         with _keyed(f"{key}.weights"):
             weights = importer.name(teacher.weights, teacher.model, outputs)

@@ -61,7 +61,7 @@ def _pairs(run: StudentRun) -> Iterator[tuple[StudentRun, TeacherRun]]:
     for member in run.members():
         if isinstance(member, StudentRun):
             yield from _pairs(member)
-        elif isinstance(member, TeacherRun) and member.weights is not None:
+        elif isinstance(member, TeacherRun) and member.is_given:
             yield run, member
     if run.after is not None:
         yield from _pairs(run.after)
