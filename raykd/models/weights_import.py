@@ -13,7 +13,7 @@ import torch
 
 from raykd import models
 from raykd.core.errors import ConfigError
-from raykd.models import foreign_checkpoints, state_matching
+from raykd.models import foreign_checkpoints, hub, state_matching
 from raykd.models.staged import Staged
 from raykd.models.state_matching import OtherHead, matched
 from raykd.models.weights_config import WeightsConfig, of_folder
@@ -116,7 +116,7 @@ class WeightsImporter:
             note = matched(entries, network, new_head=start, spare=spare).note
         except ConfigError as error:
             subject = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
-            raise ConfigError(f"{subject}{error}") from error
+            raise ConfigError(f"{subject}{error}{_of_other(weights, model)}") from error
         if note:
             self._log(f"{weights}: {note}")
         return copy_to_store(self._store, weights)
@@ -142,11 +142,24 @@ def copy_to_store(store: Store, weights: str) -> str:
 def _file(weights: str) -> Path:
     """The file that a path means. Raises `ConfigError` where it cannot be read."""
     try:
-        file = foreign_checkpoints.file_of(Path(weights).expanduser())
+        file = foreign_checkpoints.file_of(_local(weights))
         with file.open("rb"):
             return file
     except OSError as error:
         raise ConfigError(f"{weights}: cannot be read ({error.strerror})") from error
+
+
+def _local(weights: str) -> Path:
+    """The file or folder that a path means, or the folder that the Hub's repository is in."""
+    return hub.fetched(weights) if weights.startswith(hub.PREFIX) else Path(weights).expanduser()
+
+
+def _of_other(weights: str, model: str) -> str:
+    """Words on the architecture that a folder's config.json names, where it is not the model's."""
+    theirs = foreign_checkpoints.configuration(_local(weights)).get("architecture")
+    if not isinstance(theirs, str) or theirs == model.rpartition("/")[2]:
+        return ""
+    return f"; its config.json says that they are of timm/{theirs[:100]}, so give that as the model"
 
 
 def configuration(weights: str, model: str) -> WeightsConfig:
@@ -156,7 +169,7 @@ def configuration(weights: str, model: str) -> WeightsConfig:
     """
     library, slash, name = model.partition("/")
     if is_path(weights):
-        return of_folder(Path(weights).expanduser())
+        return of_folder(_local(weights))
     if weights.startswith("sha256:") or not slash:
         return WeightsConfig()
     from raykd.models import libraries  # torchvision takes seconds to import
@@ -165,9 +178,9 @@ def configuration(weights: str, model: str) -> WeightsConfig:
 
 
 def is_path(weights: str) -> bool:
-    """True for weights that are a file or a folder rather than a published name."""
-    if weights.startswith("sha256:"):
-        return False
+    """True for weights that are a file, a folder or on the Hub rather than a published name."""
+    if weights.startswith(("sha256:", hub.PREFIX)):
+        return weights.startswith(hub.PREFIX)
     path = Path(weights).expanduser()
     try:
         exists = path.exists()
