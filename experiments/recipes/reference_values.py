@@ -31,7 +31,9 @@ CIFAR100: dict[str, Fields] = {
         "confidence": 0.99, "temperature": 20.0, "weight": 0.1,
         "label_weight": 0.9, "source": "yuanli2333/Teacher-free-KD, its ResNet18",
     },
-    "kd": {"temperature": 4.0, "weight": 0.9, "label_weight": 0.1, "source": _CRD},
+    "kd": {
+        "temperature": 4.0, "weight": 0.9, "target": "view", "label_weight": 0.1, "source": _CRD,
+    },
     "hard_kd": {"weight": 0.5, "label_weight": 0.5, "source": "arXiv 2012.12877, equation 3"},
     "fitnet": {"weight": 100.0, "stage": "stage2", "label_weight": 1.0, "source": _CRD},
     "at": {"weight": 1000.0, "label_weight": 1.0, "source": _CRD},
@@ -106,7 +108,7 @@ CIFAR100: dict[str, Fields] = {
     },
     "sample_contrastive_kd": {"weight": 1.0, "label_weight": 1.0, "source": "ours"},
     "mimic_logits": {"weight": 0.1, "label_weight": 1.0, "source": _ZOO},
-    "mimic_embedding": {"weight": 1.0, "label_weight": 1.0, "source": "ours"},
+    "mimic_embedding": {"weight": 1.0, "target": "view", "label_weight": 1.0, "source": "ours"},
     "irg": {
         "vertex": 0.1, "edge": 5.0, "transformation": 5.0, "weight": 1.0,
         "label_weight": 1.0, "source": _ZOO,
@@ -126,7 +128,10 @@ AS_BASE = {
 ALL_BASES_2 = {"gamma": 2.0, "source": f"{_SAKD}/tiny-imagenet/seed-1029"}
 IMAGENET: dict[str, Fields] = {  # resnet34 -> resnet18, where no pair is named
     "label_only": {"label_weight": 1.0, "source": _R34},
-    "kd": {"temperature": 1.0, "weight": 0.5, "label_weight": 0.5, "source": f"{_R34}/kd.yaml"},
+    "kd": {
+        "temperature": 1.0, "weight": 0.5, "target": "view",
+        "label_weight": 0.5, "source": f"{_R34}/kd.yaml",
+    },
     "dkd": {
         "temperature": 1.0, "alpha": 1.0, "beta": 0.5, "warmup_epochs": 1, "standardise": False,
         "label_weight": 1.0, "source": f"{_R34}/dkd.yaml",

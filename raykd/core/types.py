@@ -36,8 +36,9 @@ CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 
 # One way to show the samples of a batch: as the run's augmentation says ("given"), before mixing
 # ("clean"), their mixing partners ("partner"), strongly augmented ("strong"), or at the resolution
-# of the teacher, where that is another one ("teacher").
-Look = Literal["given", "clean", "partner", "strong", "teacher"]
+# of the teacher, where that is another one ("teacher"). Of a cached teacher there is also the mean
+# of what it says of the given look over all views ("view_mean"), for which nothing is shown.
+Look = Literal["given", "clean", "partner", "strong", "teacher", "view_mean"]
 
 # The mean of several teachers' answers that stands for them.
 Combination = Literal["mean_probabilities", "mean_logits"]

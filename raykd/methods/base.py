@@ -34,6 +34,7 @@ MASKED_LOGIT = -1e9  # probability 0, but finite: a difference of two is not NaN
 _AUTOCAST_UNCHANGED = nullcontext()
 
 Stages = Mapping[str, object]  # features or their shapes, by stage, in depth order
+Target = Literal["view", "view_mean"]
 Trains = Literal["student", "backbone", "helpers"]
 
 
@@ -379,6 +380,16 @@ class SpotMethod(Method):
 def _output_at(outputs: Outputs, spot: str) -> Tensor:
     """The embeddings [B, D], or the maps of a stage."""
     return outputs.embedding if spot == "embedding" else outputs.features[spot]
+
+
+def looks_for(target: Target) -> Looks:
+    """Looks of a method that compares with one view of the teacher's, or with the mean of all."""
+    return Looks() if target == "view" else Looks(teacher=("view_mean",))
+
+
+def at_target(teacher: Outputs, target: Target) -> Outputs:
+    """The teacher's outputs for the view that the student sees, or their mean over all views."""
+    return teacher if target == "view" else teacher.look("view_mean")
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:

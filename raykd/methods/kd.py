@@ -4,11 +4,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.core.record import Limits
-from raykd.core.types import Batch
-from raykd.methods.base import Coverage, LogitMethod, Schedule, soft_cross_entropy
+from raykd.core.types import Batch, Outputs
+from raykd.methods.base import (
+    Coverage,
+    LogitMethod,
+    Looks,
+    Schedule,
+    Target,
+    at_target,
+    looks_for,
+    soft_cross_entropy,
+)
 
 
 class KD(LogitMethod):
@@ -16,6 +25,9 @@ class KD(LogitMethod):
 
     Hinton et al. 2015, arXiv 1503.02531, section 2. Defaults of the CRD benchmark on CIFAR: T = 4,
     weight 0.9 and label weight 0.1; on ImageNet the field uses T = 1 and 0.5 for both weights.
+
+    With `target: view_mean` the teacher's probabilities (at T = 1) are their mean over all stored
+    views of a sample, whichever the student sees; this is our choice.
     """
 
     title: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
@@ -25,10 +37,23 @@ class KD(LogitMethod):
     name: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
     weight: Schedule = 0.9
+    target: Target = "view"
 
     def accepts(self, coverage: Coverage) -> bool:
-        """True for any coverage that suits the temperature."""
+        """True for any coverage that suits the temperature; a mean over views is over all."""
+        if self.target == "view_mean" and coverage.classes != "all":
+            return False
         return coverage.suits(self.temperature)
+
+    def looks(self) -> Looks:
+        """The given look, and of the teacher the mean over views where that is the target."""
+        return looks_for(self.target)
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The weighted divergence from the target, at the logits."""
+        return super().losses(student, at_target(teacher, self.target), batch, helpers)
 
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """KL divergence of the softened logits."""

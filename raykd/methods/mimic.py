@@ -1,12 +1,21 @@
 """Mimic learning: regression of the teacher's logits, or of its embeddings."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Shapes
-from raykd.methods.base import LogitMethod, Schedule, SpotMethod
+from raykd.core.types import Batch, Outputs, Shapes
+from raykd.methods.base import (
+    LogitMethod,
+    Looks,
+    Schedule,
+    SpotMethod,
+    Target,
+    at_target,
+    looks_for,
+)
 
 
 class MimicLogits(LogitMethod):
@@ -32,6 +41,11 @@ class MimicEmbedding(SpotMethod):
     The mimic learning of route constrained optimisation (Jin et al. 2019, arXiv 1904.09149). P is
     a linear map where the widths differ, otherwise the identity; this and the weight are our
     choices.
+
+    With `target: view_mean` the teacher's embedding is its mean over all stored views of a sample,
+    whichever the student sees: a target whose noise by augmentation is divided by the number of
+    views. That is the projection loss of Luo et al. 2022, arXiv 2206.00471 (equation of its code,
+    hanlu-nju/AugCA), with a teacher's embedding in place of the network's own.
     """
 
     title: ClassVar[str] = "Jin et al. 2019, arXiv 1904.09149"
@@ -39,6 +53,11 @@ class MimicEmbedding(SpotMethod):
 
     name: Literal["mimic_embedding"] = "mimic_embedding"
     weight: Schedule = 1.0
+    target: Target = "view"
+
+    def looks(self) -> Looks:
+        """The given look, and of the teacher the mean over views where that is the target."""
+        return looks_for(self.target)
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
@@ -47,6 +66,12 @@ class MimicEmbedding(SpotMethod):
         if student.embedding == teacher.embedding:
             return nn.ModuleDict()
         return nn.ModuleDict({"projection": nn.Linear(student.embedding, teacher.embedding)})
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The weighted loss against the target, at the embedding."""
+        return super().losses(student, at_target(teacher, self.target), batch, helpers)
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """Squared distance of the embeddings, averaged over samples."""

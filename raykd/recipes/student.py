@@ -188,7 +188,9 @@ class StudentRun(Recipe):
         """The looks that student or teacher read besides the given one."""
         looks = self.method.looks()
         others = dict.fromkeys((*looks.student, *looks.teacher))
-        shown: dict[Look, Data] = {look: self.shown(look) for look in others if look != "given"}
+        shown: dict[Look, Data] = {
+            look: self.shown(look) for look in others if look not in ("given", "view_mean")
+        }
         if self.asked_at_another_size():
             shown["teacher"] = self.as_teacher_sees(self.shown())
         return shown
@@ -420,6 +422,17 @@ def check_student(run: StudentRun) -> None:
             f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
             "leave run.source out, or set it to live"
         )
+    if "view_mean" in run.method.looks().teacher:
+        if not run.cached():
+            raise ValueError(
+                f"method {name!r} compares with the mean over views, which is read from a cache; "
+                "leave run.source out, or choose target: view"
+            )
+        if run.shown().augment.mix:
+            raise ValueError(
+                f"method {name!r} compares with the mean over views, and mixed samples have other "
+                "partners in each; leave mixing out, or choose target: view"
+            )
     if run.method.mixing() and run.data.augment.mix:
         raise ValueError(
             f"method {name!r} mixes the samples itself; leave run.data.augment.mix out"

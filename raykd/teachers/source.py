@@ -4,7 +4,7 @@ Shapes: B batch, C classes, H, W pixels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from raykd.models.staged import Staged
 from raykd.outputs.codecs import Codec
 from raykd.outputs.reader import OutputsCache
 
+_ROWS = 1 << 16  # that are read at a time
 Triple = tuple[float, float, float]
 
 
@@ -107,6 +108,50 @@ class CachedTeacher:
         return outputs.replace(classifier=self.classifier) if self.classifier else outputs
 
 
+class ViewMean:
+    """The mean of a teacher's stored outputs over some views of each sample.
+
+    It is computed once, and held: N rows of D floats for the embedding and of C for the logits.
+    """
+
+    def __init__(
+        self,
+        cache: OutputsCache,
+        views: Sequence[int],
+        signals: Signal,
+        codec: Codec | None = None,
+    ) -> None:
+        """`signals` are of LOGITS and EMBEDDING; `codec` reads the cache, None: its own."""
+        sums: dict[str, list[Tensor]] = {}
+        rows = torch.arange(cache.manifest.rows, device=cache.device).split(_ROWS)
+        for number, view in enumerate(views):
+            for part, ids in enumerate(rows):
+                for name, values in _averaged(cache.take(ids, view, signals, codec), signals):
+                    if number:
+                        sums[name][part] += values
+                    else:
+                        sums.setdefault(name, []).append(values)
+        self._means = {name: torch.cat(parts) / len(views) for name, parts in sums.items()}
+        if "logits" in self._means:
+            tiny = torch.finfo(
+                torch.float32
+            ).tiny  # a class that no view expects has a finite logit
+            self._means["logits"] = self._means["logits"].clamp_min(tiny).log()
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The means, as float32: embeddings, and log-probabilities of the mean softmax at T = 1."""
+        rows = {name: means.index_select(0, batch.ids) for name, means in self._means.items()}
+        return Outputs(rows.get("logits"), embedding=rows.get("embedding"))
+
+
+def _averaged(outputs: Outputs, signals: Signal) -> Iterable[tuple[str, Tensor]]:
+    """What of a view's outputs is averaged, by its name."""
+    if Signal.LOGITS in signals:
+        yield "logits", outputs.logits.softmax(1)
+    if Signal.EMBEDDING in signals:
+        yield "embedding", outputs.embedding
+
+
 class PanelTeacher:
     """Several teachers as one: the weighted mean of their logits, or of their probabilities."""
 
@@ -135,6 +180,9 @@ def _log(share: float) -> float:
     return math.log(share) if share else -math.inf
 
 
+_NOT_SHOWN = ("given", "view_mean")  # looks without a batch of their own
+
+
 class SourceByLook:
     """The outputs of a network for several looks at the same samples."""
 
@@ -145,7 +193,7 @@ class SourceByLook:
     def __call__(self, batch: Batch) -> Outputs:
         """The outputs for the main look, with those for all looks beside them."""
         outputs: dict[Look, Outputs] = {
-            look: source(batch if look == "given" else batch.looks[look])
+            look: source(batch if look in _NOT_SHOWN else batch.looks[look])
             for look, source in self.sources.items()
         }
         return next(iter(outputs.values())).with_looks(outputs)

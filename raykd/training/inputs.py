@@ -17,7 +17,7 @@ from raykd.outputs.shard_files import Shelf
 from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.tasks import Features
-from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, by_look
+from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, ViewMean, by_look
 from raykd.training import weights
 from raykd.training.cache_prefetch import CachePrefetch
 from raykd.training.hosts.base import EVERY_EPOCH, Host
@@ -114,11 +114,12 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     looks = run.method.looks().teacher
 
     def open_caches(epoch: int) -> dict[Look, list[OutputsCache]]:
-        views = _views_of_anchor(run, epoch)
-        return {
-            look: [open_cache(store, cache, views, device) for cache in run.caches_at(epoch, look)]
-            for look in looks
-        }
+        opened: dict[Look, list[OutputsCache]] = {}
+        for look in looks:
+            views = _views_of_anchor(run, 0 if look == "view_mean" else epoch, run.anchor_at(epoch))
+            caches = run.caches_at(epoch, look)
+            opened[look] = [open_cache(store, cache, views, device) for cache in caches]
+        return opened
 
     prefetch = CachePrefetch(run, open_caches)
 
@@ -129,10 +130,15 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
             _classifier(store, run, run.anchor_at(epoch), device),
             run.method.needs(),
         )
+
+        def stored(look: Look, cache: OutputsCache) -> Source:
+            if look == "view_mean":
+                views = _views_of_anchor(run, 0, run.anchor_at(epoch))
+                return ViewMean(cache, views, needs, run.codec)
+            return CachedTeacher(cache, needs, classifier, run.codec)
+
         sources: dict[Look, Source] = {
-            look: together(
-                run, [CachedTeacher(cache, needs, classifier, run.codec) for cache in caches]
-            )
+            look: together(run, [stored(look, cache) for cache in caches])
             for look, caches in prefetch.at(epoch).items()
         }
         return by_look(sources)
@@ -176,9 +182,9 @@ def _classifier(
     return network.classifier.to(device).eval().requires_grad_(False)
 
 
-def _views_of_anchor(run: StudentRun, epoch: int) -> list[int]:
-    """The views that a run reads from an epoch on, as long as its anchor lasts."""
-    anchor, epochs = run.anchor_at(epoch), range(epoch, run.optim.epochs)
+def _views_of_anchor(run: StudentRun, epoch: int, anchor: int) -> list[int]:
+    """The views that a run reads from an epoch on, in the epochs of an anchor."""
+    epochs = range(epoch, run.optim.epochs)
     return sorted({run.view_at(e) for e in epochs if run.anchor_at(e) == anchor})
 
 
