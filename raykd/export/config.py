@@ -12,7 +12,7 @@ from raykd.core.record import fingerprint
 from raykd.export.graph import PIXELS, output_name
 from raykd.export.libraries import classifier_name, particulars, split
 from raykd.models import measure
-from raykd.recipes import StudentRun
+from raykd.recipes import StudentRun, training_of
 from raykd.tasks.base import HEADINGS
 from raykd.training.load_trained import Finished
 
@@ -112,8 +112,11 @@ def provenance(finished: Finished) -> dict[str, Any]:
     if isinstance(run, StudentRun):
         epochs = run.all_epochs()
         facts |= {"method": run.method.label, "teacher": run.teacher.model if run.teacher else None}
-    if run.weights is not None:
+    elif run.is_given:
         facts["weights"] = run.weights
+    start = training_of(run).stages()[0].weights
+    if start is not None:
+        facts["start"] = start
     metrics = {"top1": result["last"].get("top1"), "top1_of_best_epoch": result["best"].get("top1")}
     metrics |= {name: result["last"][name] for name in HEADINGS if name in result["last"]}
     metrics |= {"agreement": result["last"].get("agreement"), "test_images": len(finished.test)}
