@@ -109,6 +109,10 @@ CIFAR100: dict[str, Fields] = {
     "sample_contrastive_kd": {"weight": 1.0, "label_weight": 1.0, "source": "ours"},
     "mimic_logits": {"weight": 0.1, "label_weight": 1.0, "source": _ZOO},
     "mimic_embedding": {"weight": 1.0, "target": "view", "label_weight": 1.0, "source": "ours"},
+    "feature_distillation": {
+        "distance": "cosine", "weight": 1.0, "queue": "fifo", "size": None, "temperature": 0.07,
+        "label_weight": 1.0, "source": "LightlyTrain's v1 for the queue; else ours",
+    },
     "irg": {
         "vertex": 0.1, "edge": 5.0, "transformation": 5.0, "weight": 1.0,
         "label_weight": 1.0, "source": _ZOO,

@@ -1,6 +1,7 @@
 """k-NN and linear probes of finished networks of a store: teachers, students and backbones alike.
 
     python -m experiments.studies.probes STORE FINGERPRINT ... --path images --data 'name: table'
+    python -m experiments.studies.probes --quick
 
 Embeddings of the images' training split are known, those of its test split are asked; each network
 sees them at its own size, in its own normalisation. `raykd show students` and `raykd show teachers`
@@ -13,6 +14,8 @@ from pathlib import Path
 import click
 import torch
 
+from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
 from raykd.config.shorthand import record
 from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import RaykdError
@@ -21,9 +24,12 @@ from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
 from raykd.export.lookup import by_fingerprint
+from raykd.launch.executor import execute
+from raykd.planning.plan import plan
 from raykd.recipes import AnyTeacher
 from raykd.storage.store import Store
 from raykd.tasks.probes import knn_accuracy, linear_accuracy
+from raykd.tracking.console import Teller
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.probing import embeddings
@@ -32,18 +38,28 @@ from raykd.training.weights import load_teacher
 
 
 @click.command()
-@click.argument("root")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("root", required=False)
+@click.argument("names", nargs=-1)
 @click.option(
     "--path", help="Location of the labelled images; none for a data set with a download."
 )
 @click.option("--data", default="name: digits", show_default=True, help="`data` of a run, as YAML.")
-@click.option("--resize", default=None, type=int, help="Shorter side of the images in pixels.")
+@click.option(
+    "--quick", is_flag=True, help="Judge a teacher of seconds, made here."
+)
 def main(
-    root: str, names: tuple[str, ...], path: str | None, data: str, resize: int | None
+    root: str | None, names: tuple[str, ...], path: str | None, data: str, quick: bool
 ) -> None:
     """Print a line of Markdown for each network."""
-    store = Store(root)
+    with tempfile.TemporaryDirectory() as folder:
+        if quick:
+            root, names = folder, (_small_teacher(Store(folder)),)
+        if not (root and names):
+            raise click.UsageError("name a store, and finished networks in it by fingerprint")
+        _print(Store(root), names, path, data)
+
+
+def _print(store: Store, names: tuple[str, ...], path: str | None, data: str) -> None:
     try:
         wanted: Data = record(Data, read_yaml(data, "--data"), "--data")
         images = read(store, wanted, path)
@@ -54,6 +70,21 @@ def main(
             print(f"| {run.model} | `{fingerprint(run)[:8]}` | {knn:.2f} | {linear:.2f} |")
     except RaykdError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _small_teacher(store: Store) -> str:
+    """The fingerprint of a teacher of two epochs."""
+    text = """
+    run:
+      model: resnet8
+      data: {name: digits, limit: 320}
+      teacher: {model: resnet8, optim: {epochs: 2}}
+      method: kd
+    """
+    experiment = resolve(parse(text, "probes"), store)
+    execute(experiment, store, Teller(quiet=True), students=False)
+    (teacher,) = plan(experiment.students()).teachers
+    return fingerprint(teacher)
 
 
 def judged(store: Store, run: AnyTeacher, images: Data) -> tuple[float, float]:

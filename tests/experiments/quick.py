@@ -24,6 +24,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "benchmarks.codec": ("--quick",),
     "benchmarks.gpu": ("--quick", "--pairs", "1"),
     "benchmarks.methods": ("--quick", "--pairs", "1"),
+    "benchmarks.published": ("--quick", "--pairs", "1"),
     "benchmarks.sakd": ("--quick",),
     "benchmarks.step": ("--quick", "--pairs", "1"),
     "benchmarks.sweep": ("--quick",),
@@ -32,13 +33,15 @@ RUNS: dict[str, tuple[str, ...]] = {
     "studies.cifar10_sakd": ("--quick",),
     "imagenet_skd": ("--tiny", "--workers", "0", "--views", "1"),
     "studies.method_grid": ("--quick",),
+    "studies.probes": ("--quick",),
     "rco_sweep": ("--quick",),
     "studies.scaling": ("--quick",),
     "studies.views_study": ("--tiny", "--epochs", "6", "--views", "1,all,live", "--seeds", "2"),
 }
 WITHOUT_RAY = {
-    f"benchmarks.{name}" for name in ("cache", "codec", "gpu", "methods", "sakd", "step", "views")
-}
+    f"benchmarks.{name}"
+    for name in ("cache", "codec", "gpu", "methods", "published", "sakd", "step", "views")
+} | {"studies.probes"}
 
 
 @click.command()
