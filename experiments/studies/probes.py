@@ -44,9 +44,7 @@ from raykd.training.weights import load_teacher
     "--path", help="Location of the labelled images; none for a data set with a download."
 )
 @click.option("--data", default="name: digits", show_default=True, help="`data` of a run, as YAML.")
-@click.option(
-    "--quick", is_flag=True, help="Judge a teacher of seconds, made here."
-)
+@click.option("--quick", is_flag=True, help="Judge a teacher of seconds, made here.")
 def main(
     root: str | None, names: tuple[str, ...], path: str | None, data: str, quick: bool
 ) -> None:
