@@ -307,7 +307,7 @@ MISTAKES = {
     ),
     "a key of another method": (
         TAUGHT + "  method: {name: kd, radius: 2.0}\n",
-        "experiment.run.method.radius: no such key; there are: name, temperature, weight",
+        "experiment.run.method.radius: no such key; there are: name, target, temperature, weight",
     ),
     "text for a number": (
         PLAIN + "  seed: '3'\n",
