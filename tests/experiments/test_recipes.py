@@ -1,16 +1,27 @@
 """The experiment files that come with the package can be read, and say what their sources say."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import yaml
 
-from raykd.config.experiment import load
+from raykd.config.experiment import load, parse
+from raykd.core.types import Signal
+from raykd.data.transforms.mixing import Mix
+from raykd.methods.kd import KD
+from raykd.outputs.codecs import Int8
+from raykd.training.learner import Learner
+from tests.small import asked, batch, pair
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
 CRD = {"epochs": 240, "batch": 64, "lr": 0.05, "weight_decay": 5e-4, "milestones": (150, 180, 210)}
 AUTHORS = {"epochs": 300, "batch": 64, "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+
+LABEL_FREE = ("function_matching", "reinforced")  # recipes that read no label, so no baseline
 
 
 def file_of(name: str) -> Path:
@@ -26,7 +37,9 @@ def test_an_experiment_file_can_be_read(file):
     assert len(experiment.runs) == len(methods) * len(seeds) * len(networks)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.stem not in LABEL_FREE], ids=lambda file: file.stem
+)
 def test_the_students_of_a_file_have_one_teacher_and_one_baseline(file):
     experiment = load(file)
     assert len({run.teacher for run in experiment.runs}) == 1
@@ -52,6 +65,58 @@ def test_the_recipes_of_the_field_are_written_as_published(name, recipe, views):
             assert {key: getattr(optim, key) for key in recipe} == recipe
             assert (optim.name, optim.momentum, optim.nesterov) == ("sgd", 0.9, False)
             assert (optim.warmup_epochs, optim.clip, optim.ema) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "row", "gigabytes"),
+    [("function_matching", 300, 169, 65.0), ("reinforced", 50, 39, 2.5)],
+)
+def test_recipes_without_labels_learn_from_the_teacher_alone(name, views, row, gigabytes):
+    for run in load(file_of(name)).students():
+        assert (run.method, run.label_weight) == (KD(temperature=1.0, weight=1.0), 0.0)
+        assert run.codec.serves(run.method)
+        assert run.cached()
+        assert run.views == run.view_count() == views
+        assert run.codec.bytes_per_row(1000) == row
+        assert row * views * 1_281_167 == pytest.approx(1e9 * gigabytes, rel=0.01)
+        (member,) = run.members()
+        # The teacher is asked about the pixels that the student sees, mixed ones included.
+        assert run.outputs_at(0).data == run.shown()
+        assert member.data.augment.mix is None
+
+
+def test_function_matching_is_that_of_its_code():
+    (run,) = load(file_of("function_matching")).students()
+    optim = run.optim
+    assert (optim.name, optim.batch, optim.clip) == ("adamw", 4096, 1.0)
+    assert optim.lr * optim.weight_decay == pytest.approx(3e-4)  # the code's decay of a step
+    assert optim.warmup_epochs == round(5000 / (1_281_167 // optim.batch))
+    assert run.data.augment.mix == Mix(kind="mixup", alpha=1.0)
+
+
+def test_a_panel_of_the_reinforcing_teachers_is_written_as_the_recipe_says():
+    text = file_of("reinforced").read_text()
+    lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   ")]
+    written = yaml.safe_load("\n".join(lines[lines.index("   teacher:") :]))
+    file = yaml.safe_load(text)
+    file["run"] |= written
+    runs = parse(yaml.safe_dump(file), "reinforced").students()
+    assert all(len(run.members()) == 3 and run.codec == Int8() for run in runs)
+    assert runs[0].codec.bytes_per_row(1000) * 50 * 1_281_167 == pytest.approx(65e9, rel=0.01)
+
+
+def test_labels_change_no_gradient_where_they_have_no_weight():
+    sample, (student, teacher) = batch(), pair()
+    answer = asked(teacher, sample, Signal.LOGITS)
+    gradients = []
+    for targets in (sample.targets, sample.targets.flip(0), torch.eye(10)[sample.targets]):
+        learner = Learner(student, KD(temperature=1.0, weight=1.0), torch.nn.ModuleDict())
+        learner.zero_grad()
+        losses, _ = learner(replace(sample, targets=targets), answer, 0.0)
+        torch.stack([*losses.values()]).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in learner.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
 
 
 def test_sakd_normalises_tiny_imagenet_with_the_constants_of_cifar10():
