@@ -14,7 +14,7 @@ from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
-from raykd.models.weights_import import WeightsImporter, configuration, copy_to_store, is_path
+from raykd.models.weights_import import WeightsImporter, configuration, is_path, portable_name
 from raykd.recipes import AnyTeacher, Asked, PanelRun, StudentRun, TeacherRun, Teaching
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
@@ -99,7 +99,7 @@ def resolve(
         """A teacher of given weights, with the number and the names of its classes."""
         assert teacher.weights is not None
         with _keyed(f"{key}.weights"):
-            said = configuration(teacher.weights, teacher.model)
+            said = configuration(teacher.weights, teacher.model, store)
             read = data(_as_weights_see(teacher, taught, said))
             outputs = importer.outputs(teacher.weights, teacher.model, read.classes)
         if teacher.outputs not in (None, outputs):
@@ -135,7 +135,7 @@ def resolve(
             return run.model_copy(update={"data": read})
         labelled = not isinstance(run, StudentRun) or run.task.labelled
         with _keyed(f"{key}.weights"):
-            said = configuration(run.weights, run.model)
+            said = configuration(run.weights, run.model, store)
             classes = read.classes if labelled else 0
             weights = importer.name(run.weights, run.model, classes, start=True)
         read = _normalised(run.data, said, read)
@@ -215,7 +215,7 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
         if key == "classes" and isinstance(value, str) and value not in (NAMES, WORDNET):
             return [list(row) for row in read_table(value)]
         path = key == "weights" and isinstance(value, str) and is_path(value)
-        return copy_to_store(store, value) if path else value
+        return portable_name(store, value) if path else value
 
     space = experiment.space
     if space is not None:

@@ -97,10 +97,11 @@ def file_of(path: Path) -> Path:
 def configuration(path: Path) -> Mapping[str, Any]:
     """The fields of a Hub folder's config.json, those of its `pretrained_cfg` among them.
 
-    Empty for a file, or where the folder says nothing that can be read.
+    `path` may be that file itself. Empty for another file, or where nothing can be read.
     """
+    file = path if path.suffix == ".json" else path / "config.json"
     try:
-        value = json.loads((path / "config.json").read_bytes()) if path.is_dir() else {}
+        value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):

@@ -31,7 +31,10 @@ class WeightsConfig:
 
 
 def of_folder(path: Path) -> WeightsConfig:
-    """The configuration in a folder's config.json, in timm's words or those of transformers."""
+    """The configuration in a folder's config.json, in timm's words or those of transformers.
+
+    `path` may be that file itself.
+    """
     config = foreign_checkpoints.configuration(path)
     mean, std = (_colour(config.get(key)) for key in ("mean", "std"))
     if not mean or not std or min(std) <= 0:

@@ -19,7 +19,8 @@ from raykd.models.state_matching import OtherHead, matched
 from raykd.models.weights_config import WeightsConfig, of_folder
 from raykd.storage.store import Store
 
-_COPY = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)")  # the name of a file in the store
+# The name of a file in the store, and that of the config.json that it came with (`portable_name`).
+_COPY = re.compile(r"sha256:[0-9a-f]{64}\.(safetensors|pt|pth)(\+[0-9a-f]{64}\.json)?")
 # Endings that mean a file, also where there is none; any path that exists is one, too.
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
 
@@ -58,7 +59,7 @@ class WeightsImporter:
         library, slash, name = model.partition("/")
         if weights.startswith("sha256:"):
             self._check_copy(weights)
-            file = self._store.root / "weights" / weights.removeprefix("sha256:")
+            file = _in_store(self._store, weights)
         elif is_path(weights):
             file = _file(weights)
         elif slash:
@@ -95,17 +96,17 @@ class WeightsImporter:
         return weights
 
     def _check_copy(self, weights: str) -> str:
-        """Check that the store has the file of a "sha256:..." name; returns the name."""
+        """Check that the store has the file of a "sha256:..." name; returns the file's name."""
         if _COPY.fullmatch(weights) is None:
             raise ConfigError(
                 f"expected sha256:, 64 hex digits and .pt, .pth or .safetensors, got {weights!r}"
             )
-        path = self._store.root / "weights" / weights.removeprefix("sha256:")
+        path = _in_store(self._store, weights)
         if not self._store.pull(path).is_file():
             raise ConfigError(
                 f"{self._store.where(path)} is not there; name the file that it is a copy of"
             )
-        return weights
+        return weights.partition("+")[0]
 
     def _import(self, weights: str, model: str, classes: int, *, start: bool) -> str:
         """The name of a file's copy in the store, which is made where the file fits the network."""
@@ -139,6 +140,26 @@ def copy_to_store(store: Store, weights: str) -> str:
     return f"sha256:{name}"
 
 
+def portable_name(store: Store, weights: str) -> str:
+    """The name of a file's copy in the store, with that of a copy of the config.json beside it.
+
+    Other processes read in it what the folder says of its weights.
+    """
+    name, config = copy_to_store(store, weights), _local(weights) / "config.json"
+    if not config.is_file():
+        return name
+    data = config.read_bytes()
+    copy = f"{hashlib.sha256(data).hexdigest()}.json"
+    if not store.pull(store.root / "weights" / copy).is_file():
+        store.write(store.root / "weights" / copy, data)
+    return f"{name}+{copy}"
+
+
+def _in_store(store: Store, weights: str) -> Path:
+    """The path of the file of a "sha256:..." name."""
+    return store.root / "weights" / weights.removeprefix("sha256:").partition("+")[0]
+
+
 def _file(weights: str) -> Path:
     """The file that a path means. Raises `ConfigError` where it cannot be read."""
     try:
@@ -162,15 +183,21 @@ def _of_other(weights: str, model: str) -> str:
     return f"; its config.json says that they are of timm/{theirs[:100]}, so give that as the model"
 
 
-def configuration(weights: str, model: str) -> WeightsConfig:
+def configuration(weights: str, model: str, store: Store | None = None) -> WeightsConfig:
     """The classes and the input that weights name as theirs; nothing for a plain file.
 
-    Raises `ConfigError` where a library has not published such weights.
+    `store` has what a name of `portable_name` names. Raises `ConfigError` where a library has not
+    published such weights.
     """
     library, slash, name = model.partition("/")
     if is_path(weights):
         return of_folder(_local(weights))
-    if weights.startswith("sha256:") or not slash:
+    if weights.startswith("sha256:"):
+        config = weights.partition("+")[2]
+        if store is None or not config:
+            return WeightsConfig()
+        return of_folder(store.pull(store.root / "weights" / config))
+    if not slash:
         return WeightsConfig()
     from raykd.models import libraries  # torchvision takes seconds to import
 

@@ -1,13 +1,16 @@
 """Networks that start from weights: a student from a file in any form, a teacher to fine-tune."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
 from raykd.config.experiment import parse
-from raykd.config.resolve import resolve
+from raykd.config.resolve import portable, resolve
+from raykd.config.shorthand import read_student
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
@@ -19,6 +22,7 @@ from raykd.storage.store import Store
 from raykd.training import initial_state, load_trained, weights
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
+from raykd.training.integrity import audit
 from tests.small import CPU, prepare, student_run, teacher_run, trained
 
 STUDENT = """
@@ -229,6 +233,22 @@ def test_a_published_teacher_is_fine_tuned_and_distilled(tmp_path):
                 if saved[name].shape == tensors[name].shape}  # fmt: skip
         assert same == {"stem"}
     assert load_trained.finished(store, teacher).result["epochs"] == 2
+
+
+def test_other_processes_read_the_same_recipes_from_a_portable_experiment(tmp_path):
+    store = Store(tmp_path / "store")
+    folder = tmp_path / "given"
+    save(folder / "model.safetensors", state())
+    config = {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    more = f"weights: {folder}\n  method: kd\n  teacher: {{model: resnet8, weights: {folder}}}"
+    experiment = resolve(parse(text(more), "x"), store)
+    space = portable(experiment, store).space
+    assert space is not None
+    shutil.rmtree(folder)
+    again = replace(experiment, runs=(read_student(dict(space.base)),))
+    assert resolve(again, store).runs == experiment.runs
+    assert not audit(store).faults
 
 
 def test_weights_alone_are_a_teacher_that_is_given(tmp_path):
