@@ -88,11 +88,14 @@ class WeightsImporter:
         from raykd.models import libraries  # torchvision takes seconds to import
 
         available = libraries.published_classes(library, name, weights)
-        if available != classes:
-            self._log(
-                f"{model} {weights}: their classifier of {available} classes is "
-                + (f"replaced by a new one of {classes}" if classes else "left out")
-            )
+        theirs = _meta_network(model, available).network.state_dict()
+        entry = foreign_checkpoints.Entry("", theirs)
+        try:
+            note = self._fitting([entry], model, classes, start=True)
+        except ConfigError as error:
+            raise ConfigError(f"{weights!r} cannot start {model}: {error}") from error
+        if note:
+            self._log(f"{model} {weights}: {note}")
         return weights
 
     def _check_copy(self, weights: str) -> str:
@@ -112,15 +115,20 @@ class WeightsImporter:
         """The name of a file's copy in the store, which is made where the file fits the network."""
         file = _file(weights)
         try:
-            network, entries = _meta_network(model, classes), foreign_checkpoints.entries(file)
-            spare = head_names(model) if start and not classes else ()
-            note = matched(entries, network, new_head=start, spare=spare).note
+            note = self._fitting(foreign_checkpoints.entries(file), model, classes, start=start)
         except ConfigError as error:
             subject = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
             raise ConfigError(f"{subject}{error}{_of_other(weights, model)}") from error
         if note:
             self._log(f"{weights}: {note}")
         return copy_to_store(self._store, weights)
+
+    def _fitting(
+        self, entries: list[foreign_checkpoints.Entry], model: str, classes: int, *, start: bool
+    ) -> str:
+        """A sentence on how tensors were read as a network's. Raises `ConfigError`."""
+        spare = head_names(model) if start and not classes else ()
+        return matched(entries, _meta_network(model, classes), new_head=start, spare=spare).note
 
 
 def copy_to_store(store: Store, weights: str) -> str:

@@ -90,7 +90,8 @@ class Optim(Record):
     # Largest L2 norm of the gradients; those of a policy are clipped apart.
     clip: float | None = Field(default=None, gt=0, le=Limits.RATE)
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
-    parts: Factors = ()  # a mapping: part -> the multiple of `lr` that it is trained with
+    # A mapping: part -> the multiple of `lr` that it is trained with.
+    parts: Factors = Field(default=(), json_schema_extra={"default": {}})
     freeze: Frozen = ()  # parts that stay as they are
 
     @model_validator(mode="after")

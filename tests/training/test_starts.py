@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 
 from raykd.config.experiment import parse
 from raykd.config.resolve import portable, resolve
@@ -154,6 +155,36 @@ def test_weights_that_do_not_fit_are_refused_with_their_key(tmp_path):
     assert "experiment.run.weights: resnet8 has no published weights 'V1'" in sentence
     assert "gone.pt: cannot be read" in refusal(store, "weights: gone.pt")
     assert not (store.root / "weights").exists()
+
+
+def test_a_student_starts_from_published_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder, name = tmp_path / "torch" / "hub" / "checkpoints", "shufflenet_v2_x0_5"
+    folder.mkdir(parents=True)
+    torch.manual_seed(7)
+    published = torchvision.models.get_model(name).state_dict()
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    torch.save(published, folder / url.rpartition("/")[2])
+    store = Store(tmp_path / "store")
+    more = "weights: IMAGENET1K_V1"
+    run, said = resolved(store, more, "run.data.resize=32", model=f"torchvision/{name}")
+    text = f"torchvision/{name} IMAGENET1K_V1: their classifier of 1000 classes is replaced by a"
+    assert said.count(text) == 1
+    assert run.weights == "IMAGENET1K_V1"
+    assert run.data.mean == (0.485, 0.456, 0.406)
+    start = before(store, run)
+    assert {n for n, v in start.items() if not torch.equal(v, published[n])} == {
+        "fc.weight",
+        "fc.bias",
+    }
+
+
+def test_published_weights_that_cannot_start_a_network_are_refused(tmp_path):
+    sentence = refusal(Store(tmp_path), "weights: V9", model="torchvision/resnet18")
+    assert "experiment.run.weights: torchvision/resnet18 has no weights called 'V9'" in sentence
+    # Its classifier is a convolution before the pooling.
+    sentence = refusal(Store(tmp_path), "weights: DEFAULT", model="torchvision/squeezenet1_1")
+    assert "weights: 'DEFAULT' cannot start torchvision/squeezenet1_1: they are ano" in sentence
 
 
 def test_what_raykd_released_is_a_start(tmp_path):
