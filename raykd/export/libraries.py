@@ -31,7 +31,12 @@ def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
     library, name = split(finished.run.model)
     if library == "timm":
         own: Any = finished.network.network.pretrained_cfg
-        return {}, {key: own[key] for key in _TIMM if own.get(key) is not None}
+        size = list(finished.run.data.resolved().size)
+        resized = [*own["input_size"][1:]] != size and getattr(
+            finished.network.network, "dynamic_img_size", False
+        )
+        arguments = {"dynamic_img_size": True} if resized else {}
+        return arguments, {key: own[key] for key in _TIMM if own.get(key) is not None}
     auxiliary = library == "torchvision" and name in ("googlenet", "inception_v3")
     return (dict(_WITHOUT_AUXILIARY) if auxiliary else {}), {}
 

@@ -91,7 +91,7 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
     """The library's own network; see `build`."""
     if weights is None:
         if library == "timm":
-            return _timm().create_model(name, num_classes=classes)
+            return _of_timm(name, num_classes=classes)
         # These two warn until they are told how to start.
         auxiliary = name in ("googlenet", "inception_v3")
         options = {"aux_logits": False, "init_weights": True} if auxiliary else {}
@@ -99,7 +99,7 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
     published = _published(library, name, weights)
     available = published_classes(library, name, weights)
     if library == "timm":
-        make = partial(_timm().create_model, published, pretrained=True)
+        make = partial(_of_timm, published, pretrained=True)
     else:
         make = partial(_downloaded, name, published)
     if available != classes:
@@ -122,6 +122,19 @@ def _network(library: str, name: str, classes: int, weights: str | None) -> nn.M
         # torchvision refuses aux_logits=False together with inception_v3's weights (0.29).
         network.aux_logits, network.AuxLogits = False, None
     return network
+
+
+def _of_timm(name: str, **options: Any) -> nn.Module:
+    """A network of timm's; a plain transformer takes images of other sizes, too.
+
+    Its positions are then interpolated, as DINOv2's authors do; at its own size nothing changes.
+    """
+    try:
+        return _timm().create_model(name, dynamic_img_size=True, **options)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return _timm().create_model(name, **options)
 
 
 def _downloaded(name: str, published: Any, num_classes: int) -> nn.Module:

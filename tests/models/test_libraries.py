@@ -273,6 +273,17 @@ def test_transformers_have_token_maps_prefixes_and_the_librarys_embedding(name, 
     assert shapes == {(2, prefixes, depth) if prefixes else None}
 
 
+def test_a_plain_transformer_takes_other_sizes_and_is_timms_own_at_its_own():
+    torch.manual_seed(0)
+    network = build("timm/test_vit", 5).eval()
+    other = timm.create_model("test_vit", num_classes=5).eval()
+    other.load_state_dict(network.network.state_dict())
+    pixels = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(network(pixels), other(pixels))
+        assert network(pixels[..., :96, :96]).shape == (2, 5)
+
+
 def test_gradients_reach_every_parameter_and_features_stay_as_they_were(case):
     _, network, pixels = case
     network.train()
