@@ -91,7 +91,13 @@ def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source 
         cache = open_cache(store, recipe, [0], device)
         cache.prefetch(0)
         members.append(CachedTeacher(cache, recipe.signals()))
-    return together(run, members) if members else None
+    if not members:
+        return None
+    # The one view of a test image is the mean over its views, too.
+    looks: tuple[Look, ...] = ("given",)
+    if "view_mean" in run.method.looks().teacher:
+        looks = ("given", "view_mean")
+    return by_look(dict.fromkeys(looks, together(run, members)))
 
 
 def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:

@@ -13,6 +13,8 @@ from raykd.outputs.codecs import TopK
 from raykd.planning.plan import plan
 from raykd.recipes import PanelRun
 from raykd.storage.store import Store
+from raykd.tasks import Features
+from raykd.teachers.anchor_route import Route
 from raykd.teachers.source import CachedTeacher, ViewMean
 from raykd.training import inputs
 from raykd.training.runs import local_host, train
@@ -117,6 +119,27 @@ def test_a_panel_has_the_mean_over_views_too(store):
     assert answer is not None
     found = answer(shown(0)).look("view_mean").logits.exp()
     torch.testing.assert_close(found, torch.stack(means).mean(0))
+
+
+def test_each_checkpoint_of_a_route_has_the_mean_over_its_own_epochs_views(store):
+    run = student_run(store, MEAN, route=Route(anchors=(1, 2), starts=(0, 2)))
+    prepare(store, run)
+    source = inputs.teachers(store, run, CPU)
+    for epochs in ((0, 1), (2,)):
+        cache = inputs.open_cache(store, run.outputs_at(epochs[0]), list(epochs), CPU)
+        mean = ViewMean(cache, epochs, Signal.EMBEDDING)(shown(0)).embedding
+        for epoch in reversed(epochs):  # a run that goes on later has the same target
+            answer = source(epoch)
+            assert answer is not None
+            assert torch.equal(answer(shown(epoch)).look("view_mean").embedding, mean)
+
+
+def test_a_backbone_learns_from_the_mean_embedding_without_labels(store):
+    run = student_run(store, MEAN, task=Features())
+    prepare(store, run)
+    assert not run.outputs_at(0).logits
+    train(store, run, local_host(store, run))
+    assert store.has(run)
 
 
 def test_what_has_no_mean_over_views_is_refused(store):
