@@ -24,7 +24,7 @@ from raykd.export.config import configuration
 from raykd.export.graph import CONFIG
 from raykd.export.libraries import WEIGHTS, rebuilt
 from raykd.export.model_card import card
-from raykd.recipes import AnyTeacher
+from raykd.recipes import AnyTeacher, TeacherRun
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store, write_json
 from raykd.training import weights
@@ -63,6 +63,11 @@ def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] =
     network; then nothing is left.
     """
     folder = folder.resolve()
+    if isinstance(run, TeacherRun) and (run.classes, run.outputs, run.size) != (None, None, None):
+        raise ConfigError(
+            f"{run.model}: a teacher with classes, outputs or a size of its own is not exported; "
+            f"the network alone is that of its weights ({run.weights or 'trained here'})"
+        )
     check_folder(folder, run)
     check_installed(formats)
     model = finished(store, run)

@@ -106,7 +106,8 @@ class SimKD(SpotMethod):
             raise ConfigError(
                 "method 'simkd' needs a teacher that averages its last map and has one linear "
                 f"classifier; this one pools by {_kinds(pool)} and classifies by "
-                f"{_kinds([classifier])}. Choose another teacher, such as a resnet."
+                f"{_kinds([*classifier.children()] or [classifier])}. Choose another teacher, such "
+                "as a resnet."
             )
         with torch.no_grad():
             copy.weight.copy_(classifier.weight)

@@ -6,8 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Signal
 from raykd.data.dataset import open_images
+from raykd.export.folder import export
 from raykd.methods.kd import KD
 from raykd.models import build
 from raykd.recipes import Optim, TeacherRun
@@ -165,6 +167,23 @@ def test_a_teacher_of_other_classes_is_loaded_and_not_tested(store):
     assert network.outputs(torch.zeros(1, 3, 8, 8), Signal.LOGITS).logits.shape == (1, WIDE)
 
 
+@pytest.mark.parametrize("outputs", [WIDE, 0])
+def test_students_read_the_embeddings_of_a_teacher_of_other_classes(store, outputs):
+    state = wide_state()
+    if not outputs:
+        state = {name: value for name, value in state.items() if "classifier" not in name}
+    teacher = given(store, state, outputs=outputs)
+    students = []
+    for source in ("cache", "live"):
+        run = student_run(store, "mimic_embedding", teacher=teacher, optim=ONE, source=source)
+        prepare(store, run)
+        students.append(trained(store, run))
+        last = read_result(store.path(run))["last"]
+        assert "top1" in last and "agreement" not in last and "kl" not in last
+    assert run.outputs_at(0).signals() == Signal.EMBEDDING and run.test_outputs() is None
+    assert len(students[0]) == len(students[1])
+
+
 def test_a_teacher_that_is_trained_here_on_other_images_is_mapped(store):
     teacher = teacher_run(store, classes=((1,), (3, 5)))
     two = student_run(store, optim=ONE, teacher=teacher)
@@ -179,3 +198,17 @@ def test_builds_of_caches_take_the_mapped_rows(store):
     prepare(store, student_run(store, teacher=teacher, optim=ONE))
     build_here(CacheBuild(store, run, [0, 1]), CPU)
     assert inputs.open_cache(store, run, [1], CPU).take(torch.arange(3), 1).logits.shape == (3, 10)
+
+
+def test_a_teacher_with_a_map_is_not_exported(store, tmp_path):
+    teacher = given(store, wide_state(), outputs=WIDE, classes=JOINED)
+    with pytest.raises(ConfigError, match="resnet8: a teacher with classes, outputs or a size of"):
+        export(store, teacher, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_simkd_says_that_a_map_is_no_linear_classifier(store):
+    teacher = given(store, wide_state(), outputs=WIDE, classes=JOINED)
+    run = student_run(store, "simkd", teacher=teacher, optim=ONE)
+    with pytest.raises(ConfigError, match="classifies by Linear, ClassMap"):
+        step_of(run, torch.arange(96) % 10, CPU)
