@@ -21,7 +21,8 @@ FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
 CRD = {"epochs": 240, "batch": 64, "lr": 0.05, "weight_decay": 5e-4, "milestones": (150, 180, 210)}
 AUTHORS = {"epochs": 300, "batch": 64, "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 
-ALONE = ("function_matching", "reinforced", "fine_tune")  # recipes of one method, no comparisons
+# Recipes of one method, or of two beside each other.
+ALONE = ("function_matching", "reinforced", "fine_tune", "label_free", "published_teacher")
 
 
 def file_of(name: str) -> Path:
