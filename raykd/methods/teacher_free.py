@@ -53,6 +53,10 @@ class TeacherFree(Method):
         """The logits."""
         return Signal.LOGITS
 
+    def reads_labels(self) -> bool:
+        """True: the target is made of them."""
+        return True
+
     def losses(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

@@ -483,7 +483,9 @@ def _check_task(run: StudentRun) -> None:
     reason = None
     if not method.needs():
         reason = "learns from the labels alone"
-    elif method.needs() & (Signal.LOGITS | Signal.CLASSIFIER | Signal.PIXELS):
+    elif (method.needs() | method.student_needs()) & (
+        Signal.LOGITS | Signal.CLASSIFIER | Signal.PIXELS
+    ):
         reason = "reads logits, of which a backbone has none"
     elif method.reads_labels():
         reason = "reads labels"

@@ -10,10 +10,12 @@ from raykd.methods import METHODS
 from raykd.methods.ab import AB
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
+from raykd.methods.mimic import MimicEmbedding
 from raykd.methods.sakd import SAKD
 from raykd.methods.teacher_free import TeacherFree
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
+from raykd.tasks import Features
 from raykd.training.learner import Learner
 from raykd.training.load_trained import finished
 from raykd.training.runs import local_host, train
@@ -87,6 +89,13 @@ def test_a_sum_needs_a_method_that_reads_a_teacher():
         Combine(combine=(AB(), TeacherFree()))
     with pytest.raises(ValidationError, match="reads nothing of the teacher"):
         SAKD(base=TeacherFree())
+
+
+def test_a_backbone_without_logits_is_refused_as_part_of_a_sum_too(tmp_path):
+    both = Combine(combine=(MimicEmbedding(), TeacherFree()))
+    assert both.reads_labels() and both.needs() == Signal.EMBEDDING
+    with pytest.raises(ValidationError, match="reads logits, of which a backbone has none"):
+        student_run(Store(tmp_path), both, task=Features())
 
 
 def test_a_method_s_signals_of_the_student_are_those_of_the_teacher_where_it_says_no_other():
