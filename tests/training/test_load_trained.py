@@ -47,7 +47,7 @@ def test_of_a_teacher_it_is_the_last_epoch(store):
     prepare(store, run)
     made = finished(store, run.teacher)
     pixels = Views(made.test, run.data.test()).batch(torch.arange(len(made.test)), 0)
-    top1 = 100 * float((made.scores(pixels.pixels).argmax(1) == pixels.targets).float().mean())
+    top1 = 100 * float((made.answer(pixels.pixels).argmax(1) == pixels.targets).float().mean())
     assert top1 == pytest.approx(read_json(store.path(run.teacher) / RESULT)["last"]["top1"])
     assert isinstance(made.helpers, nn.ModuleDict)
     assert len(made.helpers) == 0

@@ -13,6 +13,7 @@ from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.methods.crd import CRD
 from raykd.methods.kd import KD
+from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.planning.preflight import preflight
 from raykd.recipes import Optim
@@ -21,7 +22,7 @@ from raykd.training import network_parts
 from raykd.training.learner import Learner
 from raykd.training.optim import build_optimiser, update
 from tests.process_group import run_group
-from tests.small import batch, pair, prepare, student_run, trained
+from tests.small import batch, helpers_of, pair, prepare, student_run, trained
 from tests.training import group_work, scale_work
 from tests.training.test_loop import twin
 from tests.training.test_mid_epoch import ADAM, interrupted
@@ -139,6 +140,20 @@ def test_helpers_have_a_factor_of_their_own(store):
         1.0: {*student.parameters()},
         5.0: {value for value in helpers.parameters() if value.requires_grad},
     }
+
+
+def test_a_policy_keeps_its_own_pace_beside_the_factors(store):
+    student, teacher = pair()
+    method = SAKD()
+    learner = Learner(student, method, helpers_of(method, student, teacher))
+    rates = {"helpers": 4.0, "classifier": 10.0}
+    *groups, policy = build_optimiser(Optim(), learner, learner.factors(rates)).param_groups
+    assert {*policy["params"]} == {*learner.helpers["routing"].parameters()}
+    assert (policy["rate"], policy["weight_decay"]) == (0.5 * 4.0, 1e-3)
+    assert "together" not in policy  # it is clipped apart
+    assert all(group["together"] for group in groups)
+    frozen = Learner(student, method, learner.helpers, freeze=("helpers",))
+    assert len(build_optimiser(Optim(), frozen).param_groups) == 1
 
 
 FREEZE = ("stem", "stage1", "stage3")
