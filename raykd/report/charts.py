@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, Formatter, LogLocator, MaxNLocator, 
 
 from raykd.report.svg import INK, Picture, draw, look
 from raykd.report.types import Group, Report
+from raykd.tasks.base import HEADINGS
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ def charts(report: Report) -> Iterator[Chart]:
     """The pictures that all groups of a report share."""
     late = "The first epochs may lie below the picture."
     metrics = (
-        (
-            report.metric,
-            f"{_capital(report.measure)} on the test images, %",
-            f"Mean over the seeds; the band spans them. {late}",
+        *(
+            (
+                name,
+                f"{_capital(HEADINGS[name].removesuffix(' %'))} on the test images, %",
+                f"Mean over the seeds; the band spans them. {late}",
+            )
+            for name in (report.metric, *report.others)
         ),
         ("loss", "Training loss", "Methods sum losses of their own: compare shapes, not heights."),
         ("agreement", "Agreement with the teacher, %", f"Test images answered as it does. {late}"),
@@ -56,8 +60,8 @@ def charts(report: Report) -> Iterator[Chart]:
 
 
 def _capital(text: str) -> str:
-    """The text with a capital letter first."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital letter first, where it has none."""
+    return text[:1].upper() + text[1:] if text.islower() else text
 
 
 def sample(number: int) -> Picture:

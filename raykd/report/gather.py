@@ -19,6 +19,7 @@ from raykd.report.cost import cost_of
 from raykd.report.labels import labels
 from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
 from raykd.storage.store import Store
+from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Tested, Untested, read_result
 from raykd.training.result import training_seconds
@@ -249,4 +250,9 @@ def _group(label: str, runs: Sequence[Run], gain: Summary | None, metric: str) -
         images_per_second=median("images_per_second"),
         seconds=float(np.mean(seconds)) if seconds else None,
         hardware=tuple(sorted({result["hardware"] for result in results})),
+        others={
+            heading: value
+            for name, heading in HEADINGS.items()
+            if name != metric and (value := last(name)) is not None
+        },
     )

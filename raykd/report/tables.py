@@ -15,6 +15,14 @@ from raykd.tasks.base import HEADINGS
 from raykd.tracking.console import clock
 
 # Columns of text, which is aligned to the left; the others hold numbers.
+_MEASURES = {
+    "top1": "Top-1: test images that are answered rightly.",
+    "knn_top1": "k-NN: the probe's test images whose nearest training images, by their embeddings, "
+    "vote for the right class.",
+    "linear_top1": "Linear: those that a linear classifier of the embeddings answers rightly.",
+    "cka": "CKA: alignment of the embeddings of the test images with the teacher's, 100 where one "
+    "is a rotation and a scaling of the other.",
+}
 TEXT_COLUMNS = ("what", "network", "hardware", "trial", "state", "settings", "fingerprint", "error")
 
 
@@ -43,14 +51,23 @@ def legend(report: Report) -> str:
     if report.baseline is None:
         over = "the same training without a teacher"
     gains = (
-        f"{versus(report)}: the mean difference of {report.measure} to {over}, seed by seed, with "
+        f" {versus(report)}: the mean difference of {report.measure} to {over}, seed by seed, with "
         "its 95 % t interval"
     )
     methods = {recipe["method"]["name"] for recipe in recipes}
-    if report.baseline is None and "label_only" not in methods:
+    if not has_gains(report):
+        gains = ""
+    elif report.baseline is None and "label_only" not in methods:
         gains += "; the experiment has none, so add label_only, or name a line with --baseline"
     elif any(recipe.get("after") for recipe in recipes):
         gains += "; a student of several stages was trained that many times as long"
+    gains += "." if gains else ""
+    measures = " ".join(_MEASURES[name] for name in (report.metric, *report.others))
+    if report.labelled:
+        measures = (
+            "Agreement: test images answered as the teacher does. KL: of the student's from the "
+            "teacher's probabilities, in nats."
+        )
     views = ""
     if share_views(report):
         views = (
@@ -60,10 +77,13 @@ def legend(report: Report) -> str:
     return (
         f"Students stand by their {report.measure} after the last epoch, those with unfinished "
         f"runs at the end: mean +- sample standard deviation over n seeds.{views} Best is the best "
-        f"epoch's, {selection}. "
-        f"{gains}. Agreement: test images answered as the teacher does. KL: of the student's from "
-        "the teacher's probabilities, in nats. FLOPs and latency are of one image's forward."
+        f"epoch's, {selection}.{gains} {measures} FLOPs and latency are of one image's forward."
     )
+
+
+def has_gains(report: Report) -> bool:
+    """True where there can be gains: without labels nothing is trained without a teacher."""
+    return report.labelled or report.baseline is not None
 
 
 def share_views(report: Report) -> bool:
@@ -112,23 +132,28 @@ def cost_lines(report: Report) -> list[tuple[str, str]]:
 def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
     """The groups in the order of the table, with its cells by column."""
     means = [group.score.mean for group in report.students if group.score and group.is_ranked()]
-    validated = any(group.validation for group in report.students)
+    absent = {"agreement %", "KL"} if not report.labelled else set[str]()
+    if not any(group.validation for group in report.students):
+        absent.add("validation %")
+    if not has_gains(report):
+        absent.add(versus(report))
     lines = []
     for group in report.groups():
         rank = ""
         if group.score and group.is_ranked() and group in report.students:
             rank = str(1 + sum(mean > group.score.mean for mean in means))
-        line = {"rank": rank} | cells(group, versus(report), report.heading)
-        if not validated:
-            del line["validation %"]
-        lines.append((group, line))
+        headings = [HEADINGS[name] for name in report.others]
+        line = {"rank": rank} | cells(group, versus(report), report.heading, headings)
+        lines.append((group, {name: text for name, text in line.items() if name not in absent}))
     return lines
 
 
-def cells(group: Group, gain: str = "gain", score: str = "top-1 %") -> dict[str, str]:
+def cells(
+    group: Group, gain: str = "gain", score: str = "top-1 %", others: Iterable[str] = ()
+) -> dict[str, str]:
     """A line of the table as text, by column; "-" where there is no number.
 
-    `gain` and `score` are the headings of these columns.
+    `gain` and `score` are the headings of these columns, `others` those of further metrics.
     """
     total, finished = len(group.runs), len(group.finished())
     return {
@@ -138,6 +163,7 @@ def cells(group: Group, gain: str = "gain", score: str = "top-1 %") -> dict[str,
         "n": f"{finished}" if finished == total else f"{finished} of {total}",
         "best %": _text("{0.mean:.2f}", group.best),
         "validation %": _text("{0.mean:.2f}", group.validation),
+        **{name: _text("{0.mean:.2f} +- {0.std:.2f}", group.others.get(name)) for name in others},
         gain: _text("{0.mean:+.2f} [{0.low:+.2f}, {0.high:+.2f}]", group.gain),
         "agreement %": _text("{0.mean:.2f} +- {0.std:.2f}", group.agreement),
         "KL": _text("{0.mean:.3f}", group.kl),
@@ -159,6 +185,11 @@ def run_cells(run: Run, metric: str = "top1") -> dict[str, str]:
         HEADINGS[metric]: _text("{:.2f}", last.get(metric)),
         "best %": _text("{:.2f}", best.get(metric)),
         "validation %": _text("{:.2f}", last.get(f"validation_{metric}")),
+        **{
+            heading: _text("{:.2f}", last.get(name))
+            for name, heading in HEADINGS.items()
+            if name != metric and name in last
+        },
         "agreement %": _text("{:.2f}", last.get("agreement")),
         "KL": _text("{:.3f}", last.get("kl")),
         "time": clock(result["seconds"]) if run.result else "-",
@@ -191,12 +222,13 @@ def console_table(report: Report) -> Table:
     # Words wrap, long names are cut in two; numbers stay whole.
     table.add_column("what", overflow="fold", min_width=15)
     table.add_column("network", overflow="fold", min_width=9)
-    columns = (report.heading, "n", "best %", "agreement %", "parameters", "images/s", "time")
+    others = ["agreement %"] if report.labelled else [HEADINGS[name] for name in report.others]
+    columns = (report.heading, "n", "best %", *others, "parameters", "images/s", "time")
     for name in columns:
         short = {"agreement %": "agree %", "parameters": "params"}.get(name, name)
         table.add_column(short, justify="right", no_wrap=True)
     for group, row in rows(report):
-        row["agreement %"] = row["agreement %"].partition(" ")[0]
+        row |= {name: row[name].partition(" ")[0] for name in others}
         line = [row[name] for name in ("rank", "what", "network", *columns)]  # the rest has no room
         table.add_row(*map(Text, line), style=None if group.is_ranked() else "yellow")
     return table

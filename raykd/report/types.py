@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from raykd.tasks import Classification
 from raykd.tasks.base import HEADINGS
 from raykd.training.finite import is_finite
 from raykd.training.route_results import Decision
@@ -69,6 +70,8 @@ class Group:
     images_per_second: float | None  # median
     seconds: float | None  # mean of a run, with the stages before it
     hardware: tuple[str, ...]
+    # What else the task measures, in percent, after the last epoch: by its heading.
+    others: Mapping[str, Summary] = field(default_factory=dict)
 
     def finished(self) -> list[Run]:
         """The runs that have a result."""
@@ -157,6 +160,17 @@ class Report:
     def measure(self) -> str:
         """Name of the score in a sentence, as "top-1"."""
         return self.heading.removesuffix(" %")
+
+    @property
+    def labelled(self) -> bool:
+        """True where students answer for classes, and so can agree with a teacher."""
+        return self.metric == Classification().headline
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Metrics of the task besides the headline that some student has: keys of `HEADINGS`."""
+        headings = {heading for group in self.students for heading in group.others}
+        return tuple(name for name, heading in HEADINGS.items() if heading in headings)
 
     def groups(self) -> tuple[Group, ...]:
         """The lines of the table."""

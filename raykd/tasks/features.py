@@ -27,7 +27,8 @@ class Probe(Record):
     """
 
     data: AnyData  # its training images are known, its test images are asked
-    kind: tuple[Kind, ...] = ("knn", "linear")
+    # The first one compares students.
+    kind: tuple[Kind, ...] = Field(default=("knn", "linear"), min_length=1)
     k: int = Field(default=20, ge=1, le=Limits.ROWS)
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
     # Epochs between two probes; None: after the last one alone.

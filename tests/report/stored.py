@@ -42,10 +42,10 @@ grid:
 """  # the teacher's checkpoints are 2, 4, 6 and 8
 
 
-def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
+def put(store, run, top1, *, epochs=EPOCHS, finish=True, without=(), **more):
     """Write what training a run leaves in the store; its best epoch is the last but one.
 
-    Each line has what is in `more`, a function being called with the epoch.
+    Each line has what is in `more`, a function being called with the epoch, and nothing `without`.
     """
     folder = store.path(run)
     folder.mkdir(parents=True)
@@ -58,6 +58,9 @@ def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
         lines[-2]["top1"] = min(top1 + 0.5, 100.0)
     for line in lines:
         line |= {key: it(line["epoch"]) if callable(it) else it for key, it in more.items()}
+    best = max(lines, key=lambda line: line["top1"])
+    for line, key in itertools.product(lines, without):
+        del line[key]
     (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finish:
         result = {
@@ -67,7 +70,7 @@ def put(store, run, top1, *, epochs=EPOCHS, finish=True, **more):
             "latency_ms": 0.25 + run.seed / 8 if run.model == "resnet8" else 0.75,
             "epochs": epochs,
             "last": lines[-1],
-            "best": max(lines, key=lambda line: line["top1"]),
+            "best": best,
             "images_per_second": 1000.0 + run.seed,
             "seconds": 8.0 + run.seed,
             "workers": 1,

@@ -5,7 +5,7 @@ import re
 from rich.console import Console
 
 from raykd.config.experiment import parse
-from raykd.report import console_table, gather, to_json, to_markdown
+from raykd.report import console_table, gather, to_csv, to_json, to_markdown
 from raykd.report.page import page
 from raykd.report.tables import cells
 from tests.report.stored import TEXT, finished, put
@@ -80,3 +80,26 @@ def test_names_from_files_are_text_in_a_table(store):
     report = gather(store, experiment)
     assert not re.search(r"(?<!\\)<", to_markdown(report))
     assert evil in shown(report)
+
+
+def test_a_report_of_backbones_speaks_of_no_labels_and_shows_all_measures(store):
+    text = """
+run:
+  model: resnet8
+  data: {name: digits, labels: none, digest: 0123456789abcdef0123, classes: 0, size: [8, 8]}
+  task: {name: features, probe: {data: {name: digits}, kind: [linear]}}
+  method: feature_distillation
+  teacher: {model: resnet8x4, weights: sha256:0, outputs: 0}
+  optim: {epochs: 4, batch: 50}
+"""
+    experiment = parse(text, "backbones")
+    (run,) = experiment.runs
+    put(store, run, 1.0, without=["top1"], cka=80.0, knn_top1=50.0, linear_top1=60.0)
+    report = gather(store, experiment)
+    assert (report.heading, report.others) == ("linear %", ("knn_top1", "cka"))
+    assert re.search(r"60\.00 +1 +60\.00 +50\.00 +80\.00 ", shown(report))
+    for text in (to_markdown(report), page(report)):
+        assert "50.00" in text and "80.00" in text
+        for word in ("label_only", "agreement", "Agreement", "KL", "top-1", "nan"):
+            assert word not in text, word
+    assert ",50.0,60.0,80.0," in to_csv(report)
