@@ -27,6 +27,7 @@ from raykd.core.registry import nearest
 from raykd.methods import METHODS
 from raykd.outputs.codecs import CODECS
 from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
+from raykd.tasks import Features
 
 
 class Where(Record):
@@ -135,12 +136,24 @@ def parse(
         space = read_space(tree["run"], grid, *parts, scale.grid_limit)
         for run in runs if space.sweep.scheduler == "pbt" else ():
             check_generation(run)
+    if where.probe is not None and not _may_probe(runs, space):
+        mistakes.add(
+            "experiment.data.probe: no student has a probe whose images these could be; add "
+            "run.task: {name: features, probe: {data: {name: folder}}}, or leave it out"
+        )
     for rule in scale.rules:
         for key in rule.match:
             if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
                 mistakes.add(f"experiment.scale.rules: {key}: no student has such a key")
     mistakes.raise_all()
     return Experiment(name, tuple(runs), scale, where, space, places)
+
+
+def _may_probe(runs: Iterable[Asked], space: Space | None) -> bool:
+    """True where a student has a probe, or a search may draw one."""
+    tasks = [basis(run).task for run in runs]
+    drawn = any(axis.startswith("run.task") for axis in (space.search if space else ()))
+    return drawn or any(isinstance(task, Features) and task.probe is not None for task in tasks)
 
 
 def _check_parts(tree: dict[str, Any]) -> None:

@@ -145,7 +145,8 @@ class Mistakes:
     def _line(self, text: str) -> str:
         """A mistake with its students and its place."""
         first, *others = self._found[text]
-        text = text.rstrip(".") if self._places or first or others else text
+        ends = text.endswith(".") and not text.endswith("...")
+        text = text[:-1] if ends and (self._places or first or others) else text
         if first is not None or others:
             text += f"; in {first or 'one student'}"
         if others:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from raykd.config.class_maps import NAMES, WORDNET, read_table, resolve_classes
 from raykd.config.experiment import Experiment, Where
 from raykd.config.messages import Mistakes
-from raykd.core.errors import ConfigError
+from raykd.core.errors import ConfigError, DataError
 from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
+from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
 from raykd.models.weights_import import WeightsImporter, configuration, is_path, portable_name
 from raykd.recipes import AnyTeacher, Asked, PanelRun, StudentRun, TeacherRun, Teaching
@@ -167,7 +168,11 @@ def resolve(
     def task(value: Task, trained: ResolvedData) -> Task:
         if not isinstance(value, Features) or value.probe is None:
             return value
-        judged = data(value.probe.data, probe_root)
+        try:
+            judged = data(value.probe.data, probe_root)
+        except (ConfigError, DataError) as error:
+            kind = type(error)
+            raise kind(_of_probe(str(error), named=experiment.where.probe is not None)) from error
         warn_of_shared(trained, judged)
         probe = value.probe.model_copy(update={"data": judged})
         return value.model_copy(update={"probe": probe})
@@ -226,6 +231,15 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
         for name, path in experiment.where.plain().items()
     }
     return replace(experiment, space=space, where=Where(**whole))
+
+
+def _of_probe(text: str, *, named: bool) -> str:
+    """A message about images as one about those of a probe; `named`: data.probe is given."""
+    text = text.replace(UNLABELLED, "a probe needs labels: data.probe is where labelled images are")
+    text = text.replace("run.data", "run.task.probe.data")
+    text = text.replace("data.path", "data.probe") if named else text
+    start = "" if text.startswith("run.task") else "run.task.probe.data: "
+    return f"experiment.{start}{text}"
 
 
 def _as_weights_see(teacher: TeacherRun, taught: Data, said: WeightsConfig) -> Data:

@@ -179,11 +179,14 @@ def _load(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """One line of an error, without torch's advice on how to unpickle after all."""
-    text = str(error).strip() or type(error).__name__
+    text = str(error).strip()
+    if isinstance(error, LookupError | EOFError) or not text:  # of an unpickler that lost its way
+        return "it is not a file of torch.save"
     if "Weights only load failed" in text:
         _, mark, text = text.partition("WeightsUnpickler error:")
         text = text.strip() if mark and text.strip() else "it is not a file of torch.save"
-    return text.splitlines()[0][:200]
+    text = text.splitlines()[0][:200]
+    return "it is not a file of torch.save" if text.startswith("Unsupported operand") else text
 
 
 def _states(value: Any, path: str = "") -> Iterator[Entry]:

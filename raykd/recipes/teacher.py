@@ -111,9 +111,10 @@ class TeacherRun(Recipe):
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
         if not self.is_given and self.data.labels == "none":
+            leave = "leave its optim out" if self.fine_tune else "give it weights"
             raise ValueError(
-                "a teacher that is trained here learns from labels, and data.labels is none; give "
-                "it weights, or data of its own with labels"
+                "a teacher that is trained here learns from labels, and data.labels is none; "
+                f"{leave}, or give it data of its own with labels"
             )
         return self
 

@@ -6,7 +6,7 @@ import pytest
 
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
-from raykd.core.errors import ConfigError
+from raykd.core.errors import ConfigError, DataError
 from raykd.storage.store import Store
 from tests.data.files import put
 from tests.data.packs import IMAGES
@@ -53,6 +53,46 @@ def test_a_probe_of_images_that_are_trained_on_is_warned_of(store, tmp_path):
     assert "of the 4 test images of the probe are in the training set" in warning
 
 
+@pytest.mark.parametrize(
+    ("folder", "error", "words"),
+    [
+        ("none", DataError, r"^experiment\.run\.task\.probe\.data: .*no such.*\(data\.probe\)"),
+        ("flat", DataError, r"a probe needs labels: data\.probe is where labelled images are"),
+        (
+            "s3://bucket/x",
+            ConfigError,
+            r"data\.probe: .* a URL.*add run\.task\.probe\.data\.stream",
+        ),
+    ],
+)
+def test_a_message_about_the_images_of_a_probe_names_its_keys(
+    store, tmp_path, folder, error, words
+):
+    tree(tmp_path / "images", range(10))
+    put(tmp_path / "flat" / "one.png", IMAGES[0])
+    place = folder if ":" in folder else tmp_path / folder
+    with pytest.raises(error, match=words) as caught:
+        resolved(store, UNLABELLED, f"data.path={tmp_path / 'images'}", f"data.probe={place}")
+    assert "labels: none" not in str(caught.value) and "data.path" not in str(caught.value)
+
+
+def test_the_place_of_a_probe_that_no_student_has_is_refused():
+    with pytest.raises(ConfigError, match=r"experiment\.data\.probe: no student has a probe"):
+        parse(UNLABELLED, "one", ["run.task=features", "data.probe=images"])
+    searched = [
+        "run.task=features",
+        "data.probe=images",
+        "search={run.task.probe.k: {choice: [1]}}",
+    ]
+    with pytest.raises(ConfigError, match=r"experiment\.search"):  # a probe may be drawn
+        parse(UNLABELLED, "one", searched)
+
+
+def test_a_probe_without_kinds_is_refused():
+    with pytest.raises(ConfigError, match=r"run\.task\.probe\.kind"):
+        parse(UNLABELLED, "one", ["run.task.probe.kind=[]"])
+
+
 def test_a_probe_without_labels_is_refused():
     with pytest.raises(ConfigError, match=r"data\.labels is none; leave it out of the probe"):
         parse(UNLABELLED, "one", ["run.task.probe.data.labels=none"])
@@ -61,3 +101,6 @@ def test_a_probe_without_labels_is_refused():
 def test_a_teacher_that_is_trained_without_labels_is_refused():
     with pytest.raises(ConfigError, match=r"trained here learns from labels"):
         parse(UNLABELLED, "one", ["run.teacher.data.labels=none"])
+    settings = ["run.teacher.data.labels=none", "run.teacher.weights=x.pth", "run.teacher.optim={}"]
+    with pytest.raises(ConfigError, match=r"data\.labels is none; leave its optim out, or give it"):
+        parse(UNLABELLED, "one", settings)
