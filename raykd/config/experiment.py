@@ -209,7 +209,7 @@ def schema() -> dict[str, Any]:
         name = {"enum": names, "description": f"the {what} with its defaults"}
         holder["properties"][key] = {"anyOf": [name, holder["properties"][key]]}
     teacher["required"].remove("data")  # where it is left out, the student's
-    for holder in (student, teacher):
+    for holder in (student, teacher, value["$defs"]["Probe"]):
         holder["properties"]["data"] = {"$ref": "#/$defs/Data"}  # as users write it
     value["$defs"].pop("ResolvedData")
     route = RCO.model_json_schema()
