@@ -552,7 +552,8 @@ def _check_size(run: StudentRun) -> None:
     if run.method.trains_teacher() or (same_pixels and run.asked_at_another_size()):
         raise ValueError(
             f"method {run.method.label!r} asks its teacher in person at the student's resolution; "
-            "give both data the same stream, or choose a method that a cache answers"
+            "give both data the same stream (a given teacher: the student's size as teacher.size), "
+            "or choose a method that a cache answers"
         )
 
 

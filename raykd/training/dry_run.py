@@ -58,7 +58,7 @@ def shapes_of_teacher(teacher: AnyTeacher, size: Size) -> Shapes:
     remedy = _OTHER_SIZE
     if isinstance(teacher, TeacherRun) and teacher.weights is not None:
         size = (teacher.size, teacher.size) if teacher.size else size
-        remedy = "set run.teacher.size to the side that it takes, or choose another network"
+        remedy = "set run.teacher.size to a side that it takes, or choose another network"
     network = functools.partial(weights.build_network, teacher)
     return _on_meta(lambda: measure(network(), size), teacher.model, size, remedy)
 
