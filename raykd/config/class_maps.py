@@ -53,7 +53,8 @@ def read_table(path: str) -> Classes:
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-        rows = [row for row in csv.reader(text.splitlines()) if any(map(str.strip, row))]
+        lines = csv.reader(text.splitlines(), skipinitialspace=True)
+        rows = [row for row in lines if any(map(str.strip, row))]
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(
             f"expected {NAMES}, {WORDNET} or the path of a CSV file; {path} cannot be read as one "
@@ -86,7 +87,10 @@ def _by_name(
     """The indices of each of the data's classes, from names or indices by its name."""
     for name in groups:
         if name not in names:
-            raise ConfigError(f"the data have no class {_short(name)}{nearest(name, names)}")
+            raise ConfigError(
+                f"the data have no class {_short(name)}"
+                + (nearest(name, names) or f"; they are called {_first(names)}")
+            )
     missing = [name for name in names if not groups.get(name)]
     if missing:
         raise ConfigError(
@@ -121,14 +125,15 @@ def _find(wanted: str, names: Names, outputs: int, name: str | None = None) -> i
     if name is not None and wanted.isdecimal():
         return int(wanted)
     if not names:
+        subject = "" if name is None else f"{_short(wanted)}{whose} is no index, and "
         raise ConfigError(
-            f"the teacher's weights do not name their {outputs} classes; give {WORDNET} for a "
-            "network of ImageNet, a list of indices, or {class: index}"
+            f"{subject}the teacher's weights do not name their {outputs} classes; give {WORDNET} "
+            "for a network of ImageNet, a list of indices, or {class: index}"
         )
     every = [one for some in names for one in some]
     raise ConfigError(
         f"none of the teacher's {outputs} classes is called {_short(wanted)}{whose}"
-        + (nearest(wanted, every) or f"; they are called {', '.join(every[:3])}, ...")
+        + (nearest(wanted, every) or f"; they are called {_first(every)}")
     )
 
 
@@ -150,10 +155,17 @@ def _check_indices(groups: Sequence[Sequence[int]], names: Sequence[str], output
     index, times = count.most_common(1)[0]
     if times > 1:
         whose = [name for name, group in zip(names, groups, strict=True) if index in group]
+        if len(whose) == 1:
+            raise ConfigError(f"{index} stands {times} times for {_short(whose[0])}; name it once")
         raise ConfigError(
             f"{index} stands {times} times, for {' and '.join(map(_short, whose[:2]))}; a class of "
             "the teacher's can stand for one class of the data"
         )
+
+
+def _first(names: Sequence[str]) -> str:
+    """Some names, shortened."""
+    return ", ".join(name[:_SHOWN] for name in names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _short(name: str) -> str:

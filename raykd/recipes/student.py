@@ -312,7 +312,7 @@ class StudentRun(Recipe):
         """The caches of the members' checkpoints for `data`, each at its own resolution."""
         values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
         if not self.reads_classes():
-            values |= Dense().recipe() | {"logits": False, "embedding": True}
+            values |= {"codec": "dense", "k": None, "logits": False, "embedding": True}
         return tuple(
             OutputsRun(
                 teacher=member,
@@ -461,7 +461,7 @@ def check_student(run: StudentRun) -> None:
         )
     if isinstance(run.views, int) and run.views < 1:
         raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
-    if run.teacher is not None and run.cached():
+    if run.cached() and run.reads_classes():  # else no logits are stored
         refusal = run.codec.refusal(run.method, run.data.classes)
         if refusal is not None:
             raise ValueError(refusal)

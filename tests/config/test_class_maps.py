@@ -76,7 +76,11 @@ MISTAKES = {
     "too few": ([0, 1], "for each of the 3 classes of the data, got 2"),
     "an index beyond": ([0, 5, 1], "5 for the class 'English_springer' is out of range; the"),
     "twice": ([0, [1, 2], 1], "1 stands 2 times, for 'English_springer' and 'crane'; a class of"),
-    "twice in a group": ([0, [1, 1], 2], "1 stands 2 times, for 'English_springer'; a class of"),
+    "twice in a group": ([0, [1, 1], 2], "1 stands 2 times for 'English_springer'; name it once"),
+    "no class at all": (
+        {"zzz": 0},
+        "have no class 'zzz'; they are called tench, English_springer, ",
+    ),
     "no file": ("name", "is no file"),
 }
 
@@ -94,6 +98,10 @@ def test_a_mistake_is_a_sentence(what):
 def test_weights_without_names_and_encoders_are_said(tmp_path):
     with pytest.raises(ConfigError, match="weights do not name their 5 classes; give wordnet"):
         resolve_classes("names", OURS, 5, ())
+    with pytest.raises(
+        ConfigError, match=r"'1.0' \(for .* 'tench'\) is no index, and the teacher's"
+    ):
+        resolve_classes((("tench", "1.0"), ("English_springer", 2), ("crane", 0)), OURS, 5, ())
     with pytest.raises(ConfigError, match="an encoder, which has no classes; leave the key out"):
         resolve_classes("names", OURS, 0, ())
     path = tmp_path / "x.csv"
@@ -152,3 +160,9 @@ def test_a_table_travels_with_the_experiment(store, tmp_path):
     base = portable(experiment, store).space.base
     path.unlink()
     assert read_classes(base["teacher"]["classes"])[0] == ("9", "0")
+
+
+def test_a_table_may_have_quotes_and_spaces(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'\xef\xbb\xbf"tench", "3"\r\n English_springer ,\t2\r\n"crane" ,0\r\n\r\n')
+    assert resolve_classes(str(path), OURS, 5, ()) == ((3,), (2,), (0,))

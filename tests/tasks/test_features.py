@@ -11,7 +11,7 @@ from raykd.data.recipe import Data
 from raykd.methods import METHODS
 from raykd.methods.feature_distillation import FeatureDistillation, Queue, queue_size
 from raykd.models import build
-from raykd.outputs.codecs import Dense
+from raykd.outputs.codecs import Dense, codec_of
 from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, StudentRun, TeacherRun
@@ -58,6 +58,13 @@ def test_the_cache_has_two_bytes_for_each_number_of_an_embedding(store, data, te
     (shard,) = manifest.shards
     assert Dense().bytes_per_row(None, 64) == 2 * 64
     assert 0 <= shard.bytes - 160 * 2 * 64 < 1500  # the file's own head and foot
+
+
+@pytest.mark.parametrize("codec", [{"codec": "int8"}, {"codec": "topk", "k": 3}])
+def test_the_codec_of_logits_is_of_no_account_where_none_are_stored(data, teacher, codec):
+    plain, run = (student(data, teacher, codec=codec_of(one)) for one in ({}, codec))
+    assert run.caches_at(0) == plain.caches_at(0)
+    assert run.test_caches() == plain.test_caches()
 
 
 def test_a_probe_judges_what_is_released(store, data, teacher):
