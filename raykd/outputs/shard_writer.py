@@ -20,15 +20,19 @@ def compute_shard(
     teacher: Callable[[Batch], Outputs],
     signals: Signal,
     codec: Codec,
+    size: int = GRAIN,
 ) -> Shard:
-    """Compute and write one shard. Raises `CacheMismatch` where an output cannot be stored."""
+    """Compute and write one shard, `size` images at a time.
+
+    Raises `CacheMismatch` where an output cannot be stored.
+    """
     rows = torch.arange(part.start, part.stop)
     encoded = []
-    for number, batch in enumerate(views.runs(rows, GRAIN, part.view)):
+    for number, batch in enumerate(views.runs(rows, size, part.view)):
         try:
             encoded.append(codec.encode(teacher(batch), signals))
         except ValueError as error:
-            first = part.start + number * GRAIN
+            first = part.start + number * size
             raise CacheMismatch(
                 f"view {part.view}, samples from {first}: {error}; this teacher cannot be distilled"
             ) from error

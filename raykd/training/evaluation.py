@@ -41,7 +41,7 @@ def evaluate(
     idle = not len(rows)  # more workers than test images: one counts for nothing
     rows = torch.zeros(1, dtype=torch.int64) if idle else rows
     with torch.no_grad():
-        for batch in test.runs(rows, BATCH):
+        for batch in test.runs(rows, test.at_once(BATCH, network.side)):
             with torch.autocast(batch.pixels.device.type, torch.bfloat16, autocast):
                 student = network.outputs(batch.pixels, wanted)
             answer = teacher(batch) if teacher is not None else None

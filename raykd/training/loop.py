@@ -284,7 +284,7 @@ class _Training:
         # Chosen by the data's key, so that every seed of a student sees the same ones.
         rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values
         answers: Iterator[Outputs] = (
-            teacher(batch) for batch in train.runs(rows, 512, run.view_at(epoch))
+            teacher(batch) for batch in train.runs(rows, train.at_once(512), run.view_at(epoch))
         )
         with torch.no_grad():
             learner.method.calibrate(learner.helpers, answers)

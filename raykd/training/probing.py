@@ -57,7 +57,7 @@ def embeddings(network: Staged, views: Views, host: Host) -> Tensor:
     with torch.no_grad():
         parts = [
             network.outputs(batch.pixels, Signal.EMBEDDING).embedding.float()
-            for batch in views.runs(rows, BATCH)
+            for batch in views.runs(rows, views.at_once(BATCH, network.side))
         ]
     gathered = host.gather(torch.cat(parts)).view(host.world, longest, -1)
     sizes = [len(share(count, rank, host.world)) for rank in range(host.world)]

@@ -80,7 +80,7 @@ def distances(
         return {anchor: _loss(learner, views, teachers[anchor], epoch) for anchor in later}
     sums = dict.fromkeys(later, 0.0)
     with torch.no_grad():
-        for batch in views.runs(torch.arange(len(views.images)), BATCH):
+        for batch in views.runs(torch.arange(len(views.images)), views.at_once(BATCH)):
             outputs = learner.student.outputs(batch.pixels, run.method.student_needs())
             for anchor, teacher in teachers.items():
                 ours, theirs = run.method.comparable(outputs, teacher(batch), learner.helpers)
@@ -102,7 +102,7 @@ def _trained(store: Store, run: StudentRun, device: torch.device) -> Learner:
 def _loss(learner: Learner, views: Views, teacher: Source, epoch: int) -> float:
     """The mean of a method's loss over images, batch by batch."""
     total = 0.0
-    for batch in views.runs(torch.arange(len(views.images)), BATCH):
+    for batch in views.runs(torch.arange(len(views.images)), views.at_once(BATCH)):
         losses, _ = learner(replace(batch, epoch=epoch), teacher(batch), 0.0)
         method_losses = [loss.detach().double() for name, loss in losses.items() if name != "label"]
         total += float(torch.stack(method_losses).sum()) * len(batch.ids)

@@ -23,7 +23,7 @@ from raykd.data.dataset import open_split
 from raykd.data.loading.loader import Views
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
-from raykd.outputs.manifest import Part, Shard
+from raykd.outputs.manifest import GRAIN, Part, Shard
 from raykd.outputs.shard_files import Shelf
 from raykd.outputs.shard_writer import compute_shard
 from raykd.recipes import OutputsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
@@ -186,8 +186,9 @@ class ShardMaker:
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
+        size = self.views.at_once(GRAIN, self.teacher.network.side)
         shard = compute_shard(
-            self.folder, part, self.views, self.teacher, self.teacher.supplies, self.codec
+            self.folder, part, self.views, self.teacher, self.teacher.supplies, self.codec, size
         )
         self._shelf.add(shard)
         return shard

@@ -18,6 +18,8 @@ from raykd.data.recipe import Data
 from raykd.data.transforms.mixing import mixed_targets
 
 _GIVEN: Look = "given"
+_PIXELS = 512 * 64 * 64  # of the images of a batch without gradients
+_GPU_PIXELS = 8 * _PIXELS
 
 
 def _frames_of(looks: Mapping[Look, Data], size: int) -> FrameRequest:
@@ -97,6 +99,17 @@ class Views:
     def batches(self, rows: Tensor, view: int, epoch: int) -> Iterator[Batch]:
         """One batch per row of `rows` (int64 [steps, B])."""
         yield from self._batches([(ids, view) for ids in self._moved(rows)], epoch)
+
+    def at_once(self, most: int, side: int | None = None) -> int:
+        """Number of images that a network sees at a time without gradients: `most`, or fewer.
+
+        The pixels of a batch are bounded, so that large images of a large network fit in memory.
+        `side`: the network enlarges them to a square of that side.
+        """
+        sizes = [data.resolved().size for data in (self.data, *self.looks.values())]
+        sizes += [(side, side)] if side else []
+        room = _GPU_PIXELS if self.device.type == "cuda" else _PIXELS
+        return max(1, min(most, room // max(height * width for height, width in sizes)))
 
     def runs(self, rows: Tensor, size: int, view: int = 0) -> Iterator[Batch]:
         """The samples `rows` (int64 [n]) in order, `size` at a time; the last may be fewer."""

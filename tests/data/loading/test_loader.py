@@ -115,3 +115,8 @@ def test_a_gpu_gives_the_same_batch(views):
     # A division may be rounded differently: one unit in the last place of values up to 2.8.
     torch.testing.assert_close(batch.pixels.cpu(), expected.pixels, rtol=0, atol=2.4e-7)
     assert torch.equal(batch.targets.cpu(), expected.targets)
+
+
+def test_large_images_are_shown_to_networks_a_few_at_a_time(views):
+    sides = (None, 64, 128, 224, 512, 16_384)
+    assert [views.at_once(512, side) for side in sides] == [512, 512, 128, 41, 8, 1]
