@@ -123,7 +123,8 @@ def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
     time is the median of some passes in evaluation mode, in float32. Leaves the network and the
     generators as they were.
     """
-    network = copy.deepcopy(network).eval()
+    # The counter's hooks take what is viewed of a parameter for something to differentiate.
+    network = copy.deepcopy(network).eval().requires_grad_(False)
     weight = next(network.parameters())
     pixels = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
     pixels = pixels.to(memory_format=torch.channels_last)

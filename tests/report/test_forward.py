@@ -54,6 +54,12 @@ def test_measuring_changes_nothing(network, training):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+def test_a_forward_is_measured_where_a_parameter_itself_is_asked():
+    pytest.importorskip("timm")
+    flops, _ = forward_cost(build("timm/test_vit3", 0), (160, 160))  # pools by attention
+    assert flops > 1e6
+
+
 @pytest.mark.gpu
 def test_a_forward_is_measured_on_a_gpu(network):
     on_cpu, _ = forward_cost(network, (8, 8))
