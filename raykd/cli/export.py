@@ -93,9 +93,11 @@ def _print(exported: "Exported") -> None:
     name, method = exported.run.model, getattr(exported.run, "method", None)
     by = f", {method.label}" if method is not None else ""
     echo(f"{name}{by}: {exported.folder}")
+    task = getattr(exported.run, "task", None)
+    answers = "scores" if task is None or task.labelled else "embeddings"
     for file in exported.files:
         echo(
-            f"  {file.name}: {file.bytes / 1e6:.2f} MB; scores of {exported.images} test images "
+            f"  {file.name}: {file.bytes / 1e6:.2f} MB; {answers} of {exported.images} test images "
             f"differ by {file.difference:.2g} at most"
         )
     if not exported.plain:

@@ -122,7 +122,9 @@ def print_rows(rows: list[dict[str, Any]], text_columns: Container[str] | None =
     `text_columns` are aligned to the left; None: those whose first value is no number.
     """
     table = Table(box=None)
-    for name, value in rows[0].items():
+    for name in rows[0]:
+        # The first value that is there, if any is.
+        value = next((row[name] for row in rows if row[name] is not None), 0)
         number = (
             isinstance(value, int | float) if text_columns is None else name not in text_columns
         )

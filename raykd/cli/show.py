@@ -111,10 +111,12 @@ def _print_cache(line: dict[str, Any]) -> None:
     if line["building"] is not None:
         echo(head + line["building"])
         return
+    answers = ""
+    if line["kl"] is not None:  # embeddings alone answer nothing
+        answers = f", mean KL {line['kl']:.2g} nats, same answer {100 * line['agreement']:.2f} %"
     echo(
         f"{head}{line['views']} views, {line['shards']} shards whole; {line['rows']} rows asked "
-        f"again: largest difference {line['difference']:.2g}, mean KL {line['kl']:.2g} nats, same "
-        f"answer {100 * line['agreement']:.2f} %"
+        f"again: largest difference {line['difference']:.2g}{answers}"
     )
 
 

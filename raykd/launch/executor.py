@@ -336,7 +336,8 @@ class Executor:
         """Compute a cache's missing shards, and compare some rows with the live teacher."""
         run, rows = build.run, sum(len(part) for part in build.missing)
         check_room(self._store, needed_bytes(run, rows))
-        label = f"cache of {run.teacher.model}'s {run.split} logits, epoch {run.anchor}"
+        outputs = "logits" if run.logits else "embeddings"
+        label = f"cache of {run.teacher.model}'s {run.split} {outputs}, epoch {run.anchor}"
         task = self._teller.task(label, rows, "row")
         started = time.monotonic()
         units = [

@@ -84,4 +84,5 @@ def _label(store: Store, job: CacheJob) -> str:
     rows = len(open_split(store, run.data, run.split))
     how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
     images = f"{len(job.views)} views of {rows} {how}{run.split} images"
-    return f"{run.teacher.model}, {images} as {run.stored().label}"
+    stored = run.stored().label if run.logits else "embeddings"
+    return f"{run.teacher.model}, {images} as {stored}"

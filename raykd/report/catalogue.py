@@ -1,7 +1,6 @@
 """Listings: artefacts in a store, and the names that an experiment may use."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from raykd.outputs.manifest import MANIFEST, Manifest, manifest_of
 from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.storage import locks
 from raykd.storage.store import Store, read_recipe
+from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.cache_verify import compare
 from raykd.training.checkpointing import Tested, Untested, read_result
@@ -35,10 +35,14 @@ def catalogue(listing: str, store: Store) -> list[Row]:
     if listing in _NAMES:
         return _NAMES[listing]()
     recipe, row = _ARTEFACTS[listing]
-    return [
+    rows = [
         {"fingerprint": folder.name} | row(store, folder, read_recipe(recipe, folder))
         for folder in store.finished(recipe.kind)
     ]
+    # Of the measures that no student has, top-1 alone is shown.
+    absent = {name for name in HEADINGS if name != "top1"}
+    absent -= {name for row in rows for name in row if row[name] is not None}
+    return [{name: row[name] for name in row if name not in absent} for row in rows]
 
 
 def verify_caches(
@@ -117,7 +121,7 @@ def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
         "epochs": 0 if run.is_given else run.optim.epochs,
         "seed": run.seed,
         "parameters": result["parameters"],
-        "top1": round(result["last"].get("top1", math.nan), 2),
+        "top1": _rounded(result["last"], "top1"),
     }
 
 
@@ -161,9 +165,13 @@ def _student(store: Store, folder: Path, run: StudentRun) -> Row:
         "seed": run.seed,
         "teacher": run.teacher.model if run.teacher else "",
         "epochs": run.optim.epochs,
-        run.task.headline: round(last.get(run.task.headline, math.nan), 2),
-        "agreement": round(last.get("agreement", math.nan), 2),
+        **{name: _rounded(last, name) for name in (*HEADINGS, "agreement")},
     }
+
+
+def _rounded(metrics: Mapping[str, Any], name: str) -> float | None:
+    """A percentage among the last epoch's metrics; None where it was not measured."""
+    return round(metrics[name], 2) if name in metrics else None
 
 
 def _search(store: Store, folder: Path, run: Search) -> Row:

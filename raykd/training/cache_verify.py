@@ -28,8 +28,10 @@ class Comparison:
 
     rows: int
     difference: float  # largest absolute difference of what is stored
-    kl: float  # mean KL(live || cache) at temperature 1, in nats; the tail of `topk` is uniform
-    agreement: float  # share of rows with the same answer, 0 to 1; 1 without logits
+    # Mean KL(live || cache) at temperature 1, in nats; the tail of `topk` is uniform. None, as the
+    # share of rows with the same answer (0 to 1), without logits.
+    kl: float | None
+    agreement: float | None
 
 
 def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> Comparison:
@@ -77,7 +79,7 @@ def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> C
                     "folder and run again"
                 )
     if not run.logits:
-        return Comparison(rows, largest, 0.0, 1.0)
+        return Comparison(rows, largest, None, None)
     return _comparison(torch.cat(live), torch.cat(stored), largest)
 
 

@@ -15,6 +15,7 @@ from raykd.outputs.codecs import Dense, codec_of
 from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, StudentRun, TeacherRun
+from raykd.report.catalogue import catalogue, verify_caches
 from raykd.storage.store import Store
 from raykd.tasks import Classification, Features, Probe
 from raykd.training.checkpointing import read_result
@@ -58,6 +59,10 @@ def test_the_cache_has_two_bytes_for_each_number_of_an_embedding(store, data, te
     (shard,) = manifest.shards
     assert Dense().bytes_per_row(None, 64) == 2 * 64
     assert 0 <= shard.bytes - 160 * 2 * 64 < 1500  # the file's own head and foot
+    rows = [row for row in catalogue("students", store) if row["cka"] is not None]
+    assert rows and all(row["top1"] is row["agreement"] is None for row in rows)
+    (row,), errors = verify_caches(store, [cache], 64)
+    assert (errors, row["rows"], row["kl"], row["agreement"]) == ([], 64, None, None)
 
 
 @pytest.mark.parametrize("codec", [{"codec": "int8"}, {"codec": "topk", "k": 3}])
