@@ -12,7 +12,9 @@ from raykd.core.safe_names import printable
 
 # Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
 # what the stages of a chain had before the last one.
-_FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std", " by stage")
+_FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std", ".outputs", ".fine_tune", " by stage")
+# What weights that are given as a teacher were not trained by.
+_UNUSED = ("optim", "label_smoothing", "precision", "seed", "save_every", "refresh_statistics")
 _APART = ("model", "teacher", "after", "route")  # of a panel's members, for the words' sake
 _FIRST = ("rco", "anchors", "stages", "teacher.model", "via")  # after the method, in this order
 
@@ -31,10 +33,10 @@ def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
     for key in sorted(keys, key=_place):
         words = [_words(key, flat[key]) if key in flat else "" for flat in flats]
         values = set(words)
-        if ":" in key or key.startswith("teacher."):
+        if ":" in key or key.startswith(("teacher.", *_UNUSED)):
             values.discard("")
         longer = [(*row, word) for row, word in zip(rows, words, strict=True)]
-        differs = len(values) > 1 and not key.endswith(_FOLLOWS)
+        differs = len(values) > 1 and not f".{key}".endswith(_FOLLOWS)
         if differs or len(set(longer)) > len(set(rows)):
             rows = longer
     return [" ".join(filter(None, row[1:])) for row in rows]
@@ -63,7 +65,7 @@ def _described(recipe: dict[str, Any]) -> dict[str, Any]:
     else:
         description |= _route([*_up(recipe, "after")][::-1])
     if "teacher" not in recipe:
-        return description
+        return _used(description)
     *assistants, teacher = [*_up(recipe, "teacher")][1:] or [{}]
     if assistants:
         models = [assistant["model"] for assistant in reversed(assistants)]
@@ -73,12 +75,13 @@ def _described(recipe: dict[str, Any]) -> dict[str, Any]:
     images = {key: value for key, value in last_stage.items() if key.startswith("data")}
     if members := teacher.get("panel"):
         settings = [
-            _unlike(_flat({k: v for k, v in m.items() if k not in _APART}), images) for m in members
+            _unlike(_flat({k: v for k, v in _used(m).items() if k not in _APART}), images)
+            for m in members
         ]
         model = " + ".join(member["model"] for member in members)
         numbered = {str(number): values for number, values in enumerate(settings)}
         teacher = {**teacher, "model": model, "panel": numbered}
-    return description | {"teacher": _unlike(_flat(teacher), images) if teacher else None}
+    return description | {"teacher": _unlike(_flat(_used(teacher)), images) if teacher else None}
 
 
 def _found(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +124,19 @@ def _anchors(stage: dict[str, Any]) -> list[int]:
     teacher = stage.get("teacher")
     if teacher is None or "panel" in teacher:
         return []
-    given = teacher.get("weights") is not None and not teacher.get("fine_tune")
-    return [0 if given else teacher["optim"]["epochs"]]
+    return [0 if _is_given(teacher) else teacher["optim"]["epochs"]]
+
+
+def _is_given(teacher: dict[str, Any]) -> bool:
+    """True for a teacher that is its weights."""
+    return teacher.get("weights") is not None and teacher.get("fine_tune") is False
+
+
+def _used(teacher: dict[str, Any]) -> dict[str, Any]:
+    """What determines a teacher: of a given one, nothing of a training."""
+    if not _is_given(teacher):
+        return teacher
+    return {key: value for key, value in teacher.items() if key not in _UNUSED}
 
 
 def _up(recipe: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
@@ -135,7 +149,7 @@ def _up(recipe: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
 def _place(key: str) -> tuple[bool, bool, int]:
     """Position of a key in a label."""
     first = _FIRST.index(key) if key in _FIRST else len(_FIRST)
-    return key.endswith(_FOLLOWS), not key.startswith("method"), first
+    return f".{key}".endswith(_FOLLOWS), not key.startswith("method"), first
 
 
 def _unlike(recipe: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +186,8 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
 def _words(key: str, value: Any) -> str:
     """A key and its value as a label says them: temperature=4.0, from resnet56."""
     text = printable(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    if text.startswith("sha256:"):
+        text = text[:19]  # as much as tells files apart
     if key in ("teacher.model", "via"):
         return f"{'via' if key == 'via' else 'from'} {text}"
     if key in ("rco", "stages") or (key == "anchors" and isinstance(value, str)):

@@ -171,3 +171,17 @@ def test_different_groups_have_different_names(store):
     names = [report.called(group) for group in report.students]
     assert len(set(names)) == len(names) == 16
     assert names[1] == "kd views=1 resnet8"
+
+
+def test_teachers_are_called_by_what_made_them():
+    text = TEXT.replace("{model: resnet8x4}", "TEACHER").replace("kd, {name", "{name", 1)
+    given = "{model: resnet8, weights: sha256:0123456789abcdef.pt, outputs: 1000, classes: wordnet}"
+    tuned = "{model: resnet8, weights: sha256:fedcba9876543210.pt, optim: {epochs: 3}}"
+    teachers = [
+        parse(text.replace("TEACHER", teacher), "one").runs[-1].teacher.plain()
+        for teacher in (given, tuned, "{model: resnet8x4, optim: {epochs: 5}}")
+    ]
+    names = labels(teachers)
+    assert names[0] == "weights=sha256:0123456789ab"
+    assert names[1:] == ["weights=sha256:fedcba987654 epochs=3", "weights=none epochs=5"]
+    assert not any(word in name for name in names for word in ("outputs", "classes", "fine_tune"))
