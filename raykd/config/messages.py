@@ -29,8 +29,11 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str) -> Conf
     bounded = [f"{p}." for p, d in zip(paths, details, strict=True) if d["type"] in _BOUNDS]
     lines: dict[str, None] = {}
     for path, detail in zip(paths, details, strict=True):
+        # Members that are wrong themselves are missing from what holds them.
+        within = detail["type"] == "too_short" and any(p.startswith(f"{path}.") for p in paths)
         # The other branches of a union are of no use where a number is out of bounds.
-        if detail["type"] in _BOUNDS or not any(b.startswith(f"{path}.") for b in bounded):
+        within = within or any(b.startswith(f"{path}.") for b in bounded)
+        if detail["type"] in _BOUNDS or not within:
             lines[_line(detail, model, path)] = None
     return ConfigError("\n".join(lines))
 
@@ -43,6 +46,8 @@ def _line(detail: Any, model: type[BaseModel], path: str) -> str:
         choices = [name for candidate in candidates for name in candidate.model_fields]
         hint = nearest(names[-1], choices) or f"; there are: {', '.join(sorted(set(choices)))}"
         return f"{path}: no such key{hint}"
+    if kind == "too_short":
+        return f"{path}: expected {context['min_length']} or more, got {detail['input']!r}"
     if kind == "missing":
         return f"{path}: this key must be given"
     if kind == "union_tag_not_found":

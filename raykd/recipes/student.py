@@ -16,7 +16,7 @@ from raykd.methods.base import Method, Schedule, value_at
 from raykd.methods.label_only import LabelOnly
 from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
 from raykd.recipes.optim import Optim, Precision
-from raykd.recipes.teacher import Network, TeacherRun
+from raykd.recipes.teacher import Network, TeacherRun, Weights
 from raykd.tasks import AnyTask, Classification, Features
 from raykd.teachers.anchor_route import Route
 
@@ -129,7 +129,7 @@ class StudentRun(Recipe):
     route: Route | None = None  # None: the teacher's last epoch throughout
     after: "StudentRun | None" = None  # student whose weights it starts from
     # Weights that it starts from: a published name, or "sha256:..." of a file; None: random ones.
-    weights: str | None = None
+    weights: Weights | None = None
     # Epoch at which the views, the order and the methods' schedules go on.
     first_epoch: int = Field(default=0, ge=0, le=Limits.ROWS)
     task: AnyTask = Classification()  # pyright: ignore[reportInvalidTypeForm]

@@ -11,6 +11,7 @@ from raykd.data.recipe import AnyData
 from raykd.recipes.optim import Optim, Precision
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
+Weights = Annotated[str, Field(min_length=1)]
 _Index = Annotated[int, Field(ge=0, le=Limits.WIDTH)]
 _One = _Index | str  # a class of the teacher's: its index, or its name
 _Written = str | list[_Index | list[_Index]] | dict[str, _One | list[_One]]
@@ -80,7 +81,7 @@ class TeacherRun(Recipe):
     seed: int = Field(default=0, ge=0, le=Limits.SEED)
     save_every: int = Field(default=10, ge=1, le=Limits.EPOCHS)  # epochs; the last is always saved
     refresh_statistics: bool = False  # batch norm's, by a pass over the images before each save
-    weights: str | None = None  # a published name, or "sha256:..." of a file in the store
+    weights: Weights | None = None  # a published name, or "sha256:..." of a file in the store
     # Number of classes of its own head; None: its data's. 0: an encoder without a classifier.
     outputs: int | None = Field(default=None, ge=0, le=Limits.WIDTH)
     # The outputs that stand for each class of the student's data: names, wordnet, a CSV file, ...

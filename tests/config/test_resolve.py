@@ -89,8 +89,16 @@ def test_the_place_of_a_probe_that_no_student_has_is_refused():
 
 
 def test_a_probe_without_kinds_is_refused():
-    with pytest.raises(ConfigError, match=r"run\.task\.probe\.kind"):
+    with pytest.raises(ConfigError, match=r"probe\.kind: expected 1 or more, got \[\]"):
         parse(UNLABELLED, "one", ["run.task.probe.kind=[]"])
+    with pytest.raises(ConfigError) as error:
+        parse(UNLABELLED, "one", ["run.task.probe.kind=[kNN]"])
+    assert (
+        str(error.value)
+        == "experiment.run.task.probe.kind.0: input should be 'knn' or 'linear', got 'kNN'"
+    )
+    with pytest.raises(ConfigError, match=r"run\.weights: .*at least 1 character, got ''"):
+        parse(UNLABELLED, "one", ["run.weights=''"])
 
 
 def test_a_probe_without_labels_is_refused():
