@@ -32,7 +32,7 @@ run:
   method: kd
   rco: {select: greedy}
 """
-NUMBERS = ("top1", "best", "validation", "agreement", "kl", "gain", "parameters")
+NUMBERS = ("score", "best", "validation", "agreement", "kl", "gain", "parameters")
 SHOWN = ["teachers", "students", "preludes", "searches", "caches"]
 KINDS = [*SHOWN, "images", "sweeps"]
 
