@@ -38,6 +38,7 @@ from raykd.data.sources.splits import (
     unusable_error,
 )
 from raykd.storage import arrow
+from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store, read_json, write_json
 
 MARKER = "images.json"
@@ -220,11 +221,12 @@ def read_images(
 
 
 def save_contents(store: Store, digest: str, contents: Mapping[str, np.ndarray]) -> None:
-    """Keep the hashes uint8 [N, 16] of the images of each split."""
+    """Keep the hashes uint8 [N, 16] of the images of each split, in files named by checksums."""
     for split, codes in contents.items():
-        path = _contents_path(store, digest, split)
+        data = arrow.pack({"contents": torch.from_numpy(codes)})
+        path = contents_folder(store) / f"{digest}-{split}-{arrow.checksum(data)}.arrow"
         if not path.is_file():  # equal bytes, should another node have written it
-            arrow.write(path, {"contents": torch.from_numpy(codes)})
+            write_atomic(path, data)
             store.push(path)
 
 
@@ -236,22 +238,25 @@ def load_contents(
     None where they were not kept, or where some of the images were left out since. Raises
     `CacheCorrupt` where they are not those of the digest.
     """
-    paths = {split: store.pull(_contents_path(store, digest, split)) for split in labels}
-    if not all(path.is_file() for path in paths.values()):
-        return None
-    contents = {split: arrow.read(path)["contents"].numpy() for split, path in paths.items()}
+    folder, contents = contents_folder(store), dict[str, np.ndarray]()
+    for split in labels:
+        store.pull_all(folder, f"{digest}-{split}-")
+        path = next(folder.glob(f"{digest}-{split}-*.arrow"), None)
+        if path is None:
+            return None
+        contents[split] = arrow.read(path)["contents"].numpy()
     if any(len(contents[split]) != len(column) for split, column in labels.items()):
         return None
     if digest_of(names, {split: (labels[split], contents[split]) for split in labels}) != digest:
         raise CacheCorrupt(
-            f"{store.root / 'images' / 'contents'}: the hashes of the images {digest} were "
-            "altered; remove them and run again"
+            f"{folder}: the hashes of the images {digest} were altered; remove them and run again"
         )
     return contents
 
 
-def _contents_path(store: Store, digest: str, split: str) -> Path:
-    return store.root / "images" / "contents" / f"{digest}-{split}.arrow"
+def contents_folder(store: Store) -> Path:
+    """The folder of hashes of images."""
+    return store.root / "images" / "contents"
 
 
 def usable_rows(dataset: Dataset, summary: Summary, say: Say, *, skip_bad: bool) -> Reading:

@@ -56,6 +56,7 @@ def audit(store: Store) -> Audit:
     files = {
         "images": (images.glob(f"[0-9a-f]*/{image_index.MARKER}"), _faults_of_images),
         "stamps": ((images / "stamps").glob("[!.]*"), _faults_of_stamp),
+        "hashes": (image_index.contents_folder(store).glob("[!.]*.arrow"), _faults_of_hashes),
         "packs": ((images / "packs").glob(f"*/{pack_format.MARKER}"), _faults_of_pack),
         "weights": ((store.root / "weights").glob("[!.]*"), _faults_of_weights),
         "sweeps": ((store.root / "sweeps").glob("*"), _faults_of_sweep),
@@ -105,6 +106,11 @@ def _faults_of_images(store: Store, marker: Path) -> Iterator[RaykdError]:
         for name, checksum in checksums.items():
             path = store.pull(folder / name) if is_below(name) else folder
             yield from _faults_of_file(path, checksum)
+
+
+def _faults_of_hashes(store: Store, path: Path) -> Iterator[RaykdError]:
+    """Faults of the hashes of images, whose file's name ends in its checksum."""
+    return _faults_of_file(path, path.stem.rpartition("-")[2])
 
 
 def _faults_of_pack(store: Store, marker: Path) -> Iterator[RaykdError]:
