@@ -37,7 +37,6 @@ import secrets
 import shutil
 import socket
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +45,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
 from raykd.core.record import DIGITS, Recipe, fingerprint
-from raykd.storage.atomic import gone, is_there, make_folder, unwritable, write_atomic
+from raykd.storage.atomic import (
+    gone,
+    is_there,
+    make_folder,
+    remove_leftovers,
+    unwritable,
+    write_atomic,
+)
 from raykd.storage.filesystem import Remote, is_url
 from raykd.storage.node_cache import NodeCache, folder_of
 
@@ -63,7 +69,6 @@ _EARLIER_KINDS = {
     "students": "StudentRun",
     "searches": "Search",
 }
-_LEFTOVER_SECONDS = 3600.0  # without a change, after which a temporary file has no writer
 _NO_FOLDER = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -287,15 +292,8 @@ class Store:
         """Write the marker that makes the artefact complete."""
         folder = self.path(recipe)
         write_json(folder / MARKER, recipe.plain(), sealed=False)
-        self._remove_leftovers(folder)
+        remove_leftovers(folder)
         self.share(folder, MARKER)
-
-    def _remove_leftovers(self, folder: Path) -> None:
-        """Remove the temporary files of writers that were killed, not those of ones that write."""
-        for path in folder.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-                    path.unlink()
 
     def discard(self, recipe: Recipe) -> None:
         """Remove the artefact, marker first, so that a half-removed one is never trusted."""

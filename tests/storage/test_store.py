@@ -1,5 +1,6 @@
 """Folders named by the hash of their recipe, complete when their marker is there."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
 from raykd.core.record import Recipe, fingerprint
-from raykd.storage.atomic import write_atomic
+from raykd.storage.atomic import remove_leftovers, write_atomic
 from raykd.storage.store import MARKER, Store, read_json, read_recipe, write_json
 from tests.core.golden_recipes import RECIPES
 
@@ -31,7 +32,7 @@ class Cake(Recipe):
 KILLING = """
 import os, random, signal, sys, time
 from pathlib import Path
-from raykd.storage.atomic import write_atomic
+from raykd.storage.atomic import remove_leftovers, write_atomic
 path, size = Path(sys.argv[1]), 1 << 21
 contents = [letter * size for letter in (b"a", b"b", b"c")]
 write_atomic(path, contents[0])
@@ -188,3 +189,17 @@ def test_a_marker_that_is_another_recipe_is_not_believed(store):
     for look in (lambda: store.has(Cake(eggs=4)), lambda: read_recipe(Cake, marker.parent)):
         with pytest.raises(CacheCorrupt, match=r"recipe\.json.*Remove this file"):
             look()
+
+
+def test_leftovers_of_killed_writers_go_and_files_of_writers_at_work_stay(tmp_path):
+    left, young, busy = (tmp_path / f".{name}.tmp" for name in ("left", "young", "busy"))
+    for path in (left, young, busy):
+        path.write_bytes(b"half")
+    for path in (left, busy):
+        os.utime(path, (0, 0))
+    with busy.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remove_leftovers(tmp_path)
+        assert {*tmp_path.iterdir()} == {young, busy}
+    remove_leftovers(tmp_path)
+    assert {*tmp_path.iterdir()} == {young}
