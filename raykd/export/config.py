@@ -10,8 +10,9 @@ from typing import Any
 from raykd import __version__
 from raykd.core.record import fingerprint
 from raykd.export.graph import PIXELS, output_name
-from raykd.export.libraries import classifier_name, particulars, split
-from raykd.models import measure
+from raykd.export.libraries import particulars, split
+from raykd.models import build, measure
+from raykd.models.staged import classifier_name, unallocated
 from raykd.recipes import StudentRun, training_of
 from raykd.tasks.base import HEADINGS
 from raykd.training.load_trained import Finished
@@ -39,7 +40,8 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
         "raykd": provenance(finished) | {"files": [*files]},
     }
     if finished.is_backbone:
-        value |= {"num_features": _width(finished), "removed": classifier_name(finished.run.model)}
+        whole = unallocated(lambda: build(finished.run.model, 2))
+        value |= {"num_features": _width(finished), "removed": classifier_name(whole)}
     return value | ({"model_args": arguments} if arguments else {})
 
 

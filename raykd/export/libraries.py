@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 import torchvision
 from torch import nn
 
@@ -39,14 +38,6 @@ def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
         return arguments, {key: own[key] for key in _TIMM if own.get(key) is not None}
     auxiliary = library == "torchvision" and name in ("googlenet", "inception_v3")
     return (dict(_WITHOUT_AUXILIARY) if auxiliary else {}), {}
-
-
-def classifier_name(model: str) -> str:
-    """The name of the module that a network has as its last layer, and a backbone lacks."""
-    with torch.device("meta"):
-        network = models.build(model, 2)
-    names = {id(module): name for name, module in network.network.named_modules()}
-    return names.get(id(network.classifier), "")
 
 
 def rebuilt(folder: Path, config: dict[str, Any]) -> nn.Module:

@@ -196,13 +196,30 @@ def in_order(
     )
 
 
+def unallocated(make: Callable[[], Staged]) -> Staged:
+    """The network that `make` builds, on the meta device: shapes and names, without memory.
+
+    On the CPU where it computes with tensors while it is built, as torchvision's regnets do.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except NotImplementedError:
+        return make()
+
+
+def classifier_name(network: Staged) -> str:
+    """The name of the classifier in the plain network; "" where it is no module of its own."""
+    names = {id(module): name for name, module in network.network.named_modules()}
+    return names.get(id(network.classifier), "")
+
+
 def without_classifier(network: Staged) -> Staged:
     """A network as a backbone: its last layer gives way to an identity without parameters.
 
     Raises `ConfigError` where the last layer is no part of its own.
     """
-    names = {id(module): name for name, module in network.network.named_modules()}
-    name = names.get(id(network.classifier), "")
+    name = classifier_name(network)
     if not name:
         raise ConfigError("its scores are no linear map of an embedding, so it is no backbone")
     network.network.set_submodule(name, nn.Identity())

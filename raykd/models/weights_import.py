@@ -9,12 +9,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from raykd import models
 from raykd.core.errors import ConfigError
 from raykd.models import foreign_checkpoints, hub, state_matching
-from raykd.models.staged import Staged
+from raykd.models.staged import Staged, unallocated
 from raykd.models.state_matching import OtherHead, matched
 from raykd.models.weights_config import WeightsConfig, of_folder
 from raykd.storage.store import Store
@@ -230,9 +228,5 @@ def head_names(model: str) -> set[str]:
 
 
 def _meta_network(model: str, classes: int) -> Staged:
-    """A network on the meta device: names and shapes of its tensors, without memory."""
-    try:
-        with torch.device("meta"):
-            return models.build(model, classes)
-    except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-        return models.build(model, classes)
+    """A network of a model for the names and shapes of its tensors."""
+    return unallocated(lambda: models.build(model, classes))

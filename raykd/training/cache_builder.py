@@ -9,7 +9,7 @@ import torch
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.data.dataset import open_split
-from raykd.models.staged import measure
+from raykd.models.staged import measure, unallocated
 from raykd.outputs.manifest import (
     Manifest,
     Part,
@@ -110,8 +110,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
     """Bytes of `rows` rows of a cache, all views counted."""
     data, width = run.data.resolved(), None
     if run.embedding:
-        with torch.device("meta"):
-            network = build_network(run.teacher)
+        network = unallocated(lambda: build_network(run.teacher))
         width = measure(network, data.size).embedding
     return rows * run.stored().bytes_per_row(data.classes if run.logits else None, width)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from raykd.core import keyed_random
 from raykd.methods.helper_kinds import Shared, reset_calibration
-from raykd.models.staged import Staged, measure
+from raykd.models.staged import Staged, measure, unallocated
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training import dry_run, inputs, weights
@@ -28,12 +28,7 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
     teacher = run.members()[0]  # of a panel, a method reads what all members have alike
-    # Only its sizes are wanted, so the teacher is made without memory or initialisation.
-    try:
-        with torch.device("meta"):
-            reference = weights.build_network(teacher)
-    except NotImplementedError:  # torchvision's regnets compute their widths with tensors
-        reference = weights.build_network(teacher)
+    reference = unallocated(lambda: weights.build_network(teacher))  # for its sizes alone
     seen = run.as_teacher_sees(run.data).resolved().size
     shapes = measure(student, data.size), measure(reference, seen)
     return student, run.method.helpers(*shapes, targets)

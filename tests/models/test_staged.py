@@ -13,7 +13,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.registry import Registry
 from raykd.core.types import Outputs, Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
-from raykd.models.staged import Rectified, in_order
+from raykd.models.staged import Rectified, classifier_name, in_order, unallocated
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 KINDS = ("weight", "bias")
@@ -171,3 +171,11 @@ def test_two_things_cannot_share_a_name():
     with pytest.raises(ValueError, match="two things want to be the colour 'red'"):
         table.add("red", 2)
     assert list(table.items()) == [("red", 1)]
+
+
+def test_a_network_is_made_without_memory_where_it_can_be():
+    network = unallocated(lambda: build("resnet8", 5))
+    assert {value.device.type for value in network.parameters()} == {"meta"}
+    assert classifier_name(network) == "classifier"
+    # torchvision's regnets compute their widths with tensors.
+    assert classifier_name(unallocated(lambda: build("torchvision/regnet_x_400mf", 5))) == "fc"
