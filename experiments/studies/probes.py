@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import click
-import torch
 
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
@@ -28,11 +27,11 @@ from raykd.launch.executor import execute
 from raykd.planning.plan import plan
 from raykd.recipes import AnyTeacher
 from raykd.storage.store import Store
-from raykd.tasks.probes import knn_accuracy, linear_accuracy
+from raykd.tasks import Probe
 from raykd.tracking.console import Teller
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
-from raykd.training.probing import embeddings
+from raykd.training.probing import ProbeSets, probed
 from raykd.training.runs import default_device
 from raykd.training.weights import load_teacher
 
@@ -90,18 +89,11 @@ def judged(store: Store, run: AnyTeacher, images: Data) -> tuple[float, float]:
     device, seen = default_device(), run.data.resolved()
     network = load_teacher(store, run, run.anchors()[-1], device).eval()
     shown = images.test().model_copy(update={"mean": seen.mean, "std": seen.std})
+    train, test = (Views(part, shown, device=device) for part in open_images(store, images))
     with tempfile.TemporaryDirectory() as folder:
         host = LocalHost(Checkpoints(Path(folder)), device)
-        sets = [
-            (embeddings(network, Views(part, shown, device=device), host), part.targets.to(device))
-            for part in open_images(store, images)
-        ]
-    (train, known), (test, asked) = sets
-    classes = images.resolved().classes
-    arguments = (train, known, test, asked, classes)
-    with torch.no_grad():
-        knn = knn_accuracy(*arguments)
-    return knn.top1, linear_accuracy(*arguments).top1
+        metrics = probed(network, ProbeSets(Probe(data=images), train, test), host)
+    return metrics["knn_top1"], metrics["linear_top1"]
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class SAKD(Wrapper):
         return self._with_routing(super().needs())
 
     def student_needs(self) -> Signal:
-        """The same, beside the base's signals of the student."""
+        """The base's signals of the student, and those that `needs` adds."""
         return self._with_routing(super().student_needs())
 
     def _with_routing(self, needs: Signal) -> Signal:

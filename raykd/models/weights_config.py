@@ -20,7 +20,7 @@ _MOST = 1 << 20  # pixels or classes that a configuration may name
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """What weights say of themselves; None and () where they do not say it."""
+    """Statements of weights about themselves; None and () where there are none."""
 
     names: Names = ()
     side: int | None = None  # pixels of the square that the network sees

@@ -133,7 +133,7 @@ def _is_given(teacher: dict[str, Any]) -> bool:
 
 
 def _used(teacher: dict[str, Any]) -> dict[str, Any]:
-    """What determines a teacher: of a given one, nothing of a training."""
+    """The fields that determine a teacher; those of a training only where it was trained."""
     if not _is_given(teacher):
         return teacher
     return {key: value for key, value in teacher.items() if key not in _UNUSED}

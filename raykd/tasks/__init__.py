@@ -1,4 +1,4 @@
-"""What a student is for: the labels' loss, the metrics, and the number that compares students.
+"""Tasks: label losses, metrics, and the number by which students are compared.
 
 Imports `core`, `methods` and `data`. Begin with `base.py`; a task is a file and a line here.
 `probes.py` judges embeddings by labels.

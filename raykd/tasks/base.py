@@ -32,7 +32,7 @@ def headline_of(metrics: Mapping[str, Any], digits: int = 1) -> str:
 
 
 class Task(Record):
-    """What a student is for. A subclass is final.
+    """The purpose of a student. A subclass is final.
 
     A test batch gives sums, which are added over batches and workers before they become metrics.
     """

@@ -75,3 +75,6 @@ class Classification(Task):
         if taught:
             metrics |= {"agreement": 100 * agree / count, "kl": divergence / count}
         return metrics
+
+
+CLASSIFICATION = Classification()  # the task of what names none

@@ -15,6 +15,8 @@ from raykd.data.recipe import AnyData
 from raykd.methods.base import Method, precise
 from raykd.tasks.base import Task
 
+NEIGHBOURS = 20  # of a k-NN probe
+TEMPERATURE = 0.07
 Kind = Literal["knn", "linear"]
 
 
@@ -29,8 +31,8 @@ class Probe(Record):
     data: AnyData  # its training images are known, its test images are asked
     # The first one compares students.
     kind: tuple[Kind, ...] = Field(default=("knn", "linear"), min_length=1)
-    k: int = Field(default=20, ge=1, le=Limits.ROWS)
-    temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
+    k: int = Field(default=NEIGHBOURS, ge=1, le=Limits.ROWS)
+    temperature: float = Field(default=TEMPERATURE, gt=0, le=Limits.TEMPERATURE)
     # Epochs between two probes; None: after the last one alone.
     every: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
 
@@ -48,9 +50,9 @@ class Features(Task):
     """Distillation of embeddings, without labels: the student is a backbone without a classifier.
 
     `test_loss` is the method's loss on the test images (of methods that read embeddings alone and
-    keep no memory of samples), and `cka` the linear centred kernel
-    alignment of the embeddings of student and teacher over them, in percent: 100 where one is a
-    rotation and a scaling of the other (Kornblith et al. 2019, arXiv 1905.00414, equation 5).
+    keep no memory of samples), and `cka` the linear centred kernel alignment of the embeddings of
+    student and teacher over them, in percent: 100 where one is a rotation and a scaling of the
+    other (Kornblith et al. 2019, arXiv 1905.00414, equation 5).
     With a probe there are `knn_top1` and `linear_top1`, and what compares students is the first.
     """
 
@@ -69,8 +71,8 @@ class Features(Task):
         return Signal.EMBEDDING
 
     def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
-        """There is none."""
-        raise NotImplementedError
+        """Raises `LookupError`: there is none."""
+        raise LookupError("task 'features' has no label loss")
 
     def batch_sums(
         self,
@@ -80,7 +82,7 @@ class Features(Task):
         batch: Batch,
         helpers: nn.ModuleDict,
     ) -> Tensor:
-        """Images, D, losses, and sums and products of the embeddings, float64 [n]."""
+        """Images, D, E, losses, and sums and products of the embeddings, float64 [n]."""
         assert teacher is not None, "embeddings are compared with a teacher's"
         x, y = precise(student.embedding).double(), precise(teacher.embedding).double()
         known, loss = x.new_zeros(()), x.new_zeros(())
@@ -88,20 +90,18 @@ class Features(Task):
         if method.needs() == Signal.EMBEDDING and not method.has_memory():
             losses = method.losses(student, teacher, batch, helpers)
             known, loss = known + 1, torch.stack([*losses.values()]).sum().double() * len(x)
-        count, width = x.new_tensor(len(x)), x.new_tensor(x.shape[1] * len(x))
-        first = torch.stack([count, width, known, loss])
+        sizes = (1, x.shape[1], y.shape[1])  # times the images, since sums are added
+        counts = [x.new_tensor(size * len(x)) for size in sizes]
+        first = torch.stack([*counts, known, loss])
         sums = (x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y)
         return torch.cat([first, *(value.flatten() for value in sums)])
 
     def metrics(self, sums: Tensor, *, taught: bool) -> dict[str, float]:
         """`cka`, and `test_loss` where the method reads embeddings alone."""
-        count, widths, known, loss = sums[:4].tolist()
-        width = round(widths / count)
-        # The rest has D + E + D D + E E + D E numbers, which determine E.
-        rest = sums[4:]
-        other = _other_width(len(rest), width)
+        count, *widths, known, loss = sums[:5].tolist()
+        width, other = (round(value / count) for value in widths)
         shapes = [(width,), (other,), (width, width), (other, other), (width, other)]
-        parts = rest.split([torch.Size(shape).numel() for shape in shapes])
+        parts = sums[5:].split([torch.Size(shape).numel() for shape in shapes])
         x, y, xx, yy, xy = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
         xx, yy, xy = (
             product - torch.outer(a, b) / count
@@ -111,11 +111,3 @@ class Features(Task):
         cka = float(xy.square().sum()) / spread if spread else 0.0
         metrics = {"cka": 100 * min(1.0, max(0.0, cka))}
         return metrics | ({"test_loss": loss / count} if known else {})
-
-
-def _other_width(numbers: int, width: int) -> int:
-    """E, where D + E + D D + E E + D E numbers are given and D is `width`."""
-    other = 1
-    while width + other + width * width + other * other + width * other < numbers:
-        other += 1
-    return other

@@ -145,7 +145,7 @@ class ViewMean:
 
 
 def _averaged(outputs: Outputs, signals: Signal) -> Iterable[tuple[str, Tensor]]:
-    """What of a view's outputs is averaged, by its name."""
+    """The outputs of a view that are averaged, by name."""
     if Signal.LOGITS in signals:
         yield "logits", outputs.logits.softmax(1)
     if Signal.EMBEDDING in signals:

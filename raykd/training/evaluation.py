@@ -10,12 +10,12 @@ from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import share
 from raykd.methods.base import Method
 from raykd.models.staged import Staged
-from raykd.tasks import Classification, Task
+from raykd.tasks import Task
+from raykd.tasks.classification import CLASSIFICATION
 from raykd.teachers.source import Source
 from raykd.training.hosts.base import Host
 
 BATCH = 512
-CLASSIFICATION = Classification()
 
 
 def evaluate(

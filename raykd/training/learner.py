@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import Method, full_precision, match_classes
 from raykd.models.staged import Staged, Through
-from raykd.tasks import Classification, Task
+from raykd.tasks import Task
+from raykd.tasks.classification import CLASSIFICATION
 from raykd.teachers.source import LiveTeacher, Source, by_look
 from raykd.training import network_parts
 from raykd.training.compiled import Mode, compiled_pass, refusal
-
-CLASSIFICATION = Classification()
 
 
 class Learner(nn.Module):

@@ -160,7 +160,7 @@ FREEZE = ("stem", "stage1", "stage3")
 
 
 def states(store, run):
-    """What a student began from, and its weights."""
+    """Initial and final weights of a student."""
     torch.manual_seed(keyed_random.seed(run.seed))
     start = build(run.model, 10).network.state_dict()
     return start, safetensors.torch.load(trained(store, run))
