@@ -45,6 +45,14 @@ grid: {run.method: [kd, skd]}
 scale: {workers: 1, rules: [{match: {run.method.name: spherical_kd}, workers: 2}]}
 """
 )
+BACKBONE = (
+    BASE.replace("validation: 0.2, ", "")
+    + """
+  method: feature_distillation
+  task: features
+scale: {workers: 1}
+"""
+)
 SWEEP = (
     BASE
     + """
@@ -114,8 +122,9 @@ def short_path() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def working(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that makes a cluster, does a run and a sweep in it, and then waits."""
-    for name, text in (("small", RUN), ("swept", SWEEP)):
+    """A process that makes a cluster, does two runs and a sweep in it, and then waits."""
+    texts = {"small": RUN, "backbone": BACKBONE, "swept": SWEEP}
+    for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
     metrics, *others = free_ports(5)
     names = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
@@ -128,7 +137,7 @@ def working(folder: Path) -> Iterator[subprocess.Popen[str]]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     script = Path(__file__).with_name("watched.py")
-    words = [sys.executable, str(script), str(folder / "small.yaml"), str(folder / "swept.yaml")]
+    words = [sys.executable, str(script), *(str(folder / f"{name}.yaml") for name in texts)]
     words += [f"file://{folder}/store", str(folder)]
     process = subprocess.Popen(
         words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -173,7 +182,8 @@ def test_every_query_has_an_answer_while_raykd_works(short_path):
             prometheus.process.kill()
             prometheus.process.wait()
     assert sorted(asked.keys() - answered.keys()) == []
-    small, swept = sorted(found["experiment"])
-    assert small == "small" and re.fullmatch("swept-[0-9a-f]+", swept)
+    backbone, small, swept = sorted(found["experiment"])
+    assert (backbone, small) == ("backbone", "small") and re.fullmatch("swept-[0-9a-f]+", swept)
     assert found["rank"] == {"0", "1"}
-    assert len(found["trial"]) >= 4  # a packed student, one on Ray Train, two trials of Tune
+    # A packed student, one on Ray Train, a backbone, two trials of Tune.
+    assert len(found["trial"]) >= 5

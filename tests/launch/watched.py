@@ -1,6 +1,6 @@
-"""A cluster, a run and a sweep in it, for whoever watches; a process of its own.
+"""A cluster, two runs and a sweep in it, for whoever watches; a process of its own.
 
-Called as: watched.py RUN SWEEP STORE FOLDER. Says "over" when all is done, and then waits for a
+Called as: watched.py RUN BACKBONE SWEEP STORE FOLDER. Says "over" when all is done, and then waits for a
 line before the cluster goes.
 """
 
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     from raykd.storage.store import Store
     from raykd.tracking.console import Teller
 
-    run, swept, url, folder = sys.argv[1:]
+    run, backbone, swept, url, folder = sys.argv[1:]
     os.environ["RAYKD_LOCAL"] = f"{folder}/local"
     ray.init(
         "local",
@@ -38,6 +38,7 @@ if __name__ == "__main__":
     execute(experiment, Store(url), teller, students=False)
     shutil.rmtree(f"{folder}/local")  # a node that has not been there yet
     execute(experiment, Store(url), teller)
+    execute(resolve(load(Path(backbone)), Store(url)), Store(url), teller)
     sweep(load(Path(swept)), Store(url), teller)
     print("over", flush=True)
     sys.stdin.readline()
