@@ -243,7 +243,7 @@ def _of_probe(text: str, *, named: bool) -> str:
 
 
 def _as_weights_see(teacher: TeacherRun, taught: Data, said: WeightsConfig) -> Data:
-    """A given teacher's data, streamed at the size that it asks for.
+    """A given teacher's data, streamed at the size that it asks for, resized as its weights say.
 
     Without a size and data of its own, that of its weights, and the same part of the picture.
     """
@@ -258,7 +258,8 @@ def _as_weights_see(teacher: TeacherRun, taught: Data, said: WeightsConfig) -> D
     else:
         share = said.side / said.resize if said.side and said.resize else 224 / 256
         size, resize = side, shorter_side(side, share)
-    stream = stream.model_copy(update={"size": size, "resize": resize})
+    kind = "bicubic" if said.interpolation == "bicubic" else stream.interpolation
+    stream = stream.model_copy(update={"size": size, "resize": resize, "interpolation": kind})
     # A size that was read before is of the other stream.
     known = {} if teacher.data.size is None else {"size": (size, size)}
     return teacher.data.model_copy(update={"stream": stream} | known)

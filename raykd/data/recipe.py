@@ -13,6 +13,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Record
 from raykd.data.sources import SOURCES
 from raykd.data.transforms.augment import Augment
+from raykd.data.transforms.crop import Interpolation
 
 Split = Literal["train", "test", "validation"]
 Labels = Literal["classes", "none"]
@@ -28,7 +29,8 @@ class Stream(Record):
 
     Training views show what `augment.crop` says; without it, and where a network is tested, the
     shorter side is brought to `resize` pixels and the centre is cut out, as is usual for ImageNet.
-    A teacher may have another `size` and `resize`: it sees the same part of the picture.
+    A teacher may have another `size`, `resize` and `interpolation`: it sees the same part of the
+    picture.
     The default of `resize` keeps the usual proportion, 256 to a `size` of 224.
     """
 
@@ -38,6 +40,7 @@ class Stream(Record):
     # JPEG files are scaled down by 2 to 8 as they are decoded where at least the wanted size is
     # left: faster for large photographs, with other pixels than the exact way.
     draft: bool = False
+    interpolation: Interpolation = "bilinear"  # of that resizing, with antialiasing
 
     @model_validator(mode="before")
     @classmethod

@@ -64,7 +64,7 @@ def preprocessing(finished: Finished) -> dict[str, Any]:
             crop_pct = math.nextafter(crop_pct, 0)
     return {
         "input_size": [3, *data.size],
-        "interpolation": "bilinear",
+        "interpolation": "bilinear" if data.stream is None else data.stream.interpolation,
         "crop_pct": crop_pct,
         "crop_mode": "center",
         "mean": [*data.mean],

@@ -88,7 +88,7 @@ def _given(store: Store, run: StudentRun, teacher: TeacherRun) -> GivenTeacher:
         mapped=mapped,
         size=size,
         resize=None if seen.stream is None else seen.stream.resize,
-        interpolation=resized if seen.stream is None else "bilinear",
+        interpolation=resized if seen.stream is None else seen.stream.interpolation,
         mean=own.mean,
         std=own.std,
         own_size=said.side,

@@ -65,8 +65,8 @@ class TeacherRun(Recipe):
 
     `size` is the side of the square that it sees. Streamed images are decoded at that size; views
     of images in memory are brought to it on the device, bicubic with antialiasing. By default a
-    given teacher sees streamed images as its weights say (bilinear, whatever they say), and images
-    in memory as they are.
+    given teacher sees streamed images as its weights say (size, part of the picture, bilinear or
+    bicubic), and images in memory as they are.
 
     With `fine_tune` it is trained here from its weights. A classifier of another number of classes
     is replaced by a new one. A file of an experiment says so by giving `optim` beside `weights`.

@@ -137,6 +137,7 @@ def test_a_folder_of_the_hub_says_its_classes_names_and_input(resolved, store, t
     run = resolved("run.teacher=" + own % (folder, *ours)).runs[0]
     assert run.teacher.groups() == ((1,), (4,), (0,))
     assert stream_of(run.teacher.data) == (96, 106, (96, 96))
+    assert run.teacher.data.stream.interpolation == "bicubic"
     assert run.teacher.data.std == (0.5, 0.5, 0.5)
     assert run.teacher.own_classes() == 5
 

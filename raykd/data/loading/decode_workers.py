@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from raykd.core.errors import DataError, NoRoom, RaykdError, WorkFailed
 from raykd.core.futures import begun
 from raykd.data.loading.raw_batches import FrameRequest, Frames, Key, Role
-from raykd.data.recipe import Data
+from raykd.data.recipe import Data, Stream
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.encoded_image import ADVICE, EncodedImage, open_image
 from raykd.data.transforms.crop import resize
@@ -392,11 +392,10 @@ class _Framer:
 
     def frame(self, index: int, picture: EncodedImage) -> None:
         """Decode a picture, and put its part into the batch."""
-        side, draft = self._stream.size, self._stream.draft
         if self._crop is None:
-            frame = _centre(picture, self._stream.resize, side, draft=draft)
+            frame = _centre(picture, self._stream)
         else:
-            frame = _part(picture, self._boxes[index], side, draft=draft)
+            frame = _part(picture, self._boxes[index], self._stream)
         self._frames[index].copy_(frame.flip(1) if self._flips[index] else frame)
 
     def _boxed(self, ids: Tensor, pictures: list[EncodedImage]) -> list[list[int]]:
@@ -407,13 +406,13 @@ class _Framer:
         return self._crop.boxes(seed, ids, self._view, heights, widths).tolist()
 
 
-def _part(picture: EncodedImage, box: list[int], side: int, *, draft: bool) -> Tensor:
+def _part(picture: EncodedImage, box: list[int], stream: Stream) -> Tensor:
     """A part of an image (row, column, height, width in its pixels) at the size of a frame."""
-    row, column, height, width = box
+    (row, column, height, width), side = box, stream.size
     # A draft of the whole image may shrink as long as this part keeps a frame's size.
     factor = min(1.0, max(side / height, side / width))
     least = (math.ceil(picture.height * factor), math.ceil(picture.width * factor))
-    if draft and picture.shrinks(least):
+    if stream.draft and picture.shrinks(least):
         pixels = picture.pixels(least)
         down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
         height, width = max(1, round(height * down)), max(1, round(width * across))
@@ -423,18 +422,19 @@ def _part(picture: EncodedImage, box: list[int], side: int, *, draft: bool) -> T
         pixels = picture.pixels()
     # Cut with numpy, which is done before torch has begun.
     part = pixels[row : row + height, column : column + width]
-    return resize(torch.from_numpy(part), side, side)
+    return resize(torch.from_numpy(part), side, side, stream.interpolation)
 
 
-def _centre(picture: EncodedImage, shorter_side: int, side: int, *, draft: bool) -> Tensor:
-    """The centre of an image whose shorter side is brought to `shorter_side` pixels first."""
+def _centre(picture: EncodedImage, stream: Stream) -> Tensor:
+    """The centre of an image whose shorter side is brought to `stream.resize` pixels first."""
+    side = stream.size
     shorter = min(picture.height, picture.width)
     # As torchvision's Resize: the longer side is cut off to whole pixels.
     height, width = (
-        shorter_side if length == shorter else int(shorter_side * length / shorter)
+        stream.resize if length == shorter else int(stream.resize * length / shorter)
         for length in (picture.height, picture.width)
     )
-    image = torch.from_numpy(picture.pixels((height, width) if draft else None))
-    image = resize(image, height, width)
+    image = torch.from_numpy(picture.pixels((height, width) if stream.draft else None))
+    image = resize(image, height, width, stream.interpolation)
     row, column = round((height - side) / 2), round((width - side) / 2)
     return image[row : row + side, column : column + side]

@@ -7,7 +7,7 @@ Shapes: B batch, H, W pixels of an image.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ TRIES = 10  # draws of an area and an aspect ratio, until one fits into the imag
 _STEPS = 1 << 20  # ratios are multiples of 1 / this, so that a last digit of exp changes nothing
 
 _Bound = Annotated[float, Field(gt=0, le=1000)]
+Interpolation = Literal["bilinear", "bicubic"]
 Range = tuple[_Bound, _Bound]
 
 
@@ -138,14 +139,14 @@ def mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """An image uint8 [H, W, 3] at another size, bilinear with antialiasing: the same layout."""
+def resize(image: Tensor, height: int, width: int, mode: Interpolation = "bilinear") -> Tensor:
+    """An image uint8 [H, W, 3] at another size, interpolated with antialiasing: the same layout."""
     if image.shape[:2] == (height, width):
         return image
     # With the batch's axis put in front of [H, W, 3], torch sees that channels come last, and what
     # it returns needs not be turned over.
     planes = image[None].permute(0, 3, 1, 2)
-    scaled = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    scaled = F.interpolate(planes, (height, width), mode=mode, antialias=True)
     return scaled.permute(0, 2, 3, 1)[0]
 
 
