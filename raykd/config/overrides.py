@@ -49,17 +49,38 @@ def within(key: str, axis: str) -> bool:
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; `method: kd` on its way stands for `method: {name: kd}`, and so a codec."""
     *path, last = key.split(".")
+    whole: Any = tree
     for step in path:
-        inner = tree.get(step)
+        inner = _inner(whole, step, key)
         if step in ("method", "codec") and isinstance(inner, str):
             inner = {"name": inner}
         if inner is None:
             inner = {}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, dict | list):
             raise ConfigError(f"{key}: {step!r} is {inner!r}, which has no keys")
-        tree[step] = inner
-        tree = inner
-    tree[last] = value
+        _set(whole, step, inner)
+        whole = inner
+    _inner(whole, last, key)
+    _set(whole, last, value)
+
+
+def _inner(tree: dict[str, Any] | list[Any], step: str, key: str) -> Any:
+    """The value at one step of a dotted key; a list's items go by their numbers, from 0."""
+    if isinstance(tree, dict):
+        return tree.get(step)
+    if not step.isdecimal() or int(step) >= len(tree):
+        raise ConfigError(
+            f"{key}: expected a number from 0 to {len(tree) - 1} for one of the list's "
+            f"{len(tree)} items, got {step!r}"
+        )
+    return tree[int(step)]
+
+
+def _set(tree: dict[str, Any] | list[Any], step: str, value: Any) -> None:
+    if isinstance(tree, dict):
+        tree[step] = value
+    else:
+        tree[int(step)] = value
 
 
 def combinations(
@@ -114,7 +135,10 @@ def value_at(tree: Any, key: str) -> Any:
     A method or another named part may stand for its name: run.method is "kd".
     """
     for step in key.removeprefix("run.").split("."):
-        if not isinstance(tree, dict) or step not in tree:
+        if isinstance(tree, list | tuple) and step.isdecimal() and int(step) < len(tree):
+            tree = tree[int(step)]
+        elif isinstance(tree, dict) and step in tree:
+            tree = tree[step]
+        else:
             raise LookupError(key)
-        tree = tree[step]
     return tree["name"] if isinstance(tree, dict) and "name" in tree else tree

@@ -112,8 +112,8 @@ def resolve(
         if teacher.size is None and said.side is not None and said.side > 2 * min(seen):
             raise ConfigError(
                 f"{key}: its weights are for images of {said.side} pixels a side, and it would see "
-                f"{min(seen)}; set run.teacher.size: {said.side} to enlarge them, or {min(seen)} "
-                "to use them as they are"
+                f"{min(seen)}; set {key.removeprefix('experiment.')}.size: {said.side} to enlarge "
+                f"them, or {min(seen)} to use them as they are"
             )
         with _keyed(f"{key}.weights"):
             weights = importer.name(teacher.weights, teacher.model, outputs)

@@ -22,7 +22,7 @@ from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
 from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
-from raykd.models.staged import parameter_count
+from raykd.models.staged import parameter_count, unallocated
 from raykd.planning import scaling
 from raykd.planning.estimate import Rates
 from raykd.planning.plan import Plan
@@ -187,8 +187,8 @@ def network_cost(model: str, classes: int, size: tuple[int, int]) -> tuple[int, 
 
     A multiply-add is two operations.
     """
+    network = unallocated(lambda: models.build(model, classes)).eval().to("meta")
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = models.build(model, classes).eval()
         network(torch.zeros(1, 3, *size))
     return parameter_count(network), counter.get_total_flops()
 

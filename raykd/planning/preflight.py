@@ -192,7 +192,10 @@ class _Checks:
                 asked = run.task.probe.data.resolved()
                 yield from self._shapes("task.probe.data", run.model, run.head, asked)[1]
         theirs = shapes  # a teacherless method is held against the student
-        if shapes is None or mistakes or not (run.method.teacherless or run.method.needs()):
+        if shapes is None or mistakes:
+            return
+        if not (run.method.teacherless or run.method.needs()):  # labels alone
+            yield from self._check("optim", run, lambda: dry_run.refuse_helpers(run))[1]
             return
         # The method, held against both networks.
         for teacher in () if run.method.teacherless else run.members()[::-1]:

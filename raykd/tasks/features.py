@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits, Record
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.recipe import AnyData
+from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method, precise
 from raykd.tasks.base import Task
 
@@ -42,6 +43,13 @@ class Probe(Record):
             raise ValueError(
                 "a probe compares predictions with labels, and data.labels is none; leave it out "
                 "of the probe's data, or leave the probe out"
+            )
+        if len({*self.kind}) < len(self.kind):
+            raise ValueError(f"kind: expected each probe once, got {', '.join(self.kind)}")
+        if self.data.limit is not None or self.data.augment != Augment():
+            raise ValueError(
+                "a probe knows all training images of its data as they are; leave data.limit and "
+                "data.augment out"
             )
         return self
 

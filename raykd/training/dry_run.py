@@ -58,7 +58,7 @@ def shapes_of_teacher(teacher: AnyTeacher, size: Size) -> Shapes:
     remedy = _OTHER_SIZE
     if isinstance(teacher, TeacherRun) and teacher.weights is not None:
         size = (teacher.size, teacher.size) if teacher.size else size
-        remedy = "set run.teacher.size to a side that it takes, or choose another network"
+        remedy = "set the teacher's size to a side that it takes, or choose another network"
     network = functools.partial(weights.build_network, teacher)
     return _on_meta(lambda: measure(network(), size), teacher.model, size, remedy)
 
@@ -79,7 +79,7 @@ def check_training(model: str, classes: int, size: Size, share: int) -> None:
 
 def check_parts(run: StudentRun, key: Literal["parts", "freeze"]) -> None:
     """Raise `ConfigError` where a key of `run.optim` names parts that the student lacks, or all."""
-    words = run.optim.freeze if key == "freeze" else tuple(dict(run.optim.parts))
+    words = _words(run, key)
     if run.method.trains == "helpers" or not words:
         return
     network = _on_meta(lambda: models.build(run.model, run.head), run.model, None)
@@ -87,6 +87,11 @@ def check_parts(run: StudentRun, key: Literal["parts", "freeze"]) -> None:
     if key == "freeze":
         backbone = run.method.trains == "backbone"
         network_parts.check_frozen(words, run.model, network, backbone=backbone)
+
+
+def _words(run: StudentRun, key: Literal["parts", "freeze"]) -> tuple[str, ...]:
+    """The parts that a key of `run.optim` names."""
+    return run.optim.freeze if key == "freeze" else tuple(dict(run.optim.parts))
 
 
 def check_method(
@@ -100,12 +105,25 @@ def check_method(
 
     def make_helpers() -> None:
         helpers = run.method.helpers(student, teacher, targets)
+        if not any(True for _ in helpers.parameters()):
+            refuse_helpers(run)
         if shared:
             check_shares(helpers, run.method)
         if type(run.method).calibrate is not Method.calibrate:
             _calibrated(run, helpers)
 
     _on_meta(make_helpers, run.model, run.data.size)
+
+
+def refuse_helpers(run: StudentRun) -> None:
+    """Raise `ConfigError` where the optimiser names the helpers of a method that trains none."""
+    keys: tuple[Literal["parts", "freeze"], ...] = ("parts", "freeze")
+    for key in keys:
+        if network_parts.HELPERS in _words(run, key):
+            raise ConfigError(
+                f"run.optim.{key} names helpers, and method {run.method.label!r} has none with "
+                "parameters; leave them out"
+            )
 
 
 def check_shares(module: nn.Module, method: Method) -> None:

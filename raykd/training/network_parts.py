@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raykd.core.errors import ConfigError
 from raykd.models.staged import Staged
 
-_HELPERS = "helpers"
+HELPERS = "helpers"
 
 
 def parts_of(network: Staged) -> dict[str, list[nn.Module]]:
@@ -31,7 +31,7 @@ def check_named(words: Iterable[str], model: str, network: Staged) -> None:
     sizes = {name: len([*_parameters(modules)]) for name, modules in parts.items()}
     there = dict.fromkeys(("stages", *sorted(name for name in sizes if sizes[name])))
     for word in words:
-        if word != _HELPERS and not any(sizes[name] for name in _meant(word, parts)):
+        if word != HELPERS and not any(sizes[name] for name in _meant(word, parts)):
             raise ConfigError(
                 f"{model} has no parameters in a part {word!r}; there are: {', '.join(there)}"
             )
@@ -55,7 +55,7 @@ def frozen_modules(
 ) -> list[nn.Module]:
     """The modules of a network, and of its helpers, that are named."""
     words, parts = [*words], parts_of(network)
-    modules = [*helpers.modules()] if helpers is not None and _HELPERS in words else []
+    modules = [*helpers.modules()] if helpers is not None and HELPERS in words else []
     return modules + [m for word in words for name in _meant(word, parts) for m in parts[name]]
 
 
@@ -72,7 +72,7 @@ def factors(
     values: dict[nn.Parameter, float] = {}
     for word in sorted(rates, key=lambda word: word != "stages"):  # a single stage's stands
         modules = [m for name in _meant(word, parts) for m in parts[name]]
-        modules += [*helpers.modules()] if word == _HELPERS else []
+        modules += [*helpers.modules()] if word == HELPERS else []
         values |= dict.fromkeys(_parameters(modules), rates[word])
     return values
 

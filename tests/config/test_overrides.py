@@ -149,3 +149,16 @@ def test_a_name_that_no_file_can_have_is_a_sentence():
 
     with pytest.raises(ConfigError, match="cannot be read"):
         load(Path("a\0b.yaml"))
+
+
+def test_an_item_of_a_list_is_overridden_by_its_number():
+    tree = {"run": {"teacher": {"panel": [{"model": "resnet8"}, {"model": "resnet14"}]}}}
+    override(tree, "run.teacher.panel.1.size=96")
+    override(tree, "run.teacher.panel.0={model: resnet20}")
+    assert tree["run"]["teacher"]["panel"] == [
+        {"model": "resnet20"},
+        {"model": "resnet14", "size": 96},
+    ]
+    for step in ("2", "first", "-1"):
+        with pytest.raises(ConfigError, match=f"a number from 0 to 1 .* got '{step}'"):
+            override(tree, f"run.teacher.panel.{step}.size=96")

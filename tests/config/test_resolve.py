@@ -101,6 +101,14 @@ def test_a_probe_without_kinds_is_refused():
         parse(UNLABELLED, "one", ["run.weights=''"])
 
 
+def test_a_probe_that_would_ignore_a_key_is_refused():
+    for setting in ("data.limit=10", "data.augment={flip: true}"):
+        with pytest.raises(ConfigError, match=r"leave data\.limit and data\.augment out"):
+            parse(UNLABELLED, "one", [f"run.task.probe.{setting}"])
+    with pytest.raises(ConfigError, match="each probe once, got knn, knn"):
+        parse(UNLABELLED, "one", ["run.task.probe.kind=[knn, knn]"])
+
+
 def test_a_probe_without_labels_is_refused():
     with pytest.raises(ConfigError, match=r"data\.labels is none; leave it out of the probe"):
         parse(UNLABELLED, "one", ["run.task.probe.data.labels=none"])

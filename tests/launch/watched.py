@@ -1,7 +1,7 @@
 """A cluster, two runs and a sweep in it, for whoever watches; a process of its own.
 
-Called as: watched.py RUN BACKBONE SWEEP STORE FOLDER. Says "over" when all is done, and then waits for a
-line before the cluster goes.
+Called as: watched.py RUN BACKBONE SWEEP STORE FOLDER. Says "over" when all is done, and then waits
+for a line before the cluster goes.
 """
 
 import os

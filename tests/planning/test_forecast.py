@@ -45,6 +45,10 @@ def test_parameters_and_operations_are_those_of_the_network():
     assert network_cost("resnet8", 10, (16, 16)) == (parameter_count(network), flops)
 
 
+def test_operations_of_a_network_that_computes_while_it_is_built():
+    assert network_cost("torchvision/regnet_y_400mf", 10, (64, 64))[0] > 3e6
+
+
 def test_a_plan_by_hand(ready):
     cluster = read_cluster(MACHINES)
     teacher, *caches, students = forecast(*ready, cluster)

@@ -73,7 +73,8 @@ def test_the_codec_of_logits_is_of_no_account_where_none_are_stored(data, teache
 
 
 def test_a_probe_judges_what_is_released(store, data, teacher):
-    probe = Probe(data=data, kind=("knn", "linear"), every=1)
+    whole = data.model_copy(update={"limit": None})
+    probe = Probe(data=whole, kind=("knn", "linear"), every=1)
     run = student(data, teacher, task=Features(probe=probe))
     result = trained(store, run)
     assert result["last"].keys() >= {"knn_top1", "linear_top1", "cka", "test_loss"}

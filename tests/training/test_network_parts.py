@@ -272,3 +272,10 @@ def test_parts_are_a_mapping_in_files_and_in_plain_recipes(store):
     assert run.plain()["optim"]["parts"] == {"classifier": 10.0, "pool": 0.5, "stem": 2.0}
     assert type(run).read(run.plain()) == run
     assert Optim(freeze=("stem", "pool", "stem")) == Optim(freeze=("pool", "stem"))
+
+
+@pytest.mark.parametrize("method", ["kd", "label_only"])
+@pytest.mark.parametrize("named", ["parts: {helpers: 2.0}", "freeze: [helpers]"])
+def test_helpers_of_a_method_without_any_are_refused(store, method, named):
+    sentence = refused(store, f", {named}", method=method)
+    assert f"names helpers, and method '{method}' has none with parameters" in sentence
