@@ -159,7 +159,7 @@ def report_command(
 @speaking
 def schema(output: Path | None) -> None:
     """Write the JSON schema by which editors complete and check experiment files."""
-    from raykd.config.experiment import schema as schema_of
+    from raykd.config.schema import schema as schema_of
 
     text = json.dumps(schema_of(), indent=2) + "\n"
     if output is None:

@@ -25,8 +25,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Record
 from raykd.core.registry import nearest
 from raykd.methods import METHODS
-from raykd.outputs.codecs import CODECS
-from raykd.recipes import RCO, Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
+from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
 from raykd.tasks import Features
 
 
@@ -34,18 +33,26 @@ class Where(Record):
     """Location of the images. `path` is a file or folder; None: the dataset's own downloader."""
 
     path: str | None = None
-    probe: str | None = None  # where the images of the task's probe are; None: as `path`
+    """File, folder or URL of the images; null: the dataset's own download."""
+    probe: str | None = None
+    """File, folder or URL of the images of the task's probe; null: as `path`."""
 
 
 class ExperimentFile(Record):
-    """An experiment file before its grid is laid out; `raykd schema` writes its JSON schema."""
+    """An experiment file before its grid is laid out; `schema` has its JSON schema."""
 
     data: Where = Where()
+    """Place of the images; it changes no result's name."""
     run: StudentRun
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
-    search: dict[str, Domain] = Field(default_factory=dict)
+    """One student with its teacher: everything that determines the result."""
+    grid: dict[str, list[Any]] = Field(default_factory=dict, json_schema_extra={"default": {}})
+    """Dotted keys of `run`, each with a list of values; every combination is a student."""
+    search: dict[str, Domain] = Field(default_factory=dict, json_schema_extra={"default": {}})
+    """Dotted keys of `run`, each with numbers or values that `raykd sweep` draws from."""
     sweep: Sweep = Sweep()
+    """Settings of `raykd sweep`: number of draws, and early stopping."""
     scale: Scale = Scale()
+    """Spread of the work over processes and machines; it changes no result's name."""
 
 
 @dataclass(frozen=True)
@@ -193,39 +200,3 @@ def _matches(
         return all(equal(value_at(recipe, k), value) or anything for k, value in values.items())
     except LookupError:
         return False
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of experiment files, shorthands included."""
-    value = ExperimentFile.model_json_schema()
-    student, teacher = value["$defs"]["StudentRun"], value["$defs"]["TeacherRun"]
-    bases = [name for name in METHODS if name != "sakd"]
-    for holder, key, names in (
-        (student, "method", list(METHODS)),
-        (value["$defs"]["SAKD"], "base", bases),
-        (student, "codec", list(CODECS)),
-    ):
-        what = "codec" if key == "codec" else "method"
-        name = {"enum": names, "description": f"the {what} with its defaults"}
-        holder["properties"][key] = {"anyOf": [name, holder["properties"][key]]}
-    teacher["required"].remove("data")  # where it is left out, the student's
-    for holder in (student, teacher, value["$defs"]["Probe"]):
-        holder["properties"]["data"] = {"$ref": "#/$defs/Data"}  # as users write it
-    value["$defs"].pop("ResolvedData")
-    route = RCO.model_json_schema()
-    value["$defs"] |= route.pop("$defs", {})
-    student["properties"]["rco"] = route
-    assistant = {"anyOf": [{"type": "string"}, {"type": "object"}]}
-    student["properties"]["assistants"] = {"type": "array", "items": assistant}
-    value["$defs"]["Assistant"] = student | {"required": ["model", "teacher"]}
-    teachers = {
-        "if": {"required": ["teacher"]},  # a teacher that has one is a student itself
-        "then": {"$ref": "#/$defs/Assistant"},
-        "else": {"$ref": "#/$defs/TeacherRun"},
-    }
-    panel = value["$defs"]["PanelRun"]
-    panel["properties"]["panel"]["items"] = teachers
-    taught = {"if": {"required": ["panel"]}, "then": {"$ref": "#/$defs/PanelRun"}, "else": teachers}
-    student["properties"]["teacher"] = {"anyOf": [taught, {"type": "null"}]}
-    value["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return value

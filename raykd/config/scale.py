@@ -28,51 +28,65 @@ def _form(value: object) -> str:
 _Count: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS)]
 _Between: TypeAlias = Annotated[tuple[_Count, _Count], Tag("between")]
 _Some: TypeAlias = Annotated[int, Field(ge=1, le=Limits.WORKERS), Tag("number")]
+_Whole: TypeAlias = Annotated[int, Field(ge=-Limits.SEED, le=Limits.SEED)]
+_Number: TypeAlias = Annotated[float, Field(ge=-Limits.RATE, le=Limits.RATE)]
 _Any: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS), Tag("number")]
 
 
 class Rule(Record):
     """Students whose recipe has these values (dotted keys of `run`) get that many workers."""
 
-    match: dict[str, str | int | float | bool | None]
+    match: dict[str, str | _Whole | _Number | bool | None]
+    """Dotted keys of `run`, each with the value that a student must have there."""
     workers: Annotated[_Some | _Between, Discriminator(_form)]
+    """Workers that train such a student together: a number, or [least, most]."""
 
 
 class Scale(Record):
     """Spread of the work over machines; no part of it changes what a run means."""
 
-    # Workers that train one student together. 0: this process, without Ray; [least, most]: as many
-    # as there are.
     workers: Annotated[_Any | _Between, Discriminator(_form)] = 0
-    # Workers that train a teacher; None: as `workers`.
+    """Workers that train one student together; 0: this process, without Ray; [least, most]: as many
+    as there are.
+    """
     teacher_workers: Annotated[_Any | _Between, Discriminator(_form)] | None = None
-    rules: tuple[Rule, ...] = ()  # the first that matches a student overrides `workers`
-    # One-worker students at a time; None: as many as fit.
+    """Workers that train a teacher together; null: as `workers`."""
+    rules: tuple[Rule, ...] = ()
+    """Other numbers of workers for some students; the first rule that matches counts."""
     parallel: int | None = Field(default=None, ge=1, le=Limits.WORKERS)
-    # CPUs per worker; without Ray, threads of this process.
+    """Students of one worker that are trained at a time; null: as many as fit."""
     cpus: float = Field(default=1.0, gt=0, le=Limits.WORKERS)
-    # GPUs per worker; None: 1 where there are GPUs.
+    """CPUs of a worker; without Ray, threads of this process."""
     gpus: float | None = Field(default=None, ge=0, le=Limits.WORKERS)
-    # Processes of each worker that decode streamed images; None: chosen by its CPUs.
+    """GPUs of a worker; null: 1 where there are GPUs."""
     decoders: int | None = Field(default=None, ge=0, le=1024)
-    on_bad_image: Literal["error", "skip"] = "error"  # for streamed images; skip: show the next one
-    shard: Literal["ddp", "fsdp"] = "ddp"  # each worker holds all weights, or a part of them
-    # Gradient accumulation: parts of a worker's share of a batch, one after the other.
+    """Processes of each worker that decode streamed images; null: by its CPUs."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """Answer to a streamed image that cannot be decoded: stop, or show the next one."""
+    shard: Literal["ddp", "fsdp"] = "ddp"
+    """Each worker holds all weights (ddp), or a part of them (fsdp)."""
     accumulate: int = Field(default=1, ge=1, le=Limits.ROWS)
-    # torch.compile of the student's forward and backward; reduce-overhead: CUDA graphs.
+    """Parts into which a worker's share of a batch is cut, one after the other."""
     compile: bool | Literal["reduce-overhead", "max-autotune-no-cudagraphs"] = False
-    # Seconds between checkpoints at the ends of epochs, and within an epoch.
+    """Use torch.compile for the student's forward and backward; reduce-overhead: with CUDA graphs.
+
+    """
     checkpoint_seconds: float = Field(default=30.0, ge=0, le=Limits.SECONDS)
+    """Seconds between two checkpoints at the ends of epochs."""
     checkpoint_within_seconds: float = Field(default=300.0, ge=0, le=Limits.SECONDS)
-    # Failures of a run's workers before it is given up.
+    """Seconds between two checkpoints within an epoch."""
     max_failures: int = Field(default=3, ge=0, le=Limits.WORKERS)
-    # Minutes to wait for nodes that an autoscaler adds; 0: work that does not fit is refused.
+    """Failures of a run's workers after which it is given up."""
     wait_minutes: float = Field(default=0.0, ge=0, le=Limits.SECONDS)
-    grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)  # students of a grid, or trials
-    # Copies of a remote store's shards on a node, in GB; None: no bound.
+    """Minutes to wait for nodes of an autoscaler; 0: work that does not fit is refused."""
+    grid_limit: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Largest number of students of a grid, or of trials."""
     local_gb: float | None = Field(default=None, gt=0, le=1e9)
-    track: tuple[str, ...] = ()  # loggers of metrics beside metrics.jsonl: tensorboard
-    address: str | None = None  # address of a Ray cluster; None: a running one, else a new one
+    """Size of a node's copies of a remote store's shards, in GB; null: no bound."""
+    track: tuple[str, ...] = ()
+    """Loggers of metrics beside metrics.jsonl, such as tensorboard."""
+    address: str | None = None
+    """Address of a Ray cluster; null: one that runs here, else a new one."""
 
     @property
     def elastic(self) -> bool:

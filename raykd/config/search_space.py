@@ -44,30 +44,43 @@ _CHECKED = 256  # combinations of a grid with which every draw is checked when a
 class Sweep(Record):
     """Settings of a sweep. None of them changes the recipe of a student."""
 
-    algorithm: Literal["random", "optuna"] = "random"  # draws the values of `search`
-    # Number of draws: in all with optuna, for each combination of the grid with random.
+    algorithm: Literal["random", "optuna"] = "random"
+    """Draw of the values in `search`: independent, or by Optuna from finished trials."""
     samples: int = Field(default=1, ge=1, le=1_000_000)
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # seed of the draws
-    # None: the task's headline, such as top1; of validation images where some are held out.
+    """Draws: in all with optuna, for each combination of the grid with random."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Seed of the draws."""
     metric: str | None = None
+    """Metric that compares trials; null: the task's headline, of validation images where some are
+    held out.
+    """
     mode: Literal["max", "min"] = "max"
+    """Better direction of the metric."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
-    grace_epochs: int = Field(default=1, ge=1, le=Limits.ROWS)  # asha, median: no earlier stop
-    # asha: one trial in so many goes on at each rung.
+    """Rule that stops trials early (asha, median) or changes them on the way (pbt)."""
+    grace_epochs: int = Field(default=1, ge=1, le=Limits.ROWS)
+    """Epochs before which no trial is stopped, for asha and median."""
     reduction: int = Field(default=3, ge=2, le=Limits.WORKERS)
-    generation_epochs: int = Field(default=1, ge=1, le=Limits.EPOCHS)  # pbt: between two exchanges
-    quantile: float = Field(default=0.25, gt=0, le=0.5)  # pbt: share that copies the best ones
-    # Trials at a time; None: as many as fit.
+    """One trial in so many goes on at each rung, for asha."""
+    generation_epochs: int = Field(default=1, ge=1, le=Limits.EPOCHS)
+    """Epochs between two exchanges, for pbt."""
+    quantile: float = Field(default=0.25, gt=0, le=0.5)
+    """Share of the trials that copies the best ones at an exchange, for pbt."""
     concurrent: int | None = Field(default=None, ge=1, le=Limits.WORKERS)
+    """Trials at a time; null: as many as fit."""
 
 
 class Domain(Record):
     """Values to draw from: exactly one of these."""
 
-    uniform: tuple[_Number, _Number] | None = None  # [low, high)
+    uniform: tuple[_Number, _Number] | None = None
+    """[low, high): a number between them, each equally likely; null: another rule."""
     loguniform: tuple[_Number, _Number] | None = None
-    randint: tuple[_Whole, _Whole] | None = None  # [low, high)
+    """[low, high): a number whose logarithm is uniform; null: another rule."""
+    randint: tuple[_Whole, _Whole] | None = None
+    """[low, high): a whole number, each equally likely; null: another rule."""
     choice: tuple[Any, ...] | None = None
+    """Values, one of which is drawn; null: another rule."""
 
     @model_validator(mode="after")
     def _check(self) -> "Domain":

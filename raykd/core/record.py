@@ -5,7 +5,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+
+from raykd.core.descriptions import descriptions
 
 DIGITS = 20  # hex digits of a fingerprint: 80 bits, a clash among 10**9 recipes is a 1e-6 chance
 
@@ -34,11 +37,25 @@ class Record(BaseModel):
 
     `revision` goes up where the same fields come to mean something else, and where a default
     changes: it is part of the fingerprint, and defaults are not.
+
+    The docstring under a field is its description, in the JSON schema and in `raykd explain`.
     """
 
     revision: ClassVar[int] = 1
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The JSON schema of the class, with the description of each field."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in descriptions(cls).items():
+            if name in properties:
+                properties[name].setdefault("description", text)
+        return schema
 
     @classmethod
     def read(cls, value: object) -> Self:

@@ -34,13 +34,16 @@ class Stream(Record):
     The default of `resize` keeps the usual proportion, 256 to a `size` of 224.
     """
 
-    size: int = Field(default=224, ge=1, le=Limits.PIXELS)  # side of what a network sees
-    # Shorter side before the centre is cut out.
+    size: int = Field(default=224, ge=1, le=Limits.PIXELS)
+    """Side in pixels of the square that a network sees."""
     resize: int = Field(default=256, ge=1, le=Limits.PIXELS)
-    # JPEG files are scaled down by 2 to 8 as they are decoded where at least the wanted size is
-    # left: faster for large photographs, with other pixels than the exact way.
+    """Shorter side in pixels before the centre is cut out; by default in proportion to `size`."""
     draft: bool = False
-    interpolation: Interpolation = "bilinear"  # of that resizing, with antialiasing
+    """Decode JPEG files at a half to an eighth of their size where that suffices: faster, with
+    other pixels.
+    """
+    interpolation: Interpolation = "bilinear"
+    """Interpolation of that resizing, with antialiasing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,26 +72,36 @@ class Data(Record):
     if they are set; `mean` and `std` replace those of the dataset.
     """
 
-    name: str  # one of `raykd show datasets`
-    labels: Labels = "classes"  # none: images alone
-    # Shorter side, then a centre crop; None: as is.
+    name: str
+    """Name of the dataset, or of the kind of source, by `raykd show datasets`."""
+    labels: Labels = "classes"
+    """none: images alone, whose class folders or label columns are not read."""
     resize: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
-    stream: Stream | None = None  # decode while training; None: once, into memory
-    holdout: float = Field(default=0.2, gt=0, lt=1)  # test share, where there is no test split
-    # Share of the rest that is not trained on.
+    """Shorter side in pixels, before a centre crop, of images in memory; null: as they are."""
+    stream: Stream | None = None
+    """Decode images while training; null: once, into memory."""
+    holdout: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the images that is the test split, where the dataset has none."""
     validation: float | None = Field(default=None, gt=0, lt=1)
-    # Train on this many rows, classes in proportion.
+    """Share of the training images that is held out for validation; null: none."""
     limit: int | None = Field(default=None, ge=1, le=Limits.ROWS)
+    """Number of images to train on, classes in proportion; null: all."""
     augment: Augment = Augment()
-    # Seed of holdout, validation, limit and views; not of the order.
+    """Random changes of the training images."""
     seed: int = Field(default=0, ge=0, le=Limits.SEED)
-    # Seed of views alone; None: `seed`.
+    """Seed of holdout, validation, limit and views; not of the order of samples."""
     view_seed: int | None = Field(default=None, ge=0, le=Limits.SEED)
-    digest: str = ""  # hash of labels, encoded images, class names
+    """Seed of the views alone; null: `seed`."""
+    digest: str = ""
+    """Hash of labels, encoded images and class names that reading must give; empty: not checked."""
     classes: _Classes | None = None
+    """Number of classes that reading must give; null: not checked."""
     size: _Size | None = None
-    mean: tuple[_Mean, _Mean, _Mean] | None = None  # per channel, of pixels in 0 to 1
+    """[height, width] in pixels that reading must give; null: not checked."""
+    mean: tuple[_Mean, _Mean, _Mean] | None = None
+    """Mean of each channel, of pixels in 0 to 1, for normalisation; null: the dataset's."""
     std: tuple[_Std, _Std, _Std] | None = None
+    """Standard deviation of each channel, of pixels in 0 to 1; null: the dataset's."""
 
     @field_validator("name")
     @classmethod

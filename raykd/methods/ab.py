@@ -47,9 +47,12 @@ class ABInit(feature_maps.StageMethod):
     factor: ClassVar[float] = SCALE
 
     name: Literal["ab_init"] = "ab_init"
-    weight: Schedule = 1.0  # by epoch of the prelude
-    margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
-    settled_norm: bool = False  # the norm after the last stage stays in evaluation mode
+    weight: Schedule = 1.0
+    """Factor of the sum of hinges, by epoch of the prelude."""
+    margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)
+    """Margin m of the squared hinges, in units of the pre-activations."""
+    settled_norm: bool = False
+    """Keep the batch norm after the last stage in evaluation mode; for wide residual networks."""
 
     def head_in_eval_mode(self) -> bool:
         """The field `settled_norm`."""
@@ -83,10 +86,14 @@ class AB(LabelMethod):
     title: ClassVar[str] = "Heo et al. 2019, arXiv 1811.03233"
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
     name: Literal["ab"] = "ab"
-    weight: Schedule = 1.0  # by the prelude's epochs
-    margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)  # in units of the pre-activations
-    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
-    settled_norm: bool = False  # the norm after the last stage stays in evaluation mode
+    weight: Schedule = 1.0
+    """Factor of the prelude's loss, by epoch of the prelude."""
+    margin: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)
+    """Margin m of the squared hinges, in units of the pre-activations."""
+    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)
+    """Length of the prelude in epochs."""
+    settled_norm: bool = False
+    """Keep the batch norm after the last stage in evaluation mode; for wide residual networks."""
 
     def prelude(self) -> Prelude:
         """Training of the student's stages on the activation boundaries."""

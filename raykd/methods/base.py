@@ -52,7 +52,9 @@ class Ramp(Record):
     """
 
     ramp: tuple[_Epoch, _Epoch, _Weight, _Weight]
+    """[first epoch, last epoch, value before, value after]; epochs count from 0."""
     kind: Literal["linear", "sigmoid"] = "linear"
+    """Shape of the change between both epochs: straight, or as exp(-5 (1 - t)**2)."""
 
     def at(self, epoch: int) -> float:
         """The value in one epoch (from 0)."""
@@ -171,6 +173,7 @@ class Method(Record):
     teacherless: ClassVar[bool] = False
 
     name: str
+    """Name of the method, or an alias; a name alone takes every default."""
 
     @property
     def label(self) -> str:
@@ -333,6 +336,7 @@ class LogitMethod(Method):
     """weight * one loss that compares logits, at the spot "logits". Abstract."""
 
     weight: Schedule
+    """Factor of the method's loss: a number, [[first epoch, value], ...], or a ramp."""
 
     @abstractmethod
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -354,6 +358,7 @@ class SpotMethod(Method):
     """
 
     weight: Schedule
+    """Factor of the method's loss: a number, [[first epoch, value], ...], or a ramp."""
 
     @abstractmethod
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:

@@ -54,10 +54,15 @@ class CC(Method):
 
     name: Literal["cc"] = "cc"
     form: Form = "product"
-    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # `product`: the linear maps' outputs
-    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)  # `gaussian`: the kernel's factor
-    order: int = Field(default=2, ge=1, le=100)  # highest power of its Taylor series
-    weight: Schedule | None = None  # None: the default of the form
+    """Correlation of neighbours by trained linear maps, or by Gaussian kernels (equation 6)."""
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)
+    """Outputs of the trained linear maps, with form `product`."""
+    gamma: float = Field(default=0.4, gt=0, le=Limits.WEIGHT)
+    """Factor gamma in the Gaussian kernel's exponent, with form `gaussian`."""
+    order: int = Field(default=2, ge=1, le=100)
+    """Highest power P of the kernel's Taylor series, with form `gaussian`."""
+    weight: Schedule | None = None
+    """Factor of the correlation loss; null: 0.02 for `product`, 100 for `gaussian`."""
 
     def needs(self) -> Signal:
         """The embeddings."""

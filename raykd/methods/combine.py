@@ -30,6 +30,7 @@ class Combine(Wrapper):
 
     name: Literal["combine"] = "combine"
     combine: "tuple[AnyPart, ...]" = (CRD(), KD(weight=1.0))
+    """Methods whose losses are added, by name or with settings; none is itself a sum."""
 
     @model_validator(mode="after")
     def _check(self) -> "Combine":

@@ -57,9 +57,13 @@ class CosineKD(LogitMethod):
 
     name: Annotated[Literal["cosine_kd", "cswt"], canonical("cosine_kd")] = "cosine_kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
-    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)  # for the least different sample
-    high: float = Field(default=6.0, gt=0, le=Limits.TEMPERATURE)  # for the most different one
-    weighted: bool = True  # False omits the second term
+    """Temperature T of the first term."""
+    low: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature of the sample on which both networks differ least, in the second term."""
+    high: float = Field(default=6.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature of the sample on which both networks differ most, in the second term."""
+    weighted: bool = True
+    """Add the second term, whose temperature is each sample's own."""
     weight: Schedule = 1.0
 
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:

@@ -152,14 +152,18 @@ class CRD(Method):
     cost: ClassVar[str] = "B N E, memory 2 N E"
 
     name: Literal["crd"] = "crd"
-    width: int = Field(default=128, ge=1, le=Limits.WIDTH)  # E
-    negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)  # K, per sample
+    width: int = Field(default=128, ge=1, le=Limits.WIDTH)
+    """Width of the embeddings in the memory, and outputs of the trained linear maps."""
+    negatives: int = Field(default=16_384, ge=1, le=Limits.WIDTH)
+    """Negatives N of each sample, drawn from the memory."""
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
-    momentum: float = Field(default=0.5, ge=0, lt=1)  # the memory update's
-    positive: Literal["exact", "relaxed"] = (
-        "exact"  # exact: the sample itself; relaxed: any of its class
-    )
+    """Temperature tau that divides the inner products."""
+    momentum: float = Field(default=0.5, ge=0, lt=1)
+    """Share of a memory's row that an update keeps."""
+    positive: Literal["exact", "relaxed"] = "exact"
+    """Positive of a sample: itself (exact), or any sample of its class (relaxed)."""
     weight: Schedule = 0.8
+    """Factor of both contrastive terms: a number, [[first epoch, value], ...], or a ramp."""
 
     def needs(self) -> Signal:
         """The embeddings."""

@@ -51,8 +51,9 @@ class CTKD(Method):
 
     name: Literal["ctkd"] = "ctkd"
     weight: Schedule = 0.9
-    # Epochs until the reversal has the factor -1.
+    """Factor of the loss: a number, [[first epoch, value], ...], or a ramp."""
     curriculum_epochs: int = Field(default=10, ge=0, le=Limits.EPOCHS)
+    """Epochs in which the reversed gradient of the temperature grows from 0 to its full size."""
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

@@ -35,9 +35,13 @@ class DIST(LogitMethod):
 
     name: Literal["dist"] = "dist"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
-    beta: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # weight of the inter-class term
-    gamma: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # weight of the intra-class term
+    """Temperature T of both networks' probabilities."""
+    beta: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)
+    """Weight beta of the inter-class term."""
+    gamma: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)
+    """Weight gamma of the intra-class term."""
     weight: Schedule = 2.0
+    """Factor of both terms: a number, [[first epoch, value], ...], or a ramp."""
 
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """T**2 * (beta * inter + gamma * intra)."""

@@ -65,10 +65,15 @@ class DKD(Method):
 
     name: Literal["dkd"] = "dkd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
-    alpha: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)  # weight of TCKD
-    beta: float = Field(default=8.0, ge=0, le=Limits.WEIGHT)  # weight of NCKD
-    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # both weights grow linearly
+    """Temperature T of both networks' probabilities."""
+    alpha: float = Field(default=1.0, ge=0, le=Limits.WEIGHT)
+    """Weight alpha of TCKD, the divergence between target and all other classes."""
+    beta: float = Field(default=8.0, ge=0, le=Limits.WEIGHT)
+    """Weight beta of NCKD, the divergence among the other classes."""
+    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)
+    """Epochs in which alpha and beta grow linearly to their values; 0: none."""
     standardise: bool = False
+    """Bring each row of logits to mean 0 and deviation 1 first."""
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict

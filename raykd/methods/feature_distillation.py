@@ -73,11 +73,14 @@ class FeatureDistillation(SpotMethod):
 
     name: Literal["feature_distillation"] = "feature_distillation"
     distance: Literal["cosine", "l2", "smooth_l1", "queue"] = "cosine"
+    """Distance between the student's mapped embedding and the teacher's."""
     weight: Schedule = 1.0
     queue: Literal["fifo", "table"] = "fifo"
-    # Q; None: by the number of training images, at most 8,192 (table: 16,384).
+    """Rows to compare with: the teacher's last embeddings, or a fixed set; for `queue`."""
     size: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
+    """Rows of the queue; null: by the number of training images, at most 8,192 (table: 16,384)."""
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T that divides the cosines, with distance `queue`."""
 
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None

@@ -189,6 +189,7 @@ class StageMethod(Method):
     factor: ClassVar[float] = 1.0  # constant factor of every stage's loss
 
     weight: Schedule
+    """Factor of the sum over stages: a number, [[first epoch, value], ...], or a ramp."""
 
     @abstractmethod
     def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:

@@ -29,7 +29,9 @@ class FitNet(SpotMethod):
 
     name: Literal["fitnet"] = "fitnet"
     weight: Schedule = 100.0
-    stage: str = "stage2"  # compared stage of both networks
+    """Factor of the hint loss: a number, [[first epoch, value], ...], or a ramp."""
+    stage: str = "stage2"
+    """Stage of both networks whose maps are compared."""
 
     def needs(self) -> Signal:
         """Stage outputs."""

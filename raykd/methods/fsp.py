@@ -55,7 +55,8 @@ class FSPInit(Method):
     trains: ClassVar[Trains] = "backbone"
 
     name: Literal["fsp_init"] = "fsp_init"
-    weight: Schedule = 50.0  # by epoch of the prelude
+    weight: Schedule = 50.0
+    """Factor of the loss, by epoch of the prelude."""
 
     def needs(self) -> Signal:
         """Stage outputs."""
@@ -90,8 +91,10 @@ class FSP(LabelMethod):
     cost: ClassVar[str] = "nothing; before: B K K H W per stage"
 
     name: Literal["fsp"] = "fsp"
-    weight: Schedule = 50.0  # by the prelude's epochs
-    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
+    weight: Schedule = 50.0
+    """Factor of the prelude's loss, by epoch of the prelude."""
+    init_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)
+    """Length of the prelude in epochs."""
 
     def prelude(self) -> Prelude:
         """Training of the student's stages on the flows."""

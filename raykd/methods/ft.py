@@ -114,8 +114,10 @@ class FT(SpotMethod):
 
     name: Literal["ft"] = "ft"
     weight: Schedule = 200.0
-    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)  # length of the prelude
-    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)  # the prelude's, constant
+    paraphraser_epochs: int = Field(default=30, gt=0, le=Limits.EPOCHS)
+    """Length of the prelude, which trains the paraphraser, in epochs."""
+    paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)
+    """Constant learning rate of the prelude."""
 
     def needs(self) -> Signal:
         """Stage outputs."""

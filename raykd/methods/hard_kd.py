@@ -24,6 +24,7 @@ class HardKD(Method):
 
     name: Literal["hard_kd"] = "hard_kd"
     weight: Schedule = 0.5
+    """Factor of the loss: a number, [[first epoch, value], ...], or a ramp."""
 
     def accepts(self, coverage: Coverage) -> bool:
         """True: every coverage has the likeliest class."""

@@ -63,9 +63,13 @@ class IRG(Method):
 
     name: Literal["irg"] = "irg"
     vertex: float = Field(default=0.1, ge=0, le=Limits.WEIGHT)
+    """Weight of the logits' mean squared difference."""
     edge: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
+    """Weight of the difference of distances between samples."""
     transformation: float = Field(default=5.0, ge=0, le=Limits.WEIGHT)
-    weight: Schedule = 1.0  # factor of all three terms
+    """Weight of the difference of what a stage changes from one to the next."""
+    weight: Schedule = 1.0
+    """Factor of all three terms: a number, [[first epoch, value], ...], or a ramp."""
 
     def needs(self) -> Signal:
         """Logits, embeddings and stages."""

@@ -41,6 +41,7 @@ class JacobianMatching(Method):
 
     name: Literal["jacobian"] = "jacobian"
     weight: Schedule = 20.0
+    """Factor of the Jacobians' difference: a number, [[first epoch, value], ...], or a ramp."""
 
     def needs(self) -> Signal:
         """Logits that can be differentiated with respect to the pixels."""

@@ -36,8 +36,10 @@ class KD(LogitMethod):
 
     name: Literal["kd"] = "kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of both networks' probabilities."""
     weight: Schedule = 0.9
     target: Target = "view"
+    """Teacher's answer to match: that for the student's view, or its mean over all stored views."""
 
     def accepts(self, coverage: Coverage) -> bool:
         """True for any coverage that suits the temperature; a mean over views is over all."""

@@ -26,6 +26,7 @@ class LogitStandardisation(LogitMethod):
 
     name: Annotated[Literal["logit_standardisation", "ls"], canonical(SLUG)] = SLUG
     temperature: float = Field(default=2.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of both networks' standardised logits."""
     weight: Schedule = 9.0
 
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:

@@ -54,6 +54,7 @@ class MimicEmbedding(SpotMethod):
     name: Literal["mimic_embedding"] = "mimic_embedding"
     weight: Schedule = 1.0
     target: Target = "view"
+    """Teacher's embedding to match: of the student's view, or the mean over all stored views."""
 
     def looks(self) -> Looks:
         """The given look, and of the teacher the mean over views where that is the target."""

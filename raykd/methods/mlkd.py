@@ -69,11 +69,17 @@ class MLKD(Method):
     temperatures: tuple[Annotated[float, Field(gt=0, le=Limits.TEMPERATURE)], ...] = Field(
         default=(4.0, 2.0, 3.0, 5.0, 6.0), min_length=1
     )
-    weight: Schedule = 0.9  # factor of every term
+    """Temperatures T over which the terms are summed."""
+    weight: Schedule = 0.9
+    """Factor of every term: a number, [[first epoch, value], ...], or a ramp."""
     strong_view: bool = True
-    strong_label_weight: Schedule = 0.1  # the strong view's cross entropy
+    """Train on a strongly augmented view (`run.strong`) as well."""
+    strong_label_weight: Schedule = 0.1
+    """Factor of the labels' cross entropy on the strong view."""
     as_released: bool = False
+    """Follow the released code where it differs from its intent."""
     standardise: bool = False
+    """Standardise the logits of the instance term (arXiv 2403.01427)."""
 
     def looks(self) -> Looks:
         """The given view and the strong one, for both networks."""

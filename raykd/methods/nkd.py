@@ -40,9 +40,12 @@ class NKD(LogitMethod):
     title: ClassVar[str] = "Yang et al. 2023, arXiv 2303.13005"
 
     name: Literal["nkd"] = "nkd"
-    temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # for the other classes
+    temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of the term among the other classes."""
     gamma: float = Field(default=1.5, ge=0, le=Limits.WEIGHT)
+    """Weight gamma of the term among the other classes."""
     weight: Schedule = 1.0
+    """Factor of both terms: a number, [[first epoch, value], ...], or a ramp."""
 
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Target term + gamma * other classes' term."""

@@ -89,8 +89,11 @@ class RelationalKD(SpotMethod):
 
     name: Annotated[Literal["relational_kd", "rkd"], canonical("relational_kd")] = "relational_kd"
     distance_weight: float = Field(default=25.0, ge=0, le=Limits.WEIGHT)
+    """Weight lambda_D of the pairwise distances' loss."""
     angle_weight: float = Field(default=50.0, ge=0, le=Limits.WEIGHT)
+    """Weight lambda_A of the angles' loss."""
     weight: Schedule = 1.0
+    """Factor of both terms: a number, [[first epoch, value], ...], or a ramp."""
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """Weighted sum of the distance loss and the angle loss."""

@@ -98,7 +98,9 @@ class ReviewKD(Method):
 
     name: Literal["reviewkd"] = "reviewkd"
     weight: Schedule = 1.0
-    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)  # the weight grows linearly
+    """Factor of the sum over spots: a number, [[first epoch, value], ...], or a ramp."""
+    warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)
+    """Epochs in which the weight grows linearly to its value; 0: none."""
 
     def needs(self) -> Signal:
         """Stage outputs, pre-activations and embeddings."""

@@ -67,17 +67,27 @@ class SAKD(Wrapper):
     cost: ClassVar[str] = "its base's, and another pass of both networks"
     name: Annotated[Literal["sakd", "spot_adaptive_kd"], canonical("sakd")] = "sakd"
     base: "AnyBase" = AT()
+    """Method whose losses are applied where the policy chooses, by name or with settings."""
     mode: Literal["adaptive", "always", "random", "reverse", "both"] = "adaptive"
-    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)  # KD's
+    """Choice of samples at each spot: by the policy, or one of four forms to compare with."""
+    temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of KD at the logits."""
     kd_weight: Schedule = 1.0
-    gamma: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)  # factor of the routing loss
+    """Factor of KD at the logits: a number, [[first epoch, value], ...], or a ramp."""
+    gamma: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)
+    """Factor gamma of the routing network's loss; null: 1, or 2 for at, relational_kd and vid."""
     gumbel_temperature: float = Field(default=5.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature of the Gumbel softmax by which the policy draws."""
     homogeneous: bool | None = None
+    """Begin with every sample at every spot; null: where all shapes are equal."""
     adapter_relu: bool = True
-    # Learning rate of policy and adapters, as a multiple of the run's.
+    """End the adapters of maps with a ReLU."""
     rate: float = Field(default=0.5, gt=0, le=Limits.WEIGHT)
-    weight_decay: float = Field(default=1e-3, ge=0, le=1000)  # policy's and adapters'
+    """Learning rate of policy and adapters, as a multiple of the run's."""
+    weight_decay: float = Field(default=1e-3, ge=0, le=1000)
+    """Weight decay of policy and adapters."""
     as_released: bool = False
+    """Follow the official scripts in two places; see the description of the method."""
 
     @model_validator(mode="after")
     def _check(self) -> "SAKD":

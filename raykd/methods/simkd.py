@@ -66,8 +66,8 @@ class SimKD(SpotMethod):
 
     name: Literal["simkd"] = "simkd"
     weight: Schedule = 1.0
-    # Channels of the teacher's map over the hidden channels of the projector.
     factor: int = Field(default=2, ge=1, le=Limits.WIDTH)
+    """Channels of the teacher's map over the hidden channels of the projector."""
 
     def needs(self) -> Signal:
         """Stage outputs, and the teacher's classifier."""

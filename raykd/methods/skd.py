@@ -103,10 +103,13 @@ class SKD(Method):
 
     name: Annotated[Literal["spherical_kd", "skd"], canonical("spherical_kd")] = "spherical_kd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of both networks' normalised logits."""
     weight: Schedule = 0.9
+    """Factor of the loss: a number, [[first epoch, value], ...], or a ramp."""
     variant: Variant = "layer_norm"
-    # None: from the teacher's logits.
+    """Normalisation of the logits; see the description of the method."""
     radius: float | None = Field(default=None, gt=0, le=Limits.WEIGHT)
+    """Deviation (`l2`: norm) to which a row is scaled; null: the teacher's mean one."""
 
     def accepts(self, coverage: Coverage) -> bool:
         """True where KD accepts it, except for `l2` without all classes, and merged classes.

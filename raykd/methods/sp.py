@@ -38,7 +38,8 @@ class SP(SpotMethod):
 
     name: Literal["sp"] = "sp"
     weight: Schedule = 3000.0
-    on: Literal["features", "embedding"] = "features"  # features: those of the last stage
+    on: Literal["features", "embedding"] = "features"
+    """Outputs whose similarities are compared: the last stage's maps, or the embedding."""
 
     def needs(self) -> Signal:
         """Stage outputs, or embeddings."""

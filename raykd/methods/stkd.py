@@ -65,12 +65,19 @@ class STKD(Method):
 
     name: Literal["stkd"] = "stkd"
     temperature: float = Field(default=4.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of both networks' probabilities."""
     weight: Schedule = 0.9
+    """Factor of the loss: a number, [[first epoch, value], ...], or a ramp."""
     teacher: Literal["mixed_input", "mixed_output"] = "mixed_input"
+    """Target q: the teacher's answer for the mixture, or the mixture of its two answers."""
     mix: Literal["mixup", "cutmix"] = "mixup"
-    alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)  # Beta(alpha, alpha)
+    """Mixing of two samples: a blend, or a box of the partner."""
+    alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
+    """Parameter alpha of Beta(alpha, alpha), which draws the sample's own weight; 1 is uniform."""
     incorrect_only: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
+    """Weight of the divergence over the classes of neither sample; 0: none."""
     clean_kd: float = Field(default=0.0, ge=0, le=Limits.WEIGHT)
+    """Weight of KD on the unmixed samples; 0: none, and no second forward."""
 
     def accepts(self, coverage: Coverage) -> bool:
         """True where KD accepts it, but `incorrect_only` needs all classes.

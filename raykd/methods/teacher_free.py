@@ -41,9 +41,12 @@ class TeacherFree(Method):
     teacherless: ClassVar[bool] = True
 
     name: Annotated[Literal["teacher_free", "tf_kd"], canonical("teacher_free")] = "teacher_free"
-    confidence: float = Field(default=0.99, gt=0, le=1)  # u of the label
-    temperature: float = Field(default=20.0, gt=0, le=Limits.TEMPERATURE)  # of the target alone
+    confidence: float = Field(default=0.99, gt=0, le=1)
+    """Probability u of the label in the virtual teacher."""
+    temperature: float = Field(default=20.0, gt=0, le=Limits.TEMPERATURE)
+    """Temperature T of the virtual teacher alone."""
     weight: Schedule = 0.1
+    """Factor of the loss: a number, [[first epoch, value], ...], or a ramp."""
 
     def needs(self) -> Signal:
         """No signals of a teacher."""

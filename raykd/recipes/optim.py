@@ -77,22 +77,35 @@ class Optim(Record):
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser."""
     epochs: int = Field(default=240, ge=1, le=Limits.EPOCHS)
-    batch: int = Field(default=64, ge=1, le=Limits.ROWS)  # global: over all workers
+    """Epochs of training."""
+    batch: int = Field(default=64, ge=1, le=Limits.ROWS)
+    """Samples of a step, over all workers together."""
     lr: float = Field(default=0.05, gt=0, le=Limits.RATE)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # for sgd
-    nesterov: bool = False  # for sgd
-    weight_decay: float = Field(default=5e-4, ge=0, le=1000)  # on every parameter
+    """Learning rate at the beginning, or after the warm-up."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum, for sgd."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum, for sgd."""
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
+    """Weight decay of every parameter."""
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
-    milestones: tuple[Epoch, ...] | None = None  # epochs; None: 5/8, 3/4 and 7/8 of them
-    gamma: float = Field(default=0.1, gt=0, le=1000)  # the rate's factor at each milestone
-    warmup_epochs: int = Field(default=0, ge=0, le=Limits.EPOCHS)  # linear, step by step
-    # Largest L2 norm of the gradients; those of a policy are clipped apart.
+    """Course of the learning rate: steps at milestones, half a cosine to 0, or none."""
+    milestones: tuple[Epoch, ...] | None = None
+    """Epochs (from 0) at which the rate is multiplied by gamma; null: 5/8, 3/4 and 7/8 of all."""
+    gamma: float = Field(default=0.1, gt=0, le=1000)
+    """Factor of the learning rate at each milestone."""
+    warmup_epochs: int = Field(default=0, ge=0, le=Limits.EPOCHS)
+    """Epochs in which the rate grows linearly from 0, step by step; 0: none."""
     clip: float | None = Field(default=None, gt=0, le=Limits.RATE)
-    ema: float | None = Field(default=None, gt=0, lt=1)  # decay per step of the averaged weights
-    # A mapping: part -> the multiple of `lr` that it is trained with.
+    """Largest L2 norm of all gradients together (a policy's apart); null: no limit."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of averaged weights, which are evaluated and kept; null: no average."""
     parts: Factors = Field(default=(), json_schema_extra={"default": {}})
-    freeze: Frozen = ()  # parts that stay as they are
+    """Parts of the network, each with the multiple of `lr` that it is trained with."""
+    freeze: Frozen = ()
+    """Parts of the network that are not trained."""
 
     @model_validator(mode="after")
     def _check(self) -> "Optim":

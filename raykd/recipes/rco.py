@@ -43,17 +43,21 @@ class RCO(Record):
     """
 
     select: Literal["equal", "greedy"] = "equal"
-    # equal: number of anchors (None: 4); greedy: the largest number.
+    """Choice of checkpoints: at equal intervals, or by their hardness for the student."""
     anchors: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
-    interval: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)  # epochs, instead of anchors
-    stages: Stages = "multi_stage"  # a schedule for each anchor, or one schedule for all
-    hardness: Literal["ratio", "relative_change"] = "ratio"  # the form of r
-    # The largest r of the next anchor; None: 1.6 of a ratio, 0.8 of a change.
+    """Number of checkpoints; null: 4. With `greedy` the largest number; null: any."""
+    interval: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
+    """Teacher epochs between two checkpoints, in place of `anchors`; null: by `anchors`."""
+    stages: Stages = "multi_stage"
+    """One schedule for each checkpoint, or one that all share equally."""
+    hardness: Literal["ratio", "relative_change"] = "ratio"
+    """Form of the hardness r: a ratio of distances, or one less."""
     threshold: float | None = Field(default=None, gt=0, le=Limits.RATE)
-    # In the divergence that measures distances.
+    """Largest hardness r of the next checkpoint; null: 1.6 of a ratio, 0.8 of a change."""
     temperature: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
-    # Distance; auto: the method's loss for hint and mimic learning, else the divergence.
+    """Temperature of the divergence that measures distances."""
     measure: Literal["auto", "kl", "loss"] = "auto"
+    """Distance: a divergence or the method's loss; auto: the loss for hints and mimics."""
 
     @model_validator(mode="after")
     def _check(self) -> "RCO":

@@ -21,7 +21,7 @@ from raykd.tasks import AnyTask, Classification, Features
 from raykd.teachers.anchor_route import Route
 
 _Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
-Views = Annotated[int, Field(le=Limits.ROWS)]  # number of different augmentations
+Views = Annotated[int, Field(le=Limits.ROWS, json_schema_extra={"minimum": 1})]
 
 
 class OutputsRun(Recipe):
@@ -77,8 +77,11 @@ class PanelRun(Record):
     """
 
     panel: "tuple[AnyTeacher, ...]" = Field(min_length=1)
+    """Teachers that answer as one."""
     combine: Combination = "mean_probabilities"
-    shares: tuple[_Share, ...] | None = None  # of each member, in any unit; None: equal
+    """Mean over the members: of their probabilities at temperature 1, or of their logits."""
+    shares: tuple[_Share, ...] | None = None
+    """Weight of each member, in any unit; null: equal."""
 
     @model_validator(mode="after")
     def _check(self) -> "PanelRun":
@@ -124,29 +127,47 @@ class StudentRun(Recipe):
 
     kind: ClassVar[str] = "students"
     model: Network
+    """Network, by a name of `raykd show models`, such as resnet20, torchvision/... or timm/...."""
     data: AnyData
+    """Images, and how they are split, augmented and normalised."""
     teacher: "Teaching | None" = None
-    route: Route | None = None  # None: the teacher's last epoch throughout
-    after: "StudentRun | None" = None  # student whose weights it starts from
-    # Weights that it starts from: a published name, or "sha256:..." of a file; None: random ones.
+    """Teacher: a network, a student that has one itself, or a panel; null: none."""
+    route: Route | None = None
+    """Teacher epochs that teach in turn; null: the last one throughout."""
+    after: "StudentRun | None" = None
+    """Student whose final weights it starts from; null: none."""
     weights: Weights | None = None
-    # Epoch at which the views, the order and the methods' schedules go on.
+    """Initial weights: a published name, hub:owner/name or a file; null: random ones."""
     first_epoch: int = Field(default=0, ge=0, le=Limits.ROWS)
+    """Epoch at which the views, the order and the methods' schedules begin."""
     task: AnyTask = Classification()  # pyright: ignore[reportInvalidTypeForm]
+    """Purpose of the student: its label loss, its metrics, and the one that compares."""
     method: AnyMethod = LabelOnly()  # pyright: ignore[reportInvalidTypeForm]
-    label_weight: Schedule | None = None  # on the labels' cross entropy; None: the method's own
-    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as in torch.nn.CrossEntropyLoss
+    """Distillation method; label_only reads no teacher."""
+    label_weight: Schedule | None = None
+    """Factor of the labels' cross entropy: a number, steps or a ramp; null: the method's own."""
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)
+    """Label smoothing e, as in torch.nn.CrossEntropyLoss: targets (1 - e) * target + e / C."""
     optim: Optim = Optim()
-    views: Views | Literal["all"] = "all"  # different augmentations that the epochs go through
-    views_by_seed: bool = False  # True: each seed has views, and caches, of its own
-    # Source of the teacher's outputs; auto: a cache where the method can read one.
+    """Optimiser and schedule of the training."""
+    views: Views | Literal["all"] = "all"
+    """Different augmentations of a sample that the epochs go through in turn, or all there are."""
+    views_by_seed: bool = False
+    """Draw the views by `seed`, so that each seed has caches of its own."""
     source: Literal["auto", "cache", "live"] = "auto"
-    # Codec of the cache of the training images, if there is one.
+    """Source of the teacher's outputs: its cache, or the teacher itself; auto: a cache where the
+    method can read one.
+    """
     codec: AnyCodec = Dense()  # pyright: ignore[reportInvalidTypeForm]
-    strong: Strong = Strong()  # for the strongly augmented look, if the method reads it
-    teacher_precision: Precision = "float32"  # in the teacher's forward
-    precision: Precision = "float32"  # in the student's forward and backward
-    seed: int = Field(default=0, ge=0, le=Limits.SEED)  # for the initial weights and the order
+    """Form of the logits in the cache of the training images."""
+    strong: Strong = Strong()
+    """Augmentation of the strong view, for a method that reads one."""
+    teacher_precision: Precision = "float32"
+    """Number format of the teacher's forward."""
+    precision: Precision = "float32"
+    """Number format of the student's forward and backward."""
+    seed: int = Field(default=0, ge=0, le=Limits.SEED)
+    """Seed of the initial weights and of the order of samples."""
 
     @model_validator(mode="after")
     def _check(self) -> "StudentRun":

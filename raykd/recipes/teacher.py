@@ -74,24 +74,37 @@ class TeacherRun(Recipe):
 
     kind: ClassVar[str] = "teachers"
     model: Network
-    data: AnyData  # training images; a pretrained teacher takes the normalisation alone
+    """Network, by a name of `raykd show models`, such as resnet56, torchvision/... or timm/...."""
+    data: AnyData
+    """Training images; a given teacher takes their normalisation alone. Left out: the student's."""
     optim: Optim = Optim()
-    label_smoothing: float = Field(default=0.0, ge=0, le=1)  # as in torch.nn.CrossEntropyLoss
+    """Optimiser and schedule of its training."""
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)
+    """Label smoothing e, as in torch.nn.CrossEntropyLoss: targets (1 - e) * target + e / C."""
     precision: Precision = "float32"
+    """Number format of forward and backward in its training."""
     seed: int = Field(default=0, ge=0, le=Limits.SEED)
-    save_every: int = Field(default=10, ge=1, le=Limits.EPOCHS)  # epochs; the last is always saved
-    refresh_statistics: bool = False  # batch norm's, by a pass over the images before each save
-    weights: Weights | None = None  # a published name, or "sha256:..." of a file in the store
-    # Number of classes of its own head; None: its data's. 0: an encoder without a classifier.
+    """Seed of the initial weights and of the order of samples."""
+    save_every: int = Field(default=10, ge=1, le=Limits.EPOCHS)
+    """Epochs between two saved checkpoints; the last epoch is always saved."""
+    refresh_statistics: bool = False
+    """Measure the batch norms' statistics by a pass over the images before each save."""
+    weights: Weights | None = None
+    """Given weights: a published name, hub:owner/name or a file; null: it is trained here."""
     outputs: int | None = Field(default=None, ge=0, le=Limits.WIDTH)
-    # The outputs that stand for each class of the student's data: names, wordnet, a CSV file, ...
+    """Outputs of its own head; 0: an encoder without a classifier; null: its data's classes."""
     classes: Annotated[
         Classes | None,
         PlainValidator(read_classes, json_schema_input_type=_Written | None),
         PlainSerializer(lambda value: value),  # pydantic's own warns of tuples in a union (2.14)
     ] = None
-    size: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # side in pixels
-    fine_tune: bool = False  # True: it is trained from its weights; False: they are the teacher
+    """Its outputs for each class of the student's data: names, wordnet, a CSV file, a list or a
+    mapping; null: they are the same.
+    """
+    size: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
+    """Side in pixels of the square that it sees; null: as its weights say, or as the images are."""
+    fine_tune: bool = False
+    """Train it from its weights; false: the weights are the teacher."""
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherRun":

@@ -40,6 +40,7 @@ class Task(Record):
     labelled: ClassVar[bool] = True  # the student learns from labels, and has a classifier
 
     name: str
+    """Name of the task; a name alone takes every default."""
 
     @property
     @abstractmethod

@@ -29,13 +29,16 @@ class Probe(Record):
     2021, arXiv 2104.14294). `linear` is that of a logistic regression on the frozen embeddings.
     """
 
-    data: AnyData  # its training images are known, its test images are asked
-    # The first one compares students.
+    data: AnyData
+    """Labelled images: the probe learns from the training rows and is tested on the others."""
     kind: tuple[Kind, ...] = Field(default=("knn", "linear"), min_length=1)
+    """Probes to make; the first one compares students."""
     k: int = Field(default=NEIGHBOURS, ge=1, le=Limits.ROWS)
+    """Neighbours that vote in the k-NN probe."""
     temperature: float = Field(default=TEMPERATURE, gt=0, le=Limits.TEMPERATURE)
-    # Epochs between two probes; None: after the last one alone.
+    """Temperature that divides the cosines in a vote of the k-NN probe."""
     every: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
+    """Epochs between two probes; null: after the last epoch alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -68,6 +71,7 @@ class Features(Task):
 
     name: Literal["features"] = "features"
     probe: Probe | None = None
+    """Labelled set by which embeddings are judged; null: no set."""
 
     @property
     def headline(self) -> str:

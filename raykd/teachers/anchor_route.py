@@ -24,8 +24,10 @@ class Route(Record):
     route constrained optimisation (Jin et al. 2019, arXiv 1904.09149).
     """
 
-    anchors: tuple[Epoch, ...]  # teacher epochs; 0 for a pretrained teacher
-    starts: tuple[Epoch, ...] = (0,)  # student epochs
+    anchors: tuple[Epoch, ...]
+    """Teacher epochs whose checkpoints teach, rising; 0 for a pretrained teacher."""
+    starts: tuple[Epoch, ...] = (0,)
+    """Student epoch (from 0) at which each anchor takes over, rising from 0."""
 
     @model_validator(mode="after")
     def _check(self) -> "Route":

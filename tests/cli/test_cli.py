@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
-from raykd.config.experiment import schema
+from raykd.config.schema import schema
 from raykd.storage.store import Store
 
 RAYKD = Path(sys.executable).with_name("raykd")

@@ -15,9 +15,9 @@ from PIL import Image
 
 from raykd import models
 from raykd.config.experiment import Experiment, Where, load, parse
-from raykd.config.experiment import schema as schema_of
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
+from raykd.config.schema import schema as schema_of
 from raykd.config.search_space import Space
 from raykd.core.errors import ConfigError, DataError
 from raykd.core.record import fingerprint

@@ -16,10 +16,9 @@ run:
   data: {name: digits}
   teacher: {model: resnet8, optim: {epochs: 3}}
 """
+
+
 # What another check says the lower limit of, and what a rule compares with any value.
-UNBOUNDED = {("views", "minimum"), ("match", "minimum"), ("match", "maximum")}
-
-
 def is_of_files(record: type[Record]) -> bool:
     """True for a record that is the shape of a file that raykd writes itself."""
     return record.__module__ in ("raykd.data.image_index", "raykd.data.in_memory")
@@ -51,7 +50,7 @@ def lacking(record: type[Record]) -> Iterator[tuple[str, str, str]]:
         for number in numbers(field):
             for limit in ("minimum", "maximum"):
                 bounds = {limit, f"exclusive{limit.capitalize()}"}
-                if not bounds & number.keys() and (name, limit) not in UNBOUNDED:
+                if not bounds & number.keys():
                     yield record.__name__, name, limit
 
 

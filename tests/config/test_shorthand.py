@@ -3,8 +3,9 @@
 import jsonschema
 import pytest
 
-from raykd.config.experiment import parse, schema
+from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
+from raykd.config.schema import schema
 from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint

@@ -6,7 +6,8 @@ import jsonschema
 import pytest
 import yaml
 
-from raykd.config.experiment import parse, schema
+from raykd.config.experiment import parse
+from raykd.config.schema import schema
 from raykd.core.errors import ConfigError
 from raykd.core.record import canonical, fingerprint
 from raykd.data.recipe import Data, Stream

@@ -29,13 +29,20 @@ class Augment(Record):
     is `crop: {}, flip: true`. `revision` goes up whenever the same key would show other pixels.
     """
 
-    pad: int = Field(default=0, ge=0, le=Limits.PAD)  # pixels of black border on each side
-    flip: bool = False  # mirror half of the views
-    crop: Crop | None = None  # a random part, resized to the full size; in place of pad
-    colour: Colour | None = None  # brightness, contrast, saturation, hue
-    strong: Strong | None = None  # random operations (RandAugment) and a hole
-    erase: Erase | None = None  # a grey box in some images
-    mix: Mix | None = None  # each sample with another one
+    pad: int = Field(default=0, ge=0, le=Limits.PAD)
+    """Black border on each side, in pixels, from which a crop of the full size is drawn."""
+    flip: bool = False
+    """Mirror half of the views."""
+    crop: Crop | None = None
+    """Random part, resized to the full size, in place of `pad`; null: none."""
+    colour: Colour | None = None
+    """Jitter of brightness, contrast, saturation and hue; null: none."""
+    strong: Strong | None = None
+    """Random operations (RandAugment) and a hole (Cutout); null: none."""
+    erase: Erase | None = None
+    """Grey box in some images (random erasing); null: none."""
+    mix: Mix | None = None
+    """Mixture of each sample with another one (mixup, CutMix); null: none."""
 
     @model_validator(mode="after")
     def _check(self) -> "Augment":

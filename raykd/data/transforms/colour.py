@@ -22,9 +22,13 @@ class Colour(Record):
     """
 
     brightness: float = Field(default=0.0, ge=0, le=100)
+    """Brightness factor's largest distance from 1."""
     contrast: float = Field(default=0.0, ge=0, le=100)
+    """Contrast factor's largest distance from 1."""
     saturation: float = Field(default=0.0, ge=0, le=100)
+    """Saturation factor's largest distance from 1."""
     hue: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest change of hue, as a share of the colour circle."""
 
     @model_validator(mode="after")
     def _check(self) -> "Colour":

@@ -33,8 +33,10 @@ class Crop(Record):
     draws fits, the largest central part is taken whose ratio is allowed.
     """
 
-    scale: Range = (0.08, 1.0)  # share of the image's area
-    ratio: Range = (3 / 4, 4 / 3)  # width over height
+    scale: Range = (0.08, 1.0)
+    """[least, largest] share of the image's area."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """[least, largest] width over height."""
 
     @model_validator(mode="after")
     def _check(self) -> "Crop":

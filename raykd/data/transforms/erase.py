@@ -23,8 +23,11 @@ class Erase(Record):
     """
 
     probability: float = Field(default=0.5, gt=0, le=1)
-    scale: Range = (0.02, 0.33)  # share of the image's area
-    ratio: Range = (0.3, 3.3)  # width over height
+    """Share of the images that get a box."""
+    scale: Range = (0.02, 0.33)
+    """[least, largest] share of the image's area."""
+    ratio: Range = (0.3, 3.3)
+    """[least, largest] width over height of the box."""
 
     @model_validator(mode="after")
     def _check(self) -> "Erase":

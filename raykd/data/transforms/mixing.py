@@ -32,8 +32,9 @@ class Mix(Record):
     """
 
     kind: Literal["mixup", "cutmix"] = "mixup"
-    # Beta(alpha, alpha); 1 is uniform.
+    """Blend of two images (mixup), or a box of the partner (CutMix)."""
     alpha: float = Field(default=1.0, gt=0, le=Limits.TEMPERATURE)
+    """Parameter of Beta(alpha, alpha), which draws the sample's own weight; 1 is uniform."""
 
     def partners(self, ids: Tensor, view: int, seed: int, size: int) -> Tensor:
         """The rows (int64 [B], 0 to size - 1) that samples are mixed with."""

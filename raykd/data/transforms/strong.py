@@ -27,9 +27,12 @@ class Strong(Record):
     changes a pixel.
     """
 
-    operations: int = Field(default=2, ge=0, le=100)  # on each image
-    magnitude: float = Field(default=1.0, gt=0, le=1)  # share of the largest strength
-    hole: float = Field(default=0.5, ge=0, le=1)  # its side, of the image's; cut off at the border
+    operations: int = Field(default=2, ge=0, le=100)
+    """Random operations on each image."""
+    magnitude: float = Field(default=1.0, gt=0, le=1)
+    """Largest strength of an operation, as a share of the strongest there is."""
+    hole: float = Field(default=0.5, ge=0, le=1)
+    """Side of the hole, as a share of the image's; cut off at the border. 0: none."""
 
     def apply(self, pixels: Tensor, ids: Tensor, view: int, seed: int) -> Tensor:
         """The images uint8 [B, H, W, 3], each changed by its own key."""

@@ -28,6 +28,7 @@ class Codec(Record):
     parameters: ClassVar[tuple[str, ...]] = ()  # fields that shape the bytes; `OutputsRun` has them
 
     name: str
+    """Name of the codec; a name alone takes every default."""
 
     @property
     def label(self) -> str:

@@ -45,8 +45,10 @@ class TopK(Codec):
     parameters: ClassVar[tuple[str, ...]] = ("k",)
 
     name: Literal["topk"] = "topk"
-    k: int = Field(default=10, ge=1, le=Limits.WIDTH)  # fewer than C
+    k: int = Field(default=10, ge=1, le=Limits.WIDTH)
+    """Largest logits that are stored of each row; fewer than there are classes."""
     tail: Tail = "uniform"
+    """Reading of the classes that are not stored; see the description of the codec."""
 
     def encode_logits(self, shifted: Tensor, maximum: Tensor) -> dict[str, Tensor]:
         """The columns for float32 logits [B, C] whose maximum is 0 in every row.
