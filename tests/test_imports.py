@@ -28,6 +28,7 @@ LEVELS = [
     "training",
     "planning report export",
     "launch",
+    "api",
     "cli",
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from raykd import __version__
 from raykd.cli import doctor, export, pack, run, show
 from raykd.cli.output import patient
+from raykd.core.version import __version__
 
 
 class _Commands(click.Group):

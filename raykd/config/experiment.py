@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from raykd.config.messages import Mistakes, Places
+from raykd.config.messages import NOWHERE, Mistakes, Places
 from raykd.config.overrides import PARTS, combinations, override, value_at
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Domain, Space, Sweep, check_generation, read_space
@@ -115,12 +115,24 @@ def parse(
     if not isinstance(tree, dict):
         raise ConfigError(f"{path or 'experiment'}: expected the keys {', '.join(PARTS)}")
     places = {key: f"{path}, line {line}" for key, line in lines.items()} if path else {}
+    return from_tree(tree, name, overrides, places)
+
+
+def from_tree(
+    tree: dict[str, Any], name: str, overrides: Iterable[str] = (), places: Places = NOWHERE
+) -> Experiment:
+    """The experiment that a tree of plain values describes, as YAML text is read into one.
+
+    The overrides are written into the tree. `places` names the lines of its keys, if it is from a
+    file. Raises `ConfigError`, with every mistake on a line of its own.
+    """
+    places, in_file = dict(places), bool(places)
     for setting in overrides:
         override(tree, setting)
         key = setting.partition("=")[0]
         for other in [other for other in places if f"{other}.".startswith(f"{key}.")]:
             del places[other]
-        places |= {key: f"{key}=... on the command line"} if path else {}
+        places |= {key: f"{key}=... on the command line"} if in_file else {}
     mistakes = Mistakes(places)
     with mistakes.collecting():
         _check_parts(tree)

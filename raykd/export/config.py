@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from raykd import __version__
 from raykd.core.record import fingerprint
+from raykd.core.version import __version__
 from raykd.export.graph import PIXELS, output_name
 from raykd.export.libraries import particulars, split
 from raykd.models import build, measure

@@ -44,8 +44,13 @@ def to_csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_row(group, run) for group in report.groups() for run in group.runs)
+    writer.writerows(to_rows(report))
     return out.getvalue()
+
+
+def to_rows(report: Report) -> list[dict[str, Any]]:
+    """A row per run of every line of the table, by column; None where there is no number."""
+    return [_row(group, run) for group in report.groups() for run in group.runs]
 
 
 def to_json(report: Report) -> dict[str, Any]:

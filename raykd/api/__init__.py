@@ -1,0 +1,1 @@
+"""The public interface in Python: what `import raykd` offers, and the command line calls."""

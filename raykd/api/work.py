@@ -1,0 +1,122 @@
+"""The work of an experiment: read, checked, carried out, gathered, shown. One function a command.
+
+Each reads the images and weights (`resolve`), looks at the whole for what cannot be done
+(`preflight`), and only then begins. What is made lies in the store, and the same call goes on where
+one was stopped: by Ctrl-C, by SIGTERM (in the main thread, with a checkpoint first), or by a
+failure. Errors are `raykd.RaykdError`.
+"""
+
+import os
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import yaml
+
+from raykd import report
+from raykd.api.experiment import Experiment, Student, experiment_of, plain
+from raykd.api.results import Results
+from raykd.config import experiment as files
+from raykd.config.resolve import resolve
+from raykd.config.scale import Scale, Workers
+from raykd.config.shorthand import record
+from raykd.core.errors import ConfigError, NoRoom, Unreachable
+from raykd.core.safe_names import printable_lines
+from raykd.core.shutdown import terminable
+from raykd.recipes import StudentRun
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller, clock
+
+Asked: TypeAlias = Experiment | Student | StudentRun | str | PathLike[str]  # of the last, a file
+Place: TypeAlias = Store | str | PathLike[str] | None
+
+
+def default_store() -> str:
+    """The store that is used where none is given: $RAYKD_STORE, or ./raykd-store."""
+    return os.environ.get("RAYKD_STORE", "raykd-store")
+
+
+@terminable()
+def run(
+    experiment: Asked,
+    store: Place = None,
+    *,
+    workers: Workers | None = None,
+    quiet: bool = False,
+) -> Results:
+    """Train teachers and students that the store lacks; the results of all of them.
+
+    experiment: an `Experiment`, one `Student`, or the path of a file. store: a folder, or its URL;
+    default: $RAYKD_STORE or ./raykd-store. workers: in place of `scale.workers`; 0: this process,
+    without Ray. quiet: no progress on standard error.
+    """
+    resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
+    if resolved.space is not None and resolved.space.search:
+        raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
+    from raykd.launch.executor import execute
+
+    say_recipe(resolved, teller)
+    with teller.showing():
+        outcome = execute(resolved, storage, teller)
+    summary = report.gather(storage, resolved)
+    page = published(summary, storage, teller)
+    reused = {kind: count for kind, count in outcome.reused.items() if count}
+    if reused:
+        counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
+        teller.say(f"reused from {storage.shown}: {counts}")
+    note = "" if page is None else f"; page: {page}"
+    teller.say(f"done in {clock(outcome.seconds)}{note}")
+    return Results(summary, storage, page, outcome.made, outcome.reused, outcome.seconds)
+
+
+def results(
+    experiment: Asked, store: Place = None, *, baseline: str | None = None, quiet: bool = False
+) -> Results:
+    """What the store has of an experiment or its sweep so far; nothing is trained.
+
+    baseline: label of the line that gains are over; default: label_only.
+    """
+    resolved, storage, teller = prepared(experiment, store, quiet=quiet)
+    summary = report.gather_sweep(storage, resolved, baseline)
+    return Results(summary, storage, published(summary, storage, teller))
+
+
+def prepared(
+    experiment: Asked,
+    store: Place = None,
+    *,
+    workers: Workers | None = None,
+    quiet: bool = False,
+) -> tuple[files.Experiment, Store, Teller]:
+    """The experiment with its data read, its store, and a console for progress."""
+    parsed, teller = experiment_of(experiment).parsed, Teller(quiet=quiet)
+    if workers is not None:
+        scale = parsed.scale.plain() | {"workers": plain(workers)}
+        parsed = replace(parsed, scale=record(Scale, scale, "experiment.scale"))
+    if not isinstance(store, Store):
+        store = Store(default_store() if store is None else str(store), parsed.scale.local_gb)
+    return resolve(parsed, store, teller.say), store, teller
+
+
+def published(summary: report.Report, store: Store, teller: Teller) -> Path | None:
+    """Write the page of a report into the store; its path, or None after a message with the reason.
+
+    A store that can only be read has its tables all the same.
+    """
+    try:
+        return report.publish(summary, store)
+    except (NoRoom, Unreachable) as error:
+        teller.say(f"no page is written: {error}")
+        return None
+
+
+def say_recipe(experiment: files.Experiment, teller: Teller) -> None:
+    """Show the experiment in full: the first student, and the keys in which the others differ."""
+    runs = [files.basis(run).plain() for run in experiment.runs]
+    if not runs:
+        raise ConfigError("experiment.grid: no student is left")
+    teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
+    text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
+    text = printable_lines(text.rstrip())
+    teller.console.print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
