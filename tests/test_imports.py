@@ -26,7 +26,7 @@ LEVELS = [
     "config",
     "tracking",
     "training",
-    "planning report export",
+    "planning report prediction export",
     "launch",
     "api",
     "cli",

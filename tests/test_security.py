@@ -33,8 +33,8 @@ from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import read_pack
 from raykd.data.sources.tars import read_webdataset
 from raykd.export.folder import check_folder
-from raykd.export.lookup import by_fingerprint
 from raykd.outputs.manifest import read_manifest
+from raykd.prediction.lookup import by_fingerprint
 from raykd.recipes import Search
 from raykd.report.catalogue import catalogue
 from raykd.storage import arrow, locks

@@ -22,9 +22,9 @@ from raykd.core.record import fingerprint
 from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
-from raykd.export.lookup import by_fingerprint
 from raykd.launch.executor import execute
 from raykd.planning.plan import plan
+from raykd.prediction.lookup import by_fingerprint
 from raykd.recipes import AnyTeacher
 from raykd.storage.store import Store
 from raykd.tasks import Probe

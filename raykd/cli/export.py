@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, resolved_experiment, speaking
-from raykd.core.errors import ConfigError, RaykdError, folded
+from raykd.cli.predict import finished_networks
+from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, speaking
+from raykd.core.errors import RaykdError, folded
 
 if TYPE_CHECKING:
     from raykd.export import Exported
@@ -51,23 +52,11 @@ def export(
     README.md. Every file is compared with the network on test images.
     """
     from raykd import export as exporter
-    from raykd.storage.store import Store
 
-    storage, unfinished = Store(store), 0
-    if not exporter.is_fingerprint(student) or Path(student).is_file():
-        path = Path(student)
-        if not path.is_file() and path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(
-                f"{student}: neither an experiment file nor a fingerprint, which has digits from "
-                "0 to 9 and a to f; `raykd show students` lists them"
-            )
-        experiment, _, _ = resolved_experiment(path, overrides, store)
-        runs, unfinished = exporter.by_experiment(storage, experiment)
+    storage, runs, others = finished_networks(student, overrides, store)
+    targets, unfinished = [(run, output) for run in runs], others or 0
+    if others is not None:  # an experiment's
         targets = [(run, output / exporter.folder_name(run)) for run in runs]
-    elif overrides:
-        raise ConfigError(f"{overrides[0]}: only an experiment has overrides, not a fingerprint")
-    else:
-        targets = [(exporter.by_fingerprint(storage, student), output)]
     exports: list[exporter.Exported] = []
     errors: list[RaykdError] = []
     for run, folder in targets:

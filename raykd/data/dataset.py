@@ -119,9 +119,10 @@ def _find_facts(store: Store, data: Data, root: str | None) -> Facts | None:
 
 
 def class_names(store: Store, data: ResolvedData) -> tuple[str, ...]:
-    """The names of the classes of a recipe's images, which are in the store."""
+    """The names of the classes of a recipe's images, which must be in the store."""
     facts = _find_facts(store, data, None)
-    assert facts is not None, "data that were read are in the store"
+    if facts is None:
+        raise _not_there(store, data)
     return facts.names
 
 
@@ -214,13 +215,17 @@ def open_whole(
     """The splits that the files have, before any share is held out, and their facts."""
     folder = folder_of(store, data, data.digest)
     if not data.digest or not store.whole(folder, MARKER):
-        raise DataError(
-            f"{folder}: the images of {data.name!r} are not in the store; "
-            "`raykd run` puts them there where it can read the files"
-        )
+        raise _not_there(store, data)
     reader = in_memory if data.stream is None else image_index
     facts, splits = reader.open_splits(store, folder)
     return splits, facts
+
+
+def _not_there(store: Store, data: Data) -> DataError:
+    return DataError(
+        f"{folder_of(store, data, data.digest)}: the images of {data.name!r} are not in the store; "
+        "`raykd run` puts them there where it can read the files"
+    )
 
 
 def divided(data: Data, splits: Mapping[str, Rows]) -> tuple[Rows, Rows, Rows | None]:

@@ -4,11 +4,13 @@ Shapes: B batch, C classes, H, W pixels.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from raykd.data.dataset import AnyImages, open_images
+from raykd.data.dataset import AnyImages, class_names, open_images
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
@@ -22,12 +24,27 @@ from raykd.training.checkpointing import Tested, read_result
 class Finished:
     """A student or a teacher of the store, in evaluation mode, on the CPU."""
 
+    store: Store
     run: AnyTeacher
     network: Staged
     method: Method
     helpers: nn.ModuleDict  # all of the method's; only those that it releases are as trained
     result: dict[str, Any]  # what the run is remembered by
-    test: AnyImages
+
+    @cached_property
+    def train(self) -> AnyImages:
+        """The training images, which must be in the store."""
+        return open_images(self.store, self.run.data)[0]
+
+    @cached_property
+    def test(self) -> AnyImages:
+        """The test images, which must be in the store."""
+        return open_images(self.store, self.run.data)[1]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the data's classes; none where they have no labels."""
+        return class_names(self.store, self.run.data.resolved())
 
     @property
     def released(self) -> nn.ModuleDict:
@@ -37,7 +54,9 @@ class Finished:
     @property
     def is_backbone(self) -> bool:
         """True where it has no classifier, and answers with embeddings."""
-        return isinstance(self.run, StudentRun) and not self.run.task.labelled
+        if isinstance(self.run, StudentRun):
+            return not self.run.task.labelled
+        return self.run.logit_count() == 0
 
     def answer(self, pixels: Tensor) -> Tensor:
         """Scores [B, C] for normalised pixels [B, 3, H, W], as in evaluation, or embeddings."""
@@ -50,18 +69,19 @@ class Finished:
 def finished(store: Store, run: AnyTeacher) -> Finished:
     """The network of a finished run, from the store; a teacher's is that of its last epoch.
 
-    Raises `CacheCorrupt` where its weights are missing or were altered.
+    No image is read. Raises `CacheCorrupt` where its weights are missing or were altered.
     """
-    train, test = open_images(store, run.data)
     method, helpers = LabelOnly(), nn.ModuleDict()
     if isinstance(run, StudentRun):
         method = run.method
-        network, helpers = initial_state.untrained(run, train.targets)
+        # Labels matter to memories of samples alone, which no student is released with.
+        labels = torch.arange(max(2, run.data.resolved().classes))
+        network, helpers = initial_state.untrained(run, labels)
     else:
         network = weights.build_network(run)
     name = weights.anchor_path(store, run, run.anchors()[-1]).name
     weights.load_finished(store, run, name, network)
     result = read_result(store.path(run), Tested)
-    loaded = Finished(run, network.eval(), method, helpers.eval(), result, test)
+    loaded = Finished(store, run, network.eval(), method, helpers.eval(), result)
     loaded.released.load_state_dict(weights.finished_state(store, run, weights.HELPERS))
     return loaded

@@ -393,7 +393,7 @@ class _Framer:
     def frame(self, index: int, picture: EncodedImage) -> None:
         """Decode a picture, and put its part into the batch."""
         if self._crop is None:
-            frame = _centre(picture, self._stream)
+            frame = centre(picture, self._stream)
         else:
             frame = _part(picture, self._boxes[index], self._stream)
         self._frames[index].copy_(frame.flip(1) if self._flips[index] else frame)
@@ -425,7 +425,7 @@ def _part(picture: EncodedImage, box: list[int], stream: Stream) -> Tensor:
     return resize(torch.from_numpy(part), side, side, stream.interpolation)
 
 
-def _centre(picture: EncodedImage, stream: Stream) -> Tensor:
+def centre(picture: EncodedImage, stream: Stream) -> Tensor:
     """The centre of an image whose shorter side is brought to `stream.resize` pixels first."""
     side = stream.size
     shorter = min(picture.height, picture.width)

@@ -15,6 +15,7 @@ from raykd.data.dataset import AnyImages, Images
 from raykd.data.loading.decode_workers import DecodedFrames
 from raykd.data.loading.raw_batches import FrameRequest, Frames, Key, MemoryFrames, Role
 from raykd.data.recipe import Data
+from raykd.data.sources import Triple
 from raykd.data.transforms.mixing import mixed_targets
 
 _GIVEN: Look = "given"
@@ -161,18 +162,24 @@ class Views:
         return pixels, self._targets.index_select(0, frames.rows[role])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """float32 [B, 3, H, W], channels last in memory, from grey levels [B, H, W, 3]."""
-        mean, std = self.data.mean, self.data.std
-        batch, height, width, _ = pixels.shape
-        # A whole row of pixels at a time: a broadcast over 3 channels alone is four times slower.
-        offset, scale = (_row(values, width, pixels.device) for values in (mean, std))
-        rows = pixels.reshape(batch, height, width * 3).to(torch.float32)
-        normalised = rows.sub_(offset).div_(scale)
-        return normalised.view(batch, height, width, 3).permute(0, 3, 1, 2)
+        return normalised(pixels, self.data.mean, self.data.std)
+
+
+def normalised(pixels: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """float32 [B, 3, H, W], channels last in memory, from grey levels [B, H, W, 3].
+
+    `mean` and `std` are those of pixels in 0 to 1.
+    """
+    batch, height, width, _ = pixels.shape
+    # A whole row of pixels at a time: a broadcast over 3 channels alone is four times slower.
+    offset, scale = (_row(values, width, pixels.device) for values in (mean, std))
+    rows = pixels.reshape(batch, height, width * 3).to(torch.float32)
+    scaled = rows.sub_(offset).div_(scale)
+    return scaled.view(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=64)
-def _row(values: tuple[float, float, float], width: int, device: torch.device) -> Tensor:
+def _row(values: Triple, width: int, device: torch.device) -> Tensor:
     """Three channels' values in 0 to 1 as grey levels for a row of pixels: [3 width]."""
     return torch.tensor(values, device=device).mul_(255).repeat(width)
 

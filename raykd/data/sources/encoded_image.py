@@ -137,15 +137,25 @@ def _opened(data: bytes, origin: str) -> Image.Image:
     """
     with _refusing(origin):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            raise ValueError(f"mode {image.mode}, more than 8 bits a channel")  # RGB would clip it
+        _check_bits(image)
         return image
 
 
+def _check_bits(image: Image.Image) -> None:
+    """Raise `ValueError` for a channel of more than 8 bits, which RGB would clip."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
+
+
 def rgb_image(data: bytes, origin: str) -> Image.Image:
-    """One image, upright, with three channels of 8 bits; raises as `decoded` does."""
-    image = _opened(data, origin)
+    """One image, upright, with three channels of 8 bits; raises as `decode` does."""
+    return rgb_of(_opened(data, origin), origin)
+
+
+def rgb_of(image: Image.Image, origin: str) -> Image.Image:
+    """An image of Pillow's, upright, with three channels of 8 bits; raises as `decode` does."""
     with _refusing(origin, image.size):
+        _check_bits(image)
         upright = ImageOps.exif_transpose(image)
         if isinstance(upright.info.get("transparency"), bytes):
             upright = upright.convert("RGBA")  # a palette with transparency warns on RGB

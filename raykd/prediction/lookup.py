@@ -63,6 +63,7 @@ def by_experiment(store: Store, experiment: Experiment) -> tuple[list[StudentRun
     return finished, len(runs) - len(finished) + students.count(None)
 
 
-def folder_name(run: StudentRun) -> str:
+def folder_name(run: AnyTeacher) -> str:
     """Name of one of many exported folders: network, method, digits of the fingerprint."""
-    return f"{run.model.replace('/', '-')}-{run.method.name}-{fingerprint(run)[:8]}"
+    method = run.method.name if isinstance(run, StudentRun) else "teacher"
+    return f"{run.model.replace('/', '-')}-{method}-{fingerprint(run)[:8]}"
