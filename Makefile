@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := ".[dev,export,optuna,tensorboard,timm]"
+EXTRAS := ".[dev,docs,export,optuna,tensorboard,timm]"
 
 # The first name that runs, is of a right version and can make a virtual environment. Looking
 # on PATH is not enough: version managers put names there for versions that are not selected.
@@ -31,7 +31,7 @@ SPREAD := -n auto --maxprocesses 8 --dist worksteal
 test test-slow: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-slow test-cluster test-all check bench scripts soak \
+.PHONY: help setup demo test test-ray test-slow test-cluster test-all check docs bench scripts soak \
 	constraints clean
 
 help: ## list these targets
@@ -40,7 +40,7 @@ help: ## list these targets
 setup: $(READY) ## make .venv, or bring it up to date; nothing to do is instant
 
 demo: $(READY) ## the quickstart: a teacher and its students, on small images
-	@$(BIN)/raykd run experiments/quickstart.yaml
+	@$(BIN)/raykd demo
 
 test: $(READY) ## the tests that need neither Ray nor a GPU
 	$(call tests,$(SPREAD),the default)
@@ -63,6 +63,9 @@ check: $(READY) ## the four checks of a change: format, lint, types, tests
 	$(BIN)/pyright
 	@$(MAKE) --no-print-directory test
 
+docs: $(READY) ## the documentation, into site/; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bench: $(READY) ## measure what caching costs and saves, as ratios
 	@$(BIN)/python -m experiments.benchmarks.cache
 	@$(BIN)/python -m experiments.benchmarks.step
@@ -81,7 +84,7 @@ constraints: $(READY) ## pin the newest versions in constraints.txt
 	@mv .venv/constraints.txt constraints.txt
 
 clean: ## remove caches and build output; .venv and the store stay
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find raykd tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/uv

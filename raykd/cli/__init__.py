@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from raykd.cli import doctor, export, pack, predict, run, show
+from raykd.cli import demo, doctor, export, pack, predict, run, show
 from raykd.cli.output import patient
 from raykd.core.version import __version__
 
@@ -41,7 +41,7 @@ def main() -> None:
     """
 
 
-for _command in (run.run, run.sweep, run.plan, run.precompute, show.show, show.verify):
+for _command in (demo.demo, run.run, run.sweep, run.plan, run.precompute, show.show, show.verify):
     main.add_command(_command)
 for _command in (show.report_command, show.schema, predict.predict, export.export):
     main.add_command(_command)
