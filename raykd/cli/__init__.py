@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from raykd.cli import demo, doctor, export, pack, predict, run, show
+from raykd.cli import demo, doctor, explain, export, pack, predict, run, show
 from raykd.cli.output import patient
 from raykd.core.version import __version__
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 for _command in (demo.demo, run.run, run.sweep, run.plan, run.precompute, show.show, show.verify):
     main.add_command(_command)
-for _command in (show.report_command, show.schema, predict.predict, export.export):
+for _command in (show.report_command, show.schema, explain.explain, predict.predict):
     main.add_command(_command)
-for _command in (pack.pack, doctor.doctor):
+for _command in (export.export, pack.pack, doctor.doctor):
     main.add_command(_command)
