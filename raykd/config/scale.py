@@ -84,7 +84,7 @@ class Scale(Record):
     local_gb: float | None = Field(default=None, gt=0, le=1e9)
     """Size of a node's copies of a remote store's shards, in GB; null: no bound."""
     track: tuple[str, ...] = ()
-    """Loggers of metrics beside metrics.jsonl, such as tensorboard."""
+    """Loggers of metrics beside metrics.jsonl: tensorboard, wandb, mlflow."""
     address: str | None = None
     """Address of a Ray cluster; null: one that runs here, else a new one."""
 

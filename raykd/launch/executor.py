@@ -29,7 +29,7 @@ from raykd.storage import locks
 from raykd.storage.store import Store
 from raykd.tracking.console import EpochLines, Teller, clock
 from raykd.tracking.jsonl import following
-from raykd.tracking.logger import Logger
+from raykd.tracking.logger import Labels, Logger
 from raykd.training.cache_builder import CacheBuild, check_room, needed_bytes
 from raykd.training.cache_verify import SPOT_CHECK
 from raykd.training.inputs import serving
@@ -286,7 +286,7 @@ class Executor:
             await_room(*need)
             count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
             self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
-            labels = (self._name, self._trial)
+            labels = Labels(self._name, self._trial)
             with reporting_losses(*need):
                 fit(self._store, run, workers, self._scale, self._train_callbacks(run), labels)
 
@@ -442,8 +442,10 @@ class Executor:
         """This process for 0 workers, else the pool."""
         if workers == 0:
             if self._local is None:
-                maker = ArtefactMaker(self._store, self._scale, self._notice, self._loggers)
-                self._local = Local(maker)
+                labels = Labels(self._name, self._trial)
+                self._local = Local(
+                    ArtefactMaker(self._store, self._scale, self._notice, self._loggers, labels)
+                )
             return self._local
         if self._pool is None:
             self._connect(1)

@@ -24,6 +24,7 @@ from raykd.launch.preemption import NodeNotice, draining
 from raykd.launch.prometheus import Prometheus
 from raykd.launch.units import ArtefactMaker, Event, Unit
 from raykd.storage.store import Store
+from raykd.tracking.logger import Labels
 
 _DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
 _LOOK_SECONDS = 2.0  # between two looks at the cluster's nodes
@@ -205,9 +206,8 @@ def _last_line(error: BaseException) -> str:
 def artefact_maker(url: str, scale: Scale, experiment: str) -> ArtefactMaker:
     """The target of a pool's worker for the store at a path or URL."""
     store, notice = Store(url, scale.local_gb), NodeNotice()
-    return ArtefactMaker(
-        store, scale, lambda: contextlib.nullcontext(notice), [Prometheus(experiment)]
-    )
+    loggers, labels = [Prometheus(experiment)], Labels(experiment)
+    return ArtefactMaker(store, scale, lambda: contextlib.nullcontext(notice), loggers, labels)
 
 
 def make_shards(

@@ -43,7 +43,7 @@ from raykd.recipes import Training
 from raykd.storage.store import Store
 from raykd.tracking import run_log
 from raykd.tracking.jsonl import numbers
-from raykd.tracking.logger import Metrics, RunLog
+from raykd.tracking.logger import NO_LABELS, Labels, Metrics, RunLog
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.fsdp import group_host
 from raykd.training.memory import keep_freed_memory
@@ -63,7 +63,7 @@ def fit(
     workers: Workers,
     scale: Scale,
     callbacks: Sequence[UserCallback] = (),
-    labels: tuple[str, str | None] = ("", None),
+    labels: Labels = NO_LABELS,
 ) -> None:
     """Train on `workers` workers (gloo on CPUs, nccl on GPUs) and finish the artefact.
 
@@ -182,9 +182,12 @@ def _train_func(config: dict[str, Any]) -> None:
     checkpoints = Checkpoints.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
-    experiment, trial = config["labels"]
-    loggers = (Prometheus(experiment, trial, rank), TrainReports(device, rank))
-    log = RunLog(run, loggers) if rank else run_log(store, run, scale.track, *loggers)
+    labels = Labels(*config["labels"])
+    loggers = (Prometheus(*labels, rank), TrainReports(device, rank))
+    if rank:
+        log = RunLog(run, loggers)
+    else:
+        log = run_log(store, run, scale.track, *loggers, labels=labels)
     with contextlib.closing(NodeNotice()) as notice:
         train(store, run, group_host(checkpoints, device, log, scale, notice))
 

@@ -13,7 +13,7 @@ from raykd.core.shutdown import Notice
 from raykd.outputs.manifest import Part, Shard
 from raykd.recipes import OutputsRun, Search, Training
 from raykd.storage.store import Store
-from raykd.tracking.logger import Logger
+from raykd.tracking.logger import Labels, Logger
 from raykd.training.cache_verify import Comparison, compare
 from raykd.training.memory import keep_freed_memory
 from raykd.training.route_search import decide
@@ -82,12 +82,13 @@ class ArtefactMaker:
         scale: Scale,
         notice: Callable[[], AbstractContextManager[Notice]],
         loggers: Sequence[Logger],
+        labels: Labels,
     ) -> None:
-        """See `Executor` for `notice` and `loggers`."""
+        """See `Executor` for `notice` and `loggers`; `labels` are for trackers."""
         torch.set_num_threads(max(1, int(scale.cpus)))
         keep_freed_memory()
         self._store, self._scale = store, scale
-        self._notice, self._loggers = notice, loggers
+        self._notice, self._loggers, self._labels = notice, loggers, labels
         self._shards: tuple[OutputsRun, ShardMaker] | None = None
 
     def train(self, run: Training) -> None:
@@ -95,7 +96,7 @@ class ArtefactMaker:
         self._store.stand(made=True)
         self._shards = None  # frees the teacher
         with self._notice() as notice:
-            host = local_host(self._store, run, self._scale, self._loggers, notice)
+            host = local_host(self._store, run, self._scale, self._loggers, notice, self._labels)
             train(self._store, run, host)
 
     def shard(self, run: OutputsRun, part: Part) -> Shard:

@@ -49,7 +49,7 @@ def preflight(experiment: Experiment, store: Store) -> None:
 
     Artefacts that the store has are not checked.
     """
-    check_trackers(experiment.scale.track)
+    check_trackers(experiment.scale.track, store)
     mistakes, checks = Mistakes(experiment.places), _Checks(experiment, store)
     several = len(experiment.runs) > 1
     for run in experiment.runs:

@@ -8,6 +8,8 @@
     root/sweeps/<name>/            a sheet per trial; results.csv, results.arrow
     root/tune/<name>/              Ray Tune's logs, TensorBoard's files among them
     root/tensorboard/<kind>/       a folder of events per training, with scale.track: [tensorboard]
+    root/wandb/                    W&B's files, with scale.track: [wandb]
+    root/mlflow.db                 MLflow's, with scale.track: [mlflow] and no address of a server
     root/images/<digest>/          index of images that stay encoded
     root/images/<digest>-<side>/   decoded pixels and labels
     root/images/contents/          hashes of encoded images

@@ -77,6 +77,13 @@ def numbers(metrics: Metrics) -> dict[str, int | float]:
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
+def outcome(result: Metrics) -> dict[str, int | float | str]:
+    """Numbers and texts of a training's result; those of its best epoch as `best_NAME`."""
+    best = {f"best_{name}": value for name, value in numbers(result["best"]).items()}
+    texts = {name: value for name, value in result.items() if isinstance(value, str)}
+    return texts | numbers(result) | best
+
+
 def read_metrics(
     folder: Path, store: Store | None = None, result: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:

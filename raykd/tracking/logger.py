@@ -1,11 +1,15 @@
 """Loggers: receivers of the numbers of a training, epoch by epoch."""
 
 import logging
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from raykd.recipes import Training
+from raykd.core.record import fingerprint
+from raykd.recipes import TeacherRun, Training
+from raykd.storage.store import Store
 
 Metrics = Mapping[str, Any]  # one epoch's numbers, and dicts of lists from some methods
 
@@ -24,6 +28,54 @@ class Logger(Protocol):
     def end(self, run: Training, result: Metrics | None) -> None:
         """Finish; `result` is the content of result.json, None where the training stopped early."""
         ...
+
+
+class Labels(NamedTuple):
+    """Names that group trainings."""
+
+    experiment: str = ""  # empty where a recipe is trained without one
+    trial: str | None = None  # of a sweep
+
+
+NO_LABELS = Labels()
+
+
+class Tracker(ABC):
+    """A logger that `scale.track` can name, such as TensorBoard; one is made per training.
+
+    Only rank 0 of a training has one. An exception of a method stops the tracker, with a warning,
+    and not the training.
+    """
+
+    package: ClassVar[str] = ""  # module that must be importable; empty: none
+    install: ClassVar[str] = ""  # what pip installs for it; empty: the package
+
+    def __init__(self, store: Store, labels: Labels = NO_LABELS) -> None:
+        self.store = store
+        self.labels = labels
+
+    @classmethod  # noqa: B027 - most trackers have nothing to check
+    def check(cls, store: Store) -> None:
+        """Raise `ConfigError` where nothing could be recorded; called before any work begins."""
+
+    @abstractmethod
+    def begin(self, run: Training, history: Sequence[Metrics]) -> None:
+        """As `Logger.begin`."""
+
+    @abstractmethod
+    def epoch(self, run: Training, metrics: Metrics) -> None:
+        """As `Logger.epoch`."""
+
+    @abstractmethod
+    def end(self, run: Training, result: Metrics | None) -> None:
+        """As `Logger.end`; also called where `begin` was not, as for given weights."""
+
+
+def title(run: Training) -> str:
+    """A training's name: method, model, seed, and the start of its fingerprint."""
+    method = "teacher" if isinstance(run, TeacherRun) else run.method.name
+    words = [method, run.model or "helpers", f"seed{run.seed}", fingerprint(run)[:8]]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words)
 
 
 @dataclass

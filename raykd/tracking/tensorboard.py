@@ -1,23 +1,21 @@
 """Event files for TensorBoard: one folder per training, below STORE/tensorboard."""
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from raykd.core.record import fingerprint
-from raykd.recipes import TeacherRun, Training
+from raykd.recipes import Training
 from raykd.storage.store import Store
 from raykd.tracking.jsonl import numbers
-from raykd.tracking.logger import Metrics
+from raykd.tracking.logger import NO_LABELS, Labels, Metrics, Tracker, title
 
 FOLDER = "tensorboard"
 _PUSH_SECONDS = 30.0  # between two uploads of a run's events to a remote store
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Scalars under the names that they have in metrics.jsonl; steps are epochs, from 0.
 
     A resumed training begins its events anew from its history, so that no epoch comes twice,
@@ -25,9 +23,10 @@ class TensorBoard:
     """
 
     package: ClassVar[str] = "tensorboard"
+    install: ClassVar[str] = "raykd[track]"
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, labels: Labels = NO_LABELS) -> None:
+        super().__init__(store, labels)
         self._writer: Any = None
         self._pushed = time.monotonic()
 
@@ -35,8 +34,8 @@ class TensorBoard:
         """Write the recipe and the epochs of `history`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = events_folder(self._store, run)
-        self._store.remove(folder)
+        folder = events_folder(self.store, run)
+        self.store.remove(folder)
         self._writer = SummaryWriter(str(folder), purge_step=0)
         text = json.dumps(run.plain(), indent=2)
         self._writer.add_text("recipe", f"```json\n{text}\n```")
@@ -65,14 +64,11 @@ class TensorBoard:
 
     def _push(self, run: Training) -> None:
         """Copy the events to a remote store."""
-        for path in events_folder(self._store, run).iterdir():
-            self._store.push(path)
+        for path in events_folder(self.store, run).iterdir():
+            self.store.push(path)
         self._pushed = time.monotonic()
 
 
 def events_folder(store: Store, run: Training) -> Path:
-    """The folder of a training's events: method, model, seed, and the start of its fingerprint."""
-    method = "teacher" if isinstance(run, TeacherRun) else run.method.name
-    words = [run.kind, method, run.model or "helpers", f"seed{run.seed}", fingerprint(run)[:8]]
-    name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words[1:])
-    return store.root / FOLDER / words[0] / name
+    """The folder of a training's events."""
+    return store.root / FOLDER / run.kind / title(run)

@@ -32,7 +32,7 @@ from raykd.storage.atomic import lasting, make_folder
 from raykd.storage.store import Store, write_json
 from raykd.tracking import run_log
 from raykd.tracking.jsonl import metrics_checksum
-from raykd.tracking.logger import Logger
+from raykd.tracking.logger import NO_LABELS, Labels, Logger
 from raykd.training import initial_state, inputs, weights
 from raykd.training.checkpointing import RESULT, Checkpoints
 from raykd.training.evaluation import BATCH, evaluate
@@ -58,13 +58,15 @@ def local_host(
     scale: Scale = EVERY_EPOCH,
     loggers: Sequence[Logger] = (),
     notice: Notice = NO_NOTICE,
+    labels: Labels = NO_LABELS,
 ) -> LocalHost:
     """A host that trains `run` in this process, as `scale` says it is to be done.
 
-    `loggers` get its metrics beside metrics.jsonl and the trackers of `scale.track`.
+    `loggers` get its metrics beside metrics.jsonl and the trackers of `scale.track`, which group
+    trainings by `labels`.
     """
     checkpoints = Checkpoints.of(store, store.path(run), scale)
-    log = run_log(store, run, scale.track, *loggers)
+    log = run_log(store, run, scale.track, *loggers, labels=labels)
     return LocalHost(checkpoints, default_device(), log, scale, notice)
 
 

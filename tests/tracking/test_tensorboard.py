@@ -10,42 +10,12 @@ from raykd.storage.store import Store
 from raykd.tracking.jsonl import numbers, read_metrics
 from raykd.tracking.tensorboard import events_folder
 from raykd.training.runs import local_host, train
-from tests.small import prepare, student_run
+from tests.small import student_run
 from tests.tracking.events import scalars
-from tests.training.test_loop import twin
+from tests.tracking.interrupted import StopAt
+from tests.training.test_loop import Stop, twin
 
 SCALE = Scale(track=("tensorboard",), checkpoint_seconds=0)
-
-
-@pytest.fixture(scope="module")
-def teacher_store(tmp_path_factory):
-    """A store with the teacher and the caches of a student."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    prepare(store, student_run(store))
-    return store
-
-
-class Stop(Exception):
-    """The end of a process."""
-
-
-class StopAt:
-    """Logger that stops a training within its epoch `last`, after other loggers and before its
-    checkpoint.
-    """
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-
-    def begin(self, run, history):
-        pass
-
-    def epoch(self, run, metrics):
-        if metrics["epoch"] == self.last:
-            raise Stop
-
-    def end(self, run, result):
-        assert result is None
 
 
 @pytest.mark.slow
