@@ -87,7 +87,7 @@ def _print(exported: "Exported") -> None:
     for file in exported.files:
         echo(
             f"  {file.name}: {file.bytes / 1e6:.2f} MB; {answers} of {exported.images} test images "
-            f"differ by {file.difference:.2g} at most"
+            f"differ by {file.difference:.2g} at most; loads in {file.loads}"
         )
     if not exported.plain:
         echo("  no model.safetensors: it does not answer with its own classifier")

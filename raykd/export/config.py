@@ -5,12 +5,13 @@ In the layout of the Hugging Face Hub as timm writes it, for networks of every l
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from raykd.core.record import fingerprint
 from raykd.core.version import __version__
 from raykd.export.graph import PIXELS, output_name
-from raykd.export.libraries import particulars, split
+from raykd.export.libraries import loaders, particulars, split
 from raykd.models import build, measure
 from raykd.models.staged import classifier_name, unallocated
 from raykd.recipes import StudentRun, training_of
@@ -23,11 +24,12 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
 
     `pretrained_cfg` is how images become normalised pixels, which `model.safetensors` expects.
     `calibration` is what its logits go through before they are probabilities (nothing: {}; null:
-    the network alone has no answer). The graphs do both themselves.
+    the network alone has no answer). The graphs do both themselves. `loads` says for each file
+    what reads it.
     """
     library, name = split(finished.run.model)
     arguments, more = particulars(finished)
-    names = [] if finished.is_backbone else list(finished.test.names)
+    names, kinds = [] if finished.is_backbone else [*finished.names], loaders(finished)
     classes = len(names)
     value: dict[str, Any] = {
         "architecture": name,
@@ -37,6 +39,7 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
         "pretrained_cfg": {**more, **preprocessing(finished), "num_classes": classes},
         "calibration": finished.method.rescaling(finished.helpers),
         "graphs": graphs(finished),
+        "loads": {file: kinds[Path(file).suffix] for file in files},
         "raykd": provenance(finished) | {"files": [*files]},
     }
     if finished.is_backbone:
@@ -82,7 +85,7 @@ def graphs(finished: Finished) -> dict[str, Any]:
     """Input and output of `model.pt2` and `model.onnx`."""
     size = finished.run.data.resolved().size
     output: dict[str, Any] = {
-        "shape": ["batch", len(finished.test.names)],
+        "shape": ["batch", len(finished.names)],
         "probabilities": "softmax over the last axis; the calibration is inside",
     }
     if finished.is_backbone:

@@ -24,6 +24,7 @@ from raykd.export.config import configuration
 from raykd.export.graph import CONFIG
 from raykd.export.libraries import WEIGHTS, rebuilt
 from raykd.export.model_card import card
+from raykd.export.source import FILE, source
 from raykd.recipes import AnyTeacher, TeacherRun
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store, write_json
@@ -42,6 +43,7 @@ class Written(NamedTuple):
     name: str
     bytes: int
     difference: float  # the largest difference of any score
+    loads: str  # what reads it
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,9 @@ def _write(model: Finished, files: list[str], folder: Path, pixels: Tensor) -> N
     text = json.dumps(config, indent=2)
     if WEIGHTS in files:
         weights.save_weights(folder / WEIGHTS, model.network)
+        code = source(model.run.model, config["num_classes"])
+        if code is not None:
+            write_atomic(folder / FILE, code.encode())
     if FORMATS["torch"] in files or FORMATS["onnx"] in files:
         program = graph.traced(model, pixels)
         if FORMATS["torch"] in files:
@@ -145,7 +150,7 @@ def _write(model: Finished, files: list[str], folder: Path, pixels: Tensor) -> N
         if FORMATS["onnx"] in files:
             graph.write_onnx(folder / FORMATS["onnx"], program, text, model)
     write_atomic(folder / CONFIG, text.encode())
-    write_atomic(folder / CARD, card(config, files).encode())
+    write_atomic(folder / CARD, card(config, files, code=(folder / FILE).is_file()).encode())
     write_json(folder / RECIPE, model.run.plain(), sealed=False)
 
 
@@ -153,8 +158,9 @@ def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) ->
     """A file, once its answers for real images are seen to be the network's."""
     with torch.no_grad():
         expected = model.answer(normalised)
+    config = json.loads((path.parent / CONFIG).read_text())
     if path.name == WEIGHTS:
-        network = rebuilt(path.parent, json.loads((path.parent / CONFIG).read_text()))
+        network = rebuilt(path.parent, config)
         with torch.no_grad():
             scores = network(normalised)
             if not model.is_backbone:
@@ -170,14 +176,14 @@ def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) ->
             f"test images its scores differ by up to {difference:.2g}, expected {allowed:.2g} at "
             "most. Nothing was written; choose another --format"
         )
-    return Written(path.name, path.stat().st_size, difference)
+    return Written(path.name, path.stat().st_size, difference, config["loads"][path.name])
 
 
 def _publish(draft: Path, folder: Path) -> None:
     """Move what was written to its folder, in place of an earlier export; configuration last."""
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    for name in (*FORMATS.values(), CARD, RECIPE):
+    for name in (*FORMATS.values(), FILE, CARD, RECIPE):
         (folder / name).unlink(missing_ok=True)
     for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
         os.replace(file, folder / file.name)

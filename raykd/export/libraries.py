@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 import torchvision
 from torch import nn
 
 from raykd import models
+from raykd.export import source
 from raykd.training.load_trained import Finished
 
 WEIGHTS = "model.safetensors"
@@ -40,6 +42,24 @@ def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
     return (dict(_WITHOUT_AUXILIARY) if auxiliary else {}), {}
 
 
+def loaders(finished: Finished) -> dict[str, str]:
+    """Programs that load each kind of file of a network, by its suffix."""
+    library, name = split(finished.run.model)
+    classes = 0 if finished.is_backbone else len(finished.names)
+    weights = "raykd, with the plugin that defines the network"
+    if library == "timm":
+        weights = 'timm: timm.create_model("local-dir:FOLDER", pretrained=True)'
+    elif library == "torchvision":
+        weights = f'torchvision: torchvision.models.get_model("{name}"), then load_state_dict'
+    elif source.source(name, classes) is not None:
+        weights = f"PyTorch alone: load() of {source.FILE}, which lies beside it"
+    return {
+        ".safetensors": weights,
+        ".pt2": f"PyTorch {torch.__version__.partition('+')[0]} or later: torch.export.load",
+        ".onnx": "ONNX Runtime, and whatever else reads ONNX",
+    }
+
+
 def rebuilt(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The plain network that a folder's configuration and weights describe, in evaluation mode."""
     name, classes = config["architecture"], config["num_classes"]
@@ -47,6 +67,8 @@ def rebuilt(folder: Path, config: dict[str, Any]) -> nn.Module:
         import timm
 
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if (folder / source.FILE).is_file():  # which this process has just written
+        return source.module_at(folder / source.FILE).load()
     if not classes:
         library = "" if config["library"] == "raykd" else f"{config['library']}/"
         network = models.build(f"{library}{name}", 0).network

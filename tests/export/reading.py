@@ -53,8 +53,13 @@ def here(program, folder):
     path = folder / "program.py"
     path.write_text(program)
     said = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
-        runpy.run_path(str(path))
+    sys.path.insert(0, str(folder))  # as where it is run by python
+    try:
+        with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+            runpy.run_path(str(path))
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("model", None)
     return said.getvalue()
 
 

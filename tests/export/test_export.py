@@ -70,6 +70,7 @@ def check_files(exported, files):
         file.bytes == (exported.folder / file.name).stat().st_size for file in exported.files
     )
     others = {"README.md", "config.json", "recipe.json"}
+    others |= {"model.py"} if "model.safetensors" in files else set()
     names = {path.name for path in exported.folder.iterdir()} - {"image.png", "program.py"}
     assert names == {*files, *others}
     assert not [path for path in exported.folder.parent.iterdir() if path != exported.folder]
@@ -303,7 +304,7 @@ def test_a_second_export_takes_the_place_of_the_first(place, teacher, tmp_path):
     (tmp_path / "out" / "model.onnx").write_bytes(b"of the first")
     export(place, teacher, tmp_path / "out", ["safetensors"])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.safetensors", "README.md", "config.json", "recipe.json"}
+    assert names == {"model.safetensors", "model.py", "README.md", "config.json", "recipe.json"}
 
 
 def test_other_files_are_never_overwritten(place, teacher, student, tmp_path):
