@@ -23,7 +23,7 @@ from raykd.core.record import fingerprint
 from raykd.methods.sakd import PAPER
 from raykd.recipes import StudentRun
 from raykd.report import gather, write_page
-from raykd.report.gather import summarise
+from raykd.report.comparison import summarise
 from raykd.storage.store import Store, read_json
 from raykd.tracking.console import Teller
 from raykd.training.checkpointing import RESULT

@@ -43,7 +43,7 @@ from raykd.launch.executor import execute
 from raykd.outputs.manifest import Part
 from raykd.recipes import StudentRun
 from raykd.report.catalogue import markdown
-from raykd.report.gather import summarise
+from raykd.report.comparison import summarise
 from raykd.report.svg import draw, look
 from raykd.report.types import Summary
 from raykd.storage.atomic import write_atomic

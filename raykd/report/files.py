@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
 from raykd.report import tables
+from raykd.report.comparison import conclusion
 from raykd.report.types import Group, Report, Run
 from raykd.tasks.base import HEADINGS
 
@@ -28,6 +29,7 @@ def to_markdown(report: Report) -> str:
     return environment.get_template("report.md.j2").render(
         report=report,
         name=printable(report.name),
+        conclusion=conclusion(report),
         sentence=tables.sentence(report),
         legend=tables.legend(report),
         rows=[

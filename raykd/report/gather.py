@@ -15,6 +15,7 @@ from raykd.core.record import fingerprint
 from raykd.planning.plan import plan
 from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun, Training
 from raykd.report import baseline as references
+from raykd.report.comparison import summarise
 from raykd.report.cost import cost_of
 from raykd.report.labels import labels
 from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
@@ -110,19 +111,6 @@ def _trial(store: Store, sheet: Sheet) -> Trial:
     student = None if sheet.asked is None else route_found(store, sheet.asked)
     name = None if student is None else fingerprint(student)
     return Trial(sheet.trial, sheet.config, name, sheet.state, sheet.error, sheet.seconds)
-
-
-def summarise(values: Iterable[float]) -> Summary | None:
-    """Mean, sample standard deviation and t interval; None of nothing."""
-    array = np.array([*values], float)
-    n, mean = len(array), float(array.mean()) if len(array) else 0.0
-    if n < 2:
-        return Summary(n, mean, None, None, None) if n else None
-    from scipy.stats import t  # a second to import
-
-    std = float(array.std(ddof=1))
-    half = float(t.ppf(0.975, n - 1)) * std / n**0.5
-    return Summary(n, mean, std, mean - half, mean + half)
 
 
 def _alike(runs: Iterable[Asked]) -> list[list[Asked]]:

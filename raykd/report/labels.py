@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raykd.core.safe_names import printable
+from raykd.tracking.console import rounded
 
 # Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
 # what the stages of a chain had before the last one.
@@ -31,7 +32,7 @@ def labels(recipes: Sequence[dict[str, Any]]) -> list[str]:
     rows = [(flat.pop("model"), flat.pop("method", "")) for flat in flats]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     for key in sorted(keys, key=_place):
-        words = [_words(key, flat[key]) if key in flat else "" for flat in flats]
+        words = _column(key, flats)
         values = set(words)
         if ":" in key or key.startswith(("teacher.", *_UNUSED)):
             values.discard("")
@@ -181,6 +182,13 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
         else:
             flat |= _flat(inner, where)
     return flat
+
+
+def _column(key: str, flats: Sequence[dict[str, Any]]) -> list[str]:
+    """The words of each recipe about a key, rounded where that makes no two of them alike."""
+    exact = [_words(key, flat[key]) if key in flat else "" for flat in flats]
+    short = [_words(key, rounded(flat[key])) if key in flat else "" for flat in flats]
+    return short if len(set(short)) == len(set(exact)) else exact
 
 
 def _words(key: str, value: Any) -> str:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
 from raykd.report import tables
+from raykd.report.comparison import conclusion
 from raykd.report.types import Report, Run
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store
@@ -52,6 +53,7 @@ def page(report: Report) -> str:
     environment.tests["first_seen"] = lambda name: not (name in seen or seen.add(name))
     return environment.get_template("page.html.j2").render(
         name=printable(report.name),
+        conclusion=conclusion(report),
         sentence=tables.sentence(report),
         legend=tables.legend(report),
         rows=lines,

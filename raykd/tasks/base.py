@@ -23,11 +23,11 @@ HEADINGS: Mapping[str, str] = {
 }
 
 
-def headline_of(metrics: Mapping[str, Any], digits: int = 1) -> str:
-    """The headline among an epoch's metrics as text, as "top-1 41.7 %"; "" where there is none."""
+def headline_of(metrics: Mapping[str, Any]) -> str:
+    """The headline among an epoch's metrics as text, as "top-1 41.70 %"; "" where there is none."""
     for name, heading in HEADINGS.items():
         if name in metrics:
-            return f"{heading.removesuffix(' %')} {metrics[name]:.{digits}f} %"
+            return f"{heading.removesuffix(' %')} {metrics[name]:.2f} %"
     return ""
 
 

@@ -7,7 +7,7 @@ from raykd.core.errors import CacheCorrupt
 from raykd.outputs.manifest import Manifest, Part, Shard, write_manifest
 from raykd.planning.plan import plan
 from raykd.report import gather
-from raykd.report.gather import summarise
+from raykd.report.comparison import summarise
 from raykd.report.types import Summary
 from raykd.training.checkpointing import RESULT
 from tests.report.stored import EPOCHS, TEXT, TOP1, finished, put

@@ -185,3 +185,12 @@ def test_teachers_are_called_by_what_made_them():
     assert names[0] == "weights=sha256:0123456789ab"
     assert names[1:] == ["weights=sha256:fedcba987654 epochs=3", "weights=none epochs=5"]
     assert not any(word in name for name in names for word in ("outputs", "classes", "fine_tune"))
+
+
+def test_fractions_have_four_digits_unless_two_would_be_one():
+    def named(*rates):
+        base = {"model": "resnet8", "method": {"name": "kd"}}
+        return labels([base | {"optim": {"lr": rate}} for rate in rates])
+
+    assert named(0.034123456789, 0.1) == ["kd lr=0.03412", "kd lr=0.1"]
+    assert named(0.034123456789, 0.034121) == ["kd lr=0.034123456789", "kd lr=0.034121"]

@@ -16,10 +16,10 @@ def order(report):
 def test_students_stand_by_their_top1_below_teachers(report):
     assert order(report) == [
         ("", "teacher"),
-        ("1", "kd"),
-        ("2", "spherical_kd temperature=2.0"),
-        ("2", "spherical_kd temperature=4.0"),
-        ("4", "label_only"),
+        ("1-3", "kd"),
+        ("", "spherical_kd temperature=2.0"),
+        ("", "spherical_kd temperature=4.0"),
+        ("2-4", "label_only"),
     ]
 
 

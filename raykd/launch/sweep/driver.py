@@ -27,7 +27,7 @@ from raykd.launch.executor import execute
 from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import trial_locks
 from raykd.launch.sweep.pbt import run_generations
-from raykd.launch.sweep.reporter import Reporter, in_words, rounded
+from raykd.launch.sweep.reporter import Reporter, in_words
 from raykd.launch.sweep.trial import Brief, run_trial
 from raykd.launch.sweep.tune_setup import (
     Proposals,
@@ -42,7 +42,7 @@ from raykd.launch.train import ray_storage
 from raykd.planning.preflight import preflight
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Teller, rounded
 from raykd.training.sweep_sheets import Sheet, folder_of, read_sheets, sweep_name, write_results
 
 _SETTINGS = {

@@ -10,7 +10,7 @@ from ray import tune
 from raykd.launch.prometheus import Prometheus
 from raykd.storage.store import Store
 from raykd.tasks.base import headline_of
-from raykd.tracking.console import Teller, clock
+from raykd.tracking.console import Teller, clock, rounded
 from raykd.training.sweep_sheets import SCORES, Sheet, read_sheet, write_sheet
 
 
@@ -63,7 +63,7 @@ class Reporter(tune.Callback):
             seconds = max(sheet.seconds, last.get("time_total_s", 0.0))
             sheet = replace(sheet, state=state, last=numbers, seconds=seconds)
             write_sheet(self._store, self._name, sheet)
-        score = headline_of(last, digits=2)
+        score = headline_of(last)
         self._say(trial, f": {score}{how}" if score else how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -106,8 +106,3 @@ class Reporter(tune.Callback):
 def in_words(config: Mapping[str, Any]) -> str:
     """A trial's choices in a line."""
     return ", ".join(f"{axis.rpartition('.')[2]}={rounded(v)}" for axis, v in config.items())
-
-
-def rounded(value: Any) -> Any:
-    """A number with as many digits as a person reads; anything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else value
