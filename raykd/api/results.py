@@ -205,7 +205,7 @@ class Results:
     def table(self) -> str:
         """The table that the console shows, as text."""
         text = io.StringIO()
-        Console(file=text, width=_WIDTH).print(console_table(self.report))
+        Console(file=text, width=_WIDTH, force_jupyter=False).print(console_table(self.report))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def __repr__(self) -> str:
