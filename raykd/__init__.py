@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.core.version import __version__
 
 if TYPE_CHECKING:
+    from raykd import register
     from raykd.api.experiment import Data, Experiment, Student, Teacher, load
     from raykd.api.results import Results, StudentResult
     from raykd.api.work import results, run
@@ -43,6 +44,7 @@ _HOME = {  # public name -> its module
     "load": "raykd.api.experiment",
     "Results": "raykd.api.results",
     "StudentResult": "raykd.api.results",
+    "register": "raykd.register",
     "results": "raykd.api.work",
     "run": "raykd.api.work",
     "CacheCorrupt": "raykd.core.errors",
@@ -74,6 +76,7 @@ __all__ = [
     "WorkFailed",
     "__version__",
     "load",
+    "register",
     "results",
     "run",
 ]
@@ -83,7 +86,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module."""
     if name not in _HOME:
         raise AttributeError(f"module 'raykd' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    module = importlib.import_module(_HOME[name])
+    value = module if name == "register" else getattr(module, name)
     globals()[name] = value
     return value
 

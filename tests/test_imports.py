@@ -26,7 +26,7 @@ LEVELS = [
     "config",
     "tracking",
     "training",
-    "planning report prediction export",
+    "planning report prediction export register",
     "launch",
     "api",
     "cli",

@@ -171,7 +171,8 @@ class Experiment:
     run: the student. grid: dotted keys of it, each with values, as in {"run.seed": range(3)}.
     search: dotted keys with what to draw from, as in {"run.optim.lr": {"loguniform": [0.01, 0.1]}}.
     sweep: how a search draws and stops. data: where the images are: a path, a URL, or
-    {"path": ...}. scale: workers and what else is no part of a result. overrides: as of a
+    {"path": ...}. scale: workers and what else is no part of a result. plugins: files and
+    packages with methods and networks of one's own, as in ["mine.py"]. overrides: as of a
     command line, "run.optim.epochs=30".
 
     Raises `ConfigError`, with every mistake on a line of its own.
@@ -186,6 +187,7 @@ class Experiment:
         sweep: Sweep | Keys | None = None,
         data: str | PathLike[str] | Keys | None = None,
         scale: Scale | Keys | None = None,
+        plugins: Sequence[str | PathLike[str]] | None = None,
         name: str = "experiment",
         overrides: Iterable[str] = (),
         **more: Any,
@@ -199,6 +201,7 @@ class Experiment:
             "search": search,
             "sweep": sweep,
             "scale": scale,
+            "plugins": plugins,
         }
         self.parsed = files.from_tree(Part(given, more).tree, name, overrides)
 

@@ -1,5 +1,6 @@
 """Experiment files: YAML, overrides and grids, read into recipes.
 
+plugins:  # files and packages with methods, networks and more of one's own
 data:     # where the images are; never hashed
 run:      # one student, with its teacher: what determines the result
 grid:     # dotted keys of `run`, each with a list of values: every combination is a student
@@ -8,6 +9,7 @@ sweep:    # how a sweep draws, and which trials it stops early
 scale:    # how the work is spread; never hashed
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from raykd.config.search_space import Domain, Space, Sweep, check_generation, re
 from raykd.config.shorthand import read_student, record
 from raykd.config.strict_yaml import read_lines
 from raykd.core.errors import ConfigError
+from raykd.core.plugins import Plugin
+from raykd.core.plugins import load as load_plugin
 from raykd.core.record import Record
 from raykd.core.registry import nearest
 from raykd.methods import METHODS
@@ -41,6 +45,8 @@ class Where(Record):
 class ExperimentFile(Record):
     """An experiment file before its grid is laid out; `schema` has its JSON schema."""
 
+    plugins: list[str] = Field(default_factory=list, json_schema_extra={"default": []})
+    """Python files, relative to this one, or installed packages, that register methods and more."""
     data: Where = Where()
     """Place of the images; it changes no result's name."""
     run: StudentRun
@@ -67,6 +73,7 @@ class Experiment:
     places: Places = field(
         default_factory=dict, compare=False, repr=False
     )  # position of each key in the file
+    plugins: tuple[Plugin, ...] = ()  # that its file names
 
     def students(self) -> tuple[StudentRun, ...]:
         """Students whose route needs no search."""
@@ -115,16 +122,21 @@ def parse(
     if not isinstance(tree, dict):
         raise ConfigError(f"{path or 'experiment'}: expected the keys {', '.join(PARTS)}")
     places = {key: f"{path}, line {line}" for key, line in lines.items()} if path else {}
-    return from_tree(tree, name, overrides, places)
+    return from_tree(tree, name, overrides, places, Path(path or "experiment").parent)
 
 
 def from_tree(
-    tree: dict[str, Any], name: str, overrides: Iterable[str] = (), places: Places = NOWHERE
+    tree: dict[str, Any],
+    name: str,
+    overrides: Iterable[str] = (),
+    places: Places = NOWHERE,
+    folder: Path = Path(),
 ) -> Experiment:
     """The experiment that a tree of plain values describes, as YAML text is read into one.
 
     The overrides are written into the tree. `places` names the lines of its keys, if it is from a
-    file. Raises `ConfigError`, with every mistake on a line of its own.
+    file; plugins are relative to `folder`. Raises `ConfigError`, with every mistake on a line of
+    its own.
     """
     places, in_file = dict(places), bool(places)
     for setting in overrides:
@@ -137,6 +149,7 @@ def from_tree(
     with mistakes.collecting():
         _check_parts(tree)
     mistakes.raise_all()
+    plugins = _load_plugins(tree.get("plugins"), folder, mistakes)
     grid = tree.get("grid") or {}
     where, scale = Where(), Scale()
     with mistakes.collecting():
@@ -165,7 +178,23 @@ def from_tree(
             if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
                 mistakes.add(f"experiment.scale.rules: {key}: no student has such a key")
     mistakes.raise_all()
-    return Experiment(name, tuple(runs), scale, where, space, places)
+    return Experiment(name, tuple(runs), scale, where, space, places, plugins)
+
+
+def _load_plugins(named: Any, folder: Path, mistakes: Mistakes) -> tuple[Plugin, ...]:
+    """The plugins of a file in `folder`. Raises `ConfigError`, with every mistake."""
+    if not isinstance(named, list | None):
+        mistakes.add(f"experiment.plugins: expected a list, such as [mine.py], got {named!r}")
+    plugins: list[Plugin] = []
+    for number, name in enumerate(named if isinstance(named, list) else ()):
+        try:
+            if not isinstance(name, str):
+                raise ConfigError(f"expected a file or a package, such as mine.py, got {name!r}")
+            plugins.append(load_plugin(name, folder))
+        except ConfigError as error:
+            mistakes.add(f"experiment.plugins.{number}: {error}")
+    mistakes.raise_all()
+    return tuple(plugins)
 
 
 def _may_probe(runs: Iterable[Asked], space: Space | None) -> bool:
@@ -185,6 +214,14 @@ def _check_parts(tree: dict[str, Any]) -> None:
             )
     if not isinstance(tree.get("run"), dict):
         raise ConfigError("experiment.run: this key must be given, with a model and its data")
+    digests = tree["run"].get("plugins")  # of a recipe as JSON; recipes find them themselves
+    if digests is not None and not (
+        isinstance(digests, list) and all(re.fullmatch(r"[0-9a-f]{64}", str(d)) for d in digests)
+    ):
+        raise ConfigError(
+            "experiment.run.plugins: name plugins at the top of the file, beside run, and leave "
+            "this out"
+        )
     if not isinstance(tree.get("grid") or {}, dict):
         raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
 

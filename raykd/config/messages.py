@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from raykd.core.errors import ConfigError
+from raykd.core.open_union import Open
 from raykd.core.registry import nearest
 from raykd.methods import METHODS
 
@@ -93,7 +95,7 @@ def _walk(
         if owners and not (tagged and len(here) > 1):
             names.append(step)
             around = here = [
-                inner for owner in owners for inner in _models(owner.model_fields[step].annotation)
+                inner for owner in owners for inner in _members(owner.model_fields[step])
             ]
         elif tagged:
             around = here = tagged
@@ -103,8 +105,16 @@ def _walk(
     return names, around
 
 
+def _members(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    """The models that a field may have."""
+    for annotation in (field.annotation, *field.metadata):
+        yield from _models(annotation)
+
+
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models inside a type annotation."""
+    """The models inside a type annotation, those from plugins included."""
+    if isinstance(annotation, Open):
+        yield from annotation.kinds()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -10,7 +10,7 @@ from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 
-PARTS = ("data", "run", "grid", "search", "sweep", "scale")
+PARTS = ("data", "run", "grid", "search", "sweep", "scale", "plugins")
 
 
 def override(tree: dict[str, Any], text: str) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from raykd.core.descriptions import descriptions
+from raykd.core.plugins import Plugin, plugins_of
 
 DIGITS = 20  # hex digits of a fingerprint: 80 bits, a clash among 10**9 recipes is a 1e-6 chance
 
@@ -42,6 +43,7 @@ class Record(BaseModel):
     """
 
     revision: ClassVar[int] = 1
+    plugin: ClassVar[str] = ""  # digest of the plugin that the class is from; empty: raykd's own
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -66,14 +68,63 @@ class Record(BaseModel):
         """The record as plain dicts, lists and numbers, with every default written out."""
         return self.model_dump(mode="json")
 
+    def origins(self) -> Iterator[str]:
+        """Digests of the plugins of its class and of what it names; empty texts for raykd's own."""
+        yield self.plugin
+
 
 class Recipe(Record):
     """A record that determines an artefact of a store.
 
-    `kind` is the folder that such artefacts share, and part of the fingerprint.
+    `kind` is the folder that such artefacts share, and part of the fingerprint. So is the content
+    of the plugins that it uses, recipes within it apart, which have their own.
     """
 
     kind: ClassVar[str]
+
+    plugins: tuple[str, ...] = ()
+    """SHA-256 of each plugin that it uses, in hex; filled in, whatever is given."""
+
+    @model_validator(mode="after")
+    def _find_plugins(self) -> Self:
+        return self._with_plugins()
+
+    def _with_plugins(self) -> Self:
+        """The recipe itself, once `plugins` are those that it uses."""
+        used = {*self.origins()}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                used.update(_origins(part))
+        object.__setattr__(self, "plugins", tuple(sorted(used - {""})))
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, and with the plugins that it uses then."""
+        return super().model_copy(update=update, deep=deep)._with_plugins()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled with its plugins, which are loaded before the fields are read."""
+        function, arguments, *rest = super().__reduce_ex__(protocol)
+        if not self.plugins:
+            return function, arguments, *rest
+        return _bare, (type(self), plugins_of(self.plugins)), *rest
+
+
+def _bare(kind: type[Recipe], _: tuple[Plugin, ...]) -> Recipe:
+    """A recipe that is being unpickled, still without its fields."""
+    return kind.__new__(kind)
+
+
+def _origins(value: object) -> Iterator[str]:
+    """Digests of the plugins of a record and of what is in it, without recipes."""
+    if not isinstance(value, Record) or isinstance(value, Recipe):
+        return
+    yield from value.origins()
+    for name in type(value).model_fields:
+        inner = getattr(value, name)
+        for part in inner if isinstance(inner, tuple) else (inner,):
+            yield from _origins(part)
 
 
 def canonical(record: Record) -> str:

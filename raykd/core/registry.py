@@ -19,15 +19,16 @@ class Registry(Mapping[str, T], Generic[T]):
     """An ordered table of named things of one kind, such as methods or networks.
 
     `kind` is the singular noun of its error messages. A thing is listed by its name; aliases find
-    it, too.
+    it, too. Things from plugins have an origin: the digest of the plugin.
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._things: dict[str, T] = {}
         self._names: dict[str, str] = {}  # a name or an alias -> the name
+        self._origins: dict[str, str] = {}  # by name
 
-    def add(self, name: str, thing: T, aliases: Sequence[str] = ()) -> T:
+    def add(self, name: str, thing: T, aliases: Sequence[str] = (), origin: str = "") -> T:
         """Enter `thing` under `name` and `aliases`, and return it.
 
         Raises `ValueError`, and enters nothing, where one of them is taken.
@@ -38,7 +39,19 @@ class Registry(Mapping[str, T], Generic[T]):
                 raise ValueError(f"two things want to be the {self.kind} {other!r}")
         self._names |= names
         self._things[name] = thing
+        if origin:
+            self._origins[name] = origin
         return thing
+
+    def remove(self, name: str) -> None:
+        """Take out the thing that is listed as `name`, with its aliases."""
+        self._names = {other: listed for other, listed in self._names.items() if listed != name}
+        self._origins.pop(name, None)
+        del self._things[name]
+
+    def origin(self, name: str) -> str:
+        """Digest of the plugin that the thing with this name or alias is from; else empty."""
+        return self._origins.get(self._names.get(name, name), "")
 
     def canonical(self, name: str) -> str:
         """The name by which the thing called `name` is listed.

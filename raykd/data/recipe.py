@@ -5,6 +5,7 @@ Plain records, which load no decoder; `dataset.py` reads what they name.
 Shapes: H, W pixels.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -119,6 +120,10 @@ class Data(Record):
                 "with labels have a class or more, images without have none; leave classes out"
             )
         return self
+
+    def origins(self) -> Iterator[str]:
+        """The digest of the plugin that reads them; an empty text for raykd's own readers."""
+        yield SOURCES.origin(self.name)
 
     def resolved(self) -> "ResolvedData":
         """The data after reading. Raises `ConfigError` if they were not read yet."""

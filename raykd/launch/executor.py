@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, Workers, least, most
 from raykd.core.errors import NoRoom, RaykdError, Unreachable, folded
+from raykd.core.plugins import loaded
 from raykd.core.record import Recipe, fingerprint
 from raykd.core.shutdown import Notice, noticed
 from raykd.launch.units import ArtefactMaker, Local, Strategy, Unit
@@ -190,6 +191,8 @@ class Executor:
         trained += [*everything.preludes, *everything.students] if self._students else []
         for run in trained:
             self._restore_marker(run)
+        caches_too = [*trained, *(job.run for job in everything.caches)]
+        self._store.keep_plugins({digest for run in caches_too for digest in run.plugins})
         work = plan(runs, has if self._students else lambda run: False, caches)
         finished = [run for run in trained if has(run)] + [job.run for job in everything.caches]
         self._reused.update(run for run in finished if run not in self._made)
@@ -453,7 +456,8 @@ class Executor:
             from raykd.launch.pool import Pool, artefact_maker
 
             url, scale, name = self._store.url, self._scale, self._name
-            pool = Pool(lambda: artefact_maker(url, scale, name), scale, self._teller.say)
+            plugins = loaded()  # unpickled with the rest, which loads them there
+            pool = Pool(lambda: artefact_maker(url, scale, name, plugins), scale, self._teller.say)
             self._pool = self._stack.enter_context(pool)
         return self._pool
 

@@ -17,6 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError, WorkFailed
+from raykd.core.plugins import Plugin
 from raykd.data.packing import Packed, Packing, Part
 from raykd.launch import cluster_watch
 from raykd.launch.capacity import await_room, fitting, gpus_per_worker
@@ -203,8 +204,13 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def artefact_maker(url: str, scale: Scale, experiment: str) -> ArtefactMaker:
-    """The target of a pool's worker for the store at a path or URL."""
+def artefact_maker(
+    url: str, scale: Scale, experiment: str, plugins: Sequence[Plugin] = ()
+) -> ArtefactMaker:
+    """The target of a pool's worker for the store at a path or URL.
+
+    plugins: those of the driver, which arriving here has loaded.
+    """
     store, notice = Store(url, scale.local_gb), NodeNotice()
     loggers, labels = [Prometheus(experiment)], Labels(experiment)
     return ArtefactMaker(store, scale, lambda: contextlib.nullcontext(notice), loggers, labels)

@@ -34,6 +34,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from raykd.config.scale import Scale, Workers, least, most
 from raykd.core.errors import RaykdError, WorkFailed
 from raykd.core.futures import repeating
+from raykd.core.plugins import loaded
 from raykd.core.record import fingerprint
 from raykd.launch import cluster_watch
 from raykd.launch.capacity import check_fit, resources_per_worker
@@ -86,7 +87,13 @@ def fit(
     trainer = functools.partial(
         TorchTrainer,
         _train_func,
-        train_loop_config={"store": store.url, "run": run, "scale": scale, "labels": labels},
+        train_loop_config={
+            "plugins": loaded(),  # unpickling loads them in each worker
+            "store": store.url,
+            "run": run,
+            "scale": scale,
+            "labels": labels,
+        },
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu="GPU" in resources,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
+from raykd.core.open_union import Open
 from raykd.core.registry import Registry
 from raykd.methods.ab import AB, ABInit
 from raykd.methods.at import AT
@@ -93,8 +94,9 @@ PRELUDES.add("fsp_init", FSPInit)
 
 
 def _union(table: Registry[type[Method]]) -> Any:
-    """Field type of all methods in a table, told apart by `name`."""
-    return Annotated[Union[tuple(table.values())], Field(discriminator="name")]  # noqa: UP007
+    """Field type of all methods in a table, told apart by `name`, and of those from plugins."""
+    members = Union[tuple(table.values())]  # noqa: UP007
+    return Annotated[members, Field(discriminator="name"), Open(table)]
 
 
 # `combine` and `sakd` wrap the methods that were added before them.

@@ -22,7 +22,7 @@ from raykd.models.thin_resnet import WIDE, WIDTHS, resnet
 from raykd.models.vgg import CONVOLUTIONS, vgg
 from raykd.models.wide_resnet import wide_resnet
 
-__all__ = ["NETWORKS", "Staged", "build", "check_name", "measure", "parameter_count"]
+__all__ = ["NETWORKS", "Staged", "build", "check_name", "measure", "origin", "parameter_count"]
 
 NETWORKS: Registry[Callable[..., Staged]] = Registry("network")
 for _depth in (8, 14, 20, 32, 44, 56, 110):
@@ -39,6 +39,11 @@ NETWORKS.add("shufflenet_v1", shufflenet_v1, ["ShuffleV1"])
 NETWORKS.add("shufflenet_v2", shufflenet_v2, ["ShuffleV2"])
 for _depth in LAYERS:
     NETWORKS.add(f"cifar_resnet{_depth}", partial(cifar_resnet, _depth), [f"ResNet{_depth}"])
+
+
+def origin(name: str | None) -> str:
+    """Digest of the plugin that a network is from; an empty text for all others, and for none."""
+    return NETWORKS.origin(name or "")
 
 
 def check_name(name: str) -> str:

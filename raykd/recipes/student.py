@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from raykd import models
 from raykd.core.record import Limits, Recipe, Record
 from raykd.core.types import CACHEABLE, Combination, Look, Signal
 from raykd.data.recipe import AnyData, Data, Split
@@ -173,6 +174,10 @@ class StudentRun(Recipe):
     def _check(self) -> "StudentRun":
         check_student(self)
         return self
+
+    def origins(self) -> Iterator[str]:
+        """The digest of the plugin of its network."""
+        yield models.origin(self.model)
 
     @property
     def head(self) -> int:
@@ -363,6 +368,10 @@ class PreludeRun(Recipe):
     precision: Precision
     weights: str | None = None  # that its network starts from, as the student's
     seed: int = Field(ge=0, le=Limits.SEED)
+
+    def origins(self) -> Iterator[str]:
+        """The digest of the plugin of its network."""
+        yield models.origin(self.model)
 
     def training(self) -> StudentRun:
         """The training as a student's recipe, though no user may give a student this method."""

@@ -1,5 +1,6 @@
 """TeacherRun: the recipe of a teacher."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
@@ -131,6 +132,10 @@ class TeacherRun(Recipe):
                 f"{leave}, or give it data of its own with labels"
             )
         return self
+
+    def origins(self) -> Iterator[str]:
+        """The digest of the plugin of its network."""
+        yield models.origin(self.model)
 
     def anchors(self) -> tuple[int, ...]:
         """The epochs at which its weights are saved, in order; 0 alone for a given one."""

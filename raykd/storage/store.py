@@ -14,6 +14,7 @@
     root/images/<digest>-<side>/   decoded pixels and labels
     root/images/contents/          hashes of encoded images
     root/weights/<digest>.*        copies of weights files that experiments named
+    root/plugins/<digest>.py       plugins that artefacts were made with
     root/reports/                  pages
     root/locks/                    the artefacts that processes are making at the moment
 
@@ -39,14 +40,16 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
+from raykd.core.plugins import plugins_of
 from raykd.core.record import DIGITS, Recipe, fingerprint
+from raykd.storage import plugin_files
 from raykd.storage.atomic import (
     gone,
     is_there,
@@ -144,14 +147,16 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 def read_recipe(kind: type[AnyRecipe], folder: Path) -> AnyRecipe:
     """The recipe of a finished artefact.
 
-    Raises `CacheCorrupt`, naming the file, and `CacheMismatch` where an earlier raykd wrote it.
+    Raises `CacheCorrupt`, naming the file, `CacheMismatch` where an earlier raykd wrote it, and
+    `ConfigError` where it uses a plugin that is not loaded.
     """
     path = folder / MARKER
     try:
         data = path.read_bytes()
         _check_age(path, data)
+        plugin_files.check_loaded(folder, data)
         recipe = kind.model_validate_json(data)
-    except CacheMismatch:
+    except (CacheMismatch, ConfigError):
         raise
     except (OSError, ValueError) as error:
         raise _no_recipe(path, f"cannot be read ({first_line(error)})") from error
@@ -374,6 +379,14 @@ class Store:
     def write_json(self, path: Path, value: object) -> None:
         """Write a value as indented, sealed JSON."""
         self.write(path, _json(value, path))
+
+    def keep_plugins(self, digests: Iterable[str]) -> None:
+        """Write plugins of this process beside the artefacts that are made with them."""
+        for plugin in plugins_of(digests):
+            for name, data in plugin_files.files_of(plugin).items():
+                path = self.root / plugin_files.FOLDER / name
+                if not self.pull(path).is_file():
+                    self.write(path, data)
 
     def remove(self, path: Path) -> None:
         """Remove a file or a folder, where it is there."""

@@ -8,6 +8,7 @@ from typing import Annotated, Union
 
 from pydantic import Field
 
+from raykd.core.open_union import Open
 from raykd.core.registry import Registry
 from raykd.tasks.base import Task
 from raykd.tasks.classification import Classification
@@ -20,4 +21,5 @@ TASKS.add("classification", Classification)
 TASKS.add("features", Features)
 
 # Pydantic reads this union; pyright cannot see its members, and need not.
-AnyTask = Annotated[Union[tuple(TASKS.values())], Field(discriminator="name")]  # noqa: UP007
+_Members = Union[tuple(TASKS.values())]  # noqa: UP007
+AnyTask = Annotated[_Members, Field(discriminator="name"), Open(TASKS)]

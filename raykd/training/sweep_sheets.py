@@ -62,6 +62,8 @@ def sweep_name(experiment: Experiment) -> str:
         "search": {axis: domain.plain() for axis, domain in space.search.items()},
         "sweep": space.sweep.plain(),
     }
+    if experiment.plugins:
+        parts["plugins"] = sorted(plugin.digest for plugin in experiment.plugins)
     text = json.dumps(parts, sort_keys=True)
     return f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

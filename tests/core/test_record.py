@@ -118,7 +118,9 @@ def test_a_change_of_any_field_gives_a_fingerprint_of_its_own(run):
     with warnings.catch_warnings():
         # Not every other value is one that the field may have, and pydantic says so.
         warnings.simplefilter("ignore", UserWarning)
-        names = {path: fingerprint(changed(run, path)) for path in leaves(run)}
+        # Recipes find their plugins themselves.
+        paths = [path for path in leaves(run) if path[-1] != "plugins"]
+        names = {path: fingerprint(changed(run, path)) for path in paths}
     assert [path for path, name in names.items() if name == fingerprint(run)] == []
     assert len({*names.values()}) == len(names) > 50
 

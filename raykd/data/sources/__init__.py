@@ -4,6 +4,7 @@ The table imports a reader when it is first used, so that recipes can name datas
 any decoder.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from raykd.core.registry import Registry
 if TYPE_CHECKING:
     from raykd.data.sources.splits import Dataset
 
+Reader = Callable[..., "Dataset"]  # of a path, and of `labels` where it lies in files
 Triple = tuple[float, float, float]  # red, green, blue, of pixels in 0 to 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for photographs
 
@@ -23,13 +25,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for ph
 class Source:
     """A dataset by name: a line about it, its reader, and the mean and std of its pixels.
 
-    `reader` is a function of a module of this package, written `module:function`, which returns a
-    `splits.Dataset`. It takes a path; where `in_files`, it takes the path or URL as a text, and
-    `labels`: where False, it needs none and returns a dataset without class names.
+    `reader` is a function, or the name of one of a module of this package, `module:function`, which
+    returns a `splits.Dataset`. It takes a path; where `in_files`, it takes the path or URL as a
+    text, and `labels`: where False, it needs none and returns a dataset without class names.
     """
 
     title: str
-    reader: str
+    reader: str | Reader
     normalisation: tuple[Triple, Triple] = IMAGENET
     in_files: bool = False  # a path or URL must be given
 
@@ -56,8 +58,10 @@ class Source:
             check_exists(root)
         elif self.in_files:
             raise DataError(f"a dataset of kind {name!r} lies in files; say where: data.path=PATH")
-        module, _, function = self.reader.partition(":")
-        read = getattr(import_module(f"raykd.data.sources.{module}"), function)
+        read = self.reader
+        if isinstance(read, str):
+            module, _, function = read.partition(":")
+            read = getattr(import_module(f"raykd.data.sources.{module}"), function)
         if self.in_files:
             return read(str(root), labels)
         if root is None:
