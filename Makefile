@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := ".[dev,docs,export,optuna,timm,track]"
+EXTRAS := ".[dev,docs,export,hub,optuna,timm,track]"
 
 # The first name that runs, is of a right version and can make a virtual environment. Looking
 # on PATH is not enough: version managers put names there for versions that are not selected.

@@ -65,19 +65,21 @@ def pack(
     """Pack the images of SOURCE into Arrow shards in the folder DESTINATION.
 
     Both are paths or URLs (s3://bucket/folder, gs://bucket/folder). SOURCE is a folder with one
-    folder per class, a table file or a folder of them, or tar shards; with --name, any dataset
-    of `raykd show datasets`, - where that has a downloader of its own. Images stay encoded as
-    they are. The same command goes on where one was stopped, and repairs what was damaged.
+    folder per class, a table file or a folder of them, tar shards, a folder of Hugging Face's
+    save_to_disk, or hf:owner/name on the Hub; with --name, any dataset of `raykd show datasets`, -
+    where that has a downloader of its own. Images stay encoded as they are. The same command goes
+    on where one was stopped, and repairs what was damaged.
     """
     from raykd.data.packing import Packing, source_of
     from raykd.data.sources import SOURCES
     from raykd.data.sources.files import Files
+    from raykd.data.sources.hub_datasets import fetched, is_on_hub
     from raykd.tracking.console import Teller
 
     teller = Teller()
     started = time.monotonic()
-    root = None if source == "-" else source
-    kind = name or source_of(source)
+    root = None if source == "-" else fetched(source)
+    kind = name or ("hf" if is_on_hub(source) else source_of(source))
     teller.say(f"looking for the images of {source} ({kind})")
     dataset = SOURCES[kind](root, labels=labels == "classes")
     packing = Packing(

@@ -37,7 +37,7 @@ class Where(Record):
     """Location of the images. `path` is a file or folder; None: the dataset's own downloader."""
 
     path: str | None = None
-    """File, folder or URL of the images; null: the dataset's own download."""
+    """File, folder or URL of the images, or hf:owner/name; null: the dataset's own download."""
     probe: str | None = None
     """File, folder or URL of the images of the task's probe; null: as `path`."""
 

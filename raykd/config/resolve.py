@@ -13,6 +13,7 @@ from raykd.core.errors import ConfigError, DataError
 from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
+from raykd.data.sources.hub_datasets import is_on_hub
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
 from raykd.models.weights_import import WeightsImporter, configuration, is_path, portable_name
@@ -209,6 +210,11 @@ def _root(path: str | None) -> str | None:
     return path if path is None or is_url(path) else str(Path(path).expanduser())
 
 
+def _whole(path: str) -> str:
+    """The whole path of a file or folder of this machine."""
+    return str(Path(path).expanduser().resolve())
+
+
 def portable(experiment: Experiment, store: Store) -> Experiment:
     """A resolved experiment as another process can read it: weights in the store, paths whole."""
 
@@ -227,7 +233,7 @@ def portable(experiment: Experiment, store: Store) -> Experiment:
         grid = {axis: within(list(v), axis.rpartition(".")[2]) for axis, v in space.grid.items()}
         space = replace(space, base=within(dict(space.base)), grid=grid)
     whole = {
-        name: path if path is None or is_url(path) else str(Path(path).expanduser().resolve())
+        name: path if path is None or is_url(path) or is_on_hub(path) else _whole(path)
         for name, path in experiment.where.plain().items()
     }
     return replace(experiment, space=space, where=Where(**whole))

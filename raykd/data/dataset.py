@@ -22,7 +22,7 @@ from raykd.data.in_memory import Images, decode_faults, decode_into
 from raykd.data.loading.sampler import stratified
 from raykd.data.packing import into_store
 from raykd.data.recipe import Data, ResolvedData, Split
-from raykd.data.sources import SOURCES
+from raykd.data.sources import SOURCES, hub_datasets
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import check_shards
@@ -63,19 +63,24 @@ def read(
 ) -> ResolvedData:
     """`data` with the values that its files have; they are taken into the store on first use.
 
-    `path` is the location of the files, a URL if they are to be streamed; None stands for the
-    folder of the dataset's downloader. If `data` has a digest whose images are in the store, the
-    files are not touched. `say` receives messages about what was read and what was left out.
+    `path` is the location of the files: a path, hf:owner/name for a dataset of the Hugging Face
+    Hub, or a URL if they are to be streamed; None stands for the folder of the dataset's
+    downloader. If `data` has a digest whose images are in the store, the files are not touched.
+    `say` receives messages about what was read and what was left out.
     Images that cannot be used are a `DataError` that names them all; with `skip_bad`, they are
     left out.
     """
-    root = None if path is None else Files.at(path).root
+    root = None if path is None else Files.at(hub_datasets.local(path)).root
     if data.stream is None and root is not None and is_url(root):
         raise ConfigError(
             f"data.path: {path} is a URL, whose images are decoded while a run goes on; add "
             "run.data.stream, such as {size: 224}"
         )
-    facts = _find_facts(store, data, root) or _read_facts(store, data, root, say, skip_bad=skip_bad)
+    facts = _find_facts(store, data, root)
+    if facts is None:
+        if path is not None:
+            hub_datasets.fetched(path)
+        facts = _read_facts(store, data, root, say, skip_bad=skip_bad)
     if isinstance(facts, in_memory.Facts):
         if facts.skipped and not skip_bad:
             raise unusable_error(facts.bad, facts.skipped)

@@ -27,6 +27,7 @@ from raykd.data.sources import SOURCES, check_exists, pack_format
 from raykd.data.sources.encoded_image import fault_in
 from raykd.data.sources.files import Files, join_path
 from raykd.data.sources.formats import is_image
+from raykd.data.sources.hugging_face import is_saved
 from raykd.data.sources.pack_format import MARKER, PLAN, Shard
 from raykd.data.sources.splits import (
     NAMED,
@@ -363,6 +364,8 @@ def source_of(location: str) -> str:
     """The name of the source that reads a path or URL, by the names of its files."""
     check_exists(location)
     path = location.partition("?")[0] if is_url(location) else location
+    if is_saved(Files.at(location)):
+        return "hf"
     for name in (path, *Files.at(location).names()):
         if is_tar(name) or is_packed_tar(name):
             return "webdataset"

@@ -133,6 +133,12 @@ for _name, _source in {
         "tables:read_tables",
         in_files=True,
     ),
+    "hf": Source(
+        "A folder that save_to_disk of Hugging Face's `datasets` wrote, or hf:owner/name on the "
+        "Hub; columns are found by their features.",
+        "hugging_face:read_saved",
+        in_files=True,
+    ),
     "webdataset": Source(
         "Tar shards of images and, if any, labels: a folder, one, or a pattern such as "
         "train-{000..146}.tar.",

@@ -139,10 +139,19 @@ class _Arrow:
 class TableFile:
     """One Parquet, Arrow or Feather file, whose labels are read at once."""
 
-    def __init__(self, files: Files, name: str, labels: bool = True) -> None:
+    def __init__(
+        self,
+        files: Files,
+        name: str,
+        labels: bool = True,
+        *,
+        image_columns: Sequence[str] = IMAGE_COLUMNS,
+        label_columns: Sequence[str] = LABEL_COLUMNS,
+    ) -> None:
         """Raises `DataError`, naming the file, where it is no table of images and labels.
 
-        Where `labels` is False, there may be no column of them, and none is read.
+        Where `labels` is False, there may be no column of them, and none is read. Of the names of
+        columns the first that is there counts.
         """
         self.files = files
         self.name = name
@@ -150,9 +159,9 @@ class TableFile:
         kind = _Parquet if name.lower().endswith(PARQUET) else _Arrow
         self._file = self._guard(lambda: kind(files, name))
         self.schema = self._file.schema
-        self._image = self._column(IMAGE_COLUMNS, "encoded images")
+        self._image = self._column(image_columns, "encoded images")
         self._kind = self._image_kind()
-        self.label = self._column(LABEL_COLUMNS, "labels") if labels else ""
+        self.label = self._column(label_columns, "labels") if labels else ""
         self.labels = self._labels() if labels else [None] * self._count()
         self._starts = np.cumsum([0, *self._file.rows])  # the first row of each part
         if self._starts[-1] != len(self.labels):

@@ -1,6 +1,6 @@
 """Image tables: Parquet, Arrow or Feather files with encoded images and labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,14 +97,32 @@ def read_tables(location: str | Path, labels: bool = True) -> Dataset:
     if not alone and pack_format.is_pack(files):
         return pack_format.read_pack(files.root)
     chosen = group_by_split(str(location), entries, "table files", alone=alone)
+    names = {split: [entry.name for entry in part] for split, part in chosen.items()}
+    rows = open_rows(files, names, labels)
+    opened = [file for part in rows.values() for file in part.files]
+    declared = _declared(opened) if labels else ()
+    about = About(unread=count_unread(everything, chosen), declared=bool(declared))
+    return dataset_of(rows, declared, entries, about)
+
+
+def open_rows(
+    files: Files, names: Mapping[str, Sequence[str]], labels: bool, **columns: Sequence[str]
+) -> dict[str, Rows]:
+    """The rows of the table files of each split; `columns` as `TableFile` takes them."""
+
+    def opened(name: str) -> TableFile:
+        return TableFile(files, name, labels, **columns)
+
     with ThreadPoolExecutor(_OPENED) as pool:
-        rows = {
-            split: Rows([*pool.map(lambda e: TableFile(files, e.name, labels), split_entries)])
-            for split, split_entries in chosen.items()
-        }
+        return {split: Rows([*pool.map(opened, part)]) for split, part in names.items()}
+
+
+def dataset_of(
+    rows: Mapping[str, Rows], declared: tuple[str, ...], entries: Sequence[Entry], about: About
+) -> Dataset:
+    """The dataset of open tables in `entries`, whose classes may be `declared`."""
     opened = [file for part in rows.values() for file in part.files]
     written = {split: (part.labels(), part.origin) for split, part in rows.items()}
-    declared = _declared(opened) if labels else ()
     names, numbers = number_labels(written, declared)
     ranges = [_in_place(part) for part in rows.values()]
     in_place = [part for part in ranges if part is not None]
@@ -112,7 +130,6 @@ def read_tables(location: str | Path, labels: bool = True) -> Dataset:
     splits = {
         split: Samples(part, numbers[split]) for split, part in zip(rows, images, strict=True)
     }
-    about = About(unread=count_unread(everything, chosen), declared=bool(declared))
     stamp = repr([*entries, *(entry for file in opened for entry in file.named_files())])
     return Dataset(splits, names, stamp, about=about)
 
