@@ -180,7 +180,7 @@ def _load(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     """One line of an error, without torch's advice on how to unpickle after all."""
     text = str(error).strip()
-    if isinstance(error, LookupError | EOFError) or not text:  # of an unpickler that lost its way
+    if isinstance(error, LookupError | EOFError) or not text:  # the unpickler lost its way
         return "it is not a file of torch.save"
     if "Weights only load failed" in text:
         _, mark, text = text.partition("WeightsUnpickler error:")

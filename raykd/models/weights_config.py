@@ -14,7 +14,7 @@ from raykd.core.errors import ConfigError
 from raykd.models import foreign_checkpoints
 
 Colour = tuple[float, float, float]  # red, green, blue
-Names = tuple[tuple[str, ...], ...]  # of each class, all the names that it has
+Names = tuple[tuple[str, ...], ...]  # for each class, all names that it has
 _MOST = 1 << 20  # pixels or classes that a configuration may name
 
 
@@ -25,8 +25,8 @@ class WeightsConfig:
     names: Names = ()
     side: int | None = None  # pixels of the square that the network sees
     resize: int | None = None  # pixels of the shorter side before that is cut from the centre
-    interpolation: str = ""  # of that resizing
-    mean: Colour | None = None  # of pixels in 0 to 1
+    interpolation: str = ""  # method of that resizing
+    mean: Colour | None = None  # pixels are in 0 to 1
     std: Colour | None = None
 
 

@@ -435,7 +435,7 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
         "weights": run.weights if run.fine_tune else None,
         "seed": run.seed,
     }
-    if run.data.labels == "none":  # of a given teacher, which is never trained: nothing to check
+    if run.data.labels == "none":  # a given teacher, which is never trained
         return StudentRun.model_construct(task=Features(), **fields)
     return StudentRun(**fields)
 

@@ -16,7 +16,7 @@ from raykd.tracking.console import rounded
 _FOLLOWS = (".digest", ".classes", ".size", ".mean", ".std", ".outputs", ".fine_tune", " by stage")
 # What weights that are given as a teacher were not trained by.
 _UNUSED = ("optim", "label_smoothing", "precision", "seed", "save_every", "refresh_statistics")
-_APART = ("model", "teacher", "after", "route")  # of a panel's members, for the words' sake
+_APART = ("model", "teacher", "after", "route")  # keys that panel members are not told apart by
 _FIRST = ("rco", "anchors", "stages", "teacher.model", "via")  # after the method, in this order
 
 

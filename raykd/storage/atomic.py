@@ -12,7 +12,7 @@ from typing import IO
 
 from raykd.core.errors import NoRoom, Unreachable
 
-_YOUNG_SECONDS = 1.0  # of a temporary file that its writer may not have locked yet
+_YOUNG_SECONDS = 1.0  # age of a temporary file that may not be locked yet
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -16,7 +16,7 @@ from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method, precise
 from raykd.tasks.base import Task
 
-NEIGHBOURS = 20  # of a k-NN probe
+NEIGHBOURS = 20  # k of the k-NN probe
 TEMPERATURE = 0.07
 Kind = Literal["knn", "linear"]
 

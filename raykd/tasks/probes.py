@@ -22,10 +22,10 @@ from raykd.tasks.features import NEIGHBOURS, TEMPERATURE
 
 MOST_LBFGS = 1 << 16  # training rows; more of them are trained on by SGD
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # weights of half the squared norm
-ITERATIONS = 100  # of L-BFGS, for each ridge and for all rows
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of SGD, for rows whose squared norm is D
+ITERATIONS = 100  # L-BFGS steps for each ridge, over all rows
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # SGD's rates, if a row's squared norm is D
 EPOCHS, BATCH, MOMENTUM = 10, 1024, 0.9
-_TEST_ROWS, _TRAIN_ROWS = 1 << 10, 1 << 14  # of a block: 64 MB of similarities
+_TEST_ROWS, _TRAIN_ROWS = 1 << 10, 1 << 14  # rows of a block: 64 MB of similarities
 
 
 class Accuracy(NamedTuple):

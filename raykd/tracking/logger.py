@@ -34,7 +34,7 @@ class Labels(NamedTuple):
     """Names that group trainings."""
 
     experiment: str = ""  # empty where a recipe is trained without one
-    trial: str | None = None  # of a sweep
+    trial: str | None = None  # its name in a sweep
 
 
 NO_LABELS = Labels()

@@ -27,7 +27,7 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
         return student, run.method.helpers(shapes, shapes, targets)
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
-    teacher = run.members()[0]  # of a panel, a method reads what all members have alike
+    teacher = run.members()[0]  # members of a panel have alike what a method reads
     reference = unallocated(lambda: weights.build_network(teacher))  # for its sizes alone
     seen = run.as_teacher_sees(run.data).resolved().size
     shapes = measure(student, data.size), measure(reference, seen)

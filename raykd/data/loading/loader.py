@@ -19,7 +19,7 @@ from raykd.data.sources import Triple
 from raykd.data.transforms.mixing import mixed_targets
 
 _GIVEN: Look = "given"
-_PIXELS = 512 * 64 * 64  # of the images of a batch without gradients
+_PIXELS = 512 * 64 * 64  # most pixels of a batch without gradients
 _GPU_PIXELS = 8 * _PIXELS
 
 

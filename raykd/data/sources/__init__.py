@@ -16,7 +16,7 @@ from raykd.core.registry import Registry
 if TYPE_CHECKING:
     from raykd.data.sources.splits import Dataset
 
-Reader = Callable[..., "Dataset"]  # of a path, and of `labels` where it lies in files
+Reader = Callable[..., "Dataset"]  # called with a path, and `labels` where images lie in files
 Triple = tuple[float, float, float]  # red, green, blue, of pixels in 0 to 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for photographs
 
