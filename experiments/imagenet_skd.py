@@ -23,25 +23,16 @@ tar shards (--kind webdataset); a path or a URL. Everything that is made lies in
 same command goes on where it was.
 """
 
-import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
 from PIL import Image
 from recipes import reference_values as reference
 
-from raykd import report
-from raykd.cli.plan import print_plan
-from raykd.cli.shared import STORE, print_recipe, speaking, wide_console
-from raykd.config.experiment import Experiment, parse
-from raykd.config.resolve import resolve
-from raykd.core.errors import ConfigError
-from raykd.launch.executor import execute
-from raykd.methods import METHODS
-from raykd.storage.store import Store
-from raykd.tracking.console import Teller, clock
+import raykd
 
 EPOCHS = reference.IMAGENET_RECIPE["optim"]["epochs"]
 # Where no published weights can be had: a teacher that is trained with the labels, small pictures.
@@ -82,39 +73,36 @@ TINY = (
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
 )
-@STORE
-@speaking
+@click.option(
+    "--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True,
+    help="Folder of all artefacts, or its URL; every worker must reach it.",
+)  # fmt: skip
 def main(
     data: str | None,
     tiny: bool,
     dry_run: bool,
     store: str,
     overrides: tuple[str, ...],
-    **choices,
+    **choices: Any,
 ) -> None:
     """Precompute the teacher's answers, distil the student, and write a page."""
-    artefacts, teller = Store(store), Teller()
     if tiny:
-        data = str(made_pictures(artefacts.root / "tiny-pictures"))
+        data = str(made_pictures(Path("." if "://" in store else store) / "tiny-pictures"))
         choices |= {"kind": "folder", "precision": "float32", "epochs": 4, "batch": 16}
         choices["views"] = "2" if choices["views"] == "all" else choices["views"]
         overrides = (*TINY, *overrides)
     if data is None:
-        raise ConfigError("--data: say where the images are, or try --tiny")
+        raise click.UsageError("--data: say where the images are, or try --tiny")
     method = choices["method"]
-    if method in METHODS and not reference.has_source("imagenet", method):
-        teller.say(f"{method}: no source has values for ImageNet; it has those of CIFAR-100")
-    experiment = resolve(planned(data, overrides=overrides, **choices), artefacts, teller.say)
-    print_recipe(experiment, teller)
+    if reference.is_known(method) and not reference.has_source("imagenet", method):
+        click.echo(
+            f"{method}: no source has values for ImageNet; it has those of CIFAR-100", err=True
+        )
+    experiment = planned(data, overrides=overrides, **choices)
     if dry_run:
-        print_plan(experiment, artefacts)
-        return
-    with teller.showing():
-        outcome = execute(experiment, artefacts, teller)
-    summary = report.gather(artefacts, experiment)
-    page = report.publish(summary, artefacts)
-    wide_console().print(report.console_table(summary))
-    teller.say(f"done in {clock(outcome.seconds)}; page: {page}")
+        print(raykd.plan(experiment, store))
+    else:
+        print(raykd.run(experiment, store).table)
 
 
 def planned(
@@ -132,53 +120,57 @@ def planned(
     seeds: int = 1,
     workers: int = 1,
     decoders: int | None = None,
-    precision: str = "bfloat16",
+    precision: Literal["float32", "bfloat16"] = "bfloat16",
     overrides: tuple[str, ...] = (),
-) -> Experiment:
-    """The experiment that a file with these choices describes; also for use from Python."""
-    distilled = method not in ("label_only",)
-    chosen, labels, recipe = method, None, reference.IMAGENET_RECIPE
-    if method in METHODS:
+) -> raykd.Experiment:
+    """The experiment of these choices; also for use from Python."""
+    chosen: Any = method
+    labels, recipe = None, reference.IMAGENET_RECIPE
+    if reference.is_known(method):
         pair = teacher.partition("/")[2], student.partition("/")[2]
         source = "imagenet" if reference.has_source("imagenet", method) else "cifar100"
         fields = reference.method(source, method, pair)
-        chosen = json.dumps({key: _shortened(value, epochs) for key, value in fields.items()})
+        chosen = {key: _shortened(value, epochs) for key, value in fields.items()}
         labels = _shortened(reference.label_weight(source, method, pair), epochs)
-        changes = reference.IMAGENET_BY_METHOD.get(METHODS.canonical(method), {})
+        changes = reference.changes("imagenet", method)
         optim = recipe["optim"] | changes.get("optim", {})
         recipe = recipe | changes | {"optim": optim}
     optim = recipe["optim"]
     milestones = {round(epoch * epochs / EPOCHS) for epoch in optim["milestones"]}
     name, _, kept = codec.partition(":")
-    text = f"""
-data: {{path: "{data}"}}
-run:
-  model: {student}
-  data:
-    name: {kind}
-    stream: {{size: 224, resize: 256}}
-    augment: {{crop: {json.dumps(recipe["crop"])}, flip: true}}
-  method: {chosen}
-  optim:
-    epochs: {epochs}
-    batch: {batch}
-    lr: {optim["lr"]}
-    weight_decay: {optim["weight_decay"]}
-    milestones: {sorted(milestones - {0, epochs})}
-  views: {views}
-  precision: {precision}
-  teacher_precision: {precision}
-grid: {{run.seed: {list(range(seeds))}}}
-scale: {{workers: {workers}, decoders: {"null" if decoders is None else decoders}}}
-"""
-    changes = []
-    if distilled:
-        changes.append(f"run.teacher={{model: {teacher}, weights: {weights}}}")
-        changes.append(f"run.codec={{name: {name}{', k: ' + kept if kept else ''}}}")
-    if labels is not None:
-        changes.append(f"run.label_weight={labels}")
-    overrides = tuple(o for o in overrides if distilled or not o.startswith("run.teacher"))
-    return parse(text, "imagenet_skd", (*changes, *overrides))
+    taught: dict[str, Any] = {}
+    if method != "label_only":
+        taught["teacher"] = raykd.Teacher(teacher, weights=weights)
+        taught["codec"] = {"name": name, **({"k": int(kept)} if kept else {})}
+    distilled = raykd.Student(
+        student,
+        data=raykd.Data(
+            kind,
+            stream={"size": 224, "resize": 256},
+            augment={"crop": recipe["crop"], "flip": True},
+        ),
+        method=chosen,
+        label_weight=labels,
+        optim={
+            "epochs": epochs,
+            "batch": batch,
+            "lr": optim["lr"],
+            "weight_decay": optim["weight_decay"],
+            "milestones": sorted(milestones - {0, epochs}),
+        },
+        views=int(views) if views.isdecimal() else views,
+        precision=precision,
+        teacher_precision=precision,
+        **taught,
+    )
+    return raykd.Experiment(
+        distilled,
+        grid={"run.seed": range(seeds)},
+        data=data,
+        scale={"workers": workers, "decoders": decoders},
+        name="imagenet_skd",
+        overrides=[o for o in overrides if taught or not o.startswith("run.teacher")],
+    )
 
 
 def _shortened(value: Any, epochs: int) -> Any:
@@ -213,4 +205,8 @@ def _picture(label: int, number: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except raykd.RaykdError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.code)

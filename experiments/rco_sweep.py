@@ -10,35 +10,37 @@ lies in the store, the page with the searches' decisions too, and the same comma
 was.
 """
 
+import sys
+from typing import Any
+
 import click
 
-from raykd import report
-from raykd.cli.shared import STORE, speaking, wide_console
-from raykd.config.experiment import Experiment, parse
-from raykd.config.resolve import resolve
-from raykd.launch.sweep.driver import raise_failures, sweep
-from raykd.storage.store import Store
-from raykd.tracking.console import Teller, clock
+import raykd
 
 # Per data set: the images, teacher and its epochs, students, the schedule of a stage.
-DIGITS = """
-run:
-  data: {name: digits, holdout: 0.33, validation: 0.2, limit: 100, augment: {pad: 1}}
-  teacher:
-    model: resnet8x4
-    data: {name: digits, holdout: 0.33, validation: 0.2, augment: {pad: 1}}
-    optim: {epochs: 16}
-    save_every: 2
-  optim: {epochs: 24, batch: 50}
-  views: 9
-"""
-# The CRD benchmark's schedule. That each stage has all of it, 240 epochs, is decided here.
-CIFAR = """
-run:
-  data: {name: NAME, validation: 0.2, augment: {pad: 4, flip: true}}
-  teacher: {model: resnet56, optim: {epochs: 240}, save_every: 10}
-  optim: {epochs: 240, batch: 64, lr: 0.05, weight_decay: 5.0e-4, milestones: [150, 180, 210]}
-"""
+DIGITS: dict[str, Any] = {
+    "data": raykd.Data("digits", holdout=0.33, validation=0.2, limit=100, augment={"pad": 1}),
+    "teacher": raykd.Teacher(
+        "resnet8x4",
+        data=raykd.Data("digits", holdout=0.33, validation=0.2, augment={"pad": 1}),
+        optim={"epochs": 16},
+        save_every=2,
+    ),
+    "optim": {"epochs": 24, "batch": 50},
+    "views": 9,
+}
+
+
+def cifar(name: str) -> dict[str, Any]:
+    """The CRD benchmark's schedule. That each stage has all of it, 240 epochs, is decided here."""
+    schedule = {"lr": 0.05, "weight_decay": 5e-4, "milestones": [150, 180, 210]}
+    return {
+        "data": raykd.Data(name, validation=0.2, augment={"pad": 4, "flip": True}),
+        "teacher": raykd.Teacher("resnet56", optim={"epochs": 240}, save_every=10),
+        "optim": {"epochs": 240, "batch": 64, **schedule},
+    }
+
+
 STUDENTS = {"digits": ("resnet8", "resnet14"), "cifar10": ("resnet20",), "cifar100": ("resnet20",)}
 TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
 
@@ -56,8 +58,10 @@ TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
 )
-@STORE
-@speaking
+@click.option(
+    "--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True,
+    help="Folder of all artefacts, or its URL; every worker must reach it.",
+)  # fmt: skip
 def main(
     data: str,
     path: str | None,
@@ -78,13 +82,7 @@ def main(
         networks, seeds = networks[:1], 1
         overrides = (*(TINY if data == "digits" else ()), *overrides)
     experiment = planned(data, path, networks, seeds, threshold, overrides)
-    teller, artefacts = Teller(), Store(store)
-    swept = sweep(experiment, artefacts, teller)
-    summary = report.gather_sweep(artefacts, resolve(experiment, artefacts))
-    page = report.publish(summary, artefacts)
-    wide_console().print(report.console_table(summary))
-    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}; page: {page}")
-    raise_failures(swept)
+    print(raykd.sweep(experiment, store).table)
 
 
 def planned(
@@ -94,25 +92,30 @@ def planned(
     seeds: int,
     threshold: float,
     overrides: tuple[str, ...],
-) -> Experiment:
-    """The sweep that an experiment file describes."""
-    text = DIGITS if data == "digits" else CIFAR.replace("NAME", data)
-    text += f"""
-  model: {networks[0]}
-  method: kd
-  rco: {{threshold: {threshold}}}
-grid:
-  run.rco.anchors: [1, 2, 4, 8]
-  run.rco.select: [equal, greedy]
-  run.rco.stages: [one_stage, multi_stage]
-  run.model: [{", ".join(networks)}]
-  run.seed: {list(range(seeds))}
-scale: {{workers: 1}}
-"""
-    if path is not None:
-        text += f"data: {{path: {path}}}\n"
-    return parse(text, f"rco_sweep-{data}", overrides)
+) -> raykd.Experiment:
+    """The sweep of these choices."""
+    recipe = DIGITS if data == "digits" else cifar(data)
+    student = raykd.Student(networks[0], method="kd", rco={"threshold": threshold}, **recipe)
+    grid = {
+        "run.rco.anchors": [1, 2, 4, 8],
+        "run.rco.select": ["equal", "greedy"],
+        "run.rco.stages": ["one_stage", "multi_stage"],
+        "run.model": networks,
+        "run.seed": range(seeds),
+    }
+    return raykd.Experiment(
+        student,
+        grid=grid,
+        data=path,
+        scale={"workers": 1},
+        name=f"rco_sweep-{data}",
+        overrides=overrides,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except raykd.RaykdError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.code)

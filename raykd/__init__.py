@@ -21,9 +21,10 @@ from raykd.core.version import __version__
 
 if TYPE_CHECKING:
     from raykd import register
+    from raykd.api.caches import Cache
     from raykd.api.experiment import Data, Experiment, Student, Teacher, load
     from raykd.api.results import Results, StudentResult
-    from raykd.api.work import results, run
+    from raykd.api.work import cache, plan, results, run, sweep
     from raykd.core.errors import (
         CacheCorrupt,
         CacheMismatch,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {  # public name -> its module
+    "Cache": "raykd.api.caches",
     "Data": "raykd.api.experiment",
     "Experiment": "raykd.api.experiment",
     "Student": "raykd.api.experiment",
@@ -45,8 +47,11 @@ _HOME = {  # public name -> its module
     "Results": "raykd.api.results",
     "StudentResult": "raykd.api.results",
     "register": "raykd.register",
+    "cache": "raykd.api.work",
+    "plan": "raykd.api.work",
     "results": "raykd.api.work",
     "run": "raykd.api.work",
+    "sweep": "raykd.api.work",
     "CacheCorrupt": "raykd.core.errors",
     "CacheMismatch": "raykd.core.errors",
     "ConfigError": "raykd.core.errors",
@@ -59,6 +64,7 @@ _HOME = {  # public name -> its module
 }
 
 __all__ = [
+    "Cache",
     "CacheCorrupt",
     "CacheMismatch",
     "ConfigError",
@@ -75,10 +81,13 @@ __all__ = [
     "Unreachable",
     "WorkFailed",
     "__version__",
+    "cache",
     "load",
+    "plan",
     "register",
     "results",
     "run",
+    "sweep",
 ]
 
 

@@ -250,6 +250,16 @@ IMAGENET_BY_METHOD: dict[str, Fields] = {
 }
 
 
+def is_known(name: str) -> bool:
+    """True for the name of a method, or an alias."""
+    return name in METHODS
+
+
+def changes(data: str, name: str) -> Fields:
+    """What a method's source changes in the recipe of these data."""
+    return IMAGENET_BY_METHOD.get(METHODS.canonical(name), {}) if data == "imagenet" else {}
+
+
 def has_source(data: str, name: str) -> bool:
     """True where a source has values for a method on these data."""
     return METHODS.canonical(name) in VALUES[data]

@@ -217,6 +217,10 @@ class Experiment:
         """Name of its table and its page."""
         return self.parsed.name
 
+    def students(self) -> tuple[StudentRun, ...]:
+        """Recipes of its students, apart from those whose route is to be searched."""
+        return self.parsed.students()
+
     def __len__(self) -> int:
         """The number of students; of a search 1, before it draws."""
         return len(self.parsed.runs)

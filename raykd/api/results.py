@@ -1,15 +1,12 @@
 """Results of an experiment in Python: its students with their numbers, as a table and as data."""
 
 import importlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
-
-from rich.console import Console
 
 from raykd.config.search_space import METRICS
 from raykd.core.errors import ConfigError
@@ -20,6 +17,7 @@ from raykd.methods import METHODS
 from raykd.recipes import Search, StudentRun
 from raykd.report import Report, console_table
 from raykd.report.files import to_rows
+from raykd.report.text_table import as_text
 from raykd.report.types import Run
 from raykd.storage.store import Store
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:  # half a second to import
     import pandas as pd
 
 Format = Literal["safetensors", "torch", "onnx"]
-_WIDTH = 160  # columns of a table as text
 
 
 class StudentResult:
@@ -204,9 +201,7 @@ class Results:
     @property
     def table(self) -> str:
         """The table that the console shows, as text."""
-        text = io.StringIO()
-        Console(file=text, width=_WIDTH, force_jupyter=False).print(console_table(self.report))
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(console_table(self.report))
 
     def __repr__(self) -> str:
         return self.table

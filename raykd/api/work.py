@@ -10,12 +10,13 @@ import os
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import yaml
 
 from raykd import report
 from raykd.api.experiment import Experiment, Student, experiment_of, plain
+from raykd.api.plan import Remaining, remaining
 from raykd.api.results import Results
 from raykd.config import experiment as files
 from raykd.config.resolve import resolve
@@ -24,9 +25,17 @@ from raykd.config.shorthand import record
 from raykd.core.errors import ConfigError, NoRoom, Unreachable
 from raykd.core.safe_names import printable_lines
 from raykd.core.shutdown import terminable
+from raykd.planning.plan import plan as plan_of
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller, clock
+from raykd.training.inputs import serving
+from raykd.training.route_results import so_far
+
+if TYPE_CHECKING:  # Ray takes a second to import
+    from raykd.api.caches import Cache
+    from raykd.launch.executor import Outcome
+    from raykd.launch.sweep.driver import Swept
 
 Asked: TypeAlias = Experiment | Student | StudentRun | str | PathLike[str]  # of the last, a file
 Place: TypeAlias = Store | str | PathLike[str] | None
@@ -51,11 +60,11 @@ def run(
     default: $RAYKD_STORE or ./raykd-store. workers: in place of `scale.workers`; 0: this process,
     without Ray. quiet: no progress on standard error.
     """
+    from raykd.launch.executor import execute
+
     resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
     if resolved.space is not None and resolved.space.search:
         raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
-    from raykd.launch.executor import execute
-
     say_recipe(resolved, teller)
     with teller.showing():
         outcome = execute(resolved, storage, teller)
@@ -70,6 +79,102 @@ def run(
     return Results(summary, storage, page, outcome.made, outcome.reused, outcome.seconds)
 
 
+@terminable()
+def sweep(
+    experiment: Asked,
+    store: Place = None,
+    *,
+    fresh: bool = False,
+    workers: Workers | None = None,
+    quiet: bool = False,
+) -> Results:
+    """Go through a grid or a search with Ray Tune; the results of all trials.
+
+    The same call goes on where a sweep was stopped; `fresh` forgets its trials, but not what they
+    made. Raises at the end where trials failed: `results` has the others.
+    """
+    from raykd.launch.sweep.driver import raise_failures
+
+    outcome, swept = swept_results(experiment, store, fresh=fresh, workers=workers, quiet=quiet)
+    raise_failures(swept)
+    return outcome
+
+
+def swept_results(
+    experiment: Asked,
+    store: Place = None,
+    *,
+    fresh: bool = False,
+    workers: Workers | None = None,
+    quiet: bool = False,
+) -> "tuple[Results, Swept]":
+    """The results of a sweep, failed trials or not, and what its driver says of it."""
+    from raykd.launch.sweep.driver import sweep as sweep_of
+
+    resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
+    say_recipe(resolved, teller)
+    swept = sweep_of(resolved, storage, teller, fresh=fresh)
+    summary = report.gather_sweep(storage, resolved)
+    page = published(summary, storage, teller)
+    states = ("finished", "stopped", "failed")
+    counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
+    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
+    note = "" if page is None else f"page: {page}; "
+    teller.say(f"{note}table: {swept.results}")
+    return Results(summary, storage, page, seconds=swept.seconds, grid=swept.grid), swept
+
+
+@terminable()
+def cache(
+    experiment: Asked,
+    store: Place = None,
+    *,
+    workers: Workers | None = None,
+    quiet: bool = False,
+) -> "list[Cache]":
+    """Train teachers and fill caches that the store lacks, but train no student.
+
+    All caches that the experiment's students read, those of test images too.
+    """
+    _, caches = precomputed(experiment, store, workers=workers, quiet=quiet)
+    return caches
+
+
+def precomputed(
+    experiment: Asked,
+    store: Place = None,
+    *,
+    workers: Workers | None = None,
+    quiet: bool = False,
+) -> "tuple[Outcome, list[Cache]]":
+    """What `cache` made and what was there, and the caches."""
+    from raykd.api.caches import Cache
+    from raykd.launch.executor import execute
+
+    resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
+    with teller.showing():
+        outcome = execute(resolved, storage, teller, students=False)
+    teller.say(f"done in {clock(outcome.seconds)}")
+    students, measured = so_far(storage, resolved.runs)
+    jobs = plan_of(students, caches=measured).caches
+    return outcome, [
+        Cache(storage, serving(storage, job.run, job.views), job.views)
+        for job in jobs
+        if storage.has(job.run.teacher)  # else it is another student, which is not trained here
+    ]
+
+
+@terminable()
+def plan(experiment: Asked, store: Place = None, *, quiet: bool = False) -> Remaining:
+    """What a run would compute, write and take, before anything runs; on this machine.
+
+    Steps of every network are timed for that, but nothing is kept. Raises what `run` would refuse.
+    """
+    resolved, storage, _ = prepared(experiment, store, quiet=quiet)
+    return remaining(resolved, storage)
+
+
+@terminable()
 def results(
     experiment: Asked, store: Place = None, *, baseline: str | None = None, quiet: bool = False
 ) -> Results:

@@ -4,41 +4,19 @@ from pathlib import Path
 
 import click
 
-from raykd.cli.shared import (
-    experiment_command,
-    print_json,
-    print_recipe,
-    print_report,
-    published,
-    resolved_experiment,
-)
-from raykd.core.errors import ConfigError
+from raykd.cli.shared import experiment_command, print_json, print_report
 
 
 @click.command()
 @experiment_command()
 def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train teachers and students, and write a table and a page."""
-    from raykd import report
-    from raykd.launch.executor import execute
-    from raykd.tracking.console import clock
+    from raykd.api import work
+    from raykd.api.experiment import load
 
-    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
-    if resolved.space is not None and resolved.space.search:
-        raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
-    print_recipe(resolved, teller)
-    with teller.showing():
-        outcome = execute(resolved, storage, teller)
-    summary = report.gather(storage, resolved)
-    page = published(summary, storage, teller)
-    reused = {kind: count for kind, count in outcome.reused.items() if count}
-    if reused:
-        counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
-        teller.say(f"reused from {storage.shown}: {counts}")
-    note = "" if page is None else f"; page: {page}"
-    teller.say(f"done in {clock(outcome.seconds)}{note}")
-    work = {"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds}
-    print_report(summary, as_json=as_json, work=work, page=page and str(page))
+    done = work.run(load(experiment, *overrides), store)
+    made = {"made": done.made, "reused": done.reused, "seconds": done.seconds}
+    print_report(done.report, as_json=as_json, work=made, page=done.page and str(done.page))
 
 
 @click.command()
@@ -51,23 +29,14 @@ def sweep(
 
     The same command goes on where a sweep was stopped.
     """
-    from raykd import report
+    from raykd.api import work
+    from raykd.api.experiment import load
     from raykd.launch.sweep.driver import raise_failures
-    from raykd.launch.sweep.driver import sweep as sweep_of
-    from raykd.tracking.console import clock
 
-    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
-    print_recipe(resolved, teller)
-    swept = sweep_of(resolved, storage, teller, fresh=fresh)
-    summary = report.gather_sweep(storage, resolved)
-    page = published(summary, storage, teller)
-    states = ("finished", "stopped", "failed")
-    counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
-    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
-    note = "" if page is None else f"page: {page}; "
-    teller.say(f"{note}table: {swept.results}")
-    files = {"results": str(swept.results), "tensorboard": storage.where(swept.tensorboard)}
-    print_report(summary, as_json=as_json, page=page and str(page), **files)
+    done, swept = work.swept_results(load(experiment, *overrides), store, fresh=fresh)
+    logs = done.store.where(swept.tensorboard)
+    files = {"results": str(swept.results), "tensorboard": logs}
+    print_report(done.report, as_json=as_json, page=done.page and str(done.page), **files)
     raise_failures(swept)
 
 
@@ -85,27 +54,26 @@ def plan(
 
     On workers like this machine, or on a --cluster.
     """
+    from raykd.api import work
+    from raykd.api.experiment import load
     from raykd.cli.plan import print_forecast, print_plan
     from raykd.planning.forecast import read_cluster
 
     machines = None if cluster is None else read_cluster(cluster)
-    resolved, storage, _ = resolved_experiment(experiment, overrides, store)
+    planned = work.plan(load(experiment, *overrides), store)
     if machines is None:
-        print_plan(resolved, storage, as_json=as_json)
+        print_plan(planned, as_json=as_json)
     else:
-        print_forecast(resolved, storage, machines, as_json=as_json)
+        print_forecast(planned, machines, as_json=as_json)
 
 
 @click.command()
 @experiment_command()
 def precompute(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Train the teachers and fill the caches, but train no student."""
-    from raykd.launch.executor import execute
-    from raykd.tracking.console import clock
+    from raykd.api import work
+    from raykd.api.experiment import load
 
-    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
-    with teller.showing():
-        outcome = execute(resolved, storage, teller, students=False)
-    teller.say(f"done in {clock(outcome.seconds)}")
+    done, _ = work.precomputed(load(experiment, *overrides), store)
     if as_json:
-        print_json({"made": outcome.made, "reused": outcome.reused, "seconds": outcome.seconds})
+        print_json({"made": done.made, "reused": done.reused, "seconds": done.seconds})

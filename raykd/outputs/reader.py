@@ -51,7 +51,7 @@ class OutputsCache:
             self._shards.setdefault(shard.part.view, []).append(shard)
         rows = sum(len(shard.part) for shard in manifest.shards)
         self._row_bytes = sum(shard.bytes for shard in manifest.shards) // max(1, rows)
-        self._shelf = shelf
+        self.shelf = shelf
         self._open: OrderedDict[int, _Columns] = OrderedDict()
         self._coming: dict[int, Future[_Columns]] = {}
         self._latest: Future[_Columns] | None = None  # the load that was begun last
@@ -140,7 +140,7 @@ class OutputsCache:
         if not path.is_file():
             raise CacheCorrupt(f"{path}: the shard is missing; `raykd precompute` rebuilds it")
         if arrow.file_checksum(path) != shard.checksum and not (
-            self._shelf is not None and self._shelf.replace(shard)
+            self.shelf is not None and self.shelf.replace(shard)
         ):
             raise CacheCorrupt(
                 f"{path}: the shard was truncated or altered, its checksum does not match; "
@@ -150,8 +150,8 @@ class OutputsCache:
 
     def _bring(self, view: int) -> None:
         """Fetch the shards of a view to this node."""
-        if self._shelf is not None:
-            self._verified.update(self._shelf.bring(self._shards[view]))
+        if self.shelf is not None:
+            self._verified.update(self.shelf.bring(self._shards[view]))
         else:
             METER.shards_here += len(self._shards[view])
 
@@ -207,6 +207,6 @@ class OutputsCache:
                 return [arrow.read(self.folder / shard.name) for shard in shards]
             except (CacheCorrupt, FileNotFoundError):
                 gone = not all((self.folder / shard.name).is_file() for shard in shards)
-                if self._shelf is None or not (left and gone):
+                if self.shelf is None or not (left and gone):
                     raise  # else another process has made room with a copy
         raise AssertionError("unreachable")

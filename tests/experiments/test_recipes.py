@@ -155,6 +155,8 @@ def test_imagenet_s_choices_reach_the_recipe():
     experiment = planned("s3://bucket/i", codec="int8", method="kd", views="10", seeds=2, workers=8)
     first, second = experiment.students()
     assert (first.codec.name, first.views, second.seed) == ("int8", 10, 1)
-    assert first.label_weight == 0.5 and experiment.scale.workers == 8
-    [alone] = planned("/d", method="label_only", overrides=("run.teacher.optim={epochs: 1}",)).runs
+    assert first.label_weight == 0.5 and experiment.parsed.scale.workers == 8
+    [alone] = planned(
+        "/d", method="label_only", overrides=("run.teacher.optim={epochs: 1}",)
+    ).students()
     assert alone.teacher is None

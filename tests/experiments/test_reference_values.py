@@ -101,7 +101,7 @@ def test_the_grid_of_methods_has_each_pair_s_values(data):
 
 
 def test_routes_distil_as_the_table_says():
-    for run in rco_sweep.planned("cifar100", None, ["resnet20"], 1, 1.6, ()).runs:
+    for run in rco_sweep.planned("cifar100", None, ["resnet20"], 1, 1.6, ()).parsed.runs:
         student = run if isinstance(run, StudentRun) else run.search.student
         compare(student, "cifar100")
 

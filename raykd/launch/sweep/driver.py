@@ -65,6 +65,7 @@ class Swept:
     results: Path  # results.csv; results.arrow lies beside it
     tensorboard: Path
     seconds: float
+    grid: tune.ResultGrid | None = None  # Tune's own results; None where no trial was left
 
     def count(self, state: str) -> int:
         """The number of trials in a state."""
@@ -102,7 +103,7 @@ def sweep(
     store.stand()
     names: dict[str, str] = {}
     proposals = Proposals(space, metric, store, read_sheets(store, name), names)
-    total, left = proposals.total, proposals.left
+    total, left, grid = proposals.total, proposals.left, None
     session = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
         if not left:
@@ -123,9 +124,11 @@ def sweep(
                 name, session, store, teller, locks, prometheus, metric, total, over=total - left
             )
             with _quiet():
-                _tuner(brief, experiment, store, proposals, names, reporter, count).fit()
+                tuner = _tuner(brief, experiment, store, proposals, names, reporter, count)
+                grid = tuner.fit()
     sheets = tuple(read_sheets(store, name))
-    swept = Swept(name, sheets, write_results(store, name), logs, time.monotonic() - started)
+    results, seconds = write_results(store, name), time.monotonic() - started
+    swept = Swept(name, sheets, results, logs, seconds, grid)
     if swept.count("running") or len(sheets) < total:
         raise KeyboardInterrupt  # Tune stops its trials by itself and returns
     return swept
