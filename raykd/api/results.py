@@ -1,6 +1,5 @@
 """Results of an experiment in Python: its students with their numbers, as a table and as data."""
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,8 @@ from raykd.core.registry import nearest
 from raykd.export import Exported
 from raykd.export import export as export_network
 from raykd.methods import METHODS
+from raykd.prediction import Predictor
+from raykd.prediction import load as load_network
 from raykd.recipes import Search, StudentRun
 from raykd.report import Report, console_table
 from raykd.report.files import to_rows
@@ -76,14 +77,14 @@ class StudentResult:
         searched = self.run.anchors is not None and self.run.result is None
         return self._store.root / (Search if searched else StudentRun).kind / self.fingerprint
 
-    def load(self) -> Any:
-        """The network in eval mode, a `raykd.prediction.Predictor`: an `nn.Module` of its own.
+    def load(self) -> Predictor:
+        """The network in eval mode on the CPU, an `nn.Module`: scores of normalised pixels.
 
-        It has `.preprocess`, `.classes` and `.predict(paths)`. Raises `ConfigError` where it is
-        not finished.
+        It has `preprocess`, `classes` and `predict(paths)`. Raises `ConfigError` where it is not
+        finished, `CacheCorrupt` where its weights were altered.
         """
         self._check_finished()
-        return importlib.import_module("raykd.prediction").load(self._store, self.recipe)
+        return load_network(self._store, self.recipe)
 
     def export(self, folder: str | PathLike[str], formats: Sequence[Format] = ()) -> Exported:
         """Write it to a folder as files that need no raykd, in some formats or in all.

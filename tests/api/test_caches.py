@@ -66,7 +66,7 @@ def test_its_files_are_plain_arrow(caches):
     for shard in train.shards([1]):
         with pa.memory_map(str(train.folder / shard.name)) as source:
             stored = pa.ipc.open_file(source).read_all()
-        assert stored.column_names == ["maximum", "logits", "embedding"]
+        assert stored.column_names == ["logits", "maximum", "embedding"]
         assert stored.schema.field("logits").type == pa.list_(pa.float16(), 10)
         logits = np.stack(stored["logits"].to_numpy()).astype(np.float32)
         decoded = np.stack(train.to_arrow([1])["logits"].to_numpy())

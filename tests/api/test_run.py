@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import raykd
+from raykd.data.dataset import open_images
+from raykd.data.loading.loader import Views
 from raykd.recipes import StudentRun
 
 DATA = raykd.Data("digits", holdout=0.1, limit=96, augment={"pad": 1})
@@ -125,6 +128,19 @@ def test_it_runs_in_a_thread_that_is_not_the_main_one(finished):
         again = pool.submit(raykd.run, experiment, finished.store, workers=0, quiet=True).result()
     assert len(again) == 4
     assert threading.current_thread() is threading.main_thread()
+
+
+def test_a_student_is_loaded_as_the_network_that_was_tested(finished):
+    student = finished.best()
+    network = student.load()
+    assert isinstance(network, torch.nn.Module)
+    assert not network.training
+    assert network.classes == tuple("0123456789")
+    _, test = open_images(finished.store, student.recipe.data)
+    views = Views(test, student.recipe.data.test())
+    (batch,) = views.runs(torch.arange(len(test)), len(test), 0)
+    right = (network(batch.pixels).argmax(1) == batch.targets).float().mean()
+    assert 100 * float(right) == pytest.approx(student.result["last"]["top1"], abs=1e-4)
 
 
 def test_a_student_is_exported(finished, tmp_path):
