@@ -4,6 +4,7 @@ The table imports a reader when it is first used, so that recipes can name datas
 any decoder.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -72,6 +73,15 @@ class Source:
                 f"{', '.join(sorted(key for key, source in SOURCES.items() if source.in_files))}"
             )
         return read(Path(root))
+
+
+def _read_torchvision(
+    name: str, train: bool | str | None, test: bool | str | None, path: Path | None
+) -> "Dataset":
+    """See `torchvision_sets.read_torchvision`, which loads Arrow."""
+    from raykd.data.sources.torchvision_sets import read_torchvision
+
+    return read_torchvision(name, train, test, path)
 
 
 def check_exists(location: str | Path) -> None:
@@ -147,3 +157,27 @@ for _name, _source in {
     ),
 }.items():
     SOURCES.add(_name, _source)
+
+# Title, and torchvision's arguments of the training and the test split; without them all data are
+# one split. Each is read in a test from files in its layout.
+for _name, (_title, _train, _test) in {
+    "Country211": ("Photographs by 211 countries", "train", "test"),
+    "DTD": ("Textures of 47 kinds, first partition", "train", "test"),
+    "EuroSAT": ("Satellite pictures of 10 kinds of land use", None, None),
+    "FGVCAircraft": ("100 variants of aircraft", "trainval", "test"),
+    "FashionMNIST": ("Clothes of 10 kinds, 28 x 28 pixels, grey", True, False),
+    "Flowers102": ("Flowers of 102 kinds", "train", "test"),
+    "Food101": ("Dishes of 101 kinds", "train", "test"),
+    "GTSRB": ("German traffic signs of 43 kinds", "train", "test"),
+    "Imagenette": ("10 easy classes of ImageNet", "train", "val"),
+    "KMNIST": ("Japanese letters of 10 kinds, 28 x 28 pixels, grey", True, False),
+    "MNIST": ("Handwritten digits, 28 x 28 pixels, grey", True, False),
+    "OxfordIIITPet": ("Cats and dogs of 37 breeds", "trainval", "test"),
+    "RenderedSST2": ("Sentences as pictures, positive or negative", "train", "test"),
+    "STL10": ("10 classes, 96 x 96 pixels", "train", "test"),
+    "SUN397": ("Scenes of 397 kinds", None, None),
+    "SVHN": ("House numbers, 32 x 32 pixels", "train", "test"),
+}.items():
+    _reader = functools.partial(_read_torchvision, _name, _train, _test)
+    _title += ": downloaded by torchvision, or at `path`."
+    SOURCES.add(f"torchvision/{_name}", Source(_title, _reader))

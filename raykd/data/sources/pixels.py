@@ -11,15 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from raykd.core.errors import DataError
-from raykd.data.sources.splits import Dataset, Images, Samples, row_ranges
+from raykd.data.sources.splits import About, Dataset, Images, Samples, row_ranges
 
 _STORED = 65535  # bytes of a block of DEFLATE, at most
 
 
 def of_pixels(
-    title: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, ...]
+    title: str,
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    names: tuple[str, ...],
+    *,
+    declared: bool = False,
 ) -> Dataset:
-    """A dataset of pixels uint8 [N, H, W] or [N, H, W, 3] and labels int64 [N] of each split."""
+    """A dataset of pixels uint8 [N, H, W] or [N, H, W, 3] and labels int64 [N] of each split.
+
+    `declared`: see `About`.
+    """
     stamp = hashlib.sha256()
     for pixels, _ in splits.values():
         stamp.update(np.ascontiguousarray(pixels).data)
@@ -27,7 +34,7 @@ def of_pixels(
         split: Samples(Pixels(pixels, f"{title} {split}"), labels)
         for split, (pixels, labels) in splits.items()
     }
-    return Dataset(samples, names, stamp.hexdigest())
+    return Dataset(samples, names, stamp.hexdigest(), about=About(declared=declared))
 
 
 class Pixels(Images):
