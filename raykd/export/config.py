@@ -5,7 +5,6 @@ In the layout of the Hugging Face Hub as timm writes it, for networks of every l
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from raykd.core.record import fingerprint
@@ -29,7 +28,7 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
     """
     library, name = split(finished.run.model)
     arguments, more = particulars(finished)
-    names, kinds = [] if finished.is_backbone else [*finished.names], loaders(finished)
+    names, loads = [] if finished.is_backbone else [*finished.names], loaders(finished)
     classes = len(names)
     value: dict[str, Any] = {
         "architecture": name,
@@ -39,7 +38,7 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
         "pretrained_cfg": {**more, **preprocessing(finished), "num_classes": classes},
         "calibration": finished.method.rescaling(finished.helpers),
         "graphs": graphs(finished),
-        "loads": {file: kinds[Path(file).suffix] for file in files},
+        "loads": {file: loads[file] for file in files},
         "raykd": provenance(finished) | {"files": [*files]},
     }
     if finished.is_backbone:

@@ -5,12 +5,12 @@ Shapes: B batch, C classes, H, W pixels.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ from raykd.data.loading.loader import Views
 from raykd.export import graph
 from raykd.export.config import configuration
 from raykd.export.graph import CONFIG
+from raykd.export.int8 import FILE as INT8
+from raykd.export.int8 import quantised
 from raykd.export.libraries import WEIGHTS, rebuilt
+from raykd.export.measure import grey_levels, latency
 from raykd.export.model_card import card
-from raykd.export.source import FILE, source
+from raykd.export.source import FILE as CODE
+from raykd.export.source import source
 from raykd.recipes import AnyTeacher, TeacherRun
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store, write_json
@@ -55,14 +59,23 @@ class Exported:
     files: tuple[Written, ...]
     images: int  # number of test images that the differences were measured on
     plain: bool  # True where the plain network alone answers as the student does
+    measured: Mapping[str, Any]  # "latency", and "int8" where that was asked for; see `measure`
 
 
-def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] = ()) -> Exported:
+def export(
+    store: Store,
+    run: AnyTeacher,
+    folder: Path,
+    formats: Sequence[str] = (),
+    *,
+    int8: bool = False,
+) -> Exported:
     """Write a finished network to `folder` in some formats, or in all that it has.
 
-    An earlier export of the same network is replaced. Raises `ConfigError` where the folder holds
-    other files, or a format cannot be had; `ExportFailed` where a file answers otherwise than the
-    network; then nothing is left.
+    With `int8`, also an ONNX graph of 8 bits, whose ranges are those of training images. An earlier
+    export of the same network is replaced. Raises `ConfigError` where the folder holds other files,
+    or a format cannot be had; `ExportFailed` where a file answers otherwise than the network; then
+    nothing is left.
     """
     folder = folder.resolve()
     if isinstance(run, TeacherRun) and (run.classes, run.outputs, run.size) != (None, None, None):
@@ -74,15 +87,18 @@ def export(store: Store, run: AnyTeacher, folder: Path, formats: Sequence[str] =
     check_installed(formats)
     model = finished(store, run)
     files = _files(model, formats)
+    if int8 and FORMATS["onnx"] not in files:
+        raise ConfigError("--int8: it is made from ONNX's graph; add --format onnx")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         draft = Path(temporary)
         normalised, pixels = _real(model)
-        _write(model, files, draft, pixels)
+        files += [INT8] if int8 else []
+        measured = _write(model, files, draft, normalised, pixels)
         written = tuple(_checked(model, draft / file, normalised, pixels) for file in files)
         _publish(draft, folder)
     plain = model.method.rescaling(model.helpers) is not None
-    return Exported(run, folder, written, len(pixels), plain)
+    return Exported(run, folder, written, len(pixels), plain, measured)
 
 
 def check_folder(folder: Path, run: AnyTeacher) -> None:
@@ -130,28 +146,45 @@ def _real(model: Finished) -> tuple[Tensor, Tensor]:
     data, count = model.run.data.resolved().test(), len(model.test)
     rows = torch.linspace(0, count - 1, min(count, IMAGES)).long()
     normalised = Views(model.test, data, skip_bad=True).batch(rows, 0).pixels.contiguous()
-    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (data.mean, data.std))
-    return normalised, (255 * (normalised * std + mean)).round().to(torch.uint8)
+    return normalised, grey_levels(model, normalised)
 
 
-def _write(model: Finished, files: list[str], folder: Path, pixels: Tensor) -> None:
-    """Write every file to a folder, unchecked."""
+def _write(
+    model: Finished, files: list[str], folder: Path, normalised: Tensor, pixels: Tensor
+) -> dict[str, Any]:
+    """Write every file to a folder, unchecked, with what was measured of them, which is returned.
+
+    The graphs are written twice: their own configuration says what was measured of them, too.
+    """
     config = configuration(model, files)
-    text = json.dumps(config, indent=2)
     if WEIGHTS in files:
         weights.save_weights(folder / WEIGHTS, model.network)
         code = source(model.run.model, config["num_classes"])
         if code is not None:
-            write_atomic(folder / FILE, code.encode())
-    if FORMATS["torch"] in files or FORMATS["onnx"] in files:
-        program = graph.traced(model, pixels)
-        if FORMATS["torch"] in files:
-            graph.write_torch(folder / FORMATS["torch"], program, text)
-        if FORMATS["onnx"] in files:
-            graph.write_onnx(folder / FORMATS["onnx"], program, text, model)
+            write_atomic(folder / CODE, code.encode())
+    graphs = [name for name in files if name.endswith(".onnx")]
+    program = graph.traced(model, pixels) if graphs or FORMATS["torch"] in files else None
+    translation = None
+    if program is not None and graphs:
+        translation = graph.translated(program, model)
+        graph.write_onnx(folder / FORMATS["onnx"], translation, "")
+    measured: dict[str, Any] = {}
+    if INT8 in files:
+        measured["int8"] = quantised(model, folder / FORMATS["onnx"], folder / INT8)
+    paths = {name: folder / name for name in graphs}
+    measured["latency"] = latency(model, normalised[:1], paths)
+    text = json.dumps(config | measured, indent=2)
+    if program is not None and FORMATS["torch"] in files:
+        graph.write_torch(folder / FORMATS["torch"], program, text)
+    if translation is not None:
+        graph.write_onnx(folder / FORMATS["onnx"], translation, text)
+    if INT8 in files:
+        graph.label_onnx(folder / INT8, text)
     write_atomic(folder / CONFIG, text.encode())
-    write_atomic(folder / CARD, card(config, files, code=(folder / FILE).is_file()).encode())
+    readme = card(config | measured, files, code=(folder / CODE).is_file())
+    write_atomic(folder / CARD, readme.encode())
     write_json(folder / RECIPE, model.run.plain(), sealed=False)
+    return measured
 
 
 def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
@@ -169,6 +202,8 @@ def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) ->
         answers = graph.answers_of_torch if path.suffix == ".pt2" else graph.answers_of_onnx
         scores = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # two batch sizes
     difference = float((scores - expected).abs().max())
+    if path.name == INT8:  # its accuracy is measured, and nothing is expected of it
+        return Written(path.name, path.stat().st_size, difference, config["loads"][path.name])
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # nor is NaN
         raise ExportFailed(
@@ -183,7 +218,7 @@ def _publish(draft: Path, folder: Path) -> None:
     """Move what was written to its folder, in place of an earlier export; configuration last."""
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    for name in (*FORMATS.values(), FILE, CARD, RECIPE):
+    for name in (*FORMATS.values(), INT8, CODE, CARD, RECIPE):
         (folder / name).unlink(missing_ok=True)
     for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
         os.replace(file, folder / file.name)

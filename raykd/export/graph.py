@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from raykd.core.errors import ExportFailed
 from raykd.storage.atomic import write_atomic
@@ -76,14 +77,10 @@ def write_torch(path: Path, program: ExportedProgram, config: str) -> None:
     write_atomic(path, data.getvalue())
 
 
-def write_onnx(path: Path, program: ExportedProgram, config: str, finished: Finished) -> None:
-    """Write a graph as ONNX, with the text of the configuration among its properties.
-
-    Weights of more than 2 GB lie in a file of their own beside it. Raises `ExportFailed` where
-    torch cannot translate it.
-    """
+def translated(program: ExportedProgram, finished: Finished) -> ONNXProgram:
+    """A graph in ONNX. Raises `ExportFailed` where torch cannot translate it."""
     with _explained("torch.onnx", finished):
-        translated = torch.onnx.export(
+        translation = torch.onnx.export(
             program,
             dynamo=True,
             input_names=[PIXELS],
@@ -92,9 +89,37 @@ def write_onnx(path: Path, program: ExportedProgram, config: str, finished: Fini
             opset_version=OPSET,
             verbose=False,
         )
-    assert translated is not None
-    translated.model.metadata_props[CONFIG] = config
-    translated.save(path)
+    assert translation is not None
+    return translation
+
+
+def write_onnx(path: Path, translation: ONNXProgram, config: str) -> None:
+    """Write a graph as ONNX, with the text of the configuration among its properties.
+
+    Weights of more than 2 GB lie in a file of their own beside it.
+    """
+    translation.model.metadata_props[CONFIG] = config
+    translation.save(path)
+
+
+def label_onnx(path: Path, config: str) -> None:
+    """Put the text of the configuration among the properties of an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {CONFIG: config})
+    onnx.save(model, path)
+
+
+def session(path: Path, threads: int | None = None) -> Any:
+    """An ONNX file in onnxruntime, on `threads` threads of this processor; None: as it chooses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns of what it optimises away
+    if threads is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def answers_of_torch(path: Path, batches: list[Tensor]) -> list[Tensor]:
@@ -106,10 +131,8 @@ def answers_of_torch(path: Path, batches: list[Tensor]) -> list[Tensor]:
 
 def answers_of_onnx(path: Path, batches: list[Tensor]) -> list[Tensor]:
     """The scores that onnxruntime computes for batches of pixels."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    answers: list[Any] = [session.run(None, {PIXELS: p.numpy()})[0] for p in batches]
+    runtime = session(path)
+    answers: list[Any] = [runtime.run(None, {PIXELS: p.numpy()})[0] for p in batches]
     return [torch.from_numpy(answer) for answer in answers]
 
 

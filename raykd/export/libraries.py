@@ -43,7 +43,7 @@ def particulars(finished: Finished) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def loaders(finished: Finished) -> dict[str, str]:
-    """Programs that load each kind of file of a network, by its suffix."""
+    """Programs that load a network from each file that may be written."""
     library, name = split(finished.run.model)
     classes = 0 if finished.is_backbone else len(finished.names)
     weights = "raykd, with the plugin that defines the network"
@@ -53,10 +53,12 @@ def loaders(finished: Finished) -> dict[str, str]:
         weights = f'torchvision: torchvision.models.get_model("{name}"), then load_state_dict'
     elif source.source(name, classes) is not None:
         weights = f"PyTorch alone: load() of {source.FILE}, which lies beside it"
+    runtimes = "ONNX Runtime, and whatever else reads ONNX"
     return {
-        ".safetensors": weights,
-        ".pt2": f"PyTorch {torch.__version__.partition('+')[0]} or later: torch.export.load",
-        ".onnx": "ONNX Runtime, and whatever else reads ONNX",
+        WEIGHTS: weights,
+        "model.pt2": f"PyTorch {torch.__version__.partition('+')[0]} or later: torch.export.load",
+        "model.onnx": runtimes,
+        "model-int8.onnx": runtimes,
     }
 
 

@@ -120,9 +120,9 @@ class Predictor(nn.Module):
             try:
                 pixels.append(future.result())
             except DataError as error:
-                if not skip_bad:
-                    raise
                 faults[index] = str(error)
+        if faults and not skip_bad:
+            raise DataError("\n".join(faults.values()))
         answers = iter(self._computed(torch.stack(pixels), top) if pixels else [])
         for index, (picture, _) in enumerate(decoded):
             if index in faults:
