@@ -95,14 +95,19 @@ def history(group: Group, key: str) -> np.ndarray:
 
 def _curves(report: Report, key: str, title: str) -> Picture | None:
     """A metric by epoch: a line per group, the mean of its seeds, in a band from least to most."""
-    tables = [(look(i), group, history(group, key)) for i, group in enumerate(report.students)]
+    tables = [(look(i), group, history(group, key)) for i, group in enumerate(report.foreground)]
     tables = [entry for entry in tables if np.isfinite(entry[2]).all(0).any()]
     if not tables:
         return None
     teachers = report.teachers if key == report.metric else ()
     levels = [(report.called(group), group.score.mean) for group in teachers if group.score]
 
+    behind = [history(group, key) for group in report.background]
+
     def paint(axes: Axes) -> None:
+        for table in behind:
+            for row in table:
+                axes.plot(np.arange(1, len(row) + 1), row, color=INK, lw=0.8, alpha=0.25, zorder=1)
         for style, _, table in tables:
             curve(axes, table, style)
         for name, value in levels:
@@ -113,12 +118,13 @@ def _curves(report: Report, key: str, title: str) -> Picture | None:
         if key != "loss":
             # What counts is the difference at the end, which the first epochs would flatten.
             late = np.concatenate([table[:, table.shape[1] // 2 :].ravel() for *_, table in tables])
+            late = np.concatenate([late, *(table[:, -1] for table in behind if table.size)])
             shown = [*late[np.isfinite(late)], *(value for _, value in levels)] or [0.0, 100.0]
             room = 0.08 * (max(shown) - min(shown)) or 1.0
             axes.set_ylim(min(shown) - room, max(shown) + room)
         elif all(np.nanmin(table) > 0 for *_, table in tables):
             axes.set_yscale("log")
-            _log(axes.yaxis, (1, 3), "{x:g}")
+            log_axis(axes.yaxis, (1, 3), "{x:g}")
 
     ends = [(report.called(group), table[:, -1].mean()) for _, group, table in tables]
     description = ", ".join(f"{name} {value:.2f}" for name, value in (*ends, *levels))
@@ -138,7 +144,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 def _front(report: Report, key: str, words: str) -> Picture | None:
     """Accuracy against a price: a mark per group, teachers in the colour of text, and the front."""
     teacher: dict[str, Any] = {"color": INK, "marker": "D"}
-    groups = [(look(i), group) for i, group in enumerate(report.students)]
+    groups = [(look(i), group) for i, group in enumerate(report.foreground)]
     groups += [(teacher, group) for group in report.teachers]
     points = [(style, g, getattr(g, key), g.score) for style, g in groups if getattr(g, key)]
     points = [(style, group, price, score) for style, group, price, score in points if score]
@@ -150,7 +156,7 @@ def _front(report: Report, key: str, words: str) -> Picture | None:
 
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", xlim=ends)
-        _log(axes.xaxis, (1, 2, 5), "{x:g}" if key == "latency_ms" else EngFormatter())
+        log_axis(axes.xaxis, (1, 2, 5), "{x:g}" if key == "latency_ms" else EngFormatter())
         ranks: Counter[float] = Counter()  # values so far, among the groups of one price
         positions: list[tuple[float, float]] = []
         for style, group, price, score in points:
@@ -177,7 +183,7 @@ def _front(report: Report, key: str, words: str) -> Picture | None:
     return draw(paint, f"Top-1 in percent by {words}: {description}. On the front: {winners}.")
 
 
-def _log(axis: Axis, multiples: tuple[float, ...], form: str | Formatter) -> None:
+def log_axis(axis: Axis, multiples: tuple[float, ...], form: str | Formatter) -> None:
     """Mark the given multiples of powers of ten on a logarithmic axis."""
     axis.set_major_locator(LogLocator(subs=multiples))
     axis.set_minor_locator(NullLocator())

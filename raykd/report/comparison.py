@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raykd.report.types import Group, Report, Summary
+from raykd.report.types import Drawn, Group, Report, Summary, heading_of
 
 _NAMED = 3  # lines that the sentence names; the others are counted
 _UNSHARED = "no two lines share two seeds"
@@ -105,6 +105,8 @@ def conclusion(report: Report) -> str:
     gaps = [difference(best, group, report.metric) for group, _ in others]
     counts = [gap.n for gap in gaps if gap is not None and gap.low is not None]
     if not counts:
+        if report.drawn is not None:
+            return _of_search(report, report.drawn)
         single = all(len(_by_seed(group, report.metric)) < 2 for group, _ in table)
         return (
             f"Nothing can be told apart: {'each line has one seed' if single else _UNSHARED}; the "
@@ -124,6 +126,31 @@ def conclusion(report: Report) -> str:
         verdict = f"{name} ({score}) is above {below}, and not told apart from {rest}"
     verdict += _over_baseline(report, table)
     return f"{verdict}{so_far} ({how})."
+
+
+def _of_search(report: Report, drawn: Drawn) -> str:
+    """The conclusion from trials of one seed each, of which one was chosen."""
+    by_name = {run.fingerprint: group for group in report.students for run in group.runs}
+    trials = [t for t in report.trials if t.fingerprint in drawn.best and t.state == "finished"]
+    values = [trial.value for trial in trials if trial.value is not None]
+    if not values:
+        return "Nothing can be concluded yet: no trial is finished."
+    chosen = min(values) if drawn.mode == "min" else max(values)
+    best = [by_name[str(trial.fingerprint)] for trial in trials if trial.value == chosen]
+    states = [trial.state for trial in report.trials]
+    counts = [
+        f"{states.count(state)} {words}"
+        for state, words in (("stopped", "stopped early"), ("failed", "failed"))
+        if state in states
+    ]
+    scores = ", ".join(f"{group.score.mean:.2f}" for group in best if group.score)
+    others = f"; {' and '.join(counts)}" if counts else ""
+    return (
+        f"Nothing can be told apart: each trial has one seed; the best of {len(states)} by "
+        f"{heading_of(drawn.metric)} is {_listed(report, best)} with {chosen:.2f} "
+        f"({report.measure} on the test images: {scores} %){others}; run it with several seeds to "
+        "compare it."
+    )
 
 
 def _over_baseline(report: Report, table: Sequence[tuple[Group, Standing]]) -> str:

@@ -35,7 +35,7 @@ def to_markdown(report: Report) -> str:
         rows=[
             row | {"hardware": tables.listed(group.hardware)} for group, row in tables.rows(report)
         ],
-        trials=[row for _, row in tables.trial_rows(report.trials)],
+        trials=[row for _, row in tables.trial_rows(report)],
         cost=tables.cost_lines(report),
         text_columns=tables.TEXT_COLUMNS,
     )

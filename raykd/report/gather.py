@@ -5,6 +5,7 @@ epoch; the best epoch stands apart. A run that is not finished still counts amon
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, Teacher
 from raykd.report import baseline as references
 from raykd.report.comparison import summarise
 from raykd.report.cost import cost_of
-from raykd.report.labels import labels
-from raykd.report.types import Group, Report, RouteSearch, Run, Summary, Trial
+from raykd.report.labels import called, labels
+from raykd.report.types import Drawn, Group, Report, RouteSearch, Run, Summary, Trial
 from raykd.storage.store import Store
 from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import read_metrics
@@ -31,7 +32,7 @@ from raykd.training.route_results import (
     route_found,
     so_far,
 )
-from raykd.training.sweep_sheets import Sheet, asked_by
+from raykd.training.sweep_sheets import Sheet, asked_by, metric_of
 
 
 def gather(
@@ -39,6 +40,7 @@ def gather(
     experiment: Experiment,
     trials: Iterable[Trial] = (),
     baseline: str | None = None,
+    drawn: Drawn | None = None,
 ) -> Report:
     """The report of a resolved experiment: what the store has of its runs.
 
@@ -94,6 +96,7 @@ def gather(
         trials=tuple(trials),
         baseline=baseline,
         metric=metric,
+        drawn=drawn,
     )
 
 
@@ -103,14 +106,53 @@ def gather_sweep(store: Store, experiment: Experiment, baseline: str | None = No
     Raises what `gather` does.
     """
     whole, sheets = asked_by(experiment, store)
-    return gather(store, whole, [_trial(store, sheet) for sheet in sheets], baseline)
+    space = experiment.space
+    if space is None or not sheets:
+        return gather(store, whole, baseline=baseline)
+    metric, mode = metric_of(experiment), space.sweep.mode
+    trials = [_trial(store, sheet, metric) for sheet in sheets]
+    drawn = None
+    if space.search:
+        axes = {axis: domain.kind for axis, domain in space.search.items()}
+        drawn = Drawn(metric, mode, axes, _best(trials, sheets, mode))
+    return gather(store, whole, trials, baseline, drawn)
 
 
-def _trial(store: Store, sheet: Sheet) -> Trial:
+def _trial(store: Store, sheet: Sheet, metric: str) -> Trial:
     """One trial, with the fingerprint of its student once its route is known."""
     student = None if sheet.asked is None else route_found(store, sheet.asked)
-    name = None if student is None else fingerprint(student)
-    return Trial(sheet.trial, sheet.config, name, sheet.state, sheet.error, sheet.seconds)
+    last: dict[str, Any] = dict(sheet.last or {})
+    if student is not None and store.has(student):
+        last |= read_result(store.path(student), Tested)["last"]
+        last["epochs_done"] = student.all_epochs()
+    headline = metric.removeprefix("validation_") if student is None else student.task.headline
+    return Trial(
+        sheet.trial,
+        sheet.config,
+        None if student is None else fingerprint(student),
+        sheet.state,
+        sheet.error,
+        sheet.seconds,
+        epochs=last.get("epochs_done"),
+        asked=None if student is None else student.all_epochs(),
+        value=last.get(metric),
+        score=last.get(headline),
+    )
+
+
+def _best(trials: Sequence[Trial], sheets: Sequence[Sheet], mode: str) -> tuple[str, ...]:
+    """Fingerprints of the best trial of each method and network, finished ones before others."""
+    lines: dict[tuple[str, str], list[Trial]] = {}
+    for trial, sheet in zip(trials, sheets, strict=True):
+        if sheet.asked is not None and trial.fingerprint and trial.value is not None:
+            run = basis(sheet.asked)
+            lines.setdefault((called(run.method.plain()), run.model), []).append(trial)
+
+    def place(trial: Trial) -> tuple[bool, float]:
+        value = math.nan if trial.value is None else trial.value
+        return trial.state != "finished", value if mode == "min" else -value
+
+    return tuple(str(min(line, key=place).fingerprint) for line in lines.values())
 
 
 def _alike(runs: Iterable[Asked]) -> list[list[Asked]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raykd.core.safe_names import printable
-from raykd.tracking.console import rounded
+from raykd.tracking.console import DIGITS, rounded
 
 # Named only where nothing else tells two recipes apart: what a dataset's other keys entail, and
 # what the stages of a chain had before the last one.
@@ -185,10 +185,13 @@ def _flat(value: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _column(key: str, flats: Sequence[dict[str, Any]]) -> list[str]:
-    """The words of each recipe about a key, rounded where that makes no two of them alike."""
+    """The words of each recipe about a key, its fractions as short as tells all of them apart."""
     exact = [_words(key, flat[key]) if key in flat else "" for flat in flats]
-    short = [_words(key, rounded(flat[key])) if key in flat else "" for flat in flats]
-    return short if len(set(short)) == len(set(exact)) else exact
+    for digits in range(DIGITS, 17):
+        short = [_words(key, rounded(flat[key], digits)) if key in flat else "" for flat in flats]
+        if len(set(short)) == len(set(exact)):
+            return short
+    return exact
 
 
 def _words(key: str, value: Any) -> str:

@@ -36,9 +36,11 @@ def page(report: Report) -> str:
     # matplotlib takes a second to import.
     from raykd.report.charts import charts, sample
     from raykd.report.route_charts import route_charts
+    from raykd.report.search_charts import drawn_values
     from raykd.report.selection_charts import selections
 
     lines = [row for _, row in tables.rows(report)]
+    groups = (*report.shown(), *report.background, *report.stages)  # as the table's lines first
     names = {run.fingerprint for group in report.groups() for run in group.runs}
     environment = Environment(
         autoescape=True, loader=PackageLoader("raykd.report", ""), keep_trailing_newline=True
@@ -59,16 +61,16 @@ def page(report: Report) -> str:
         rows=lines,
         columns=[name for name in (lines[0] if lines else {}) if name != "rank"],
         text_columns=tables.TEXT_COLUMNS,
-        charts=[*itertools.chain(charts(report), selections(report))],
+        charts=[*itertools.chain(drawn_values(report), charts(report), selections(report))],
         samples=[
-            (sample(number), report.called(group)) for number, group in enumerate(report.students)
+            (sample(number), report.called(group)) for number, group in enumerate(report.foreground)
         ],
         route_charts=[*route_charts(report)],
         searches=report.searches,
-        trials=tables.trial_rows(report.trials),
+        trials=tables.trial_rows(report),
         listed=names,
         cost=tables.cost_lines(report),
-        groups=[(report.called(group), group.runs) for group in (*report.groups(), *report.stages)],
+        groups=[(report.called(group), group.runs) for group in groups],
     )
 
 

@@ -21,7 +21,7 @@ _WIDTH, _HEIGHT = 12.4, 2.9  # inches: as wide as two other pictures, and of a r
 
 def selections(report: Report) -> Iterator[Chart]:
     """A picture for each group of students that chose, and whose runs have the same spots."""
-    for group in report.students:
+    for group in report.foreground:
         shares = {spot: history(group, _SHARE + spot) for spot in _spots(group)}
         if not shares:
             continue

@@ -1,5 +1,6 @@
 """A report as text: sentences, the lines of its tables, the table for a terminal."""
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -11,7 +12,7 @@ from rich.text import Text
 from raykd.core.safe_names import printable, printable_lines
 from raykd.report.comparison import conclusion, standings
 from raykd.report.labels import called
-from raykd.report.types import Group, Report, Run, Summary, Trial
+from raykd.report.types import Group, Report, Run, Summary, Trial, heading_of
 from raykd.tasks.base import HEADINGS
 from raykd.tracking.console import clock, rounded
 
@@ -74,6 +75,11 @@ def legend(report: Report) -> str:
         views = (
             " Seeds share their augmentation (and so a cache), so the deviation lacks its part: "
             "run.views_by_seed: true varies it."
+        )
+    if report.drawn is not None:
+        views += (
+            " Of each method and network the best of its trials by "
+            f"{heading_of(report.drawn.metric)} stands here, which flatters those with more trials."
         )
     return (
         f"Students stand by their {report.measure} after the last epoch, those with unfinished "
@@ -141,11 +147,13 @@ def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
     if not has_gains(report):
         absent.add(versus(report))
     lines = []
-    for group in report.groups():
+    for group in report.shown():
         headings = [HEADINGS[name] for name in report.others]
-        line = {"rank": ranks.get(id(group), "")} | cells(
-            group, versus(report), report.heading, headings
-        )
+        line = {"rank": ranks.get(id(group), "")}
+        line |= cells(group, versus(report), report.heading, headings)
+        if report.drawn is not None and group.score is None and (runs := group.traced()):
+            reached = runs[0].metrics[-1].get(report.metric)
+            line[report.heading] = f"{_text('{:.2f}', reached)} at epoch {len(runs[0].metrics)}"
         lines.append((group, {name: text for name, text in line.items() if name not in absent}))
     return lines
 
@@ -198,24 +206,43 @@ def run_cells(run: Run, metric: str = "top1") -> dict[str, str]:
     }
 
 
-def trial_rows(trials: Iterable[Trial]) -> list[tuple[Trial, dict[str, str]]]:
-    """Trials with their cells by column, the failed ones first."""
+def trial_rows(report: Report) -> list[tuple[Trial, dict[str, str]]]:
+    """Trials with their cells by column: the failed ones first, then the best by what decides."""
+    metric, mode = (report.drawn.metric, report.drawn.mode) if report.drawn else ("", "max")
+    columns = {heading_of(metric): "value"} if metric else {}
+    columns |= {report.heading: "score"}
+    columns = {
+        heading: key
+        for heading, key in columns.items()
+        if any(getattr(trial, key) is not None for trial in report.trials)
+    }
+
+    def place(trial: Trial) -> tuple[bool, float]:
+        value = trial.score if trial.value is None else trial.value
+        if value is None or math.isnan(value):
+            return trial.error is None, math.inf
+        return trial.error is None, value if mode == "min" else -value
+
     return [
         (
             trial,
             {
                 "trial": trial.name,
-                "state": trial.state,
-                "settings": printable(
-                    " ".join(f"{k}={rounded(v)}" for k, v in trial.config.items())
-                ),
+                "state": trial.progress(),
+                "settings": printable(settings_of(trial)),
+                **{name: _text("{:.2f}", getattr(trial, key)) for name, key in columns.items()},
                 "time": "-" if trial.seconds is None else clock(trial.seconds),
                 "fingerprint": trial.fingerprint or "-",
                 "error": printable_lines(trial.error or ""),
             },
         )
-        for trial in sorted(trials, key=lambda trial: trial.error is None)
+        for trial in sorted(report.trials, key=place)
     ]
+
+
+def settings_of(trial: Trial) -> str:
+    """What was drawn for a trial, as "method=kd optim.lr=0.03412"."""
+    return " ".join(f"{k.removeprefix('run.')}={rounded(v)}" for k, v in trial.config.items())
 
 
 def console_table(report: Report) -> Table:

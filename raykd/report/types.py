@@ -113,6 +113,26 @@ class Trial:
     state: str
     error: str | None  # a sentence; None: it did not fail
     seconds: float | None
+    epochs: int | None = None  # epochs that it has done
+    asked: int | None = None  # epochs that were asked for
+    value: float | None = None  # the deciding metric after those epochs
+    score: float | None = None  # the headline after those epochs, in percent
+
+    def progress(self) -> str:
+        """Its state, with the epoch that a trial which did not finish has reached."""
+        if self.epochs is None or self.asked is None or self.state == "finished":
+            return self.state
+        return f"{self.state} at epoch {self.epochs} of {self.asked}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The search that an experiment's students are drawn by."""
+
+    metric: str  # the deciding one, as "validation_top1"
+    mode: str  # max or min
+    axes: Mapping[str, str]  # dotted key -> how it is drawn: uniform, loguniform, randint, choice
+    best: tuple[str, ...]  # fingerprints of the best trials, one for each method and network
 
 
 @dataclass(frozen=True)
@@ -150,6 +170,7 @@ class Report:
     trials: tuple[Trial, ...] = ()
     baseline: str | None = None  # the line that gains are over; None: label_only, like for like
     metric: str = "top1"  # headline of the students' task
+    drawn: Drawn | None = None  # None: no search
 
     @property
     def heading(self) -> str:
@@ -173,8 +194,27 @@ class Report:
         return tuple(name for name, heading in HEADINGS.items() if heading in headings)
 
     def groups(self) -> tuple[Group, ...]:
-        """The lines of the table."""
+        """All lines: of the teachers, and of the students, best first."""
         return (*self.teachers, *self.ranked())
+
+    @property
+    def foreground(self) -> tuple[Group, ...]:
+        """The students of table and pictures: of a search, the best of each method and network."""
+        if self.drawn is None:
+            return self.students
+        best = self.drawn.best
+        return tuple(g for g in self.students if any(run.fingerprint in best for run in g.runs))
+
+    @property
+    def background(self) -> tuple[Group, ...]:
+        """The other students, whose curves are faint."""
+        shown = {id(group) for group in self.foreground}
+        return tuple(group for group in self.students if id(group) not in shown)
+
+    def shown(self) -> tuple[Group, ...]:
+        """The lines of the table, best first."""
+        behind = {id(group) for group in self.background}
+        return tuple(group for group in self.groups() if id(group) not in behind)
 
     def ranked(self) -> tuple[Group, ...]:
         """The students by mean score, best first; at the end those that have no rank."""
@@ -190,3 +230,9 @@ class Report:
         peers = self.students if group in self.students else self.teachers
         several = len({peer.network for peer in peers}) > 1
         return f"{group.label} {group.network}" if several else group.label
+
+
+def heading_of(metric: str) -> str:
+    """Heading of a metric's column, as "validation top-1 %"."""
+    name = metric.removeprefix("validation_")
+    return "validation " * (name != metric) + HEADINGS.get(name, name)

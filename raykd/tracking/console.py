@@ -21,6 +21,8 @@ from raykd.recipes import Training
 from raykd.tasks.base import headline_of
 from raykd.tracking.logger import Metrics
 
+DIGITS = 4  # significant ones of a setting that was drawn
+
 LINE_SECONDS = 10.0  # least time between two lines of a task, in a log
 
 
@@ -132,8 +134,8 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def rounded(value: Any) -> Any:
-    """The value with 4 significant digits in each of its fractions, as logs and tables have it."""
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """The value with that many significant digits in its fractions, as logs and tables have it."""
     if isinstance(value, list | tuple):
-        return [rounded(inner) for inner in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+        return [rounded(inner, digits) for inner in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

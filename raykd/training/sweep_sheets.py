@@ -68,6 +68,14 @@ def sweep_name(experiment: Experiment) -> str:
     return f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def metric_of(experiment: Experiment) -> str:
+    """The metric that trials are compared by: the task's, on held-out images if all have some."""
+    chosen = experiment.space.sweep.metric if experiment.space else None
+    held_out = all(basis(run).data.validation is not None for run in experiment.runs)
+    headline = basis(experiment.runs[0]).task.headline
+    return chosen or (f"validation_{headline}" if held_out else headline)
+
+
 def asked_by(experiment: Experiment, store: Store) -> tuple[Experiment, list[Sheet]]:
     """A resolved experiment with the students of its sweep as runs, and the sheets so far.
 

@@ -96,7 +96,7 @@ def test_trials_are_shown_with_the_failed_ones_first(report):
     trials = (replace(TRIALS[0], fingerprint=name), TRIALS[1], other)
     report = replace(report, trials=trials)
     text, written = to_markdown(report), page(report)
-    assert rf"| 0001 | finished | run.optim.lr=0.1 run.method=kd | 1 min 15 s | {name} |  |" in text
+    assert rf"| 0001 | finished | optim.lr=0.1 method=kd | 1 min 15 s | {name} |  |" in text
     for shown in (text, written):
         assert 0 < shown.index("0002") < shown.index("0001")
     assert "the loss is &lt;not&gt; finite; lower it" in written

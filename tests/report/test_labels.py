@@ -193,4 +193,4 @@ def test_fractions_have_four_digits_unless_two_would_be_one():
         return labels([base | {"optim": {"lr": rate}} for rate in rates])
 
     assert named(0.034123456789, 0.1) == ["kd lr=0.03412", "kd lr=0.1"]
-    assert named(0.034123456789, 0.034121) == ["kd lr=0.034123456789", "kd lr=0.034121"]
+    assert named(0.034123456789, 0.034121) == ["kd lr=0.034123", "kd lr=0.034121"]

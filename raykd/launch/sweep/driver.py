@@ -34,7 +34,6 @@ from raykd.launch.sweep.tune_setup import (
     axes_of,
     check_searcher,
     concurrent,
-    metric_of,
     resources,
     scheduler,
 )
@@ -43,7 +42,14 @@ from raykd.planning.preflight import preflight
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Teller, rounded
-from raykd.training.sweep_sheets import Sheet, folder_of, read_sheets, sweep_name, write_results
+from raykd.training.sweep_sheets import (
+    Sheet,
+    folder_of,
+    metric_of,
+    read_sheets,
+    sweep_name,
+    write_results,
+)
 
 _SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "5",

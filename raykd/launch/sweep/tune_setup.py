@@ -198,14 +198,6 @@ def _epochs(run: Asked) -> int:
     return min(count, search.at_most or count) * search.student.optim.epochs
 
 
-def metric_of(experiment: Experiment) -> str:
-    """The metric that trials are compared by: the task's, on held-out images if all have some."""
-    chosen = experiment.space.sweep.metric if experiment.space else None
-    held_out = all(basis(run).data.validation is not None for run in experiment.runs)
-    headline = basis(experiment.runs[0]).task.headline
-    return chosen or (f"validation_{headline}" if held_out else headline)
-
-
 def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """Resources of a trial: one worker's share, or none if Ray Train's workers hold them.
 
