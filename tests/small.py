@@ -3,30 +3,21 @@
 import torch
 from torch import Tensor
 
-from raykd.core.types import Batch, Look, Outputs, Signal
 from raykd.data.dataset import read
 from raykd.data.recipe import Data
 from raykd.methods import METHODS, Method
-from raykd.models import build, measure
-from raykd.models.staged import Staged
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
+from raykd.register.laws import ALL, asked, batch, helpers_of, pair
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.runs import local_host, train
 
+__all__ = ["ALL", "asked", "batch", "helpers_of", "pair"]  # as the laws of methods have them
+
 CPU = torch.device("cpu")
 # What is short about a method in a small run.
 SHORT = {"ab": {"init_epochs": 2}, "fsp": {"init_epochs": 2}, "ft": {"paraphraser_epochs": 2}}
-ALL = (
-    Signal.LOGITS
-    | Signal.EMBEDDING
-    | Signal.FEATURES
-    | Signal.LIVE
-    | Signal.PREACTIVATIONS
-    | Signal.PIXELS
-    | Signal.CLASSIFIER
-)
 
 
 def digits(store: Store, **changes) -> Data:
@@ -84,48 +75,6 @@ def trained(store: Store, run: StudentRun) -> bytes:
     if not store.has(run):
         train(store, run, local_host(store, run))
     return (store.path(run) / "weights.safetensors").read_bytes()
-
-
-def pair(seed: int = 0, teacher: str = "resnet8x4") -> tuple[Staged, Staged]:
-    """A student resnet8 and a wider teacher for images of 16 x 16 and 10 classes."""
-    torch.manual_seed(seed)
-    return build("resnet8", 10), build(teacher, 10).eval().requires_grad_(False)
-
-
-def batch(size: int = 8, side: int = 16, seed: int = 0) -> Batch:
-    """Random pixels and labels, with every other look at them."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(0, 10, (size,), generator=generator)
-
-    def look(looks: dict[Look, Batch], weights: Tensor | None = None) -> Batch:
-        pixels = torch.randn(size, 3, side, side, generator=generator)
-        return Batch(pixels, targets, torch.arange(size), 0, 0, looks, weights)
-
-    names: tuple[Look, ...] = ("clean", "partner", "strong")
-    return look({name: look({}) for name in names}, torch.full((size,), 0.25))
-
-
-def asked(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
-    """Outputs of a network for every look at a batch."""
-
-    def outputs(pixels: Tensor) -> Outputs:
-        if Signal.PIXELS in wanted:
-            pixels = pixels.detach().requires_grad_()
-        return network.outputs(pixels, wanted)
-
-    given = outputs(sample.pixels)
-    looks: dict[Look, Outputs] = {look: outputs(b.pixels) for look, b in sample.looks.items()}
-    return given.with_looks({"given": given, **looks})
-
-
-def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16):
-    """The method's helpers for two networks, calibrated on one batch where it asks for that."""
-    shapes = measure(student, (side, side)), measure(teacher, (side, side))
-    helpers = method.helpers(*shapes, torch.arange(40) % 10)
-    if method.needs_calibration(helpers):
-        outputs: list[Outputs] = [teacher.outputs(batch().pixels, ALL)]
-        method.calibrate(helpers, outputs)
-    return helpers
 
 
 def golden_logits() -> tuple[Tensor, Tensor, Tensor]:

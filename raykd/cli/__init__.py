@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from raykd.cli import demo, doctor, explain, export, pack, predict, run, show
+from raykd.cli import check_plugin, demo, doctor, explain, export, pack, predict, run, show
 from raykd.cli.output import patient
 from raykd.core.version import __version__
 
@@ -45,5 +45,5 @@ for _command in (demo.demo, run.run, run.sweep, run.plan, run.precompute, show.s
     main.add_command(_command)
 for _command in (show.report_command, show.schema, explain.explain, predict.predict):
     main.add_command(_command)
-for _command in (export.export, pack.pack, doctor.doctor):
+for _command in (export.export, pack.pack, check_plugin.check_plugin, doctor.doctor):
     main.add_command(_command)

@@ -8,7 +8,7 @@ import click
 
 from raykd.cli.output import echo
 from raykd.cli.predict import finished_networks
-from raykd.cli.shared import JSON, OVERRIDES, STORE, print_json, speaking
+from raykd.cli.shared import JSON, OVERRIDES, PLUGIN, STORE, print_json, speaking
 from raykd.core.errors import RaykdError, folded
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _FORMATS = ("safetensors", "torch", "onnx")
 @click.argument("student", metavar="STUDENT|EXPERIMENT")
 @OVERRIDES
 @STORE
+@PLUGIN
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),

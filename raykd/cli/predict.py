@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.shared import STORE, print_rows, resolved_experiment, speaking
+from raykd.cli.shared import PLUGIN, STORE, print_rows, resolved_experiment, speaking
 from raykd.core.errors import ConfigError
 from raykd.core.safe_names import text
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
 @click.argument("student", metavar="STUDENT|EXPERIMENT")
 @click.argument("paths", nargs=-1, required=True)
 @STORE
+@PLUGIN
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes shown.")
 @click.option(
     "--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +30,27 @@ STORE = click.option(
     show_default="$RAYKD_STORE or ./raykd-store",
     help="Folder of all artefacts, or its URL (s3://, gs://); every worker must reach it.",
 )
+PLUGIN = click.option(
+    "--plugin",
+    "plugins",
+    metavar="FILE|PACKAGE",
+    multiple=True,
+    help="A plugin that stored networks were made with; it is executed. May be repeated.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
 def speaking(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with our errors as one message and an exit status of their own."""
+    """The command, with our errors as one message and an exit status of their own.
+
+    The plugins of `PLUGIN` are loaded before it begins.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
             with terminable():
+                load_plugins(options.pop("plugins", ()))
                 command(*args, **options)
         except RaykdError as error:
             echo(f"error: {error}", err=True)
@@ -52,6 +63,17 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(STATUS)
 
     return run
+
+
+def load_plugins(named: Sequence[str]) -> None:
+    """Load the plugins that a command line names."""
+    from raykd.core.plugins import load
+
+    for name in named:
+        try:
+            load(name)
+        except ConfigError as error:
+            raise ConfigError(f"--plugin: {error}") from error
 
 
 def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None]], Any]:

@@ -10,6 +10,7 @@ import click
 from raykd.cli.output import echo
 from raykd.cli.shared import (
     JSON,
+    PLUGIN,
     STORE,
     experiment_command,
     print_json,
@@ -29,6 +30,7 @@ SHOWN += ["methods", "models", "datasets"]
 @click.command()
 @click.argument("what", type=click.Choice(SHOWN))
 @STORE
+@PLUGIN
 @JSON
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a table in Markdown.")
 @speaking
@@ -50,6 +52,7 @@ def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
 
 @click.command()
 @experiment_command(required=False)
+@PLUGIN
 @click.option(
     "--rows",
     type=click.IntRange(min=0),

@@ -10,14 +10,12 @@ import yaml
 
 import raykd.methods
 from raykd.core.record import fingerprint
-from raykd.core.types import Signal
 from raykd.methods import METHODS, PRELUDES, Method
-from raykd.methods.base import value_at
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import SKD
-from raykd.training.learner import Learner
+from raykd.register import laws
 from tests.small import ALL, asked, batch, helpers_of, pair
 from tests.tiers import slow_but
 
@@ -101,46 +99,15 @@ def test_changing_any_field_changes_the_fingerprint():
 
 
 def test_losses_are_finite_scalars_keyed_by_known_spots(method):
-    student, teacher = networks(method)
-    sample = batch()
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
-    losses = method.losses(mine, theirs, sample, helpers_of(method, student, teacher))
-    if method.name in METHODS and method.needs():
-        assert losses.keys() - {"route"} == method.spots(mine.features, theirs.features).keys()
-    for loss in losses.values():
-        assert loss.shape == ()
-        assert loss.dtype == torch.float32
-        assert bool(loss.isfinite())
+    laws.losses_are_finite(method)
 
 
 def test_it_works_with_exactly_the_signals_that_it_declares(method):
-    student, teacher = networks(method)
-    sample, needs = batch(), method.needs()
-    helpers = helpers_of(method, student, teacher)
-    mine, theirs = asked(student, sample, needs | Signal.LIVE), asked(teacher, sample, needs)
-    looks = method.looks()
-    mine = mine.with_looks({look: mine.look(look) for look in looks.student})
-    theirs = theirs.with_looks({look: theirs.look(look) for look in looks.teacher})
-    method.losses(mine, theirs, sample, helpers)
-    method.scores(mine, theirs, helpers)
-    assert bool(mine.features) == bool((Signal.FEATURES | Signal.PREACTIVATIONS) & needs)
+    laws.needs_are_what_it_reads(method)
 
 
 def test_gradients_reach_every_student_and_helper_parameter_and_no_teacher(method):
-    student, teacher = networks(method)
-    sample = batch()
-    helpers = helpers_of(method, student, teacher)
-    learner = Learner(student, method, helpers)
-    answer = asked(teacher, sample, method.needs()) if method.needs() else None
-    losses, logits = learner(sample, answer, value_at(method.label_weight, 0))
-    torch.stack([*losses.values()]).sum().backward()
-    assert logits.shape == (8, 10)
-    trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    assert trained
-    for name, parameter in trained.items():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-    assert all(parameter.grad is None for parameter in teacher.parameters())
+    laws.gradients_reach_what_is_trained(method)
 
 
 def test_a_student_that_equals_its_teacher_has_no_loss(method):
@@ -158,35 +125,19 @@ def test_a_student_that_equals_its_teacher_has_no_loss(method):
 
 
 def test_the_scores_keep_the_students_answer(method):
-    if method.name == "simkd":
-        pytest.skip("the teacher's classifier gives the answer")
-    student, teacher = networks(method)
-    sample = batch()
-    helpers = helpers_of(method, student, teacher)
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
-    scores = method.scores(mine, theirs, helpers)
-    assert torch.equal(scores.argmax(1), mine.logits.argmax(1))
+    laws.scores_keep_the_answer(method)
 
 
 def test_losses_stay_float32_under_autocast(method):
-    student, teacher = networks(method)
-    sample = batch()
-    learner = Learner(student, method, helpers_of(method, student, teacher), autocast=True)
-    answer = asked(teacher, sample, method.needs()) if method.needs() else None
-    losses, logits = learner(sample, answer, 1.0)
-    assert logits.dtype == torch.bfloat16 or method.trains == "helpers"
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    laws.losses_stay_float32(method)
 
 
 def test_teacher_outputs_are_not_changed_in_place(method):
-    student, teacher = networks(method)
-    sample = batch()
-    helpers = helpers_of(method, student, teacher)
-    theirs = asked(teacher, sample, ALL)
-    kept = {"logits": theirs.logits, "embedding": theirs.embedding, **theirs.features}
-    before = {name: value.clone() for name, value in kept.items()}
-    method.losses(asked(student, sample, ALL), theirs, sample, helpers)
-    assert all(torch.equal(before[name], value) for name, value in kept.items())
+    laws.teacher_outputs_are_left_alone(method)
+
+
+def test_the_order_of_a_batch_does_not_matter(method):
+    laws.order_does_not_matter(method)
 
 
 def rescaled(logits, kind=None, radius=1.0, epsilon=0.0):

@@ -1,0 +1,292 @@
+"""Laws that every method keeps, raykd's own and those of plugins, on two small networks.
+
+A law raises `LawBroken`, with a sentence. `check_plugin` holds a plugin's methods and networks to
+all of them.
+
+Shapes: B batch, C classes, H, W pixels.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raykd.core.errors import ConfigError, RaykdError
+from raykd.core.plugins import Plugin
+from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
+from raykd.methods import METHODS
+from raykd.methods.base import Method, value_at
+from raykd.models import NETWORKS, build, measure
+from raykd.models.staged import Staged
+from raykd.training.learner import Learner
+
+CLASSES = 10
+ALL = (
+    Signal.LOGITS
+    | Signal.EMBEDDING
+    | Signal.FEATURES
+    | Signal.LIVE
+    | Signal.PREACTIVATIONS
+    | Signal.PIXELS
+    | Signal.CLASSIFIER
+)
+
+
+class LawBroken(RaykdError):
+    """A method, or a network, of which something does not hold that all others keep."""
+
+
+def pair(seed: int = 0, teacher: str = "resnet8x4") -> tuple[Staged, Staged]:
+    """A student resnet8 and a wider teacher for images of 16 x 16 and 10 classes."""
+    torch.manual_seed(seed)
+    return build("resnet8", CLASSES), build(teacher, CLASSES).eval().requires_grad_(False)
+
+
+def pair_for(method: Method) -> tuple[Staged, Staged]:
+    """A student and a teacher that a method can compare."""
+    student, teacher = pair()
+    try:
+        helpers_of(method, student, teacher)
+    except ConfigError:  # such as one that compares stages of equal widths
+        return pair(teacher="resnet14")
+    return pair()
+
+
+def batch(size: int = 8, side: int = 16, seed: int = 0) -> Batch:
+    """Random pixels and labels, with every other look at them."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, CLASSES, (size,), generator=generator)
+
+    def look(looks: dict[Look, Batch], weights: Tensor | None = None) -> Batch:
+        pixels = torch.randn(size, 3, side, side, generator=generator)
+        return Batch(pixels, targets, torch.arange(size), 0, 0, looks, weights)
+
+    names: tuple[Look, ...] = ("clean", "partner", "strong")
+    return look({name: look({}) for name in names}, torch.full((size,), 0.25))
+
+
+def asked(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
+    """Outputs of a network for every look at a batch."""
+
+    def outputs(pixels: Tensor) -> Outputs:
+        if Signal.PIXELS in wanted:
+            pixels = pixels.detach().requires_grad_()
+        return network.outputs(pixels, wanted)
+
+    given = outputs(sample.pixels)
+    looks: dict[Look, Outputs] = {look: outputs(b.pixels) for look, b in sample.looks.items()}
+    return given.with_looks({"given": given, **looks})
+
+
+def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16) -> nn.ModuleDict:
+    """The method's helpers for two networks, calibrated on one batch where it asks for that."""
+    shapes = measure(student, (side, side)), measure(teacher, (side, side))
+    helpers = method.helpers(*shapes, torch.arange(40) % CLASSES)
+    if method.needs_calibration(helpers):
+        outputs: list[Outputs] = [teacher.outputs(batch().pixels, ALL)]
+        method.calibrate(helpers, outputs)
+    return helpers
+
+
+def _seeded(method: Method, student: Staged, teacher: Staged) -> nn.ModuleDict:
+    """Helpers that are equal each time."""
+    torch.manual_seed(0)
+    return helpers_of(method, student, teacher)
+
+
+def survives_writing(method: Method) -> None:
+    """It is the same after JSON."""
+    if type(method).read(method.plain()) != method:
+        raise LawBroken("its fields are not the same after JSON; use numbers, texts and tuples")
+
+
+def losses_are_finite(method: Method) -> None:
+    """Losses are finite scalars in float32, keyed by the spots that it declares."""
+    student, teacher = pair_for(method)
+    sample = batch()
+    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+    losses = method.losses(mine, theirs, sample, helpers_of(method, student, teacher))
+    spots = method.spots(mine.features, theirs.features).keys()
+    if method.name in METHODS and method.needs() and losses.keys() - {"route"} != spots:
+        raise LawBroken(
+            f"its losses are keyed by {', '.join(losses) or 'nothing'}, and `spots` declares "
+            f"{', '.join(spots)}; key each loss by what it compares"
+        )
+    for spot, loss in losses.items():
+        if loss.shape != () or loss.dtype != torch.float32:
+            raise LawBroken(
+                f"its loss {spot!r} is {loss.dtype} {[*loss.shape]}; expected one number in float32"
+            )
+        if not bool(loss.isfinite()):
+            raise LawBroken(f"its loss {spot!r} of random outputs is {float(loss.detach())}")
+
+
+def needs_are_what_it_reads(method: Method) -> None:
+    """It works with exactly the signals that it declares, and gives the same as with all."""
+    student, teacher = pair_for(method)
+    sample, needs, looks = batch(), method.needs(), method.looks()
+    helpers = _seeded(method, student, teacher)
+    mine = asked(student, sample, method.student_needs() | needs | Signal.LIVE)
+    theirs = asked(teacher, sample, needs)
+    mine = mine.with_looks({look: mine.look(look) for look in looks.student})
+    theirs = theirs.with_looks({look: theirs.look(look) for look in looks.teacher})
+    try:
+        few = method.losses(mine, theirs, sample, helpers)
+        method.scores(mine, theirs, helpers)
+    except LookupError as error:
+        raise LawBroken(f"it reads what `needs` and `looks` do not name ({error})") from error
+    if needs & ~CACHEABLE:
+        return  # there is no cache of it
+    plain = Outputs(theirs.logits, {}, theirs.embedding if Signal.EMBEDDING in needs else None)
+    plain = plain.with_looks({look: theirs.look(look) for look in looks.teacher})
+    again = method.losses(mine, plain, sample, _seeded(method, student, teacher))
+    for spot, loss in few.items():
+        if spot in again and not torch.allclose(loss, again[spot], rtol=1e-5, atol=1e-7):
+            raise LawBroken(f"its loss {spot!r} from a cache is not that of the live teacher")
+
+
+def gradients_reach_what_is_trained(method: Method) -> None:
+    """Every parameter of student and helpers has a finite gradient, and none of the teacher."""
+    student, teacher = pair_for(method)
+    sample = batch()
+    learner = Learner(student, method, helpers_of(method, student, teacher))
+    answer = asked(teacher, sample, method.needs()) if method.needs() else None
+    losses, _ = learner(sample, answer, value_at(method.label_weight, 0))
+    torch.stack([*losses.values()]).sum().backward()
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise LawBroken(f"no loss reaches {name}; leave it out of `helpers`, or use it")
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            raise LawBroken(f"the gradient of {name} is not finite")
+    if any(parameter.grad is not None for parameter in teacher.parameters()):
+        raise LawBroken("its losses reach the teacher, which is not trained")
+
+
+def order_does_not_matter(method: Method) -> None:
+    """The losses of a batch do not depend on the order of its rows."""
+    student, teacher = pair_for(method)
+    student.eval()
+    sample, order = batch(), torch.arange(8).flip(0)
+
+    def losses(sample: Batch) -> Mapping[str, Tensor]:
+        helpers = _seeded(method, student, teacher).eval()
+        mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+        return method.losses(mine, theirs, sample, helpers)
+
+    for (spot, loss), other in zip(
+        losses(sample).items(), losses(_reordered(sample, order)).values(), strict=True
+    ):
+        if not torch.allclose(loss, other, rtol=1e-3, atol=1e-5):  # float32, added in other orders
+            raise LawBroken(f"its loss {spot!r} depends on the order of the batch")
+
+
+def _reordered(sample: Batch, order: Tensor) -> Batch:
+    looks: dict[Look, Batch] = {key: _reordered(b, order) for key, b in sample.looks.items()}
+    weights = None if sample.weights is None else sample.weights[order]
+    return Batch(
+        sample.pixels[order], sample.targets[order], sample.ids[order],
+        sample.view, sample.epoch, looks, weights,
+    )  # fmt: skip
+
+
+def scores_keep_the_answer(method: Method) -> None:
+    """The most probable class by its scores is that of the student's logits."""
+    if method.released:
+        return  # parts of the teacher give the answer
+    student, teacher = pair_for(method)
+    sample = batch()
+    helpers = helpers_of(method, student, teacher)
+    mine = asked(student, sample, ALL)
+    scores = method.scores(mine, asked(teacher, sample, ALL), helpers)
+    if not torch.equal(scores.argmax(1), mine.logits.argmax(1)):
+        raise LawBroken("its scores name other classes than the student's logits")
+
+
+def losses_stay_float32(method: Method) -> None:
+    """Losses are float32 where the networks run in bfloat16."""
+    student, teacher = pair_for(method)
+    sample = batch()
+    learner = Learner(student, method, helpers_of(method, student, teacher), autocast=True)
+    answer = asked(teacher, sample, method.needs()) if method.needs() else None
+    losses, _ = learner(sample, answer, 1.0)
+    for spot, loss in losses.items():
+        if loss.dtype != torch.float32:
+            raise LawBroken(
+                f"its loss {spot!r} is {loss.dtype} under autocast; compute it within "
+                "`methods.base.full_precision`, from `precise` tensors"
+            )
+
+
+def teacher_outputs_are_left_alone(method: Method) -> None:
+    """The teacher's outputs are not changed in place."""
+    student, teacher = pair_for(method)
+    sample = batch()
+    helpers = helpers_of(method, student, teacher)
+    theirs = asked(teacher, sample, ALL)
+    kept = {"logits": theirs.logits, "embedding": theirs.embedding, **theirs.features}
+    before = {name: value.clone() for name, value in kept.items()}
+    method.losses(asked(student, sample, ALL), theirs, sample, helpers)
+    changed = [name for name, value in kept.items() if not torch.equal(before[name], value)]
+    if changed:
+        raise LawBroken(f"it changes the teacher's {', '.join(changed)} in place; copy them first")
+
+
+LAWS: Sequence[Callable[[Method], None]] = (
+    survives_writing,
+    losses_are_finite,
+    needs_are_what_it_reads,
+    gradients_reach_what_is_trained,
+    order_does_not_matter,
+    scores_keep_the_answer,
+    losses_stay_float32,
+    teacher_outputs_are_left_alone,
+)
+
+
+def check_network(name: str, side: int) -> str:
+    """A line about a network of `side` x `side` images that keeps the laws of networks."""
+    torch.manual_seed(0)
+    network = build(name, CLASSES)
+    shapes = measure(network, (side, side))
+    if shapes.classes != CLASSES:
+        raise LawBroken(f"it was asked for {CLASSES} classes, and has {shapes.classes}")
+    pixels = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        whole = network.eval().network(pixels)
+        if not torch.equal(network(pixels), whole):
+            raise LawBroken("its stages, one after another, give other logits than it does")
+        if not torch.allclose(network(pixels.flip(0)), whole.flip(0), rtol=1e-3, atol=1e-4):
+            raise LawBroken("in evaluation its logits of an image depend on the others")
+    network.train()(pixels).square().mean().backward()
+    idle = [key for key, value in network.network.named_parameters() if value.grad is None]
+    if idle:
+        raise LawBroken(f"its output does not depend on {', '.join(idle)}")
+    maps = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.features.items())
+    return f"stages: {maps or 'none'}; embedding {shapes.embedding}"
+
+
+def check_plugin(plugin: Plugin, side: int = 32) -> Iterator[dict[str, Any]]:
+    """A row for each thing of a plugin: its kind, its name, what was found, and if it is sound."""
+    for table, name, thing, _ in plugin.entries:
+        row: dict[str, Any] = {"kind": table.kind, "name": name}
+        if table is METHODS:
+            for law in LAWS:
+                title = (law.__doc__ or "").partition("\n")[0].rstrip(".")
+                yield row | {"law": title} | _verdict(functools.partial(law, thing()))
+        elif table is NETWORKS:
+            title = f"It is built, cut into stages, run and trained on {side} x {side} pixels"
+            yield row | {"law": title} | _verdict(functools.partial(check_network, name, side))
+        else:
+            yield row | {"law": "It is registered", "found": "holds", "sound": True}
+
+
+def _verdict(law: Callable[[], str | None]) -> dict[str, Any]:
+    try:
+        return {"found": law() or "holds", "sound": True}
+    except RaykdError as error:
+        return {"found": str(error), "sound": False}
+    except Exception as error:  # whatever a plugin's code gives rise to
+        text = (str(error).strip() or "no message").splitlines()[0]
+        return {"found": f"{type(error).__name__}: {text}", "sound": False}
