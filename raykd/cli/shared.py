@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from raykd.cli.output import echo
-from raykd.core.errors import RaykdError
+from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.shutdown import STATUS, Terminated, leave, terminable
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
