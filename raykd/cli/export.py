@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.predict import finished_networks
+from raykd.cli.predict import check_one, finished_networks
 from raykd.cli.shared import JSON, OVERRIDES, PLUGIN, STORE, print_json, speaking
-from raykd.core.errors import RaykdError, folded
+from raykd.core.errors import ConfigError, RaykdError, folded
 
 if TYPE_CHECKING:
     from raykd.export import Exported
@@ -40,6 +40,13 @@ _FORMATS = ("safetensors", "torch", "onnx")
     is_flag=True,
     help="Also an ONNX graph of 8 bits (ONNX Runtime's static quantisation).",
 )
+@click.option(
+    "--push",
+    "repository",
+    metavar="OWNER/NAME",
+    help="Upload the folder to this repository of the Hugging Face Hub; a new one is private.",
+)
+@click.option("--public", is_flag=True, help="With --push: others see a new repository.")
 @JSON
 @speaking
 def export(
@@ -49,6 +56,8 @@ def export(
     output: Path,
     formats: tuple[str, ...],
     int8: bool,
+    repository: str | None,
+    public: bool,
     as_json: bool,
 ) -> None:
     """Write students as files that need no raykd: weights, torch.export, ONNX.
@@ -61,6 +70,13 @@ def export(
     from raykd import export as exporter
 
     storage, runs, others = finished_networks(student, overrides, store)
+    if repository is not None:
+        from raykd.export import push
+
+        check_one(student, runs)
+        push.check(repository)
+    elif public:
+        raise ConfigError("--public: it says who sees the repository of --push; name one")
     targets, unfinished = [(run, output) for run in runs], others or 0
     if others is not None:  # an experiment's
         targets = [(run, output / exporter.folder_name(run)) for run in runs]
@@ -75,8 +91,11 @@ def export(
             continue
         if not as_json:
             _print(exports[-1])
+    summary: dict[str, Any] = {}
+    if repository is not None and exports:
+        summary["pushed"] = _pushed(exports[0].folder, repository, public=public)
     if as_json:
-        summary = {"errors": [str(error) for error in errors], "unfinished": unfinished}
+        summary |= {"errors": [str(error) for error in errors], "unfinished": unfinished}
         print_json({"exports": [_plain(exported) for exported in exports]} | summary)
     elif unfinished:
         echo(f"{unfinished} students of this experiment are not finished", err=True)
@@ -103,6 +122,23 @@ def _print(exported: "Exported") -> None:
         echo(f"  {_eight_bits(exported.measured['int8'])}")
     if not exported.plain:
         echo("  no model.safetensors: it does not answer with its own classifier")
+
+
+def _pushed(folder: Path, repository: str, *, public: bool) -> str:
+    """Say what is uploaded, and upload it; the address of the repository."""
+    from raykd.export import push
+
+    files = push.uploads(folder)
+    size = sum(path.stat().st_size for path in files) / 1e6
+    seen = "which everybody sees" if public else "which is private"
+    echo(
+        f"uploading {len(files)} files, {size:.2f} MB, to {repository} ({seen} if it is new): "
+        f"{', '.join(path.name for path in files)}",
+        err=True,
+    )
+    url = push.push(folder, repository, public=public)
+    echo(f"{url}: uploaded; its card names no license, which is yours to choose", err=True)
+    return url
 
 
 def _eight_bits(facts: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def predict(
 
     pictures = image_paths(paths)
     storage, runs, _ = finished_networks(student, (), store)
-    _check_one(student, runs)
+    check_one(student, runs)
     predictor = load(storage, runs[0]).to(default_device())
     teller, faults = Teller(), 0
 
@@ -125,7 +125,7 @@ def finished_networks(
     return storage, [*runs], unfinished
 
 
-def _check_one(student: str, runs: list["AnyTeacher"]) -> None:
+def check_one(student: str, runs: list["AnyTeacher"]) -> None:
     """Raise `ConfigError` where an experiment has several finished students."""
     from raykd.core.record import fingerprint
     from raykd.prediction.lookup import folder_name

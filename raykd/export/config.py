@@ -13,7 +13,7 @@ from raykd.export.graph import PIXELS, output_name
 from raykd.export.libraries import loaders, particulars, split
 from raykd.models import build, measure
 from raykd.models.staged import classifier_name, unallocated
-from raykd.recipes import StudentRun, training_of
+from raykd.recipes import AnyTeacher, StudentRun, training_of
 from raykd.tasks.base import HEADINGS
 from raykd.training.load_trained import Finished
 
@@ -121,8 +121,28 @@ def provenance(finished: Finished) -> dict[str, Any]:
     start = training_of(run).stages()[0].weights
     if start is not None:
         facts["start"] = start
+    facts["base_models"] = base_models(run)
     metrics = {"top1": result["last"].get("top1"), "top1_of_best_epoch": result["best"].get("top1")}
     metrics |= {name: result["last"][name] for name in HEADINGS if name in result["last"]}
     metrics |= {"agreement": result["last"].get("agreement"), "test_images": len(finished.test)}
     sizes = {key: result.get(key) for key in ("parameters", "flops")}
     return facts | {"seed": run.seed, "epochs": epochs} | sizes | metrics
+
+
+def base_models(run: AnyTeacher) -> list[str]:
+    """The repositories of the Hub with the weights that a network, or its teacher, began with.
+
+    Those are timm's: of other weights nobody knows where they lie.
+    """
+    runs = (run.stages()[0], *run.members()) if isinstance(run, StudentRun) else (run,)
+    names: list[str] = []
+    for one in runs:
+        (library, name), weights = split(one.model), one.weights
+        if library != "timm" or weights is None or weights.startswith("sha256:"):
+            continue
+        import timm
+
+        published: Any = timm.get_pretrained_cfg(name)
+        tag = published.tag if weights == "DEFAULT" and published is not None else weights
+        names.append(f"timm/{name}.{tag}" if tag else f"timm/{name}")
+    return [*dict.fromkeys(names)]

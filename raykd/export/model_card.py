@@ -1,9 +1,13 @@
 """`README.md`: the model card of an exported network, from `model_card.md.j2`."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader
+
+from raykd.data.sources import SOURCES
 
 
 def card(config: dict[str, Any], files: Sequence[str], *, code: bool = False) -> str:
@@ -17,4 +21,30 @@ def card(config: dict[str, Any], files: Sequence[str], *, code: bool = False) ->
         "thousands": lambda count: f"{count:,}",
     }
     template = environment.get_template("model_card.md.j2")
-    return template.render(**config, files=files, code=code).rstrip("\n") + "\n"
+    body = template.render(**config, files=files, code=code).strip("\n") + "\n"
+    header = yaml.safe_dump(metadata(config), sort_keys=False)
+    text = f"---\n{header}---\n\n{body}"
+    if find_spec("huggingface_hub") is None:
+        return text
+    from huggingface_hub import ModelCard
+
+    return str(ModelCard(text)).rstrip("\n") + "\n"
+
+
+def metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """The Hub's facts about a network, without a license, which is its owner's to choose.
+
+    Data sets are those that are known by their name; base models those that lie on the Hub.
+    """
+    facts = config["raykd"]
+    kind = "image-classification" if config["num_classes"] else "image-feature-extraction"
+    tags = [kind, "knowledge-distillation", "raykd"]
+    if any(name.endswith(".onnx") for name in facts["files"]):
+        tags.append("onnx")
+    value = {"library_name": config["library"], "pipeline_tag": kind, "tags": tags}
+    name = facts["dataset"]
+    if name in SOURCES and not SOURCES[name].in_files:
+        value["datasets"] = [name]
+    if facts["base_models"]:
+        value["base_model"] = facts["base_models"]
+    return value
