@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raykd import register
     from raykd.api.caches import Cache
     from raykd.api.experiment import Data, Experiment, Student, Teacher, load
+    from raykd.api.packs import pack
     from raykd.api.results import Results, StudentResult
     from raykd.api.work import cache, plan, results, run, sweep
     from raykd.core.errors import (
@@ -48,6 +49,7 @@ _HOME = {  # public name -> its module
     "StudentResult": "raykd.api.results",
     "register": "raykd.register",
     "cache": "raykd.api.work",
+    "pack": "raykd.api.packs",
     "plan": "raykd.api.work",
     "results": "raykd.api.work",
     "run": "raykd.api.work",
@@ -83,6 +85,7 @@ __all__ = [
     "__version__",
     "cache",
     "load",
+    "pack",
     "plan",
     "register",
     "results",

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from raykd.config import experiment as files
 from raykd.config.scale import Scale
 from raykd.config.search_space import Domain, Sweep
+from raykd.core.plugins import loaded
 from raykd.core.record import Record
 from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method
@@ -217,6 +218,9 @@ class Experiment:
         """Name of its table and its page."""
         return self.parsed.name
 
+    def __reduce__(self) -> Any:
+        return _unpickled, (loaded(), self.parsed)  # in this order: unpickling loads the plugins
+
     def students(self) -> tuple[StudentRun, ...]:
         """Recipes of its students, apart from those whose route is to be searched."""
         return self.parsed.students()
@@ -227,6 +231,10 @@ class Experiment:
 
     def __repr__(self) -> str:
         return f"<Experiment {self.name!r}: {len(self)} students>"
+
+
+def _unpickled(_: Any, parsed: files.Experiment) -> Experiment:
+    return Experiment.of(parsed)
 
 
 def load(path: str | PathLike[str], *overrides: str) -> Experiment:

@@ -41,11 +41,6 @@ Asked: TypeAlias = Experiment | Student | StudentRun | str | PathLike[str]  # of
 Place: TypeAlias = Store | str | PathLike[str] | None
 
 
-def default_store() -> str:
-    """The store that is used where none is given: $RAYKD_STORE, or ./raykd-store."""
-    return os.environ.get("RAYKD_STORE", "raykd-store")
-
-
 @terminable()
 def run(
     experiment: Asked,
@@ -199,9 +194,17 @@ def prepared(
     if workers is not None:
         scale = parsed.scale.plain() | {"workers": plain(workers)}
         parsed = replace(parsed, scale=record(Scale, scale, "experiment.scale"))
-    if not isinstance(store, Store):
-        store = Store(default_store() if store is None else str(store), parsed.scale.local_gb)
-    return resolve(parsed, store, teller.say), store, teller
+    storage = store_of(store, parsed.scale.local_gb)
+    return resolve(parsed, storage, teller.say), storage, teller
+
+
+def store_of(place: Place, local_gb: float | None = None) -> Store:
+    """The store at a place; None: $RAYKD_STORE, or ./raykd-store."""
+    if isinstance(place, Store):
+        return place
+    return Store(
+        os.environ.get("RAYKD_STORE", "raykd-store") if place is None else str(place), local_gb
+    )
 
 
 def published(summary: report.Report, store: Store, teller: Teller) -> Path | None:
