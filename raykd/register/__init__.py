@@ -169,7 +169,7 @@ def _set_name(kind: Any, name: str, aliases: Sequence[str]) -> None:
     field = kind.model_fields["name"]
     if field.default == name and not aliases:
         return
-    if not field.is_required():
+    if "name" in vars(kind).get("__annotations__", {}):
         raise ConfigError(
             f"the {name!r} is called {field.default!r} by its field; leave the field name out"
         )

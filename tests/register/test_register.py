@@ -1,14 +1,18 @@
 """What a plugin registers is as raykd's own in recipes, and its content in their fingerprints."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from raykd.config.experiment import parse
+from raykd.config.resolve import resolve
 from raykd.core import plugins
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
+from raykd.data.sources import SOURCES
 from raykd.methods import METHODS
 from raykd.models import build
 from raykd.recipes import StudentRun
@@ -138,3 +142,70 @@ def test_an_unregistered_method_is_refused_with_the_way_to_register_it(tmp_path)
     kind = type("Other", (METHODS["kd"],), {"__module__": __name__})
     with pytest.raises(ValueError, match=r"Other is no method that raykd knows; put it in a file"):
         StudentRun(model="resnet8", data={"name": "digits"}, method=kind())
+
+
+DATASET = '''
+import raykd
+from raykd.data.sources.published import digits
+
+
+@raykd.register.dataset("own_digits", normalisation=((0.3,) * 3, (0.4,) * 3))
+def own_digits(path):
+    """Digits of one's own."""
+    return digits(path)
+'''
+
+
+def test_a_dataset_is_read_by_its_plugin_and_named_by_what_reads_it(store, tmp_path):
+    written(tmp_path, DATASET)
+    text = "plugins: [mine.py]\nrun: {model: resnet8, data: {name: own_digits, limit: 96}}"
+    experiment = resolve(parse(text, "x", path=str(tmp_path / "x.yaml")), store)
+    (run,) = experiment.students()
+    assert run.plugins == (plugins.loaded()[0].digest,)
+    assert (run.data.classes, run.data.mean) == (10, (0.3, 0.3, 0.3))
+    assert SOURCES["own_digits"].title == "Digits of one's own."
+
+
+TASK = '''
+import raykd
+from raykd.tasks.classification import Classification
+
+
+@raykd.register.task("strict")
+class Strict(Classification):
+    """Twice the loss of the labels."""
+
+    def label_loss(self, scores, batch, smoothing):
+        """Twice the cross entropy."""
+        return 2 * super().label_loss(scores, batch, smoothing)
+'''
+
+
+def test_a_task_with_a_name_of_its_own_is_read(tmp_path):
+    text = TASK.replace("(Classification)", "(Task)").replace(
+        "from raykd.tasks.classification import Classification", "from raykd.tasks import Task"
+    )
+    with pytest.raises(ConfigError, match="the task 'strict' does not define batch_sums and"):
+        plugins.load(str(written(tmp_path, text)))
+    written(tmp_path, TASK)
+    text = "plugins: [mine.py]\nrun: {model: resnet8, data: {name: digits}, task: strict}"
+    (run,) = parse(text, "x", path=str(tmp_path / "x.yaml")).students()
+    assert (run.task.name, run.task.headline) == ("strict", "top1")
+    assert run.plugins == (plugins.loaded()[0].digest,)
+    assert StudentRun.read(run.plain()) == run
+
+
+def test_a_recipe_arrives_with_its_plugin_in_a_process_that_has_none(tmp_path):
+    written(tmp_path, METHOD + MODEL)
+    run = student(tmp_path, "small", "mine")
+    (tmp_path / "mine.py").unlink()
+    script = (
+        "import pickle, sys; run = pickle.load(sys.stdin.buffer)\n"
+        "from raykd.core.record import fingerprint\n"
+        "from raykd.models import build\n"
+        "print(fingerprint(run), *build(run.model, 10).stages)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(run), capture_output=True, check=False
+    )
+    assert done.stdout.decode().split() == [fingerprint(run), "stem", "stage1"], done.stderr
