@@ -17,10 +17,8 @@ def print_plan(work: Remaining, *, as_json: bool = False) -> None:
     Raises `NoRoom` where its caches do not fit on the disk.
     """
     if as_json:
-        value = {"items": [asdict(item) for item in work.items], "bytes": work.bytes}
-        value |= {"given_teachers": [asdict(teacher) for teacher in work.given_teachers]}
-        value |= {"seconds": work.seconds, "forwards": work.forwards}
-        print_json(value | {"in_store": work.total - work.missing})
+        value = {"items": [asdict(item) for item in work.items], "seconds": work.seconds}
+        print_json(value | {"cost": None, "cluster": None} | _whole(work))
     else:
         echo(str(work))
     work.check_room()
@@ -31,8 +29,8 @@ def print_forecast(work: Remaining, cluster: Cluster, *, as_json: bool = False) 
     lines = forecast(work.experiment, work.store, work.plan, cluster)
     sums, in_store = totals(lines), work.total - work.missing
     if as_json:
-        value = {"cluster": cluster.plain(), "items": [asdict(line) for line in lines]}
-        print_json(value | {**sums, "in_store": in_store})
+        value = {"items": [asdict(line) for line in lines], **sums, "cluster": cluster.plain()}
+        print_json(value | _whole(work))
         return
     if lines:
         print_rows([_forecast_row(line) for line in lines], ("to do", "what", "limit"))
@@ -43,6 +41,16 @@ def print_forecast(work: Remaining, cluster: Cluster, *, as_json: bool = False) 
         f"{clock(sums['seconds'])} and {sums['cost']:.2f} {cluster.currency} on {cluster.nodes} "
         f"nodes with {cluster.gpus} GPUs, if a GPU reaches {speed}"
     )
+
+
+def _whole(work: Remaining) -> dict[str, Any]:
+    """What the JSON has with and without a cluster."""
+    return {
+        "bytes": work.bytes,
+        "forwards": work.forwards,
+        "given_teachers": [asdict(teacher) for teacher in work.given_teachers],
+        "in_store": work.total - work.missing,
+    }
 
 
 def _forecast_row(line: Line) -> dict[str, Any]:

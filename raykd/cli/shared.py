@@ -124,10 +124,14 @@ def print_json(value: Any) -> None:
 
 
 def print_report(summary: "Report", *, as_json: bool, **more: Any) -> None:
-    """Print a report's table, or with `as_json` all of it beside `more` keys."""
+    """Print a report's table, or with `as_json` all of it.
+
+    `more`: what the command knows beside it; the JSON has the same keys after every command.
+    """
     from raykd import report
 
     if as_json:
-        print_json(report.to_json(summary) | more)
+        beside = dict.fromkeys(("work", "page", "results", "tensorboard"))
+        print_json(report.to_json(summary) | beside | more)
     else:
         wide_console().print(report.console_table(summary))

@@ -36,13 +36,14 @@ SHOWN += ["methods", "models", "datasets"]
 @speaking
 def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
     """List what is in the store, or what an experiment can name."""
-    from raykd.report.catalogue import catalogue, markdown
+    from raykd.report.catalogue import catalogue, markdown, records
     from raykd.storage.store import Store
 
-    rows = catalogue(what, Store(store))
     if as_json:
-        print_json(rows)
-    elif not rows:
+        print_json(records(what, Store(store)))
+        return
+    rows = catalogue(what, Store(store))
+    if not rows:
         echo(f"no {what} in {Store(store).shown}")
     elif as_markdown:
         echo(markdown(rows))

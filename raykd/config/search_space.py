@@ -58,6 +58,8 @@ class Sweep(Record):
     """Better direction of the metric."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
     """Rule that stops trials early (asha, median) or changes them on the way (pbt)."""
+    compare: Literal["alike", "all"] = "alike"
+    """Trials that early stopping compares: those of one method and network, or all."""
     grace_epochs: int = Field(default=1, ge=1, le=Limits.ROWS)
     """Epochs before which no trial is stopped, for asha and median."""
     reduction: int = Field(default=3, ge=2, le=Limits.WORKERS)

@@ -9,7 +9,7 @@ import torch
 
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.record import fingerprint
-from raykd.core.types import CACHEABLE
+from raykd.core.types import CACHEABLE, Signal
 from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
@@ -31,7 +31,24 @@ Row = dict[str, Any]
 
 
 def catalogue(listing: str, store: Store) -> list[Row]:
-    """Rows of `raykd show LISTING`."""
+    """Rows of `raykd show LISTING`, as its table has them."""
+    rows = records(listing, store)
+    if listing == "methods":
+        return [_method_in_words(row) for row in rows]
+    for row in rows if listing == "caches" else ():
+        row["megabytes"] = round(row.pop("bytes") / 1e6, 2)
+    return [{key: _in_words(value) for key, value in row.items()} for row in rows]
+
+
+def _in_words(value: Any) -> Any:
+    """A value as a cell of a table."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def records(listing: str, store: Store) -> list[Row]:
+    """Rows of `raykd show LISTING` as data, whose keys `docs/json.md` describes."""
     if listing in _NAMES:
         return _NAMES[listing]()
     recipe, row = _ARTEFACTS[listing]
@@ -116,7 +133,7 @@ def _building(store: Store, run: OutputsRun) -> str | None:
 def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
     result = read_result(folder, Tested)
     return {
-        "model": run.model,
+        "network": run.model,
         "data": run.data.name,
         "epochs": 0 if run.is_given else run.optim.epochs,
         "seed": run.seed,
@@ -140,14 +157,14 @@ def _cache(store: Store, folder: Path, run: OutputsRun) -> Row:
         "codec": run.stored().label,
         "views": len(manifest.views()),
         "rows": manifest.rows,
-        "megabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e6, 2),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
     }
 
 
 def _prelude(store: Store, folder: Path, run: PreludeRun) -> Row:
     return {
         "what": run.method.name,
-        "model": run.model or "",
+        "network": run.model,
         "teacher": run.teacher.model,
         "data": run.data.name,
         "seed": run.seed,
@@ -159,11 +176,11 @@ def _prelude(store: Store, folder: Path, run: PreludeRun) -> Row:
 def _student(store: Store, folder: Path, run: StudentRun) -> Row:
     last = read_result(folder, Tested)["last"]
     return {
-        "model": run.model,
+        "network": run.model,
         "data": run.data.name,
         "method": run.method.name,
         "seed": run.seed,
-        "teacher": run.teacher.model if run.teacher else "",
+        "teacher": run.teacher.model if run.teacher else None,
         "epochs": run.optim.epochs,
         **{name: _rounded(last, name) for name in (*HEADINGS, "agreement")},
     }
@@ -183,11 +200,11 @@ def _search(store: Store, folder: Path, run: Search) -> Row:
         )
     return {
         "method": run.student.method.label,
-        "model": run.student.model,
-        "teacher": run.student.teacher.model if run.student.teacher else "",
+        "network": run.student.model,
+        "teacher": run.student.teacher.model if run.student.teacher else None,
         "seed": run.student.seed,
         "threshold": run.threshold,
-        "anchors": " ".join(map(str, anchors_of(run, decisions))),
+        "anchors": list(anchors_of(run, decisions)),
     }
 
 
@@ -204,15 +221,20 @@ def _methods() -> list[Row]:
         method = kind()  # pyright: ignore[reportCallIssue]
         before = method.prelude()
         needs, of_student = method.needs(), method.student_needs()
-        reads = str(needs) or "nothing"
+        cacheable = bool(needs) and not needs & ~CACHEABLE
+        now, cooler = _accepted(method) if cacheable else ([], [])
         rows.append(
             {
-                "method": ", ".join((name, *METHODS.aliases(name))),
-                "reads": reads if of_student == needs else f"{reads}; {of_student} of the student",
-                "from_cache": "-" if not needs else "no" if needs & ~CACHEABLE else "yes",
-                "codecs": "" if not needs or needs & ~CACHEABLE else _accepted(method),
-                "before": f"{before.epochs} epochs on {before.method.needs()}" if before else "",
-                "label_weight": str(method.label_weight),
+                "method": name,
+                "aliases": list(METHODS.aliases(name)),
+                "reads": _signals(needs),
+                "reads_of_student": _signals(of_student),
+                "from_cache": cacheable if needs else None,
+                "codecs": now,
+                "codecs_at_temperature_1": cooler,
+                "prelude_epochs": before.epochs if before else 0,
+                "prelude_reads": _signals(before.method.needs()) if before else [],
+                "label_weight": method.label_weight,
                 "cost": kind.cost,
                 "source": kind.title,
             }
@@ -220,7 +242,33 @@ def _methods() -> list[Row]:
     return rows
 
 
-def _accepted(method: Method) -> str:
+def _signals(signals: Signal) -> list[str]:
+    """The names of some signals."""
+    return [str(signal) for signal in signals]
+
+
+def _method_in_words(row: Row) -> Row:
+    """A method as a row of the table."""
+    reads, of_student = (", ".join(row[key]) for key in ("reads", "reads_of_student"))
+    codecs = ", ".join(row["codecs"])
+    codecs += "".join(f"; at T = 1 {name}" for name in row["codecs_at_temperature_1"])
+    before = f"{row['prelude_epochs']} epochs on {', '.join(row['prelude_reads'])}"
+    reads = reads or "nothing"
+    return {
+        "method": ", ".join((row["method"], *row["aliases"])),
+        "reads": reads
+        if row["reads"] == row["reads_of_student"]
+        else (f"{reads}; {of_student} of the student"),
+        "from_cache": {True: "yes", False: "no", None: "-"}[row["from_cache"]],
+        "codecs": codecs,
+        "before": before if row["prelude_epochs"] else "",
+        "label_weight": str(row["label_weight"]),
+        "cost": row["cost"],
+        "source": row["source"],
+    }
+
+
+def _accepted(method: Method) -> tuple[list[str], list[str]]:
     """The codecs that a method accepts as it is, and those that it would at temperature 1."""
 
     def names(method: Method) -> list[str]:
@@ -235,9 +283,9 @@ def _accepted(method: Method) -> str:
 
     now = names(method)
     if "temperature" not in type(method).model_fields:
-        return ", ".join(now)
-    cooler = [n for n in names(method.model_copy(update={"temperature": 1.0})) if n not in now]
-    return ", ".join(now) + "".join(f"; at T = 1 {name}" for name in cooler)
+        return now, []
+    cooler = names(method.model_copy(update={"temperature": 1.0}))
+    return now, [name for name in cooler if name not in now]
 
 
 def _models() -> list[Row]:
@@ -245,9 +293,9 @@ def _models() -> list[Row]:
     for name in NETWORKS:
         with torch.device("meta"):
             network = NETWORKS[name](10)
-        rows.append({"model": name, "parameters": parameter_count(network), "for": "10 classes"})
+        rows.append({"network": name, "parameters": parameter_count(network), "for": "10 classes"})
     others = {"torchvision/NAME": "any classifier of torchvision", "timm/NAME": "any model of timm"}
-    rows += [{"model": name, "parameters": None, "for": text} for name, text in others.items()]
+    rows += [{"network": name, "parameters": None, "for": text} for name, text in others.items()]
     return rows
 
 

@@ -56,9 +56,14 @@ class Standing:
     open: tuple[Group, ...]  # those that are not told apart from it
 
     @property
+    def places(self) -> list[int]:
+        """The best and the worst place that it may have."""
+        return [1 + len(self.above), 1 + len(self.above) + len(self.open)]
+
+    @property
     def rank(self) -> str:
         """Its place, as "2", or "2-4" where intervals leave several; "" where they leave all."""
-        first, last = 1 + len(self.above), 1 + len(self.above) + len(self.open)
+        first, last = self.places
         if self.open and not (self.above or self.below):
             return ""
         return str(first) if first == last else f"{first}-{last}"

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader
 
 from raykd.core.safe_names import printable
 from raykd.report import tables
-from raykd.report.comparison import conclusion
+from raykd.report.comparison import conclusion, standings
 from raykd.report.types import Group, Report, Run
 from raykd.tasks.base import HEADINGS
 
@@ -56,8 +56,16 @@ def to_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Everything as plain dicts, lists, text and numbers; what is not a finite number is None."""
-    return pydantic_core.from_json(pydantic_core.to_json(report, inf_nan_mode="null"))
+    """Everything as plain dicts, lists, text and numbers; what is not a finite number is None.
+
+    `rank` of a student is the best and the worst place that the intervals leave it; None where it
+    is not finished. `docs/json.md` describes the keys.
+    """
+    value = pydantic_core.from_json(pydantic_core.to_json(report, inf_nan_mode="null"))
+    places = {id(group): standing.places for group, standing in standings(report)}
+    for group, student in zip(report.students, value["students"], strict=True):
+        student["rank"] = places.get(id(group))
+    return {"conclusion": conclusion(report)} | value
 
 
 def _row(group: Group, run: Run) -> dict[str, Any]:

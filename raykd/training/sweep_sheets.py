@@ -60,7 +60,8 @@ def sweep_name(experiment: Experiment) -> str:
         "run": dict(space.base),
         "grid": dict(space.grid),
         "search": {axis: domain.plain() for axis, domain in space.search.items()},
-        "sweep": space.sweep.plain(),
+        # Left out at its default, so that sweeps from before it was there keep their names.
+        "sweep": {k: v for k, v in space.sweep.plain().items() if (k, v) != ("compare", "alike")},
     }
     if experiment.plugins:
         parts["plugins"] = sorted(plugin.digest for plugin in experiment.plugins)

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
@@ -182,11 +187,61 @@ def scheduler(experiment: Experiment, space: Space, metric: str) -> Any:
         "mode": settings.mode,
         "grace_period": settings.grace_epochs,
     }
-    if settings.scheduler == "asha":
+    if settings.scheduler == "none":
+        return None
+
+    def rule() -> TrialScheduler:
+        if settings.scheduler == "median":
+            return MedianStoppingRule(**common)
         longest = max(settings.grace_epochs, *map(_epochs, experiment.runs))
         rate = settings.reduction
         return ASHAScheduler(**common, max_t=longest, reduction_factor=rate, stop_last_trials=False)
-    return MedianStoppingRule(**common) if settings.scheduler == "median" else None
+
+    return rule() if settings.compare == "all" else AmongAlike(rule, space)
+
+
+class AmongAlike(FIFOScheduler):
+    """A rule of early stopping for each method and network, which compares only their trials.
+
+    Methods begin at different speeds: among all trials, every one of a method that starts slowly
+    would be stopped at the first comparison.
+    """
+
+    def __init__(self, rule: Callable[[], TrialScheduler], space: Space) -> None:
+        super().__init__()
+        self._rule, self._space = rule, space
+        self._rules: dict[tuple[str, str], TrialScheduler] = {}
+
+    def _of(self, trial: Any) -> TrialScheduler:
+        """The rule of a trial's method and network."""
+        try:
+            run = basis(self._space.asked(trial.config))
+            key = run.method.label, run.model
+        except ConfigError:
+            key = "", ""  # the trial itself will raise the error
+        if key not in self._rules:
+            self._rules[key] = self._rule()
+        return self._rules[key]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Take in a trial."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
+        """Decide on a trial by its last epoch."""
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+        """Count a trial that has ended."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Forget a trial."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Forget a trial that failed."""
+        self._of(trial).on_trial_error(tune_controller, trial)
 
 
 def _epochs(run: Asked) -> int:

@@ -1,10 +1,11 @@
 """The trials that a sweep still has to run, from the sheets in the store."""
 
 import pytest
+from ray.tune.experiment import Trial
 
 from raykd.config.experiment import parse
 from raykd.config.search_space import Space
-from raykd.launch.sweep.tune_setup import Proposals, configurations
+from raykd.launch.sweep.tune_setup import Proposals, configurations, scheduler
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet
 
@@ -62,3 +63,21 @@ def test_optuna_goes_on_with_what_it_drew_and_draws_nothing_twice(tmp_path):
     assert left.pop("00002") == first["00002"]
     earlier = {config["run.optim.lr"] for config in first.values()}
     assert not earlier & {config["run.optim.lr"] for config in left.values()}
+
+
+@pytest.mark.parametrize(
+    ("compare", "expected"),
+    [("alike", ["CONTINUE", "CONTINUE", "STOP"]), ("all", ["CONTINUE", "STOP", "STOP"])],
+)
+def test_early_stopping_compares_trials_of_one_method(compare, expected):
+    text = f"{RUN}sweep: {{samples: 2, scheduler: asha, grace_epochs: 2, compare: {compare}}}"
+    small = parse(text, "small")
+    assert small.space is not None
+    rule = scheduler(small, small.space, "top1")
+    actions = []
+    for number, (method, top1) in enumerate((("kd", 60.0), ("skd", 30.0), ("skd", 20.0))):
+        config = {"run.method": method, "run.optim.lr": 0.01 * (number + 1)}
+        trial = Trial("raykd", config=config, trial_id=str(number), stub=True)
+        rule.on_trial_add(None, trial)
+        actions.append(rule.on_trial_result(None, trial, {"epochs_done": 2, "top1": top1}))
+    assert actions == expected
