@@ -78,7 +78,9 @@ class Brief:
         student = self.student(config)
         if not self.space.search:
             return student
-        drawn = replace(_fetch(self.experiment), runs=(student,))
+        # A node that lacks a tracker's package or key loses its curves, and not the trial.
+        scale = self.scale.model_copy(update={"track": ()})
+        drawn = replace(_fetch(self.experiment), runs=(student,), scale=scale)
         drawn = resolve(drawn, store, digests=self.digests)
         preflight(drawn, store)
         return drawn.runs[0]

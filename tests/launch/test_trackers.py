@@ -1,0 +1,83 @@
+"""Trackers of trainings on a Ray cluster: a worker is killed, and trials of a sweep are a group."""
+
+import pytest
+
+from raykd.config.experiment import Experiment, parse
+from raykd.config.scale import Scale
+from raykd.core.record import fingerprint
+from raykd.launch.executor import execute
+from raykd.launch.sweep.driver import sweep
+from raykd.recipes import Optim
+from raykd.storage.store import Store
+from raykd.tracking.console import Teller
+from raykd.tracking.jsonl import read_metrics
+from tests.launch.ray_marks import RAY
+from tests.launch.test_ray import Killer
+from tests.small import prepare, student_run
+
+mlflow = pytest.importorskip("mlflow")
+pytestmark = [
+    *RAY,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's of SQLAlchemy
+]
+QUIET = Teller(quiet=True)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def tracked(store):
+    """A client, and the runs in the store's database by fingerprint."""
+    client = mlflow.MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("raykd")
+    runs = client.search_runs([experiment.experiment_id])
+    by_fingerprint = {run.data.tags["raykd.fingerprint"]: run for run in runs}
+    assert len(by_fingerprint) == len(runs)
+    return client, by_fingerprint
+
+
+def test_a_group_whose_worker_is_killed_is_one_run_with_each_epoch_once(cluster, store):
+    run = student_run(store, optim=Optim(epochs=20, batch=32))
+    prepare(store, run)
+    scale = Scale(workers=2, checkpoint_seconds=0, track=("mlflow",))
+
+    def due(kills: int) -> bool:
+        return len(read_metrics(store.path(run))) >= 5
+
+    killer = Killer("RayTrainWorker", due)
+    execute(Experiment("small", (run,), scale), store, QUIET)
+    killer.times = 0
+    assert killer.killed
+    client, runs = tracked(store)
+    found = runs[fingerprint(run)]
+    losses = [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "loss")]
+    lines = [(line["epoch"], line["loss"]) for line in read_metrics(store.path(run))]
+    assert losses == [(epoch, pytest.approx(loss)) for epoch, loss in lines]
+    assert found.info.status == "FINISHED" and found.data.tags["raykd.experiment"] == "small"
+
+
+def test_trials_of_a_sweep_are_one_group(cluster, store):
+    text = """
+run:
+  model: resnet8
+  data: {name: digits, holdout: 0.1, validation: 0.2, limit: 96, augment: {pad: 1}}
+  teacher: {model: resnet8, optim: {epochs: 1, batch: 64}}
+  method: kd
+  optim: {epochs: 2, batch: 32}
+grid: {run.seed: [0, 1]}
+scale: {workers: 1, track: [mlflow]}
+"""
+    swept = sweep(parse(text, "small"), store, QUIET)
+    _, runs = tracked(store)
+    trials = {fingerprint(sheet.asked): sheet.trial for sheet in swept.sheets}
+    assert len(trials) == 2
+    for name, found in runs.items():
+        # The driver makes the teacher before any trial begins.
+        label = (swept.name, trials[name]) if name in trials else ("small", None)
+        tags = found.data.tags
+        assert (tags["raykd.experiment"], tags.get("raykd.trial")) == label
+    assert len(runs) == len(trials) + 1
