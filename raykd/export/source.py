@@ -4,6 +4,7 @@ Its code is that of `raykd.models`: the network's builder, and what that uses.
 """
 
 import ast
+import importlib.machinery
 import importlib.util
 import itertools
 from functools import cache, partial
@@ -49,9 +50,17 @@ def source(model: str, classes: int) -> str | None:
     return text.replace(" -> Staged:", " -> nn.Module:").rstrip("\n") + "\n"
 
 
+class _Uncached(importlib.machinery.SourceFileLoader):
+    """Loader that leaves no folder of bytecode beside the file."""
+
+    def set_data(self, path: str, data: bytes, *, _mode: int = 0o666) -> None:
+        """Write nothing."""
+
+
 def module_at(path: Path) -> ModuleType:
     """A file that this process has just written, as a module."""
-    spec = importlib.util.spec_from_file_location(f"exported_{path.stem}", path)
+    name = f"exported_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
     assert spec is not None and spec.loader is not None, f"{path} is no file of Python"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

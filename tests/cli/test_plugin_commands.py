@@ -59,7 +59,7 @@ def test_the_plugin_of_the_page_has_some_25_lines(shown):
 
 def test_the_plugin_of_the_page_trains_from_a_cache(finished):
     _, row = finished
-    assert (row["model"], row["method"]) == ("two_layers", "brier_kd")
+    assert (row["network"], row["method"]) == ("two_layers", "brier_kd")
 
 
 @pytest.mark.slow

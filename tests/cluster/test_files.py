@@ -235,7 +235,8 @@ def test_the_image_is_made_of_what_there_is():
     text = "\n".join(lines)
     extras = re.search(r'--constraint constraints.txt +"\.\[([a-z,]+)\]"', text)
     assert extras and {*extras[1].split(",")} == {*project["project"]["optional-dependencies"]} - {
-        "dev"
+        "dev",
+        "docs",
     }
     assert "USER ray" in lines and "ENV HOME=/home/ray" in text
     assert "/opt/" not in text  # login shells, which `ray up` uses, forget PATH
