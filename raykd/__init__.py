@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raykd import register
     from raykd.api.caches import Cache
     from raykd.api.experiment import Data, Experiment, Student, Teacher, load
+    from raykd.api.group import train_here
     from raykd.api.packs import pack
     from raykd.api.results import Results, StudentResult
     from raykd.api.work import cache, plan, results, run, sweep
@@ -54,6 +55,7 @@ _HOME = {  # public name -> its module
     "results": "raykd.api.work",
     "run": "raykd.api.work",
     "sweep": "raykd.api.work",
+    "train_here": "raykd.api.group",
     "CacheCorrupt": "raykd.core.errors",
     "CacheMismatch": "raykd.core.errors",
     "ConfigError": "raykd.core.errors",
@@ -91,6 +93,7 @@ __all__ = [
     "results",
     "run",
     "sweep",
+    "train_here",
 ]
 
 

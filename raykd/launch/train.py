@@ -5,9 +5,9 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -53,6 +53,7 @@ from raykd.training.runs import train
 # An elastic group shrinks when it could not start for this many seconds.
 _SHRINKS_AFTER = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
 _PAUSE_SECONDS = 1.0  # before another try: workers end with their controller
+T = TypeVar("T")
 REPORT_SECONDS = 5.0  # between two reports to Ray Train
 _GROWS_AFTER = 30.0  # seconds between two looks for more room
 _ORPHANS_SECONDS = 2.0  # between two looks for placement groups of dead controllers
@@ -184,12 +185,19 @@ def _train_func(config: dict[str, Any]) -> None:
     scale: Scale = config["scale"]
     torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
-    store, run = Store(config["store"], scale.local_gb), config["run"]
+    store = Store(config["store"], scale.local_gb)
     store.stand(made=True)
+    train_in_group(store, config["run"], scale, Labels(*config["labels"]))
+
+
+def train_in_group(store: Store, run: Training, scale: Scale, labels: Labels) -> None:
+    """Train on this worker of a group that Ray Train has set up; every worker of it calls this.
+
+    Each epoch's numbers are reported to Ray Train. The artefact is finished by rank 0.
+    """
     checkpoints = Checkpoints.of(store, store.path(run), scale)
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
-    labels = Labels(*config["labels"])
     loggers = (Prometheus(*labels, rank), TrainReports(device, rank))
     if rank:
         log = RunLog(run, loggers)
@@ -197,6 +205,14 @@ def _train_func(config: dict[str, Any]) -> None:
         log = run_log(store, run, scale.track, *loggers, labels=labels)
     with contextlib.closing(NodeNotice()) as notice:
         train(store, run, group_host(checkpoints, device, log, scale, notice))
+
+
+def on_first_worker(work: Callable[[], T]) -> T:
+    """The value of some work that the first worker of a group does before the others do it."""
+    first = ray.train.get_context().get_world_rank() == 0
+    value = work() if first else None
+    dist.barrier()
+    return work() if value is None else value
 
 
 class TrainReports:
