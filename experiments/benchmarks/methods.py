@@ -51,7 +51,7 @@ from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build, measure, parameter_count
 from raykd.recipes import Optim
 from raykd.teachers.source import LiveTeacher, Source, SourceByLook
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.learner import Learner
 from raykd.training.memory import keep_freed_memory
 from raykd.training.optim import build_optimiser
@@ -170,7 +170,7 @@ def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as every process of ours that trains
     bench = Bench(torch.device(device), pairs, 0.01 if quick else 0.03)
-    say = Teller().say
+    say = Terminal().say
     costs: list[Cost] = []
     losses: list[Row] = []
     memory: list[Row] = []

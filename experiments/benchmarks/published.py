@@ -35,7 +35,7 @@ from raykd.launch.executor import execute
 from raykd.methods.label_only import LabelOnly
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.memory import keep_freed_memory
 from raykd.training.microbenchmark import forward_of
 from raykd.training.runs import local_host, train
@@ -72,7 +72,7 @@ def _rows(folder: Path, student: str, steps: int, pairs: int) -> Iterator[Row]:
     """The ratios of one student."""
     store = Store(folder / "store")
     run = _recipe(store, folder, student, steps * BATCH)
-    execute(Experiment("bench", (run,), Scale()), store, Teller(quiet=True), students=False)
+    execute(Experiment("bench", (run,), Scale()), store, Terminal(quiet=True), students=False)
     assert run.teacher is not None
     forward = forward_of(run.teacher, run.data, BATCH, torch.device("cpu"))
 

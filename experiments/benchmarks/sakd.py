@@ -21,7 +21,7 @@ from raykd.cli.shared import print_rows
 from raykd.methods import METHODS
 from raykd.methods.sakd import PAPER, SAKD
 from raykd.report.catalogue import markdown as as_markdown
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.memory import keep_freed_memory
 
 PAIRS = {  # teacher and student
@@ -69,7 +69,7 @@ def main(
         chosen, count, bases = ("resnet20-resnet8",), 1, PAPER[:2]
     torch.set_num_threads(1)
     keep_freed_memory()  # as every process of ours that trains
-    bench, say = Bench(torch.device(device), count, 0.03), Teller().say
+    bench, say = Bench(torch.device(device), count, 0.03), Terminal().say
     costs: list[Cost] = []
     for name in chosen or PAIRS:
         networks = Networks(PAIRS[name], bench.device)

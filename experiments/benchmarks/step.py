@@ -52,7 +52,7 @@ from raykd.methods.skd import SKD
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.hosts.base import EVERY_EPOCH, Host
 from raykd.training.hosts.group import GroupHost
@@ -132,7 +132,7 @@ class Bench:
         self.folder = folder
         self.size = size
         self.pairs = pairs
-        self.say = Teller().say
+        self.say = Terminal().say
         self.store = Store(folder / "store")
         self.say(f"making {size.images} images")
         random_images(folder / "images", size.images, TESTED)
@@ -141,7 +141,7 @@ class Bench:
         """A run of one epoch of `steps` steps, with its teacher and its cache in the store."""
         run = recipe(self.store, self.folder / "images", student, teacher, steps * BATCH)
         run = run.model_copy(update=changes)
-        quiet = Teller(quiet=True)
+        quiet = Terminal(quiet=True)
         execute(Experiment("bench", (run,), Scale()), self.store, quiet, students=False)
         return run
 

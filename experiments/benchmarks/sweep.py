@@ -33,7 +33,7 @@ from raykd.launch.cluster import connected
 from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import sweep
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.memory import keep_freed_memory
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -102,7 +102,7 @@ def cost(folder: Path, students: int, network: str, epochs: int) -> Row:
     def planned(method: str, size: dict[str, int] = whole) -> Experiment:
         return parse(COST.format(method=method, **values, **size), f"bench-{method}")
 
-    quiet, meter = Teller(quiet=True), Meter()
+    quiet, meter = Terminal(quiet=True), Meter()
     keep_freed_memory()
     here, parts = Store(folder / "here"), {}
     kd, alone = (resolve(planned(method), here) for method in ("kd", "label_only"))
@@ -149,7 +149,7 @@ def leak(folder: Path, trials: int) -> list[Row]:
     experiment = parse(TINY.format(seeds=list(range(trials))), "leak")
     with connected(experiment.scale, lambda text: None):
         watch = Watch(store.root)
-        swept = sweep(experiment, store, Teller())
+        swept = sweep(experiment, store, Terminal())
         watch.stop()
     assert swept.count("finished") == trials, "a trial failed"
     seen = [sample for sample in watch.samples if sample.trials >= min(8, trials // 4)]

@@ -30,7 +30,7 @@ from experiments.benchmarks.measure import put
 from raykd.data.loading.sampler import epoch_order
 from raykd.outputs.manifest import Manifest, Part, split, write_shard
 from raykd.outputs.reader import OutputsCache
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 from raykd.storage.store import Store
 from raykd.training.memory import keep_freed_memory
 
@@ -88,22 +88,22 @@ def main(rows: int, far: int, steps: int, busy: float, device: str, quick: bool)
     put(table)
 
 
-def _cache(place: Place) -> tuple[Store, Shelf]:
+def _cache(place: Place) -> tuple[Store, ShardFolder]:
     store = Store(place.url)
-    return store, Shelf(store, store.root / "caches" / "random")
+    return store, ShardFolder(store, store.root / "caches" / "random")
 
 
 def _filled(place: Place) -> Manifest:
     """A cache of random numbers, every view in two shards or more."""
     _, shelf = _cache(place)
-    shelf.workshop.mkdir(parents=True, exist_ok=True)
+    shelf.drafts.mkdir(parents=True, exist_ok=True)
     shards = []
     for view in range(EPOCHS):
         for part in split([Part(view, 0, place.rows)], -(-place.rows // 2)):
             generator = torch.Generator().manual_seed(view)
             values = torch.randn(len(part), CLASSES, generator=generator).sub_(4).half()
             columns = {"logits": values, "maximum": torch.zeros(len(part))}
-            shard = write_shard(shelf.workshop, part, columns)
+            shard = write_shard(shelf.drafts, part, columns)
             shelf.add(shard)
             shards.append(shard)
     return Manifest({}, "", place.rows, tuple(shards))

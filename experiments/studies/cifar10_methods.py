@@ -37,7 +37,7 @@ from raykd.methods import METHODS
 from raykd.recipes import StudentRun
 from raykd.report.catalogue import markdown as as_markdown
 from raykd.storage.store import Store, read_json, write_json
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.checkpointing import RESULT
 from raykd.training.memory import keep_freed_memory, peak_bytes
 from raykd.training.runs import local_host, train
@@ -110,11 +110,11 @@ def main(
     if quick:
         full, seeds, methods = "quick", 1, methods or ("label_only", "kd")
     torch.set_num_threads(1)
-    artefacts, teller = Store(store), Teller()
+    artefacts, terminal = Store(store), Terminal()
     known = [*(name for name in METHODS if name not in ("combine", "sakd")), *VARIANTS]
     labels = [label for label in known if not methods or label in methods]
     files = {label: _text(label, full, range(seeds), data) for label in labels}
-    rows, _ = complete("methods", files, artefacts, parallel, teller)
+    rows, _ = complete("methods", files, artefacts, parallel, terminal)
     table = [_row(artefacts, label, group) for label, group in rows.items()]
     put(table, markdown)
 
@@ -162,32 +162,32 @@ def recipe(
 
 
 def complete(
-    name: str, files: Mapping[_Row, str], store: Store, parallel: int, teller: Teller
+    name: str, files: Mapping[_Row, str], store: Store, parallel: int, terminal: Terminal
 ) -> tuple[dict[_Row, tuple[StudentRun, ...]], Experiment]:
     """The students of some experiment files, row by row, once all are trained."""
     rows = {row: parse(text, name) for row, text in files.items()}
     every = tuple(run for part in rows.values() for run in part.runs)
     first = next(iter(rows.values()))
-    experiment = resolve(replace(first, runs=every), store, teller.say)
-    with teller.showing():
-        execute(experiment, store, teller, students=False)
-        _preludes(store, experiment.runs, teller)
+    experiment = resolve(replace(first, runs=every), store, terminal.say)
+    with terminal.showing():
+        execute(experiment, store, terminal, students=False)
+        _preludes(store, experiment.runs, terminal)
         # Seed by seed, so that a table of what is there has every method.
         missing = (run for run in experiment.runs if not store.has(run))
-        _train(store, sorted(missing, key=lambda run: run.seed), parallel, teller)
+        _train(store, sorted(missing, key=lambda run: run.seed), parallel, terminal)
     runs = iter(experiment.runs)
     return {row: tuple(islice(runs, len(part.runs))) for row, part in rows.items()}, experiment
 
 
-def _preludes(store: Store, runs: Sequence[StudentRun], teller: Teller) -> None:
+def _preludes(store: Store, runs: Sequence[StudentRun], terminal: Terminal) -> None:
     """Train what comes before some methods' own training."""
     for prelude in dict.fromkeys(before for run in runs if (before := run.prelude())):
         if not store.has(prelude):
-            teller.say(f"{prelude.method.name}, seed {prelude.seed}")
+            terminal.say(f"{prelude.method.name}, seed {prelude.seed}")
             train(store, prelude, local_host(store, prelude, Scale()))
 
 
-def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Teller) -> None:
+def _train(store: Store, runs: Sequence[StudentRun], parallel: int, terminal: Terminal) -> None:
     """Train students, each in a new process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__"])  # or every student would import torch anew
@@ -196,7 +196,9 @@ def _train(store: Store, runs: Sequence[StudentRun], parallel: int, teller: Tell
         for number, task in enumerate(as_completed(tasks), 1):
             run = tasks[task]
             top1 = task.result()
-            teller.say(f"{number} of {len(runs)}: {run.method.label} seed {run.seed}: {top1:.2f} %")
+            terminal.say(
+                f"{number} of {len(runs)}: {run.method.label} seed {run.seed}: {top1:.2f} %"
+            )
 
 
 def _train_one(root: str, run: StudentRun) -> float:

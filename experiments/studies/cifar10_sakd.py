@@ -25,7 +25,7 @@ from raykd.recipes import StudentRun
 from raykd.report import gather, write_page
 from raykd.report.comparison import summarise
 from raykd.storage.store import Store, read_json
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.checkpointing import RESULT
 
 ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
@@ -58,7 +58,7 @@ def main(
     if quick:
         full, seeds, bases = "quick", 1, bases or ("at",)
     torch.set_num_threads(1)
-    artefacts, teller = Store(store), Teller()
+    artefacts, terminal = Store(store), Terminal()
     chosen = bases or PAPER
     arms = {base: _arms(base, full) for base in chosen}
     files = {
@@ -66,13 +66,13 @@ def main(
         for base, methods in arms.items()
         for arm, method in methods.items()
     }
-    rows, experiment = complete("cifar10_sakd", files, artefacts, parallel, teller)
+    rows, experiment = complete("cifar10_sakd", files, artefacts, parallel, terminal)
     put([_differences(artefacts, base, rows) for base in chosen], markdown)
     put([_row(artefacts, base, arm, group) for (base, arm), group in rows.items()], markdown)
     page = artefacts.root / "reports" / "cifar10_sakd.html"
     page.parent.mkdir(exist_ok=True)
     write_page(gather(artefacts, experiment), page)
-    teller.say(f"the report is {page}")
+    terminal.say(f"the report is {page}")
 
 
 def _arms(base: str, full: str | None) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from raykd.launch.sweep.driver import raise_failures, sweep
 from raykd.report import Report
 from raykd.report.types import Group
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 
 DIGITS = {
     "data": {"name": "digits", "holdout": 0.33, "limit": 100, "augment": {"pad": 1}},
@@ -83,17 +83,17 @@ def main(
     if quick:
         pairs, methods, seeds = pairs or PAIRS[data][0], "label_only,kd", 1
         overrides = ("run.optim.epochs=2", "run.teacher.optim.epochs=2", *overrides)
-    teller, artefacts = Teller(), Store(store)
+    terminal, artefacts = Terminal(), Store(store)
     chosen = pairs.split(",") if pairs else PAIRS[data]
     columns: dict[str, Report] = {}
     swept = []
-    with connected(Scale(), teller.say):
+    with connected(Scale(), terminal.say):
         for pair in chosen:
             experiment = planned(data, path, pair, methods.split(","), seeds, overrides)
-            teller.say(f"{pair}: {len(experiment.runs)} students")
-            swept.append(sweep(experiment, artefacts, teller))
+            terminal.say(f"{pair}: {len(experiment.runs)} students")
+            swept.append(sweep(experiment, artefacts, terminal))
             summary = report.gather_sweep(artefacts, resolve(experiment, artefacts))
-            teller.say(f"page: {report.publish(summary, artefacts)}")
+            terminal.say(f"page: {report.publish(summary, artefacts)}")
             columns[pair] = summary
     text = table(columns)
     artefacts.write(artefacts.root / "reports" / f"method_grid-{data}.md", f"{text}\n".encode())

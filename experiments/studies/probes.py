@@ -28,7 +28,7 @@ from raykd.prediction.lookup import by_fingerprint
 from raykd.recipes import AnyTeacher
 from raykd.storage.store import Store
 from raykd.tasks import Probe
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.probing import ProbeSets, probed
@@ -79,7 +79,7 @@ def _small_teacher(store: Store) -> str:
       method: kd
     """
     experiment = resolve(parse(text, "probes"), store)
-    execute(experiment, store, Teller(quiet=True), students=False)
+    execute(experiment, store, Terminal(quiet=True), students=False)
     (teacher,) = plan(experiment.students()).teachers
     return fingerprint(teacher)
 

@@ -48,7 +48,7 @@ from raykd.report.svg import draw, look
 from raykd.report.types import Summary
 from raykd.storage.atomic import write_atomic
 from raykd.storage.store import Store, read_json
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, inputs
 from raykd.training.cache_verify import SPOT_CHECK, compare
@@ -139,7 +139,7 @@ def main(
         raise ConfigError("--tiny and --full: two recipes were asked for; give one of them")
     torch.set_num_threads(1)
     keep_freed_memory()
-    teller, artefacts = Teller(), Store(store)
+    terminal, artefacts = Terminal(), Store(store)
     preset = TINY if tiny else FULL if full else SHORT
     preset = replace(preset, **{key: value for key, value in chosen.items() if value is not None})
     name = "views_study-" + ("digits" if tiny else "full" if full else "cifar10")
@@ -151,9 +151,9 @@ def main(
     runs = [run for arm in arms.values() for run in arm.students()]
     # Seed by seed, so that a study that is stopped has every arm.
     runs.sort(key=lambda run: run.seed)
-    experiment = resolve(replace(first, runs=tuple(runs)), artefacts, teller.say)
-    with teller.showing():
-        execute(experiment, artefacts, teller)
+    experiment = resolve(replace(first, runs=tuple(runs)), artefacts, terminal.say)
+    with terminal.showing():
+        execute(experiment, artefacts, terminal)
     page = report.publish(report.gather(artefacts, experiment), artefacts)
     study = Study(
         artefacts, {name: resolve(arm, artefacts).students() for name, arm in arms.items()}
@@ -171,7 +171,7 @@ def main(
     hidden = ("hardware", "fingerprints")
     print_rows([{key: row[key] for key in row if key not in hidden} for row in rows])
     click.echo(study.notes())
-    teller.say(f"page: {page}; beside it {name}.csv, .md and .svg")
+    terminal.say(f"page: {page}; beside it {name}.csv, .md and .svg")
 
 
 def planned(

@@ -1,7 +1,7 @@
 """Training inside the workers of somebody else's `ray.train.torch.TorchTrainer`."""
 
 from raykd.api.experiment import Keys, experiment_of, plain
-from raykd.api.work import Asked, Place, prepared, store_of
+from raykd.api.work import ExperimentLike, StoreLike, prepared, store_of
 from raykd.config.scale import Scale
 from raykd.config.shorthand import record
 from raykd.core.errors import ConfigError
@@ -12,7 +12,9 @@ from raykd.storage.store import Store
 from raykd.tracking.logger import Labels
 
 
-def train_here(student: Asked, store: Place = None, *, scale: Scale | Keys | None = None) -> None:
+def train_here(
+    student: ExperimentLike, store: StoreLike = None, *, scale: Scale | Keys | None = None
+) -> None:
     """Train one student together with the other workers of the group; every worker calls it.
 
         def train_func(config):
@@ -41,7 +43,7 @@ def train_here(student: Asked, store: Place = None, *, scale: Scale | Keys | Non
 
 
 def _prepared(
-    student: Asked, store: Place, scale: Scale | Keys | None
+    student: ExperimentLike, store: StoreLike, scale: Scale | Keys | None
 ) -> tuple[StudentRun, Store, Scale]:
     """The one student, with its images read, its store, and what a worker reads of a scale."""
     experiment = experiment_of(student)

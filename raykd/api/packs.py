@@ -21,7 +21,7 @@ from raykd.data.sources.files import Files
 from raykd.data.sources.pack_format import join_names
 from raykd.data.sources.tables import read_tables
 from raykd.storage.filesystem import is_url
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 
 _ROWS = 256  # images that are held at a time
 
@@ -50,11 +50,11 @@ def pack(
     Every image is asked for once, in order, and held twice on the disk for a while. The same images
     again find their shards there. Raises `DataError` where an item is none of these.
     """
-    teller, files = Teller(quiet=quiet), Files.at(str(folder))
+    terminal, files = Terminal(quiet=quiet), Files.at(str(folder))
     if isinstance(dataset, str | PathLike):
         location = str(dataset)
         read = SOURCES[source_of(location)](location)
-        _write(Packing(read, Files.at(location).describe(""), files), teller)
+        _write(Packing(read, Files.at(location).describe(""), files), terminal)
         return files.root
     names = getattr(dataset, "classes", None) if classes is None else [*classes]
     listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
@@ -70,15 +70,15 @@ def pack(
                 given = tuple(names) if listed and names else ()
                 labelled |= _spool(images, split, path, given, digest)
         read = replace(read_tables(temporary, labelled), stamp=digest.hexdigest())
-        _write(Packing(read, type(dataset).__name__, files), teller)
+        _write(Packing(read, type(dataset).__name__, files), terminal)
     return files.root
 
 
-def _write(packing: Packing, teller: Teller) -> None:
+def _write(packing: Packing, terminal: Terminal) -> None:
     """Make the shards in this process, with progress."""
     existing, done = packing.begin(), []
-    with teller.showing():
-        task = teller.task("packing", packing.images, "image")
+    with terminal.showing():
+        task = terminal.task("packing", packing.images, "image")
         for packed in packing.make_all(existing):
             done.append(packed)
             task.update(task.done + len(packed.part))

@@ -13,7 +13,7 @@ from raykd.report.text_table import as_text, table_of
 from raykd.storage.store import Store
 from raykd.tracking.console import clock
 from raykd.training.cache_builder import check_room
-from raykd.training.route_results import so_far
+from raykd.training.route_results import plannable
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Remaining:
 def remaining(experiment: Experiment, store: Store) -> Remaining:
     """The remaining work of a resolved experiment. Raises what `preflight` does."""
     preflight(experiment, store)
-    students, measured = so_far(store, experiment.runs)
+    students, measured = plannable(store, experiment.runs)
     missing = [student for student in students if not store.has(student)]
     work = plan_of(students, store.has, measured)
     todo = [teacher for teacher in work.teachers if not store.has(teacher)]

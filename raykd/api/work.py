@@ -28,23 +28,24 @@ from raykd.core.shutdown import terminable
 from raykd.planning.plan import plan as plan_of
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller, clock
+from raykd.tracking.console import Terminal, clock
 from raykd.training.inputs import serving
-from raykd.training.route_results import so_far
+from raykd.training.route_results import plannable
 
 if TYPE_CHECKING:  # Ray takes a second to import
     from raykd.api.caches import Cache
     from raykd.launch.executor import Outcome
     from raykd.launch.sweep.driver import Swept
 
-Asked: TypeAlias = Experiment | Student | StudentRun | str | PathLike[str]  # of the last, a file
-Place: TypeAlias = Store | str | PathLike[str] | None
+# Paths are those of files.
+ExperimentLike: TypeAlias = Experiment | Student | StudentRun | str | PathLike[str]
+StoreLike: TypeAlias = Store | str | PathLike[str] | None
 
 
 @terminable()
 def run(
-    experiment: Asked,
-    store: Place = None,
+    experiment: ExperimentLike,
+    store: StoreLike = None,
     *,
     workers: Workers | None = None,
     quiet: bool = False,
@@ -57,27 +58,27 @@ def run(
     """
     from raykd.launch.executor import execute
 
-    resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
+    resolved, storage, terminal = prepared(experiment, store, workers=workers, quiet=quiet)
     if resolved.space is not None and resolved.space.search:
         raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
-    say_recipe(resolved, teller)
-    with teller.showing():
-        outcome = execute(resolved, storage, teller)
+    say_recipe(resolved, terminal)
+    with terminal.showing():
+        outcome = execute(resolved, storage, terminal)
     summary = report.gather(storage, resolved)
-    page = published(summary, storage, teller)
+    page = published(summary, storage, terminal)
     reused = {kind: count for kind, count in outcome.reused.items() if count}
     if reused:
         counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
-        teller.say(f"reused from {storage.shown}: {counts}")
+        terminal.say(f"reused from {storage.shown}: {counts}")
     note = "" if page is None else f"; page: {page}"
-    teller.say(f"done in {clock(outcome.seconds)}{note}")
+    terminal.say(f"done in {clock(outcome.seconds)}{note}")
     return Results(summary, storage, page, outcome.made, outcome.reused, outcome.seconds)
 
 
 @terminable()
 def sweep(
-    experiment: Asked,
-    store: Place = None,
+    experiment: ExperimentLike,
+    store: StoreLike = None,
     *,
     fresh: bool = False,
     workers: Workers | None = None,
@@ -96,8 +97,8 @@ def sweep(
 
 
 def swept_results(
-    experiment: Asked,
-    store: Place = None,
+    experiment: ExperimentLike,
+    store: StoreLike = None,
     *,
     fresh: bool = False,
     workers: Workers | None = None,
@@ -106,23 +107,23 @@ def swept_results(
     """The results of a sweep, failed trials or not, and what its driver says of it."""
     from raykd.launch.sweep.driver import sweep as sweep_of
 
-    resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
-    say_recipe(resolved, teller)
-    swept = sweep_of(resolved, storage, teller, fresh=fresh)
+    resolved, storage, terminal = prepared(experiment, store, workers=workers, quiet=quiet)
+    say_recipe(resolved, terminal)
+    swept = sweep_of(resolved, storage, terminal, fresh=fresh)
     summary = report.gather_sweep(storage, resolved)
-    page = published(summary, storage, teller)
+    page = published(summary, storage, terminal)
     states = ("finished", "stopped", "failed")
     counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
-    teller.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
+    terminal.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
     note = "" if page is None else f"page: {page}; "
-    teller.say(f"{note}table: {swept.results}")
+    terminal.say(f"{note}table: {swept.results}")
     return Results(summary, storage, page, seconds=swept.seconds, grid=swept.grid), swept
 
 
 @terminable()
 def cache(
-    experiment: Asked,
-    store: Place = None,
+    experiment: ExperimentLike,
+    store: StoreLike = None,
     *,
     workers: Workers | None = None,
     quiet: bool = False,
@@ -136,8 +137,8 @@ def cache(
 
 
 def precomputed(
-    experiment: Asked,
-    store: Place = None,
+    experiment: ExperimentLike,
+    store: StoreLike = None,
     *,
     workers: Workers | None = None,
     quiet: bool = False,
@@ -146,11 +147,11 @@ def precomputed(
     from raykd.api.caches import Cache
     from raykd.launch.executor import execute
 
-    resolved, storage, teller = prepared(experiment, store, workers=workers, quiet=quiet)
-    with teller.showing():
-        outcome = execute(resolved, storage, teller, students=False)
-    teller.say(f"done in {clock(outcome.seconds)}")
-    students, measured = so_far(storage, resolved.runs)
+    resolved, storage, terminal = prepared(experiment, store, workers=workers, quiet=quiet)
+    with terminal.showing():
+        outcome = execute(resolved, storage, terminal, students=False)
+    terminal.say(f"done in {clock(outcome.seconds)}")
+    students, measured = plannable(storage, resolved.runs)
     jobs = plan_of(students, caches=measured).caches
     return outcome, [
         Cache(storage, serving(storage, job.run, job.views), job.views)
@@ -160,7 +161,7 @@ def precomputed(
 
 
 @terminable()
-def plan(experiment: Asked, store: Place = None, *, quiet: bool = False) -> Remaining:
+def plan(experiment: ExperimentLike, store: StoreLike = None, *, quiet: bool = False) -> Remaining:
     """What a run would compute, write and take, before anything runs; on this machine.
 
     Steps of every network are timed for that, but nothing is kept. Raises what `run` would refuse.
@@ -171,34 +172,38 @@ def plan(experiment: Asked, store: Place = None, *, quiet: bool = False) -> Rema
 
 @terminable()
 def results(
-    experiment: Asked, store: Place = None, *, baseline: str | None = None, quiet: bool = False
+    experiment: ExperimentLike,
+    store: StoreLike = None,
+    *,
+    baseline: str | None = None,
+    quiet: bool = False,
 ) -> Results:
     """What the store has of an experiment or its sweep so far; nothing is trained.
 
     baseline: label of the line that gains are over; default: label_only.
     """
-    resolved, storage, teller = prepared(experiment, store, quiet=quiet)
+    resolved, storage, terminal = prepared(experiment, store, quiet=quiet)
     summary = report.gather_sweep(storage, resolved, baseline)
-    return Results(summary, storage, published(summary, storage, teller))
+    return Results(summary, storage, published(summary, storage, terminal))
 
 
 def prepared(
-    experiment: Asked,
-    store: Place = None,
+    experiment: ExperimentLike,
+    store: StoreLike = None,
     *,
     workers: Workers | None = None,
     quiet: bool = False,
-) -> tuple[files.Experiment, Store, Teller]:
+) -> tuple[files.Experiment, Store, Terminal]:
     """The experiment with its data read, its store, and a console for progress."""
-    parsed, teller = experiment_of(experiment).parsed, Teller(quiet=quiet)
+    parsed, terminal = experiment_of(experiment).parsed, Terminal(quiet=quiet)
     if workers is not None:
         scale = parsed.scale.plain() | {"workers": plain(workers)}
         parsed = replace(parsed, scale=record(Scale, scale, "experiment.scale"))
     storage = store_of(store, parsed.scale.local_gb)
-    return resolve(parsed, storage, teller.say), storage, teller
+    return resolve(parsed, storage, terminal.say), storage, terminal
 
 
-def store_of(place: Place, local_gb: float | None = None) -> Store:
+def store_of(place: StoreLike, local_gb: float | None = None) -> Store:
     """The store at a place; None: $RAYKD_STORE, or ./raykd-store."""
     if isinstance(place, Store):
         return place
@@ -207,7 +212,7 @@ def store_of(place: Place, local_gb: float | None = None) -> Store:
     )
 
 
-def published(summary: report.Report, store: Store, teller: Teller) -> Path | None:
+def published(summary: report.Report, store: Store, terminal: Terminal) -> Path | None:
     """Write the page of a report into the store; its path, or None after a message with the reason.
 
     A store that can only be read has its tables all the same.
@@ -215,16 +220,16 @@ def published(summary: report.Report, store: Store, teller: Teller) -> Path | No
     try:
         return report.publish(summary, store)
     except (NoRoom, Unreachable) as error:
-        teller.say(f"no page is written: {error}")
+        terminal.say(f"no page is written: {error}")
         return None
 
 
-def say_recipe(experiment: files.Experiment, teller: Teller) -> None:
+def say_recipe(experiment: files.Experiment, terminal: Terminal) -> None:
     """Show the experiment in full: the first student, and the keys in which the others differ."""
     runs = [files.basis(run).plain() for run in experiment.runs]
     if not runs:
         raise ConfigError("experiment.grid: no student is left")
-    teller.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
+    terminal.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
     text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
     text = printable_lines(text.rstrip())
-    teller.console.print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
+    terminal.console.print(text, markup=False, highlight=False, soft_wrap=True, style="dim")

@@ -11,7 +11,7 @@ from raykd.cli.shared import JSON, print_json, speaking
 
 if TYPE_CHECKING:
     from raykd.data.packing import Packed, Packing
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
 
 
 @click.command()
@@ -74,13 +74,13 @@ def pack(
     from raykd.data.sources import SOURCES
     from raykd.data.sources.files import Files
     from raykd.data.sources.hub_datasets import fetched, is_on_hub
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
 
-    teller = Teller()
+    terminal = Terminal()
     started = time.monotonic()
     root = None if source == "-" else fetched(source)
     kind = name or ("hf" if is_on_hub(source) else source_of(source))
-    teller.say(f"looking for the images of {source} ({kind})")
+    terminal.say(f"looking for the images of {source} ({kind})")
     dataset = SOURCES[kind](root, labels=labels == "classes")
     packing = Packing(
         dataset,
@@ -95,8 +95,8 @@ def pack(
     unread = sorted(dataset.about.unread.items())
     if unread:
         kinds = ", ".join(f"{ascii(suffix)[1:-1]} {count:,}" for suffix, count in unread)
-        teller.say(f"files that are not read: {kinds}")
-    teller.say(
+        terminal.say(f"files that are not read: {kinds}")
+    terminal.say(
         f"{packing.images:,} images {_classes_of(dataset.names)}, "
         f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
         + (f", of which {complete} are there" if complete else "")
@@ -106,15 +106,15 @@ def pack(
         from raykd.launch.cluster import connected
         from raykd.launch.pool import make_shards
 
-        with connected(Scale(address=address), teller.say, workers):
-            packed, seconds = _followed(packing, make_shards(packing, existing, workers), teller)
+        with connected(Scale(address=address), terminal.say, workers):
+            packed, seconds = _followed(packing, make_shards(packing, existing, workers), terminal)
     else:
-        packed, seconds = _followed(packing, packing.make_all(existing), teller)
+        packed, seconds = _followed(packing, packing.make_all(existing), terminal)
     summary = _summary(packing, packing.finish(packed), packed, seconds)
     if as_json:
         print_json(summary | {"seconds": time.monotonic() - started})
     else:
-        _say_done(teller, packing, summary)
+        _say_done(terminal, packing, summary)
 
 
 def _classes_of(names: Sequence[str]) -> str:
@@ -122,19 +122,19 @@ def _classes_of(names: Sequence[str]) -> str:
 
 
 def _followed(
-    packing: "Packing", shards: Iterable["Packed"], teller: "Teller"
+    packing: "Packing", shards: Iterable["Packed"], terminal: "Terminal"
 ) -> tuple[list["Packed"], float]:
     """Make the pack, with progress on the console."""
     packed, done, volume, started = [], 0, 0, time.monotonic()
-    with teller.showing():
-        task = teller.task("packing", packing.images, "image")
+    with terminal.showing():
+        task = terminal.task("packing", packing.images, "image")
         for pack_part in shards:
             packed.append(pack_part)
             done += len(pack_part.part)
             volume += pack_part.shard.bytes
             task.update(done, f"{volume / (time.monotonic() - started) / 1e6:.0f} MB/s")
             for fault in pack_part.bad if packing.skip_bad else ():
-                teller.say(f"left out: {fault}")
+                terminal.say(f"left out: {fault}")
     return packed, time.monotonic() - started
 
 
@@ -157,18 +157,18 @@ def _summary(
     }
 
 
-def _say_done(teller: "Teller", packing: "Packing", summary: dict[str, Any]) -> None:
+def _say_done(terminal: "Terminal", packing: "Packing", summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{rows:,} {split}" for split, rows in summary["images"].items())
     speed = (
         f"{summary['made']} made now: {summary['images_per_second']:,.0f} images/s, "
         f"{summary['bytes_per_second'] / 1e6:,.0f} MB/s"
     )
-    teller.say(
+    terminal.say(
         f"{counts} images, {summary['bytes'] / 1e6:,.1f} MB in {summary['shards']} shards, "
         + (speed if summary["made"] else "which were all there, and are whole")
     )
     if summary["skipped"]:
-        teller.say(f"{summary['skipped']:,} files that are no images were left out")
+        terminal.say(f"{summary['skipped']:,} files that are no images were left out")
     click.echo(f"data: {{path: {json.dumps(packing.files.root)}}}")
     labels = "" if packing.dataset.names else "labels: none, "
     click.echo(f"run: {{data: {{name: table, {labels}stream: {{}}}}}}")

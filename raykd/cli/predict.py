@@ -63,27 +63,27 @@ def predict(
         raise ConfigError("--json --csv: choose one of them")
     from raykd.prediction import load
     from raykd.prediction.image_paths import image_paths
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
     from raykd.training.runs import default_device
 
     pictures = image_paths(paths)
     storage, runs, _ = finished_networks(student, (), store)
     check_one(student, runs)
     predictor = load(storage, runs[0]).to(default_device())
-    teller, faults = Teller(), 0
+    terminal, faults = Terminal(), 0
 
     def answers() -> "Iterable[Prediction]":
         nonlocal faults
-        task = teller.task("predict", len(pictures), "image")
+        task = terminal.task("predict", len(pictures), "image")
         stream = predictor.stream(pictures, batch, top, skip_bad=skip_bad)
         for number, prediction in enumerate(stream, start=1):
             if prediction.fault is not None:
                 faults += 1
-                teller.say(prediction.fault)
+                terminal.say(prediction.fault)
             task.update(number)
             yield prediction
 
-    with teller.showing():
+    with terminal.showing():
         if as_json:
             for prediction in answers():
                 click.echo(json.dumps(_plain(prediction)))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
     from raykd.config.experiment import Experiment
     from raykd.report import Report
     from raykd.storage.store import Store
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
 
 
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -88,7 +88,7 @@ def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None
 
 def resolved_experiment(
     path: Path, overrides: tuple[str, ...], store: str
-) -> tuple["Experiment", "Store", "Teller"]:
+) -> tuple["Experiment", "Store", "Terminal"]:
     """The experiment with its data read, its store, and a console for progress."""
     from raykd.api import work
     from raykd.api.experiment import load
@@ -96,11 +96,11 @@ def resolved_experiment(
     return work.prepared(load(path, *overrides), store)
 
 
-def published(summary: "Report", store: "Store", teller: "Teller") -> Path | None:
+def published(summary: "Report", store: "Store", terminal: "Terminal") -> Path | None:
     """Write the page of a report into the store; its path, or None after a message."""
     from raykd.api import work
 
-    return work.published(summary, store, teller)
+    return work.published(summary, store, terminal)
 
 
 def wide_console() -> Console:

@@ -74,7 +74,7 @@ def verify(
     from raykd.storage.store import Store
     from raykd.training.inputs import serving
     from raykd.training.integrity import audit, audit_of
-    from raykd.training.route_results import so_far
+    from raykd.training.route_results import plannable
 
     caches = None
     storage = Store(store)
@@ -84,7 +84,7 @@ def verify(
         artefacts = audit(storage)
     else:
         resolved, searched, _ = resolved_experiment(experiment, overrides, store)
-        students, measured = so_far(searched, resolved.runs)
+        students, measured = plannable(searched, resolved.runs)
         work = plan_of(students, caches=measured)
         trained = (*work.teachers, *work.preludes, *work.students, *resolved.searches())
         artefacts = audit_of(searched, trained)
@@ -143,9 +143,9 @@ def report_command(
     """Write the page of an experiment's results, finished or not, and print its table."""
     from raykd import report
 
-    resolved, storage, teller = resolved_experiment(experiment, overrides, store)
+    resolved, storage, terminal = resolved_experiment(experiment, overrides, store)
     summary = report.gather_sweep(storage, resolved, baseline)
-    page = output if output is not None else published(summary, storage, teller)
+    page = output if output is not None else published(summary, storage, terminal)
     if output is not None:
         report.write_page(summary, output)
     if as_csv and not as_json:
@@ -155,7 +155,7 @@ def report_command(
     else:
         print_report(summary, as_json=as_json, page=page and str(page))
     if page is not None:
-        teller.say(f"page: {page}")
+        terminal.say(f"page: {page}")
 
 
 @click.command()

@@ -29,7 +29,7 @@ from raykd.core.plugins import load as load_plugin
 from raykd.core.record import Record
 from raykd.core.registry import nearest
 from raykd.methods import METHODS
-from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun
+from raykd.recipes import AnyStudent, PreludeRun, Search, SearchedStudent, StudentRun, TeacherRun
 from raykd.tasks import Features
 
 
@@ -66,7 +66,7 @@ class Experiment:
     """A named set of students, and how to carry them out."""
 
     name: str
-    runs: tuple[Asked, ...]  # for a search: the base alone
+    runs: tuple[AnyStudent, ...]  # for a search: the base alone
     scale: Scale
     where: Where = field(default_factory=Where)
     space: Space | None = None  # what the runs were laid out from, or are to be drawn from
@@ -81,7 +81,7 @@ class Experiment:
 
     def searches(self) -> tuple[Search, ...]:
         """The searches that are to find the routes of the others, each once."""
-        searches = (run.search for run in self.runs if isinstance(run, Sought))
+        searches = (run.search for run in self.runs if isinstance(run, SearchedStudent))
         return tuple(dict.fromkeys(searches))
 
     def workers(self, run: StudentRun | PreludeRun) -> Workers:
@@ -156,7 +156,7 @@ def from_tree(
         where = record(Where, tree.get("data") or {}, "experiment.data")
     with mistakes.collecting():
         scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
-    runs: list[Asked] = []
+    runs: list[AnyStudent] = []
     with mistakes.collecting():
         for run in combinations(tree["run"], grid, scale.grid_limit):
             with mistakes.collecting():
@@ -197,7 +197,7 @@ def _load_plugins(named: Any, folder: Path, mistakes: Mistakes) -> tuple[Plugin,
     return tuple(plugins)
 
 
-def _may_probe(runs: Iterable[Asked], space: Space | None) -> bool:
+def _may_probe(runs: Iterable[AnyStudent], space: Space | None) -> bool:
     """True where a student has a probe, or a search may draw one."""
     tasks = [basis(run).task for run in runs]
     drawn = any(axis.startswith("run.task") for axis in (space.search if space else ()))
@@ -226,9 +226,9 @@ def _check_parts(tree: dict[str, Any]) -> None:
         raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
 
 
-def basis(run: Asked) -> StudentRun:
+def basis(run: AnyStudent) -> StudentRun:
     """The student itself, or the one that a search trains."""
-    return run.search.student if isinstance(run, Sought) else run
+    return run.search.student if isinstance(run, SearchedStudent) else run
 
 
 def _matches(

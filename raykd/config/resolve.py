@@ -17,7 +17,7 @@ from raykd.data.sources.hub_datasets import is_on_hub
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
 from raykd.models.weights_import import WeightsImporter, configuration, is_path, portable_name
-from raykd.recipes import AnyTeacher, Asked, PanelRun, StudentRun, TeacherRun, Teaching
+from raykd.recipes import AnyStudent, AnyTeacher, PanelRun, StudentRun, TeacherRun, Teaching
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
@@ -191,13 +191,13 @@ def resolve(
                 "has seen"
             )
 
-    def asked(run: Asked) -> Asked:
+    def asked(run: AnyStudent) -> AnyStudent:
         if isinstance(run, StudentRun):
             return student(run)
         searched = student(run.search.student)
         return replace(run, search=run.search.model_copy(update={"student": searched}))
 
-    runs: list[Asked] = []
+    runs: list[AnyStudent] = []
     for run in experiment.runs:
         with mistakes.collecting():
             runs.append(asked(run))

@@ -18,7 +18,7 @@ from raykd.config.shorthand import read_student, record
 from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Record
 from raykd.core.registry import nearest
-from raykd.recipes import Asked, StudentRun
+from raykd.recipes import AnyStudent, StudentRun
 
 _Number = Annotated[float, Field(ge=-Limits.RATE, le=Limits.RATE)]
 _Whole = Annotated[int, Field(ge=-Limits.SEED, le=Limits.SEED)]
@@ -136,7 +136,7 @@ class Space:
             index = index * len(labels) + labels.index(config[axis])
         return index
 
-    def asked(self, config: Mapping[str, Scalar]) -> Asked:
+    def asked(self, config: Mapping[str, Scalar]) -> AnyStudent:
         """The student of one trial, from its label or number on every axis.
 
         Raises `ConfigError` if the values do not go together.
@@ -247,7 +247,7 @@ def _check_generations(space: Space) -> None:
         )
 
 
-def check_generation(asked: Asked) -> None:
+def check_generation(asked: AnyStudent) -> None:
     """Raise `ConfigError` if a student cannot be trained in a population."""
     if not isinstance(asked, StudentRun) or asked.route is not None or asked.after is not None:
         raise ConfigError(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from raykd.config.messages import explain
 from raykd.core.errors import ConfigError
 from raykd.methods import METHODS
-from raykd.recipes import RCO, Asked, Search, StudentRun
+from raykd.recipes import RCO, AnyStudent, Search, StudentRun
 
 # What an assistant has in common with its student where it does not say otherwise.
 _SHARED = (
@@ -31,7 +31,7 @@ _SHARED = (
 )
 
 
-def read_student(tree: dict[str, Any]) -> Asked:
+def read_student(tree: dict[str, Any]) -> AnyStudent:
     """Recipe that `run` of a file describes: a student, or one whose route has to be searched.
 
     Raises `ConfigError`, with every mistake on a line of its own.

@@ -25,10 +25,18 @@ from raykd.launch.units import ArtefactMaker, Local, Strategy, Unit
 from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
 from raykd.planning.preflight import check_disk, preflight
-from raykd.recipes import Asked, OutputsRun, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.recipes import (
+    AnyStudent,
+    OutputsRun,
+    Search,
+    SearchedStudent,
+    StudentRun,
+    TeacherRun,
+    Training,
+)
 from raykd.storage import locks
 from raykd.storage.store import Store
-from raykd.tracking.console import EpochLines, Teller, clock
+from raykd.tracking.console import EpochLines, Terminal, clock
 from raykd.tracking.jsonl import following
 from raykd.tracking.logger import Labels, Logger
 from raykd.training.cache_builder import CacheBuild, check_room, needed_bytes
@@ -66,7 +74,7 @@ class Outcome:
 
 
 def execute(
-    experiment: Experiment, store: Store, teller: Teller, *, students: bool = True
+    experiment: Experiment, store: Store, terminal: Terminal, *, students: bool = True
 ) -> Outcome:
     """Make every artefact of a resolved experiment that the store lacks.
 
@@ -81,7 +89,7 @@ def execute(
             return experiment.teacher_workers(run)
         return experiment.workers(run)
 
-    executor = Executor(store, experiment.scale, teller, workers, name=experiment.name)
+    executor = Executor(store, experiment.scale, terminal, workers, name=experiment.name)
     return executor.make(experiment.runs, students=students)
 
 
@@ -97,7 +105,7 @@ class Executor:
         self,
         store: Store,
         scale: Scale,
-        teller: Teller,
+        terminal: Terminal,
         workers: Callable[[Training], Workers],
         *,
         name: str = "",
@@ -118,9 +126,9 @@ class Executor:
         train_callbacks: callbacks for Ray Train's controller, for a training on several workers.
         survey: read every shard of a cache once, to find damaged ones; else trust its manifest.
         """
-        self._store, self._scale, self._teller, self._workers = store, scale, teller, workers
+        self._store, self._scale, self._terminal, self._workers = store, scale, terminal, workers
         self._name, self._trial = name, trial
-        self._lock = lock or functools.partial(locks.held, store, role="maker", say=teller.say)
+        self._lock = lock or functools.partial(locks.held, store, role="maker", say=terminal.say)
         self._notice, self._loggers, self._train_callbacks = notice, loggers, train_callbacks
         self._survey = survey
         # While `make` runs:
@@ -133,7 +141,7 @@ class Executor:
         self._pool: Pool | None = None
         self._connected = False
 
-    def make(self, runs: Iterable[Asked], *, students: bool = True) -> Outcome:
+    def make(self, runs: Iterable[AnyStudent], *, students: bool = True) -> Outcome:
         """Make students with all that they need; with `students` False stop after their caches.
 
         Finished artefacts are kept: the same call continues one that was interrupted. A failure
@@ -153,9 +161,9 @@ class Executor:
 
     # Rounds and layers
 
-    def _make_in_rounds(self, requests: Sequence[Asked]) -> None:
+    def _make_in_rounds(self, requests: Sequence[AnyStudent]) -> None:
         """Make the students whose route is known, and find the routes of the others on the way."""
-        searches = dict.fromkeys(run.search for run in requests if isinstance(run, Sought))
+        searches = dict.fromkeys(run.search for run in requests if isinstance(run, SearchedStudent))
         runs = [run for run in requests if isinstance(run, StudentRun)]
         stages = {search: self._next_stage(search) for search in searches}
         caches = [cache for search, stage in stages.items() if stage for cache in measures(search)]
@@ -175,11 +183,13 @@ class Executor:
             return next_stage(self._store, search)
         return None
 
-    def _students_on_found_routes(self, requests: Sequence[Asked]) -> list[StudentRun]:
+    def _students_on_found_routes(self, requests: Sequence[AnyStudent]) -> list[StudentRun]:
         students = []
         for run in requests:
             with self._collecting():
-                students.append(route_found(self._store, run) if isinstance(run, Sought) else None)
+                students.append(
+                    route_found(self._store, run) if isinstance(run, SearchedStudent) else None
+                )
         return [student for student in students if student is not None]
 
     def _make_runs(self, runs: Sequence[StudentRun], caches: Sequence[OutputsRun]) -> None:
@@ -222,7 +232,7 @@ class Executor:
         """Finish an artefact that is whole but for its marker, though nothing may need it."""
         with self._collecting():
             if not self._store.has(run) and finish_again(self._store, run):
-                self._teller.say(
+                self._terminal.say(
                     f"{self._store.where(self._store.path(run))} is whole but for its marker, "
                     "which is written again; nothing is trained"
                 )
@@ -285,17 +295,17 @@ class Executor:
             from raykd.launch.capacity import await_room, reporting_losses
             from raykd.launch.train import fit
 
-            need = (self._scale, least(workers), describe(run), self._teller.say)
+            need = (self._scale, least(workers), describe(run), self._terminal.say)
             await_room(*need)
             count = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
-            self._teller.say(f"{describe(run)}: starting {count} workers with Ray Train")
+            self._terminal.say(f"{describe(run)}: starting {count} workers with Ray Train")
             labels = Labels(self._name, self._trial)
             with reporting_losses(*need):
                 fit(self._store, run, workers, self._scale, self._train_callbacks(run), labels)
 
     def _progress(self, run: Training) -> AbstractContextManager[None]:
         """Context manager: show a run's epochs while it is trained."""
-        return following(self._store, run, EpochLines(self._teller, describe(run)))
+        return following(self._store, run, EpochLines(self._terminal, describe(run)))
 
     # Caches
 
@@ -316,7 +326,7 @@ class Executor:
 
     def _fill_missing(self, job: CacheJob) -> None:
         survey = functools.partial(
-            CacheBuild, self._store, job.run, job.views, self._teller.say
+            CacheBuild, self._store, job.run, job.views, self._terminal.say
         )  # reads every shard of the cache once
         build, manifest = None, manifest_of(self._store, job.run)
         if self._survey:
@@ -341,7 +351,7 @@ class Executor:
         check_room(self._store, needed_bytes(run, rows))
         outputs = "logits" if run.logits else "embeddings"
         label = f"cache of {run.teacher.model}'s {run.split} {outputs}, epoch {run.anchor}"
-        task = self._teller.task(label, rows, "row")
+        task = self._terminal.task(label, rows, "row")
         started = time.monotonic()
         units = [
             Unit("shard", (run, part), f"view {part.view}, rows {part.start} to {part.stop}")
@@ -358,7 +368,7 @@ class Executor:
         check = Unit("compare", (run, SPOT_CHECK), "comparison with the live teacher")
         [(_, comparison)] = self._run([check])
         seconds = time.monotonic() - started
-        self._teller.say(
+        self._terminal.say(
             f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
             f"{comparison.rows} of them asked again: largest difference {comparison.difference:.1g}"
         )
@@ -391,14 +401,14 @@ class Executor:
                 return False
             if self._store.has(search):
                 lost = self._store.where(self._store.path(search) / DECISIONS)
-                self._teller.say(f"{lost} of a finished search is missing; it measures anew")
+                self._terminal.say(f"{lost} of a finished search is missing; it measures anew")
             student = search.student
             with self._held(search):
                 unit = Unit("decide", (search,), f"the next anchor of {describe(student)}")
                 [_] = self._run([unit])
             decisions = read_decisions(self._store, search)
             route = ", ".join(map(str, anchors_of(search, decisions)))
-            self._teller.say(f"anchors of {student.method.label} {student.model} so far: {route}")
+            self._terminal.say(f"anchors of {student.method.label} {student.model} so far: {route}")
             return not is_complete(search, decisions)
         return False
 
@@ -406,13 +416,13 @@ class Executor:
 
     def _say_accuracy(self, teachers: Iterable[TeacherRun]) -> None:
         """Say how often teachers are right, before students learn from them."""
-        if self._teller.console.quiet:
+        if self._terminal.console.quiet:
             return
         for teacher in teachers:
             if self._store.has(teacher):
                 with self._collecting():
                     for line in filter(None, teacher_said(self._store, teacher)):
-                        self._teller.say(line)
+                        self._terminal.say(line)
 
     def _announce(self, work: Plan) -> None:
         """Say how much there is to train."""
@@ -423,7 +433,7 @@ class Executor:
         todo = ", ".join(f"{count} {kind}" for kind, count in _counts(missing).items() if count)
         reused = _counts(self._reused)
         there = ", ".join(f"{n} {kind}" for kind, n in reused.items() if kind != "caches")
-        self._teller.say(f"to train: {todo or 'nothing'}; in the store: {there}")
+        self._terminal.say(f"to train: {todo or 'nothing'}; in the store: {there}")
 
     # Locks, strategies, the cluster
 
@@ -457,7 +467,9 @@ class Executor:
 
             url, scale, name = self._store.url, self._scale, self._name
             plugins = loaded()  # unpickled with the rest, which loads them there
-            pool = Pool(lambda: artefact_maker(url, scale, name, plugins), scale, self._teller.say)
+            pool = Pool(
+                lambda: artefact_maker(url, scale, name, plugins), scale, self._terminal.say
+            )
             self._pool = self._stack.enter_context(pool)
         return self._pool
 
@@ -471,7 +483,7 @@ class Executor:
         if not self._connected:
             from raykd.launch.cluster import connected
 
-            self._stack.enter_context(connected(self._scale, self._teller.say, processors))
+            self._stack.enter_context(connected(self._scale, self._terminal.say, processors))
             self._connected = True
 
     @contextlib.contextmanager

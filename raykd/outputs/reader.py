@@ -21,7 +21,7 @@ from raykd.core.futures import begun
 from raykd.core.types import CACHEABLE, Outputs, Signal
 from raykd.outputs.codecs import Codec, codec_of
 from raykd.outputs.manifest import Manifest, Shard, check_identity, read_manifest
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 from raykd.storage import arrow
 
 _Columns = list[dict[str, Tensor]]  # one entry per shard of a view, or one for all of them
@@ -38,7 +38,7 @@ class OutputsCache:
         folder: Path,
         manifest: Manifest,
         device: torch.device | str = "cpu",
-        shelf: Shelf | None = None,
+        shelf: ShardFolder | None = None,
     ) -> None:
         """`shelf` brings shards to this node; without one they are in the folder."""
         self.folder = folder
@@ -66,7 +66,7 @@ class OutputsCache:
         weights: str,
         views: Iterable[int],
         device: torch.device | str = "cpu",
-        shelf: Shelf | None = None,
+        shelf: ShardFolder | None = None,
     ) -> "OutputsCache":
         """The cache in `folder`, after a check of its recipe and its views.
 

@@ -23,7 +23,7 @@ _AT_ONCE = 4  # shards that are fetched at a time: one stream does not fill a fa
 _AGAIN = "`raykd precompute` makes it again"
 
 
-class Shelf:
+class ShardFolder:
     """The shard files of the cache in `folder`."""
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -31,24 +31,24 @@ class Shelf:
         self._node_cache = store.node_cache
         self._bound = store.local_bytes
         # Where shards lie before their upload, so that no process removes them to make room.
-        self.workshop = folder if store.node_cache is None else folder / ".making"
+        self.drafts = folder if store.node_cache is None else folder / ".making"
         if store.node_cache is not None:
-            make_folder(self.workshop)
+            make_folder(self.drafts)
 
     def add(self, shard: Shard) -> None:
-        """Upload a shard that was written into the workshop, and keep it here as a copy."""
+        """Upload a shard that was written into the drafts, and keep it here as a copy."""
         if self._node_cache is None:
             return
         path = self.folder / shard.name
-        self._node_cache.push(self.workshop / shard.name, path)
+        self._node_cache.push(self.drafts / shard.name, path)
         with self._node_cache.lock("shards"):
             self._make_room(shard.bytes, {path})
-            os.replace(self.workshop / shard.name, path)
+            os.replace(self.drafts / shard.name, path)
             _used(path)
 
     def survey(self) -> tuple[list[Shard], list[str]]:
         """The whole shards, and messages about damaged ones, which are removed."""
-        good, bad = whole_shards(self.workshop)
+        good, bad = whole_shards(self.drafts)
         for path in bad:
             path.unlink()
         messages = [f"{path}: the shard was truncated or altered" for path in bad]

@@ -12,7 +12,7 @@ from raykd.recipes import OutputsRun, StudentRun, training_of
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
 from raykd.training.inputs import serving
-from raykd.training.route_results import so_far
+from raykd.training.route_results import plannable
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def missing_bytes(experiment: Experiment, store: Store) -> int:
 
     Raises `CacheCorrupt` or `CacheMismatch` where a manifest is damaged, or of another recipe.
     """
-    students, measured = so_far(store, experiment.runs)
+    students, measured = plannable(store, experiment.runs)
     jobs = plan(students, store.has, measured).caches
     return sum(needed_bytes(job.run, missing_rows(store, job)) for job in jobs)
 

@@ -5,7 +5,7 @@ value, so a change in the teacher's learning rate changes the name of everything
 """
 
 from raykd.recipes.optim import Optim
-from raykd.recipes.rco import RCO, Search, Sought
+from raykd.recipes.rco import RCO, Search, SearchedStudent
 from raykd.recipes.student import (
     AnyTeacher,
     OutputsRun,
@@ -19,14 +19,14 @@ from raykd.recipes.teacher import TeacherRun
 
 __all__ = [
     "RCO",
+    "AnyStudent",
     "AnyTeacher",
-    "Asked",
     "Optim",
     "OutputsRun",
     "PanelRun",
     "PreludeRun",
     "Search",
-    "Sought",
+    "SearchedStudent",
     "StudentRun",
     "TeacherRun",
     "Teaching",
@@ -35,4 +35,4 @@ __all__ = [
 ]
 
 Training = TeacherRun | PreludeRun | StudentRun  # what the loop trains
-Asked = StudentRun | Sought  # what an experiment can ask for
+AnyStudent = StudentRun | SearchedStudent  # what an experiment can ask for

@@ -71,7 +71,7 @@ class RCO(Record):
             return 1.6 if self.threshold is None else self.threshold
         return 1 + (0.8 if self.threshold is None else self.threshold)
 
-    def students(self, run: StudentRun) -> "StudentRun | Sought":
+    def students(self, run: StudentRun) -> "StudentRun | SearchedStudent":
         """The student that learns along the route, or the search that has to find the route first.
 
         A student with one anchor, or whose method reads no teacher, stays as it is. Raises
@@ -118,7 +118,7 @@ class RCO(Record):
             measure=measure,
             at_most=self.anchors,
         )
-        return Sought(search, self.stages)
+        return SearchedStudent(search, self.stages)
 
 
 class Search(Recipe):
@@ -159,7 +159,7 @@ class Search(Recipe):
 
 
 @dataclass(frozen=True)
-class Sought:
+class SearchedStudent:
     """The student of a route that a search still has to find."""
 
     search: Search

@@ -9,7 +9,7 @@ from raykd.data.dataset import open_split
 from raykd.data.recipe import Data, Split
 from raykd.data.transforms.augment import Augment
 from raykd.planning.plan import Plan, plan
-from raykd.recipes import Asked, Search, Sought, StudentRun, TeacherRun
+from raykd.recipes import AnyStudent, Search, SearchedStudent, StudentRun, TeacherRun
 from raykd.report.types import Cost, Run, Shared
 from raykd.storage.store import Store
 from raykd.training.inputs import served
@@ -21,7 +21,7 @@ _AT_ONCE = 8  # manifests that are read at a time
 def cost_of(
     store: Store,
     work: Plan,
-    students_of: Mapping[Asked, StudentRun | None],
+    students_of: Mapping[AnyStudent, StudentRun | None],
     search_students: Mapping[Search, Sequence[StudentRun]],
     runs_of: Mapping[Any, Run],
 ) -> Cost:
@@ -116,12 +116,12 @@ def _images(data: Data, split: Split) -> tuple[Data, Split]:
 
 
 def _needed(
-    runs: Sequence[Asked],
-    students_of: Mapping[Asked, StudentRun | None],
+    runs: Sequence[AnyStudent],
+    students_of: Mapping[AnyStudent, StudentRun | None],
     search_students: Mapping[Search, Sequence[StudentRun]],
 ) -> Plan:
     """Runs that finished students needed, with the searches for their routes."""
-    searches = [run.search for run in runs if isinstance(run, Sought)]
+    searches = [run.search for run in runs if isinstance(run, SearchedStudent)]
     students = [student for run in runs if (student := students_of[run]) is not None]
     students += [stage for search in searches for stage in search_students[search]]
     return plan(students, caches=[cache for search in searches for cache in measures(search)])

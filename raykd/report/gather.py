@@ -14,7 +14,15 @@ import numpy as np
 from raykd.config.experiment import Experiment, basis
 from raykd.core.record import fingerprint
 from raykd.planning.plan import plan
-from raykd.recipes import Asked, PreludeRun, Search, Sought, StudentRun, TeacherRun, Training
+from raykd.recipes import (
+    AnyStudent,
+    PreludeRun,
+    Search,
+    SearchedStudent,
+    StudentRun,
+    TeacherRun,
+    Training,
+)
 from raykd.report import baseline as references
 from raykd.report.comparison import summarise
 from raykd.report.cost import cost_of
@@ -28,11 +36,11 @@ from raykd.training.result import training_seconds
 from raykd.training.route_results import (
     anchors_of,
     is_complete,
+    plannable,
     read_decisions,
     route_found,
-    so_far,
 )
-from raykd.training.sweep_sheets import Sheet, asked_by, metric_of
+from raykd.training.sweep_sheets import Sheet, metric_of, with_drawn_students
 
 
 def gather(
@@ -49,7 +57,7 @@ def gather(
     `CacheCorrupt` where a finished run's result cannot be read.
     """
     student_of = {run: route_found(store, run) for run in dict.fromkeys(experiment.runs)}
-    routed, measured = so_far(store, experiment.runs)
+    routed, measured = plannable(store, experiment.runs)
     searches = experiment.searches()
     search_students = {search: _tried(store, search) for search in searches}
     work = plan(itertools.chain(routed, *search_students.values()), caches=measured)
@@ -105,7 +113,7 @@ def gather_sweep(store: Store, experiment: Experiment, baseline: str | None = No
 
     Raises what `gather` does.
     """
-    whole, sheets = asked_by(experiment, store)
+    whole, sheets = with_drawn_students(experiment, store)
     space = experiment.space
     if space is None or not sheets:
         return gather(store, whole, baseline=baseline)
@@ -155,9 +163,9 @@ def _best(trials: Sequence[Trial], sheets: Sequence[Sheet], mode: str) -> tuple[
     return tuple(str(min(line, key=place).fingerprint) for line in lines.values())
 
 
-def _alike(runs: Iterable[Asked]) -> list[list[Asked]]:
+def _alike(runs: Iterable[AnyStudent]) -> list[list[AnyStudent]]:
     """The runs that are equal but for their seeds, together."""
-    lines: dict[Asked, list[Asked]] = {}
+    lines: dict[AnyStudent, list[AnyStudent]] = {}
     for run in runs:
         lines.setdefault(_unseeded(run), []).append(run)
     return [*lines.values()]
@@ -165,21 +173,23 @@ def _alike(runs: Iterable[Asked]) -> list[list[Asked]]:
 
 def _unseeded(run: Any) -> Any:
     """A student with seed 0 throughout its stages, or the search for one; a teacher as it is."""
-    if isinstance(run, Sought):
+    if isinstance(run, SearchedStudent):
         student = _unseeded(run.search.student)
-        return Sought(run.search.model_copy(update={"student": student}), run.stages)
+        return SearchedStudent(run.search.model_copy(update={"student": student}), run.stages)
     if not isinstance(run, StudentRun):
         return run
     return run.model_copy(update={"seed": 0, "after": _unseeded(run.after)})
 
 
-def _line(runs: Sequence[Asked], student_of: Mapping[Asked, StudentRun | None]) -> dict[str, Any]:
+def _line(
+    runs: Sequence[AnyStudent], student_of: Mapping[AnyStudent, StudentRun | None]
+) -> dict[str, Any]:
     """The plain recipe of runs that are alike, with the search for its route.
 
     Without the route where searches with other seeds found other ones, or none yet.
     """
     first = runs[0]
-    if not isinstance(first, Sought):
+    if not isinstance(first, SearchedStudent):
         return _unseeded(first).plain()
     routes = {_unseeded(student_of[run]) for run in runs}
     student = routes.pop() if len(routes) == 1 else None
@@ -189,7 +199,7 @@ def _line(runs: Sequence[Asked], student_of: Mapping[Asked, StudentRun | None]) 
 
 def _named(
     role: str,
-    lines: Sequence[Sequence[TeacherRun | Asked]],
+    lines: Sequence[Sequence[TeacherRun | AnyStudent]],
     run_of: Mapping[Any, Run],
     metric: str,
 ) -> tuple[Group, ...]:
@@ -211,9 +221,9 @@ def _run(store: Store, recipe: Training) -> Run:
     return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
 
 
-def _sought(store: Store, run: Asked) -> Run:
+def _sought(store: Store, run: AnyStudent) -> Run:
     """A run whose route is still to be found."""
-    assert isinstance(run, Sought)
+    assert isinstance(run, SearchedStudent)
     student = run.search.student
     anchors = anchors_of(run.search, read_decisions(store, run.search))
     return Run(store.path(run.search).name, student.seed, student.plain(), None, (), anchors)

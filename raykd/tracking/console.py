@@ -29,23 +29,23 @@ LINE_SECONDS = 10.0  # least time between two lines of a task, in a log
 class Task:
     """Progress of one countable piece of work."""
 
-    def __init__(self, teller: "Teller", label: str, total: int, unit: str) -> None:
+    def __init__(self, terminal: "Terminal", label: str, total: int, unit: str) -> None:
         self.label = label
         self.total = total
         self.done = 0
-        self._teller = teller
+        self._terminal = terminal
         self._unit = unit
         self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and value of the first update
         self._bar: TaskID | None = None
-        if teller.bars is not None:
-            self._bar = teller.bars.add_task(printable(label), total=total, note="")
+        if terminal.bars is not None:
+            self._bar = terminal.bars.add_task(printable(label), total=total, note="")
 
     def update(self, done: int, note: str = "") -> None:
         """Move the bar; in a log, print a line at the end and at most every `LINE_SECONDS`."""
         self.done = done
-        if self._bar is not None and self._teller.bars is not None:
-            self._teller.bars.update(self._bar, completed=done, note=note)
+        if self._bar is not None and self._terminal.bars is not None:
+            self._terminal.bars.update(self._bar, completed=done, note=note)
             return
         now = time.monotonic()
         first, before = self._first = self._first or (now, done)
@@ -58,10 +58,10 @@ class Task:
             # Extrapolated from the first update on, so that the start of workers does not count.
             left = (now - first) * (self.total - done) / (done - before)
             parts.append(f"{clock(left)} left")
-        self._teller.say(", ".join(parts))
+        self._terminal.say(", ".join(parts))
 
 
-class Teller:
+class Terminal:
     """Output of a command for people: a terminal or a log."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
@@ -103,14 +103,14 @@ class Teller:
 class EpochLines:
     """Logger that shows the epochs of a training as a task of the terminal or the log."""
 
-    def __init__(self, teller: Teller, label: str) -> None:
-        self._teller = teller
+    def __init__(self, terminal: Terminal, label: str) -> None:
+        self._terminal = terminal
         self._label = label
         self._task: Task | None = None
 
     def begin(self, run: Training, history: Sequence[Metrics]) -> None:
         """Show the training, and how far it is."""
-        self._task = self._teller.task(self._label, run.optim.epochs, "epoch")
+        self._task = self._terminal.task(self._label, run.optim.epochs, "epoch")
         if history:
             self.epoch(run, history[-1])
 

@@ -20,7 +20,7 @@ from raykd.outputs.manifest import (
     split,
     write_manifest,
 )
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 from raykd.recipes import OutputsRun
 from raykd.storage.atomic import make_folder
 from raykd.storage.store import Store
@@ -54,7 +54,7 @@ class CacheBuild:
         previous = manifest_of(store, run)
         if previous is not None:
             check_identity(self.folder, previous, run.plain(), checksum)
-        self._shelf = Shelf(store, self.folder)
+        self._shelf = ShardFolder(store, self.folder)
         good, bad = self._shelf.survey()
         for text in bad:
             say(f"{text}; it is removed and computed again")

@@ -13,7 +13,7 @@ from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import OutputsCache
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.tasks import Features
@@ -238,5 +238,5 @@ def open_cache(
     """A cache with the outputs of a recipe in these views, whose look-ups answer on `device`."""
     run = serving(store, run, views)
     folder, checksum = store.path(run), weights.anchor_checksum(store, run)
-    shelf = None if store.node_cache is None else Shelf(store, folder)
+    shelf = None if store.node_cache is None else ShardFolder(store, folder)
     return OutputsCache.open(folder, run.plain(), checksum, views, device, shelf)

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, FiniteFloat, PlainSerializer, TypeAdapter
 
 from raykd.core.errors import CacheCorrupt
 from raykd.core.record import fingerprint
-from raykd.recipes import Asked, OutputsRun, Search, StudentRun
+from raykd.recipes import AnyStudent, OutputsRun, Search, StudentRun
 from raykd.storage.store import Store, first_line, read_json
 
 DECISIONS = "decisions.json"
@@ -106,7 +106,7 @@ def next_stage(store: Store, search: Search) -> StudentRun | None:
     return search.stage(anchors_of(search, decisions))
 
 
-def route_found(store: Store, run: Asked) -> StudentRun | None:
+def route_found(store: Store, run: AnyStudent) -> StudentRun | None:
     """The student itself, or the one along the route that its search found; None before that."""
     if isinstance(run, StudentRun):
         return run
@@ -115,7 +115,9 @@ def route_found(store: Store, run: Asked) -> StudentRun | None:
     return run.along(anchors_of(run.search, decisions)) if complete else None
 
 
-def so_far(store: Store, runs: Iterable[Asked]) -> tuple[list[StudentRun], list[OutputsRun]]:
+def plannable(
+    store: Store, runs: Iterable[AnyStudent]
+) -> tuple[list[StudentRun], list[OutputsRun]]:
     """The students that can be planned so far, and the caches that searches measure with.
 
     While a search is under way, its next stage stands for its student.

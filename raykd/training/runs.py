@@ -24,7 +24,7 @@ from raykd.data.loading.loader import Views
 from raykd.methods.label_only import LabelOnly
 from raykd.models.staged import Staged
 from raykd.outputs.manifest import GRAIN, Part, Shard
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 from raykd.outputs.shard_writer import compute_shard
 from raykd.recipes import OutputsRun, PreludeRun, StudentRun, TeacherRun, Training, training_of
 from raykd.storage import locks
@@ -177,8 +177,8 @@ class ShardMaker:
     def __init__(
         self, store: Store, run: OutputsRun, device: torch.device, scale: Scale = EVERY_EPOCH
     ) -> None:
-        self._shelf = Shelf(store, store.path(run))
-        self.folder = self._shelf.workshop
+        self._shelf = ShardFolder(store, store.path(run))
+        self.folder = self._shelf.drafts
         make_folder(self.folder)
         self.views = inputs.views_of(
             open_split(store, run.data, run.split), run.data, device, scale

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from raykd.config.experiment import Experiment, basis
 from raykd.core.errors import CacheCorrupt
 from raykd.core.record import fingerprint
-from raykd.recipes import Asked, Search, Sought, StudentRun
+from raykd.recipes import AnyStudent, Search, SearchedStudent, StudentRun
 from raykd.storage.store import Store, first_line, read_json
 from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import Amount
@@ -44,7 +44,7 @@ class Sheet:
     config: dict[str, Any]  # axis -> label or number
     session: str  # names the driver that started it last
     state: State = "running"
-    asked: Asked | None = None  # None if the values do not go together
+    asked: AnyStudent | None = None  # None if the values do not go together
     error: str | None = None
     seconds: float = 0.0  # since its start, waiting included
     last: dict[str, float] | None = None  # metrics of its last report
@@ -77,7 +77,7 @@ def metric_of(experiment: Experiment) -> str:
     return chosen or (f"validation_{headline}" if held_out else headline)
 
 
-def asked_by(experiment: Experiment, store: Store) -> tuple[Experiment, list[Sheet]]:
+def with_drawn_students(experiment: Experiment, store: Store) -> tuple[Experiment, list[Sheet]]:
     """A resolved experiment with the students of its sweep as runs, and the sheets so far.
 
     The students of a grid are all of its combinations, begun or not; those of a search are the
@@ -102,7 +102,7 @@ def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
     del value["asked"]
     if isinstance(asked, StudentRun):
         value["student"] = asked.plain()
-    elif isinstance(asked, Sought):
+    elif isinstance(asked, SearchedStudent):
         value["search"], value["stages"] = asked.search.plain(), asked.stages
     store.write_json(_path(store, name, sheet.trial), value)
 
@@ -219,12 +219,12 @@ def _read(path: Path) -> Sheet:
 
 
 def _sheet(written: _SheetFile) -> Sheet:
-    asked: Asked | None = None
+    asked: AnyStudent | None = None
     if written.student is not None:
         asked = StudentRun.read(written.student)  # pyright: ignore[reportAssignmentType]
     elif written.search is not None:
         search = Search.read(written.search)
-        asked = Sought(search, written.stages or "multi_stage")  # pyright: ignore[reportArgumentType]
+        asked = SearchedStudent(search, written.stages or "multi_stage")  # pyright: ignore[reportArgumentType]
     values = dict(written)
     for key in ("student", "search", "stages"):
         del values[key]

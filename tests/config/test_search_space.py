@@ -8,7 +8,7 @@ from raykd.config.experiment import parse
 from raykd.config.search_space import Space
 from raykd.core.errors import ConfigError
 from raykd.methods.kd import KD
-from raykd.recipes import Sought, StudentRun
+from raykd.recipes import SearchedStudent, StudentRun
 
 BASE = """
 run:
@@ -84,7 +84,7 @@ def test_a_route_that_is_still_to_be_found_can_be_varied():
         ("equal", 1): StudentRun,
         ("equal", 2): StudentRun,
         ("greedy", 1): StudentRun,
-        ("greedy", 2): Sought,
+        ("greedy", 2): SearchedStudent,
     }
 
 

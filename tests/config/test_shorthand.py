@@ -10,7 +10,7 @@ from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.methods.kd import KD
-from raykd.recipes import Optim, Sought, StudentRun, TeacherRun
+from raykd.recipes import Optim, SearchedStudent, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 
 PLAIN = """
@@ -73,7 +73,7 @@ def test_a_route_of_one_anchor_or_none_is_the_plain_student():
 
 def test_a_greedy_route_is_still_to_be_found():
     run = asked(GREEDY, "run.rco.threshold=1.25", "run.rco.anchors=3")
-    assert isinstance(run, Sought)
+    assert isinstance(run, SearchedStudent)
     assert (run.search.student, run.search.threshold) == (student(PLAIN), 1.25)
     assert (run.search.at_most, run.search.measure, run.stages) == (3, "kl", "multi_stage")
     assert (run.search.temperature, asked(GREEDY).search.threshold) == (1.0, 1.6)
@@ -82,7 +82,7 @@ def test_a_greedy_route_is_still_to_be_found():
 def test_a_grid_may_vary_how_a_route_is_chosen():
     text = PLAIN + "grid: {run.rco: [null, {anchors: 2}, {select: greedy}], run.seed: [0, 1]}\n"
     runs = parse(text, "test").runs
-    assert [isinstance(run, Sought) for run in runs] == [False] * 4 + [True] * 2
+    assert [isinstance(run, SearchedStudent) for run in runs] == [False] * 4 + [True] * 2
     plain = [student(PLAIN, f"run.seed={seed}") for seed in (0, 1)]
     assert list(runs[:2]) == plain
     assert list(runs[2:4]) == [along(run, (20, 40), "multi_stage") for run in plain]

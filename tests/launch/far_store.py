@@ -16,7 +16,7 @@ if __name__ == "__main__":
     from raykd.launch.executor import execute
     from raykd.launch.sweep.driver import sweep
     from raykd.storage.store import Store
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
 
     file, url, folder = sys.argv[1:]
     os.environ["RAYKD_LOCAL"] = f"{folder}/driver"
@@ -28,9 +28,9 @@ if __name__ == "__main__":
     )
     from pathlib import Path
 
-    teller, store = Teller(), Store(url)
-    outcome = execute(resolve(load(Path(file)), store), store, teller)
+    terminal, store = Terminal(), Store(url)
+    outcome = execute(resolve(load(Path(file)), store), store, terminal)
     print("made", *outcome.made.values())
     for _ in range(2):  # the second time from Tune's own notes
-        swept = sweep(load(Path(file), ["run.seed=1", "scale.rules=[]"]), store, teller)
+        swept = sweep(load(Path(file), ["run.seed=1", "scale.rules=[]"]), store, terminal)
         print("trials", swept.count("finished"), len(swept.sheets))

@@ -13,7 +13,7 @@ from raykd.core.errors import CacheMismatch, NoRoom, WorkFailed
 from raykd.launch import executor
 from raykd.launch.executor import execute
 from raykd.storage.store import Store, read_json, write_json
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from tests.small import student_run
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def experiment(store, *methods, seeds=(0,), **scale):
     return Experiment("small", tuple(runs), Scale(**scale))
 
 
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 
 
 def test_everything_is_made_once_and_found_again(store):

@@ -7,12 +7,12 @@ from raykd.config.resolve import resolve
 from raykd.core import plugins
 from raykd.launch.executor import execute
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from tests.launch.ray_marks import RAY
 from tests.plugin import METHOD, MODEL, withdrawing, written
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 LOGGER = '''
 from raykd.tracking.logger import Tracker
 

@@ -16,7 +16,7 @@ from raykd.launch.sweep.driver import sweep
 from raykd.planning.preflight import preflight
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training import runs as fit
 from raykd.training.runs import local_host, train
 from tests.small import digits, student_run, teacher_run
@@ -216,7 +216,7 @@ def test_python_is_refused_in_the_same_words(place, call):
     store = Store(place / "store")
     experiment = resolve(load(place / "mine.yaml", overrides), store)
     with pytest.raises(ConfigError) as error:
-        call(experiment, store, Teller(quiet=True))
+        call(experiment, store, Terminal(quiet=True))
     assert f"{error.value}\n" == said(place, "plan", overrides, 2)
     assert made(place) == []
 
@@ -284,7 +284,7 @@ def test_a_large_grid_makes_no_more_networks_than_one_student(store, monkeypatch
 def test_what_is_finished_is_not_looked_at(store):
     run = student_run(store, "label_only", teacher=None)
     small = Experiment("small", (run,), Scale())
-    execute(small, store, Teller(quiet=True))
+    execute(small, store, Terminal(quiet=True))
     odd = Experiment("small", (run,), Scale(workers=5))
     preflight(odd, store)
     with pytest.raises(ConfigError, match="does not divide among 5 workers"):
@@ -297,7 +297,7 @@ def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_tra
     monkeypatch.setattr("raykd.planning.remaining.needed_bytes", lambda run, rows: 10**18)
     small = Experiment("small", (student_run(store),), Scale())
     with pytest.raises(NoRoom, match=r"lower run\.views"):
-        execute(small, store, Teller(quiet=True))
+        execute(small, store, Terminal(quiet=True))
     assert list((store.root / "teachers").glob("*")) == []
 
 
@@ -307,7 +307,7 @@ def test_a_failed_teacher_is_what_is_said_of_a_method_that_trains_something_befo
     for method in ("ab", "ft", "fsp"):
         runs = (student_run(store, method, teacher=teacher),)
         with pytest.raises(WorkFailed, match="not finite"):
-            execute(Experiment("small", runs, Scale()), store, Teller(quiet=True))
+            execute(Experiment("small", runs, Scale()), store, Terminal(quiet=True))
     assert list((store.root / "preludes").glob("*")) == []
 
 

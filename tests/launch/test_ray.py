@@ -19,7 +19,7 @@ from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
 from raykd.tracking.tensorboard import events_folder
 from raykd.training.cache_builder import CacheBuild
@@ -29,7 +29,7 @@ from tests.small import CPU, digits, prepare, student_run, teacher_run, train_lo
 from tests.tracking.events import scalars
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from raykd.data.dataset import open_split
 from raykd.launch.executor import execute
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.result import teacher_said
 from raykd.training.runs import local_host, train
 from tests.small import digits, student_run, teacher_run
@@ -30,7 +30,7 @@ def test_a_given_teacher_that_knows_nothing_is_said_to_before_students_are_train
     teacher = given(store, lambda network: torch.nn.init.zeros_(network.classifier.weight))
     run = student_run(store, teacher=teacher, optim=Optim(epochs=1, batch=32))
     said = io.StringIO()
-    execute(Experiment("small", (run,), Scale(workers=0)), store, Teller(Console(file=said)))
+    execute(Experiment("small", (run,), Scale(workers=0)), store, Terminal(Console(file=said)))
     text = " ".join(said.getvalue().split())
     count = len(open_split(store, teacher.data, "test"))
     line = rf"the given teacher resnet8 is right on \d+\.\d % of {count} test images; chance is 1"

@@ -9,7 +9,7 @@ from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import sweep
 from raykd.recipes import Optim
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
 from tests.launch.ray_marks import RAY
 from tests.launch.test_ray import Killer
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's of SQLAlchemy
 ]
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     from raykd.launch.executor import execute
     from raykd.launch.sweep.driver import sweep
     from raykd.storage.store import Store
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
 
     run, backbone, swept, url, folder = sys.argv[1:]
     os.environ["RAYKD_LOCAL"] = f"{folder}/local"
@@ -33,12 +33,12 @@ if __name__ == "__main__":
     )
     from pathlib import Path
 
-    teller = Teller(quiet=True)
+    terminal = Terminal(quiet=True)
     experiment = resolve(load(Path(run)), Store(url))
-    execute(experiment, Store(url), teller, students=False)
+    execute(experiment, Store(url), terminal, students=False)
     shutil.rmtree(f"{folder}/local")  # a node that has not been there yet
-    execute(experiment, Store(url), teller)
-    execute(resolve(load(Path(backbone)), Store(url)), Store(url), teller)
-    sweep(load(Path(swept)), Store(url), teller)
+    execute(experiment, Store(url), terminal)
+    execute(resolve(load(Path(backbone)), Store(url)), Store(url), terminal)
+    sweep(load(Path(swept)), Store(url), terminal)
     print("over", flush=True)
     sys.stdin.readline()

@@ -13,7 +13,7 @@ from raykd.core.futures import begun
 from raykd.outputs import reader as cache_module
 from raykd.outputs.manifest import Manifest, Part, Shard, write_shard
 from raykd.outputs.reader import OutputsCache
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 from raykd.storage.store import Store
 from tests.at_once import at_once
 
@@ -29,13 +29,13 @@ def columns(view: int) -> dict[str, torch.Tensor]:
     return {"logits": values.half(), "maximum": torch.full((ROWS,), float(view))}
 
 
-def fill(shelf: Shelf) -> Manifest:
+def fill(shelf: ShardFolder) -> Manifest:
     """A cache of views in two shards each."""
     shards = []
     for view in range(VIEWS):
         for start in (0, HALF):
             part = {name: value[start : start + HALF] for name, value in columns(view).items()}
-            shard = write_shard(shelf.workshop, Part(view, start, start + HALF), part)
+            shard = write_shard(shelf.drafts, Part(view, start, start + HALF), part)
             shelf.add(shard)
             shards.append(shard)
     return Manifest({}, "", ROWS, tuple(shards))
@@ -50,12 +50,12 @@ class Place:
         self.manifest = fill(self.shelf("maker"))
         self.size = self.manifest.shards[0].bytes  # all have the same
 
-    def shelf(self, node: str, copies: float | None = None) -> Shelf:
+    def shelf(self, node: str, copies: float | None = None) -> ShardFolder:
         """The shelf of a new process on a node, with room for some shards."""
         self._environment.setenv("RAYKD_LOCAL", str(self.folder / node))
         bound = None if copies is None else copies * self.size / 1e9
         store = Store(self.url, bound)
-        return Shelf(store, store.root / "caches" / "some")
+        return ShardFolder(store, store.root / "caches" / "some")
 
     def cache(self, node: str, copies: float | None = None) -> OutputsCache:
         shelf = self.shelf(node, copies)
@@ -70,7 +70,7 @@ def place(tmp_path, monkeypatch):
     return Place(tmp_path, monkeypatch)
 
 
-def copies(shelf: Shelf | OutputsCache) -> set[str]:
+def copies(shelf: ShardFolder | OutputsCache) -> set[str]:
     return {path.name for path in shelf.folder.glob("view-*.arrow")}
 
 
@@ -97,7 +97,7 @@ def test_a_view_is_fetched_when_it_is_read(place, monkeypatch, joined):
 def test_a_maker_leaves_its_shards_here_and_there(place):
     shelf = place.shelf("maker")
     assert copies(shelf) == shelf.names() == {shard.name for shard in place.manifest.shards}
-    assert not [*shelf.workshop.iterdir()]
+    assert not [*shelf.drafts.iterdir()]
     good, said = place.shelf("other").survey()  # by their names alone
     assert (set(good), said) == (set(place.manifest.shards), [])
     assert copies(place.shelf("other")) == set()
@@ -106,9 +106,9 @@ def test_a_maker_leaves_its_shards_here_and_there(place):
 def test_a_killed_maker_s_shards_are_pushed_by_the_next_one(place):
     shelf = place.shelf("maker")
     part = {name: value[:HALF] for name, value in columns(7).items()}
-    whole = write_shard(shelf.workshop, Part(7, 0, HALF), part)
-    broken = write_shard(shelf.workshop, Part(8, 0, HALF), part)
-    path = shelf.workshop / broken.name
+    whole = write_shard(shelf.drafts, Part(7, 0, HALF), part)
+    broken = write_shard(shelf.drafts, Part(8, 0, HALF), part)
+    path = shelf.drafts / broken.name
     path.write_bytes(path.read_bytes()[:-1])
     good, said = shelf.survey()
     assert whole in good
@@ -141,7 +141,7 @@ def test_makers_keep_the_bound_too(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "maker"))
     size = len(columns(0)["logits"]) * CLASSES * 2
     store = Store(f"file://{tmp_path}/mounted", 1.2 * size / 1e9)
-    shelf = Shelf(store, store.root / "caches" / "some")
+    shelf = ShardFolder(store, store.root / "caches" / "some")
     manifest = fill(shelf)
     assert copies(shelf) == {shard.name for shard in manifest.shards[-2:]}
     assert shelf.names() == {shard.name for shard in manifest.shards}
@@ -186,9 +186,9 @@ FETCHING = """
 import sys
 from raykd.storage.store import Store
 from raykd.outputs.manifest import named
-from raykd.outputs.shard_files import Shelf
+from raykd.outputs.shard_files import ShardFolder
 store = Store(sys.argv[1])
-shelf = Shelf(store, store.root / "caches" / "some")
+shelf = ShardFolder(store, store.root / "caches" / "some")
 shards = [named(name, int(sys.argv[2])) for name in sys.argv[3:]]
 print("ready", flush=True)
 came = shelf.bring(shards)

@@ -12,7 +12,7 @@ from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
 from raykd.planning.plan import CacheJob, Plan, plan
-from raykd.recipes import RCO, Optim, OutputsRun, Sought, StudentRun, TeacherRun
+from raykd.recipes import RCO, Optim, OutputsRun, SearchedStudent, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.teachers.anchor_route import Route
 from raykd.training.route_results import measures
@@ -222,7 +222,7 @@ def test_a_search_measures_by_one_view_of_what_is_held_out_at_every_checkpoint()
     data = DATA.model_copy(update={"validation": 0.1, "limit": 1000})
     teacher = TEACHER.model_copy(update={"data": data})
     sought = RCO(select="greedy").students(with_(data=data, teacher=teacher))
-    assert isinstance(sought, Sought)
+    assert isinstance(sought, SearchedStudent)
     first = sought.search.stage((10,))
     work = plan([first], caches=measures(sought.search))
     beside = {("validation", anchor, 0) for anchor in range(10, 241, 10)}
@@ -239,7 +239,7 @@ def test_a_search_by_a_loss_of_the_live_teacher_measures_without_a_cache():
     teacher = TEACHER.model_copy(update={"data": data})
     run = with_(data=data, teacher=teacher, method=METHODS["fitnet"]())
     sought = RCO(select="greedy").students(run)
-    assert isinstance(sought, Sought)
+    assert isinstance(sought, SearchedStudent)
     assert measures(sought.search) == []
 
 

@@ -13,7 +13,7 @@ from raykd.data.transforms.augment import Augment
 from raykd.methods import METHODS
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
-from raykd.recipes import RCO, Optim, Search, Sought, StudentRun, TeacherRun
+from raykd.recipes import RCO, Optim, Search, SearchedStudent, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.teachers.anchor_route import Route
 
@@ -129,9 +129,9 @@ def test_more_anchors_than_epochs_are_thinned_out_evenly():
 # The greedy search
 
 
-def searched(run: StudentRun = STUDENT, **choice) -> Sought:
+def searched(run: StudentRun = STUDENT, **choice) -> SearchedStudent:
     found = RCO(select="greedy", **choice).students(run)
-    assert isinstance(found, Sought)
+    assert isinstance(found, SearchedStudent)
     return found
 
 
@@ -281,7 +281,7 @@ def test_a_route_of_a_student_that_goes_on_after_another_begins_there_or_is_refu
         found = RCO(**choice).students(run)
     except ValueError:
         return
-    first = found.search.stage((10,)) if isinstance(found, Sought) else found.stages()[0]
+    first = found.search.stage((10,)) if isinstance(found, SearchedStudent) else found.stages()[0]
     assert before in first.stages()
 
 
@@ -304,7 +304,7 @@ def test_a_relative_change_is_a_ratio_less_one():
         ({"hardness": "relative_change", "threshold": 0.25}, 1.25),
     ]:
         found = RCO(select="greedy", **choice).students(STUDENT)
-        assert isinstance(found, Sought)
+        assert isinstance(found, SearchedStudent)
         assert found.search.threshold == pytest.approx(ratio, rel=1e-12)
 
 

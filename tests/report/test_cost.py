@@ -8,7 +8,7 @@ from raykd.report import gather
 from raykd.report.tables import cost_lines
 from raykd.storage.store import read_json, write_json
 from raykd.training.checkpointing import RESULT
-from raykd.training.route_results import so_far
+from raykd.training.route_results import plannable
 from tests.report.stored import DATA, EPOCHS, ROUTES, TEXT, finished, put, routed
 
 ROWS = {"train": 100, "test": 30, "validation": 20}
@@ -16,7 +16,7 @@ ROWS = {"train": 100, "test": 30, "validation": 20}
 
 def build(store, experiment):
     """Write the manifests of every cache of an experiment, and return its plan."""
-    students, measured = so_far(store, experiment.runs)
+    students, measured = plannable(store, experiment.runs)
     work = plan(students, caches=measured)
     for job in work.caches:
         rows = ROWS[job.run.split]

@@ -6,14 +6,14 @@ from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale
 from raykd.launch.executor import Outcome, execute
 from raykd.methods.kd import KD
-from raykd.recipes import Asked, Optim, StudentRun, TeacherRun
+from raykd.recipes import AnyStudent, Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training import weights
 from raykd.training.runs import local_host, train
 from tests.small import digits
 
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 EPOCHS = Optim(epochs=2, batch=32)
 
 
@@ -49,7 +49,7 @@ def twin(store: Store, path, *kinds: str) -> Store:
     return Store(path)
 
 
-def carried(store: Store, *runs: Asked) -> Outcome:
+def carried(store: Store, *runs: AnyStudent) -> Outcome:
     """Carry runs out in this process, with a checkpoint after every epoch."""
     return execute(Experiment("small", runs, Scale(checkpoint_seconds=0)), store, QUIET)
 

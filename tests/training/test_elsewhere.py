@@ -17,7 +17,7 @@ from raykd.report.catalogue import catalogue, verify_caches
 from raykd.storage.filesystem import Remote
 from raykd.storage.store import Store
 from raykd.teachers.anchor_route import Route
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import METRICS, read_metrics
 from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.checkpointing import CHECKPOINT, Checkpoints
@@ -28,7 +28,7 @@ from tests.small import CPU, digits, prepare, student_run, teacher_run, train_lo
 
 pytestmark = pytest.mark.slow
 
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 NOTHING = {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
 
 

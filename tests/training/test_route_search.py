@@ -25,7 +25,7 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.models import build
 from raykd.models.staged import measure
-from raykd.recipes import RCO, Optim, OutputsRun, Search, Sought, StudentRun
+from raykd.recipes import RCO, Optim, OutputsRun, Search, SearchedStudent, StudentRun
 from raykd.storage.store import Store, read_json
 from raykd.training import route_search as searching
 from raykd.training.checkpointing import Checkpoints
@@ -67,10 +67,10 @@ def basis(store: Store, method: Method | None = None, **changes) -> StudentRun:
     return student_below(store, 3, **({"method": method or KD()} | changes))
 
 
-def sought(run: StudentRun, **choice) -> Sought:
+def sought(run: StudentRun, **choice) -> SearchedStudent:
     """The student whose route is to be found."""
     found = RCO(select="greedy", **choice).students(run)
-    assert isinstance(found, Sought)
+    assert isinstance(found, SearchedStudent)
     return found
 
 
@@ -230,7 +230,7 @@ def test_a_student_of_equal_distributions_is_at_no_distance(teacher_store, tmp_p
         assert all(far[other] > 1e-4 for other in far if other != anchor)
 
 
-def carried_caches(store: Store, wanted: Sought) -> None:
+def carried_caches(store: Store, wanted: SearchedStudent) -> None:
     """Make the caches that a search measures by."""
     experiment = Experiment("small", (wanted,), Scale())
     execute(experiment, store, QUIET, students=False)

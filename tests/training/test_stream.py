@@ -19,14 +19,14 @@ from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import inputs
 from raykd.training.runs import local_host, train
 from tests.data.photos import photos, streamed
 from tests.small import CPU
 
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 
 
 def recipes(store: Store, root: Path, **changes) -> StudentRun:

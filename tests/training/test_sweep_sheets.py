@@ -8,14 +8,14 @@ import pytest
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.record import fingerprint
-from raykd.recipes import RCO, Sought
+from raykd.recipes import RCO, SearchedStudent
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import (
     Sheet,
-    asked_by,
     read_sheet,
     read_sheets,
     sweep_name,
+    with_drawn_students,
     write_results,
     write_sheet,
 )
@@ -35,12 +35,12 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
-def sought(store: Store) -> Sought:
+def sought(store: Store) -> SearchedStudent:
     data = digits(store, limit=96, validation=0.2)
     teacher = teacher_run(store, data=digits(store, limit=320, validation=0.2))
     run = student_run(store, data=data, teacher=teacher)
     found = RCO(select="greedy", stages="one_stage").students(run)
-    assert isinstance(found, Sought)
+    assert isinstance(found, SearchedStudent)
     return found
 
 
@@ -89,10 +89,10 @@ def test_a_sweep_is_named_by_what_it_varies(store):
 
 def test_a_grid_asks_for_all_of_it_and_a_search_for_what_it_drew(store):
     grid = resolve(parse(TEXT, "digits"), store)
-    assert asked_by(grid, store)[0].runs == grid.runs
+    assert with_drawn_students(grid, store)[0].runs == grid.runs
     more = "search: {run.optim.lr: {uniform: [0.01, 0.1]}}"
     drawn = resolve(parse(TEXT + more, "digits"), store)
-    assert asked_by(drawn, store)[0].runs == ()
+    assert with_drawn_students(drawn, store)[0].runs == ()
     run = student_run(store)
     write_sheet(store, sweep_name(drawn), Sheet("00", {}, "one", "finished", run))
-    assert asked_by(drawn, store)[0].runs == (run,)
+    assert with_drawn_students(drawn, store)[0].runs == (run,)

@@ -41,7 +41,7 @@ from raykd.launch.train import ray_storage
 from raykd.planning.preflight import preflight
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller, rounded
+from raykd.tracking.console import Terminal, rounded
 from raykd.training.sweep_sheets import (
     Sheet,
     folder_of,
@@ -79,7 +79,7 @@ class Swept:
 
 
 def sweep(
-    experiment: Experiment, store: Store, teller: Teller | None = None, *, fresh: bool = False
+    experiment: Experiment, store: Store, terminal: Terminal | None = None, *, fresh: bool = False
 ) -> Swept:
     """Carry out an experiment as a sweep of Ray Tune.
 
@@ -89,14 +89,14 @@ def sweep(
     `fresh` forgets the trials, though not the artefacts that they made. Errors of failed trials
     are raised by `raise_failures`; a sweep that was stopped ends with `KeyboardInterrupt`.
     """
-    teller, started = teller or Teller(), time.monotonic()
+    terminal, started = terminal or Terminal(), time.monotonic()
     if experiment.space is None:
         raise ConfigError("this experiment has no space; read it from a file or text")
     check_searcher(experiment.space)
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     digests: Digests = {}
-    experiment = resolve(experiment, store, teller.say, digests)
+    experiment = resolve(experiment, store, terminal.say, digests)
     preflight(experiment, store)
     name = sweep_name(experiment)
     experiment = portable(experiment, store)
@@ -113,21 +113,21 @@ def sweep(
     session = secrets.token_hex(4)
     with contextlib.ExitStack() as stack:
         if not left:
-            teller.say(f"all {total} trials are over")
+            terminal.say(f"all {total} trials are over")
         else:
-            stack.enter_context(connected(experiment.scale, teller.say))
-            _make_shared(experiment, store, teller)
-            count = concurrent(experiment, teller.say)
+            stack.enter_context(connected(experiment.scale, terminal.say))
+            _make_shared(experiment, store, terminal)
+            count = concurrent(experiment, terminal.say)
             before = f"going on with {left} of {total}" if left < total else f"{total}"
             curves = f"tensorboard --logdir {store.where(logs)}"
-            teller.say(f"{before} trials, {count} at a time; {curves}")
+            terminal.say(f"{before} trials, {count} at a time; {curves}")
             locks = trial_locks.start(name)
             stack.callback(ray.kill, locks)
             held = ray.put(experiment)
             brief = Brief(name, session, store.url, experiment.scale, held, digests)
             prometheus = stack.enter_context(contextlib.closing(Prometheus(name)))
             reporter = Reporter(
-                name, session, store, teller, locks, prometheus, metric, total, over=total - left
+                name, session, store, terminal, locks, prometheus, metric, total, over=total - left
             )
             with _quiet():
                 tuner = _tuner(brief, experiment, store, proposals, names, reporter, count)
@@ -153,7 +153,7 @@ def raise_failures(swept: Swept) -> None:
         raise of_codes(codes, "\n".join([head, *lines]))
 
 
-def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
+def _make_shared(experiment: Experiment, store: Store, terminal: Terminal) -> None:
     """Make teachers, assistants and caches, which belong to no trial.
 
     Where a search draws the teacher or the data, those come with the trials. What fails here will
@@ -161,7 +161,7 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
     """
     assert experiment.space is not None
     if any(axis.startswith(_DECISIVE) for axis in experiment.space.search):
-        teller.say("the search draws what teachers are made of, so trials make them, one each")
+        terminal.say("the search draws what teachers are made of, so trials make them, one each")
         return
     scale = experiment.scale
     scale = scale.model_copy(update={"workers": scale.workers or 1})  # Ray is there in any case
@@ -170,12 +170,12 @@ def _make_shared(experiment: Experiment, store: Store, teller: Teller) -> None:
     assistants = tuple(dict.fromkeys(t for t in teachers if isinstance(t, StudentRun)))
     try:
         if assistants:
-            execute(replace(experiment, runs=assistants), store, teller)
-        execute(experiment, store, teller, students=False)
+            execute(replace(experiment, runs=assistants), store, terminal)
+        execute(experiment, store, terminal, students=False)
     except (NoRoom, Unreachable):
         raise
     except RaykdError as error:
-        teller.say(f"going on without what failed: {error}")
+        terminal.say(f"going on without what failed: {error}")
 
 
 def _tuner(

@@ -10,7 +10,7 @@ from ray import tune
 from raykd.launch.prometheus import Prometheus
 from raykd.storage.store import Store
 from raykd.tasks.base import headline_of
-from raykd.tracking.console import Teller, clock, rounded
+from raykd.tracking.console import Terminal, clock, rounded
 from raykd.training.sweep_sheets import SCORES, Sheet, read_sheet, write_sheet
 
 
@@ -22,7 +22,7 @@ class Reporter(tune.Callback):
         name: str,
         session: str,
         store: Store,
-        teller: Teller,
+        terminal: Terminal,
         trial_locks: Any,
         prometheus: Prometheus,
         metric: str,
@@ -31,7 +31,7 @@ class Reporter(tune.Callback):
     ) -> None:
         """`total`: trials of the sweep, `over` of which ended under earlier drivers."""
         self._name, self._session = name, session
-        self._store, self._teller, self._locks = store, teller, trial_locks
+        self._store, self._terminal, self._locks = store, terminal, trial_locks
         self._prometheus = prometheus
         self._kept = {*SCORES, "loss", "epochs_done", metric}  # numbers of a trial's last report
         self._total, self._over = total, over
@@ -90,7 +90,7 @@ class Reporter(tune.Callback):
         self._first_end = self._first_end or now
         seconds = (now - self._first_end) / (ended - 1) if ended > 1 else 0.0  # seconds per trial
         rest = f"; about {clock(seconds * left)} left" if left > 0 and ended > 2 else ""
-        self._teller.say(
+        self._terminal.say(
             f"trial {ended + self._over} of {self._total}: {in_words(trial.evaluated_params)}"
             f"{how}{rest}"
         )

@@ -28,10 +28,10 @@ from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import trial_locks
 from raykd.planning.plan import lineage
 from raykd.planning.preflight import preflight
-from raykd.recipes import Asked, Sought, StudentRun, Training
+from raykd.recipes import AnyStudent, SearchedStudent, StudentRun, Training
 from raykd.storage import locks
 from raykd.storage.store import Store
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import numbers
 from raykd.tracking.logger import Metrics
 from raykd.training.checkpointing import Tested, read_result
@@ -64,7 +64,7 @@ class Brief:
         store.stand(made=True)
         return store
 
-    def student(self, config: Mapping[str, Any]) -> Asked:
+    def student(self, config: Mapping[str, Any]) -> AnyStudent:
         """A trial's student: one of the experiment's runs, or a drawn one, not yet resolved.
 
         Raises `ConfigError` if drawn values do not go together.
@@ -73,7 +73,7 @@ class Brief:
             return self.space.asked(config)
         return _fetch(self.experiment).runs[self.space.position(config)]
 
-    def recipe(self, config: Mapping[str, Any], store: Store) -> Asked:
+    def recipe(self, config: Mapping[str, Any], store: Store) -> AnyStudent:
         """A trial's resolved student, which can be made. Raises `ConfigError`."""
         student = self.student(config)
         if not self.space.search:
@@ -85,7 +85,7 @@ class Brief:
         preflight(drawn, store)
         return drawn.runs[0]
 
-    def workers(self, student: Asked) -> Workers:
+    def workers(self, student: AnyStudent) -> Workers:
         """The number of workers of Ray Train for a student; 0 for the trial's own process."""
         workers = _fetch(self.experiment).workers(basis(student))
         return workers if most(workers) > 1 else 0
@@ -111,7 +111,7 @@ def run_trial(config: dict[str, Any], brief: Brief) -> None:
         tune.report(report)
 
 
-def make(asked: Asked, brief: Brief, store: Store, *, reporting: bool = True) -> None:
+def make(asked: AnyStudent, brief: Brief, store: Store, *, reporting: bool = True) -> None:
     """Make a student and what it needs, in this process or with workers of Ray Train.
 
     With `reporting` its epochs are reported to Tune.
@@ -136,7 +136,7 @@ def make(asked: Asked, brief: Brief, store: Store, *, reporting: bool = True) ->
     executor = Executor(
         store,
         brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0}),
-        Teller(quiet=True),
+        Terminal(quiet=True),
         name=brief.name,
         trial=trial,
         workers=lambda run: wide if isinstance(run, StudentRun) and run.model == model else 0,
@@ -173,9 +173,9 @@ class _TuneLogger:
     any report.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: AnyStudent) -> None:
         # If a search only finds the anchors of one stage, no epoch of it is the student's.
-        self._whole_route = isinstance(asked, Sought) and asked.stages == "one_stage"
+        self._whole_route = isinstance(asked, SearchedStudent) and asked.stages == "one_stage"
         members = basis(asked).members()
         assistants = (teacher for teacher in members if isinstance(teacher, StudentRun))
         self._teachers = [student for teacher in assistants for student in lineage(teacher)]

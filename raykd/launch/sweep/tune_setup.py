@@ -24,7 +24,7 @@ from raykd.core.errors import ConfigError
 from raykd.launch.capacity import await_room, fitting, resources_per_worker
 from raykd.launch.sweep.pbt import population, tune_domain
 from raykd.launch.sweep.trial import Brief
-from raykd.recipes import Asked, StudentRun
+from raykd.recipes import AnyStudent, StudentRun
 from raykd.storage.store import Store
 from raykd.training.route_results import route_found
 from raykd.training.sweep_sheets import Sheet
@@ -244,7 +244,7 @@ class AmongAlike(FIFOScheduler):
         self._of(trial).on_trial_error(tune_controller, trial)
 
 
-def _epochs(run: Asked) -> int:
+def _epochs(run: AnyStudent) -> int:
     """The epochs of a student and of the stages before it, or the most that a search may take."""
     if isinstance(run, StudentRun):
         return run.all_epochs()

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     from raykd.config.experiment import load
     from raykd.launch.sweep.driver import sweep
     from raykd.storage.store import Store
-    from raykd.tracking.console import Teller
+    from raykd.tracking.console import Terminal
 
     file, root, log = map(Path, sys.argv[1:])
     ray.init(
@@ -48,5 +48,5 @@ if __name__ == "__main__":
         log_to_driver=False,
         runtime_env={"env_vars": {"COUNTED": str(log)}, "worker_process_setup_hook": install},
     )
-    swept = sweep(load(file), Store(root), Teller())
+    swept = sweep(load(file), Store(root), Terminal())
     print(swept.count("finished"), swept.count("failed"))

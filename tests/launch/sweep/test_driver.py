@@ -23,14 +23,14 @@ from raykd.launch.sweep.driver import Swept, raise_failures, sweep
 from raykd.planning.plan import plan
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store, read_json
-from raykd.tracking.console import Teller
+from raykd.tracking.console import Terminal
 from raykd.training.route_results import route_found
-from raykd.training.sweep_sheets import Sheet, asked_by, folder_of
+from raykd.training.sweep_sheets import Sheet, folder_of, with_drawn_students
 from tests.launch.ray_marks import RAY
 from tests.planted_files import Planted
 
 pytestmark = [*RAY, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::UserWarning")]
-QUIET = Teller(quiet=True)
+QUIET = Terminal(quiet=True)
 BASE = """
 run:
   model: resnet8
@@ -99,7 +99,7 @@ scale: {workers: 1, max_failures: 0}
     lines = Counter(log.read_text().splitlines())
     assert max(lines.values()) == 1, lines.most_common(3)  # no shard and no training came twice
 
-    whole, sheets = asked_by(resolve(parse(file.read_text(), "shared"), store), store)
+    whole, sheets = with_drawn_students(resolve(parse(file.read_text(), "shared"), store), store)
     students = [route_found(store, run) for run in whole.runs]
     work = plan(run for run in students if run is not None)
     assert len(sheets) == 16 and all(store.has(run) for run in work.students)
@@ -263,7 +263,7 @@ scale: {workers: 1}
     assert swept.count("finished") == 4
     rates = {sheet.asked.optim.lr for sheet in swept.sheets}
     assert len(rates) == 4 and all(0.01 <= rate <= 0.1 for rate in rates)
-    whole, sheets = asked_by(resolve(small, store), store)
+    whole, sheets = with_drawn_students(resolve(small, store), store)
     assert set(whole.runs) == {sheet.asked for sheet in sheets}
     assert folder_of(store, swept.name).is_dir()
 

@@ -193,6 +193,6 @@ def test_a_notice_to_one_worker_has_the_first_one_keep_a_checkpoint(teacher_stor
     prepare(teacher_store, run)
     run_group(2, tmp_path, train_told, str(teacher_store.root), str(tmp_path), run)
     first, second = (json.loads((tmp_path / f"kept-{rank}.json").read_text()) for rank in range(2))
-    # Asked after 8 steps of 24, answered after 8 more; then every epoch's end.
+    # AnyStudent after 8 steps of 24, answered after 8 more; then every epoch's end.
     assert first[0] == [0, 16] and first[-1] == [2, None] and second == []
     teacher_store.discard(run)
