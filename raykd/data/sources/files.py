@@ -5,7 +5,7 @@ import functools
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -250,6 +250,7 @@ class _Descriptor:
         if not stat.S_ISREG(os.fstat(self.number).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # As Python ends, the module's own names may be gone before its objects.
         if self.number >= 0:
-            os.close(self.number)
+            close(self.number)
