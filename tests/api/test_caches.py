@@ -86,6 +86,7 @@ def test_a_damaged_file_is_named(caches):
         path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_is_left(caches, tmp_path):
     store = caches[0].store
     left = raykd.plan(EXPERIMENT, store, quiet=True)

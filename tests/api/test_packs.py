@@ -95,6 +95,7 @@ def test_what_a_transform_made_is_refused_by_its_place(tmp_path):
         raykd.pack(mixed, tmp_path / "pack")
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_pack(tmp_path):
     place = raykd.pack(Pictures(Image.fromarray, count=60), tmp_path / "pack", quiet=True)
     student = raykd.Student("resnet8", data=raykd.Data("table"), optim={"epochs": 1, "batch": 16})

@@ -153,6 +153,7 @@ print(plugin.digest)
 """
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_known_by_its_entry_point(tmp_path):
     def digest(packages: Path, *arguments: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(packages)}

@@ -43,6 +43,7 @@ def check_program(place, run, folder, file):
     np.testing.assert_allclose(json.loads(lines[1]), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_graph_answers_with_the_embedding(place, backbone, tmp_path):
     run = backbone("resnet8")
     exported = export(place, run, tmp_path / "out")

@@ -64,6 +64,7 @@ def call(place, *words, code=0):
     return result
 
 
+@pytest.mark.slow
 def test_the_installed_command_prints_a_table_and_its_progress(place, student, folder):
     command = [RAYKD, "predict", fingerprint(student)[:10], folder, "--store", place.root]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
