@@ -74,6 +74,12 @@ def test_the_table_of_methods_is_the_one_that_show_prints(tmp_path):
     assert f"{len(METHODS)} methods" in README.read_text()
 
 
+@pytest.mark.parametrize(("page", "name"), [("teachers", "fine_tune"), ("sweeps", "grid")])
+def test_a_file_that_a_page_shows_is_the_one_in_experiments(page, name):
+    text = (ROOT / "experiments" / f"{name}.yaml").read_text()
+    assert f"```yaml\n{text}```" in (ROOT / "docs" / f"{page}.md").read_text()
+
+
 def test_the_file_that_fine_tunes_a_teacher_has_ten_lines():
     assert len(FINE_TUNE.read_text().splitlines()) == 10
 

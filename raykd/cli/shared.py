@@ -1,5 +1,6 @@
 """Parts that commands share: arguments, errors, loading an experiment, printing."""
 
+import contextlib
 import functools
 import json
 import os
@@ -81,9 +82,25 @@ def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None
     experiment = click.argument("experiment", type=click.Path(path_type=Path), required=required)
 
     def decorate(command: Callable[..., None]) -> Any:
-        return experiment(OVERRIDES(STORE(JSON(speaking(command)))))
+        @functools.wraps(command)
+        def checked(*, experiment: Path | None, **options: Any) -> None:
+            _check_readable(experiment)
+            command(experiment=experiment, **options)
+
+        return experiment(OVERRIDES(STORE(JSON(speaking(checked)))))
 
     return decorate
+
+
+def _check_readable(path: Path | None) -> None:
+    """Raise `ConfigError` for a file that is not there, before torch is imported for seconds."""
+    if path is None:
+        return
+    with contextlib.suppress(ValueError):  # a name that no file can have, which reading explains
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def resolved_experiment(

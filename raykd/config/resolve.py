@@ -74,6 +74,8 @@ def resolve(
         if classes is not None:
             own = dataset.class_names(store, resolved)
             with _keyed(f"{key}.classes"):
+                if not own:
+                    raise ConfigError("the data have no classes to map; leave it out")
                 classes = resolve_classes(classes, own, outputs, names)
         own_data = teacher.data.classes
         plain = outputs == own_data and (classes is not None or own_data == resolved.classes)

@@ -370,7 +370,8 @@ class Executor:
         seconds = time.monotonic() - started
         self._terminal.say(
             f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
-            f"{comparison.rows} of them asked again: largest difference {comparison.difference:.1g}"
+            f"{comparison.rows} of them asked again: largest difference of a number "
+            f"{comparison.difference:.1g}"
         )
 
     def _run(self, units: Sequence[Unit]) -> Generator[tuple[Unit, Any], None, None]:

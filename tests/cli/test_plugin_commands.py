@@ -1,4 +1,4 @@
-"""The plugin that CONTRIBUTING.md shows, and commands about what was made with a plugin."""
+"""The plugin that docs/plugins.md shows, and commands about what was made with a plugin."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from raykd.cli import main
 from raykd.core import plugins
 from tests.plugin import withdrawing
 
-PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
+PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 
 def call(*words, code=0):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from raykd import models
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.errors import ConfigError, DataError
@@ -112,6 +114,15 @@ def test_a_probe_that_would_ignore_a_key_is_refused():
 def test_a_probe_without_labels_is_refused():
     with pytest.raises(ConfigError, match=r"data\.labels is none; leave it out of the probe"):
         parse(UNLABELLED, "one", ["run.task.probe.data.labels=none"])
+
+
+def test_classes_of_images_without_labels_are_refused(store, tmp_path):
+    images = tree(tree(tmp_path / "images", range(10)), range(10, 14), "test")
+    weights = tmp_path / "teacher.pth"
+    torch.save(models.build("resnet8", 5).network.state_dict(), weights)
+    settings = [f"data.path={images}", f"run.teacher.weights={weights}", "run.teacher.classes=[0]"]
+    with pytest.raises(ConfigError, match=r"teacher\.classes: the data have no classes to map"):
+        resolved(store, UNLABELLED, *settings, "run.teacher.data.labels=none")
 
 
 def test_a_teacher_that_is_trained_without_labels_is_refused():
