@@ -23,7 +23,6 @@ tar shards (--kind webdataset); a path or a URL. Everything that is made lies in
 same command goes on where it was.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ from PIL import Image
 from recipes import reference_values as reference
 
 import raykd
+from raykd.cli.shared import speaking
 
 EPOCHS = reference.IMAGENET_RECIPE["optim"]["epochs"]
 # Where no published weights can be had: a teacher that is trained with the labels, small pictures.
@@ -77,6 +77,7 @@ TINY = (
     "--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True,
     help="Folder of all artefacts, or its URL; every worker must reach it.",
 )  # fmt: skip
+@speaking  # errors as one message and a status, an orderly end at SIGTERM
 def main(
     data: str | None,
     tiny: bool,
@@ -205,8 +206,4 @@ def _picture(label: int, number: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except raykd.RaykdError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.code)
+    main()

@@ -10,12 +10,12 @@ lies in the store, the page with the searches' decisions too, and the same comma
 was.
 """
 
-import sys
 from typing import Any
 
 import click
 
 import raykd
+from raykd.cli.shared import speaking
 
 # Per data set: the images, teacher and its epochs, students, the schedule of a stage.
 DIGITS: dict[str, Any] = {
@@ -62,6 +62,7 @@ TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
     "--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True,
     help="Folder of all artefacts, or its URL; every worker must reach it.",
 )  # fmt: skip
+@speaking  # errors as one message and a status, an orderly end at SIGTERM
 def main(
     data: str,
     path: str | None,
@@ -114,8 +115,4 @@ def planned(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except raykd.RaykdError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.code)
+    main()
