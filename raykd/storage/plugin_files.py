@@ -6,7 +6,9 @@
 Nothing in here executes them.
 """
 
+import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from raykd.core import plugins
 from raykd.core.errors import ConfigError
 
 FOLDER = "plugins"
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def files_of(plugin: plugins.Plugin) -> dict[str, bytes]:
@@ -32,16 +35,18 @@ def check_loaded(folder: Path, data: bytes) -> None:
     if b'"plugins"' not in data:
         return
     known = {plugin.digest for plugin in plugins.loaded()}
-    for digest in _digests(json.loads(data)):
-        if digest not in known:
-            raise ConfigError(_missing(folder, digest))
+    with contextlib.suppress(RecursionError):  # no recipe, which reading it says
+        for digest in _digests(json.loads(data)):
+            if digest not in known:
+                raise ConfigError(_missing(folder, digest))
 
 
 def _digests(value: Any) -> Iterator[str]:
-    """The digests that a recipe and those within it name."""
+    """The digests that a recipe and those within it name; what is no digest is left out."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        if key == "plugins":
-            yield from (digest for digest in inner if isinstance(digest, str))
+        if key == "plugins" and isinstance(inner, list):
+            digests = (digest for digest in inner if isinstance(digest, str))
+            yield from filter(_DIGEST.fullmatch, digests)
         elif isinstance(inner, dict | list):
             yield from _digests(inner)
 
