@@ -256,7 +256,7 @@ def is_known(name: str) -> bool:
 
 
 def changes(data: str, name: str) -> Fields:
-    """What a method's source changes in the recipe of these data."""
+    """The changes that a method's source makes to the recipe of these data."""
     return IMAGENET_BY_METHOD.get(METHODS.canonical(name), {}) if data == "imagenet" else {}
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
@@ -15,9 +16,10 @@ import pyarrow as pa
 from PIL import Image
 
 from raykd.core.errors import DataError
-from raykd.data.packing import Packing, source_of
+from raykd.data.packing import Packed, Packing, source_of
 from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
+from raykd.data.sources.hub_datasets import fetched
 from raykd.data.sources.pack_format import join_names
 from raykd.data.sources.tables import read_tables
 from raykd.storage.filesystem import is_url
@@ -52,8 +54,8 @@ def pack(
     """
     terminal, files = Terminal(quiet=quiet), Files.at(str(folder))
     if isinstance(dataset, str | PathLike):
-        location = str(dataset)
-        read = SOURCES[source_of(location)](location)
+        location = fetched(str(dataset))
+        read = SOURCES[source_of(str(dataset))](location)
         _write(Packing(read, Files.at(location).describe(""), files), terminal)
         return files.root
     names = getattr(dataset, "classes", None) if classes is None else [*classes]
@@ -76,13 +78,25 @@ def pack(
 
 def _write(packing: Packing, terminal: Terminal) -> None:
     """Make the shards in this process, with progress."""
-    existing, done = packing.begin(), []
+    packed, _ = followed(packing, packing.make_all(packing.begin()), terminal)
+    packing.finish(packed)
+
+
+def followed(
+    packing: Packing, shards: Iterable[Packed], terminal: Terminal
+) -> tuple[list[Packed], float]:
+    """The shards of a pack as they are made, with progress on the console, and the seconds."""
+    packed, done, volume, started = [], 0, 0, time.monotonic()
     with terminal.showing():
         task = terminal.task("packing", packing.images, "image")
-        for packed in packing.make_all(existing):
-            done.append(packed)
-            task.update(task.done + len(packed.part))
-    packing.finish(done)
+        for pack_part in shards:
+            packed.append(pack_part)
+            done += len(pack_part.part)
+            volume += pack_part.shard.bytes
+            task.update(done, f"{volume / (time.monotonic() - started) / 1e6:.0f} MB/s")
+            for fault in pack_part.bad if packing.skip_bad else ():
+                terminal.say(f"left out: {fault}")
+    return packed, time.monotonic() - started
 
 
 def _spool(items: Any, split: str, path: Path, names: tuple[str, ...], digest: Any) -> bool:

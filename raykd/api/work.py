@@ -143,7 +143,7 @@ def precomputed(
     workers: Workers | None = None,
     quiet: bool = False,
 ) -> "tuple[Outcome, list[Cache]]":
-    """What `cache` made and what was there, and the caches."""
+    """The outcome of `cache`, made and reused, and the caches."""
     from raykd.api.caches import Cache
     from raykd.launch.executor import execute
 
@@ -162,7 +162,7 @@ def precomputed(
 
 @terminable()
 def plan(experiment: ExperimentLike, store: StoreLike = None, *, quiet: bool = False) -> Remaining:
-    """What a run would compute, write and take, before anything runs; on this machine.
+    """The work that a run would do, with its bytes and its time on this machine, before it begins.
 
     Steps of every network are timed for that, but nothing is kept. Raises what `run` would refuse.
     """
@@ -178,7 +178,7 @@ def results(
     baseline: str | None = None,
     quiet: bool = False,
 ) -> Results:
-    """What the store has of an experiment or its sweep so far; nothing is trained.
+    """The results of an experiment or its sweep that the store has so far; nothing is trained.
 
     baseline: label of the line that gains are over; default: label_only.
     """

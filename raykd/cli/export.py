@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.predict import check_one, finished_networks
-from raykd.cli.shared import JSON, OVERRIDES, PLUGIN, STORE, print_json, speaking
+from raykd.cli.shared import (
+    JSON,
+    OVERRIDES,
+    PLUGIN,
+    STORE,
+    check_one,
+    finished_networks,
+    print_json,
+    speaking,
+)
 from raykd.core.errors import ConfigError, RaykdError, folded
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -70,16 +70,17 @@ def pack(
     where that has a downloader of its own. Images stay encoded as they are. The same command goes
     on where one was stopped, and repairs what was damaged.
     """
+    from raykd.api.packs import followed
     from raykd.data.packing import Packing, source_of
     from raykd.data.sources import SOURCES
     from raykd.data.sources.files import Files
-    from raykd.data.sources.hub_datasets import fetched, is_on_hub
+    from raykd.data.sources.hub_datasets import fetched
     from raykd.tracking.console import Terminal
 
     terminal = Terminal()
     started = time.monotonic()
     root = None if source == "-" else fetched(source)
-    kind = name or ("hf" if is_on_hub(source) else source_of(source))
+    kind = name or source_of(source)
     terminal.say(f"looking for the images of {source} ({kind})")
     dataset = SOURCES[kind](root, labels=labels == "classes")
     packing = Packing(
@@ -107,9 +108,9 @@ def pack(
         from raykd.launch.pool import make_shards
 
         with connected(Scale(address=address), terminal.say, workers):
-            packed, seconds = _followed(packing, make_shards(packing, existing, workers), terminal)
+            packed, seconds = followed(packing, make_shards(packing, existing, workers), terminal)
     else:
-        packed, seconds = _followed(packing, packing.make_all(existing), terminal)
+        packed, seconds = followed(packing, packing.make_all(existing), terminal)
     summary = _summary(packing, packing.finish(packed), packed, seconds)
     if as_json:
         print_json(summary | {"seconds": time.monotonic() - started})
@@ -119,23 +120,6 @@ def pack(
 
 def _classes_of(names: Sequence[str]) -> str:
     return f"of {len(names)} classes" if names else "without labels"
-
-
-def _followed(
-    packing: "Packing", shards: Iterable["Packed"], terminal: "Terminal"
-) -> tuple[list["Packed"], float]:
-    """Make the pack, with progress on the console."""
-    packed, done, volume, started = [], 0, 0, time.monotonic()
-    with terminal.showing():
-        task = terminal.task("packing", packing.images, "image")
-        for pack_part in shards:
-            packed.append(pack_part)
-            done += len(pack_part.part)
-            volume += pack_part.shard.bytes
-            task.update(done, f"{volume / (time.monotonic() - started) / 1e6:.0f} MB/s")
-            for fault in pack_part.bad if packing.skip_bad else ():
-                terminal.say(f"left out: {fault}")
-    return packed, time.monotonic() - started
 
 
 def _summary(

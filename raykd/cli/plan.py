@@ -44,7 +44,7 @@ def print_forecast(work: Remaining, cluster: Cluster, *, as_json: bool = False) 
 
 
 def _whole(work: Remaining) -> dict[str, Any]:
-    """What the JSON has with and without a cluster."""
+    """The keys that the JSON has with and without a cluster."""
     return {
         "bytes": work.bytes,
         "forwards": work.forwards,

@@ -214,7 +214,7 @@ def _check_parts(tree: dict[str, Any]) -> None:
             )
     if not isinstance(tree.get("run"), dict):
         raise ConfigError("experiment.run: this key must be given, with a model and its data")
-    digests = tree["run"].get("plugins")  # of a recipe as JSON; recipes find them themselves
+    digests = tree["run"].get("plugins")  # a recipe as JSON has them; recipes find them themselves
     if digests is not None and not (
         isinstance(digests, list) and all(re.fullmatch(r"[0-9a-f]{64}", str(d)) for d in digests)
     ):

@@ -14,6 +14,7 @@ from typing import Any
 from raykd.config.schema import schema
 from raykd.core.errors import ConfigError
 from raykd.core.record import Record
+from raykd.core.registry import nearest
 
 _STEP = re.compile(r"([^\[\].]+)(?:\[([^\[\]]*)\])?")
 _TEACHERS = {"TeacherRun": "network", "Assistant": "student", "PanelRun": "panel"}
@@ -115,9 +116,8 @@ def _chosen(key: Key, label: str, dotted: str) -> Key:
                 forms=(form,),
             )
     names = [name for form in key.forms for name in (form.label, *form.aliases)]
-    close = difflib.get_close_matches(label, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names) or 'none'}"
-    raise ConfigError(f"{dotted}: {key.key} has no form {label!r}; {hint}")
+    hint = nearest(label, names) or f"; there are: {', '.join(names) or 'none'}"
+    raise ConfigError(f"{dotted}: {key.key} has no form {label!r}{hint}")
 
 
 def _once(keys: list[Key], path: str) -> list[Key]:
@@ -216,7 +216,7 @@ def _key(path: str, form: Form, name: str, *, alone: bool) -> Key:
 
 
 def _target(node: dict[str, Any]) -> dict[str, Any]:
-    """What a node refers to, or the node itself."""
+    """The node that a reference leads to, or the node itself."""
     return _schema()["$defs"][_name(node)] if "$ref" in node else node
 
 

@@ -24,7 +24,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.registry import Registry
 
 GROUP = "raykd.plugins"  # entry points of installed plugins
-_DIGITS = 8  # of a digest, in the name of a module
+_DIGITS = 8  # digits of a digest in the name of a module
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _NOTHING = (
     'registers nothing; put @raykd.register.method("a_name") above a class of a method, or '
@@ -39,7 +39,7 @@ Entry = tuple[Registry[Any], str, Any, tuple[str, ...]]  # table, name, thing, a
 class Plugin:
     """A plugin that is loaded in this process. Unpickling one loads it."""
 
-    name: str  # of its file, or of the distribution
+    name: str  # the name of its file, or of the distribution
     digest: str  # SHA-256 of the content, in hex
     place: str = field(compare=False)  # path of the file, or the distribution again
     source: bytes | None = field(compare=False, repr=False)  # None: installed

@@ -27,6 +27,7 @@ from raykd.data.sources import SOURCES, check_exists, pack_format
 from raykd.data.sources.encoded_image import fault_in
 from raykd.data.sources.files import Files, join_path
 from raykd.data.sources.formats import is_image
+from raykd.data.sources.hub_datasets import is_on_hub
 from raykd.data.sources.hugging_face import is_saved
 from raykd.data.sources.pack_format import MARKER, PLAN, Shard
 from raykd.data.sources.splits import (
@@ -361,7 +362,9 @@ def _with_progress(packing: Packing, say: Say) -> Iterator[Packed]:
 
 
 def source_of(location: str) -> str:
-    """The name of the source that reads a path or URL, by the names of its files."""
+    """The name of the source that reads a path, a URL or hf:owner/name, by its files' names."""
+    if is_on_hub(location):
+        return "hf"
     check_exists(location)
     path = location.partition("?")[0] if is_url(location) else location
     if is_saved(Files.at(location)):

@@ -86,7 +86,7 @@ def _explained(model: Finished) -> Iterator[None]:
         yield
     except RaykdError:
         raise
-    except Exception as error:  # of a graph that it cannot prepare, many kinds
+    except Exception as error:  # many kinds, for graphs that it cannot prepare
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ExportFailed(
             f"{model.run.model}: ONNX Runtime cannot quantise this network "

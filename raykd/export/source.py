@@ -22,6 +22,7 @@ _OURS = "raykd.models."
 _IN_ORDER = "in_order"  # makes a `Staged`; the file has one that makes the plain network
 
 
+@cache
 def source(model: str, classes: int) -> str | None:
     """Text of the file of a network with `classes` outputs; with 0, without its classifier.
 

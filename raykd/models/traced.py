@@ -186,7 +186,7 @@ def _is_narrow(nodes: Sequence[fx.Node], place: int) -> bool:
 
 
 def _part(network: nn.Module, nodes: Sequence[fx.Node], start: int, stop: int) -> fx.GraphModule:
-    """What a network does after one node, up to another."""
+    """The part of a network after one node, up to another."""
     graph = fx.Graph()
     copies = {nodes[start]: graph.placeholder("x")}
     for node in nodes[start + 1 : stop + 1]:

@@ -241,7 +241,7 @@ def trial_rows(report: Report) -> list[tuple[Trial, dict[str, str]]]:
 
 
 def settings_of(trial: Trial) -> str:
-    """What was drawn for a trial, as "method=kd optim.lr=0.03412"."""
+    """The values drawn for a trial, as "method=kd optim.lr=0.03412"."""
     return " ".join(f"{k.removeprefix('run.')}={rounded(v)}" for k, v in trial.config.items())
 
 

@@ -1,36 +1,16 @@
 """A server on this machine with what the library `datasets` asks of the Hugging Face Hub."""
 
 import hashlib
-import http.server
 import json
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.servers.hub import COMMIT, HubAnswer, HubServer
 
 
-class _Hub(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, repositories: dict[str, Path]) -> None:
-        self.repositories = repositories  # folders of files by owner/name
-        self.asked: list[str] = []
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.address = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Answer(http.server.BaseHTTPRequestHandler):
-    server: _Hub
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
+class _Answer(HubAnswer):
     def answer(self, *, body: bool):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         self.server.asked.append(path)
@@ -58,17 +38,6 @@ class _Answer(http.server.BaseHTTPRequestHandler):
             about = {"id": name, "sha": COMMIT, "siblings": files, "tags": [], "private": False}
             self.send(200, {}, json.dumps(about).encode())
 
-    def send(self, status: int, headers: dict, content: bytes = b"", *, body: bool = True):
-        self.send_response(status)
-        for key, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        """Print nothing."""
-
 
 def _entry(file: Path, folder: Path) -> dict:
     """A file or folder as the Hub lists it."""
@@ -80,11 +49,8 @@ def _entry(file: Path, folder: Path) -> dict:
 
 
 @contextmanager
-def hub(**repositories: Path) -> Iterator[_Hub]:
-    """A server with the dataset repositories them/NAME."""
-    with _Hub({f"them/{name}": folder for name, folder in repositories.items()}) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+def hub(**repositories: Path) -> Iterator[HubServer]:
+    """A server with the dataset repositories them/NAME, which are folders of files."""
+    folders = {f"them/{name}": folder for name, folder in repositories.items()}
+    with HubServer(folders, _Answer).running() as server:
+        yield server

@@ -17,7 +17,7 @@ from raykd.launch.train import fit
 from raykd.launch.units import Unit
 from raykd.methods.crd import CRD
 from raykd.methods.sakd import SAKD
-from raykd.recipes import Optim
+from raykd.recipes import Optim, StudentRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
@@ -143,10 +143,14 @@ def test_a_packed_student_whose_worker_is_killed_ends_with_equal_weights(cluster
     assert [line["epoch"] for line in read_metrics(folder)] == list(range(60))
 
 
-def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, store):
+def tracked_with_a_kill(store: Store, tracker: str) -> tuple[StudentRun, list[tuple[int, float]]]:
+    """A student of two workers, one of which was killed after 5 of 20 epochs; (epoch, loss) each.
+
+    Its numbers went to a tracker.
+    """
     run = student_run(store, optim=Optim(epochs=20, batch=32))
     prepare(store, run)
-    scale = Scale(workers=2, checkpoint_seconds=0, track=("tensorboard",))
+    scale = Scale(workers=2, checkpoint_seconds=0, track=(tracker,))
 
     def due(kills: int) -> bool:
         return len(read_metrics(store.path(run))) >= 5
@@ -155,7 +159,11 @@ def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, 
     execute(Experiment("small", (run,), scale), store, QUIET)
     killer.times = 0
     assert killer.killed
-    lines = [(line["epoch"], line["loss"]) for line in read_metrics(store.path(run))]
+    return run, [(line["epoch"], line["loss"]) for line in read_metrics(store.path(run))]
+
+
+def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, store):
+    run, lines = tracked_with_a_kill(store, "tensorboard")
     assert scalars(events_folder(store, run))["loss"] == [
         (epoch, pytest.approx(loss)) for epoch, loss in lines
     ]

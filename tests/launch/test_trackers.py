@@ -2,18 +2,13 @@
 
 import pytest
 
-from raykd.config.experiment import Experiment, parse
-from raykd.config.scale import Scale
+from raykd.config.experiment import parse
 from raykd.core.record import fingerprint
-from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import sweep
-from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.tracking.console import Terminal
-from raykd.tracking.jsonl import read_metrics
 from tests.launch.ray_marks import RAY
-from tests.launch.test_ray import Killer
-from tests.small import prepare, student_run
+from tests.launch.test_ray import tracked_with_a_kill
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = [
@@ -41,21 +36,10 @@ def tracked(store):
 
 
 def test_a_group_whose_worker_is_killed_is_one_run_with_each_epoch_once(cluster, store):
-    run = student_run(store, optim=Optim(epochs=20, batch=32))
-    prepare(store, run)
-    scale = Scale(workers=2, checkpoint_seconds=0, track=("mlflow",))
-
-    def due(kills: int) -> bool:
-        return len(read_metrics(store.path(run))) >= 5
-
-    killer = Killer("RayTrainWorker", due)
-    execute(Experiment("small", (run,), scale), store, QUIET)
-    killer.times = 0
-    assert killer.killed
+    run, lines = tracked_with_a_kill(store, "mlflow")
     client, runs = tracked(store)
     found = runs[fingerprint(run)]
     losses = [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "loss")]
-    lines = [(line["epoch"], line["loss"]) for line in read_metrics(store.path(run))]
     assert losses == [(epoch, pytest.approx(loss)) for epoch, loss in lines]
     assert found.info.status == "FINISHED" and found.data.tags["raykd.experiment"] == "small"
 

@@ -1,9 +1,7 @@
 """Weights in repositories of the Hub: from a server on this machine, and from the local cache."""
 
-import http.server
 import json
 import shutil
-import threading
 import urllib.parse
 
 import pytest
@@ -14,9 +12,9 @@ from raykd.core.errors import ConfigError
 from raykd.models import build, hub
 from raykd.models.weights_import import WeightsImporter, configuration
 from raykd.storage.store import Store
+from tests.servers.hub import COMMIT, HubAnswer, HubServer
 
 constants = pytest.importorskip("huggingface_hub.constants")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = {"architecture": "resnet8", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3}}
 
 
@@ -36,27 +34,8 @@ def files(model="resnet8", *, pickled=False):
     }
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """A server with what snapshot_download asks of the Hub."""
-
-    daemon_threads = True
-
-    def __init__(self, repositories):
-        self.repositories = repositories
-        self.asked = []
-        super().__init__(("127.0.0.1", 0), Answer)
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    """One answer of the server."""
-
-    server: Hub
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
+class Answer(HubAnswer):
+    """One answer to what snapshot_download asks of the Hub."""
 
     def answer(self, *, body):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
@@ -85,17 +64,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
         else:
             self.send(200, {}, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
 
-    def send(self, status, headers, content=b"", *, body=True):
-        self.send_response(status)
-        for key, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        """Print nothing."""
-
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
@@ -106,16 +74,14 @@ def server(tmp_path, monkeypatch):
         "them/other": files("resnet14"),
         "them/gated": "gated",
     }
-    with Hub(repositories) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_address[1]}"
+    with HubServer(repositories, Answer).running() as server:
+        root = server.address
         template = f"{root}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "ENDPOINT", root)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         hub.fetched.cache_clear()
         yield server
-        server.shutdown()
         hub.fetched.cache_clear()
 
 

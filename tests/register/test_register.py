@@ -1,4 +1,4 @@
-"""What a plugin registers is as raykd's own in recipes, and its content in their fingerprints."""
+"""Things of a plugin are as raykd's own in recipes, and its content in their fingerprints."""
 
 import pickle
 import subprocess

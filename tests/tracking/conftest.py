@@ -1,4 +1,4 @@
-"""What the tests of trackers share."""
+"""Fixtures that the tests of trackers share."""
 
 import pytest
 

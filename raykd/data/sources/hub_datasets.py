@@ -72,7 +72,7 @@ def _download(path: str, folder: Path) -> None:
         # Parquet, since Arrow files would only name the images of a folder. The library writes to
         # another folder, and renames it at the end.
         builder.download_and_prepare(str(folder), file_format="parquet")
-    except Exception as error:  # of the library, of huggingface_hub, HTTP clients, the system
+    except Exception as error:  # the library's, huggingface_hub's, HTTP clients', the system's
         reason = "; ".join(str(error).strip().splitlines()[:3]) or type(error).__name__
         raise DataError(
             f"data.path: {path}: cannot be downloaded ({reason}); correct the name, log in with "

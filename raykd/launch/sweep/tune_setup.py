@@ -211,17 +211,24 @@ class AmongAlike(FIFOScheduler):
         super().__init__()
         self._rule, self._space = rule, space
         self._rules: dict[tuple[str, str], TrialScheduler] = {}
+        self._rule_of: dict[str, TrialScheduler] = {}  # by trial
 
     def _of(self, trial: Any) -> TrialScheduler:
         """The rule of a trial's method and network."""
+        if trial.trial_id not in self._rule_of:
+            key = self._key(trial)
+            if key not in self._rules:
+                self._rules[key] = self._rule()
+            self._rule_of[trial.trial_id] = self._rules[key]
+        return self._rule_of[trial.trial_id]
+
+    def _key(self, trial: Any) -> tuple[str, str]:
+        """Method and network of a trial."""
         try:
             run = basis(self._space.asked(trial.config))
-            key = run.method.label, run.model
+            return run.method.label, run.model
         except ConfigError:
-            key = "", ""  # the trial itself will raise the error
-        if key not in self._rules:
-            self._rules[key] = self._rule()
-        return self._rules[key]
+            return "", ""  # the trial itself will raise the error
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take in a trial."""

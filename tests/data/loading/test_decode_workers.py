@@ -89,7 +89,7 @@ def test_a_helper_of_multiprocessing_that_is_killed_does_not_hang_the_run(views,
 
 @pytest.mark.slow
 def test_a_process_that_gives_no_sign_of_life_is_not_waited_for_without_end(views, monkeypatch):
-    others = {*multiprocessing.active_children()}  # of views that another test still holds
+    others = {*multiprocessing.active_children()}  # decoders of views that another test still holds
     batches = views.batches(ROWS, 0, 0)
     next(batches)
     monkeypatch.setattr(decode_workers, "TIMEOUT_SECONDS", 3.0)
