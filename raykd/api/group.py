@@ -30,8 +30,10 @@ def train_here(
 
     student: a `Student`, an `Experiment` of one, a recipe, or a file. store: as in `run`; all
     workers must reach it. scale: what a worker reads of it, as {"accumulate": 2}; default: that of
-    the experiment. Metrics of each epoch are reported to Ray Train. A student that the store has is
-    not trained again, and one that was begun goes on from its checkpoint, as after `raykd.run`.
+    the experiment. Metrics of epochs are reported to Ray Train, whose callbacks get them; its
+    `Result.metrics` is None, since checkpoints lie in the store (Ray 2.60). A student that the
+    store has is not trained again, and one that was begun goes on from its checkpoint, as after
+    `raykd.run`.
 
     Raises `ConfigError` where it is not one student, or something that it needs is not there.
     """
