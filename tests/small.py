@@ -8,7 +8,7 @@ from raykd.data.recipe import Data
 from raykd.methods import METHODS, Method
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
-from raykd.register.laws import ALL, asked, batch, helpers_of, pair
+from raykd.register.contract import ALL, asked, batch, helpers_of, pair
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.runs import local_host, train

@@ -45,7 +45,7 @@ INNER_LEVELS = {
         "runs route_search load_trained",
         "cache_builder cache_verify integrity",
     ],
-    "data": ["transforms", "sources", "packing.packer", "dataset", "loading.loader"],
+    "data": ["transforms", "sources", "packing", "dataset", "loading.loader"],
     "launch": ["private_cluster", "cluster capacity pool", "executor", "sweep"],
 }
 

@@ -64,7 +64,7 @@ def _prepared(
     else:
         resolved, artefacts, _ = prepared(experiment, store, quiet=True)
         (run,) = resolved.students()
-    artefacts.stand()
+    artefacts.ensure_root()
     _check_needs(artefacts, run)
     return run, artefacts, settings
 

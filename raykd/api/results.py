@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from raykd.config.search_space import METRICS
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
-from raykd.export import Exported
+from raykd.export import ExportResult
 from raykd.export import export as export_network
 from raykd.methods import METHODS
 from raykd.prediction import Predictor
@@ -86,7 +86,7 @@ class StudentResult:
         self._check_finished()
         return load_network(self._store, self.recipe)
 
-    def export(self, folder: str | PathLike[str], formats: Sequence[Format] = ()) -> Exported:
+    def export(self, folder: str | PathLike[str], formats: Sequence[Format] = ()) -> ExportResult:
         """Write it to a folder as files that need no raykd, in some formats or in all.
 
         Raises `ConfigError` where it is not finished or the folder holds other files,

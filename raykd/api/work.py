@@ -35,7 +35,7 @@ from raykd.training.route_results import plannable
 if TYPE_CHECKING:  # Ray takes a second to import
     from raykd.api.caches import Cache
     from raykd.launch.executor import Outcome
-    from raykd.launch.sweep.driver import Swept
+    from raykd.launch.sweep.driver import SweepResult
 
 # Paths are those of files.
 ExperimentLike: TypeAlias = Experiment | Student | StudentRun | str | PathLike[str]
@@ -103,7 +103,7 @@ def swept_results(
     fresh: bool = False,
     workers: Workers | None = None,
     quiet: bool = False,
-) -> "tuple[Results, Swept]":
+) -> "tuple[Results, SweepResult]":
     """The results of a sweep, failed trials or not, and what its driver says of it."""
     from raykd.launch.sweep.driver import sweep as sweep_of
 

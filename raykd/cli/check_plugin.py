@@ -27,7 +27,7 @@ def check_plugin(plugin: str, size: int, as_json: bool) -> None:
     status 1 where something does not hold.
     """
     from raykd.core.plugins import load
-    from raykd.register.laws import check_plugin as check
+    from raykd.register.contract import check_plugin as check
 
     rows = [*check(load(plugin), size)]
     if as_json:

@@ -15,7 +15,7 @@ from raykd.core.errors import NoRoom
 @click.command()
 @experiment_command(required=False)
 @click.option(
-    "--address", help="Of a Ray cluster; else the experiment's, $RAY_ADDRESS, or one here."
+    "--address", help="Ray cluster to join; else the experiment's, $RAY_ADDRESS, or one here."
 )
 def doctor(
     experiment: Path | None,

@@ -20,7 +20,7 @@ from raykd.cli.shared import (
 from raykd.core.errors import ConfigError, RaykdError, folded
 
 if TYPE_CHECKING:
-    from raykd.export import Exported
+    from raykd.export import ExportResult
 
 _FORMATS = ("safetensors", "torch", "onnx")
 
@@ -88,7 +88,7 @@ def export(
     targets, unfinished = [(run, output) for run in runs], others or 0
     if others is not None:  # an experiment's
         targets = [(run, output / exporter.folder_name(run)) for run in runs]
-    exports: list[exporter.Exported] = []
+    exports: list[exporter.ExportResult] = []
     errors: list[RaykdError] = []
     for run, folder in targets:
         try:
@@ -111,7 +111,7 @@ def export(
         sys.exit(folded(errors).code)
 
 
-def _print(exported: "Exported") -> None:
+def _print(exported: "ExportResult") -> None:
     """Print the written files of one network."""
     name, method = exported.run.model, getattr(exported.run, "method", None)
     by = f", {method.label}" if method is not None else ""
@@ -161,7 +161,7 @@ def _eight_bits(facts: dict[str, Any]) -> str:
     )
 
 
-def _plain(exported: "Exported") -> dict[str, Any]:
+def _plain(exported: "ExportResult") -> dict[str, Any]:
     """The written files of one network as plain values, for JSON."""
     from raykd.core.record import fingerprint
 

@@ -86,6 +86,6 @@ def _full(stream: Any) -> OSError | None:
 
 
 def _failure(stream: Any) -> OSError | None:
-    """Why writes to a stream are dropped; None where they are not."""
+    """The error for which writes to a stream are dropped; None where they are not."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.failure if isinstance(raw, _Patient) else None

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Ray workers; 0: this process, without Ray.",
 )
-@click.option("--address", help="Of a Ray cluster; else a running one, else one of our own.")
+@click.option("--address", help="Ray cluster to join; else a running one, else one of our own.")
 @click.option(
     "--shard-mb",
     type=click.FloatRange(min=0, min_open=True),
     default=256.0,
     show_default=True,
-    help="Of a shard; each worker holds one in memory.",
+    help="Size of a shard; each worker holds one in memory.",
 )
 @click.option(
     "--labels",

@@ -4,19 +4,18 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from raykd.config.class_maps import NAMES, WORDNET, read_table, resolve_classes
-from raykd.config.experiment import Experiment, Where
+from raykd.config.class_maps import resolve_classes
+from raykd.config.experiment import Experiment
 from raykd.config.messages import Mistakes
 from raykd.core.errors import ConfigError, DataError
 from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
-from raykd.data.sources.hub_datasets import is_on_hub
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
-from raykd.models.weights_import import WeightsImporter, configuration, is_path, portable_name
+from raykd.models.weights_import import WeightsImporter, configuration
 from raykd.recipes import AnyStudent, AnyTeacher, PanelRun, StudentRun, TeacherRun, Teaching
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
@@ -37,124 +36,105 @@ def resolve(
 ) -> Experiment:
     """The experiment with what only files can tell: digests, classes, sizes, weights.
 
-    `digests` are those that are known already; what is read is added to them.
+    `digests` are those that are known already; what is read is added to them. Raises `ConfigError`
+    and `DataError`, with the mistakes of all recipes.
     """
-    train_root = _root(experiment.where.path)
-    probe_root = _root(experiment.where.probe) or train_root
-    skip_bad = experiment.scale.on_bad_image == "skip"
-    digests = {} if digests is None else digests  # files are read once, however many recipes
-    importer = WeightsImporter(store, say)
-    datasets: dict[tuple[Data, str | None], ResolvedData] = {}  # by what the file says of them
-    compared: set[tuple[ResolvedData, ResolvedData]] = set()
+    resolver = _Resolver(experiment, store, say, {} if digests is None else digests)
     mistakes = Mistakes(experiment.places)
+    runs: list[AnyStudent] = []
+    for run in experiment.runs:
+        with mistakes.collecting():
+            runs.append(resolver.any_student(run))
+    mistakes.raise_all()
+    return replace(experiment, runs=tuple(runs))
 
-    def data(value: Data, root: str | None = train_root) -> ResolvedData:
-        if (value, root) not in datasets:
-            datasets[value, root] = read(value, root)
-        return datasets[value, root]
 
-    def read(value: Data, root: str | None) -> ResolvedData:
-        name = value.name if root == train_root else f"{value.name} of the probe"
-        source = (name, value.resize, value.stream is not None, value.labels)
-        if source not in digests and value.digest:
-            digests[source] = value.digest
-        if source not in digests:
-            say(f"reading the images of {value.name!r}" + (f" from {root}" if root else ""))
-            digests[source] = dataset.read(store, value, root, say, skip_bad=skip_bad).digest
-        if not value.digest:
-            value = value.model_copy(update={"digest": digests[source]})
-        return dataset.read(store, value, root, say, skip_bad=skip_bad)
+class _Images:
+    """Reader of an experiment's datasets; each is read once, however many recipes name it."""
 
-    def teacher_of(teacher: AnyTeacher, taught: Data, key: str) -> AnyTeacher:
-        if isinstance(teacher, StudentRun):
-            return student(teacher, key)
-        given = given_teacher(teacher, taught, key) if teacher.is_given else None
-        teacher, outputs, names = given or trained_teacher(teacher, key)
-        resolved, classes = data(taught), teacher.classes
-        if classes is not None:
-            own = dataset.class_names(store, resolved)
-            with _keyed(f"{key}.classes"):
-                if not own:
-                    raise ConfigError("the data have no classes to map; leave it out")
-                classes = resolve_classes(classes, own, outputs, names)
-        own_data = teacher.data.classes
-        plain = outputs == own_data and (classes is not None or own_data == resolved.classes)
-        plain = plain and (outputs > 0 or not teacher.is_given)
-        update = {"outputs": None if plain else outputs, "classes": classes}
-        return teacher.model_copy(update=update)
+    def __init__(
+        self, experiment: Experiment, store: Store, say: Callable[[str], None], digests: Digests
+    ) -> None:
+        self._store, self._say, self._digests = store, say, digests
+        self._skip_bad = experiment.scale.on_bad_image == "skip"
+        self._train_root = _root(experiment.where.path)
+        self._probe_root = _root(experiment.where.probe) or self._train_root
+        self._read: dict[tuple[Data, str | None], ResolvedData] = {}
+        self._compared: set[tuple[ResolvedData, ResolvedData]] = set()
 
-    def trained_teacher(teacher: TeacherRun, key: str) -> tuple[TeacherRun, int, Names]:
-        """A teacher that is trained here, with the number and the names of its classes."""
-        if teacher.size is not None:
-            raise ConfigError(
-                f"{key}.size: it is of given weights; a teacher that is trained here sees its "
-                "data, so set the teacher's data.resize, or data.stream, and leave it out"
+    def data(self, stated: Data) -> ResolvedData:
+        """The data of a student or a teacher."""
+        return self._once(stated, self._train_root)
+
+    def judged(self, stated: Data) -> ResolvedData:
+        """The data of a probe."""
+        return self._once(stated, self._probe_root)
+
+    def _once(self, stated: Data, root: str | None) -> ResolvedData:
+        if (stated, root) not in self._read:
+            name = stated.name if root == self._train_root else f"{stated.name} of the probe"
+            source = (name, stated.resize, stated.stream is not None, stated.labels)
+            self._read[stated, root] = self._identified(stated, root, source)
+        return self._read[stated, root]
+
+    def _identified(
+        self, stated: Data, root: str | None, source: tuple[str, int | None, bool, str]
+    ) -> ResolvedData:
+        """The data with their digest: the stated one, a known one, or that of the images."""
+        store, say, skip_bad = self._store, self._say, self._skip_bad
+        if source not in self._digests and stated.digest:
+            self._digests[source] = stated.digest
+        if source not in self._digests:
+            say(f"reading the images of {stated.name!r}" + (f" from {root}" if root else ""))
+            read = dataset.read(store, stated, root, say, skip_bad=skip_bad)
+            self._digests[source] = read.digest
+        if not stated.digest:
+            stated = stated.model_copy(update={"digest": self._digests[source]})
+        return dataset.read(store, stated, root, say, skip_bad=skip_bad)
+
+    def warn_of_shared(self, trained: ResolvedData, judged: ResolvedData) -> None:
+        """Say once of each pair of data how many test images of a probe are trained on."""
+        if (trained, judged) in self._compared:
+            return
+        self._compared.add((trained, judged))
+        shared, images = count_shared(self._store, trained, judged) or (0, 0)
+        if shared:
+            self._say(
+                f"warning: run.task.probe.data: {shared:,} of the {images:,} test images of the "
+                "probe are in the training set; its accuracy is that of images that the student "
+                "has seen"
             )
-        read = data(teacher.data)
-        if teacher.outputs not in (None, read.classes):
-            raise ConfigError(
-                f"{key}.outputs: expected {read.classes}, the classes of its data, got "
-                f"{teacher.outputs}; leave it out"
-            )
-        names = tuple((name,) for name in dataset.class_names(store, read))
-        return started(teacher, read, key), read.classes, names
 
-    def given_teacher(teacher: TeacherRun, taught: Data, key: str) -> tuple[TeacherRun, int, Names]:
-        """A teacher of given weights, with the number and the names of its classes."""
-        assert teacher.weights is not None
-        with _keyed(f"{key}.weights"):
-            said = configuration(teacher.weights, teacher.model, store)
-            read = data(_as_weights_see(teacher, taught, said))
-            outputs = importer.outputs(teacher.weights, teacher.model, read.classes)
-        if teacher.outputs not in (None, outputs):
-            raise ConfigError(
-                f"{key}.outputs: expected {outputs}, the classes of the weights, got "
-                f"{teacher.outputs}; leave it out"
-            )
-        seen = read.size if read.stream is not None else data(taught).size
-        if teacher.size is None and said.side is not None and said.side > 2 * min(seen):
-            raise ConfigError(
-                f"{key}: its weights are for images of {said.side} pixels a side, and it would see "
-                f"{min(seen)}; set {key.removeprefix('experiment.')}.size: {said.side} to enlarge "
-                f"them, or {min(seen)} to use them as they are"
-            )
-        with _keyed(f"{key}.weights"):
-            weights = importer.name(teacher.weights, teacher.model, outputs)
-        read = _normalised(teacher.data, said, read)
-        names = said.names if len(said.names) == outputs else ()
-        return teacher.model_copy(update={"data": read, "weights": weights}), outputs, names
 
-    def teaching(teacher: Teaching, taught: Data, key: str) -> Teaching:
-        if isinstance(teacher, PanelRun):
-            members = tuple(
-                teacher_of(member, taught, f"{key}.panel.{number}")
-                for number, member in enumerate(teacher.panel)
-            )
-            return teacher.model_copy(update={"panel": members})
-        return teacher_of(teacher, taught, key)
+class _Resolver:
+    """Resolution of recipes, from the inside out: data, teachers, then the student."""
 
-    def started(run: _Started, read: ResolvedData, key: str) -> _Started:
-        """A recipe with its images, and with the weights that its training starts from."""
-        if run.weights is None:
-            return run.model_copy(update={"data": read})
-        labelled = not isinstance(run, StudentRun) or run.task.labelled
-        with _keyed(f"{key}.weights"):
-            said = configuration(run.weights, run.model, store)
-            classes = read.classes if labelled else 0
-            weights = importer.name(run.weights, run.model, classes, start=True)
-        read = _normalised(run.data, said, read)
-        return run.model_copy(update={"data": read, "weights": weights})
+    def __init__(
+        self, experiment: Experiment, store: Store, say: Callable[[str], None], digests: Digests
+    ) -> None:
+        self._store, self._has_probe_path = store, experiment.where.probe is not None
+        self._images = _Images(experiment, store, say, digests)
+        self._importer = WeightsImporter(store, say)
 
-    def student(run: StudentRun, key: str = "experiment.run") -> StudentRun:
-        teacher = None if run.teacher is None else teaching(run.teacher, run.data, f"{key}.teacher")
-        after = None if run.after is None else student(run.after, f"{key}.after")
-        stated = run.data
-        run = started(run, data(run.data), key)
+    def any_student(self, run: AnyStudent) -> AnyStudent:
+        """A student, or one that a search finds."""
+        if isinstance(run, StudentRun):
+            return self._student(run)
+        searched = self._student(run.search.student)
+        return replace(run, search=run.search.model_copy(update={"student": searched}))
+
+    def _student(self, run: StudentRun, key: str = "experiment.run") -> StudentRun:
+        teacher, after, stated = run.teacher, run.after, run.data
+        if teacher is not None:
+            teacher = self._teaching(teacher, stated, f"{key}.teacher")
+        if after is not None:
+            after = self._student(after, f"{key}.after")
+        run = self._started(run, self._images.data(stated), key)
         if after is not None and after.stages()[0].weights is not None:  # it sees what that saw
             seen = {name: getattr(stated, name) or getattr(after.data, name) for name in _COLOURS}
             run = run.model_copy(update={"data": run.data.model_copy(update=seen)})
-        update = {"teacher": teacher, "after": after, "task": task(run.task, data(stated))}
-        run = run.model_copy(update=update)
+        task = self._task(run.task, stated)
+        run = run.model_copy(update={"teacher": teacher, "after": after, "task": task})
         for assistant in run.members():
             theirs = assistant.data.classes
             if isinstance(assistant, StudentRun) and theirs != run.data.classes:
@@ -168,77 +148,112 @@ def resolve(
             raise ConfigError(f"experiment.run: {error}") from error
         return run
 
-    def task(value: Task, trained: ResolvedData) -> Task:
-        if not isinstance(value, Features) or value.probe is None:
-            return value
+    def _started(self, run: _Started, read: ResolvedData, key: str) -> _Started:
+        """A recipe with its images, and with the weights that its training starts from."""
+        if run.weights is None:
+            return run.model_copy(update={"data": read})
+        labelled = not isinstance(run, StudentRun) or run.task.labelled
+        with _keyed(f"{key}.weights"):
+            said = configuration(run.weights, run.model, self._store)
+            classes = read.classes if labelled else 0
+            weights = self._importer.name(run.weights, run.model, classes, start=True)
+        read = _normalised(run.data, said, read)
+        return run.model_copy(update={"data": read, "weights": weights})
+
+    def _task(self, task: Task, stated: Data) -> Task:
+        """A task with the data of its probe, which may be in a place of their own."""
+        if not isinstance(task, Features) or task.probe is None:
+            return task
         try:
-            judged = data(value.probe.data, probe_root)
+            judged = self._images.judged(task.probe.data)
         except (ConfigError, DataError) as error:
             kind = type(error)
-            raise kind(_of_probe(str(error), named=experiment.where.probe is not None)) from error
-        warn_of_shared(trained, judged)
-        probe = value.probe.model_copy(update={"data": judged})
-        return value.model_copy(update={"probe": probe})
+            raise kind(_of_probe(str(error), named=self._has_probe_path)) from error
+        self._images.warn_of_shared(self._images.data(stated), judged)
+        probe = task.probe.model_copy(update={"data": judged})
+        return task.model_copy(update={"probe": probe})
 
-    def warn_of_shared(trained: ResolvedData, judged: ResolvedData) -> None:
-        """Say once of each pair of data how many test images of a probe are trained on."""
-        if (trained, judged) in compared:
-            return
-        compared.add((trained, judged))
-        shared, images = count_shared(store, trained, judged) or (0, 0)
-        if shared:
-            say(
-                f"warning: run.task.probe.data: {shared:,} of the {images:,} test images of the "
-                "probe are in the training set; its accuracy is that of images that the student "
-                "has seen"
+    def _teaching(self, teacher: Teaching, taught: Data, key: str) -> Teaching:
+        """A teacher, or a panel with each of its members."""
+        if isinstance(teacher, PanelRun):
+            members = tuple(
+                self._teacher(member, taught, f"{key}.panel.{number}")
+                for number, member in enumerate(teacher.panel)
             )
+            return teacher.model_copy(update={"panel": members})
+        return self._teacher(teacher, taught, key)
 
-    def asked(run: AnyStudent) -> AnyStudent:
-        if isinstance(run, StudentRun):
-            return student(run)
-        searched = student(run.search.student)
-        return replace(run, search=run.search.model_copy(update={"student": searched}))
+    def _teacher(self, teacher: AnyTeacher, taught: Data, key: str) -> AnyTeacher:
+        """A teacher with its number of classes and their map to those of the data `taught`."""
+        if isinstance(teacher, StudentRun):
+            return self._student(teacher, key)
+        # A given teacher's outputs are those of its weights, a trained one's those of its data.
+        if teacher.is_given:
+            teacher, outputs, names = self._given_teacher(teacher, taught, key)
+        else:
+            teacher, outputs, names = self._trained_teacher(teacher, key)
+        resolved, classes = self._images.data(taught), teacher.classes
+        if classes is not None:
+            own = dataset.class_names(self._store, resolved)
+            with _keyed(f"{key}.classes"):
+                if not own:
+                    raise ConfigError("the data have no classes to map; leave it out")
+                classes = resolve_classes(classes, own, outputs, names)
+        # The number of outputs is written down only where the data do not say it.
+        own_data = teacher.data.classes
+        plain = outputs == own_data and (classes is not None or own_data == resolved.classes)
+        plain = plain and (outputs > 0 or not teacher.is_given)
+        update = {"outputs": None if plain else outputs, "classes": classes}
+        return teacher.model_copy(update=update)
 
-    runs: list[AnyStudent] = []
-    for run in experiment.runs:
-        with mistakes.collecting():
-            runs.append(asked(run))
-    mistakes.raise_all()
-    return replace(experiment, runs=tuple(runs))
+    def _trained_teacher(self, teacher: TeacherRun, key: str) -> tuple[TeacherRun, int, Names]:
+        """A teacher that is trained here, with the number and the names of its classes."""
+        if teacher.size is not None:
+            raise ConfigError(
+                f"{key}.size: it is of given weights; a teacher that is trained here sees its "
+                "data, so set the teacher's data.resize, or data.stream, and leave it out"
+            )
+        read = self._images.data(teacher.data)
+        _check_outputs(teacher, read.classes, "its data", key)
+        names = tuple((name,) for name in dataset.class_names(self._store, read))
+        return self._started(teacher, read, key), read.classes, names
+
+    def _given_teacher(
+        self, teacher: TeacherRun, taught: Data, key: str
+    ) -> tuple[TeacherRun, int, Names]:
+        """A teacher of given weights, with the number and the names of its classes."""
+        assert teacher.weights is not None
+        with _keyed(f"{key}.weights"):
+            said = configuration(teacher.weights, teacher.model, self._store)
+            read = self._images.data(_as_weights_see(teacher, taught, said))
+            outputs = self._importer.outputs(teacher.weights, teacher.model, read.classes)
+        _check_outputs(teacher, outputs, "the weights", key)
+        seen = read.size if read.stream is not None else self._images.data(taught).size
+        if teacher.size is None and said.side is not None and said.side > 2 * min(seen):
+            raise ConfigError(
+                f"{key}: its weights are for images of {said.side} pixels a side, and it would see "
+                f"{min(seen)}; set {key.removeprefix('experiment.')}.size: {said.side} to enlarge "
+                f"them, or {min(seen)} to use them as they are"
+            )
+        with _keyed(f"{key}.weights"):
+            weights = self._importer.name(teacher.weights, teacher.model, outputs)
+        read = _normalised(teacher.data, said, read)
+        names = said.names if len(said.names) == outputs else ()
+        return teacher.model_copy(update={"data": read, "weights": weights}), outputs, names
+
+
+def _check_outputs(teacher: TeacherRun, outputs: int, source: str, key: str) -> None:
+    """Refuse a stated number of outputs that is not that of the `source`."""
+    if teacher.outputs not in (None, outputs):
+        raise ConfigError(
+            f"{key}.outputs: expected {outputs}, the classes of {source}, got {teacher.outputs}; "
+            "leave it out"
+        )
 
 
 def _root(path: str | None) -> str | None:
     """A location with `~` written out; a URL as it is."""
     return path if path is None or is_url(path) else str(Path(path).expanduser())
-
-
-def _whole(path: str) -> str:
-    """The whole path of a file or folder of this machine."""
-    return str(Path(path).expanduser().resolve())
-
-
-def portable(experiment: Experiment, store: Store) -> Experiment:
-    """A resolved experiment as another process can read it: weights in the store, paths whole."""
-
-    def within(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {name: within(inner, str(name)) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [within(inner, key) for inner in value]
-        if key == "classes" and isinstance(value, str) and value not in (NAMES, WORDNET):
-            return [list(row) for row in read_table(value)]
-        path = key == "weights" and isinstance(value, str) and is_path(value)
-        return portable_name(store, value) if path else value
-
-    space = experiment.space
-    if space is not None:
-        grid = {axis: within(list(v), axis.rpartition(".")[2]) for axis, v in space.grid.items()}
-        space = replace(space, base=within(dict(space.base)), grid=grid)
-    whole = {
-        name: path if path is None or is_url(path) or is_on_hub(path) else _whole(path)
-        for name, path in experiment.where.plain().items()
-    }
-    return replace(experiment, space=space, where=Where(**whole))
 
 
 def _of_probe(text: str, *, named: bool) -> str:

@@ -14,7 +14,7 @@ _LONGEST = 300  # digits of a number
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-class _Refused(Exception):
+class _YamlError(Exception):
     """The error for a mistake in YAML, with its line."""
 
     def __init__(self, mark: Any, reason: str) -> None:
@@ -22,7 +22,7 @@ class _Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that means one thing: no key twice, no number or truth of YAML 1.1 alone.
+    """Safe YAML that means one thing: no key twice, no number or boolean that only YAML 1.1 reads.
 
     1e-4 is a number. What a loader of YAML 1.2 reads as something else (`1:30`, `0x10`, `010`,
     `1_000`, `yes`) is refused, and so is what cannot be laid out as a tree of some size.
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > _DEEPEST:
             mark = self.peek_event().start_mark  # pyright: ignore[reportOptionalMemberAccess]
-            raise _Refused(mark, f"more than {_DEEPEST} lists or mappings within each other")
+            raise _YamlError(mark, f"more than {_DEEPEST} lists or mappings within each other")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=deep)
             if isinstance(key, Hashable):
                 if key in seen:
-                    raise _Refused(key_node.start_mark, f"{key!r} is given twice")
+                    raise _YamlError(key_node.start_mark, f"{key!r} is given twice")
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -56,21 +56,21 @@ class _Loader(yaml.SafeLoader):
         if node.value.lower() not in ("true", "false"):
             text = str(value).lower()
             reason = f"{node.value!r} is {text} to YAML 1.1 alone; write {text}, or quote the text"
-            raise _Refused(node.start_mark, reason)
+            raise _YamlError(node.start_mark, reason)
         return value
 
     def read_number(self, node: Any) -> int | float:
         """Read a decimal number of bounded length."""
         text, whole = node.value, node.tag.endswith(":int")
         if len(text) > _LONGEST:
-            raise _Refused(node.start_mark, f"a number has more than {_LONGEST} digits")
+            raise _YamlError(node.start_mark, f"a number has more than {_LONGEST} digits")
         try:
             value = (super().construct_yaml_int if whole else super().construct_yaml_float)(node)
         except ValueError as error:
-            raise _Refused(node.start_mark, f"not YAML ({error})") from error
+            raise _YamlError(node.start_mark, f"not YAML ({error})") from error
         if ":" in text or "_" in text or (whole and not re.fullmatch("[-+]?(0|[1-9][0-9]*)", text)):
             reason = f"{text!r} is {value} to YAML 1.1 alone; write {value} where you mean that "
-            raise _Refused(node.start_mark, reason + "number, or quote the text")
+            raise _YamlError(node.start_mark, reason + "number, or quote the text")
         return value
 
     def read_text(self, node: Any) -> str:
@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
         for character in text:
             if (character < " " and character not in "\n\t") or "\ud800" <= character <= "\udfff":
                 reason = f"the character {ord(character):#06x} cannot stand in text"
-                raise _Refused(node.start_mark, reason)
+                raise _YamlError(node.start_mark, reason)
         return text
 
 
@@ -111,9 +111,9 @@ def read_lines(text: str, path: str = "experiment") -> tuple[Any, dict[str, int]
         for count, (key, line) in enumerate(_keys(node, "", [])):
             lines.setdefault(key, line)
             if count > _MOST_VALUES:
-                raise _Refused(node.start_mark, f"more than {_MOST_VALUES:,} values")
+                raise _YamlError(node.start_mark, f"more than {_MOST_VALUES:,} values")
         return loader.construct_document(node), lines
-    except _Refused as error:
+    except _YamlError as error:
         raise ConfigError(f"{path}, line {error.line}: {error.reason}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -133,10 +133,10 @@ def read_lines(text: str, path: str = "experiment") -> tuple[Any, dict[str, int]
 def _keys(node: Any, prefix: str, parents: list[Any]) -> Iterator[tuple[str, int]]:
     """Every dotted key of a node with its line, those of merges after a mapping's own.
 
-    Raises `_Refused` where an alias makes a node one of its own `parents`.
+    Raises `_YamlError` where an alias makes a node one of its own `parents`.
     """
     if any(node is parent for parent in parents):
-        raise _Refused(node.start_mark, "an alias stands for what it lies in itself")
+        raise _YamlError(node.start_mark, "an alias refers to a mapping or list that contains it")
     parents = [*parents, node]
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):

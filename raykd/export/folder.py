@@ -41,8 +41,8 @@ IMAGES = 32  # test images, evenly spread, on which every file is compared with 
 TOLERANCE = 1e-3  # share of the largest score, or of 1: other kernels add float32 in another order
 
 
-class Written(NamedTuple):
-    """One file, and by how much its answers differ from the network's."""
+class ExportedFile(NamedTuple):
+    """One file, and the largest difference between its scores and the network's."""
 
     name: str
     bytes: int
@@ -51,12 +51,12 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """The written files of one network."""
 
     run: AnyTeacher
     folder: Path
-    files: tuple[Written, ...]
+    files: tuple[ExportedFile, ...]
     images: int  # number of test images that the differences were measured on
     plain: bool  # True where the plain network alone answers as the student does
     measured: Mapping[str, Any]  # "latency", and "int8" where that was asked for; see `measure`
@@ -69,7 +69,7 @@ def export(
     formats: Sequence[str] = (),
     *,
     int8: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Write a finished network to `folder` in some formats, or in all that it has.
 
     With `int8`, also an ONNX graph of 8 bits, whose ranges are those of training images. An earlier
@@ -98,7 +98,7 @@ def export(
         written = tuple(_checked(model, draft / file, normalised, pixels) for file in files)
         _publish(draft, folder)
     plain = model.method.rescaling(model.helpers) is not None
-    return Exported(run, folder, written, len(pixels), plain, measured)
+    return ExportResult(run, folder, written, len(pixels), plain, measured)
 
 
 def check_folder(folder: Path, run: AnyTeacher) -> None:
@@ -187,8 +187,8 @@ def _write(
     return measured
 
 
-def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> Written:
-    """A file, once its answers for real images are seen to be the network's."""
+def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) -> ExportedFile:
+    """Check that a file's scores for test images are the network's, and describe the file."""
     with torch.no_grad():
         expected = model.answer(normalised)
     config = json.loads((path.parent / CONFIG).read_text())
@@ -203,7 +203,7 @@ def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) ->
         scores = torch.cat(answers(path, [pixels[:1], pixels[1:]]))  # two batch sizes
     difference = float((scores - expected).abs().max())
     if path.name == INT8:  # its accuracy is measured, and nothing is expected of it
-        return Written(path.name, path.stat().st_size, difference, config["loads"][path.name])
+        return ExportedFile(path.name, path.stat().st_size, difference, config["loads"][path.name])
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # nor is NaN
         raise ExportFailed(
@@ -211,7 +211,7 @@ def _checked(model: Finished, path: Path, normalised: Tensor, pixels: Tensor) ->
             f"test images its scores differ by up to {difference:.2g}, expected {allowed:.2g} at "
             "most. Nothing was written; choose another --format"
         )
-    return Written(path.name, path.stat().st_size, difference, config["loads"][path.name])
+    return ExportedFile(path.name, path.stat().st_size, difference, config["loads"][path.name])
 
 
 def _publish(draft: Path, folder: Path) -> None:

@@ -96,7 +96,7 @@ def _address_on_this_machine() -> str | None:
     """
     path = address_file()
     if not path.is_file() or path.stat().st_uid not in (0, os.getuid()):
-        return None  # a file of another user may be a trap
+        return None  # an address that another user wrote is not trusted
     address = path.read_text().strip()
     return address if _accepts_connections(address) else None
 
@@ -184,7 +184,7 @@ class _JoinedCluster:
         self._next = self._last_answer = time.monotonic()
 
     def __call__(self, urgent: bool) -> RaykdError | None:
-        # The process that this one works through: the head misses it only some seconds later.
+        # This process's raylet: the head notices its death only seconds later.
         if self._raylet is not None and not _is_running(self._raylet):
             return self._left()
         now = time.monotonic()

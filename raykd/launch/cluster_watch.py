@@ -56,7 +56,7 @@ class Watch:
             raise Lost
 
     def look(self, *, urgent: bool = False) -> RaykdError | None:
-        """Why the cluster is lost; None while it is there."""
+        """The error for which the cluster counts as lost; None while it is there."""
         limit = self._limit
         if self.error is None and limit is not None and time.monotonic() > limit[0]:
             self.error = limit[1]

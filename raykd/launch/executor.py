@@ -330,7 +330,7 @@ class Executor:
         )  # reads every shard of the cache once
         build, manifest = None, manifest_of(self._store, job.run)
         if self._survey:
-            self._store.stand()
+            self._store.ensure_root()
             build = survey()
             if not build.missing:
                 return
@@ -463,7 +463,7 @@ class Executor:
             return self._local
         if self._pool is None:
             self._connect(1)
-            self._store.stand()
+            self._store.ensure_root()
             from raykd.launch.pool import Pool, artefact_maker
 
             url, scale, name = self._store.url, self._scale, self._name

@@ -79,7 +79,7 @@ def fit(
 
     Raises a worker's own `RaykdError`, `WorkFailed` where too much was lost.
     """
-    store.stand()
+    store.ensure_root()
     check_fit(scale, least(workers), fingerprint(run))
     if least(workers) < most(workers):
         os.environ.setdefault(*_SHRINKS_AFTER)
@@ -110,7 +110,7 @@ def fit(
         ),
     )
     for retries in reversed(range(scale.max_failures + 1)):
-        is_repeated = retries < scale.max_failures  # the controller of the try before is dead
+        is_repeated = retries < scale.max_failures  # the previous try's controller is dead
         orphans = _removing_orphans() if is_repeated else contextlib.nullcontext()
         try:
             # Ray Train's handler of Ctrl-C would keep its controller alive as long as this process.
@@ -186,7 +186,7 @@ def _train_func(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(scale.cpus)))
     keep_freed_memory()
     store = Store(config["store"], scale.local_gb)
-    store.stand(made=True)
+    store.ensure_root(made=True)
     train_in_group(store, config["run"], scale, Labels(*config["labels"]))
 
 

@@ -93,7 +93,7 @@ class ArtefactMaker:
 
     def train(self, run: Training) -> None:
         """Train one teacher, prelude or student, from its checkpoint if it has one."""
-        self._store.stand(made=True)
+        self._store.ensure_root(made=True)
         self._shards = None  # frees the teacher
         with self._notice() as notice:
             host = local_host(self._store, run, self._scale, self._loggers, notice, self._labels)
@@ -101,7 +101,7 @@ class ArtefactMaker:
 
     def shard(self, run: OutputsRun, part: Part) -> Shard:
         """Compute one shard of a cache; the teacher stays loaded for the next."""
-        self._store.stand(made=True)
+        self._store.ensure_root(made=True)
         if self._shards is None or self._shards[0] != run:
             self._shards = (run, ShardMaker(self._store, run, default_device(), self._scale))
         return self._shards[1].make(part)
@@ -112,5 +112,5 @@ class ArtefactMaker:
 
     def decide(self, search: Search) -> None:
         """Choose the next anchor of a search, whose last stage is finished."""
-        self._store.stand(made=True)
+        self._store.ensure_root(made=True)
         decide(self._store, search, default_device())

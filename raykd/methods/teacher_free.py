@@ -1,4 +1,4 @@
-"""Regularisation by a made-up teacher, which is right and a little unsure about everything else.
+"""Regularisation by a virtual teacher: the label has one probability, the other classes the rest.
 
 Shapes: B batch, C classes.
 """

@@ -32,8 +32,8 @@ class _Tracer(fx.Tracer):
         return not any(name.startswith(f"{module_qualified_name}.") for name in self._wanted)
 
 
-class _Moded(nn.Module):
-    """A part of a network whose own code asks whether it is in training."""
+class _TrainEvalPair(nn.Module):
+    """A part of a network in two versions, one for training and one for evaluation."""
 
     def __init__(self, training: nn.Module, evaluation: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def staged_module(
         if head is None:
             raise _NoParts("it has no linear classifier")
         parts = _cut(network, _ends(network, str(last), stages), str(last), stages is not None)
-    except Exception as error:  # whatever a network's code does with what is no tensor
+    except Exception as error:  # a network's own code may raise anything while it is traced
         if stages is None and classifier is None:
             return Staged(network, {}, network, nn.Identity())
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -133,7 +133,7 @@ def _cut(
     if len(parts[0]) != len(parts[1]):
         raise _NoParts("its stages in training are not those in evaluation")
     return [
-        a if a.code == b.code else _Moded(a, b)  # pyright: ignore[reportAttributeAccessIssue]
+        a if a.code == b.code else _TrainEvalPair(a, b)  # pyright: ignore[reportAttributeAccessIssue]
         for a, b in zip(*parts, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from raykd.storage.store import Store
 
 @dataclass(frozen=True)
 class GivenTeacher:
-    """A teacher with published or given weights, and what its students' images are to it."""
+    """A teacher with published or given weights, and how its students' images reach it."""
 
     model: str
     weights: str

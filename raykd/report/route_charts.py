@@ -18,7 +18,7 @@ from raykd.report.types import Report, RouteSearch
 Leg = tuple[int, int, int]  # from a student epoch to another one, not included; the anchor
 _NAME = 64  # characters of a row's name, at most
 _NARROW, _NUMBERED = 10, 30  # checkpoints whose numbers have room in a picture, and in a wide one
-_MAP = mpl.colormaps["cividis"]  # even steps to any eye, colour-blind or not, and in grey
+_MAP = mpl.colormaps["cividis"]  # perceptually uniform, also for colour-blind readers and in grey
 
 
 def route_charts(report: Report) -> Iterator[Chart]:
@@ -46,7 +46,7 @@ def legs(run: StudentRun) -> list[Leg]:
 
 
 def ratios(search: RouteSearch) -> np.ndarray:
-    """r of every checkpoint (columns) after every stage (rows); NaN for those gone by."""
+    """r of every checkpoint (columns) after every stage (rows); NaN for passed ones."""
     return np.array(
         [
             [one.ratios.get(anchor, np.nan) for anchor in search.candidates]

@@ -44,7 +44,7 @@ def legend(report: Report) -> str:
     """Notes on the columns of the table."""
     recipes = [run.recipe for group in report.students for run in group.runs]
     shares = {recipe["data"].get("validation") for recipe in recipes}
-    selection = "which was chosen on the test images and flatters"
+    selection = "which was chosen on the test images and is optimistic"
     if None not in shares:
         selection = "which was chosen on validation images that nothing was trained on"
     elif len(shares) > 1:
@@ -79,13 +79,13 @@ def legend(report: Report) -> str:
     if report.drawn is not None:
         views += (
             " Of each method and network the best of its trials by "
-            f"{heading_of(report.drawn.metric)} stands here, which flatters those with more trials."
+            f"{heading_of(report.drawn.metric)} stands here, which favours those with more trials."
         )
     return (
-        f"Students stand by their {report.measure} after the last epoch, those with unfinished "
-        "runs at the end: mean +- sample standard deviation over n seeds. A rank is given as far "
-        "as 95 % intervals of the differences, seed by seed, tell the lines apart: 2-4 is any of "
-        f"these, none is any at all.{views} Best is the best "
+        f"Students are ranked by their {report.measure} after the last epoch, those with "
+        "unfinished runs at the end: mean +- sample standard deviation over n seeds. A rank is "
+        "given as far as 95 % intervals of the differences, seed by seed, tell the lines apart: "
+        f"2-4 is any of these, none is any at all.{views} Best is the best "
         f"epoch's, {selection}.{gains} {measures} FLOPs and latency are of one image's forward."
     )
 

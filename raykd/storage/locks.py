@@ -53,7 +53,7 @@ def held(
     Where another process holds it: with `wait` False yields False at once; else it calls `say` once
     and waits. Raises `NoRoom` after `patience` seconds.
     """
-    store.stand()
+    store.ensure_root()
     folder, path = store.path(recipe), _path(store, recipe, role)
     file, until = _try(path), time.monotonic() + (patience or 0)
     if file is None and wait:

@@ -232,7 +232,7 @@ class Store:
         self._checked_kinds: set[str] = set()  # kinds without artefacts of an earlier raykd
         self._stands = False
 
-    def stand(self, *, made: bool = False) -> None:
+    def ensure_root(self, *, made: bool = False) -> None:
         """Make the root before work begins; later, or if `made`, only check that it is there.
 
         Raises `Unreachable` where it has gone: a lost mount leaves an empty folder, in which

@@ -77,4 +77,4 @@ class Classification(Task):
         return metrics
 
 
-CLASSIFICATION = Classification()  # the task of what names none
+CLASSIFICATION = Classification()  # the default task

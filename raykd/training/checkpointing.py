@@ -182,10 +182,10 @@ class Checkpoints:
             else:
                 self._store.write(path, payload)
                 self._store.push(self.folder / METRICS)
-        self.kept()
+        self.restart_timer()
 
-    def kept(self) -> None:
-        """The checkpoint was replaced just now, by whichever worker."""
+    def restart_timer(self) -> None:
+        """Note that a worker, this or another one, has just replaced the checkpoint."""
         self._saved = time.monotonic()
 
     def close(self) -> None:

@@ -10,8 +10,8 @@ from raykd.models.staged import Staged
 class Average(AveragedModel):
     """The exponential moving average of a student's weights and buffers, from its first step on.
 
-    What it computes and keeps is the parent's, to the last bit. But a GPU is not asked for the
-    number of steps, and the weights may be one worker's shares.
+    Values and state equal the parent class's bit for bit. But the number of steps is not copied
+    from the GPU, and the weights may be one worker's shares.
     """
 
     def __init__(self, student: Staged, decay: float) -> None:

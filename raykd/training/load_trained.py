@@ -29,7 +29,7 @@ class Finished:
     network: Staged
     method: Method
     helpers: nn.ModuleDict  # all of the method's; only those that it releases are as trained
-    result: dict[str, Any]  # what the run is remembered by
+    result: dict[str, Any]  # the run's result.json
 
     @cached_property
     def train(self) -> AnyImages:

@@ -65,7 +65,7 @@ def restore(
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """The buffers in which workers may differ; those of a `Shared` helper are everybody's."""
+    """The buffers in which workers may differ; those of a `Shared` helper are equal."""
     parts = [m for one in modules for m in one.modules() if not isinstance(m, Shared | Tally)]
     return [value for module in parts for value in module.buffers(recurse=False)]
 

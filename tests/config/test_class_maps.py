@@ -6,7 +6,8 @@ import pytest
 
 from raykd.config.class_maps import read_table, resolve_classes
 from raykd.config.experiment import parse
-from raykd.config.resolve import portable, resolve
+from raykd.config.portable import portable
+from raykd.config.resolve import resolve
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.recipes import TeacherRun

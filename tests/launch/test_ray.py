@@ -171,7 +171,7 @@ def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, 
 
 
 def pool(store: Store, scale: Scale) -> Pool:
-    store.stand()
+    store.ensure_root()
     return Pool(lambda: artefact_maker(store.url, scale, ""), scale)
 
 

@@ -118,7 +118,7 @@ def test_the_page_of_a_search_lists_every_trial_and_leads_to_it(report):
     assert all(f'id="{link}"' in text for link in links)
     first = re.search(r'href="#(runs-0)">(\w+)', text)
     assert first and re.search(rf'id="{first[1]}">{first[2]}', text)
-    assert "stands here, which flatters" in to_markdown(report)
+    assert "stands here, which favours" in to_markdown(report)
 
 
 def test_json_has_what_trials_reached(report):

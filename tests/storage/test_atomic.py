@@ -86,7 +86,7 @@ def test_storage_that_vanishes_is_not_made_anew_below_its_mount(ready, tmp_path,
 @pytest.mark.slow
 def test_a_teacher_saves_no_weights_where_its_storage_was(tmp_path, small_disk):
     store = Store(small_disk)
-    store.stand()
+    store.ensure_root()
     teacher = teacher_run(store)
     host = local_host(store, teacher)
     report = host.report
@@ -100,9 +100,9 @@ def test_a_teacher_saves_no_weights_where_its_storage_was(tmp_path, small_disk):
         train(store, teacher, host)
     assert [*small_disk.iterdir()] == []
     with pytest.raises(Unreachable, match="was there and is gone"):
-        store.stand()
+        store.ensure_root()
     with pytest.raises(Unreachable, match="the driver's store is not there on"):
-        Store(small_disk).stand(made=True)  # as a worker does that is started
+        Store(small_disk).ensure_root(made=True)  # as a worker does that is started
     assert [*small_disk.iterdir()] == []
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)
 

@@ -10,7 +10,8 @@ import torch
 import torchvision
 
 from raykd.config.experiment import parse
-from raykd.config.resolve import portable, resolve
+from raykd.config.portable import portable
+from raykd.config.resolve import resolve
 from raykd.config.shorthand import read_student
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError

@@ -20,12 +20,14 @@ import ray
 from ray import tune
 
 from raykd.config.experiment import Experiment
-from raykd.config.resolve import Digests, portable, resolve
+from raykd.config.portable import portable
+from raykd.config.resolve import Digests, resolve
 from raykd.core.errors import ConfigError, NoRoom, RaykdError, Unreachable, WorkFailed, of_codes
 from raykd.launch.cluster import connected
 from raykd.launch.executor import execute
 from raykd.launch.prometheus import Prometheus
 from raykd.launch.sweep import trial_locks
+from raykd.launch.sweep.early_stopping import scheduler
 from raykd.launch.sweep.pbt import run_generations
 from raykd.launch.sweep.reporter import Reporter, in_words
 from raykd.launch.sweep.trial import Brief, run_trial
@@ -35,7 +37,6 @@ from raykd.launch.sweep.tune_setup import (
     check_searcher,
     concurrent,
     resources,
-    scheduler,
 )
 from raykd.launch.train import ray_storage
 from raykd.planning.preflight import preflight
@@ -63,7 +64,7 @@ _DECISIVE = ("run.teacher", "run.data", "run.assistants", "run.rco", "run.route"
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """The outcome of a sweep."""
 
     name: str  # folder: the experiment's name, and a digest of what it varies
@@ -80,7 +81,7 @@ class Swept:
 
 def sweep(
     experiment: Experiment, store: Store, terminal: Terminal | None = None, *, fresh: bool = False
-) -> Swept:
+) -> SweepResult:
     """Carry out an experiment as a sweep of Ray Tune.
 
     A sweep that was begun in this store is continued: trials that are over are kept, failed ones
@@ -106,7 +107,7 @@ def sweep(
     if fresh:
         for folder in (logs, folder_of(store, name)):
             store.remove(folder)
-    store.stand()
+    store.ensure_root()
     names: dict[str, str] = {}
     proposals = Proposals(space, metric, store, read_sheets(store, name), names)
     total, left, grid = proposals.total, proposals.left, None
@@ -134,13 +135,13 @@ def sweep(
                 grid = tuner.fit()
     sheets = tuple(read_sheets(store, name))
     results, seconds = write_results(store, name), time.monotonic() - started
-    swept = Swept(name, sheets, results, logs, seconds, grid)
+    swept = SweepResult(name, sheets, results, logs, seconds, grid)
     if swept.count("running") or len(sheets) < total:
         raise KeyboardInterrupt  # Tune stops its trials by itself and returns
     return swept
 
 
-def raise_failures(swept: Swept) -> None:
+def raise_failures(swept: SweepResult) -> None:
     """Raise an error where trials of a sweep failed, with a line for each.
 
     It has the status that the trials' errors have, else that of `WorkFailed`.

@@ -61,7 +61,7 @@ class Brief:
     def store(self) -> Store:
         """The store that all trials share, and that the driver has begun to use."""
         store = Store(self.store_url, self.scale.local_gb)
-        store.stand(made=True)
+        store.ensure_root(made=True)
         return store
 
     def student(self, config: Mapping[str, Any]) -> AnyStudent:

@@ -1,4 +1,4 @@
-"""The trials of a sweep in terms of Ray Tune: configurations, schedulers, resources."""
+"""The trials of a sweep in terms of Ray Tune: configurations, proposals, resources."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -7,12 +7,6 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
@@ -22,9 +16,8 @@ from raykd.config.scale import least, most
 from raykd.config.search_space import Space
 from raykd.core.errors import ConfigError
 from raykd.launch.capacity import await_room, fitting, resources_per_worker
-from raykd.launch.sweep.pbt import population, tune_domain
+from raykd.launch.sweep.pbt import tune_domain
 from raykd.launch.sweep.trial import Brief
-from raykd.recipes import AnyStudent, StudentRun
 from raykd.storage.store import Store
 from raykd.training.route_results import route_found
 from raykd.training.sweep_sheets import Sheet
@@ -170,94 +163,6 @@ def check_searcher(space: Space) -> None:
             "experiment.sweep.algorithm: optuna is not installed; `pip install '.[optuna]'` in "
             "raykd's folder, or use algorithm: random"
         )
-
-
-def scheduler(experiment: Experiment, space: Space, metric: str) -> Any:
-    """Tune's scheduler, which stops trials early; None without one.
-
-    It knows the trials of this driver alone: after the loss of a driver ASHA's rungs, the median
-    and the population begin again among the trials that are left.
-    """
-    settings = space.sweep
-    if settings.scheduler == "pbt":
-        return population(space, metric)
-    common: dict[str, Any] = {
-        "time_attr": "epochs_done",
-        "metric": metric,
-        "mode": settings.mode,
-        "grace_period": settings.grace_epochs,
-    }
-    if settings.scheduler == "none":
-        return None
-
-    def rule() -> TrialScheduler:
-        if settings.scheduler == "median":
-            return MedianStoppingRule(**common)
-        longest = max(settings.grace_epochs, *map(_epochs, experiment.runs))
-        rate = settings.reduction
-        return ASHAScheduler(**common, max_t=longest, reduction_factor=rate, stop_last_trials=False)
-
-    return rule() if settings.compare == "all" else AmongAlike(rule, space)
-
-
-class AmongAlike(FIFOScheduler):
-    """A rule of early stopping for each method and network, which compares only their trials.
-
-    Methods begin at different speeds: among all trials, every one of a method that starts slowly
-    would be stopped at the first comparison.
-    """
-
-    def __init__(self, rule: Callable[[], TrialScheduler], space: Space) -> None:
-        super().__init__()
-        self._rule, self._space = rule, space
-        self._rules: dict[tuple[str, str], TrialScheduler] = {}
-        self._rule_of: dict[str, TrialScheduler] = {}  # by trial
-
-    def _of(self, trial: Any) -> TrialScheduler:
-        """The rule of a trial's method and network."""
-        if trial.trial_id not in self._rule_of:
-            key = self._key(trial)
-            if key not in self._rules:
-                self._rules[key] = self._rule()
-            self._rule_of[trial.trial_id] = self._rules[key]
-        return self._rule_of[trial.trial_id]
-
-    def _key(self, trial: Any) -> tuple[str, str]:
-        """Method and network of a trial."""
-        try:
-            run = basis(self._space.asked(trial.config))
-            return run.method.label, run.model
-        except ConfigError:
-            return "", ""  # the trial itself will raise the error
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Take in a trial."""
-        self._of(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
-        """Decide on a trial by its last epoch."""
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
-        """Count a trial that has ended."""
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a trial."""
-        self._of(trial).on_trial_remove(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a trial that failed."""
-        self._of(trial).on_trial_error(tune_controller, trial)
-
-
-def _epochs(run: AnyStudent) -> int:
-    """The epochs of a student and of the stages before it, or the most that a search may take."""
-    if isinstance(run, StudentRun):
-        return run.all_epochs()
-    search = run.search
-    count = len(search.candidates()) if run.stages == "multi_stage" else 1
-    return min(count, search.at_most or count) * search.student.optim.epochs
 
 
 def resources(brief: Brief, config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -157,4 +157,4 @@ class GroupHost:
         """Replace the checkpoint, on rank 0."""
         if self.rank == 0:
             self.checkpoints.keep(state)
-        self.checkpoints.kept()
+        self.checkpoints.restart_timer()

@@ -19,7 +19,7 @@ from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError, WorkFailed
 from raykd.launch.executor import execute
-from raykd.launch.sweep.driver import Swept, raise_failures, sweep
+from raykd.launch.sweep.driver import SweepResult, raise_failures, sweep
 from raykd.planning.plan import plan
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store, read_json
@@ -116,7 +116,7 @@ scale: {workers: 1, max_failures: 0}
 def test_trials_that_fail_alike_keep_the_status_of_their_errors(store):
     def swept(*codes):
         sheets = [Sheet(str(n), {}, "one", "failed", None, "said", code=c) for n, c in codes]
-        return Swept("small", tuple(sheets), store.root, store.root, 1.0)
+        return SweepResult("small", tuple(sheets), store.root, store.root, 1.0)
 
     for codes, status in (((6, 6), 6), ((9,), 9), ((6, 9), 7), ((6, None), 7)):
         with pytest.raises(RaykdError, match=f"{len(codes)} of {len(codes)} trials") as failed:

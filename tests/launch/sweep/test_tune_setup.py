@@ -5,7 +5,8 @@ from ray.tune.experiment import Trial
 
 from raykd.config.experiment import parse
 from raykd.config.search_space import Space
-from raykd.launch.sweep.tune_setup import Proposals, configurations, scheduler
+from raykd.launch.sweep.early_stopping import scheduler
+from raykd.launch.sweep.tune_setup import Proposals, configurations
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet
 

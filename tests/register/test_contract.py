@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from raykd.cli import main
 from raykd.core import plugins
-from raykd.register.laws import check_plugin
+from raykd.register.contract import check_plugin
 from tests.plugin import METHOD, MODEL, withdrawing, written
 
 

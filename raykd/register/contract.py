@@ -1,7 +1,7 @@
-"""Laws that every method keeps, raykd's own and those of plugins, on two small networks.
+"""The contract of methods and networks, raykd's own and those of plugins, on two small networks.
 
-A law raises `LawBroken`, with a sentence. `check_plugin` holds a plugin's methods and networks to
-all of them.
+A law raises `ContractError`, with a sentence. `check_plugin` checks a plugin's methods and networks
+against all of them.
 
 Shapes: B batch, C classes, H, W pixels.
 """
@@ -34,8 +34,8 @@ ALL = (
 )
 
 
-class LawBroken(RaykdError):
-    """A method, or a network, of which something does not hold that all others keep."""
+class ContractError(RaykdError):
+    """The error for a method, or a network, that breaks a law of the contract."""
 
 
 def pair(seed: int = 0, teacher: str = "resnet8x4") -> tuple[Staged, Staged]:
@@ -96,10 +96,10 @@ def _seeded(method: Method, student: Staged, teacher: Staged) -> nn.ModuleDict:
     return helpers_of(method, student, teacher)
 
 
-def survives_writing(method: Method) -> None:
-    """It is the same after JSON."""
+def survives_json(method: Method) -> None:
+    """A method equals what is read from its JSON."""
     if type(method).read(method.plain()) != method:
-        raise LawBroken("its fields are not the same after JSON; use numbers, texts and tuples")
+        raise ContractError("its fields are not the same after JSON; use numbers, texts and tuples")
 
 
 def losses_are_finite(method: Method) -> None:
@@ -110,17 +110,17 @@ def losses_are_finite(method: Method) -> None:
     losses = method.losses(mine, theirs, sample, helpers_of(method, student, teacher))
     spots = method.spots(mine.features, theirs.features).keys()
     if method.name in METHODS and method.needs() and losses.keys() - {"route"} != spots:
-        raise LawBroken(
+        raise ContractError(
             f"its losses are keyed by {', '.join(losses) or 'nothing'}, and `spots` declares "
             f"{', '.join(spots)}; key each loss by what it compares"
         )
     for spot, loss in losses.items():
         if loss.shape != () or loss.dtype != torch.float32:
-            raise LawBroken(
+            raise ContractError(
                 f"its loss {spot!r} is {loss.dtype} {[*loss.shape]}; expected one number in float32"
             )
         if not bool(loss.isfinite()):
-            raise LawBroken(f"its loss {spot!r} of random outputs is {float(loss.detach())}")
+            raise ContractError(f"its loss {spot!r} of random outputs is {float(loss.detach())}")
 
 
 def needs_are_what_it_reads(method: Method) -> None:
@@ -136,7 +136,7 @@ def needs_are_what_it_reads(method: Method) -> None:
         few = method.losses(mine, theirs, sample, helpers)
         method.scores(mine, theirs, helpers)
     except LookupError as error:
-        raise LawBroken(f"it reads what `needs` and `looks` do not name ({error})") from error
+        raise ContractError(f"it reads what `needs` and `looks` do not name ({error})") from error
     if needs & ~CACHEABLE:
         return  # there is no cache of it
     plain = Outputs(theirs.logits, {}, theirs.embedding if Signal.EMBEDDING in needs else None)
@@ -144,7 +144,7 @@ def needs_are_what_it_reads(method: Method) -> None:
     again = method.losses(mine, plain, sample, _seeded(method, student, teacher))
     for spot, loss in few.items():
         if spot in again and not torch.allclose(loss, again[spot], rtol=1e-5, atol=1e-7):
-            raise LawBroken(f"its loss {spot!r} from a cache is not that of the live teacher")
+            raise ContractError(f"its loss {spot!r} from a cache is not that of the live teacher")
 
 
 def gradients_reach_what_is_trained(method: Method) -> None:
@@ -157,11 +157,11 @@ def gradients_reach_what_is_trained(method: Method) -> None:
     torch.stack([*losses.values()]).sum().backward()
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
-            raise LawBroken(f"no loss reaches {name}; leave it out of `helpers`, or use it")
+            raise ContractError(f"no loss reaches {name}; leave it out of `helpers`, or use it")
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            raise LawBroken(f"the gradient of {name} is not finite")
+            raise ContractError(f"the gradient of {name} is not finite")
     if any(parameter.grad is not None for parameter in teacher.parameters()):
-        raise LawBroken("its losses reach the teacher, which is not trained")
+        raise ContractError("its losses reach the teacher, which is not trained")
 
 
 def order_does_not_matter(method: Method) -> None:
@@ -179,7 +179,7 @@ def order_does_not_matter(method: Method) -> None:
         losses(sample).items(), losses(_reordered(sample, order)).values(), strict=True
     ):
         if not torch.allclose(loss, other, rtol=1e-3, atol=1e-5):  # float32, added in other orders
-            raise LawBroken(f"its loss {spot!r} depends on the order of the batch")
+            raise ContractError(f"its loss {spot!r} depends on the order of the batch")
 
 
 def _reordered(sample: Batch, order: Tensor) -> Batch:
@@ -201,7 +201,7 @@ def scores_keep_the_answer(method: Method) -> None:
     mine = asked(student, sample, ALL)
     scores = method.scores(mine, asked(teacher, sample, ALL), helpers)
     if not torch.equal(scores.argmax(1), mine.logits.argmax(1)):
-        raise LawBroken("its scores name other classes than the student's logits")
+        raise ContractError("its scores name other classes than the student's logits")
 
 
 def losses_stay_float32(method: Method) -> None:
@@ -213,7 +213,7 @@ def losses_stay_float32(method: Method) -> None:
     losses, _ = learner(sample, answer, 1.0)
     for spot, loss in losses.items():
         if loss.dtype != torch.float32:
-            raise LawBroken(
+            raise ContractError(
                 f"its loss {spot!r} is {loss.dtype} under autocast; compute it within "
                 "`methods.base.full_precision`, from `precise` tensors"
             )
@@ -230,11 +230,13 @@ def teacher_outputs_are_left_alone(method: Method) -> None:
     method.losses(asked(student, sample, ALL), theirs, sample, helpers)
     changed = [name for name, value in kept.items() if not torch.equal(before[name], value)]
     if changed:
-        raise LawBroken(f"it changes the teacher's {', '.join(changed)} in place; copy them first")
+        raise ContractError(
+            f"it changes the teacher's {', '.join(changed)} in place; copy them first"
+        )
 
 
 LAWS: Sequence[Callable[[Method], None]] = (
-    survives_writing,
+    survives_json,
     losses_are_finite,
     needs_are_what_it_reads,
     gradients_reach_what_is_trained,
@@ -251,18 +253,18 @@ def check_network(name: str, side: int) -> str:
     network = build(name, CLASSES)
     shapes = measure(network, (side, side))
     if shapes.classes != CLASSES:
-        raise LawBroken(f"it was asked for {CLASSES} classes, and has {shapes.classes}")
+        raise ContractError(f"it was asked for {CLASSES} classes, and has {shapes.classes}")
     pixels = torch.randn(4, 3, side, side)
     with torch.no_grad():
         whole = network.eval().network(pixels)
         if not torch.equal(network(pixels), whole):
-            raise LawBroken("its stages, one after another, give other logits than it does")
+            raise ContractError("its stages, one after another, give other logits than it does")
         if not torch.allclose(network(pixels.flip(0)), whole.flip(0), rtol=1e-3, atol=1e-4):
-            raise LawBroken("in evaluation its logits of an image depend on the others")
+            raise ContractError("in evaluation its logits of an image depend on the others")
     network.train()(pixels).square().mean().backward()
     idle = [key for key, value in network.network.named_parameters() if value.grad is None]
     if idle:
-        raise LawBroken(f"its output does not depend on {', '.join(idle)}")
+        raise ContractError(f"its output does not depend on {', '.join(idle)}")
     maps = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.features.items())
     return f"stages: {maps or 'none'}; embedding {shapes.embedding}"
 
@@ -287,6 +289,6 @@ def _verdict(law: Callable[[], str | None]) -> dict[str, Any]:
         return {"found": law() or "holds", "sound": True}
     except RaykdError as error:
         return {"found": str(error), "sound": False}
-    except Exception as error:  # whatever a plugin's code gives rise to
+    except Exception as error:  # a plugin's code may raise anything
         text = (str(error).strip() or "no message").splitlines()[0]
         return {"found": f"{type(error).__name__}: {text}", "sound": False}
