@@ -5,14 +5,18 @@ of them. Its mistakes are then the same sentences as those of a file. Values are
 objects of this module, or records, as `raykd.methods.kd.KD(temperature=2.0)`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from torch import nn
+
+from raykd.api.modules import written
 from raykd.config import experiment as files
 from raykd.config.scale import Scale
 from raykd.config.search_space import Domain, Sweep
+from raykd.core.errors import ConfigError
 from raykd.core.plugins import loaded
 from raykd.core.record import Record
 from raykd.data.transforms.augment import Augment
@@ -31,6 +35,7 @@ class Part:
     def __init__(self, given: Keys, more: Keys) -> None:
         """Of the `given` keys, None stands for one that is left out; of `more`, for null."""
         keys = {key: value for key, value in given.items() if value is not None} | {**more}
+        self.plugins = [*dict.fromkeys(_plugins_in(keys))]  # of modules in it, as files
         self.tree: dict[str, Any] = plain(keys)
 
     def __eq__(self, other: object) -> bool:
@@ -78,10 +83,29 @@ class Data(Part):
         super().__init__(given, more)
 
 
-class Teacher(Part):
+class _Network(Part):
+    """Some keys with a network: a name, or an `nn.Module` object with its weights."""
+
+    def __init__(self, given: Keys, more: Keys, stages: Sequence[str] | None) -> None:
+        """`given` has the keys "model" and "weights"."""
+        model, weights = given["model"], given["weights"]
+        if not isinstance(model, nn.Module):
+            if stages is not None:
+                raise ConfigError(f"stages: they split an nn.Module object, and model is {model!r}")
+            super().__init__(given, more)
+            return
+        if weights is not None:
+            raise ConfigError("weights: an nn.Module object has its own; load them into it")
+        module = written(model, stages)
+        super().__init__({**given, "model": module.name, "weights": module.weights}, more)
+        self.plugins.append(module.plugin)
+
+
+class Teacher(_Network):
     """A teacher: trained here with the labels, or with `weights` a published or given network.
 
-    model: one of `raykd show models`, or torchvision/NAME, timm/NAME. data: default: those of the
+    model: one of `raykd show models`, or torchvision/NAME, timm/NAME, or an `nn.Module` with its
+    weights. stages: of a module, its submodules after which stages end. data: default: those of the
     student. weights: a published name, a path, or hub:owner/name. optim: its training; beside
     weights, it is fine-tuned. Other keys of `run.teacher` are keywords, too, as in
     Teacher(panel=[Teacher(...), Teacher(...)]).
@@ -89,8 +113,9 @@ class Teacher(Part):
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | nn.Module | None = None,
         *,
+        stages: Sequence[str] | None = None,
         weights: str | PathLike[str] | None = None,
         data: Data | Keys | None = None,
         optim: Optim | Keys | None = None,
@@ -112,22 +137,25 @@ class Teacher(Part):
             "precision": precision,
             "seed": seed,
         }
-        super().__init__(given, more)
+        super().__init__(given, more, stages)
 
 
-class Student(Part):
+class Student(_Network):
     """A student with its teacher, its images and its method: `run` of an experiment file.
 
-    model: one of `raykd show models`, or torchvision/NAME, timm/NAME. teacher: a `Teacher`, or a
-    `Student` that teaches as an assistant. method: a name, a mapping such as {"name": "kd",
+    model: one of `raykd show models`, or torchvision/NAME, timm/NAME, or an `nn.Module` that starts
+    from its weights. stages: of a module, its submodules after which stages end, such as ["layer1",
+    "layer2"]; default: the children that have convolutions. teacher: a `Teacher`, or a `Student`
+    that teaches as an assistant. method: a name, a mapping such as {"name": "kd",
     "temperature": 2.0}, or a record. task: "classification" (default) or "features". views: number
     of cached augmentations. source: "cache" or "live". Other keys of `run` are keywords, too.
     """
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | nn.Module | None = None,
         *,
+        stages: Sequence[str] | None = None,
         data: Data | Keys | None = None,
         teacher: "Teacher | Student | TeacherRun | StudentRun | PanelRun | Keys | None" = None,
         method: Method | str | Keys | None = None,
@@ -163,7 +191,7 @@ class Student(Part):
             "rco": rco,
             "assistants": assistants,
         }
-        super().__init__(given, more)
+        super().__init__(given, more, stages)
 
 
 class Experiment:
@@ -195,6 +223,9 @@ class Experiment:
     ) -> None:
         if isinstance(data, str | PathLike):
             data = {"path": data}
+        modules = [*dict.fromkeys((*_plugins_in(run), *_plugins_in(grid), *_plugins_in(more)))]
+        if modules:
+            plugins = [*(plugins or ()), *modules]
         given = {
             "data": data,
             "run": run,
@@ -254,6 +285,18 @@ def experiment_of(value: "Experiment | Student | StudentRun | str | PathLike[str
     return Experiment(value)
 
 
+def _plugins_in(value: Any) -> Iterator[str]:
+    """The files of the modules in a value."""
+    if isinstance(value, Part):
+        yield from value.plugins
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _plugins_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _plugins_in(inner)
+
+
 def plain(value: Any) -> Any:
     """A value as plain dicts, lists, text and numbers.
 
@@ -261,6 +304,12 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Part):
         return plain(value.tree)
+    if isinstance(value, nn.Module):
+        raise ConfigError(
+            f"{type(value).__name__}: an nn.Module object is the model of raykd.Student or "
+            "raykd.Teacher, with its weights; in a grid, give the whole one, as in "
+            "{'run.teacher': [raykd.Teacher(first), raykd.Teacher(second)]}"
+        )
     if isinstance(value, Record):
         return value.plain()
     if isinstance(value, Mapping):

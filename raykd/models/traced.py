@@ -20,6 +20,10 @@ _ACTIVATIONS = {"relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "h
 _FOLLOWS = ("torch.nn.modules.activation", "torch.nn.modules.batchnorm")
 
 
+class StageEnd(nn.Identity):
+    """A mark in a network's forward: a stage ends here, with the activation that follows."""
+
+
 class _Tracer(fx.Tracer):
     """Tracer that stops at what contains none of the modules that are looked for."""
 
@@ -109,7 +113,8 @@ def _ends(network: nn.Module, classifier: str, stages: Sequence[str] | None) -> 
     """The modules that may end a stage."""
     if stages is not None:
         return stages
-    return [
+    marks = [child for child, module in network.named_children() if isinstance(module, StageEnd)]
+    return marks or [
         child
         for child, module in network.named_children()
         if any(isinstance(part, nn.Conv2d) for part in module.modules())
