@@ -32,7 +32,7 @@ from PIL import Image
 from recipes import reference_values as reference
 
 import raykd
-from raykd.cli.shared import speaking
+from raykd.cli.shared import STORE, speaking
 
 EPOCHS = reference.IMAGENET_RECIPE["optim"]["epochs"]
 # Where no published weights can be had: a teacher that is trained with the labels, small pictures.
@@ -73,10 +73,7 @@ TINY = (
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
 )
-@click.option(
-    "--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True,
-    help="Folder of all artefacts, or its URL; every worker must reach it.",
-)  # fmt: skip
+@STORE
 @speaking  # errors as one message and a status, an orderly end at SIGTERM
 def main(
     data: str | None,

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 import raykd
-from raykd.cli.shared import speaking
+from raykd.cli.shared import STORE, speaking
 
 # Per data set: the images, teacher and its epochs, students, the schedule of a stage.
 DIGITS: dict[str, Any] = {
@@ -58,10 +58,7 @@ TINY = ("run.teacher.optim.epochs=8", "run.teacher.save_every=1")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `raykd run`."
 )
-@click.option(
-    "--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True,
-    help="Folder of all artefacts, or its URL; every worker must reach it.",
-)  # fmt: skip
+@STORE
 @speaking  # errors as one message and a status, an orderly end at SIGTERM
 def main(
     data: str,

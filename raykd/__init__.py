@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from raykd.api.caches import Cache
     from raykd.api.experiment import Data, Experiment, Student, Teacher, load
     from raykd.api.group import train_here
+    from raykd.api.networks import export_network, predictor
     from raykd.api.packs import pack
     from raykd.api.results import Results, StudentResult
-    from raykd.api.work import cache, plan, results, run, sweep
+    from raykd.api.work import cache, plan, results, run, show, sweep
     from raykd.core.errors import (
         CacheCorrupt,
         CacheMismatch,
@@ -50,10 +51,13 @@ _HOME = {  # public name -> its module
     "StudentResult": "raykd.api.results",
     "register": "raykd.register",
     "cache": "raykd.api.work",
+    "export_network": "raykd.api.networks",
     "pack": "raykd.api.packs",
     "plan": "raykd.api.work",
+    "predictor": "raykd.api.networks",
     "results": "raykd.api.work",
     "run": "raykd.api.work",
+    "show": "raykd.api.work",
     "sweep": "raykd.api.work",
     "train_here": "raykd.api.group",
     "CacheCorrupt": "raykd.core.errors",
@@ -86,12 +90,15 @@ __all__ = [
     "WorkFailed",
     "__version__",
     "cache",
+    "export_network",
     "load",
     "pack",
     "plan",
+    "predictor",
     "register",
     "results",
     "run",
+    "show",
     "sweep",
     "train_here",
 ]

@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from experiments.recipes import reference_values as reference
-from raykd.cli.shared import print_rows
+from raykd.cli.shared import STORE, print_rows
 from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
@@ -93,7 +93,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # label -> metho
 @click.option("--methods", multiple=True, help="Only these; every method and variant if none.")
 @click.option("--parallel", default=1, show_default=True, help="Students at a time.")
 @click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
-@click.option("--store", default="raykd-store", show_default=True, help="A folder, or a URL.")
+@STORE
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--quick", is_flag=True, help="One seed of two methods on digits, in seconds.")
 def main(

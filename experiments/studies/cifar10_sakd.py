@@ -19,6 +19,7 @@ import torch
 
 from experiments.recipes import reference_values as reference
 from experiments.studies.cifar10_methods import PAIRS, complete, peaks, put, recipe, spread, valued
+from raykd.cli.shared import STORE
 from raykd.core.record import fingerprint
 from raykd.methods.sakd import PAPER
 from raykd.recipes import StudentRun
@@ -41,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
 @click.option("--bases", multiple=True, type=click.Choice(PAPER), help="Only these; all if none.")
 @click.option("--parallel", default=1, show_default=True, help="Students at a time.")
 @click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
-@click.option("--store", default="raykd-store", show_default=True, help="A folder, or a URL.")
+@STORE
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--quick", is_flag=True, help="One seed over one base on digits, in seconds.")
 def main(

@@ -13,16 +13,14 @@ methods have the values of `recipes/reference_values.py` for the pair; on digits
 from typing import Any
 
 import click
-import yaml
 
+import raykd
 from experiments.recipes import reference_values as reference
-from raykd import report
+from raykd.api.work import swept_results
 from raykd.cli.shared import STORE, speaking
-from raykd.config.experiment import Experiment, parse
-from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.launch.cluster import connected
-from raykd.launch.sweep.driver import raise_failures, sweep
+from raykd.launch.sweep.driver import raise_failures
 from raykd.report import Report
 from raykd.report.types import Group
 from raykd.storage.store import Store
@@ -90,11 +88,9 @@ def main(
     with connected(Scale(), terminal.say):
         for pair in chosen:
             experiment = planned(data, path, pair, methods.split(","), seeds, overrides)
-            terminal.say(f"{pair}: {len(experiment.runs)} students")
-            swept.append(sweep(experiment, artefacts, terminal))
-            summary = report.gather_sweep(artefacts, resolve(experiment, artefacts))
-            terminal.say(f"page: {report.publish(summary, artefacts)}")
-            columns[pair] = summary
+            done, outcome = swept_results(experiment, artefacts)
+            swept.append(outcome)
+            columns[pair] = done.report
     text = table(columns)
     artefacts.write(artefacts.root / "reports" / f"method_grid-{data}.md", f"{text}\n".encode())
     click.echo(text)
@@ -109,8 +105,8 @@ def planned(
     methods: list[str],
     seeds: int,
     overrides: tuple[str, ...],
-) -> Experiment:
-    """The sweep of one pair that an experiment file describes."""
+) -> raykd.Experiment:
+    """The sweep of one pair."""
     teacher, _, student = pair.partition(":")
     basis, teacher_basis = (DIGITS, DIGITS_TEACHER) if data == "digits" else (CIFAR, {})
     run = {**basis, "model": student, "teacher": {**teacher_basis, "model": teacher}}
@@ -121,13 +117,14 @@ def planned(
     kd = {**values["kd"], "weight": 1.0}  # the benchmark's "X + KD"
     with_kd = [{"combine": [values[name], kd]} for name in WITH_KD if name in methods]
     listed = [*(values[name] for name in methods), *with_kd]
-    tree = {
-        "run": run,
-        "grid": {"run.method": listed, "run.seed": list(range(seeds))},
-        "scale": {"workers": 1},
-        "data": {"path": path},
-    }
-    return parse(yaml.safe_dump(tree), f"method_grid-{teacher}-{student}", overrides)
+    return raykd.Experiment(
+        run,
+        grid={"run.method": listed, "run.seed": range(seeds)},
+        scale={"workers": 1},
+        data={"path": path},
+        name=f"method_grid-{teacher}-{student}",
+        overrides=overrides,
+    )
 
 
 def _values(data: str, name: str, pair: tuple[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -34,6 +34,7 @@ def pack(
     *,
     test: Any = None,
     classes: Iterable[str] | None = None,
+    workers: int = 0,
     quiet: bool = False,
 ) -> str:
     """Write images as a pack into a folder, or its URL; its location, as `data` of an experiment.
@@ -47,16 +48,15 @@ def pack(
     bytes; pixels are kept without loss, as PNG. So leave out transforms that augment, normalise or
     make float tensors: raykd does that. Labels are integers from 0 or texts. test: the test images;
     without them a share is held out (`holdout` of the data). classes: names of the classes;
-    default: those of `dataset.classes`, or the labels.
+    default: those of `dataset.classes`, or the labels. workers: Ray workers that pack a path; 0:
+    this process.
 
     Every image is asked for once, in order, and held twice on the disk for a while. The same images
     again find their shards there. Raises `DataError` where an item is none of these.
     """
     terminal, files = Terminal(quiet=quiet), Files.at(str(folder))
     if isinstance(dataset, str | PathLike):
-        location = fetched(str(dataset))
-        read = SOURCES[source_of(str(dataset))](location)
-        _write(Packing(read, Files.at(location).describe(""), files), terminal)
+        pack_source(str(dataset), str(folder), terminal, workers=workers)
         return files.root
     names = getattr(dataset, "classes", None) if classes is None else [*classes]
     listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
@@ -74,6 +74,83 @@ def pack(
         read = replace(read_tables(temporary, labelled), stamp=digest.hexdigest())
         _write(Packing(read, type(dataset).__name__, files), terminal)
     return files.root
+
+
+def pack_source(
+    source: str,
+    destination: str,
+    terminal: Terminal,
+    *,
+    name: str | None = None,
+    workers: int = 0,
+    address: str | None = None,
+    shard_mb: float = 256.0,
+    labelled: bool = True,
+    skip_bad: bool = False,
+    decode: bool = False,
+) -> tuple[Packing, dict[str, Any]]:
+    """Pack images at a path or URL, with progress; the pack, and facts: images, bytes, rates.
+
+    source: "-" with a `name` whose dataset has a downloader. name: kind of dataset; None: what the
+    source looks like. address: of a Ray cluster for `workers`; None: a running one, or one
+    of our own. decode: decode every image, to find damaged ones.
+    """
+    root = None if source == "-" else fetched(source)
+    kind = name or source_of(source)
+    terminal.say(f"looking for the images of {source} ({kind})")
+    dataset = SOURCES[kind](root, labels=labelled)
+    packing = Packing(
+        dataset,
+        kind if root is None else Files.at(root).describe(""),
+        Files.at(destination),
+        shard_mb,
+        skip_bad=skip_bad,
+        decode=decode,
+    )
+    existing = packing.begin()
+    _say_plan(packing, sum(1 for names in existing.values() if names), terminal)
+    if workers:
+        from raykd.config.scale import Scale
+        from raykd.launch.cluster import connected
+        from raykd.launch.pool import make_shards
+
+        with connected(Scale(address=address), terminal.say, workers):
+            packed, seconds = followed(packing, make_shards(packing, existing, workers), terminal)
+    else:
+        packed, seconds = followed(packing, packing.make_all(existing), terminal)
+    return packing, _facts(packing, packing.finish(packed), packed, seconds)
+
+
+def _say_plan(packing: Packing, complete: int, terminal: Terminal) -> None:
+    unread = sorted(packing.dataset.about.unread.items())
+    if unread:
+        kinds = ", ".join(f"{ascii(suffix)[1:-1]} {count:,}" for suffix, count in unread)
+        terminal.say(f"files that are not read: {kinds}")
+    names = packing.dataset.names
+    terminal.say(
+        f"{packing.images:,} images {f'of {len(names)} classes' if names else 'without labels'}, "
+        f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
+        + (f", of which {complete} are there" if complete else "")
+    )
+
+
+def _facts(
+    packing: Packing, finished: dict[str, Any], packed: Sequence[Packed], seconds: float
+) -> dict[str, Any]:
+    """Facts about a finished pack: images, bytes, rates per second."""
+    made = [one for one in packed if not one.adopted]
+    return {
+        "pack": packing.files.describe(""),
+        "digest": finished["digest"],
+        "classes": len(finished["classes"]),
+        "images": {split: said["rows"] for split, said in finished["splits"].items()},
+        "skipped": finished["skipped"],
+        "bytes": sum(one.shard.bytes for one in packed),
+        "shards": len(packed),
+        "made": len(made),
+        "images_per_second": sum(len(one.part) for one in made) / seconds,
+        "bytes_per_second": sum(one.shard.bytes for one in made) / seconds,
+    }
 
 
 def _write(packing: Packing, terminal: Terminal) -> None:

@@ -86,14 +86,18 @@ class StudentResult:
         self._check_finished()
         return load_network(self._store, self.recipe)
 
-    def export(self, folder: str | PathLike[str], formats: Sequence[Format] = ()) -> ExportResult:
+    def export(
+        self, folder: str | PathLike[str], formats: Sequence[Format] = (), *, int8: bool = False
+    ) -> ExportResult:
         """Write it to a folder as files that need no raykd, in some formats or in all.
+
+        int8: also an ONNX graph of 8 bits.
 
         Raises `ConfigError` where it is not finished or the folder holds other files,
         `ExportFailed` where a file answers otherwise than the network.
         """
         self._check_finished()
-        return export_network(self._store, self.recipe, Path(folder), formats)
+        return export_network(self._store, self.recipe, Path(folder), formats, int8=int8)
 
     def _check_finished(self) -> None:
         if self.run.result is None:

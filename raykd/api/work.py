@@ -6,11 +6,10 @@ one was stopped: by Ctrl-C, by SIGTERM (in the main thread, with a checkpoint fi
 failure. Errors are `raykd.RaykdError`.
 """
 
-import os
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -27,6 +26,8 @@ from raykd.core.safe_names import printable_lines
 from raykd.core.shutdown import terminable
 from raykd.planning.plan import plan as plan_of
 from raykd.recipes import StudentRun
+from raykd.report.catalogue import LISTINGS, records
+from raykd.storage.place import default_place
 from raykd.storage.store import Store
 from raykd.tracking.console import Terminal, clock
 from raykd.training.inputs import serving
@@ -176,15 +177,33 @@ def results(
     store: StoreLike = None,
     *,
     baseline: str | None = None,
+    output: str | PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Results:
     """The results of an experiment or its sweep that the store has so far; nothing is trained.
 
-    baseline: label of the line that gains are over; default: label_only.
+    baseline: label of the line that gains are over; default: label_only. output: the file of the
+    page; default: one in the store.
     """
     resolved, storage, terminal = prepared(experiment, store, quiet=quiet)
     summary = report.gather_sweep(storage, resolved, baseline)
-    return Results(summary, storage, published(summary, storage, terminal))
+    if output is None:
+        page = published(summary, storage, terminal)
+    else:
+        page = Path(output)
+        report.write_page(summary, page)
+    return Results(summary, storage, page)
+
+
+def show(what: str, store: StoreLike = None) -> list[dict[str, Any]]:
+    """A listing as `raykd show WHAT --json` has it: a mapping for each thing.
+
+    what: "teachers", "caches", "preludes", "students" or "searches" of the store, or "methods",
+    "models" or "datasets", which an experiment can name.
+    """
+    if what not in LISTINGS:
+        raise ConfigError(f"show: expected one of {', '.join(LISTINGS)}, got {what!r}")
+    return records(what, store_of(store))
 
 
 def prepared(
@@ -207,9 +226,7 @@ def store_of(place: StoreLike, local_gb: float | None = None) -> Store:
     """The store at a place; None: $RAYKD_STORE, or ./raykd-store."""
     if isinstance(place, Store):
         return place
-    return Store(
-        os.environ.get("RAYKD_STORE", "raykd-store") if place is None else str(place), local_gb
-    )
+    return Store(default_place() if place is None else str(place), local_gb)
 
 
 def published(summary: report.Report, store: Store, terminal: Terminal) -> Path | None:

@@ -12,8 +12,6 @@ from raykd.cli.shared import (
     OVERRIDES,
     PLUGIN,
     STORE,
-    check_one,
-    finished_networks,
     print_json,
     speaking,
 )
@@ -76,12 +74,14 @@ def export(
     README.md. Every file is compared with the network on test images.
     """
     from raykd import export as exporter
+    from raykd.api.networks import finished_networks, only
 
-    storage, runs, others = finished_networks(student, overrides, store)
+    named = finished_networks(student, store, overrides)
+    storage, runs, others = named
     if repository is not None:
         from raykd.export import push
 
-        check_one(student, runs)
+        only(student, named)
         push.check(repository)
     elif public:
         raise ConfigError("--public: it says who sees the repository of --push; name one")

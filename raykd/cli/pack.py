@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from raykd.cli.shared import JSON, print_json, speaking
 
 if TYPE_CHECKING:
-    from raykd.data.packing import Packed, Packing
+    from raykd.data.packing import Packing
     from raykd.tracking.console import Terminal
 
 
@@ -70,75 +69,27 @@ def pack(
     where that has a downloader of its own. Images stay encoded as they are. The same command goes
     on where one was stopped, and repairs what was damaged.
     """
-    from raykd.api.packs import followed
-    from raykd.data.packing import Packing, source_of
-    from raykd.data.sources import SOURCES
-    from raykd.data.sources.files import Files
-    from raykd.data.sources.hub_datasets import fetched
+    from raykd.api.packs import pack_source
     from raykd.tracking.console import Terminal
 
     terminal = Terminal()
     started = time.monotonic()
-    root = None if source == "-" else fetched(source)
-    kind = name or source_of(source)
-    terminal.say(f"looking for the images of {source} ({kind})")
-    dataset = SOURCES[kind](root, labels=labels == "classes")
-    packing = Packing(
-        dataset,
-        kind if root is None else Files.at(root).describe(""),
-        Files.at(destination),
-        shard_mb,
+    packing, summary = pack_source(
+        source,
+        destination,
+        terminal,
+        name=name,
+        workers=workers,
+        address=address,
+        shard_mb=shard_mb,
+        labelled=labels == "classes",
         skip_bad=on_bad_image == "skip",
         decode=decode,
     )
-    existing = packing.begin()
-    complete = sum(1 for names in existing.values() if names)
-    unread = sorted(dataset.about.unread.items())
-    if unread:
-        kinds = ", ".join(f"{ascii(suffix)[1:-1]} {count:,}" for suffix, count in unread)
-        terminal.say(f"files that are not read: {kinds}")
-    terminal.say(
-        f"{packing.images:,} images {_classes_of(dataset.names)}, "
-        f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
-        + (f", of which {complete} are there" if complete else "")
-    )
-    if workers:
-        from raykd.config.scale import Scale
-        from raykd.launch.cluster import connected
-        from raykd.launch.pool import make_shards
-
-        with connected(Scale(address=address), terminal.say, workers):
-            packed, seconds = followed(packing, make_shards(packing, existing, workers), terminal)
-    else:
-        packed, seconds = followed(packing, packing.make_all(existing), terminal)
-    summary = _summary(packing, packing.finish(packed), packed, seconds)
     if as_json:
         print_json(summary | {"seconds": time.monotonic() - started})
     else:
         _say_done(terminal, packing, summary)
-
-
-def _classes_of(names: Sequence[str]) -> str:
-    return f"of {len(names)} classes" if names else "without labels"
-
-
-def _summary(
-    packing: "Packing", facts: dict[str, Any], packed: Sequence["Packed"], seconds: float
-) -> dict[str, Any]:
-    """Facts about a finished pack: images, bytes, rates per second."""
-    made = [one for one in packed if not one.adopted]
-    return {
-        "pack": packing.files.describe(""),
-        "digest": facts["digest"],
-        "classes": len(facts["classes"]),
-        "images": {split: said["rows"] for split, said in facts["splits"].items()},
-        "skipped": facts["skipped"],
-        "bytes": sum(one.shard.bytes for one in packed),
-        "shards": len(packed),
-        "made": len(made),
-        "images_per_second": sum(len(one.part) for one in made) / seconds,
-        "bytes_per_second": sum(one.shard.bytes for one in made) / seconds,
-    }
 
 
 def _say_done(terminal: "Terminal", packing: "Packing", summary: dict[str, Any]) -> None:

@@ -12,8 +12,6 @@ from raykd.cli.output import echo
 from raykd.cli.shared import (
     PLUGIN,
     STORE,
-    check_one,
-    finished_networks,
     print_rows,
     speaking,
 )
@@ -25,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
 
 
 @click.command()
-@click.argument("student", metavar="STUDENT|EXPERIMENT")
+@click.argument("student", metavar="STUDENT|FOLDER|EXPERIMENT")
 @click.argument("paths", nargs=-1, required=True)
 @STORE
 @PLUGIN
@@ -50,9 +48,9 @@ def predict(
     """Classify images with a finished student or teacher.
 
     STUDENT is a fingerprint, or the beginning of one, as `raykd show students` and `raykd show
-    teachers` list them; an EXPERIMENT stands for its student where exactly one is finished. PATHS
-    are images, folders, whose images are taken with those of their folders, and patterns such as
-    'photos/*.jpg'.
+    teachers` list them. A FOLDER is one that `raykd export` wrote; an EXPERIMENT stands for its
+    student where exactly one is finished. PATHS are images, folders, whose images are taken with
+    those of their folders, and patterns such as 'photos/*.jpg'.
 
     Images are made ready as test images are. Scores are probabilities, 0 to 1; a student without
     a classifier answers with its embedding.
@@ -65,15 +63,13 @@ def predict(
     """
     if as_json and as_csv:
         raise ConfigError("--json --csv: choose one of them")
-    from raykd.prediction import load
+    from raykd.api import networks
     from raykd.prediction.image_paths import image_paths
     from raykd.tracking.console import Terminal
     from raykd.training.runs import default_device
 
     pictures = image_paths(paths)
-    storage, runs, _ = finished_networks(student, (), store)
-    check_one(student, runs)
-    predictor = load(storage, runs[0]).to(default_device())
+    predictor = networks.predictor(student, store).to(default_device())
     terminal, faults = Terminal(), 0
 
     def answers() -> "Iterable[Prediction]":
@@ -131,7 +127,7 @@ def _write_csv(predictor: "Predictor", answers: "Iterable[Prediction]", top: int
     """Print predictions as a table with commas, as they come."""
     classes = min(top, len(predictor.classes or range(top)))
     columns = [f"{kind}_{place + 1}" for place in range(classes) for kind in ("label", "score")]
-    if predictor.finished.is_backbone:
+    if predictor.is_backbone:
         columns = ["embedding"]
     lines = csv.writer(sys.stdout, lineterminator="\n")
     lines.writerow(["path", *columns, "fault"])

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from rich.console import Console
 from raykd.cli.output import echo
 from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.shutdown import STATUS, Terminated, leave, terminable
+from raykd.storage.place import default_place
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `raykd --help` none
     from raykd.config.experiment import Experiment
-    from raykd.recipes import AnyTeacher
     from raykd.report import Report
     from raykd.storage.store import Store
     from raykd.tracking.console import Terminal
@@ -28,7 +27,7 @@ OVERRIDES = click.argument("overrides", nargs=-1)
 STORE = click.option(
     "--store",
     metavar="DIRECTORY",
-    default=lambda: os.environ.get("RAYKD_STORE", "raykd-store"),  # as the API's
+    default=default_place,
     show_default="$RAYKD_STORE or ./raykd-store",
     help="Folder of all artefacts, or its URL (s3://, gs://); every worker must reach it.",
 )
@@ -112,56 +111,6 @@ def resolved_experiment(
     from raykd.api.experiment import load
 
     return work.prepared(load(path, *overrides), store)
-
-
-def finished_networks(
-    student: str, overrides: tuple[str, ...], store: str
-) -> tuple["Store", list["AnyTeacher"], int | None]:
-    """The store, the finished networks that STUDENT|EXPERIMENT names, and the number of others.
-
-    The number is None where a fingerprint names one network.
-    """
-    from raykd.prediction.lookup import by_experiment, by_fingerprint, is_fingerprint
-    from raykd.storage.store import Store
-
-    path = Path(student)
-    if is_fingerprint(student) and not path.is_file():
-        if overrides:
-            raise ConfigError(
-                f"{overrides[0]}: only an experiment has overrides, not a fingerprint"
-            )
-        storage = Store(store)
-        return storage, [by_fingerprint(storage, student)], None
-    if not path.is_file() and path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"{student}: neither an experiment file nor a fingerprint, which has digits from 0 to "
-            "9 and a to f; `raykd show students` lists them"
-        )
-    experiment, storage, _ = resolved_experiment(path, overrides, store)
-    runs, unfinished = by_experiment(storage, experiment)
-    return storage, [*runs], unfinished
-
-
-def check_one(student: str, runs: list["AnyTeacher"]) -> None:
-    """Raise `ConfigError` where an experiment has several finished students."""
-    from raykd.core.record import fingerprint
-    from raykd.prediction.lookup import folder_name
-
-    if len(runs) == 1:
-        return
-    named = [f"{fingerprint(run)[:8]} ({folder_name(run)})" for run in runs]
-    more = ", ..." if len(named) > 5 else ""
-    raise ConfigError(
-        f"{student}: {len(runs)} of its students are finished; name one by its fingerprint: "
-        f"{', '.join(named[:5])}{more}"
-    )
-
-
-def published(summary: "Report", store: "Store", terminal: "Terminal") -> Path | None:
-    """Write the page of a report into the store; its path, or None after a message."""
-    from raykd.api import work
-
-    return work.published(summary, store, terminal)
 
 
 def wide_console() -> Console:

@@ -16,7 +16,6 @@ from raykd.cli.shared import (
     print_json,
     print_report,
     print_rows,
-    published,
     resolved_experiment,
     speaking,
 )
@@ -36,15 +35,16 @@ SHOWN += ["methods", "models", "datasets"]
 @speaking
 def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
     """List what is in the store, or what an experiment can name."""
-    from raykd.report.catalogue import catalogue, markdown, records
-    from raykd.storage.store import Store
+    from raykd.api import work
+    from raykd.report.catalogue import catalogue, markdown
 
     if as_json:
-        print_json(records(what, Store(store)))
+        print_json(work.show(what, store))
         return
-    rows = catalogue(what, Store(store))
+    storage = work.store_of(store)
+    rows = catalogue(what, storage)
     if not rows:
-        echo(f"no {what} in {Store(store).shown}")
+        echo(f"no {what} in {storage.shown}")
     elif as_markdown:
         echo(markdown(rows))
     else:
@@ -142,20 +142,18 @@ def report_command(
 ) -> None:
     """Write the page of an experiment's results, finished or not, and print its table."""
     from raykd import report
+    from raykd.api import work
+    from raykd.api.experiment import load
 
-    resolved, storage, terminal = resolved_experiment(experiment, overrides, store)
-    summary = report.gather_sweep(storage, resolved, baseline)
-    page = output if output is not None else published(summary, storage, terminal)
-    if output is not None:
-        report.write_page(summary, output)
+    done = work.results(load(experiment, *overrides), store, baseline=baseline, output=output)
     if as_csv and not as_json:
-        echo(report.to_csv(summary).removesuffix("\n"))
+        echo(report.to_csv(done.report).removesuffix("\n"))
     elif markdown and not as_json:
-        echo(report.to_markdown(summary))
+        echo(report.to_markdown(done.report))
     else:
-        print_report(summary, as_json=as_json, page=page and str(page))
-    if page is not None:
-        terminal.say(f"page: {page}")
+        print_report(done.report, as_json=as_json, page=done.page and str(done.page))
+    if done.page is not None:
+        echo(f"page: {done.page}", err=True)
 
 
 @click.command()

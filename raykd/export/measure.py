@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raykd.data.loading.loader import Views
 from raykd.export import graph
+from raykd.prediction.preprocess import Preprocess
 from raykd.training.load_trained import Finished
 from raykd.training.result import hardware
 
@@ -92,6 +93,4 @@ def compared(model: Finished, exact: Path, other: Path) -> dict[str, Any]:
 
 def grey_levels(model: Finished, normalised: Tensor) -> Tensor:
     """The uint8 pixels [B, 3, H, W] that became these normalised ones."""
-    data = model.run.data.resolved()
-    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (data.mean, data.std))
-    return (255 * (normalised * std + mean)).round().to(torch.uint8).contiguous()
+    return Preprocess(model.run.data.resolved()).grey_levels(normalised)

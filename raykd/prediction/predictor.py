@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError, DataError
+from raykd.data.recipe import ResolvedData
 from raykd.prediction.image_paths import image_paths
 from raykd.prediction.preprocess import Picture, Preprocess, name_of
 from raykd.recipes import AnyTeacher, StudentRun
@@ -39,23 +40,34 @@ class Prediction:
 
 
 class Predictor(nn.Module):
-    """A finished student or teacher, in evaluation mode.
+    """A finished student or teacher of a store or of an exported folder, in evaluation mode.
 
     It owns the plain network, and the helpers of its method without which that has no answer. It
     computes in the precision of its weights, float32, also where its training did not.
     """
 
-    finished: Finished
     preprocess: Preprocess
     classes: tuple[str, ...] | None  # their names; None of a backbone, or where nobody knows them
+    is_backbone: bool  # True without a classifier: it answers with embeddings
 
-    def __init__(self, finished: Finished) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        answer: Callable[[Tensor], Tensor],
+        data: ResolvedData,
+        classes: tuple[str, ...] | None,
+        *,
+        is_backbone: bool,
+        helpers: nn.ModuleDict | None = None,
+    ) -> None:
+        """`answer` is from normalised pixels to scores, or to embeddings."""
         super().__init__()
-        self.network = finished.network.network
-        self.helpers = finished.released
-        self.finished = finished
-        self.preprocess = Preprocess(finished.run.data.resolved())
-        self.classes = _classes(finished)
+        self.network = network
+        self.helpers = nn.ModuleDict() if helpers is None else helpers
+        self.preprocess = Preprocess(data)
+        self.classes = None if is_backbone else classes
+        self.is_backbone = is_backbone
+        self._answer = answer
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -63,7 +75,7 @@ class Predictor(nn.Module):
 
         Of a backbone, or an encoder: embeddings [B, D].
         """
-        return self.finished.answer(pixels)
+        return self._answer(pixels)
 
     def predict(
         self,
@@ -132,10 +144,11 @@ class Predictor(nn.Module):
 
     def _computed(self, pixels: Tensor, top: int) -> list[dict[str, Any]]:
         """Fields of the predictions for grey levels uint8 [B, H, W, 3]."""
-        device = next(self.parameters()).device
+        weight = next(self.parameters(), None)
+        device = None if weight is None else weight.device
         with torch.no_grad():
             answer = self(self.preprocess.normalised(pixels.to(device)))
-        if self.finished.is_backbone:
+        if self.is_backbone:
             return [{"embedding": tuple(row)} for row in answer.tolist()]
         # The best class is that of the logits: rounding may make two probabilities equal.
         best = answer.topk(min(top, answer.shape[1]), dim=1).indices
@@ -156,7 +169,16 @@ def load(store: Store, run: AnyTeacher) -> Predictor:
     No image is read, and none needs to be in the store but for the names of the classes. Raises
     `CacheCorrupt` where the weights are missing or were altered.
     """
-    return Predictor(finished(store, run))
+    made = finished(store, run)
+    data = made.run.data.resolved()
+    return Predictor(
+        made.network.network,
+        made.answer,
+        data,
+        _classes(made),
+        is_backbone=made.is_backbone,
+        helpers=made.released,
+    )
 
 
 def _classes(finished: Finished) -> tuple[str, ...] | None:

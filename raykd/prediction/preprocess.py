@@ -43,6 +43,12 @@ class Preprocess:
         """Normalised pixels float32 [B, 3, H, W] from grey levels uint8 [B, H, W, 3]."""
         return normalised(pixels, self.data.mean, self.data.std)
 
+    def grey_levels(self, normalised: Tensor) -> Tensor:
+        """The uint8 pixels [B, 3, H, W] that became these normalised ones."""
+        colours = (self.data.mean, self.data.std)
+        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in colours)
+        return (255 * (normalised * std + mean)).round().to(torch.uint8).contiguous()
+
     def pixels(self, picture: Picture) -> Tensor:
         """Grey levels uint8 [H, W, 3] of the part that the network sees; raises as a call does."""
         stream, origin = self.data.stream, printable(name_of(picture))

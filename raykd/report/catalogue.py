@@ -317,3 +317,4 @@ _NAMES: dict[str, Callable[[], list[Row]]] = {
     "models": _models,
     "datasets": _datasets,
 }
+LISTINGS = (*_ARTEFACTS, *_NAMES)
