@@ -179,7 +179,8 @@ def work():
         while not notice.given():
             next(batches)
             time.sleep(0.1)
-        next(batches)
+        for _ in range(20 if sys.argv[3] == "stopped" else 1):  # more than are decoded ahead
+            next(batches)
         print("kept", flush=True)
         notice.heeded()
 
