@@ -29,6 +29,8 @@ endef
 # Tests without Ray run in as many processes as there are cores, each of them with one thread.
 SPREAD := -n auto --maxprocesses 8 --dist worksteal
 test test-slow: export OMP_NUM_THREADS := 1
+# Each longer run ends with the tests that took most of it.
+SLOWEST := --durations=25
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-ray test-slow test-cluster test-all check docs bench scripts soak \
@@ -46,13 +48,13 @@ test: $(READY) ## the tests that need neither Ray nor a GPU
 	$(call tests,$(SPREAD),the default)
 
 test-ray: $(READY) ## the tests that start a local Ray cluster
-	$(call tests,-m "ray and not cluster and not gpu",ray)
+	$(call tests,$(SLOWEST) -m "ray and not cluster and not gpu",ray)
 
 test-slow: $(READY) ## the tests without Ray that take longer
-	$(call tests,$(SPREAD) -m "slow and not ray and not cluster and not gpu",slow)
+	$(call tests,$(SPREAD) $(SLOWEST) -m "slow and not ray and not cluster and not gpu",slow)
 
 test-cluster: $(READY) ## the tests that start and lose several Ray nodes
-	$(call tests,-m "cluster and not gpu",cluster)
+	$(call tests,$(SLOWEST) -m "cluster and not gpu",cluster)
 
 test-all: $(READY) ## every test that needs no GPU
 	$(call tests,-m "not gpu",not gpu)

@@ -1,6 +1,7 @@
 """Any content of any file of a store ends in a sentence and status 5, or is not believed."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -150,13 +151,17 @@ def other_than(path: Path, files: list[Path]) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_content_of_a_file_gives_a_traceback_a_wrong_number_or_a_training(made, tmp_path, kind):
-    """Each content in the place of one file of each name; all of them are too many."""
+    """Every third content in the place of one file of each name, others for each file.
+
+    $RAYKD_ALTERATIONS=all takes each content of each of them.
+    """
     files = files_of(made[0], kind)
     chosen = {re.sub("[0-9a-f]{4,}", "", path.name): path for path in files}
+    step = 1 if os.environ.get("RAYKD_ALTERATIONS") == "all" else 3
     alterations = [
         (path, how, data)
-        for path in chosen.values()
-        for how, data in contents(path, other_than(path, files)).items()
+        for first, path in enumerate(chosen.values(), KINDS.index(kind))
+        for how, data in [*contents(path, other_than(path, files)).items()][first % step :: step]
         if data != path.read_bytes()
     ]
     for number, (path, how, data) in enumerate(alterations):

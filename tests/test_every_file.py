@@ -10,6 +10,7 @@ from raykd.data.packing import into_store
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet, sweep_name, write_sheet
 from tests.data.photos import photos, streamed
+from tests.each import each
 from tests.tiers import slow_but
 
 EXPERIMENT = """
@@ -83,7 +84,7 @@ def test_what_is_as_it_was_written_is_sound(full):
         assert kind in done.output
 
 
-@pytest.mark.parametrize("pattern", slow_but(KINDS, KINDS[::4]))
+@each("pattern", slow_but(KINDS, KINDS[::4]))
 def test_a_flipped_bit_is_found_and_its_file_named(full, pattern):
     path = min(full.glob(pattern))
     data = path.read_bytes()

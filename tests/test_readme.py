@@ -23,8 +23,8 @@ from raykd.report.catalogue import catalogue, markdown
 from raykd.storage.store import Store
 from raykd.training.load_trained import finished
 from tests.data.photos import photos
+from tests.each import each
 from tests.small import prepare, trained
-from tests.tiers import slow_but
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -74,7 +74,7 @@ def test_the_table_of_methods_is_the_one_that_show_prints(tmp_path):
     assert f"{len(METHODS)} methods" in README.read_text()
 
 
-@pytest.mark.parametrize(("page", "name"), [("teachers", "fine_tune"), ("sweeps", "grid")])
+@each(("page", "name"), [("teachers", "fine_tune"), ("sweeps", "grid")])
 def test_a_file_that_a_page_shows_is_the_one_in_experiments(page, name):
     text = (ROOT / "experiments" / f"{name}.yaml").read_text()
     assert f"```yaml\n{text}```" in (ROOT / "docs" / f"{page}.md").read_text()
@@ -84,7 +84,8 @@ def test_the_file_that_fine_tunes_a_teacher_has_ten_lines():
     assert len(FINE_TUNE.read_text().splitlines()) == 10
 
 
-@pytest.mark.parametrize("name", slow_but(["mine.yaml", "many.yaml"], ["mine.yaml"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mine.yaml", "many.yaml"])
 def test_examples_with_labels_pass_the_checks(place, name):
     overrides = (*SMALL, "run.teacher.model=torchvision/resnet18")
     experiment = resolve(load(place / name, overrides), Store(place / "store"))
@@ -147,6 +148,7 @@ def raykd_command(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_file_that_fine_tunes_a_teacher_is_true_of_published_weights(tmp_path):
     pytest.importorskip("timm")
     store, said = Store(tmp_path / "store"), []
@@ -162,6 +164,7 @@ def test_the_file_that_fine_tunes_a_teacher_is_true_of_published_weights(tmp_pat
     assert run.data.mean == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.slow
 def test_the_file_that_fine_tunes_a_teacher_does_that_with_small_networks(tmp_path):
     store, overrides = Store(tmp_path / "store"), ["run.data={name: digits, limit: 96}"]
     for key, model in (("run", "resnet8"), ("run.teacher", "resnet8x4")):

@@ -13,6 +13,7 @@ from raykd.api.experiment import plain
 from raykd.config.experiment import parse
 from raykd.methods.kd import KD
 from raykd.recipes import Optim, StudentRun
+from tests.each import each
 
 TREE = """
 data: {path: /images}
@@ -81,7 +82,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("changes", MISTAKES, ids=str)
+@each("changes", MISTAKES, ids=str)
 def test_mistakes_give_the_sentences_of_a_file(changes):
     tree = yaml.safe_load(TREE)
     tree["run"] |= changes

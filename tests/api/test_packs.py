@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import raykd
 from raykd.data.sources.tables import read_tables
+from tests.each import each
 
 
 def pixels(number):
@@ -41,7 +42,7 @@ def shown(images):
     return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in images]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each("form", FORMS)
 def test_a_dataset_of_torch_becomes_a_pack_without_loss(form, tmp_path):
     place = raykd.pack(Pictures(FORMS[form]), tmp_path / "pack", quiet=True)
     dataset = read_tables(place)

@@ -86,6 +86,7 @@ def test_a_data_frame_has_a_row_per_run_and_what_varies(finished):
     assert set(students["top1"]) == {s.result["last"]["top1"] for s in finished}
 
 
+@pytest.mark.slow
 def test_the_same_call_reuses_everything_and_quiet_says_nothing(finished, capfd):
     experiment = raykd.Experiment(STUDENT, grid=GRID, name="four")
     again = raykd.run(experiment, finished.store, workers=0, quiet=True)
@@ -122,6 +123,7 @@ def test_a_search_is_for_a_sweep(finished):
         raykd.run(drawn, finished.store, quiet=True)
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_thread_that_is_not_the_main_one(finished):
     experiment = raykd.Experiment(STUDENT, grid=GRID, name="four")
     with ThreadPoolExecutor(1) as pool:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from raykd.cli import main
 from raykd.config.schema import schema
 from raykd.storage.store import Store
+from tests.each import each
 
 RAYKD = Path(sys.executable).with_name("raykd")
 EXPERIMENT = """
@@ -140,7 +141,7 @@ def test_a_report_of_an_unfinished_experiment_says_so(file, finished, tmp_path):
     assert "| kd" in call(*words, "--markdown").stdout
 
 
-@pytest.mark.parametrize(
+@each(
     ("override", "code", "message"),
     [
         ("run.model=resnet21", 2, "no network is called 'resnet21'; did you mean"),

@@ -2,11 +2,11 @@
 
 import json
 
-import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
 from raykd.methods import METHODS
+from tests.each import each
 
 
 def explained(*words, code=0):
@@ -30,7 +30,7 @@ def test_a_key_that_differs_by_method_is_explained_for_each():
     assert "run.method[crd].temperature: Temperature tau" in text
 
 
-@pytest.mark.parametrize("name", ["relational_kd", "rkd"])
+@each("name", ["relational_kd", "rkd"])
 def test_a_method_or_its_alias_chooses_one(name):
     text = explained(f"run.method[{name}].angle_weight")
     assert text.startswith("run.method[relational_kd].angle_weight: Weight lambda_A")
@@ -56,7 +56,7 @@ def test_without_a_key_the_parts_are_listed():
     assert all(f"\n  {part} " in explained() for part in ("data", "run", "grid", "scale"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "nearest"),
     [
         ("run.method.temprature", "'run.method.temperature'"),

@@ -57,6 +57,7 @@ def test_the_plugin_of_the_page_has_some_25_lines(shown):
     assert len([line for line in lines if line.strip()]) <= 25
 
 
+@pytest.mark.slow
 def test_the_plugin_of_the_page_trains_from_a_cache(finished):
     _, row = finished
     assert (row["network"], row["method"]) == ("two_layers", "brier_kd")
@@ -67,6 +68,7 @@ def test_the_plugin_of_the_page_keeps_the_laws(shown):
     assert call("check-plugin", shown / "mine.py", "--size", "16").stdout.count("yes") == 9
 
 
+@pytest.mark.slow
 def test_stored_networks_of_a_plugin_ask_for_it_and_do_not_execute_it(finished, shown):
     store, row = finished
     (kept,) = (store / "plugins").glob("*.py")
@@ -85,6 +87,7 @@ def test_stored_networks_of_a_plugin_ask_for_it_and_do_not_execute_it(finished, 
     assert not plugins.loaded()
 
 
+@pytest.mark.slow
 def test_with_the_option_they_go_on(finished, shown):
     store, row = finished
     words = ("show", "students", "--store", store, "--json")
@@ -93,6 +96,7 @@ def test_with_the_option_they_go_on(finished, shown):
     assert json.loads(call(*words, "--plugin", kept).stdout) == [row]
 
 
+@pytest.mark.slow
 def test_another_content_of_the_plugin_is_said(finished, shown, tmp_path):
     store, _ = finished
     changed = tmp_path / "mine.py"
@@ -101,6 +105,7 @@ def test_another_content_of_the_plugin_is_said(finished, shown, tmp_path):
     assert "the mine.py that is loaded has another content" in call(*words, code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_missing_plugin_is_an_error_of_the_option(finished):
     store, _ = finished
     said = call("show", "methods", "--plugin", "no.py", "--store", store, code=2).stderr

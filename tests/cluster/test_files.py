@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.cluster.crd import narrower, of_crd
+from tests.each import each
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -75,7 +76,7 @@ def test_ray_refuses_a_mistake_in_them(spoil):
         validate_config(prepare_config(config))
 
 
-@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+@each("name", ["aws.yaml", "gcp.yaml"])
 def test_a_cluster_in_a_cloud_costs_a_head_and_is_closed(name):
     config = read(CLUSTER / name)
     head = config["available_node_types"][config["head_node_type"]]
@@ -100,7 +101,7 @@ def test_a_cluster_in_a_cloud_costs_a_head_and_is_closed(name):
 # KubeRay
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@each("name", MANIFESTS)
 def test_a_manifest_has_only_fields_that_there_are(name):
     jsonschema.Draft202012Validator.check_schema(slim())
     jsonschema.validate(read(KUBERAY / name), slim())
@@ -130,7 +131,7 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@each("name", MANIFESTS)
 def test_a_mistake_in_a_manifest_is_found(name):
     for make_mistake in MISTAKES.values():
         manifest = read(KUBERAY / name)
@@ -139,7 +140,7 @@ def test_a_mistake_in_a_manifest_is_found(name):
             jsonschema.validate(manifest, slim())
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@each("name", MANIFESTS)
 def test_a_cluster_on_kubernetes_scales_from_zero_on_spot_and_asks_for_a_token(name):
     cluster = cluster_of(read(KUBERAY / name))
     assert cluster["rayVersion"] == ray_version()

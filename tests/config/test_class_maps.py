@@ -12,6 +12,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.recipes import TeacherRun
 from raykd.recipes.teacher import read_classes
+from tests.each import each
 
 OURS = ("tench", "English_springer", "crane")
 THEIRS = (("tench", "Tinca tinca"), ("crane",), ("English springer",), ("Crane", "lifter"), ("7",))
@@ -34,7 +35,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each("form", FORMS)
 def test_every_form_becomes_indices(form):
     written, expected = FORMS[form]
     groups = resolve_classes(read_classes(written), OURS, 5, THEIRS)
@@ -86,7 +87,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("what", MISTAKES)
+@each("what", MISTAKES)
 def test_a_mistake_is_a_sentence(what):
     written, message = MISTAKES[what]
     message = "name cannot be read as one (No such file" if what == "no file" else message
@@ -117,7 +118,7 @@ def test_weights_without_names_and_encoders_are_said(tmp_path):
             resolve_classes(str(path), OURS, 5, THEIRS)
 
 
-@pytest.mark.parametrize("written", [[], {}, "", [[]], 3, [0.5], [-1], [True], {"a": {"b": 1}}])
+@each("written", [[], {}, "", [[]], 3, [0.5], [-1], [True], {"a": {"b": 1}}])
 def test_what_is_no_map_is_refused_when_it_is_read(written):
     with pytest.raises(ConfigError, match=r"run\.teacher\.classes: expected names, wordnet, the"):
         parse(DIGITS, "x", [f"run.teacher.classes={written!r}"])

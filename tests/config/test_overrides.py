@@ -8,6 +8,7 @@ from raykd.config.experiment import load
 from raykd.config.overrides import override
 from raykd.config.strict_yaml import read_lines, read_yaml
 from raykd.core.errors import ConfigError
+from tests.each import each
 
 FILE = """\
 run:
@@ -48,9 +49,9 @@ AMBIGUOUS = [
     ("\x07", "the character 0x0007 cannot stand in YAML"),
     ("[" * 1000 + "]" * 1000, "more than 50 lists or mappings within each other"),
     ("{a: " * 1000 + "1" + "}" * 1000, "more than 50 lists or mappings"),
-    ("&a [*a]", "an alias stands for what it lies in itself"),
-    ("&a {b: {c: *a}}", "an alias stands for what it lies in itself"),
-    ("&a {<<: *a}", "an alias stands for what it lies in itself"),
+    ("&a [*a]", "an alias refers to a mapping or list that contains it"),
+    ("&a {b: {c: *a}}", "an alias refers to a mapping or list that contains it"),
+    ("&a {<<: *a}", "an alias refers to a mapping or list that contains it"),
     ("{a: 1, b: 2, a: 3}", "'a' is given twice"),
     ("\t- 1", "not YAML"),
     ("*none", "not YAML (found undefined alias 'none')"),
@@ -85,7 +86,7 @@ def test_a_value_that_is_not_what_its_tag_says_is_a_sentence():
             read_yaml(text)
 
 
-@pytest.mark.parametrize("share", ["*{0}, *{0}", "{{<<: [*{0}, *{0}]}}"])
+@each("share", ["*{0}, *{0}", "{{<<: [*{0}, *{0}]}}"])
 def test_aliases_that_stand_for_millions_are_refused_at_once(share):
     levels = [f"l{n}: &l{n} [{', '.join([share.format(f'l{n - 1}')] * 5)}]" for n in range(1, 20)]
     with pytest.raises(ConfigError, match="more than 100,000 values"):

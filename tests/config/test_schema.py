@@ -1,9 +1,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from raykd.config.schema import schema
+from tests.each import each
 
 OTHER_DEFAULT = {("TeacherRun", "data"), ("Assistant", "data")}  # the student's
 
@@ -49,7 +48,7 @@ def test_every_number_has_both_bounds():
         assert {"maximum", "exclusiveMaximum"} & number.keys(), number
 
 
-@pytest.mark.parametrize(
+@each(
     ("owner", "key", "expected"),
     [
         ("KD", "temperature", "Temperature T of both networks' probabilities."),

@@ -12,6 +12,7 @@ from raykd.core.record import fingerprint
 from raykd.methods.kd import KD
 from raykd.recipes import Optim, SearchedStudent, StudentRun, TeacherRun
 from raykd.recipes.rco import along
+from tests.each import each
 
 PLAIN = """
 run:
@@ -55,7 +56,7 @@ def above(run: StudentRun) -> list[str]:
 # Routes
 
 
-@pytest.mark.parametrize("stages", ["multi_stage", "one_stage"])
+@each("stages", ["multi_stage", "one_stage"])
 def test_a_route_is_written_as_the_way_in_which_it_is_chosen(stages):
     for rco, anchors in {
         "{}": (10, 20, 30, 40),

@@ -44,6 +44,7 @@ def test_a_changed_file_replaces_what_it_had_entered(tmp_path):
     assert METHODS["mine"] is old
 
 
+@pytest.mark.slow
 def test_pickles_of_a_plugins_classes_bring_it_along(tmp_path):
     plugin = plugins.load(str(written(tmp_path, METHOD)))
     data = pickle.dumps((plugin, METHODS["mine"](power=3)))

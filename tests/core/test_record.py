@@ -21,6 +21,7 @@ from raykd.methods.kd import KD
 from raykd.methods.skd import SKD
 from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
 from raykd.teachers.anchor_route import Route
+from tests.each import each
 
 DATA = ResolvedData(
     name="cifar100",
@@ -113,7 +114,7 @@ def changed(record: Record, path: tuple[str, ...]) -> Record:
 BARE = StudentRun(model="resnet8", data=Data(name="digits"), teacher=TEACHER, method=KD())
 
 
-@pytest.mark.parametrize("run", [STUDENT, BARE], ids=["every field set", "defaults"])
+@each("run", [STUDENT, BARE], ids=["every field set", "defaults"])
 def test_a_change_of_any_field_gives_a_fingerprint_of_its_own(run):
     with warnings.catch_warnings():
         # Not every other value is one that the field may have, and pydantic says so.

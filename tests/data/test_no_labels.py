@@ -30,6 +30,7 @@ from tests.data.packs import (
     samples,
     table,
 )
+from tests.each import each
 
 LABELS = [0, 0, 0, 1, 1, 2] * 4
 PERMUTED = LABELS[5:] + LABELS[:5]
@@ -74,8 +75,8 @@ def inputs(store: Store, data: Data, path: Path) -> tuple[ResolvedData, list[tor
     return read_data, shown
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["memory", "stream"])
-@pytest.mark.parametrize("kind", [*WAYS])
+@each("stream", [False, True], ids=["memory", "stream"])
+@each("kind", [*WAYS])
 def test_permuted_labels_change_no_input(tmp_path, kind, stream):
     augment = Augment(mix=Mix(kind="cutmix"))
     data = unlabelled(kind, stream=stream, augment=augment, validation=0.2, limit=9)
@@ -156,7 +157,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS])
+@each("layout", [*LAYOUTS])
 def test_any_tree_of_images_is_read(tmp_path, layout):
     files, train, test = LAYOUTS[layout]
     for number, name in enumerate(files):
@@ -166,7 +167,7 @@ def test_any_tree_of_images_is_read(tmp_path, layout):
     assert counts == {"train": train} | ({} if test is None else {"test": test})
 
 
-@pytest.mark.parametrize("files", [["a.png"], ["train/a.png", "test/b.png"], ["one/a.png"]])
+@each("files", [["a.png"], ["train/a.png", "test/b.png"], ["one/a.png"]])
 def test_a_tree_without_class_folders_names_what_to_set(tmp_path, files):
     for name in files:
         put(tmp_path / name)
@@ -174,16 +175,14 @@ def test_a_tree_without_class_folders_names_what_to_set(tmp_path, files):
         SOURCES["folder"](tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["webdataset", "table"])
+@each("kind", ["webdataset", "table"])
 def test_a_table_or_tar_without_labels_names_what_to_set(tmp_path, kind):
     with pytest.raises(DataError, match=r"set run\.data\.labels: none"):
         SOURCES[kind](WAYS[kind](tmp_path))
 
 
-@pytest.mark.parametrize(
-    "name", ["a.arrow", "stream.arrow", "compressed.arrow", "a.feather", "a.parquet"]
-)
-@pytest.mark.parametrize("columns", [["image"], ["image", "size", "caption"]])
+@each("name", ["a.arrow", "stream.arrow", "compressed.arrow", "a.feather", "a.parquet"])
+@each("columns", [["image"], ["image", "size", "caption"]])
 def test_tables_of_each_kind_need_no_labels(tmp_path, name, columns):
     content = table().append_column("size", pa.array(range(ROWS)))
     content = content.append_column("caption", pa.array(["a"] * ROWS)).select(columns)

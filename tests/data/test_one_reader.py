@@ -21,6 +21,7 @@ from raykd.data.transforms.augment import Augment
 from raykd.storage.store import Store, read_json, write_json
 from tests.data.files import encoded, picture, put
 from tests.data.packs import put_table, table
+from tests.each import each
 from tests.tiers import slow_but
 
 SIDE = 8
@@ -175,7 +176,7 @@ def shown(store: Store, data: Data) -> list[tuple[torch.Tensor, torch.Tensor, tu
     return out
 
 
-@pytest.mark.parametrize("name", slow_but(TREES, QUICK_TREES))
+@each("name", slow_but(TREES, QUICK_TREES))
 def test_a_folder_is_the_same_data_however_it_is_read(tmp_path, name):
     root = tmp_path / ("b\udce4ume" if name == "no_text" else "tree")
     TREES[name](root)

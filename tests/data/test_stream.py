@@ -31,6 +31,7 @@ from raykd.data.transforms.strong import Strong
 from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.photos import photo, photos, streamed
+from tests.each import each
 from tests.tiers import slow_but
 
 IDS = torch.tensor([5, 0, 17, 23, 8, 8])
@@ -151,7 +152,7 @@ def test_jpeg_pixels_are_those_of_pillow():
     assert np.array_equal(open_image(progressive, "it").pixels(), decode(progressive, "it"))
 
 
-@pytest.mark.parametrize("kind", slow_but(["CMYK", "turned", "PNG", "WEBP"], ["CMYK", "turned"]))
+@each("kind", slow_but(["CMYK", "turned", "PNG", "WEBP"], ["CMYK", "turned"]))
 def test_every_other_image_is_decoded_by_pillow(kind):
     image = photo(5, 30, 50)
     if kind == "CMYK":
@@ -332,7 +333,7 @@ def test_what_does_not_suit_is_said(store, root, changes, says):
         streamed(store, root, **changes)
 
 
-@pytest.mark.parametrize(
+@each(
     ("values", "says"),
     [
         ({"stream": Stream(size=8, resize=8), "resize": 8}, "resize is of images in memory"),
@@ -421,7 +422,7 @@ def test_processes_that_decode_end_with_the_one_that_is_killed(tmp_path, root):
         others = started_by(run.pid)
         assert len(others) >= 2  # one that decodes, and the server that forks it
         run.kill()
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600
     while any(Path(f"/proc/{pid}").exists() for pid in others) and time.monotonic() < until:
         time.sleep(0.2)
     assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]

@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 WITHOUT_RAY = {
     f"benchmarks.{name}"
     for name in ("cache", "codec", "gpu", "methods", "published", "sakd", "step", "views")
-} | {"studies.probes"}
+} | {"imagenet_skd", "studies.probes", "studies.scaling"}
 
 
 @click.command()

@@ -15,6 +15,7 @@ from raykd.data.transforms.mixing import Mix
 from raykd.methods.kd import KD
 from raykd.outputs.codecs import Int8
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.small import asked, batch, pair
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
@@ -29,7 +30,7 @@ def file_of(name: str) -> Path:
     return next(file for file in FILES if file.stem == name)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@each("file", FILES, ids=lambda file: file.stem)
 def test_an_experiment_file_can_be_read(file):
     experiment = load(file)
     methods = {run.method for run in experiment.runs}
@@ -38,9 +39,7 @@ def test_an_experiment_file_can_be_read(file):
     assert len(experiment.runs) == len(methods) * len(seeds) * len(networks)
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if file.stem not in ALONE], ids=lambda file: file.stem
-)
+@each("file", [file for file in FILES if file.stem not in ALONE], ids=lambda file: file.stem)
 def test_the_students_of_a_file_have_one_teacher_and_one_baseline(file):
     experiment = load(file)
     assert len({run.teacher for run in experiment.runs}) == 1
@@ -48,7 +47,7 @@ def test_the_students_of_a_file_have_one_teacher_and_one_baseline(file):
     assert {run.views for run in experiment.runs} == {"all"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "recipe", "views"),
     [
         ("cifar100_crd", CRD, 162),
@@ -68,7 +67,7 @@ def test_the_recipes_of_the_field_are_written_as_published(name, recipe, views):
             assert (optim.warmup_epochs, optim.clip, optim.ema) == (0, None, None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "views", "row", "gigabytes"),
     [("function_matching", 300, 169, 65.0), ("reinforced", 50, 39, 2.5)],
 )

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from experiments import imagenet_skd, rco_sweep
 from experiments.recipes import reference_values as reference
 from experiments.studies import cifar10_methods, cifar10_sakd, method_grid
@@ -14,6 +12,7 @@ from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import StudentRun
+from tests.each import each
 
 FOLDER = Path(reference.__file__).parent
 RECIPES = {
@@ -60,7 +59,7 @@ def compare(run: StudentRun, data: str) -> None:
     assert run.label_smoothing == 0.0
 
 
-@pytest.mark.parametrize(("name", "data"), RECIPES.items())
+@each(("name", "data"), RECIPES.items())
 def test_a_recipe_has_the_table_s_values(name, data):
     runs = load(FOLDER / f"{name}.yaml").runs
     for run in runs:
@@ -68,7 +67,7 @@ def test_a_recipe_has_the_table_s_values(name, data):
     assert len({run.method for run in runs}) > 5
 
 
-@pytest.mark.parametrize("pair", cifar10_methods.PAIRS)
+@each("pair", cifar10_methods.PAIRS)
 def test_every_method_has_its_values_for_every_pair_of_the_benchmark(pair):
     for name in METHODS:
         if name not in ("combine", "sakd"):
@@ -79,7 +78,7 @@ def test_every_method_has_its_values_for_every_pair_of_the_benchmark(pair):
     compare(both, "cifar100")
 
 
-@pytest.mark.parametrize("pair", cifar10_methods.PAIRS)
+@each("pair", cifar10_methods.PAIRS)
 def test_spot_adaptive_students_and_their_bases_have_theirs(pair):
     for base in cifar10_sakd.PAPER:
         for arm, method in cifar10_sakd._arms(base, pair).items():
@@ -92,7 +91,7 @@ def test_spot_adaptive_students_and_their_bases_have_theirs(pair):
             compare(run, "cifar100")
 
 
-@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@each("data", ["cifar10", "cifar100"])
 def test_the_grid_of_methods_has_each_pair_s_values(data):
     for pair in method_grid.PAIRS[data]:
         planned = method_grid.planned(data, None, pair, [*method_grid.METHODS, "nkd"], 1, ())
@@ -123,7 +122,7 @@ def test_imagenet_has_its_own_values_where_there_is_a_source():
         assert run.optim.milestones == (30, 60, 90) and crop.scale == (0.08, 1.0)
 
 
-@pytest.mark.parametrize("name", ["skd", "spherical_kd"])
+@each("name", ["skd", "spherical_kd"])
 def test_spherical_kd_keeps_its_official_setting(name):
     (run,) = imagenet_skd.planned("/data/imagenet", method=name).students()
     compare(run, "imagenet")
@@ -132,7 +131,7 @@ def test_spherical_kd_keeps_its_official_setting(name):
     assert run.data.augment.crop.ratio == (0.8, 1.25)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "fields", "labels"),
     [
         ("kd", {"temperature": 1.0, "weight": 0.5}, 0.5),
@@ -155,7 +154,7 @@ def test_resnet50_to_mobilenet_has_another_beta():
     assert run.method.beta == 2.0
 
 
-@pytest.mark.parametrize(
+@each(
     ("teacher", "student", "beta", "review"),
     [
         ("resnet56", "resnet20", 2.0, 0.6),

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from experiments.studies.views_study import FULL, LABELS, SHORT, TINY, main, planned
 from raykd.config.experiment import load
+from tests.each import each
 
 SMALL = {
     "--epochs": "2",
@@ -22,7 +23,7 @@ def arms_of(preset, method="kd"):
     return planned(preset, "study", method, None, ())
 
 
-@pytest.mark.parametrize("preset", [SHORT, TINY, FULL], ids=["short", "tiny", "full"])
+@each("preset", [SHORT, TINY, FULL], ids=["short", "tiny", "full"])
 def test_the_students_differ_in_their_views_alone(preset):
     arms = arms_of(preset)
     everything = arms["all"].students()
@@ -53,7 +54,7 @@ def test_the_full_study_has_the_benchmarks_recipe():
         assert optim.milestones in (None, (150, 180, 210))
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "message"),
     [
         (["--full"], "two recipes were asked for"),

@@ -93,11 +93,13 @@ def test_a_graph_runs_by_the_readme_where_there_is_no_raykd(place, skd_everywher
     check_program(place, run, exported.folder, file)
 
 
+@pytest.mark.slow
 def test_plain_weights_run_by_the_readme_with_their_calibration(place, skd):
     run, exported = skd
     check_program(place, run, exported.folder, "model.safetensors", runs=here)
 
 
+@pytest.mark.slow
 def test_the_weights_have_the_plain_networks_names_and_nothing_else(place, skd):
     run, exported = skd
     state = load_file(exported.folder / "model.safetensors")
@@ -107,6 +109,7 @@ def test_the_weights_have_the_plain_networks_names_and_nothing_else(place, skd):
     assert all(torch.equal(state[name], made[name]) for name in made)
 
 
+@pytest.mark.slow
 def test_a_graph_holds_the_network_and_what_it_needs_and_nothing_else(place, skd):
     check_graph(place, *skd, {"radius"})
 
@@ -156,6 +159,7 @@ def test_graphs_take_any_number_of_images_and_carry_the_configuration(skd_everyw
     assert run.data.classes == 10
 
 
+@pytest.mark.slow
 def test_the_configuration_says_what_a_user_must_know(place, skd):
     run, exported = skd
     config = config_of(exported)
@@ -227,6 +231,7 @@ def test_timms_weights_can_begin_a_network_of_other_classes(of_timm):
     assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
 
 
+@pytest.mark.slow
 def test_the_readme_of_timms_network_runs(place, of_timm):
     run, exported = of_timm
     check_program(place, run, exported.folder, "model.safetensors", runs=here)
@@ -299,6 +304,7 @@ def test_a_teacher_can_be_exported(place, teacher, tmp_path):
     assert all(torch.equal(state[name], last[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_a_second_export_takes_the_place_of_the_first(place, teacher, tmp_path):
     export(place, teacher, tmp_path / "out", ["safetensors"])
     (tmp_path / "out" / "model.onnx").write_bytes(b"of the first")

@@ -23,6 +23,7 @@ from tests.small import prepare, student_run, trained
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +97,6 @@ def test_the_program_of_the_readme_runs_with_8_bits(place, quantised):
     assert output.split()[0] in "0123456789"
 
 
-@pytest.mark.slow
 def test_images_are_the_same_ones_each_time(place, quantised, tmp_path):
     run, exported = quantised
     again = export(place, run, tmp_path / "out", ["onnx"], int8=True)
@@ -109,7 +109,6 @@ def test_images_are_the_same_ones_each_time(place, quantised, tmp_path):
     assert tensors(again.folder) == tensors(exported.folder)
 
 
-@pytest.mark.slow
 def test_a_backbone_is_compared_by_its_embeddings(place, tmp_path):
     run = student_run(place, FeatureDistillation(), task=Features())
     prepare(place, run)
@@ -126,7 +125,6 @@ def test_grey_levels_are_those_of_the_files(place, quantised):
     assert torch.equal(grey_levels(made, (pixels / 255 - mean) / std), pixels)
 
 
-@pytest.mark.slow
 def test_what_8_bits_need_is_named(place, quantised, tmp_path, monkeypatch):
     run = quantised[0]
     with pytest.raises(ConfigError, match="--int8: it is made from ONNX's graph; add"):

@@ -11,13 +11,14 @@ from raykd.export import export
 from raykd.export.source import module_at, source
 from raykd.models import NETWORKS, build
 from raykd.training.weights import save_weights
+from tests.each import each
 from tests.export.conftest import TIMM
 from tests.export.reading import fresh, said
 from tests.tiers import NETWORK_KINDS, slow_but
 
 
-@pytest.mark.parametrize("classes", [10, 0])
-@pytest.mark.parametrize("model", slow_but(NETWORKS, NETWORK_KINDS))
+@each("classes", [10, 0])
+@each("model", slow_but(NETWORKS, NETWORK_KINDS))
 def test_the_file_is_the_network(model, classes, tmp_path):
     torch.manual_seed(1)
     network = build(model, classes).eval()
@@ -34,7 +35,7 @@ def test_the_file_is_the_network(model, classes, tmp_path):
         assert torch.equal(begun(pixels), network(pixels))  # it starts from the same numbers, too
 
 
-@pytest.mark.parametrize("model", NETWORKS)
+@each("model", NETWORKS)
 def test_the_file_imports_torch_and_pythons_own_modules_alone(model):
     tree = ast.parse(source(model, 10))
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -49,9 +50,8 @@ def test_networks_of_libraries_have_no_file_of_ours():
     assert source("torchvision/resnet18", 10) is None
 
 
-@pytest.mark.parametrize(
-    "model", ["resnet8", pytest.param("shufflenet_v2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet8", "shufflenet_v2"])
 def test_an_exported_folder_answers_where_there_is_no_raykd(place, student, tmp_path, model):
     run = student("label_only", model)
     exported = export(place, run, tmp_path / "out", ["safetensors"])

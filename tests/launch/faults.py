@@ -48,9 +48,9 @@ _OWN = {  # lines that a command's experiment has of its own
     "run": [f"scale: {{workers: 2, teacher_workers: 1, {_SCALE}}}"],
     "sweep": ["grid: {run.seed: [0, 1, 2, 3]}", f"scale: {{workers: 1, {_SCALE}}}"],
 }
-EPOCHS = {"precompute": 400, "run": 1000, "sweep": 150}  # for half a minute to a minute
+EPOCHS = {"precompute": 250, "run": 600, "sweep": 100}  # for about half a minute
 # Seconds between two faults, so that some find a group of workers on its way up, and some at work.
-_EVERY = {"precompute": (3.0, 8.0), "run": (5.0, 25.0), "sweep": (3.0, 20.0)}
+_EVERY = {"precompute": (2.0, 5.0), "run": (3.0, 12.0), "sweep": (2.0, 10.0)}
 _PATIENCE = 600.0  # seconds that a driver may take after the last fault
 _STARTS = 3  # of a cluster, until it is up
 _MEMORY = 100 << 20  # bytes of a node's object store

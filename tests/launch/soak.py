@@ -1,7 +1,7 @@
 """An hour of faults: small experiments on a small cluster, all of which is lost now and then.
 
     python -m tests.launch.soak                    # an hour
-    python -m tests.launch.soak --minutes 3        # as in CI, with shorter experiments
+    python -m tests.launch.soak --minutes 3        # with shorter experiments
 
 Round after round, an experiment is carried out (a cache, a student of two workers, a sweep) while
 workers, nodes, checkpoint writers, drivers and heads are killed at random moments. Then shards are
@@ -99,19 +99,14 @@ class Soak:
         self._stores += 1
         happened, repeated = disturbed(self.site, words, store, kinds, self._rng)
         del self._waiting[command][: happened.total()]
-        broken = _laws(store, reference)
+        broken = laws(store, reference)
         if repeated > 1:
             broken.append(f"{repeated} epochs were repeated at a time")
-        for damage in (_flip, _truncate, _remove):
-            shards = sorted(store.glob("caches/*/view-*.arrow"))
-            damage(self._rng.choice(shards), self._rng)
-            happened[damage.__name__.strip("_")] += 1
-        code, text = _raykd("verify", "--store", str(store))
-        if code != 5:
-            broken.append(f"damaged shards were not found ({code}): {text[-300:]}")
+        happened += damaged(store, self._rng)
+        broken += unnoticed(store)
         disturbed(self.site, ["precompute", str(file)], store, (), self._rng)
         self.happened[command] += happened
-        broken += _laws(store, reference)
+        broken += laws(store, reference)
         if not broken:
             shutil.rmtree(store, ignore_errors=True)  # its last workers may still be ending
         return f"{command} of {method}: {_told(happened)}", broken
@@ -136,7 +131,7 @@ def _told(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 
-def _laws(store: Path, reference: Path) -> list[str]:
+def laws(store: Path, reference: Path) -> list[str]:
     """Which laws do not hold in a store that is done."""
     broken = differences(store, reference)
     broken += [f"left behind: {path}" for path in leftovers(store)]
@@ -152,6 +147,22 @@ def _laws(store: Path, reference: Path) -> list[str]:
     if code:
         broken.append(f"verify: {text[-300:]}")
     return broken
+
+
+def damaged(store: Path, rng: random.Random) -> Counter[str]:
+    """Damage some shards of a store; how many in which way."""
+    happened: Counter[str] = Counter()
+    for damage in (_flip, _truncate, _remove):
+        shards = sorted(store.glob("caches/*/view-*.arrow"))
+        damage(rng.choice(shards), rng)
+        happened[damage.__name__.strip("_")] += 1
+    return happened
+
+
+def unnoticed(store: Path) -> list[str]:
+    """A line where `raykd verify` does not find that a store is damaged."""
+    code, text = _raykd("verify", "--store", str(store))
+    return [] if code == 5 else [f"damaged shards were not found ({code}): {text[-300:]}"]
 
 
 def _flip(path: Path, rng: random.Random) -> None:

@@ -1,5 +1,7 @@
 """Nothing is lost or made twice, whichever part of a cluster goes away at whatever moment.
 
+Shards that are damaged afterwards are found and made again.
+
 $RAYKD_FAULTS says how many of each kind of fault befall each kind of work: 1, or 20 in a long run.
 """
 
@@ -8,8 +10,9 @@ import random
 
 import pytest
 
-from tests.launch.faults import EPOCHS, KINDS, Site, differences, disturbed, leftovers, work
+from tests.launch.faults import EPOCHS, KINDS, Site, disturbed, work
 from tests.launch.ray_marks import RAY
+from tests.launch.soak import damaged, laws, unnoticed
 
 pytestmark = [*RAY, pytest.mark.cluster, pytest.mark.timeout(7200)]
 EACH = int(os.environ.get("RAYKD_FAULTS", "1"))
@@ -42,7 +45,11 @@ def test_what_is_made_among_faults_is_what_is_made_without(site, tmp_path, comma
                 faults.remove(kind)
         print(command, dict(happened), "epochs repeated at a time, at most:", repeated)
         assert happened, "the work was done before anything could happen to it"
-        assert differences(store, reference) == []
+        assert laws(store, reference) == []
         assert repeated <= 1
-        assert not leftovers(store)
         number += 1
+    if command == "run":
+        damaged(store, rng)
+        assert unnoticed(store) == []
+        disturbed(site, ["precompute", str(file)], store, (), rng)
+        assert laws(store, reference) == []

@@ -9,13 +9,14 @@ from raykd.core.record import fingerprint
 from raykd.launch.metric_names import COUNTERS, GAUGES, TrainingLabels, increments_of
 from raykd.launch.prometheus import Exporter, Prometheus
 from raykd.storage.store import Store
+from tests.each import each
 from tests.launch.dashboards import DASHBOARDS, EXPORTED, FOLDER, panels, queries
 from tests.small import student_run, teacher_run
 
 UNITS = ["short", "percent", "percentunit", "s", "bytes", "Bps", "ops"]
 
 
-@pytest.mark.parametrize("name", DASHBOARDS)
+@each("name", DASHBOARDS)
 def test_a_dashboard_is_whole(name):
     dashboard = DASHBOARDS[name]
     assert dashboard["uid"] == f"raykd-{name}" and dashboard["title"].startswith("raykd: ")
@@ -23,12 +24,12 @@ def test_a_dashboard_is_whole(name):
     assert variables.pop("datasource")["query"] == "prometheus"
     assert "experiment" in variables
     source = {"type": "prometheus", "uid": "${datasource}"}
-    for each in variables.values():
-        assert each["datasource"] == source and each["allValue"] == ".*"
+    for variable in variables.values():
+        assert variable["datasource"] == source and variable["allValue"] == ".*"
         metric, label = re.fullmatch(
-            r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", each["definition"]
+            r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", variable["definition"]
         ).groups()
-        assert label == each["name"] and label in EXPORTED[metric]
+        assert label == variable["name"] and label in EXPORTED[metric]
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len({*ids})
     cells = [

@@ -19,6 +19,7 @@ from raykd.storage.store import Store
 from raykd.tracking.console import Terminal
 from raykd.training import runs as fit
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.small import digits, student_run, teacher_run
 from tests.tiers import slow_but
 
@@ -192,7 +193,7 @@ def made(place: Path) -> list[str]:
     return [str(path) for kind in kinds for path in (place / "store" / kind).glob("*")]
 
 
-@pytest.mark.parametrize("what", slow_but(BAD, QUICK))
+@each("what", slow_but(BAD, QUICK[:2]))
 def test_what_a_plan_refuses_a_run_refuses_in_the_same_words_and_leaves_nothing(place, what):
     overrides, message = BAD[what]
     plan = said(place, "plan", overrides, 2)

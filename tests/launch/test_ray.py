@@ -21,12 +21,10 @@ from raykd.recipes import Optim, StudentRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
-from raykd.tracking.tensorboard import events_folder
 from raykd.training.cache_builder import CacheBuild
 from raykd.training.inputs import open_cache
 from tests.launch.ray_marks import RAY
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
-from tests.tracking.events import scalars
 
 pytestmark = [*RAY, pytest.mark.timeout(900)]
 QUIET = Terminal(quiet=True)
@@ -143,14 +141,14 @@ def test_a_packed_student_whose_worker_is_killed_ends_with_equal_weights(cluster
     assert [line["epoch"] for line in read_metrics(folder)] == list(range(60))
 
 
-def tracked_with_a_kill(store: Store, tracker: str) -> tuple[StudentRun, list[tuple[int, float]]]:
+def tracked_with_a_kill(store: Store, *trackers: str) -> tuple[StudentRun, list[tuple[int, float]]]:
     """A student of two workers, one of which was killed after 5 of 20 epochs; (epoch, loss) each.
 
-    Its numbers went to a tracker.
+    Its numbers went to some trackers.
     """
     run = student_run(store, optim=Optim(epochs=20, batch=32))
     prepare(store, run)
-    scale = Scale(workers=2, checkpoint_seconds=0, track=(tracker,))
+    scale = Scale(workers=2, checkpoint_seconds=0, track=trackers)
 
     def due(kills: int) -> bool:
         return len(read_metrics(store.path(run))) >= 5
@@ -160,14 +158,6 @@ def tracked_with_a_kill(store: Store, tracker: str) -> tuple[StudentRun, list[tu
     killer.times = 0
     assert killer.killed
     return run, [(line["epoch"], line["loss"]) for line in read_metrics(store.path(run))]
-
-
-def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(cluster, store):
-    run, lines = tracked_with_a_kill(store, "tensorboard")
-    assert scalars(events_folder(store, run))["loss"] == [
-        (epoch, pytest.approx(loss)) for epoch, loss in lines
-    ]
-    assert [epoch for epoch, _ in lines] == list(range(20))
 
 
 def pool(store: Store, scale: Scale) -> Pool:
@@ -212,7 +202,7 @@ def test_whatever_is_killed_of_a_training_changes_no_bit_of_the_weights(cluster,
     for store in stores:
         # A policy, a memory and their own group of the optimiser: the most that is kept.
         method = SAKD(base=CRD(negatives=64), homogeneous=False)
-        run = student_run(store, method, views=3, optim=Optim(epochs=80, batch=32))
+        run = student_run(store, method, views=3, optim=Optim(epochs=50, batch=32))
         prepare(store, run)
         runs.append(run)
     run = runs[0]
@@ -228,8 +218,8 @@ def test_whatever_is_killed_of_a_training_changes_no_bit_of_the_weights(cluster,
         # As its group is set up; as it is handed the training; in the training, which writes a
         # checkpoint with every epoch; and the controller of them all.
         worker = "ray::RayTrainWorker"
-        states = (f"{worker}.init_train_context", 0), (f"{worker}.run_train_fn", 0), (worker, 15)
-        for title, count in (*states, ("ray::TrainController", 30)):
+        states = (f"{worker}.init_train_context", 0), (f"{worker}.run_train_fn", 0), (worker, 8)
+        for title, count in (*states, ("ray::TrainController", 20)):
             one = Killer(title, epochs(count))
             one.join()
             killed.extend(one.killed)
@@ -238,10 +228,10 @@ def test_whatever_is_killed_of_a_training_changes_no_bit_of_the_weights(cluster,
     killer = threading.Thread(target=in_turn, daemon=True)
     killer.start()
     fit(stores[1], run, 2, scale)
-    killer.join(timeout=5)
+    killer.join(timeout=60)
     assert len(killed) == 4, "the run ended before its processes could be killed"
     assert weights(stores[1], run) == weights(stores[0], run)
-    assert [line["epoch"] for line in read_metrics(folder)] == list(range(80))
+    assert [line["epoch"] for line in read_metrics(folder)] == list(range(50))
 
 
 def test_the_plan_sends_wide_students_to_ray_train_and_the_others_to_the_pool(cluster, store):

@@ -16,6 +16,7 @@ from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.console import Terminal
 from raykd.training.result import teacher_said
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.small import digits, student_run, teacher_run
 from tests.training.test_finite import given
 
@@ -41,7 +42,7 @@ def test_a_given_teacher_that_knows_nothing_is_said_to_before_students_are_train
     assert text.index("near chance") < text.index("kd resnet8 seed 0")
 
 
-@pytest.mark.parametrize(("top1", "warned"), [(13.9, True), (20.0, False)])
+@each(("top1", "warned"), [(13.9, True), (20.0, False)])
 def test_a_trained_teacher_is_said_in_a_line_and_warned_of_near_chance(store, top1, warned):
     teacher = teacher_run(store, data=digits(store, limit=96), optim=Optim(epochs=1, batch=32))
     if not store.has(teacher):

@@ -1,5 +1,7 @@
 """Trackers of trainings on a Ray cluster: a worker is killed, and trials of a sweep are a group."""
 
+import importlib.util
+
 import pytest
 
 from raykd.config.experiment import parse
@@ -7,10 +9,11 @@ from raykd.core.record import fingerprint
 from raykd.launch.sweep.driver import sweep
 from raykd.storage.store import Store
 from raykd.tracking.console import Terminal
+from raykd.tracking.tensorboard import events_folder
 from tests.launch.ray_marks import RAY
 from tests.launch.test_ray import tracked_with_a_kill
+from tests.tracking.events import scalars
 
-mlflow = pytest.importorskip("mlflow")
 pytestmark = [
     *RAY,
     pytest.mark.timeout(900),
@@ -25,8 +28,17 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
+@pytest.fixture(scope="module")
+def killed(cluster, tmp_path_factory):
+    """A store, a student whose group lost a worker, and its (epoch, loss)."""
+    found = importlib.util.find_spec("mlflow")
+    store = Store(tmp_path_factory.mktemp("killed") / "store")
+    return store, *tracked_with_a_kill(store, "tensorboard", *(["mlflow"] if found else []))
+
+
 def tracked(store):
-    """A client, and the runs in the store's database by fingerprint."""
+    """A client of MLflow, and the runs in the store's database by fingerprint."""
+    mlflow = pytest.importorskip("mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{store.root}/mlflow.db")
     experiment = client.get_experiment_by_name("raykd")
     runs = client.search_runs([experiment.experiment_id])
@@ -35,8 +47,16 @@ def tracked(store):
     return client, by_fingerprint
 
 
-def test_a_group_whose_worker_is_killed_is_one_run_with_each_epoch_once(cluster, store):
-    run, lines = tracked_with_a_kill(store, "mlflow")
+def test_events_of_a_group_whose_worker_is_killed_have_each_epoch_once(killed):
+    store, run, lines = killed
+    assert scalars(events_folder(store, run))["loss"] == [
+        (epoch, pytest.approx(loss)) for epoch, loss in lines
+    ]
+    assert [epoch for epoch, _ in lines] == list(range(20))
+
+
+def test_a_group_whose_worker_is_killed_is_one_run_with_each_epoch_once(killed):
+    store, run, lines = killed
     client, runs = tracked(store)
     found = runs[fingerprint(run)]
     losses = [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "loss")]
@@ -45,6 +65,7 @@ def test_a_group_whose_worker_is_killed_is_one_run_with_each_epoch_once(cluster,
 
 
 def test_trials_of_a_sweep_are_one_group(cluster, store):
+    pytest.importorskip("mlflow")
     text = """
 run:
   model: resnet8

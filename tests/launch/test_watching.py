@@ -96,7 +96,7 @@ class Prometheus:
         words = urllib.parse.urlencode({"query": query})
         url = f"http://{self.address}/api/v1/query?{words}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]["result"]
         except urllib.error.HTTPError as error:
             pytest.fail(f"{query}: {error.read().decode()}")

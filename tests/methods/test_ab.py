@@ -9,6 +9,7 @@ from raykd.core.types import Outputs, Shapes, Signal
 from raykd.methods.ab import AB, SCALE, ABInit, boundary_loss
 from raykd.models import build, measure
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()
@@ -78,7 +79,7 @@ def test_afterwards_the_method_has_no_loss_of_its_own():
     assert method.losses(nothing, nothing, batch(4), nn.ModuleDict()) == {}
 
 
-@pytest.mark.parametrize("method", [AB(), ABInit()])
+@each("method", [AB(), ABInit()])
 def test_networks_that_do_not_suit_are_refused(method):
     with pytest.raises(ConfigError, match="student's 'stage2' has no partner"):
         method.helpers(shapes((3, 8, 8), (3, 4, 4)), shapes((5, 4, 4)))
@@ -86,7 +87,7 @@ def test_networks_that_do_not_suit_are_refused(method):
         method.helpers(Shapes(10, 64, {}), shapes((5, 4, 4)))
 
 
-@pytest.mark.parametrize(("model", "moves"), [("wrn_16_1", True), ("resnet8", False)])
+@each(("model", "moves"), [("wrn_16_1", True), ("resnet8", False)])
 def test_the_norm_behind_a_wide_network_s_last_stage_can_stay_in_evaluation(model, moves):
     torch.manual_seed(0)
     student, teacher = build(model, 10), build("wrn_16_2", 10).eval()

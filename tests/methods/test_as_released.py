@@ -1,6 +1,5 @@
 """Spot-adaptive distillation as its official scripts have it, where those differ from the paper."""
 
-import pytest
 import torch
 
 from raykd.methods.at import AT
@@ -12,6 +11,7 @@ from raykd.methods.relational_kd import RelationalKD
 from raykd.methods.sakd import SAKD
 from raykd.methods.vid import VID
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.small import asked, batch, helpers_of, pair
 
 
@@ -32,16 +32,14 @@ def after_a_step(method):
     return before, maps.state_dict()
 
 
-@pytest.mark.parametrize(
-    ("base", "mode"), [(CC(), "adaptive"), (Combine(combine=(CC(), PKT())), "reverse")]
-)
+@each(("base", "mode"), [(CC(), "adaptive"), (Combine(combine=(CC(), PKT())), "reverse")])
 def test_the_teacher_s_map_of_cc_stays_as_drawn(base, mode):
     before, after = after_a_step(SAKD(base=base, mode=mode, as_released=True))
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor) == name.startswith("teacher"), name
 
 
-@pytest.mark.parametrize(("mode", "released"), [("random", True), ("adaptive", False)])
+@each(("mode", "released"), [("random", True), ("adaptive", False)])
 def test_otherwise_both_maps_are_trained(mode, released):
     before, after = after_a_step(SAKD(base=CC(), mode=mode, as_released=released))
     assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())

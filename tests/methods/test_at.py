@@ -9,13 +9,14 @@ from raykd.core.errors import ConfigError
 from raykd.core.types import Outputs, Shapes
 from raykd.methods.at import AT, attention_loss
 from raykd.methods.feature_maps import match_sizes
+from tests.each import each
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()
 LOGITS = torch.zeros(4, 10, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("teacher", "expected"), [("ft", 0.01146807948), ("ft8", 0.02021255696)])
+@each(("teacher", "expected"), [("ft", 0.01146807948), ("ft8", 0.02021255696)])
 def test_the_loss_has_its_golden_value(teacher, expected):
     loss = attention_loss(MAPS["fs"], MAPS[teacher])
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -51,7 +52,7 @@ def test_maps_of_zeros_give_no_loss_and_no_gradient():
     assert not student.grad.any()
 
 
-@pytest.mark.parametrize(
+@each(
     ("mine", "theirs", "size"),
     [((1, 4), (1, 2), (1, 2)), ((4, 3), (4, 4), (4, 3)), ((2, 8), (4, 4), (2, 4))],
 )

@@ -10,10 +10,11 @@ from raykd.core.record import canonical, fingerprint
 from raykd.methods.base import Ramp, soft_cross_entropy, value_at
 from raykd.methods.kd import KD
 from raykd.methods.mlkd import divergences
+from tests.each import each
 from tests.small import golden_logits
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 3.144001093), (4.0, 5.951946853)])
+@each(("temperature", "expected"), [(1.0, 3.144001093), (4.0, 5.951946853)])
 def test_the_divergence_has_its_golden_value(temperature, expected):
     student, teacher, _ = golden_logits()
     assert soft_cross_entropy(student, teacher, temperature).item() == pytest.approx(
@@ -79,7 +80,7 @@ def test_a_sigmoid_ramp_is_the_published_one():
     assert value_at(ramp, 0) == pytest.approx(0.0067379470)
 
 
-@pytest.mark.parametrize("epochs", [(5, 5), (9, 3)])
+@each("epochs", [(5, 5), (9, 3)])
 def test_the_epochs_of_a_ramp_must_rise(epochs):
     with pytest.raises(ValidationError, match="its epochs rise"):
         KD(weight=Ramp(ramp=(*epochs, 0.0, 1.0)))
@@ -94,7 +95,7 @@ def test_each_form_of_a_schedule_has_its_own_fingerprint_and_survives_json():
     assert canonical(methods[2]) == '{"name":"kd","weight":{"ramp":[0,9,0.0,1.0]}}'
 
 
-@pytest.mark.parametrize("epochs", [(1, 2), (0, 5, 5), (0, 9, 3)])
+@each("epochs", [(1, 2), (0, 5, 5), (0, 9, 3)])
 def test_a_schedule_must_start_at_0_and_rise(epochs):
     with pytest.raises(ValidationError, match="start at 0 and rise"):
         KD(weight=tuple((epoch, 0.5) for epoch in epochs))

@@ -26,6 +26,7 @@ from raykd.methods.simkd import SimKD
 from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
 from raykd.models import measure
+from tests.each import each
 from tests.small import ALL, asked, batch, helpers_of, pair
 
 
@@ -179,7 +180,7 @@ def test_samples_are_mixed_as_the_part_that_mixes_says():
     assert combined(stkd, STKD(mix="cutmix", alpha=0.4, weight=0.1)).mixing() == ("cutmix", 0.4)
 
 
-@pytest.mark.parametrize(
+@each(
     ("parts", "complaint"),
     [
         ((KD(),), "two methods or more"),

@@ -1,6 +1,5 @@
 """The logits of both networks by which a method compares them."""
 
-import pytest
 import torch
 
 from raykd.core.types import Outputs
@@ -11,6 +10,7 @@ from raykd.methods.combine import Combine
 from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import EPSILON, SKD
+from tests.each import each
 from tests.small import ALL, asked, batch, golden_logits, helpers_of, pair
 from tests.tiers import slow_but
 
@@ -21,7 +21,7 @@ def compared(method, student, teacher):
     return method.comparable(Outputs(student), Outputs(teacher), method.helpers(None, None))
 
 
-@pytest.mark.parametrize("radius", [1.0, 3.0])
+@each("radius", [1.0, 3.0])
 def test_spherical_kd_compares_both_after_its_normalisation(radius):
     mine, theirs = compared(SKD(radius=radius), STUDENT, TEACHER)
     for found, logits in ((mine, STUDENT), (theirs, TEACHER)):
@@ -39,16 +39,14 @@ def test_the_sphere_and_the_teacher_s_deviation_are_compared_as_they_are_distill
     torch.testing.assert_close(mine.std(1), TEACHER.std(1))
 
 
-@pytest.mark.parametrize("variant", ["layer_norm", "teacher_std"])
+@each("variant", ["layer_norm", "teacher_std"])
 def test_a_student_without_a_loss_is_at_no_distance(variant):
     scaled = 0.1 * TEACHER + torch.arange(4.0, dtype=torch.float64)[:, None]
     mine, theirs = compared(SKD(variant=variant, radius=3.0), scaled, TEACHER)
     torch.testing.assert_close(mine.softmax(1), theirs.softmax(1), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "name", slow_but((name for name in METHODS if name != "spherical_kd"), ["kd", "simkd"])
-)
+@each("name", slow_but((name for name in METHODS if name != "spherical_kd"), ["kd", "simkd"]))
 def test_any_other_method_compares_its_scores_with_the_teacher_s_own_logits(name):
     method = METHODS[name]()
     student, teacher = pair(teacher="resnet14" if name == "fsp" else "resnet8x4")
@@ -60,7 +58,7 @@ def test_any_other_method_compares_its_scores_with_the_teacher_s_own_logits(name
     assert torch.equal(found[1], precise(theirs.logits))
 
 
-@pytest.mark.parametrize(
+@each(
     "method",
     [Combine(combine=(SKD(radius=3.0), PKT())), SAKD(base=SKD(radius=3.0))],
     ids=lambda method: method.label,

@@ -15,9 +15,9 @@ from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import SKD
-from raykd.register import laws
+from raykd.register import contract as laws
+from tests.each import each
 from tests.small import ALL, asked, batch, helpers_of, pair
-from tests.tiers import slow_but
 
 NAMES = [*METHODS, *PRELUDES]
 # Logits; a memory that workers share; pre-activations, helpers and calibration; a wrapper.
@@ -38,10 +38,18 @@ def every_method():
     return [kind() for kind in (*METHODS.values(), *PRELUDES.values())]
 
 
-@pytest.fixture(params=slow_but(NAMES, QUICK))
-def method(request):
-    name = request.param
-    return METHODS[name]() if name in METHODS else PRELUDES[name]()
+def called(method):
+    return method.name
+
+
+EACH = each(
+    "method",
+    [
+        pytest.param(kind(), marks=() if name in QUICK else pytest.mark.slow)
+        for name, kind in [*METHODS.items(), *PRELUDES.items()]
+    ],
+    ids=called,
+)
 
 
 def networks(method):
@@ -98,18 +106,22 @@ def test_changing_any_field_changes_the_fingerprint():
                 assert fingerprint(changed) != fingerprint(method), (method.name, field)
 
 
+@EACH
 def test_losses_are_finite_scalars_keyed_by_known_spots(method):
     laws.losses_are_finite(method)
 
 
+@EACH
 def test_it_works_with_exactly_the_signals_that_it_declares(method):
     laws.needs_are_what_it_reads(method)
 
 
+@EACH
 def test_gradients_reach_every_student_and_helper_parameter_and_no_teacher(method):
     laws.gradients_reach_what_is_trained(method)
 
 
+@EACH
 def test_a_student_that_equals_its_teacher_has_no_loss(method):
     _, teacher = networks(method)
     sample = batch()
@@ -124,18 +136,22 @@ def test_a_student_that_equals_its_teacher_has_no_loss(method):
         assert loss.abs() < 1e-4  # epsilons of 1e-8 beside small norms
 
 
+@EACH
 def test_the_scores_keep_the_students_answer(method):
     laws.scores_keep_the_answer(method)
 
 
+@EACH
 def test_losses_stay_float32_under_autocast(method):
     laws.losses_stay_float32(method)
 
 
+@EACH
 def test_teacher_outputs_are_not_changed_in_place(method):
     laws.teacher_outputs_are_left_alone(method)
 
 
+@EACH
 def test_the_order_of_a_batch_does_not_matter(method):
     laws.order_does_not_matter(method)
 
@@ -162,6 +178,7 @@ def check_rescaling(method):
     assert (rescaling == {}) == np.allclose(scores, logits)
 
 
+@EACH
 def test_scores_follow_from_logits_by_the_declared_rescaling(method):
     check_rescaling(method)
 

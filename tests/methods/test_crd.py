@@ -9,6 +9,7 @@ import torch
 from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.crd import CRD, contrastive_loss
+from tests.each import each
 
 SIZE, WIDTH = 40, 5
 LABELS = torch.arange(SIZE) * 7 % 4  # ten rows of each of four classes
@@ -94,8 +95,8 @@ class Naive:
 WHO = ("student", "teacher")
 
 
-@pytest.mark.parametrize("positive", ["exact", "relaxed"])
-@pytest.mark.parametrize("negatives", [7, 60])  # without and with repetition
+@each("positive", ["exact", "relaxed"])
+@each("negatives", [7, 60])  # without and with repetition
 def test_two_steps_are_the_formulas_with_their_memory(positive, negatives):
     method = CRD(width=WIDTH, negatives=negatives, positive=positive, momentum=0.3)
     helpers = helpers_of(method)
@@ -196,8 +197,8 @@ def test_the_state_is_the_memory_and_z_alone():
     assert torch.equal(loss_of(method, helpers, *inputs), loss_of(method, resumed, *inputs))
 
 
-@pytest.mark.parametrize("labels", [LABELS, UNEVEN])
-@pytest.mark.parametrize("negatives", [1, 13, 20])
+@each("labels", [LABELS, UNEVEN])
+@each("negatives", [1, 13, 20])
 def test_negatives_are_distinct_and_of_other_classes(labels, negatives):
     method = CRD(width=2, negatives=negatives)
     helpers = helpers_of(method, labels)
@@ -225,8 +226,8 @@ def test_more_negatives_than_there_are_come_with_repetition_and_from_all_of_them
         assert set(row[1:]) == {j for j in range(SIZE) if LABELS[j] != LABELS[row[0]]}
 
 
-@pytest.mark.parametrize("negatives", [13, 24, 35])  # 20 to 32 rows are of another class
-@pytest.mark.parametrize("positive", ["exact", "relaxed"])
+@each("negatives", [13, 24, 35])  # 20 to 32 rows are of another class
+@each("positive", ["exact", "relaxed"])
 def test_what_is_drawn_depends_on_neither_batch_nor_order(negatives, positive):
     method = CRD(width=2, negatives=negatives, positive=positive)
     helpers = helpers_of(method, UNEVEN)
@@ -241,7 +242,7 @@ def test_what_is_drawn_depends_on_neither_batch_nor_order(negatives, positive):
     assert torch.equal(drawn(method, helpers, mixed), whole[order])
 
 
-@pytest.mark.parametrize("negatives", [13, 60])
+@each("negatives", [13, 60])
 def test_what_is_drawn_follows_from_seed_and_epoch_and_not_from_torch_s_generator(negatives):
     method = CRD(width=2, negatives=negatives)
     sample = batch(torch.arange(SIZE))

@@ -8,6 +8,7 @@ import torch
 from raykd.core.types import Batch, Outputs
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.ctkd import CTKD, Temperature
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -48,7 +49,7 @@ def test_the_temperature_has_its_golden_start():
     assert Temperature().double()(-1.0).item() == pytest.approx(1 + 20 / (1 + math.exp(-1)))
 
 
-@pytest.mark.parametrize("theta", [1.0, -2.0])
+@each("theta", [1.0, -2.0])
 def test_the_loss_is_the_divergence_at_the_temperature(theta):
     method = CTKD(weight=0.5)
     temperature = 1 + 20 / (1 + math.exp(-theta))
@@ -58,7 +59,7 @@ def test_the_loss_is_the_divergence_at_the_temperature(theta):
     assert loss == pytest.approx(0.5 * plain.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("epoch", [0, 4, 9, 50])
+@each("epoch", [0, 4, 9, 50])
 def test_theta_s_gradient_is_the_loss_s_turned_round_and_scaled_by_the_curriculum(epoch):
     # The T**2 counts in the gradient. 1e-6: the central difference.
     method = CTKD(weight=0.9)

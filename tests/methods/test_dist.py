@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs
 from raykd.methods.dist import DIST, correlation
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -26,7 +27,7 @@ def drawn(rows=6, classes=5):
     return 2 * torch.randn(2, rows, classes, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 2.218935823), (4.0, 34.46934834)])
+@each(("temperature", "expected"), [(1.0, 2.218935823), (4.0, 34.46934834)])
 def test_the_loss_has_its_golden_value(temperature, expected):
     loss = loss_of(DIST(temperature=temperature, weight=1.0))
     assert loss.item() == pytest.approx(expected, rel=1e-9)

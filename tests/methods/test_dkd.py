@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs
 from raykd.methods.dkd import DKD, other_divergence, target_divergence
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -54,7 +55,7 @@ def test_the_terms_have_their_golden_values():
     assert loss_of(DKD()).item() == pytest.approx(44.15915789, rel=1e-9)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@each("temperature", [1.0, 2.5])
 def test_the_terms_are_their_formulas_sample_by_sample(temperature):
     student, teacher, labels = drawn()
     rows = zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True)
@@ -103,7 +104,7 @@ def test_standardised_logits_do_not_show_the_scale_of_either_network():
     )
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@each("temperature", [1.0, 4.0])
 def test_sure_and_wrong_logits_in_float32_give_a_finite_loss_and_gradient(temperature):
     student = torch.full((4, 10), -80.0).scatter_(1, TARGETS[:, None], 80.0).requires_grad_()
     for teacher in (-student.detach(), student.detach()):
@@ -121,7 +122,7 @@ def test_the_gradient_is_that_of_the_loss():
     assert torch.autograd.gradcheck(lambda z: loss_of(DKD(), z, teacher, labels), student)
 
 
-@pytest.mark.parametrize("masked", ["label", "others", "all but one"])
+@each("masked", ["label", "others", "all but one"])
 def test_a_class_that_the_teacher_leaves_out_adds_nothing(masked):
     student, teacher, labels = drawn()
     student = student.requires_grad_()

@@ -8,6 +8,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.types import Outputs, Shapes
 from raykd.methods.feature_maps import Regressor
 from raykd.methods.fitnet import FitNet
+from tests.each import each
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()
@@ -56,7 +57,7 @@ def test_another_stage_may_be_asked_for():
     assert list(losses) == ["stem"]
 
 
-@pytest.mark.parametrize("features", [{}, {"stem": (3, 8, 8), "stage1": (3, 8, 8)}])
+@each("features", [{}, {"stem": (3, 8, 8), "stage1": (3, 8, 8)}])
 def test_a_network_without_the_stage_is_refused(features):
     there = shapes(stage2=(3, 4, 4))
     for pair in ((shapes(**features), there), (there, shapes(**features))):

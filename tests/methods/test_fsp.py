@@ -8,6 +8,7 @@ from raykd.core.types import Outputs, Shapes, Signal
 from raykd.methods.fsp import FSP, FSPInit, flow, flow_loss
 from raykd.models import build, measure
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()
@@ -65,7 +66,7 @@ def test_afterwards_the_method_has_no_loss_of_its_own():
     assert method.losses(nothing, nothing, batch(4), torch.nn.ModuleDict()) == {}
 
 
-@pytest.mark.parametrize("method", [FSP(), FSPInit()])
+@each("method", [FSP(), FSPInit()])
 def test_networks_that_do_not_suit_are_refused(method):
     with pytest.raises(ConfigError, match="at 'stage1' the student has 3 and the teacher 4"):
         method.helpers(shapes(3, 3), shapes(3, 4))

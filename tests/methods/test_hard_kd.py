@@ -9,6 +9,7 @@ from raykd.methods.base import match_classes
 from raykd.methods.hard_kd import HardKD
 from raykd.outputs.codecs import CODECS, TopK
 from raykd.outputs.codecs.topk import TAILS
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -38,7 +39,7 @@ def test_both_weights_are_a_half_by_default():
     assert HardKD().weight_of_labels() == 0.5
 
 
-@pytest.mark.parametrize("codec", READINGS, ids=repr)
+@each("codec", READINGS, ids=repr)
 def test_a_cache_of_any_codec_gives_the_live_teacher_s_loss(codec):
     assert codec.serves(HardKD())
     # 40 classes: fewer than that are kept, and those of a flat row weigh more than the likeliest.

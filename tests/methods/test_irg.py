@@ -6,6 +6,7 @@ import torch
 from raykd.core.errors import ConfigError
 from raykd.core.types import Outputs, Shapes
 from raykd.methods.irg import IRG, edges, transformation
+from tests.each import each
 from tests.small import batch, golden_embeddings, golden_logits, golden_maps
 
 MAPS = golden_maps()
@@ -62,13 +63,13 @@ def test_the_edges_loss_has_its_golden_value():
     assert loss.item() == pytest.approx(0.001062052884, rel=1e-9)
 
 
-@pytest.mark.parametrize("features", [MINE, MAPS["fs"], 100 + 3 * MINE])
+@each("features", [MINE, MAPS["fs"], 100 + 3 * MINE])
 def test_edges_are_squared_distances_over_the_largest(features):
     expected = torch.tensor(naive_edges(features), dtype=torch.float64)
     torch.testing.assert_close(edges(features), expected, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(("earlier", "later"), [("a8", "fs"), ("a8", "fs5"), ("ft", "gs1")])
+@each(("earlier", "later"), [("a8", "fs"), ("a8", "fs5"), ("ft", "gs1")])
 def test_transformations_are_pooled_moves_over_the_largest(earlier, later):
     expected = torch.tensor(naive_transformation(MAPS[earlier], MAPS[later]), dtype=torch.float64)
     torch.testing.assert_close(transformation(MAPS[earlier], MAPS[later]), expected)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from raykd.core.types import Batch, Outputs
 from raykd.methods.base import standardise
 from raykd.methods.mlkd import MLKD, batch_gram, class_gram
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -93,8 +94,8 @@ def test_the_gram_losses_have_their_golden_values():
     assert batch_gram(mine, theirs).sum().item() / 4 == pytest.approx(0.0007883441814, rel=1e-9)
 
 
-@pytest.mark.parametrize("rows", [4, 5])
-@pytest.mark.parametrize("released", [False, True])
+@each("rows", [4, 5])
+@each("released", [False, True])
 def test_the_weak_view_is_the_formula_row_by_row(rows, released):
     student, teacher, _, _, _ = drawn(rows)
     method = MLKD(strong_view=False, as_released=released, weight=0.7)
@@ -102,7 +103,7 @@ def test_the_weak_view_is_the_formula_row_by_row(rows, released):
     assert loss_of(method, student, teacher).item() == pytest.approx(expected, rel=1e-11)
 
 
-@pytest.mark.parametrize("released", [False, True])
+@each("released", [False, True])
 def test_the_strong_view_adds_its_instances_and_its_labels(released):
     student, teacher, strong, strong_teacher, labels = drawn()
     method = MLKD(as_released=released)
@@ -186,7 +187,7 @@ def test_both_networks_are_asked_for_the_strong_view_only_where_it_is_used():
     assert MLKD(strong_view=False).looks().teacher == ("given",)
 
 
-@pytest.mark.parametrize("released", [False, True])
+@each("released", [False, True])
 def test_large_logits_in_float32_give_a_finite_loss_and_gradient(released):
     student = torch.full((4, 10), -80.0).scatter_(1, TARGETS[:, None], 80.0).requires_grad_()
     method = MLKD(as_released=released, temperatures=(1.0, 4.0))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs
 from raykd.methods.nkd import NKD
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -26,7 +27,7 @@ def drawn(rows=6, classes=7):
     return student, teacher, torch.randint(0, classes, (rows,), generator=generator)
 
 
-@pytest.mark.parametrize(
+@each(
     ("method", "expected"),
     [(NKD(), 6.897031947), (NKD(temperature=3.0, gamma=3.5), 77.96238731)],
 )

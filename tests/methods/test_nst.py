@@ -6,6 +6,7 @@ import torch
 from raykd.core.errors import ConfigError
 from raykd.core.types import Outputs, Shapes
 from raykd.methods.nst import NST, selectivity_loss
+from tests.each import each
 from tests.small import batch, golden_maps
 
 MAPS = golden_maps()
@@ -30,7 +31,7 @@ def test_the_loss_has_its_golden_value():
     assert selectivity_loss(MAPS["fs"], MAPS["ft"]).item() == pytest.approx(0.2492837741, rel=1e-6)
 
 
-@pytest.mark.parametrize(("wide", "wide_teacher", "side"), [(3, 5, 6), (30, 40, 2), (2, 40, 3)])
+@each(("wide", "wide_teacher", "side"), [(3, 5, 6), (30, 40, 2), (2, 40, 3)])
 def test_both_ways_of_summing_are_the_kernel_sum(wide, wide_teacher, side):
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(2, wide, side, side, generator=generator, dtype=torch.float64)
@@ -43,13 +44,13 @@ def test_larger_maps_are_averaged_down():
     torch.testing.assert_close(selectivity_loss(MAPS["fs"], MAPS["ft8"]), naive(MAPS["fs"], small))
 
 
-@pytest.mark.parametrize("side", [2, 8])
+@each("side", [2, 8])
 def test_the_order_and_the_scale_of_channels_do_not_matter(side):
     maps = torch.randn(2, 6, side, side, dtype=torch.float64)
     assert selectivity_loss(maps, 3 * maps.flip(1)).abs() < 1e-14
 
 
-@pytest.mark.parametrize("side", [2, 8])
+@each("side", [2, 8])
 def test_maps_of_zeros_give_no_loss_and_no_gradient(side):
     student = torch.zeros(2, 6, side, side, requires_grad=True)
     loss = selectivity_loss(student, torch.zeros(2, 6, side, side))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.relational_kd import RelationalKD, relations
+from tests.each import each
 from tests.small import golden_embeddings
 
 STUDENT, TEACHER = golden_embeddings()
@@ -58,7 +59,7 @@ def test_the_terms_have_their_golden_values():
     assert loss_of(RelationalKD()).item() == pytest.approx(0.1786471146, rel=1e-9)
 
 
-@pytest.mark.parametrize(("rows", "width", "width_teacher"), [(3, 2, 5), (8, 16, 4), (13, 3, 3)])
+@each(("rows", "width", "width_teacher"), [(3, 2, 5), (8, 16, 4), (13, 3, 3)])
 def test_the_terms_are_their_formulas_from_differences(rows, width, width_teacher):
     student, teacher = drawn(rows, width) * 2 + 7, drawn(rows, width_teacher, seed=1)
     for mine, expected in zip(relations(student, teacher), naive(student, teacher), strict=True):

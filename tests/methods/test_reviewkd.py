@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from raykd.core.types import Shapes
 from raykd.methods.reviewkd import Fusion, ReviewKD, hierarchical_loss
 from raykd.models import measure
+from tests.each import each
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()
 
 
-@pytest.mark.parametrize(
+@each(
     ("student", "teacher", "expected"),
     [("a8", "ft8", 1.240518282), ("fs", "ft3", 1.145689418)],
 )

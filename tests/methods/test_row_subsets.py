@@ -3,7 +3,6 @@
 from copy import deepcopy
 from dataclasses import replace
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,6 +22,7 @@ from raykd.methods.reviewkd import ReviewKD
 from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.methods.sakd_cases import (
     BASES,
     PAPER,
@@ -63,7 +63,7 @@ QUICK_FORCED = [
 ]
 
 
-@pytest.mark.parametrize(("names", "base"), slow_but(FORCED, QUICK_FORCED), ids=name_of)
+@each(("names", "base"), slow_but(FORCED, QUICK_FORCED), ids=name_of)
 def test_without_any_teaching_there_is_the_labels_loss_and_the_route_is_the_student(names, base):
     (student, teacher), side = networks(*names), names[2]
     method = SAKD(base=base_of(base), gamma=1.0)
@@ -80,7 +80,7 @@ def test_without_any_teaching_there_is_the_labels_loss_and_the_route_is_the_stud
     assert torch.equal(route, F.cross_entropy(alone, sample.targets) + 3.0)  # half of 6 are missing
 
 
-@pytest.mark.parametrize(("names", "base"), slow_but(FORCED, QUICK_FORCED), ids=name_of)
+@each(("names", "base"), slow_but(FORCED, QUICK_FORCED), ids=name_of)
 def test_with_teaching_everywhere_it_is_the_sum_of_base_and_kd(names, base):
     (student, teacher), side = networks(*names), names[2]
     method, always = (SAKD(base=base_of(base), gamma=1.0, mode=m) for m in ("adaptive", "always"))
@@ -97,7 +97,7 @@ def test_with_teaching_everywhere_it_is_the_sum_of_base_and_kd(names, base):
         assert torch.equal(losses[spot], loss), spot
 
 
-@pytest.mark.parametrize("name", slow_but(BASES, ["crd", "ofd"]))
+@each("name", slow_but(BASES, ["crd", "ofd"]))
 def test_a_batch_may_be_one_sample(name):
     student, teacher = pair()
     for gate in (0, 1):
@@ -127,7 +127,7 @@ def spots_of(method, mine, theirs):
     return list(method.spots(mine.features, theirs.features))
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "mode"),
     [
         *slow_but(
@@ -185,7 +185,7 @@ def patterns(count, size=8):
     return {"nobody": nobody, "one": one, "turns": turns}
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "pattern"),
     slow_but(
         [
@@ -251,7 +251,7 @@ def test_kd_at_the_logits_has_its_own_temperature_and_weight_by_epoch():
         torch.testing.assert_close(losses["logits"], expected)
 
 
-@pytest.mark.parametrize("base", [ReviewKD(), Combine(combine=(IRG(), CRD(**SMALL)))])
+@each("base", [ReviewKD(), Combine(combine=(IRG(), CRD(**SMALL)))])
 def test_a_base_that_reads_several_spots_at_once_has_one_decision_for_all(base):
     student, teacher = pair()
     method = SAKD(base=base)
@@ -297,7 +297,7 @@ def test_memories_of_samples_that_are_not_taught_stay():
             assert bool(memory.get_buffer(f"z_{who}") != 0) == bool(rows or before[f"z_{who}"] != 0)
 
 
-@pytest.mark.parametrize("name", ["fitnet", "ft"])
+@each("name", ["fitnet", "ft"])
 def test_batch_norms_of_the_base_see_the_chosen_rows_alone(name):
     student, teacher = pair()
     method = SAKD(base=base_of(name))

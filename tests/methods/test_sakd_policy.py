@@ -23,6 +23,7 @@ from raykd.methods.sakd import SAKD
 from raykd.methods.sakd_policy import Selection, choose, gumbel, route_loss, segments
 from raykd.models import build, measure
 from raykd.teachers.source import LiveTeacher
+from tests.each import each
 from tests.methods.sakd_cases import (
     SMALL,
     answer,
@@ -177,7 +178,7 @@ def test_the_policy_reads_the_teacher_first_and_answers_for_the_teacher_first():
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(
+@each(
     ("student", "teacher", "homogeneous"),
     slow_but(
         [
@@ -210,7 +211,7 @@ def test_networks_of_one_family_are_those_of_the_official_configurations(
         assert bool((bias[1::2].abs() < 1).all())
 
 
-@pytest.mark.parametrize("name", ["at", "crd"])
+@each("name", ["at", "crd"])
 def test_the_order_of_the_batch_changes_no_decision_and_no_routing_loss(name):
     student, teacher = (network.double() for network in pair())
     method = SAKD(base=base_of(name))
@@ -248,7 +249,7 @@ def test_resnet56_and_resnet20_with_three_stages_have_a_policy_of_1032_numbers()
     assert [*router.to_teacher] == [*router.to_student] == ["stage1", "stage2", "stage3"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("student", "teacher", "side", "relu"),
     slow_but(
         [*((*names, True) for names in PAIRS), (*PAIRS[0], False)],
@@ -298,7 +299,7 @@ def test_adapters_fit_maps_that_are_not_square():
 # The network of two networks.
 
 
-@pytest.mark.parametrize(
+@each(
     "name",
     slow_but(dict.fromkeys(name for names in PAIRS for name in names[:2]), ["resnet8", "wrn_16_1"]),
 )
@@ -318,7 +319,7 @@ def test_segments_in_order_are_the_network(name):
         assert torch.equal(x, expected)
 
 
-@pytest.mark.parametrize(("names", "base"), ROUTES, ids=name_of)
+@each(("names", "base"), ROUTES, ids=name_of)
 def test_a_row_that_takes_one_network_throughout_gets_its_logits_bit_for_bit(names, base):
     (mine, theirs), side = networks(*names), names[2]
     router = router_of(base, mine, theirs, side)
@@ -359,7 +360,7 @@ def along(student, teacher, router, image, gates):
         return v if gates[-1] else u
 
 
-@pytest.mark.parametrize(
+@each(
     ("names", "base"),
     slow_but([*((names, AT()) for names in PAIRS[1:4]), *QUICK_ROUTES[1:]], QUICK_ROUTES),
     ids=name_of,
@@ -377,7 +378,7 @@ def test_every_row_goes_its_own_way(names, base):
         torch.testing.assert_close(routed[n : n + 1], expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize(("names", "base"), ROUTES, ids=name_of)
+@each(("names", "base"), ROUTES, ids=name_of)
 def test_the_routing_loss_trains_policy_and_adapters_and_nothing_else(names, base):
     (mine, theirs), (*_, side), size = networks(*names), names, 4
     router = router_of(base, mine, theirs, side)
@@ -417,9 +418,7 @@ class Broken(nn.Module):
         raise RuntimeError("no such stage")
 
 
-@pytest.mark.parametrize(
-    ("broken", "training"), [("student", True), ("teacher", False), (None, True)]
-)
+@each(("broken", "training"), [("student", True), ("teacher", False), (None, True)])
 def test_the_student_s_mode_is_what_it_was(training, broken):
     mine, theirs = networks("resnet8", "resnet8x4", 16)
     router = router_of(AT(), mine, theirs, 16)
@@ -530,7 +529,7 @@ def test_labels_of_mixed_samples_are_read_as_shares():
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize(
+@each(
     "taught",
     [
         [1, 1, 1, 0, 0, 0, 0, 0],  # the first worker has enough, all together have not

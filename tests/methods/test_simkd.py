@@ -9,6 +9,7 @@ from raykd.core.types import Outputs, Shapes
 from raykd.methods.simkd import Projector, SimKD
 from raykd.models import measure
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.small import batch, golden_maps, pair
 
 MAPS = golden_maps()
@@ -35,7 +36,7 @@ def test_the_loss_is_the_weighted_mean_squared_error_of_the_projected_map():
     torch.testing.assert_close(dict(losses), {"stage3": expected})
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [("fs", "ft8"), ("a8", "ft")])
+@each(("mine", "theirs"), [("fs", "ft8"), ("a8", "ft")])
 def test_the_larger_map_is_averaged_down(mine, theirs):
     shapes = [Shapes(10, len(MAPS[n][0]), {"stage1": MAPS[n].shape[1:]}) for n in (mine, theirs)]
     helpers = SimKD().helpers(*shapes).double()

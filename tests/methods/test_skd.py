@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from raykd.core.types import Batch, Outputs
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.skd import SKD, normalise, to_sphere, to_teacher_std
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -26,7 +27,7 @@ def objective(method, student=STUDENT, teacher=TEACHER, alpha=0.9):
     return divergence * alpha / method.weight + (1 - alpha) * F.cross_entropy(scores, TARGETS)
 
 
-@pytest.mark.parametrize(
+@each(
     ("method", "expected"),
     [
         (SKD(variant="layer_norm", radius=2.0), 3.89730052),
@@ -53,7 +54,7 @@ def test_the_other_variants_are_their_formulas_in_float64():
     torch.testing.assert_close(to_sphere(STUDENT, 6.0), expected)
 
 
-@pytest.mark.parametrize("method", [SKD(radius=2.0), SKD(variant="teacher_std")])
+@each("method", [SKD(radius=2.0), SKD(variant="teacher_std")])
 def test_the_students_scale_and_shift_do_not_matter(method):
     # Up to the 1e-7 of the denominator and float32 (1e-6 of logits up to 20).
     changed = objective(method, student=SCALE * STUDENT + SHIFT)
@@ -79,7 +80,7 @@ def test_the_teachers_scale_and_shift_matter_to_teacher_std_alone():
     )
 
 
-@pytest.mark.parametrize("variant", ["layer_norm", "teacher_std"])
+@each("variant", ["layer_norm", "teacher_std"])
 def test_a_student_on_the_teachers_ray_has_no_divergence_and_no_gradient(variant):
     method = SKD(variant=variant)
     student = (SCALE * TEACHER + SHIFT).requires_grad_(True)
@@ -115,7 +116,7 @@ def test_the_gradient_is_orthogonal_to_scale_and_shift():
     assert (student.grad * centred).sum(1).abs().max() < 1e-7  # the 1e-7 of the denominator
 
 
-@pytest.mark.parametrize("variant", ["layer_norm", "teacher_std", "l2"])
+@each("variant", ["layer_norm", "teacher_std", "l2"])
 def test_equal_logits_of_a_student_give_a_finite_loss_and_gradient(variant):
     student = torch.zeros(4, 10, requires_grad=True)
     loss = objective(SKD(variant=variant), student=student)

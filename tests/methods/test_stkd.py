@@ -10,6 +10,7 @@ from raykd.core.types import Batch, Outputs
 from raykd.methods.base import divergence as transfer
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.stkd import STKD, mixed_output
+from tests.each import each
 from tests.small import golden_logits
 
 STUDENT, TEACHER, TARGETS = golden_logits()
@@ -101,7 +102,7 @@ def test_a_weight_of_0_is_plain_distillation_on_the_partners():
         torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("extra", [{}, {"incorrect_only": 2.0}])
+@each("extra", [{}, {"incorrect_only": 2.0}])
 def test_own_and_partner_may_change_places_with_their_weights(extra):
     for teacher in ("mixed_input", "mixed_output"):
         method = STKD(teacher=teacher, **extra)
@@ -191,7 +192,7 @@ def test_the_student_s_answers_for_the_mixed_classes_do_not_count_among_the_othe
     torch.testing.assert_close(loss_of(only, changed), loss_of(only))
 
 
-@pytest.mark.parametrize("teacher", ["mixed_input", "mixed_output"])
+@each("teacher", ["mixed_input", "mixed_output"])
 def test_clean_distillation_adds_the_plain_objective_on_the_samples_themselves(teacher):
     clean = STUDENT.flip(1)
     plain = STKD(weight=0.8, teacher=teacher)
@@ -217,7 +218,7 @@ def test_targets_that_are_not_mixed_name_the_one_class_of_a_sample():
     torch.testing.assert_close(hard, soft)
 
 
-@pytest.mark.parametrize("teacher", ["mixed_input", "mixed_output"])
+@each("teacher", ["mixed_input", "mixed_output"])
 def test_large_logits_in_float32_give_a_finite_loss_and_gradient(teacher):
     student = torch.full((4, 10), -80.0).scatter_(1, TARGETS[:, None], 80.0).requires_grad_()
     theirs, weights = -student.detach(), WEIGHTS.float()

@@ -68,6 +68,7 @@ def test_it_moves_and_is_copied_with_its_network():
         assert mapped(build("resnet8", 9), GROUPS)(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_it_can_be_exported():
     network = mapped(build("resnet8", 9).eval(), GROUPS)
     program = export(network, (PIXELS,)).module()

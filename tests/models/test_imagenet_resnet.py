@@ -9,12 +9,13 @@ from torch import nn
 
 from raykd.models import build
 from raykd.models.imagenet_resnet import LAYERS, Bottleneck
+from tests.each import each
 from tests.models.starts import assert_he_normal, assert_uniform
 
 DEPTHS = [pytest.param(d, marks=pytest.mark.slow if d > 50 else []) for d in LAYERS]
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@each("depth", DEPTHS)
 @torch.no_grad()
 def test_it_is_torchvision_s_with_a_small_stem(depth):
     torch.manual_seed(0)
@@ -28,7 +29,7 @@ def test_it_is_torchvision_s_with_a_small_stem(depth):
     torch.testing.assert_close(network(pixels), reference(pixels), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@each("depth", [18, 50])
 def test_the_norms_are_the_last_of_the_stages_main_branches(depth):
     network = build(f"cifar_resnet{depth}", 10)
     assert list(network.norms) == list(network.stages)

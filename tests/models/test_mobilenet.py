@@ -1,6 +1,5 @@
 """MobileNetV2: torchvision's own block, what is linear, starting values."""
 
-import pytest
 import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual as Reference
@@ -8,10 +7,11 @@ from torchvision.models.mobilenetv2 import InvertedResidual as Reference
 from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.mobilenet import InvertedResidual
+from tests.each import each
 from tests.models.starts import assert_he_normal, assert_normal
 
 
-@pytest.mark.parametrize(("width", "stride"), [(5, 1), (5, 2), (7, 1), (7, 2)])
+@each(("width", "stride"), [(5, 1), (5, 2), (7, 1), (7, 2)])
 def test_a_block_is_torchvision_s(width, stride):
     torch.manual_seed(0)
     block, reference = InvertedResidual(5, width, stride, 6), Reference(5, width, stride, 6)

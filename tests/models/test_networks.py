@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from raykd.core.types import Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
 from raykd.models.staged import Rectified
+from tests.each import each
 from tests.tiers import NETWORK_KINDS, slow_but
 
 # Parameters with 10, 100 and 200 classes, batch-norm affine included; the stages' outputs, stem
@@ -75,7 +76,7 @@ def test_every_network_is_in_a_table_of_sizes():
     assert list(TABLE) == [name for name in NETWORKS if not name.startswith("resnet")]
 
 
-@pytest.mark.parametrize("name", slow_but(TABLE, NETWORK_KINDS))
+@each("name", slow_but(TABLE, NETWORK_KINDS))
 def test_networks_have_the_sizes_of_the_benchmark(name):
     counts, text = TABLE[name]
     *maps, embedding = text.split()

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torchvision.models.shufflenetv2 import InvertedResidual
 from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.shufflenet import GROUPS, GroupBlock, SplitBlock, shuffle
+from tests.each import each
 from tests.models.starts import assert_uniform
 
 
@@ -20,8 +20,8 @@ def dealt(x: Tensor, groups: int) -> Tensor:
     return torch.stack([x[:, g * size + i] for i in range(size) for g in range(groups)], dim=1)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@each("groups", [1, 2, 3])
+@each("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_shuffle_deals_out_the_channels_of_the_groups(groups, layout):
     x = torch.randn(2, 12, 3, 5).contiguous(memory_format=layout)
     out = shuffle(x, groups)
@@ -29,7 +29,7 @@ def test_a_shuffle_deals_out_the_channels_of_the_groups(groups, layout):
     assert groups == 1 or out.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("width_in", "width", "inner"), [(24, 96, 18), (48, 48, 12), (48, 96, 12)])
+@each(("width_in", "width", "inner"), [(24, 96, 18), (48, 48, 12), (48, 96, 12)])
 def test_a_block_of_version_1_is_what_the_benchmark_says(width_in, width, inner):
     torch.manual_seed(0)
     block = GroupBlock(width_in, width, last=False).double()
@@ -45,7 +45,7 @@ def test_a_block_of_version_1_is_what_the_benchmark_says(width_in, width, inner)
     torch.testing.assert_close(block(x), F.relu(expected))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@each("number", [1, 2, 3])
 @torch.no_grad()
 def test_a_stage_of_version_2_is_torchvision_s(number):
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_a_stage_of_version_2_is_torchvision_s(number):
     torch.testing.assert_close(stage(x), reference(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@each("training", [True, False])
 @torch.no_grad()
 def test_a_stage_of_version_2_was_the_untouched_half_and_the_other_before_its_relu(training):
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_the_halves_of_a_block_do_not_touch_its_input():
         assert torch.equal(x, given)
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v1", "shufflenet_v2"])
+@each("name", ["shufflenet_v1", "shufflenet_v2"])
 def test_everything_starts_as_in_torch(name):
     torch.manual_seed(0)
     network = build(name, 100)

@@ -2,11 +2,11 @@
 
 import math
 
-import pytest
 import torch
 from torch import nn
 
 from raykd.models import build, measure, parameter_count
+from tests.each import each
 
 # With 10, 100 and 200 classes, batch-norm affine included: the networks of the CRD benchmark.
 # He et al. 2016, table 6, rounds those with 10 classes to 0.27M, 0.46M, 0.66M, 0.85M and 1.7M.
@@ -23,13 +23,13 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@each("name", COUNTS)
 def test_networks_have_the_published_number_of_parameters(name):
     for classes, count in zip((10, 100, 200), COUNTS[name], strict=True):
         assert parameter_count(build(name, classes)) == count
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@each("name", COUNTS)
 def test_two_of_the_stages_halve_the_image(name):
     for size in [(32, 32), (64, 64), (16, 48)]:
         stem, *widths = (32, 64, 128, 256) if name.endswith("x4") else (16, 16, 32, 64)

@@ -11,6 +11,7 @@ from raykd.core.errors import ConfigError
 from raykd.models import measure
 from raykd.models.staged import classifier_name, without_classifier
 from raykd.models.traced import staged_module
+from tests.each import each
 
 
 class Block(nn.Module):
@@ -57,7 +58,7 @@ def test_named_parts_are_the_stages_and_numbered():
     assert shapes(staged_module("net", Net(), 10, ["stem.0", "two"])) == {"stage1": 4, "stage2": 16}
 
 
-@pytest.mark.parametrize("training", [True, False])
+@each("training", [True, False])
 def test_the_stages_together_are_the_network_in_both_modes(training):
     network = staged_module("net", Net(), 10).train(training)
     pixels = torch.randn(3, 3, 16, 16)
@@ -98,7 +99,7 @@ def test_what_cannot_be_split_has_its_scores_as_the_embedding():
         staged_module("net", Branching(), 10, ["one"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "sentence"),
     [
         ({"stages": ["three"]}, "has no part 'three'; its parts are: stem, one, two, fc"),

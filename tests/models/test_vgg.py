@@ -1,6 +1,5 @@
 """VGG networks: torchvision's own layers, the poolings between the stages, starting values."""
 
-import pytest
 import torch
 from torch import nn
 from torchvision.models.vgg import make_layers
@@ -9,17 +8,18 @@ from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.staged import Rectified
 from raykd.models.vgg import CONVOLUTIONS, WIDTHS
+from tests.each import each
 from tests.models.starts import assert_he_normal, assert_normal
 
 
-@pytest.mark.parametrize("depth", CONVOLUTIONS)
+@each("depth", CONVOLUTIONS)
 def test_depth_counts_the_convolutions_and_three_linear_layers(depth):
     with torch.device("meta"):
         modules = build(f"vgg{depth}", 10).modules()
     assert sum(isinstance(module, nn.Conv2d) for module in modules) == depth - 3
 
 
-@pytest.mark.parametrize("side", [32, 64])
+@each("side", [32, 64])
 @torch.no_grad()
 def test_it_is_torchvision_s_with_one_pooling_more_for_large_images(side):
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def test_it_is_torchvision_s_with_one_pooling_more_for_large_images(side):
     assert last.shape == (2, 512, 4, 4)
 
 
-@pytest.mark.parametrize(("side", "pooled"), [(14, 3), (16, 4)])
+@each(("side", "pooled"), [(14, 3), (16, 4)])
 def test_a_map_is_pooled_once_more_where_it_is_eight_pixels_high(side, pooled):
     (pool, *_), x = build("vgg8", 10).stages["stage4"], torch.randn(1, 1, side // 2, 9)
     assert pool(x).shape[2] == (pooled if side >= 16 else side // 2)

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from raykd.core.types import Signal
 from raykd.models import build
 from raykd.models.wide_resnet import Block
+from tests.each import each
 from tests.models.starts import assert_he_normal, assert_uniform
 
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def normalise(x: Tensor) -> Tensor:
     return ((x - mean) / (variance + 1e-5).sqrt()).clamp(min=0)
 
 
-@pytest.mark.parametrize(("width", "stride"), [(4, 1), (6, 1), (6, 2)])
+@each(("width", "stride"), [(4, 1), (6, 1), (6, 2)])
 def test_a_block_normalises_before_it_convolves(width, stride):
     torch.manual_seed(0)
     block, x = Block(4, width, stride).double(), torch.randn(2, 4, 8, 8).double()

@@ -36,7 +36,7 @@ def called(codec):
     return f"{codec.name}{getattr(codec, 'k', '')}"
 
 
-@pytest.fixture(scope="module", params=slow_but(CODECS, [Int8(), TopK(k=3)]), ids=called)
+@pytest.fixture(scope="module", params=slow_but(CODECS, [TopK(k=3)]), ids=called)
 def made(request, tmp_path_factory):
     """A store with a teacher and the cache of a student, and the student."""
     store = Store(tmp_path_factory.mktemp("store"))

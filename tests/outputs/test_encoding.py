@@ -10,6 +10,7 @@ from raykd.core.types import Outputs, Signal
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.skd import normalise
 from raykd.outputs.codecs import Dense, Int8, TopK
+from tests.each import each
 
 LOGITS = Signal.LOGITS
 
@@ -104,7 +105,7 @@ def test_an_output_that_is_not_finite_is_refused_and_its_row_named():
                 codec.encode(Outputs(logits), LOGITS)
 
 
-@pytest.mark.parametrize("codec", [Dense(), Int8()])
+@each("codec", [Dense(), Int8()])
 def test_the_bytes_of_a_row_are_what_the_columns_take(codec):
     outputs = Outputs(torch.zeros(3, 10), embedding=torch.zeros(3, 8))
     size = sum(column.nbytes for column in codec.encode(outputs, Signal(3)).values())

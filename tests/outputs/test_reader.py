@@ -23,6 +23,7 @@ from raykd.training.checkpointing import RESULT
 from raykd.training.inputs import live_teacher, open_cache
 from raykd.training.runs import ShardMaker, local_host, train
 from raykd.training.weights import checksums
+from tests.each import each
 from tests.small import (
     ALL,
     CPU,
@@ -80,7 +81,7 @@ ONE_LOOK = [
 ]
 
 
-@pytest.mark.parametrize("name", slow_but(ONE_LOOK, ["kd", "dist"]))
+@each("name", slow_but(ONE_LOOK, ["kd", "dist"]))
 def test_a_cache_gives_the_losses_of_the_live_teacher(made, name):
     store, run = made
     method: Method = METHODS[name]()
@@ -104,7 +105,7 @@ def test_views_of_a_sample_have_outputs_of_their_own(made):
     assert not torch.equal(cache.take(ids, 0).logits, cache.take(ids, 1).logits)
 
 
-@pytest.mark.parametrize("joined", [0, 1 << 28])
+@each("joined", [0, 1 << 28])
 def test_a_view_in_many_shards_answers_as_one(made, tmp_path, monkeypatch, joined):
     monkeypatch.setattr(cache_module, "JOINED_BYTES", joined)
     store, run = made

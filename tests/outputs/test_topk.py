@@ -12,6 +12,7 @@ from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.base import match_classes, soft_cross_entropy
 from raykd.methods.skd import SKD, by_moments, normalise
 from raykd.outputs.codecs.topk import TAILS, TopK, bits_for, largest, packed, unpacked
+from tests.each import each
 
 HALF = 2.0**-11  # the relative error of a float16
 CLASSES = (2, 10, 100, 1000, 1024, 1025, 21841)
@@ -212,7 +213,7 @@ def test_spherical_targets_are_normalised_by_the_moments_of_all_classes():
     assert ((own - own.amax(1, keepdim=True)) - (live - live.amax(1, keepdim=True))).abs().max() > 1
 
 
-@pytest.mark.parametrize("variant", ["layer_norm", "teacher_std"])
+@each("variant", ["layer_norm", "teacher_std"])
 def test_spherical_distillation_of_all_classes_but_one_is_that_of_all(variant):
     logits, mine = logits_of(16, 20), Outputs(logits_of(16, 20, seed=1))
     sample = Batch(torch.empty(0), torch.zeros(16).long(), torch.arange(16), 0, 0)

@@ -23,6 +23,7 @@ from raykd.training.load_trained import finished
 from raykd.training.runs import local_host
 from tests.data.files import encoded, put
 from tests.data.photos import photo, photos, streamed
+from tests.each import each
 from tests.small import prepare, student_run, trained
 
 
@@ -94,7 +95,7 @@ def check_as_evaluated(store, run, paths, batch=64):
     assert 100 * right / len(targets) == pytest.approx(recorded)
 
 
-@pytest.mark.parametrize("batch", [7, 64])
+@each("batch", [7, 64])
 def test_labels_of_test_images_are_those_that_evaluation_counted(
     place, digits_student, digit_files, batch
 ):
@@ -106,7 +107,7 @@ def pictures(tmp_path_factory):
     return photos(tmp_path_factory.mktemp("pictures") / "photos", side=60)
 
 
-@pytest.mark.parametrize("how", ["stream", "resize", "draft"])
+@each("how", ["stream", "resize", "draft"])
 def test_photographs_are_made_ready_as_in_evaluation(place, pictures, how):
     if how == "resize":
         data = read(place, Data(name="folder", resize=24), str(pictures))

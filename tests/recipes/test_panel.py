@@ -17,6 +17,7 @@ from raykd.outputs.codecs import Int8, TopK
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, PanelRun, StudentRun, TeacherRun
 from raykd.report.labels import labels
+from tests.each import each
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), digest="0" * 20, classes=10)
 A, B, C = (TeacherRun(model=name, data=DATA) for name in ("resnet56", "resnet32", "wrn_16_2"))
@@ -142,7 +143,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@each("name", REFUSED)
 def test_what_one_answer_is_not_enough_for_is_refused(name):
     changes, message = REFUSED[name]
     tree = yaml.safe_load(FILE)

@@ -16,6 +16,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.recipes import RCO, Optim, Search, SearchedStudent, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from raykd.teachers.anchor_route import Route
+from tests.each import each
 
 DATA = Data(name="cifar10", augment=Augment(pad=4), validation=0.1, digest="0" * 20, classes=10)
 TEACHER = TeacherRun(model="resnet56", data=DATA, optim=Optim(epochs=240))
@@ -273,7 +274,7 @@ def test_a_search_whose_teacher_learned_from_the_held_out_images_is_refused():
             searched(with_(teacher=teacher))
 
 
-@pytest.mark.parametrize("choice", [{"anchors": 2}, {"stages": "one_stage"}, {"select": "greedy"}])
+@each("choice", [{"anchors": 2}, {"stages": "one_stage"}, {"select": "greedy"}])
 def test_a_route_of_a_student_that_goes_on_after_another_begins_there_or_is_refused(choice):
     before = with_(method=LabelOnly(), teacher=None)
     run = with_(after=before)

@@ -14,6 +14,7 @@ from raykd.methods import METHODS
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
 from raykd.training import inputs
+from tests.each import each
 from tests.small import CPU, digits, student_run
 
 SEEDS = (0, 1, 2)
@@ -47,7 +48,7 @@ def pixels(store, run):
     return batch.pixels
 
 
-@pytest.mark.parametrize(
+@each(
     "augment",
     [
         Augment(pad=1),
@@ -68,7 +69,7 @@ def test_each_seed_sees_other_pixels_and_the_same_images(store, augment):
         assert run.data == student_run(store).data  # whose seed says which rows there are
 
 
-@pytest.mark.parametrize("name", ["kd", "ft", "ab", "mlkd", "stkd"])
+@each("name", ["kd", "ft", "ab", "mlkd", "stkd"])
 def test_every_look_is_drawn_by_the_seed_and_tests_are_as_they_were(store, name):
     plain, apart = (student_run(store, name, seed=3, views_by_seed=a) for a in (False, True))
     assert apart.shown().view_seed == 3 and plain.shown().view_seed is None
@@ -79,7 +80,7 @@ def test_every_look_is_drawn_by_the_seed_and_tests_are_as_they_were(store, name)
         assert before.data.view_seed == (None if before.model is None else 3)
 
 
-@pytest.mark.parametrize("name", ["kd", "label_only"])
+@each("name", ["kd", "label_only"])
 def test_views_of_its_own_give_a_student_another_fingerprint(store, name):
     run = student_run(store, METHODS[name]())
     assert fingerprint(run) != fingerprint(run.model_copy(update={"views_by_seed": True}))

@@ -195,6 +195,7 @@ def test_a_task_with_a_name_of_its_own_is_read(tmp_path):
     assert StudentRun.read(run.plain()) == run
 
 
+@pytest.mark.slow
 def test_a_recipe_arrives_with_its_plugin_in_a_process_that_has_none(tmp_path):
     written(tmp_path, METHOD + MODEL)
     run = student(tmp_path, "small", "mine")

@@ -41,7 +41,7 @@ def written(store, tmp_path):
 def browse(path, folder, *options):
     """Output of headless Chromium for a file."""
     command = [BROWSER, *OPTIONS, f"--user-data-dir={folder / 'profile'}", *options, path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def test_a_browser_shows_the_numbers_and_asks_nobody(written, tmp_path):

@@ -2,6 +2,7 @@ import pytest
 
 from raykd.report.catalogue import catalogue, records
 from raykd.report.files import to_json
+from tests.tiers import slow_but
 
 
 def test_methods_have_their_name_apart_from_the_aliases_and_lists_as_lists(store):
@@ -22,6 +23,6 @@ def test_json_has_the_conclusion_and_places(report):
     assert ranks["kd"] == [1, 3] and ranks["label_only"] == [2, 4]
 
 
-@pytest.mark.parametrize("what", ["models", "datasets"])
+@pytest.mark.parametrize("what", slow_but(["models", "datasets"], ["datasets"]))
 def test_a_listing_is_the_same_in_both_forms(store, what):
     assert catalogue(what, store) == records(what, store)

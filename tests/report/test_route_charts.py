@@ -145,6 +145,7 @@ def test_without_routes_there_are_no_pictures_of_them(store):
     assert "<h2>Routes</h2>" not in page(report)
 
 
+@pytest.mark.slow
 def test_a_search_leads_to_its_stages_and_its_recipe(report):
     written = page(report)
     for search in report.searches:

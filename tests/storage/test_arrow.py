@@ -9,6 +9,7 @@ import torch
 
 from raykd.core.errors import CacheCorrupt
 from raykd.storage import arrow
+from tests.each import each
 
 COLUMNS = {
     "half": torch.tensor([0.0, -0.0, 65504, 6e-8, float("inf"), float("nan")]).half(),
@@ -25,7 +26,7 @@ def same(one: torch.Tensor, two: torch.Tensor) -> bool:
     return one.dtype == two.dtype and torch.equal(one.view(bits), two.view(bits))
 
 
-@pytest.mark.parametrize("shape", [(6,), (3, 2), (1, 6), (6, 1)])
+@each("shape", [(6,), (3, 2), (1, 6), (6, 1)])
 def test_every_dtype_comes_back_bit_for_bit(tmp_path, shape):
     columns = {name: value.view(shape) for name, value in COLUMNS.items()}
     # Columns of one file have equal lengths; their widths may differ.

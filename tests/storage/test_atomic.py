@@ -66,6 +66,7 @@ def test_a_disk_that_fills_stops_a_training_with_a_sentence_and_loses_nothing(
     assert trained(store, run) == trained(twin(ready, tmp_path / "whole"), run)
 
 
+@pytest.mark.slow
 def test_storage_that_vanishes_is_not_made_anew_below_its_mount(ready, tmp_path, small_disk):
     store, run = on(small_disk, ready, tmp_path), student_run(ready)
     host = local_host(store, run)

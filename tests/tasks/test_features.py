@@ -20,6 +20,7 @@ from raykd.storage.store import Store
 from raykd.tasks import Classification, Features, Probe
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
+from tests.each import each
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
@@ -65,7 +66,7 @@ def test_the_cache_has_two_bytes_for_each_number_of_an_embedding(store, data, te
     assert (errors, row["rows"], row["kl"], row["agreement"]) == ([], 64, None, None)
 
 
-@pytest.mark.parametrize("codec", [{"codec": "int8"}, {"codec": "topk", "k": 3}])
+@each("codec", [{"codec": "int8"}, {"codec": "topk", "k": 3}])
 def test_the_codec_of_logits_is_of_no_account_where_none_are_stored(data, teacher, codec):
     plain, run = (student(data, teacher, codec=codec_of(one)) for one in ({}, codec))
     assert run.caches_at(0) == plain.caches_at(0)
@@ -90,6 +91,7 @@ def test_a_probe_judges_what_is_released(store, data, teacher):
     assert all(name.startswith("classifier") for name in lacking.missing_keys)
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_enough(store, teacher):
     bare = read(store, Data(name="digits", holdout=0.3, limit=160, labels="none"), None)
     run = student(bare, teacher)
@@ -97,7 +99,7 @@ def test_images_without_labels_are_enough(store, teacher):
     assert trained(store, run)["last"].keys() >= {"cka", "test_loss"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "words"),
     [
         ({"method": METHODS["kd"]()}, "reads logits"),

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from raykd.tasks import probes
 from raykd.tasks.probes import Accuracy, knn_accuracy, linear_accuracy
+from tests.each import each
 
 
 def at(*degrees: float, length: float = 1.0) -> torch.Tensor:
@@ -107,7 +108,7 @@ def blobs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (centres[classes] + 1.5 * torch.randn(count, 16, generator=keys)) * scales, classes
 
 
-@pytest.mark.parametrize(("solver", "count"), [("lbfgs", 1200), ("sgd", 20_000)])
+@each(("solver", "count"), [("lbfgs", 1200), ("sgd", 20_000)])
 def test_a_linear_probe_has_the_accuracy_of_scikit_learn(solver, count):
     train, classes = blobs(count, 1)
     test, theirs = blobs(4000, 2)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raykd.teachers.anchor_route import Route, equal_by_count, equal_by_interval, farthest, hardness
+from tests.each import each
 
 
 def test_an_anchor_supervises_until_the_next_one_starts():
@@ -15,7 +16,7 @@ def test_an_anchor_supervises_until_the_next_one_starts():
     assert [route.at(epoch) for epoch in (0, 79, 80, 159, 160, 400)] == [60, 60, 120, 120, 240, 240]
 
 
-@pytest.mark.parametrize(
+@each(
     ("anchors", "starts", "message"),
     [
         ((1, 2), (0,), "2 anchors need as many starts, got 1"),
@@ -77,7 +78,7 @@ def test_as_many_anchors_as_were_saved_are_all_of_them(saved):
     assert equal_by_count(saved, len(saved)) == saved
 
 
-@pytest.mark.parametrize(
+@each(
     ("saved", "count", "anchors"),
     [
         ((10, 20, 30, 40, 50), 2, (30, 50)),  # 25 lies between two, of which the later one
@@ -164,7 +165,7 @@ def test_the_greedy_search_goes_where_the_specification_says(distances, threshol
     assert anchors[-1] == max(j for _, j in distances)
 
 
-@pytest.mark.parametrize(
+@each(
     ("ratios", "current"),
     [
         ({1: 1.0, 2: 1.2, 3: 1.6, 4: 1.7}, 1),  # exactly the threshold

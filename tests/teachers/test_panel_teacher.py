@@ -6,6 +6,7 @@ import torch
 from raykd.core.types import Outputs
 from raykd.methods.kd import KD
 from raykd.teachers.source import PanelTeacher
+from tests.each import each
 from tests.small import batch, golden_logits
 
 STUDENT, ONE, _ = golden_logits()
@@ -44,7 +45,7 @@ def test_average_losses_and_average_probabilities_have_equal_gradients():
     torch.testing.assert_close(together, apart)
 
 
-@pytest.mark.parametrize("combine", ["mean_logits", "mean_probabilities"])
+@each("combine", ["mean_logits", "mean_probabilities"])
 def test_no_share_is_no_part_even_of_what_is_not_likely_at_all(combine):
     far = torch.full_like(ONE, -1e4).scatter_(1, torch.zeros(4, 1).long(), 1e4)
     torch.testing.assert_close(mean_of([ONE, far], combine, (1.0, 0.0)).softmax(1), ONE.softmax(1))

@@ -1,5 +1,6 @@
 """Runs of MLflow in a SQLite file, as MLflow itself reads them."""
 
+import importlib.util
 import math
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from tests.small import student_run, teacher_run
 from tests.tracking.interrupted import StopAt
 from tests.training.test_loop import Stop, twin
 
-mlflow = pytest.importorskip("mlflow")
 SCALE = Scale(track=("mlflow",), checkpoint_seconds=0)
-# MLflow 3.17 calls what SQLAlchemy 2.1 has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    # Imported where it is needed, since that takes a second of each run of pytest.
+    pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="no MLflow"),
+    # MLflow 3.17 calls what SQLAlchemy 2.1 has deprecated.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,14 @@ def tracking(database, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
 
 
+def client_of(database):
+    import mlflow
+
+    return mlflow.MlflowClient(database)
+
+
 def runs(database, run):
-    client = mlflow.MlflowClient(database)
+    client = client_of(database)
     experiment = client.get_experiment_by_name("raykd")
     name = fingerprint(run)
     return client.search_runs([experiment.experiment_id], f"tags.`raykd.fingerprint` = '{name}'")
@@ -45,7 +55,7 @@ def runs(database, run):
 @pytest.mark.slow
 def test_a_resumed_training_is_one_run_with_each_epoch_once(teacher_store, tmp_path, database):
     store, labels = twin(teacher_store, tmp_path), Labels("grid", "trial-3")
-    run, client = student_run(store), mlflow.MlflowClient(database)
+    run, client = student_run(store), client_of(database)
     with pytest.raises(Stop):
         train(store, run, local_host(store, run, SCALE, [StopAt(1)], labels=labels))
     [before] = runs(database, run)
@@ -131,5 +141,5 @@ def test_processes_that_begin_together_share_one_database(tmp_path, monkeypatch)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for seed in (0, 1):
         [found] = runs(uri, teacher_run(Store(tmp_path), seed=seed))
-        history = mlflow.MlflowClient(uri).get_metric_history(found.info.run_id, "loss")
+        history = client_of(uri).get_metric_history(found.info.run_id, "loss")
         assert [row.step for row in history] == [*range(9)]

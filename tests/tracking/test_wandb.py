@@ -1,5 +1,6 @@
 """Runs of Weights & Biases, offline, as its own records have them."""
 
+import importlib.util
 import json
 
 import pytest
@@ -18,10 +19,13 @@ from tests.small import student_run
 from tests.tracking.interrupted import StopAt
 from tests.training.test_loop import Stop, twin
 
-pytest.importorskip("wandb")
 SCALE = Scale(track=("wandb",), checkpoint_seconds=0)
 LABELS = Labels("grid", "trial-3")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Imported where it is needed, since that takes a second of each run of pytest.
+    pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="no W&B"),
+]
 
 
 @pytest.fixture(autouse=True)

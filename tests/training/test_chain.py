@@ -37,6 +37,7 @@ from raykd.training.hosts.base import LocalHost
 from raykd.training.loop import Sources, distil
 from raykd.training.result import result_of
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.small import CPU, digits
 from tests.tiers import slow_but
 from tests.training.route_runs import (
@@ -62,9 +63,7 @@ GOES_ON_WITH = {
     OFD(): tuple(f"stage{number}.fit." for number in range(1, 4)),
 }
 QUICK = [MimicEmbedding(), CONTRAST]
-METHOD = pytest.mark.parametrize(
-    "method", slow_but(GOES_ON_WITH, QUICK), ids=lambda method: method.name
-)
+METHOD = each("method", slow_but(GOES_ON_WITH, QUICK), ids=lambda method: method.name)
 
 
 def trained_of(store: Store, **changes) -> StudentRun:
@@ -174,6 +173,7 @@ def test_a_stage_goes_on_with_the_weights_of_the_one_before_and_nothing_else(
     assert all(torch.equal(v, found[k]) for k, v in learner.helpers.named_parameters())
 
 
+@pytest.mark.slow
 @METHOD
 def test_images_that_are_only_measured_on_leave_no_trace(student_store, method):
     run = trained_of(student_store, method=method, optim=Optim(epochs=1, batch=32))
@@ -199,6 +199,7 @@ def test_a_stage_has_the_whole_schedule_and_begins_with_averaged_weights(student
     assert equal(begun.student.network.state_dict(), state(store, run.after))
 
 
+@pytest.mark.slow
 def test_a_stage_of_another_method_begins_with_helpers_of_its_own(student_store):
     store = student_store
     before = trained_of(store, method=FitNet())
@@ -210,6 +211,7 @@ def test_a_stage_of_another_method_begins_with_helpers_of_its_own(student_store)
     assert equal(begun.helpers.state_dict(), fresh.helpers.state_dict())
 
 
+@pytest.mark.slow
 def test_a_stage_does_not_go_on_after_weights_that_were_altered_or_removed(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     run = along(trained_of(store, method=MimicEmbedding()), (1, 4), "multi_stage")
@@ -226,6 +228,7 @@ def test_a_stage_does_not_go_on_after_weights_that_were_altered_or_removed(teach
         carried(store, run)
 
 
+@pytest.mark.slow
 def test_a_stage_below_another_teacher_begins_with_helpers_of_its_own(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     before = trained_of(store, method=MimicEmbedding())
@@ -280,6 +283,7 @@ def radius(store: Store, run: StudentRun, anchor: int, view: int) -> float:
     return float(sum(row.std() for row in logits) / len(logits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["multi_stage"]))
 def test_the_radius_of_a_sphere_is_that_of_the_supervising_checkpoint(
     teacher_store, tmp_path, stages
@@ -307,6 +311,7 @@ def test_a_radius_that_is_given_stays_as_it_is(teacher_store, tmp_path):
     assert {float(helpers["radius.value"]) for helpers in watched(store, run)} == {2.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["one_stage"]))
 def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(
     teacher_store, tmp_path, stages
@@ -320,6 +325,7 @@ def test_a_borrowed_classifier_is_that_of_the_supervising_checkpoint(
             assert torch.equal(helpers["classifier.bias"], theirs.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", slow_but(STAGES, ["multi_stage"]))
 def test_margins_are_those_of_the_supervising_checkpoint(teacher_store, tmp_path, stages):
     store = twin(teacher_store, tmp_path / "store")
@@ -501,6 +507,7 @@ def test_each_of_a_chain_learns_from_the_one_before(student_store):
         assert (cached - live).abs().max() <= span * 2**-11 + 1e-5  # float16 below the maximum
 
 
+@pytest.mark.slow
 def test_an_assistant_is_the_student_that_it_would_be_alone(teacher_store, student_store, tmp_path):
     alone = twin(teacher_store, tmp_path / "alone")
     run = assisted(teacher_store, "resnet8")
@@ -509,6 +516,7 @@ def test_an_assistant_is_the_student_that_it_would_be_alone(teacher_store, stude
     assert released(student_store, run.teacher) == released(alone, run.teacher)
 
 
+@pytest.mark.slow
 def test_assistants_are_trained_once_for_all_students_below_them(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     first, second = (assisted(store, "resnet8", seed=seed) for seed in (0, 1))

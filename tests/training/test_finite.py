@@ -29,6 +29,7 @@ from raykd.training.hosts.base import LocalHost
 from raykd.training.result import result_of
 from raykd.training.runs import local_host, refreshed, train
 from raykd.training.sweep_sheets import Sheet, write_results, write_sheet
+from tests.each import each
 from tests.small import CPU, digits, golden_logits, prepare, student_run, teacher_run
 
 DIVERGES = Optim(epochs=1, batch=96, lr=1e30)  # in its only step, after its only loss
@@ -76,7 +77,8 @@ def given(store, change, **changes):
     return teacher_run(store, weights=f"sha256:{name}", **changes)
 
 
-@pytest.mark.parametrize(("kind", "ema"), [("teacher", None), ("student", 0.5)])
+@pytest.mark.slow
+@each(("kind", "ema"), [("teacher", None), ("student", 0.5)])
 def test_a_training_that_diverges_in_its_last_update_is_not_finished(tmp_path, kind, ema):
     store = Store(tmp_path)
     optim = DIVERGES.model_copy(update={"ema": ema})
@@ -93,7 +95,7 @@ def test_a_training_that_diverges_in_its_last_update_is_not_finished(tmp_path, k
         assert read_metrics(store.path(run)) == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "epoch"),
     [
         ("running_var", math.inf, 1),  # which leaves every loss finite
@@ -113,6 +115,7 @@ def test_weights_and_statistics_that_are_not_finite_end_a_training(
     assert len(read_metrics(store.path(teacher))) == epoch
 
 
+@pytest.mark.slow
 def test_helpers_of_a_student_are_looked_at_too(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path, "teachers", "caches")
     run = student_run(store, "ofd")
@@ -130,7 +133,7 @@ def test_so_is_a_prelude(teacher_store, tmp_path):
     assert not store.has(prelude)
 
 
-@pytest.mark.parametrize("kept", ["weights", "metrics"])
+@each("kept", ["weights", "metrics"])
 def test_a_run_that_was_stopped_before_its_end_is_looked_at_when_it_goes_on(
     teacher_store, tmp_path, kept
 ):
@@ -236,7 +239,7 @@ def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_n
     assert 0 < metrics["kl"] < 10
 
 
-@pytest.mark.parametrize(("side", "equal"), [(4, False), (8, True)])
+@each(("side", "equal"), [(4, False), (8, True)])
 def test_statistics_are_refreshed_where_a_chunk_has_one_image_too_many(
     teacher_store, monkeypatch, side, equal
 ):

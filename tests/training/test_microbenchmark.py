@@ -8,6 +8,7 @@ from raykd.methods import METHODS
 from raykd.methods.sakd import SAKD
 from raykd.storage.store import Store
 from raykd.training.microbenchmark import step_of
+from tests.each import each
 from tests.small import CPU, student_run
 from tests.tiers import slow_but
 
@@ -19,8 +20,8 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
-@pytest.mark.parametrize("method", slow_but([*METHODS, BOTH], ["crd", "jacobian", BOTH]), ids=str)
-@pytest.mark.parametrize("precision", slow_but(["float32", "bfloat16"], ["float32"]))
+@each("method", slow_but([*METHODS, BOTH], ["crd", "jacobian", BOTH]), ids=str)
+@each("precision", slow_but(["float32", "bfloat16"], ["float32"]))
 def test_a_step_of_every_method_can_be_tried_without_any_artefact(store, method, precision):
     run = student_run(store, method, precision=precision, teacher_precision=precision)
     targets = open_images(store, run.data)[0].targets

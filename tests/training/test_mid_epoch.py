@@ -110,6 +110,7 @@ def test_dropout_draws_on_where_it_was(tmp_path, method):
     assert interrupted(resumed, run, (1,)) == trained(reference, run)
 
 
+@pytest.mark.slow
 def test_a_stage_that_another_anchor_teaches_goes_on_within_its_first_epoch(
     teacher_store, tmp_path
 ):
@@ -164,6 +165,7 @@ def test_a_machine_that_is_about_to_go_keeps_a_checkpoint_at_once(teacher_store,
     assert seen == [True]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_told_to_end_does_so_after_a_checkpoint(teacher_store, tmp_path):
     run = student_run(teacher_store, optim=ADAM)
     reference, resumed = (

@@ -21,6 +21,7 @@ from raykd.storage.store import Store
 from raykd.training import network_parts
 from raykd.training.learner import Learner
 from raykd.training.optim import build_optimiser, update
+from tests.each import each
 from tests.process_group import run_group
 from tests.small import batch, helpers_of, pair, prepare, student_run, trained
 from tests.training import group_work, scale_work
@@ -53,7 +54,7 @@ def named_parts(network):
     }
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "expected"),
     [
         ("resnet8", ["stem", "stage1", "stage2", "stage3", "pool", "classifier"]),
@@ -88,7 +89,7 @@ def factor_of(name):
     return RATES["stages"]
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@each("kind", ["sgd", "adamw"])
 def test_a_step_moves_each_part_by_its_own_rate(kind):
     rate, decay = 0.01, 0.02
     optim = Optim(name=kind, lr=rate, weight_decay=decay, momentum=0.9, parts=RATES)
@@ -129,6 +130,7 @@ def test_without_parts_the_optimiser_has_one_group_without_a_rate():
     assert not {"rate", "together"} & group.keys()
 
 
+@pytest.mark.slow
 def test_helpers_have_a_factor_of_their_own(store):
     run = student_run(store, CRD(negatives=64))
     student, teacher = pair()
@@ -142,6 +144,7 @@ def test_helpers_have_a_factor_of_their_own(store):
     }
 
 
+@pytest.mark.slow
 def test_a_policy_keeps_its_own_pace_beside_the_factors(store):
     student, teacher = pair()
     method = SAKD()
@@ -173,13 +176,14 @@ def assert_frozen(start, end, parts):
         assert same == (name.partition(".")[0] in parts), name
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@each("kind", ["sgd", "adamw"])
 def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(store, kind):
     optim = Optim(name=kind, epochs=1, batch=32, ema=0.9, clip=1.0, freeze=FREEZE)
     run = student_run(store, optim=optim, precision="bfloat16" if kind == "adamw" else "float32")
     assert_frozen(*states(store, run), FREEZE)
 
 
+@pytest.mark.slow
 def test_a_run_with_parts_goes_on_as_if_it_had_not_stopped(store, tmp_path):
     optim = ADAM.model_copy(update={"parts": (("classifier", 10.0),), "freeze": FREEZE})
     run = student_run(store, optim=optim)
@@ -247,7 +251,7 @@ def test_a_network_that_is_wholly_frozen_is_refused(store):
     assert "is left to be trained before the method's own training" in sentence
 
 
-@pytest.mark.parametrize(
+@each(
     ("keys", "sentence"),
     [
         ("parts: {head: 2}", "optim.parts: no part of a network is called 'head'; there are: st"),
@@ -274,8 +278,8 @@ def test_parts_are_a_mapping_in_files_and_in_plain_recipes(store):
     assert Optim(freeze=("stem", "pool", "stem")) == Optim(freeze=("pool", "stem"))
 
 
-@pytest.mark.parametrize("method", ["kd", "label_only"])
-@pytest.mark.parametrize("named", ["parts: {helpers: 2.0}", "freeze: [helpers]"])
+@each("method", ["kd", "label_only"])
+@each("named", ["parts: {helpers: 2.0}", "freeze: [helpers]"])
 def test_helpers_of_a_method_without_any_are_refused(store, method, named):
     sentence = refused(store, f", {named}", method=method)
     assert f"names helpers, and method '{method}' has none with parameters" in sentence

@@ -42,12 +42,13 @@ def learnt(root: Path, kind: str, labels: list[int] | None, stream: bool) -> tup
     return fingerprint(run), (store.path(run) / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stream"),
     [
         ("folder", True),
-        pytest.param("table", False, marks=pytest.mark.slow),
-        pytest.param("webdataset", True, marks=pytest.mark.slow),
+        ("table", False),
+        ("webdataset", True),
     ],
 )
 def test_runs_are_bit_equal_under_permuted_labels(tmp_path, kind, stream):

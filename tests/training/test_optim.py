@@ -6,6 +6,7 @@ from torch import nn
 
 from raykd.recipes import Optim
 from raykd.training.optim import build_optimiser, learning_rate, load_state, milestones, update
+from tests.each import each
 
 
 def test_the_default_is_the_schedule_of_the_crd_benchmark():
@@ -36,7 +37,7 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize(
+@each(
     ("optim", "kind"),
     [(Optim(nesterov=True), torch.optim.SGD), (Optim(name="adamw"), torch.optim.AdamW)],
 )
@@ -50,7 +51,7 @@ def test_the_optimiser_is_the_one_that_was_named(optim, kind):
     assert group["weight_decay"] == 5e-4
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@each("name", ["sgd", "adamw"])
 def test_a_state_of_a_fused_update_is_gone_on_with_as_the_device_does_it(name):
     optim = Optim(name=name, lr=0.1)
     weights = [nn.Linear(3, 2) for _ in range(2)]

@@ -10,6 +10,7 @@ from raykd.training import inputs
 from raykd.training.checkpointing import read_result
 from raykd.training.microbenchmark import step_of
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.small import CPU, prepare, student_run, teacher_run
 
 WAYS = ("mean_logits", "mean_probabilities")
@@ -42,14 +43,14 @@ def answers(store, *teachers, source="auto", **panel):
     return answer(sample).logits
 
 
-@pytest.mark.parametrize("combine", WAYS)
+@each("combine", WAYS)
 def test_equal_teachers_are_one_teacher(store, members, combine):
     one, _ = members
     together = answers(store, one, one, one, combine=combine)
     torch.testing.assert_close(together.softmax(1), answers(store, one).softmax(1))
 
 
-@pytest.mark.parametrize("combine", WAYS)
+@each("combine", WAYS)
 def test_the_order_of_members_with_their_shares_changes_nothing(store, members, combine):
     one, two = members
     there = answers(store, one, two, combine=combine, shares=(1.0, 3.0))
@@ -58,20 +59,21 @@ def test_the_order_of_members_with_their_shares_changes_nothing(store, members, 
     assert not torch.allclose(there, answers(store, one, two, combine=combine), atol=1e-3)
 
 
-@pytest.mark.parametrize("combine", WAYS)
+@each("combine", WAYS)
 def test_a_member_without_a_share_changes_nothing(store, members, combine):
     one, two = members
     shared = answers(store, one, two, combine=combine, shares=(0.5, 0.0))
     torch.testing.assert_close(shared, answers(store, one, combine=combine))
 
 
-@pytest.mark.parametrize("combine", WAYS)
+@each("combine", WAYS)
 def test_a_cached_panel_is_the_live_panel(store, members, combine):
     live = answers(store, *members, combine=combine, source="live")
     cached = answers(store, *members, combine=combine)
     torch.testing.assert_close(cached, live, rtol=1e-3, atol=2e-3)  # float16 logits
 
 
+@pytest.mark.slow
 def test_a_missing_cache_is_no_smaller_mean(tmp_path):
     store = Store(tmp_path)
     one, two = teacher_run(store), teacher_run(store, seed=1)

@@ -14,6 +14,7 @@ from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.process_group import run_group
 from tests.small import prepare, student_run, trained
 from tests.tiers import slow_but
@@ -44,7 +45,7 @@ def close(found, expected):
         torch.testing.assert_close(value, expected[1][name], **CLOSE, msg=name)
 
 
-@pytest.mark.parametrize("name", slow_but(MEANS, ["kd", "jacobian"]), ids=str)
+@each("name", slow_but(MEANS, ["kd"]), ids=str)
 def test_a_step_in_parts_moves_the_weights_as_the_whole_step_does(store, tmp_path, name):
     run = student_run(store, name, optim=GENTLE)
     prepare(store, run)
@@ -91,6 +92,7 @@ REMEMBERING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", slow_but(REMEMBERING, REMEMBERING[:1]), ids=lambda method: method.label
 )

@@ -38,6 +38,7 @@ from raykd.training.route_results import (
     route_found,
     write_decisions,
 )
+from tests.each import each
 from tests.small import CPU
 from tests.tiers import slow_but
 from tests.training.route_runs import (
@@ -194,6 +195,7 @@ def test_a_search_measures_and_goes_as_a_computation_by_hand_does(reference, mon
         assert threshold < 1e30 or route == (1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "temperature"),
     slow_but([(FitNet(), 4.0), (MimicEmbedding(), 1.0)], [(FitNet(), 4.0)]),
@@ -257,6 +259,7 @@ def test_a_student_that_borrows_a_classifier_is_measured_by_its_answers(referenc
     assert decision.distances[1] == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", slow_but(["layer_norm", "teacher_std"], ["layer_norm"]))
 def test_spherical_kd_is_measured_between_the_logits_that_it_compares(reference, variant):
     store = reference
@@ -305,7 +308,7 @@ def wandered(far: dict[tuple[int, int], float], threshold: float, at_most: int |
     return tuple(anchors)
 
 
-@pytest.mark.parametrize(
+@each(
     ("at_most", "threshold"),
     [(None, 1.1), (2, 1.1), (4, 0.5)],
 )
@@ -439,6 +442,7 @@ def test_a_route_is_walked_in_one_stage_or_many_and_searches_share_stages(teache
     assert store.has(other.along((1, 3)))
 
 
+@pytest.mark.slow
 def test_precompute_makes_what_is_measured_by_and_trains_no_student(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store", "images", "teachers")
     wanted = sought(basis(store))
@@ -449,6 +453,7 @@ def test_precompute_makes_what_is_measured_by_and_trains_no_student(teacher_stor
     assert not store.path(wanted.search).exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_ends_its_search_and_no_other(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     bad = sought(basis(store, optim=Optim(epochs=2, batch=32, lr=1e30)), threshold=1e30)

@@ -25,6 +25,7 @@ from raykd.training import initial_state, load_trained, weights
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.integrity import audit
+from tests.each import each
 from tests.small import CPU, prepare, student_run, teacher_run, trained
 
 STUDENT = """
@@ -85,7 +86,8 @@ def wrapped(tensors):
 FORMS = ["safetensors", "torch", "hub"]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
+@each("form", FORMS)
 def test_a_student_starts_from_a_file_in_any_form(tmp_path, form):
     store, tensors = Store(tmp_path / "store"), state()
     path = tmp_path / "given"
@@ -107,7 +109,7 @@ def test_a_student_starts_from_a_file_in_any_form(tmp_path, form):
     assert fingerprint(resolved(store, f"weights: {elsewhere}")[0]) == fingerprint(run)
 
 
-@pytest.mark.parametrize("theirs", [100, 0])
+@each("theirs", [100, 0])
 def test_a_head_of_other_classes_or_none_is_replaced_by_the_seed_s_own(tmp_path, theirs):
     store, tensors = Store(tmp_path / "store"), state(classes=theirs or 100)
     if not theirs:
@@ -126,6 +128,7 @@ def test_a_head_of_other_classes_or_none_is_replaced_by_the_seed_s_own(tmp_path,
         assert torch.equal(value, drawn[name] if head else tensors[name])
 
 
+@pytest.mark.slow
 def test_a_backbone_takes_all_but_the_classifier(tmp_path):
     store, tensors = Store(tmp_path / "store"), state(classes=100)
     path = save(tmp_path / "given.safetensors", tensors)
@@ -158,6 +161,7 @@ def test_weights_that_do_not_fit_are_refused_with_their_key(tmp_path):
     assert not (store.root / "weights").exists()
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_published_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder, name = tmp_path / "torch" / "hub" / "checkpoints", "shufflenet_v2_x0_5"
@@ -199,6 +203,7 @@ def test_what_raykd_released_is_a_start(tmp_path):
     assert_equal(before(store, resolved(store, f"weights: {teacher}")[0]), last)
 
 
+@pytest.mark.slow
 def test_a_prelude_begins_from_the_student_s_weights(tmp_path):
     store, tensors = Store(tmp_path / "store"), state()
     path = save(tmp_path / "given.safetensors", tensors)
@@ -214,6 +219,7 @@ def test_a_prelude_begins_from_the_student_s_weights(tmp_path):
     assert_equal(before(store, prelude.training()), tensors)
 
 
+@pytest.mark.slow
 def test_only_the_first_stage_of_a_chain_starts_from_weights(tmp_path):
     store = Store(tmp_path / "store")
     path = save(tmp_path / "given" / "model.safetensors", state())
@@ -245,6 +251,7 @@ scale: {{workers: 0}}
 """
 
 
+@pytest.mark.slow
 def test_a_published_teacher_is_fine_tuned_and_distilled(tmp_path):
     store, tensors, said = Store(tmp_path / "store"), state("resnet8x4", 100), []
     path = save(tmp_path / "given.safetensors", tensors)
@@ -283,6 +290,7 @@ def test_other_processes_read_the_same_recipes_from_a_portable_experiment(tmp_pa
     assert not audit(store).faults
 
 
+@pytest.mark.slow
 def test_weights_alone_are_a_teacher_that_is_given(tmp_path):
     store = Store(tmp_path / "store")
     path = save(tmp_path / "given.safetensors", state())

@@ -49,6 +49,7 @@ def carried(store: Store, *runs: StudentRun, **scale) -> None:
     execute(Experiment("stream", runs, Scale(checkpoint_seconds=0, **scale)), store, QUIET)
 
 
+@pytest.mark.slow
 def test_a_student_from_the_cache_of_a_teacher_at_another_resolution_is_that_of_the_live_one(
     store, root
 ):

@@ -21,6 +21,7 @@ from raykd.training.initial_state import untrained
 from raykd.training.microbenchmark import forward_of, step_of
 from raykd.training.result import teacher_said
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
 
 WIDE = 14  # outputs of the given teacher; the digits are those from 2 to 11
@@ -71,7 +72,7 @@ def plain(teacher, batch: Batch) -> torch.Tensor:
         return network(batch.pixels)
 
 
-@pytest.mark.parametrize("groups", [SHIFTED, JOINED], ids=["one to one", "many to one"])
+@each("groups", [SHIFTED, JOINED], ids=["one to one", "many to one"])
 def test_a_cache_through_a_map_has_what_the_live_teacher_says(store, groups):
     teacher = given(store, wide_state(), outputs=WIDE, classes=groups)
     run = student_run(store, teacher=teacher, optim=ONE)
@@ -119,6 +120,7 @@ def test_every_place_that_makes_the_teacher_makes_it_with_its_own_outputs(store)
     assert needed_bytes(recipe, 10) > 10 * recipe.stored().bytes_per_row(10, None)
 
 
+@pytest.mark.slow
 def test_a_teacher_s_size_enlarges_the_pixels_of_each_view(store):
     enlarged = given(store, wide_state(), outputs=WIDE, classes=SHIFTED, size=20)
     run = student_run(store, teacher=enlarged, optim=ONE)
@@ -167,7 +169,8 @@ def test_a_teacher_of_other_classes_is_loaded_and_not_tested(store):
     assert network.outputs(torch.zeros(1, 3, 8, 8), Signal.LOGITS).logits.shape == (1, WIDE)
 
 
-@pytest.mark.parametrize("outputs", [WIDE, 0])
+@pytest.mark.slow
+@each("outputs", [WIDE, 0])
 def test_students_read_the_embeddings_of_a_teacher_of_other_classes(store, outputs):
     state = wide_state()
     if not outputs:

@@ -18,6 +18,7 @@ from raykd.teachers.anchor_route import Route
 from raykd.teachers.source import CachedTeacher, ViewMean
 from raykd.training import inputs
 from raykd.training.runs import local_host, train
+from tests.each import each
 from tests.small import CPU, digits, golden_embeddings, prepare, student_run, teacher_run
 
 MEAN = MimicEmbedding(target="view_mean")
@@ -95,7 +96,7 @@ def test_it_needs_no_cache_of_its_own(store, run):
     assert run.looks() == {}
 
 
-@pytest.mark.parametrize(
+@each(
     "method",
     [MEAN, KD(target="view_mean"), Combine(combine=(KD(), MEAN))],
     ids=lambda method: method.label,

@@ -8,6 +8,7 @@ from raykd.methods.crd import CRD
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
+from tests.each import each
 from tests.small import prepare, student_run
 from tests.tiers import slow_but
 from tests.training.watched import NoWaiting, Waits, watched_losses
@@ -33,9 +34,7 @@ def called(method):
     return method if isinstance(method, str) else method.label
 
 
-@pytest.mark.parametrize(
-    "method", slow_but([*METHODS, *OTHERS], ["kd", "sakd", OTHERS[0]]), ids=called
-)
+@each("method", slow_but([*METHODS, *OTHERS], ["kd"]), ids=called)
 def test_no_step_of_a_method_waits_for_the_device(store, method):
     optim = Optim(epochs=2, batch=32, ema=0.9, clip=1.0)
     run = student_run(store, method, optim=optim)

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
 from raykd.data.loading.sampler import epoch_order, share, steps, stratified
+from tests.each import each
 
 
-@pytest.mark.parametrize("size", [1, 1000])
+@each("size", [1, 1000])
 def test_an_epoch_s_order_is_a_permutation(size):
     for seed, epoch in ((0, 0), (0, 1), (7, 239)):
         order = epoch_order(seed, epoch, size)
@@ -33,7 +34,7 @@ def test_every_place_in_the_order_is_equally_likely_for_a_row():
     assert float(((seen - 50) ** 2 / 50).sum()) * 15 / 16 < 296.3
 
 
-@pytest.mark.parametrize(("size", "batch"), [(100, 24), (24, 24)])
+@each(("size", "batch"), [(100, 24), (24, 24)])
 def test_a_step_covers_the_same_samples_for_every_number_of_workers(size, batch):
     order = epoch_order(3, 1, size)
     alone = steps(order, batch, 0, 1)

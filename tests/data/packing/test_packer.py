@@ -31,6 +31,7 @@ from raykd.storage.store import Store
 from tests.data.files import encoded, picture, put
 from tests.data.packs import MB, call, digest, images, packed, packing, quiet, same
 from tests.data.photos import photos
+from tests.each import each
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_an_altered_index_is_named(root, tmp_path):
         read_pack(str(tmp_path / "pack"))
 
 
-@pytest.mark.parametrize(
+@each(
     "facts",
     [
         [], {}, {"format": 1},
@@ -351,7 +352,7 @@ def test_pixels_are_packed_as_png_files(store):
     assert data.digest == dataset.digest
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (300, 201, 3)])
+@each("shape", [(8, 8), (300, 201, 3)])
 def test_a_png_file_is_what_pillow_reads(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     image = Image.open(io.BytesIO(png(pixels)))

@@ -17,6 +17,7 @@ from raykd.data.sources.class_labels import number_labels, parse_names, sort_nam
 from raykd.data.sources.tars import read_webdataset
 from tests.data.files import put
 from tests.data.packs import IMAGES, put_table, put_tar, samples, table
+from tests.each import each
 from tests.tiers import slow_but
 
 
@@ -80,14 +81,14 @@ def test_declared_names_say_which_number_a_text_has():
     assert number([2], names=("crane", "dog", "crane"))[1] == [[2]]
 
 
-@pytest.mark.parametrize("label", [1.0, None, b"cat", {"a": 1}, "a" * 9 + "\udbff"])
+@each("label", [1.0, None, b"cat", {"a": 1}, "a" * 9 + "\udbff"])
 def test_what_is_neither_an_integer_nor_a_text_is_no_label(label):
     for names in ((), ("a", "b")):
         with pytest.raises(DataError, match=r"^row 1: label .* is no class"):
             number([0, label], names=names)
 
 
-@pytest.mark.parametrize("label", [2**63, -(2**70), 10**5000, "9" * 18], ids=lambda label: "large")
+@each("label", [2**63, -(2**70), 10**5000, "9" * 18], ids=lambda label: "large")
 def test_a_number_beyond_the_classes_is_refused_however_large(label):
     with pytest.raises(DataError, match=r"^row 1: label .* is out of range") as caught:
         number([0, label])
@@ -150,7 +151,7 @@ def test_tables_of_two_writers_have_one_numbering(tmp_path, where):
     assert dataset.splits[where].labels[-20:].tolist() == labels
 
 
-@pytest.mark.parametrize("kinds", [("json", "text"), ("cls", "txt"), ("txt", "json")])
+@each("kinds", [("json", "text"), ("cls", "txt"), ("txt", "json")])
 def test_tar_shards_of_two_writers_have_one_numbering(tmp_path, kinds):
     how = {
         "json": lambda row: {"json": json.dumps({"label": row % 11})},
@@ -190,8 +191,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["a.parquet", "a.arrow"], ["a.parquet"]))
-@pytest.mark.parametrize("kind", slow_but(KINDS, ["uint64", "bytes", "missing"]))
+@each("name", slow_but(["a.parquet", "a.arrow"], ["a.parquet"]))
+@each("kind", slow_but(KINDS, ["uint64", "bytes", "missing"]))
 def test_a_column_that_holds_no_labels_is_refused_with_its_row(tmp_path, kind, name):
     file = put_table(tmp_path / name, table(IMAGES[:3], KINDS[kind]))
     message = r"the label is missing|label .* (is no class; expected|is out of range)"
@@ -208,8 +209,8 @@ USUAL = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["a.parquet", "a.arrow"], ["a.parquet"]))
-@pytest.mark.parametrize("kind", slow_but(USUAL, ["bools", "a dictionary"]))
+@each("name", slow_but(["a.parquet", "a.arrow"], ["a.parquet"]))
+@each("kind", slow_but(USUAL, ["bools", "a dictionary"]))
 def test_integers_and_texts_of_any_width_are_labels(tmp_path, kind, name):
     put_table(tmp_path / name, table(IMAGES[:3], USUAL[kind]))
     assert SOURCES["table"](tmp_path).splits["train"].labels.tolist() == [0, 1, 1]
@@ -236,7 +237,7 @@ NOTHING = [
 ]
 
 
-@pytest.mark.parametrize("metadata", slow_but(NOTHING, NOTHING[:9:4]), ids=repr)
+@each("metadata", slow_but(NOTHING, NOTHING[:9:4]), ids=repr)
 def test_metadata_that_declare_nothing_are_passed_over(tmp_path, metadata):
     content = table(IMAGES[:3], [0, 1, 1]).replace_schema_metadata(metadata)
     put_table(tmp_path / "a.parquet", content)
@@ -265,9 +266,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(
-    "metadata", slow_but(WRONG, WRONG[::6]), ids=lambda wrong: repr(wrong)[:60]
-)
+@each("metadata", slow_but(WRONG, WRONG[::6]), ids=lambda wrong: repr(wrong)[:60])
 def test_metadata_that_cannot_be_read_are_named(tmp_path, metadata):
     content = table(IMAGES[:3], [0, 1, 1]).replace_schema_metadata(metadata)
     file = put_table(tmp_path / "a.parquet", content)
@@ -316,7 +315,7 @@ def test_names_beside_shards_in_another_encoding_are_named(tmp_path, data):
         read_webdataset(str(tmp_path))
 
 
-@pytest.mark.parametrize(
+@each(
     "data",
     [
         b"null", b'{"a": true, "b": 1}', b'{"0": "a", "2": "b"}', b'["a", ["b"]]', b"[" * 100_000,

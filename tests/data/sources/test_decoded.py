@@ -20,6 +20,7 @@ from raykd.data.recipe import Data, Stream
 from raykd.data.sources import SOURCES
 from raykd.data.sources.splits import Dataset
 from tests.data.files import closed_port, encoded, md5, picture, pixels, put, refusal, serving
+from tests.each import each
 from tests.tiers import slow_but
 
 ROOT = Path(__file__).parents[3]
@@ -132,7 +133,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", slow_but(BROKEN, ["half a JPEG", "a bomb", "16 bits a channel"]))
+@each("what", slow_but(BROKEN, ["half a JPEG", "a bomb", "16 bits a channel"]))
 def test_a_file_that_is_no_readable_image_is_named(tmp_path, what):
     put(tmp_path / "b/1.png")
     bad = put(tmp_path / "a/2.png", BROKEN[what])
@@ -201,7 +202,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", slow_but(FORMS, ["grey", "a palette with alpha", "turned"]))
+@each("form", slow_but(FORMS, ["grey", "a palette with alpha", "turned"]))
 def test_every_form_of_image_becomes_three_channels(tmp_path, form):
     data, expected = FORMS[form]
     for name in ("a", "b"):
@@ -288,7 +289,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", slow_but(LAYOUTS, ["the Hub's conversion", "validation"]))
+@each("layout", slow_but(LAYOUTS, ["the Hub's conversion", "validation"]))
 def test_files_belong_to_the_split_that_their_name_or_folder_says(tmp_path, layout):
     for name, label in zip(LAYOUTS[layout], ([0, 1, 1], [1, 0, 0], [1, 1, 0]), strict=True):
         put_table(tmp_path / f"{name}.parquet", table(label=label))
@@ -331,8 +332,8 @@ def test_text_labels_become_classes_in_sorted_order(tmp_path):
 HUB = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}})
 
 
-@pytest.mark.parametrize("metadata", [{"huggingface": HUB}, {"classes": "no,yes"}])
-@pytest.mark.parametrize("name", ["train.parquet"])
+@each("metadata", [{"huggingface": HUB}, {"classes": "no,yes"}])
+@each("name", ["train.parquet"])
 def test_class_names_come_from_the_metadata(tmp_path, metadata, name):
     put_table(tmp_path / name, table().replace_schema_metadata(metadata))
     assert SOURCES["table"](tmp_path).names == ("no", "yes")
@@ -402,7 +403,7 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", slow_but(BAD_TABLES, QUICK))
+@each("what", slow_but(BAD_TABLES, QUICK))
 def test_a_table_that_cannot_be_used_is_named_with_its_row(tmp_path, what):
     content, message = BAD_TABLES[what]
     file = put_table(tmp_path / "train.parquet", content)

@@ -14,6 +14,7 @@ from raykd.core.errors import DataError
 from raykd.data.sources.encoded_image import decode, fault_in, open_image
 from tests.data.files import encoded
 from tests.data.photos import photo
+from tests.each import each
 from tests.tiers import slow_but
 
 ORIENTATIONS = range(1, 9)
@@ -201,8 +202,8 @@ def claiming(kind: str, side: int) -> bytes:
     return data[:18] + struct.pack("<ii", side, side) + data[26:]  # BMP
 
 
-@pytest.mark.parametrize("kind", slow_but(["JPEG", "PNG", "GIF", "BMP", "PPM"], ["JPEG", "GIF"]))
-@pytest.mark.parametrize("side", [60_000])
+@each("kind", slow_but(["JPEG", "PNG", "GIF", "BMP", "PPM"], ["JPEG", "GIF"]))
+@each("side", [60_000])
 def test_a_file_that_claims_too_many_pixels_is_refused_when_it_is_read_first(kind, side):
     data = claiming(kind, side)
     message = same(data)

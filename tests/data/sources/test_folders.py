@@ -11,6 +11,7 @@ from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
 from raykd.data.sources.folders import Tree, check_classes, read_folder
 from tests.data.files import encoded, picture, pixels, put, refusal
+from tests.each import each
 from tests.tiers import slow_but
 
 
@@ -153,7 +154,7 @@ def fill(root, *folders: str) -> None:
         put(root / folder / "1.png", encoded(picture(number)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("train", "test"),
     [("training", "testing"), ("TRAIN", "Validation")],
 )
@@ -209,7 +210,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(
+@each(
     "what",
     slow_but(REFUSED, [*REFUSED][1:6:2]),
 )

@@ -18,6 +18,7 @@ from raykd.data.sources.pack_format import read_pack
 from raykd.data.sources.tables import read_tables
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, call, put_table, table
+from tests.each import each
 from tests.tiers import slow_but
 
 
@@ -124,7 +125,7 @@ LABEL_COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("kind", slow_but(LABEL_COLUMNS, ["indices", "letters"]))
+@each("kind", slow_but(LABEL_COLUMNS, ["indices", "letters"]))
 def test_labels_that_lie_are_a_sentence(tmp_path, kind):
     words, before, after = LABEL_COLUMNS[kind]
     path = put_table(tmp_path / "file.arrow", labels_of(words), each=8)
@@ -208,8 +209,8 @@ IMAGE_COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["a.parquet", "file.arrow"], ["file.arrow"]))
-@pytest.mark.parametrize("kind", slow_but(IMAGE_COLUMNS, ["large", "structs of views"]))
+@each("name", slow_but(["a.parquet", "file.arrow"], ["file.arrow"]))
+@each("kind", slow_but(IMAGE_COLUMNS, ["large", "structs of views"]))
 def test_bytes_of_any_width_are_images(tmp_path, kind, name):
     content = pa.table({"image": IMAGE_COLUMNS[kind], "label": LABELS})
     path = put_table(tmp_path / name, content, each=ROWS)
@@ -228,7 +229,7 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", slow_but(NO_IMAGES, ["lists", "structs of two"]))
+@each("kind", slow_but(NO_IMAGES, ["lists", "structs of two"]))
 def test_a_column_that_holds_no_encoded_images_is_refused(tmp_path, kind):
     content = pa.table({"image": NO_IMAGES[kind], "label": LABELS})
     path = put_table(tmp_path / "file.arrow", content)
@@ -294,7 +295,7 @@ def test_what_tables_name_is_part_of_what_changes(folder, name):
     assert read_tables(folder).stamp != before
 
 
-@pytest.mark.parametrize("name", slow_but(KINDS, ["groups.parquet", "stream.arrow"]))
+@each("name", slow_but(KINDS, ["groups.parquet", "stream.arrow"]))
 def test_missing_images_are_said_all_at_once_or_left_out(tmp_path, name):
     images = [*IMAGES[:3], None, b"", *IMAGES[5:9], None, *IMAGES[10:]]
     path = put_table(tmp_path / name, table(images))

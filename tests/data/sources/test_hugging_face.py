@@ -18,6 +18,7 @@ from raykd.storage.store import Store
 from tests.data.files import encoded, picture, pixels, put
 from tests.data.hub_server import hub
 from tests.data.saved import IMAGE, NUMBER, TEXT, classes, save, save_splits
+from tests.each import each
 
 FEATURES = {"id": NUMBER, "picture": IMAGE, "kind": classes("cat", "dog", "never")}
 
@@ -35,7 +36,7 @@ def refused(folder, labels=True):
     return str(error.value)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@each("shards", [1, 3])
 def test_columns_are_found_by_their_features(tmp_path, shards):
     saved = SOURCES["hf"](save(tmp_path / "saved", FEATURES, rows(6), shards))
     assert saved.names == ("cat", "dog", "never") and [*saved.splits] == ["train"]
@@ -146,7 +147,7 @@ def test_they_are_the_same_images_in_memory_streamed_and_as_tables(tmp_path):
     assert source_of(str(folder)) == "hf"
 
 
-@pytest.mark.parametrize("path", ["hf:", "hf:a/b/c/d", "hf:../up", "hf:a/b@", "hf:a/b@x y"])
+@each("path", ["hf:", "hf:a/b/c/d", "hf:../up", "hf:a/b@", "hf:a/b@x y"])
 def test_what_is_no_name_on_the_hub_is_a_sentence(tmp_path, path):
     with pytest.raises(DataError, match=r"data\.path: hf:.*expected hf:owner/name"):
         dataset.read(Store(tmp_path), Data(name="hf"), path)

@@ -19,6 +19,7 @@ from raykd.data.sources.pack_format import spans
 from raykd.data.sources.table_batches import TableFile
 from tests.data.files import put
 from tests.data.packs import IMAGES, LABELS, ROWS, digest, put_table, table
+from tests.each import each
 from tests.tiers import slow_but
 
 KINDS = ["groups.parquet", "file.arrow", "compressed.arrow", "stream.arrow", "a.feather"]
@@ -33,8 +34,8 @@ def read_rows(file: TableFile, start: int, stop: int) -> list[bytes]:
     return [*chain(*file.images(start, stop))]
 
 
-@pytest.mark.parametrize("struct", slow_but([False, True], [True]))
-@pytest.mark.parametrize("name", EACH_KIND)
+@each("struct", slow_but([False, True], [True]))
+@each("name", EACH_KIND)
 def test_any_rows_are_read_in_any_order(tmp_path, name, struct):
     file = opened(put_table(tmp_path / name, table(struct=struct)))
     assert file.labels == LABELS and len(file.lengths()) == ROWS
@@ -42,7 +43,7 @@ def test_any_rows_are_read_in_any_order(tmp_path, name, struct):
         assert read_rows(file, start, stop) == IMAGES[start:stop]
 
 
-@pytest.mark.parametrize("name", EACH_KIND)
+@each("name", EACH_KIND)
 def test_rows_in_order_are_read_once(tmp_path, name, monkeypatch):
     path = put_table(tmp_path / name, table(), each=2)
     file = opened(path)
@@ -67,8 +68,8 @@ def test_many_rows_of_a_batch_are_read_one_by_one(tmp_path):
     assert [read_rows(file, row, row + 1) for row in range(rows)] == [[i] for i in images]
 
 
-@pytest.mark.parametrize("name", EACH_KIND)
-@pytest.mark.parametrize("struct", slow_but([False, True], [True]))
+@each("name", EACH_KIND)
+@each("struct", slow_but([False, True], [True]))
 def test_values_that_are_not_compressed_are_found_in_the_file(tmp_path, name, struct):
     path = put_table(tmp_path / name, table(struct=struct))
     ranges = opened(path).ranges()

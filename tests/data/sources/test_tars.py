@@ -18,6 +18,7 @@ from PIL import Image
 
 from raykd.core.errors import DataError
 from raykd.data.sources.tars import BLOCK, MOST_LABEL, expanded, tar_samples
+from tests.each import each
 from tests.tiers import slow_but
 
 
@@ -65,7 +66,7 @@ def test_the_bytes_at_an_offset_are_the_image():
     assert [data[start : start + size] for start, size in spans] == [*images.values()]
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+@each("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
 def test_every_format_of_tar_is_read(form):
     long = "a" * 90 + "/" + "b" * 90 + "/0001"
     image = encoded(0)
@@ -126,7 +127,7 @@ def test_the_first_label_of_cls_json_and_txt_counts():
         assert read(tar(*members)).labels == [label]
 
 
-@pytest.mark.parametrize(
+@each(
     ("members", "message"),
     [
         ((("a.bmp", b"x"), ("a.tif", b"y"), ("a.cls", b"1")), "found 2 among bmp, tif, cls"),
@@ -213,7 +214,7 @@ def test_json_that_cannot_be_read_names_its_sample():
         assert len(str(e.value)) < 300
 
 
-@pytest.mark.parametrize("label", ["[1]", "false"])
+@each("label", ["[1]", "false"])
 def test_a_label_of_another_type_names_its_sample(label):
     text = b'{"label": %s}' % label.encode()
     with pytest.raises(DataError, match=r"sample 'a', \.json: expected a number or a word"):
@@ -328,7 +329,7 @@ def test_imagenets_pattern_has_all_its_shards():
     assert names[-1] == "imagenet-train-000146.tar"
 
 
-@pytest.mark.parametrize(
+@each(
     ("pattern", "message"),
     [
         ("a{0..1", "not closed"),

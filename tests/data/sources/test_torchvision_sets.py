@@ -16,6 +16,7 @@ from raykd.data.sources import SOURCES
 from raykd.data.sources.byte_ranges import Ranges
 from raykd.storage.store import Store
 from tests.data.files import encoded, md5, picture, pixels, put, serving
+from tests.each import each
 
 LABELS = {"train": [1, 0, 1, 0], "test": [0, 1]}  # of the images in their order
 
@@ -211,7 +212,7 @@ def test_every_dataset_that_is_named_is_tested_here():
     assert listed == MADE.keys()
 
 
-@pytest.mark.parametrize("name", MADE)
+@each("name", MADE)
 def test_images_and_labels_are_those_of_torchvision(tmp_path, monkeypatch, name):
     write, names = MADE[name]
     write(tmp_path, monkeypatch)

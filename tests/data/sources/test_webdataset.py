@@ -14,6 +14,7 @@ from raykd.data.sources.folders import read_folder
 from raykd.data.sources.tars import read_webdataset
 from tests.data.files import picture, put
 from tests.data.packs import IMAGES, digest, put_tar, samples, shards
+from tests.each import each
 
 LABELS = {
     "cls": (lambda row: {"cls": f"{row % 3}\n"}, ("0", "1", "2")),
@@ -22,7 +23,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("how", LABELS)
+@each("how", LABELS)
 def test_a_label_is_a_number_or_the_name_of_a_class(tmp_path, how):
     label, names = LABELS[how]
     path = put_tar(tmp_path / "a.tar", samples(range(6), label))
@@ -35,7 +36,7 @@ def test_a_label_is_a_number_or_the_name_of_a_class(tmp_path, how):
     assert ranges.origin(0) == f"{path}, byte 512"
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "text"),
     [
         ("classes.txt", "owl\ncat\ndog\n"),
@@ -48,7 +49,7 @@ def test_names_of_classes_may_lie_beside_the_shards(tmp_path, name, text):
     assert read_webdataset(str(tmp_path)).names == ("owl", "cat", "dog")
 
 
-@pytest.mark.parametrize("text", ['{"3": "owl"}', "{"])
+@each("text", ['{"3": "owl"}', "{"])
 def test_names_that_are_none_are_refused(tmp_path, text):
     shards(tmp_path)
     put(tmp_path / "classes.json", text)
@@ -67,7 +68,7 @@ def test_folders_and_patterns_are_the_same_shards(tmp_path):
     assert [*counted.splits["train"][0]] == IMAGES[:9]
 
 
-@pytest.mark.parametrize(
+@each(
     ("pattern", "says"),
     [
         ("train-{000..002}.tar", r"train-002\.tar: there is no such file"),

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from raykd.data.transforms.augment import Augment
+from tests.each import each
 from tests.tiers import slow_but
 
 AUGMENTS = [
@@ -35,7 +36,7 @@ def plain(image: np.ndarray, pad: int, row: int, column: int, flip: bool) -> np.
     return np.asarray(ImageOps.mirror(crop) if flip else crop)
 
 
-@pytest.mark.parametrize("augment", slow_but(AUGMENTS, AUGMENTS[2::2]), ids=NAMES)
+@each("augment", slow_but(AUGMENTS, AUGMENTS[2::2]), ids=NAMES)
 def test_a_sample_looks_the_same_in_any_batch_and_order(augment):
     pixels, ids = pictures(40), torch.arange(40) * 11
     whole = augment.apply(pixels, ids, 3, seed=5)
@@ -49,7 +50,7 @@ def test_a_sample_looks_the_same_in_any_batch_and_order(augment):
         assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("augment", slow_but(AUGMENTS, AUGMENTS[2::2]), ids=NAMES)
+@each("augment", slow_but(AUGMENTS, AUGMENTS[2::2]), ids=NAMES)
 def test_a_view_is_a_plain_pad_crop_and_flip(augment):
     pixels, ids = pictures(30), torch.arange(30)
     for view in range(4):
@@ -60,7 +61,7 @@ def test_a_view_is_a_plain_pad_crop_and_flip(augment):
             assert np.array_equal(one.numpy(), expected)
 
 
-@pytest.mark.parametrize("augment", slow_but(AUGMENTS, AUGMENTS[2::2]), ids=NAMES)
+@each("augment", slow_but(AUGMENTS, AUGMENTS[2::2]), ids=NAMES)
 def test_each_crop_and_flip_of_a_sample_is_shown_once_in_every_cycle(augment):
     ids, count = torch.arange(25), augment.views()
     side = 2 * augment.pad + 1

@@ -9,11 +9,12 @@ from raykd.data.recipe import ResolvedData
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.mixing import Mix, mixed_targets
 from raykd.data.transforms.strong import Strong
+from tests.each import each
 from tests.tiers import slow_but
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 IDS = torch.arange(200)
-KINDS = pytest.mark.parametrize(
+KINDS = each(
     "mix",
     slow_but([Mix(), Mix(alpha=0.3), Mix(kind="cutmix")], [Mix(), Mix(kind="cutmix")]),
     ids=str,
@@ -90,7 +91,7 @@ def test_targets_are_the_two_labels_with_the_weights_of_their_pixels(mix):
     assert torch.equal(batch.labels[clear], heavier[clear])
 
 
-@pytest.mark.parametrize(("alpha", "deviation"), [(1.0, 12**-0.5), (0.3, (4 * 1.6) ** -0.5)])
+@each(("alpha", "deviation"), [(1.0, 12**-0.5), (0.3, (4 * 1.6) ** -0.5)])
 def test_weights_follow_the_beta_distribution(alpha, deviation):
     ids = torch.arange(100_000)
     pixels = torch.zeros(len(ids), 1, 1, 3, dtype=torch.uint8)

@@ -84,7 +84,6 @@ grid:
     - {anchors: 3}
     - {anchors: 3, stages: one_stage}
   run.method: [kd, skd]
-  run.seed: [0, 1]
 scale: {workers: 1, max_failures: 0}
 """
     file, log, store = tmp_path / "shared.yaml", tmp_path / "log", Store(tmp_path / "store")
@@ -95,14 +94,14 @@ scale: {workers: 1, max_failures: 0}
     words = [sys.executable, str(script), str(file), str(store.root), str(log)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == ["16", "0"]
+    assert done.stdout.split()[-2:] == ["8", "0"]
     lines = Counter(log.read_text().splitlines())
     assert max(lines.values()) == 1, lines.most_common(3)  # no shard and no training came twice
 
     whole, sheets = with_drawn_students(resolve(parse(file.read_text(), "shared"), store), store)
     students = [route_found(store, run) for run in whole.runs]
     work = plan(run for run in students if run is not None)
-    assert len(sheets) == 16 and all(store.has(run) for run in work.students)
+    assert len(sheets) == 8 and all(store.has(run) for run in work.students)
     trainings = sum(line.startswith("training") for line in lines)
     assert trainings == len(work.teachers) + len(work.students)
     # Rows that the teacher answered for: those of every (anchor, view) that is read, and the
@@ -236,7 +235,7 @@ def test_a_sweep_whose_driver_is_killed_or_stopped_goes_on(tmp_path):
 def test_asha_stops_what_learns_nothing(cluster, store):
     more = """
 grid:
-  run.optim.lr: [0.1, 0.05, 1.0e-7, 1.0e-8, 1.0e-9, 1.0e-10]
+  run.optim.lr: [0.1, 1.0e-8, 1.0e-9]
 sweep: {scheduler: asha, grace_epochs: 2, reduction: 2}
 scale: {workers: 1, parallel: 1}
 """
@@ -255,14 +254,14 @@ grid: {run.method: [kd, skd]}
 search:
   run.optim.lr: {loguniform: [0.01, 0.1]}
   run.optim.weight_decay: {choice: [0.0, 5.0e-4]}
-sweep: {samples: 2, seed: 3}
+sweep: {samples: 1, seed: 3}
 scale: {workers: 1}
 """
     small = experiment(more)
     swept = sweep(small, store, QUIET)
-    assert swept.count("finished") == 4
+    assert swept.count("finished") == 2
     rates = {sheet.asked.optim.lr for sheet in swept.sheets}
-    assert len(rates) == 4 and all(0.01 <= rate <= 0.1 for rate in rates)
+    assert len(rates) == 2 and all(0.01 <= rate <= 0.1 for rate in rates)
     whole, sheets = with_drawn_students(resolve(small, store), store)
     assert set(whole.runs) == {sheet.asked for sheet in sheets}
     assert folder_of(store, swept.name).is_dir()
@@ -273,11 +272,11 @@ def test_optuna_proposes_trials(cluster, store):
     more = """
 grid: {run.method: [kd, skd]}
 search: {run.optim.lr: {loguniform: [0.01, 0.1]}}
-sweep: {algorithm: optuna, samples: 3}
+sweep: {algorithm: optuna, samples: 2}
 scale: {workers: 1, parallel: 1}
 """
     swept = sweep(experiment(more), store, QUIET)
-    assert swept.count("finished") == 3
+    assert swept.count("finished") == 2
     assert {sheet.config["run.method"] for sheet in swept.sheets} <= {"kd", "skd"}
 
 
