@@ -109,6 +109,11 @@ CIFAR100: dict[str, Fields] = {
     "sample_contrastive_kd": {"weight": 1.0, "label_weight": 1.0, "source": "ours"},
     "mimic_logits": {"weight": 0.1, "label_weight": 1.0, "source": _ZOO},
     "mimic_embedding": {"weight": 1.0, "target": "view", "label_weight": 1.0, "source": "ours"},
+    "embed_distill": {
+        "distance": "l2", "weight": 1.0, "score_weight": 0.0, "items": "teacher",
+        "temperature": 0.05, "label_weight": 1.0,
+        "source": "the paper's distance, after sentence-transformers; else ours",
+    },
     "feature_distillation": {
         "distance": "cosine", "weight": 1.0, "queue": "fifo", "size": None, "temperature": 0.07,
         "label_weight": 1.0, "source": "LightlyTrain's v1 for the queue; else ours",

@@ -23,7 +23,7 @@ from raykd.core.errors import ConfigError
 from raykd.storage.atomic import is_there, write_atomic
 
 SHOWN = ["teachers", "caches", "preludes", "students", "searches"]
-SHOWN += ["methods", "models", "datasets"]
+SHOWN += ["methods", "tasks", "models", "datasets"]
 
 
 @click.command()

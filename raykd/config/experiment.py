@@ -30,7 +30,7 @@ from raykd.core.record import Record
 from raykd.core.registry import nearest
 from raykd.methods import METHODS
 from raykd.recipes import AnyStudent, PreludeRun, Search, SearchedStudent, StudentRun, TeacherRun
-from raykd.tasks import Features
+from raykd.tasks import probe_of
 
 
 class Where(Record):
@@ -201,7 +201,7 @@ def _may_probe(runs: Iterable[AnyStudent], space: Space | None) -> bool:
     """True where a student has a probe, or a search may draw one."""
     tasks = [basis(run).task for run in runs]
     drawn = any(axis.startswith("run.task") for axis in (space.search if space else ()))
-    return drawn or any(isinstance(task, Features) and task.probe is not None for task in tasks)
+    return drawn or any(probe_of(task) is not None for task in tasks)
 
 
 def _check_parts(tree: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from raykd.recipes import AnyStudent, AnyTeacher, PanelRun, StudentRun, TeacherR
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
-from raykd.tasks import Features, Task
+from raykd.tasks import Task, probe_of
 
 _COLOURS = ("mean", "std")
 _Started = TypeVar("_Started", TeacherRun, StudentRun)
@@ -162,15 +162,16 @@ class _Resolver:
 
     def _task(self, task: Task, stated: Data) -> Task:
         """A task with the data of its probe, which may be in a place of their own."""
-        if not isinstance(task, Features) or task.probe is None:
+        judge = probe_of(task)
+        if judge is None:
             return task
         try:
-            judged = self._images.judged(task.probe.data)
+            judged = self._images.judged(judge.data)
         except (ConfigError, DataError) as error:
             kind = type(error)
             raise kind(_of_probe(str(error), named=self._has_probe_path)) from error
         self._images.warn_of_shared(self._images.data(stated), judged)
-        probe = task.probe.model_copy(update={"data": judged})
+        probe = judge.model_copy(update={"data": judged})
         return task.model_copy(update={"probe": probe})
 
     def _teaching(self, teacher: Teaching, taught: Data, key: str) -> Teaching:

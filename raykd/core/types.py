@@ -124,6 +124,11 @@ class Outputs:
         return "logits" in vars(self)
 
     @property
+    def has_embedding(self) -> bool:
+        """True where the embedding was asked for, and is there."""
+        return "embedding" in vars(self)
+
+    @property
     def any_tensor(self) -> Tensor:
         """One of the tensors, for its device and type."""
         values = (vars(self).get(name) for name in ("logits", "embedding"))

@@ -36,7 +36,7 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
         "num_classes": classes,
         "label_names": names,
         "pretrained_cfg": {**more, **preprocessing(finished), "num_classes": classes},
-        "calibration": finished.method.rescaling(finished.helpers),
+        "calibration": finished.rescaling,
         "graphs": graphs(finished),
         "loads": {file: loads[file] for file in files},
         "raykd": provenance(finished) | {"files": [*files]},
@@ -49,7 +49,9 @@ def configuration(finished: Finished, files: Sequence[str]) -> dict[str, Any]:
 
 def _width(finished: Finished) -> int:
     """Numbers of an embedding."""
-    return measure(finished.network, finished.run.data.resolved().size).embedding
+    width = measure(finished.network, finished.run.data.resolved().size).embedding
+    weight = next(finished.network.parameters())
+    return finished.from_embedding(weight.new_zeros(1, width)).shape[1]
 
 
 def preprocessing(finished: Finished) -> dict[str, Any]:

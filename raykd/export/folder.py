@@ -97,7 +97,7 @@ def export(
         measured = _write(model, files, draft, normalised, pixels)
         written = tuple(_checked(model, draft / file, normalised, pixels) for file in files)
         _publish(draft, folder)
-    plain = model.method.rescaling(model.helpers) is not None
+    plain = model.rescaling is not None
     return ExportResult(run, folder, written, len(pixels), plain, measured)
 
 
@@ -130,10 +130,11 @@ def check_installed(formats: Sequence[str]) -> None:
 
 def _files(model: Finished, formats: Sequence[str]) -> list[str]:
     """The files to write, in the order of the table."""
-    plain = model.method.rescaling(model.helpers) is not None
+    plain = model.rescaling is not None
     if not plain and "safetensors" in formats:
+        last = "embedding" if model.is_backbone else "classifier"
         raise ConfigError(
-            f"a student of {model.method.label!r} does not answer with its own classifier, so its "
+            f"a student of {model.method.label!r} does not answer with its own {last}, so its "
             "weights alone are no network; use --format torch or --format onnx, whose graphs hold "
             "the rest"
         )

@@ -19,6 +19,7 @@ from raykd.methods.crd import CRD
 from raykd.methods.ctkd import CTKD
 from raykd.methods.dist import DIST
 from raykd.methods.dkd import DKD
+from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.fitnet import FitNet
 from raykd.methods.fsp import FSP, FSPInit
@@ -72,6 +73,7 @@ METHODS.add("cc", CC)
 METHODS.add("crd", CRD)
 METHODS.add("mimic_embedding", MimicEmbedding)
 METHODS.add("feature_distillation", FeatureDistillation)
+METHODS.add("embed_distill", EmbedDistill)
 # feature maps, and the live teacher
 METHODS.add("fitnet", FitNet)
 METHODS.add("at", AT)

@@ -171,6 +171,8 @@ class Method(Record):
     joint: ClassVar[bool] = False  # True where the loss of a spot reads other spots, too
     # True where the losses read no teacher: `needs()` is empty, and `losses` is called with None.
     teacherless: ClassVar[bool] = False
+    # True where the student's embedding, or its helper "projection" of it, becomes the teacher's.
+    matches: ClassVar[bool] = False
 
     name: str
     """Name of the method, or an alias; a name alone takes every default."""

@@ -70,6 +70,7 @@ class FeatureDistillation(SpotMethod):
 
     title: ClassVar[str] = "LightlyTrain's distillation v1; cosine, l2, smooth l1"
     cost: ClassVar[str] = "B D E, queue: B Q E"
+    matches: ClassVar[bool] = True
 
     name: Literal["feature_distillation"] = "feature_distillation"
     distance: Literal["cosine", "l2", "smooth_l1", "queue"] = "cosine"

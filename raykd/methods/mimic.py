@@ -50,6 +50,7 @@ class MimicEmbedding(SpotMethod):
 
     title: ClassVar[str] = "Jin et al. 2019, arXiv 1904.09149"
     cost: ClassVar[str] = "B D"
+    matches: ClassVar[bool] = True
 
     name: Literal["mimic_embedding"] = "mimic_embedding"
     weight: Schedule = 1.0

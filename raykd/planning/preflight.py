@@ -33,7 +33,7 @@ from raykd.recipes import (
     training_of,
 )
 from raykd.storage.store import Store
-from raykd.tasks import Features
+from raykd.tasks import probe_of
 from raykd.tracking import check_trackers
 from raykd.training import dry_run
 from raykd.training.cache_builder import check_room
@@ -188,8 +188,8 @@ class _Checks:
             yield from mistakes
             if not mistakes:
                 yield from self._parts(run)
-            if isinstance(run.task, Features) and run.task.probe is not None:
-                asked = run.task.probe.data.resolved()
+            if (judge := probe_of(run.task)) is not None:
+                asked = judge.data.resolved()
                 yield from self._shapes("task.probe.data", run.model, run.head, asked)[1]
         theirs = shapes  # a teacherless method is held against the student
         if shapes is None or mistakes:

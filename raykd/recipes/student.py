@@ -18,7 +18,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun, Weights
-from raykd.tasks import AnyTask, Classification, Features
+from raykd.tasks import AnyTask, Classification, Features, Retrieval
 from raykd.teachers.anchor_route import Route
 
 _Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
@@ -506,7 +506,7 @@ def _check_task(run: StudentRun) -> None:
     if run.task.labelled:
         if data.labels == "none":
             raise ValueError(
-                "task 'classification' learns from labels, and data.labels is none; choose task: "
+                f"task {run.task.name!r} learns from labels, and data.labels is none; choose task: "
                 "features, or data with class folders or a label column"
             )
         return
@@ -523,15 +523,34 @@ def _check_task(run: StudentRun) -> None:
         reason = "begins with a training of its own that reads labels"
     if reason:
         raise ValueError(
-            f"task 'features' compares embeddings, and method {method.label!r} {reason}; choose "
-            f"one of {', '.join(_label_free())}"
+            f"task {run.task.name!r} compares embeddings, and method {method.label!r} {reason}; "
+            f"choose one of {', '.join(_label_free())}"
         )
     for field in ("label_weight", "label_smoothing"):
         if getattr(run, field):
-            raise ValueError(f"task 'features' has no label loss; leave {field} out")
+            raise ValueError(f"task {run.task.name!r} has no label loss; leave {field} out")
     if data.validation is not None:
         raise ValueError(
-            "task 'features' validates by its probe; leave data.validation out, or set task.probe"
+            f"task {run.task.name!r} validates by its probe; leave data.validation out, or set "
+            "task.probe"
+        )
+    if isinstance(run.task, Retrieval):
+        _check_retrieval(run, run.task)
+
+
+def _check_retrieval(run: StudentRun, task: Retrieval) -> None:
+    """Raise `ValueError` where rankings have no labels, or a gallery is in no common space."""
+    if task.gallery == "teacher" and not run.method.matches:
+        names = ", ".join(name for name in _label_free() if METHODS[name].matches)
+        raise ValueError(
+            "task 'retrieval' with gallery: teacher ranks the teacher's embeddings by the "
+            f"student's, which method {run.method.label!r} does not bring into one space; choose "
+            f"one of {names}, or gallery: student"
+        )
+    if run.data.labels == "none" and task.probe is None:
+        raise ValueError(
+            "task 'retrieval' is judged by labels, and data.labels is none; give data with labels, "
+            "which no loss reads, or gallery: student and a probe"
         )
 
 

@@ -1,5 +1,6 @@
 """Listings: artefacts in a store, and the names that an experiment may use."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from raykd.outputs.manifest import MANIFEST, Manifest, manifest_of
 from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun
 from raykd.storage import locks
 from raykd.storage.store import Store, read_recipe
+from raykd.tasks import TASKS
 from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.cache_verify import compare
@@ -288,6 +290,22 @@ def _accepted(method: Method) -> tuple[list[str], list[str]]:
     return now, [name for name in cooler if name not in now]
 
 
+def _tasks() -> list[Row]:
+    rows: list[Row] = []
+    for name, kind in TASKS.items():
+        task = kind()  # pyright: ignore[reportCallIssue]
+        about = (inspect.getdoc(kind) or "").partition("\n")[0]
+        rows.append(
+            {
+                "task": name,
+                "learns_from_labels": "yes" if kind.labelled else "no",
+                "compared_by": HEADINGS[task.headline],
+                "about": about,
+            }
+        )
+    return rows
+
+
 def _models() -> list[Row]:
     rows: list[Row] = []
     for name in NETWORKS:
@@ -314,6 +332,7 @@ _ARTEFACTS: dict[str, tuple[Any, Callable[[Store, Path, Any], Row]]] = {
 # Listing of what an experiment may name -> its rows.
 _NAMES: dict[str, Callable[[], list[Row]]] = {
     "methods": _methods,
+    "tasks": _tasks,
     "models": _models,
     "datasets": _datasets,
 }

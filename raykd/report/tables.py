@@ -22,6 +22,9 @@ _MEASURES = {
     "knn_top1": "k-NN: the probe's test images whose nearest training images, by their embeddings, "
     "vote for the right class.",
     "linear_top1": "Linear: those that a linear classifier of the embeddings answers rightly.",
+    "recall_at_1": "Recall@1: images whose nearest one in the gallery is of their class.",
+    "map": "mAP: precision of the gallery's ranking at each image of the class, averaged.",
+    "map_at_r": "MAP@R: the same up to rank R alone, the number of images of the class.",
     "cka": "CKA: alignment of the embeddings of the test images with the teacher's, 100 where one "
     "is a rotation and a scaling of the other.",
 }

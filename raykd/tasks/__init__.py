@@ -1,7 +1,7 @@
 """Tasks: label losses, metrics, and the number by which students are compared.
 
 Imports `core`, `methods` and `data`. Begin with `base.py`; a task is a file and a line here.
-`probes.py` judges embeddings by labels.
+`probes.py` and `rankings.py` judge embeddings by labels.
 """
 
 from typing import Annotated, Union
@@ -10,15 +10,28 @@ from pydantic import Field
 
 from raykd.core.open_union import Open
 from raykd.core.registry import Registry
-from raykd.tasks.base import Task
+from raykd.tasks.base import LabelledSet, Task, probe_of
 from raykd.tasks.classification import Classification
 from raykd.tasks.features import Features, Probe
+from raykd.tasks.retrieval import Retrieval, RetrievalSet
 
-__all__ = ["TASKS", "AnyTask", "Classification", "Features", "Probe", "Task"]
+__all__ = [
+    "TASKS",
+    "AnyTask",
+    "Classification",
+    "Features",
+    "LabelledSet",
+    "Probe",
+    "Retrieval",
+    "RetrievalSet",
+    "Task",
+    "probe_of",
+]
 
 TASKS: Registry[type[Task]] = Registry("task")
 TASKS.add("classification", Classification)
 TASKS.add("features", Features)
+TASKS.add("retrieval", Retrieval)
 
 # Pydantic reads this union; pyright cannot see its members, and need not.
 _Members = Union[tuple(TASKS.values())]  # noqa: UP007

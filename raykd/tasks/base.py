@@ -6,12 +6,16 @@ Shapes: B batch, C classes, D embedding width.
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raykd.core.record import Record
+from raykd.core.record import Limits, Record
 from raykd.core.types import Batch, Outputs, Signal
+from raykd.data.recipe import AnyData
+from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method
 
 # Metrics by which students are compared, all of which are better the higher, and their headings.
@@ -20,6 +24,9 @@ HEADINGS: Mapping[str, str] = {
     "knn_top1": "k-NN %",
     "linear_top1": "linear %",
     "cka": "CKA %",
+    "recall_at_1": "recall@1 %",
+    "map": "mAP %",
+    "map_at_r": "MAP@R %",
 }
 
 
@@ -31,13 +38,39 @@ def headline_of(metrics: Mapping[str, Any]) -> str:
     return ""
 
 
+class LabelledSet(Record):
+    """Labelled images, apart from the run's own, by which embeddings are judged. Abstract."""
+
+    data: AnyData
+    """Labelled images that judge; no student is trained on them."""
+    every: int | None = Field(default=None, ge=1, le=Limits.EPOCHS)
+    """Epochs between two judgements; null: after the last epoch alone."""
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        if self.data.labels == "none":
+            raise ValueError(
+                "a probe compares predictions with labels, and data.labels is none; leave it out "
+                "of the probe's data, or leave the probe out"
+            )
+        if self.data.limit is not None or self.data.augment != Augment():
+            raise ValueError(
+                "a probe knows all training images of its data as they are; leave data.limit and "
+                "data.augment out"
+            )
+        return self
+
+
 class Task(Record):
     """The purpose of a student. A subclass is final.
 
     A test batch gives sums, which are added over batches and workers before they become metrics.
+    What is no sum follows from the embeddings of all test images, which a task `collects`. A task
+    with a field `probe`, a `LabelledSet`, is judged by the embeddings of its images, too.
     """
 
     labelled: ClassVar[bool] = True  # the student learns from labels, and has a classifier
+    collects: ClassVar[bool] = False  # `collected` is called with the test images' embeddings
 
     name: str
     """Name of the task; a name alone takes every default."""
@@ -70,6 +103,36 @@ class Task(Record):
     def metrics(self, sums: Tensor, *, taught: bool) -> dict[str, float]:
         """Metrics from the sums over all test images; `taught`: a teacher answered, too."""
 
+    def releases(self, method: Method, helpers: nn.ModuleDict) -> nn.ModuleDict:
+        """Helpers of a method that are saved with the finished student."""
+        return method.releases(helpers)
+
+    def answer(self, embedding: Tensor, released: nn.ModuleDict) -> Tensor:
+        """What a student without a classifier answers with, from its embedding [B, D].
+
+        `released`: helpers that it was saved with, or all of its method's.
+        """
+        return embedding
+
+    def collected(
+        self, embedding: Tensor, answer: Tensor, teacher: Tensor | None, labels: Tensor | None
+    ) -> dict[str, float]:
+        """Metrics from all test images: their embeddings [N, D], and what `answer` makes of them.
+
+        `teacher` are the teacher's embeddings [N, E], where it has some of them, and `labels` int64
+        [N], where the images have some.
+        """
+        return {}
+
+    def judged(
+        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
+    ) -> dict[str, float]:
+        """Metrics from the embeddings of the probe's training and test images [N, D], [M, D].
+
+        Labels are int64 [N] and [M], of so many classes.
+        """
+        raise NotImplementedError
+
     def score(self, metrics: Mapping[str, float]) -> float:
         """The headline of an epoch, on validation images where there are some.
 
@@ -77,3 +140,30 @@ class Task(Record):
         """
         value = metrics.get(f"validation_{self.headline}", metrics.get(self.headline))
         return -math.inf if value is None else value
+
+
+def probe_of(task: Task) -> LabelledSet | None:
+    """The labelled set by which a task judges embeddings; None without one."""
+    probe = getattr(task, "probe", None)
+    return probe if isinstance(probe, LabelledSet) else None
+
+
+def loss_sums(
+    method: Method,
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Batch,
+    helpers: nn.ModuleDict,
+) -> list[Tensor]:
+    """Images, those whose loss is known, and the sum of the losses: float64 scalars.
+
+    The loss is the method's, where it reads embeddings alone and keeps no memory of samples: the
+    teacher's cache of the test images has embeddings, and no memory knows their ids.
+    """
+    zero = student.any_tensor.new_zeros((), dtype=torch.float64)
+    known, loss = zero, zero
+    if teacher is not None and method.needs() == Signal.EMBEDDING and not method.has_memory():
+        losses = method.losses(student, teacher, batch, helpers)
+        size = len(student.any_tensor)
+        known, loss = zero + size, torch.stack([*losses.values()]).sum().double() * size
+    return [zero + len(student.any_tensor), known, loss]

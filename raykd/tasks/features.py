@@ -9,19 +9,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raykd.core.record import Limits, Record
+from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.recipe import AnyData
-from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method, precise
-from raykd.tasks.base import Task
+from raykd.tasks.base import LabelledSet, Task, loss_sums
+from raykd.tasks.probes import NEIGHBOURS, TEMPERATURE, knn_accuracy, linear_accuracy
 
-NEIGHBOURS = 20  # k of the k-NN probe
-TEMPERATURE = 0.07
 Kind = Literal["knn", "linear"]
 
 
-class Probe(Record):
+class Probe(LabelledSet):
     """A labelled set by which embeddings are judged; nothing is trained on it but a linear probe.
 
     `knn` is the top-1 accuracy of a vote of the `k` nearest training images by cosine, with weights
@@ -42,18 +40,8 @@ class Probe(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.data.labels == "none":
-            raise ValueError(
-                "a probe compares predictions with labels, and data.labels is none; leave it out "
-                "of the probe's data, or leave the probe out"
-            )
         if len({*self.kind}) < len(self.kind):
             raise ValueError(f"kind: expected each probe once, got {', '.join(self.kind)}")
-        if self.data.limit is not None or self.data.augment != Augment():
-            raise ValueError(
-                "a probe knows all training images of its data as they are; leave data.limit and "
-                "data.augment out"
-            )
         return self
 
 
@@ -97,14 +85,9 @@ class Features(Task):
         """Images, D, E, losses, and sums and products of the embeddings, float64 [n]."""
         assert teacher is not None, "embeddings are compared with a teacher's"
         x, y = precise(student.embedding).double(), precise(teacher.embedding).double()
-        known, loss = x.new_zeros(()), x.new_zeros(())
-        # The teacher's cache of the test images has embeddings, and no memory knows their ids.
-        if method.needs() == Signal.EMBEDDING and not method.has_memory():
-            losses = method.losses(student, teacher, batch, helpers)
-            known, loss = known + 1, torch.stack([*losses.values()]).sum().double() * len(x)
-        sizes = (1, x.shape[1], y.shape[1])  # times the images, since sums are added
-        counts = [x.new_tensor(size * len(x)) for size in sizes]
-        first = torch.stack([*counts, known, loss])
+        count, known, loss = loss_sums(method, student, teacher, batch, helpers)
+        widths = [count * x.shape[1], count * y.shape[1]]  # times the images, since sums are added
+        first = torch.stack([count, *widths, known, loss])
         sums = (x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y)
         return torch.cat([first, *(value.flatten() for value in sums)])
 
@@ -123,3 +106,18 @@ class Features(Task):
         cka = float(xy.square().sum()) / spread if spread else 0.0
         metrics = {"cka": 100 * min(1.0, max(0.0, cka))}
         return metrics | ({"test_loss": loss / count} if known else {})
+
+    def judged(
+        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
+    ) -> dict[str, float]:
+        """Accuracies in percent, by kind of probe."""
+        probe = self.probe
+        assert probe is not None
+        rows, metrics = (train, train_labels, test, test_labels, classes), dict[str, float]()
+        for kind in probe.kind:
+            if kind == "knn":
+                accuracy = knn_accuracy(*rows, k=probe.k, temperature=probe.temperature)
+            else:
+                accuracy = linear_accuracy(*rows)
+            metrics |= {f"{kind}_top1": accuracy.top1, f"{kind}_top5": accuracy.top5}
+        return metrics

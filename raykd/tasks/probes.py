@@ -18,8 +18,9 @@ from torch import Tensor
 
 from raykd.core import keyed_random
 from raykd.data.loading.sampler import epoch_order, stratified
-from raykd.tasks.features import NEIGHBOURS, TEMPERATURE
 
+NEIGHBOURS = 20  # k of the k-NN probe
+TEMPERATURE = 0.07
 MOST_LBFGS = 1 << 16  # training rows; more of them are trained on by SGD
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # weights of half the squared norm
 ITERATIONS = 100  # L-BFGS steps for each ridge, over all rows

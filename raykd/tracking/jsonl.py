@@ -40,6 +40,9 @@ class Epoch(Shape):
     cka: Percent | None = None
     knn_top1: Percent | None = None
     linear_top1: Percent | None = None
+    recall_at_1: Percent | None = None
+    map: Percent | None = None
+    map_at_r: Percent | None = None
     top1: Percent | None = None
     top5: Percent | None = None
     validation_top1: Percent | None = None

@@ -4,8 +4,9 @@ Shapes: B batch.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from raykd.core.types import Outputs
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import share
 from raykd.methods.base import Method
@@ -36,7 +37,8 @@ def evaluate(
     network.eval()
     helpers.eval()  # some have a part in the scores
     wanted = method.student_needs() | task.reads()
-    sums: torch.Tensor | None = None
+    sums: Tensor | None = None
+    collected: list[list[Tensor]] = []
     rows = share(len(test.images), host.rank, host.world)
     idle = not len(rows)  # more workers than test images: one counts for nothing
     rows = torch.zeros(1, dtype=torch.int64) if idle else rows
@@ -48,5 +50,34 @@ def evaluate(
             more = task.batch_sums(method, student, answer, batch, helpers)
             more = torch.zeros_like(more) if idle else more
             sums = more if sums is None else sums + more
+            if task.collects:
+                collected.append(_collected(task, student, answer, helpers))
     assert sums is not None
-    return task.metrics(host.total(sums), taught=teacher is not None)
+    metrics = task.metrics(host.total(sums), taught=teacher is not None)
+    if collected:
+        count, labels = len(test.images), test.images.targets.to(host.device)
+        parts = [torch.cat(part) for part in zip(*collected, strict=True)]
+        embedding, answers, *theirs = (gathered(part, count, host) for part in parts)
+        known = labels if test.data.labels != "none" else None
+        metrics |= task.collected(embedding, answers, theirs[0] if theirs else None, known)
+    return metrics
+
+
+def gathered(rows: Tensor, count: int, host: Host) -> Tensor:
+    """The rows [count, D] of all images, from the share that each worker has (a row at least)."""
+    longest = -(-count // host.world)  # all workers gather equally many
+    padded = torch.cat([rows, rows[:1].expand(longest - len(rows), -1)])
+    parts = host.gather(padded.contiguous()).view(host.world, longest, -1)
+    sizes = [len(share(count, rank, host.world)) for rank in range(host.world)]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def _collected(
+    task: Task, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict
+) -> list[Tensor]:
+    """Embeddings [B, D], what the task makes of them, and the teacher's if there are, float32."""
+    embedding = student.embedding.float()
+    rows = [embedding, task.answer(embedding, helpers)]
+    if teacher is not None and teacher.has_embedding:
+        rows.append(teacher.embedding.float())
+    return rows

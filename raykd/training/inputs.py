@@ -16,7 +16,7 @@ from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import ShardFolder
 from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
-from raykd.tasks import Features
+from raykd.tasks import probe_of
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source, ViewMean, by_look
 from raykd.training import weights
 from raykd.training.cache_prefetch import CachePrefetch
@@ -76,12 +76,13 @@ def probe(
     store: Store, run: StudentRun, device: torch.device, scale: Scale = EVERY_EPOCH
 ) -> ProbeSets | None:
     """The plain images of a task's probe, normalised as the student's are; None without one."""
-    if not isinstance(run.task, Features) or run.task.probe is None:
+    judge = probe_of(run.task)
+    if judge is None:
         return None
-    data, seen = run.task.probe.data.resolved(), run.data.resolved()
+    data, seen = judge.data.resolved(), run.data.resolved()
     plain = data.test().model_copy(update={"mean": seen.mean, "std": seen.std})
     train, test = (views_of(part, plain, device, scale) for part in open_images(store, data))
-    return ProbeSets(run.task.probe, train, test)
+    return ProbeSets(judge, train, test)
 
 
 def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source | None:

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, H, W pixels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,8 @@ class Finished:
     @property
     def released(self) -> nn.ModuleDict:
         """The helpers without which the network cannot be used."""
+        if isinstance(self.run, StudentRun):
+            return self.run.task.releases(self.method, self.helpers)
         return self.method.releases(self.helpers)
 
     @property
@@ -58,10 +61,23 @@ class Finished:
             return not self.run.task.labelled
         return self.run.logit_count() == 0
 
+    @property
+    def rescaling(self) -> Mapping[str, str | float] | None:
+        """Function from the plain network's outputs to the answer, as `Method.rescaling` has it."""
+        if self.is_backbone and len(self.released):
+            return None
+        return self.method.rescaling(self.helpers)
+
+    def from_embedding(self, embedding: Tensor) -> Tensor:
+        """A backbone's answer from its embedding [B, D]: this, or its place in another space."""
+        if isinstance(self.run, StudentRun):
+            return self.run.task.answer(embedding, self.released)
+        return embedding
+
     def answer(self, pixels: Tensor) -> Tensor:
         """Scores [B, C] for normalised pixels [B, 3, H, W], as in evaluation, or embeddings."""
         if self.is_backbone:
-            return self.network(pixels)
+            return self.from_embedding(self.network(pixels))
         outputs = self.network.outputs(pixels, self.method.student_needs())
         return self.method.scores(outputs, None, self.helpers)
 

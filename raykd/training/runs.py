@@ -145,7 +145,7 @@ def _save_student(folder: Path, run: StudentRun, trained: Trained) -> list[nn.Mo
     """Write the weights of a student; the modules that are needed to use it."""
     helpers = trained.learner.helpers
     weights.save_weights(folder / weights.STUDENT, trained.released)
-    released = run.method.releases(helpers) if len(helpers) else nn.ModuleDict()
+    released = run.task.releases(run.method, helpers) if len(helpers) else nn.ModuleDict()
     if released.state_dict():
         weights.save_state(folder / weights.HELPERS, released.state_dict())
     if last := initial_state.lasting(helpers):

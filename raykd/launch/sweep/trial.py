@@ -31,6 +31,7 @@ from raykd.planning.preflight import preflight
 from raykd.recipes import AnyStudent, SearchedStudent, StudentRun, Training
 from raykd.storage import locks
 from raykd.storage.store import Store
+from raykd.tasks.base import HEADINGS
 from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import numbers
 from raykd.tracking.logger import Metrics
@@ -162,7 +163,11 @@ def last_report(store: Store, student: StudentRun) -> dict[str, Any]:
     result = read_result(store.path(student), Tested)
     check_metrics(student, student.optim.epochs - 1, result["last"])
     last, best = numbers(result["last"]), numbers(result["best"])
-    last |= {f"best_{key}": value for key, value in best.items() if key.endswith(("top1", "cka"))}
+    last |= {
+        f"best_{key}": value
+        for key, value in best.items()
+        if key in HEADINGS or key.endswith("top1")
+    }
     return last | {"epochs_done": student.all_epochs(), "parameters": result["parameters"]}
 
 

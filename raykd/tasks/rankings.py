@@ -1,0 +1,163 @@
+"""Rankings of a gallery by similarity to queries, and what they are worth.
+
+All functions are pure and work where the embeddings are, some queries at a time, so that the memory
+beside the embeddings is bounded: `_CELLS` similarities, sorted, and one row of a large gallery at
+least.
+
+Shapes: M queries, N rows of the gallery, D width of an embedding, q queries of a block.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RANKS = (1, 5, 10)  # k of recall@k
+_CELLS = 1 << 21  # similarities of a block
+
+
+class Retrieval(NamedTuple):
+    """Means over queries that have a relevant row, as fractions of 1."""
+
+    recall: dict[int, float]  # k -> share of queries with a relevant row among the first k
+    mean_average_precision: float  # mAP: precision at each relevant row, averaged
+    map_at_r: float  # MAP@R: the same sum over the first R rows, over the number R of relevant ones
+    r_precision: float  # relevant rows among the first R, over R
+    queries: int  # that have a relevant row
+    left_out: int  # queries that have none
+
+
+def retrieval(
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    *,
+    alike: bool = False,
+    ranks: Sequence[int] = RANKS,
+    trapezoid: bool = False,
+) -> Retrieval:
+    """Worth of the rankings of `gallery` [N, D] by cosine to each of `queries` [M, D].
+
+    A row of the gallery is relevant where its label (int64 [N]) is the query's (int64 [M]). With
+    `alike` the queries are the gallery, and each ranks all rows but itself. Between equal cosines
+    the earlier row comes first. MAP@R is from Musgrave et al. 2020 (arXiv 2003.08505, equation 4).
+    `trapezoid`: average precision is the mean of the precision before and after each relevant row,
+    as in the evaluation of the Oxford and Paris buildings. Raises `ValueError` for embeddings that
+    do not fit or are not finite, and where no query has a relevant row.
+    """
+    _check(queries, gallery, query_labels, gallery_labels, alike)
+    gallery, gallery_labels = _unit(gallery), gallery_labels.to(gallery.device)
+    total = torch.zeros(len(ranks) + 4, dtype=torch.float64, device=gallery.device)
+    for start, rows in _blocks(queries, len(gallery)):
+        index = torch.arange(start, start + len(rows), device=gallery.device)
+        labels = query_labels[start : start + len(rows)].to(gallery.device)
+        similarity = _unit(rows.to(gallery.device)) @ gallery.T
+        relevant = labels[:, None] == gallery_labels
+        if alike:
+            similarity.scatter_(1, index[:, None], -torch.inf)  # itself: last, and of no account
+            relevant.scatter_(1, index[:, None], False)
+        total += ranked(similarity, relevant, ranks, trapezoid=trapezoid)
+    return _means(total, len(queries), ranks)
+
+
+def of_similarities(
+    similarity: Tensor, relevant: Tensor, ranks: Sequence[int] = RANKS, *, trapezoid: bool = False
+) -> Retrieval:
+    """Worth of the rankings by similarities [M, N]; `relevant` is bool [M, N]."""
+    total = ranked(similarity, relevant, ranks, trapezoid=trapezoid)
+    return _means(total, len(similarity), ranks)
+
+
+def ranked(
+    similarity: Tensor, relevant: Tensor, ranks: Sequence[int], *, trapezoid: bool
+) -> Tensor:
+    """Sums over queries with a relevant row: float64 [len(ranks) + 4].
+
+    Hits at each of `ranks`, average precision, MAP@R, R-precision, and the number of such queries.
+    """
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    hits = relevant.gather(1, order)
+    count = hits.sum(1)
+    hits, count = hits[count > 0], count[count > 0].double()
+    place = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    seen = hits.cumsum(1)
+    precision = seen.double() / place
+    first_r = place <= count[:, None]
+    at_r = (precision * (hits & first_r)).sum(1) / count
+    if trapezoid:
+        before = (seen - 1).double() / (place - 1).clamp_min(1)
+        before[:, :1] = 1.0
+        precision = (precision + before) / 2
+    average = (precision * hits).sum(1) / count
+    r_precision = (hits & first_r).sum(1) / count
+    recalls = [hits[:, :k].any(1).double().sum() for k in ranks]
+    others = [average.sum(), at_r.sum(), r_precision.sum(), torch.ones_like(count).sum()]
+    return torch.stack([*recalls, *others])
+
+
+def agreement(
+    queries: Tensor, gallery: Tensor, other_queries: Tensor, other_gallery: Tensor, k: int = 10
+) -> float:
+    """Mean share of the k nearest rows that two networks have in common, of 1; no labels.
+
+    `queries` and `gallery` [N, D] are one network's embeddings of the same N images, the others
+    [N, E] another's; each image ranks all but itself, and k is at most N - 1.
+    """
+    k = min(k, len(gallery) - 1)
+    if k < 1:
+        raise ValueError(f"expected 2 or more rows to rank, got {len(gallery)}")
+    gallery, other_gallery = _unit(gallery), _unit(other_gallery)
+    common = 0
+    for start, rows in _blocks(queries, len(gallery)):
+        mine = _nearest(rows, gallery, start, k)
+        theirs = _nearest(other_queries[start : start + len(rows)], other_gallery, start, k)
+        common += int((mine[:, :, None] == theirs[:, None, :].to(mine.device)).sum())
+    return common / (k * len(queries))
+
+
+def _nearest(rows: Tensor, gallery: Tensor, start: int, k: int) -> Tensor:
+    """The k nearest rows int64 [q, k] of a gallery to each of `rows`, which are its own."""
+    similarity = _unit(rows) @ gallery.T
+    index = torch.arange(start, start + len(rows), device=gallery.device)
+    similarity.scatter_(1, index[:, None], -torch.inf)
+    return similarity.topk(k, dim=1).indices
+
+
+def _means(total: Tensor, queries: int, ranks: Sequence[int]) -> Retrieval:
+    """Means of what `ranked` sums up."""
+    *sums, count = total.tolist()
+    if not count:
+        raise ValueError("no query has a relevant row in the gallery")
+    *recalls, average, at_r, r_precision = (value / count for value in sums)
+    recall = dict(zip(ranks, recalls, strict=True))
+    return Retrieval(recall, average, at_r, r_precision, int(count), queries - int(count))
+
+
+def _blocks(queries: Tensor, width: int) -> list[tuple[int, Tensor]]:
+    """The queries some at a time, with the place of the first, for rows of `width` numbers."""
+    size = max(1, _CELLS // width)
+    return [(start, queries[start : start + size]) for start in range(0, len(queries), size)]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float(), dim=1)
+
+
+def _check(
+    queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, alike: bool
+) -> None:
+    """Raise `ValueError` for embeddings and labels that do not fit each other."""
+    width = gallery.shape[-1]
+    named = (("queries", queries, query_labels), ("gallery", gallery, gallery_labels))
+    for name, rows, labels in named:
+        if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
+            raise ValueError(f"{name}: expected rows of {width} numbers, got {list(rows.shape)}")
+        if labels.shape != rows.shape[:1]:
+            raise ValueError(f"{name}: {len(rows)} rows, but labels {list(labels.shape)}")
+        if not bool(rows.isfinite().all()):
+            raise ValueError(f"{name}: some embeddings are not finite")
+    if alike and len(queries) != len(gallery):
+        raise ValueError(f"{len(queries)} queries are not the {len(gallery)} rows of the gallery")

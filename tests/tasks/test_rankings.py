@@ -1,0 +1,72 @@
+"""Rankings: golden values, blocks against the whole, and what must hold of any embeddings."""
+
+import pytest
+import torch
+
+from raykd.tasks import rankings
+from raykd.tasks.rankings import agreement, of_similarities, retrieval
+from tests.each import each
+
+
+def rows(count: int, width: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_similarities_have_the_values_of_the_specification():
+    query, item = torch.arange(4.0).double()[:, None], torch.arange(12.0).double()
+    similarity = (0.9 * query + 0.7 * item + 0.2).cos()
+    result = of_similarities(similarity, item.long() % 4 == query.long(), (1, 5))
+    assert result.recall == {1: 0.5, 5: 1.0}
+    assert result.mean_average_precision == pytest.approx(0.4565476190, abs=1e-9)
+    assert (result.r_precision, result.map_at_r) == (0.25, pytest.approx(0.2222222222, abs=1e-9))
+
+
+def test_average_precision_by_trapezoids_counts_the_precision_before_a_hit():
+    similarity = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    relevant = torch.tensor([[False, True, False, True]])
+    plain = of_similarities(similarity, relevant).mean_average_precision
+    smooth = of_similarities(similarity, relevant, trapezoid=True).mean_average_precision
+    assert plain == (1 / 2 + 2 / 4) / 2
+    assert smooth == pytest.approx(((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2)
+
+
+def test_blocks_of_queries_give_what_a_full_sort_gives(monkeypatch):
+    x, labels = rows(60), torch.arange(60) % 7
+    whole = retrieval(x, x, labels, labels, alike=True)
+    monkeypatch.setattr(rankings, "_CELLS", 250)  # 4 queries at a time
+    parts = retrieval(x, x, labels, labels, alike=True)
+    assert parts.mean_average_precision == pytest.approx(whole.mean_average_precision, abs=1e-12)
+    assert (parts.recall, parts.map_at_r) == (whole.recall, pytest.approx(whole.map_at_r))
+    assert [*whole.recall.values()] == sorted(whole.recall.values())
+    assert agreement(x, x, x, x) == 1
+    assert 0 < agreement(x, x, rows(60, 5, 1), rows(60, 5, 1)) < 0.5
+
+
+def test_embeddings_that_tell_classes_apart_are_perfect_and_random_ones_are_near_the_base_rate():
+    labels = torch.arange(400) % 4
+    perfect = retrieval(torch.eye(4)[labels] + 0.01 * rows(400, 4), torch.eye(4)[labels],
+                        labels, labels)  # fmt: skip
+    assert perfect.recall[1] == perfect.mean_average_precision == perfect.map_at_r == 1
+    x = rows(400, 32)
+    assert abs(retrieval(x, x, labels, labels, alike=True).recall[1] - 0.25) < 0.08
+
+
+def test_equal_cosines_are_ranked_by_place_and_queries_without_a_match_are_left_out():
+    gallery = torch.ones(3, 2)
+    result = retrieval(torch.ones(2, 2), gallery, torch.tensor([1, 5]), torch.tensor([0, 1, 1]))
+    assert (result.recall[1], result.queries, result.left_out) == (0, 1, 1)
+    assert result.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+@each(
+    ("queries", "labels", "words"),
+    [
+        (rows(2, 3), torch.zeros(2).long(), "expected rows of 8 numbers"),
+        (rows(2), torch.zeros(3).long(), "2 rows, but labels"),
+        (rows(2) * torch.inf, torch.zeros(2).long(), "not finite"),
+        (rows(2), torch.full((2,), 9), "no query has a relevant row"),
+    ],
+)
+def test_what_does_not_fit_is_refused(queries, labels, words):
+    with pytest.raises(ValueError, match=words):
+        retrieval(queries, rows(5), labels, torch.zeros(5).long())
