@@ -108,11 +108,20 @@ CIFAR100: dict[str, Fields] = {
     },
     "sample_contrastive_kd": {"weight": 1.0, "label_weight": 1.0, "source": "ours"},
     "mimic_logits": {"weight": 0.1, "label_weight": 1.0, "source": _ZOO},
-    "mimic_embedding": {"weight": 1.0, "target": "view", "label_weight": 1.0, "source": "ours"},
+    "mimic_embedding": {
+        "weight": 1.0, "target": "view", "normalise": False, "label_weight": 1.0, "source": "ours",
+    },
     "embed_distill": {
         "distance": "l2", "weight": 1.0, "score_weight": 0.0, "items": "teacher",
         "temperature": 0.05, "label_weight": 1.0,
         "source": "the paper's distance, after sentence-transformers; else ours",
+    },
+    "angular": {
+        "weight": 1.0, "power": 1, "label_weight": 1.0, "source": "ShrinkTeaNet's code, for faces",
+    },
+    "ada_distill": {
+        "weight": 1.0, "head": "arcface", "scale": 64.0, "margin": 0.45, "weighted": True,
+        "label_weight": 0.0, "source": "fdbtrs/AdaDistill, for faces",
     },
     "feature_distillation": {
         "distance": "cosine", "weight": 1.0, "queue": "fifo", "size": None, "temperature": 0.07,

@@ -147,8 +147,9 @@ class Student(_Network):
     from its weights. stages: of a module, its submodules after which stages end, such as ["layer1",
     "layer2"]; default: the children that have convolutions. teacher: a `Teacher`, or a `Student`
     that teaches as an assistant. method: a name, a mapping such as {"name": "kd",
-    "temperature": 2.0}, or a record. task: "classification" (default) or "features". views: number
-    of cached augmentations. source: "cache" or "live". Other keys of `run` are keywords, too.
+    "temperature": 2.0}, or a record. task: "classification" (default), "features", "retrieval" or
+    "faces". views: number of cached augmentations. source: "cache" or "live". Other keys of `run`
+    are keywords, too.
     """
 
     def __init__(

@@ -117,7 +117,8 @@ def _print(exported: "ExportResult") -> None:
     by = f", {method.label}" if method is not None else ""
     echo(f"{name}{by}: {exported.folder}")
     task = getattr(exported.run, "task", None)
-    answers = "scores" if task is None or task.labelled else "embeddings"
+    embeds = task is not None and (task.embeds or not task.labelled)
+    answers = "embeddings" if embeds else "scores"
     for file in exported.files:
         echo(
             f"  {file.name}: {file.bytes / 1e6:.2f} MB; {answers} of {exported.images} test images "

@@ -217,7 +217,9 @@ class _Resolver:
         read = self._images.data(teacher.data)
         _check_outputs(teacher, read.classes, "its data", key)
         names = tuple((name,) for name in dataset.class_names(self._store, read))
-        return self._started(teacher, read, key), read.classes, names
+        started = self._started(teacher, read, key)
+        task = self._task(teacher.task, teacher.data)
+        return started.model_copy(update={"task": task}), read.classes, names
 
     def _given_teacher(
         self, teacher: TeacherRun, taught: Data, key: str

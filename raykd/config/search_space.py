@@ -33,6 +33,7 @@ METRICS = {  # metric of an epoch -> the better direction
     "recall_at_1": "max",
     "map": "max",
     "map_at_r": "max",
+    "verification": "max",
     "cka": "max",
     "agreement": "max",
     "images_per_second": "max",

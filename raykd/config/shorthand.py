@@ -84,6 +84,8 @@ def _teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]
     if isinstance(members := teacher.get("panel"), list):
         written = [_teacher(student, m) if isinstance(m, dict) else m for m in members]
         return {**teacher, "panel": written}
+    if isinstance(teacher.get("task"), str):
+        teacher = {**teacher, "task": {"name": teacher["task"]}}
     if teacher.get("teacher"):
         shared = {key: student[key] for key in _SHARED if key in student}
         return _written_out({**shared, **teacher})

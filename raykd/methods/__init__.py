@@ -10,6 +10,8 @@ from pydantic import Field
 from raykd.core.open_union import Open
 from raykd.core.registry import Registry
 from raykd.methods.ab import AB, ABInit
+from raykd.methods.ada_distill import AdaDistill
+from raykd.methods.angular import Angular
 from raykd.methods.at import AT
 from raykd.methods.base import Method
 from raykd.methods.cc import CC
@@ -74,6 +76,8 @@ METHODS.add("crd", CRD)
 METHODS.add("mimic_embedding", MimicEmbedding)
 METHODS.add("feature_distillation", FeatureDistillation)
 METHODS.add("embed_distill", EmbedDistill)
+METHODS.add("angular", Angular)
+METHODS.add("ada_distill", AdaDistill)
 # feature maps, and the live teacher
 METHODS.add("fitnet", FitNet)
 METHODS.add("at", AT)

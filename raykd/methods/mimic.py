@@ -56,6 +56,8 @@ class MimicEmbedding(SpotMethod):
     weight: Schedule = 1.0
     target: Target = "view"
     """Teacher's embedding to match: of the student's view, or the mean over all stored views."""
+    normalise: bool = False
+    """Compare directions alone: both embeddings at length 1."""
 
     def looks(self) -> Looks:
         """The given look, and of the teacher the mean over views where that is the target."""
@@ -79,4 +81,6 @@ class MimicEmbedding(SpotMethod):
         """Squared distance of the embeddings, averaged over samples."""
         if "projection" in helpers:
             student = helpers["projection"](student)
+        if self.normalise:
+            student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         return F.mse_loss(student, teacher, reduction="sum") / len(student)

@@ -18,9 +18,9 @@ from raykd.config.overrides import value_at, within
 from raykd.config.scale import Workers, least, most
 from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError
 from raykd.core.types import Shapes, Signal
-from raykd.data.dataset import open_images
+from raykd.data.dataset import class_names, open_images
 from raykd.data.loading.sampler import check_batch, check_uneven
-from raykd.data.recipe import ResolvedData
+from raykd.data.recipe import Data, ResolvedData
 from raykd.methods import METHODS
 from raykd.planning.remaining import missing_bytes
 from raykd.recipes import (
@@ -33,7 +33,7 @@ from raykd.recipes import (
     training_of,
 )
 from raykd.storage.store import Store
-from raykd.tasks import probe_of
+from raykd.tasks import FaceSet, Task, probe_of
 from raykd.tracking import check_trackers
 from raykd.training import dry_run
 from raykd.training.cache_builder import check_room
@@ -191,6 +191,7 @@ class _Checks:
             if (judge := probe_of(run.task)) is not None:
                 asked = judge.data.resolved()
                 yield from self._shapes("task.probe.data", run.model, run.head, asked)[1]
+            yield from self._judges(run)
         theirs = shapes  # a teacherless method is held against the student
         if shapes is None or mistakes:
             return
@@ -213,6 +214,20 @@ class _Checks:
         if not mistakes and share == 1:
             _, mistakes = self._check("optim.batch", run, lambda: dry_run.check_step(run, targets))
         yield from mistakes
+
+    def _judges(self, run: StudentRun) -> Iterator[tuple[str, str]]:
+        """Mistakes in the images by which a task judges embeddings."""
+        task, judge = run.task, probe_of(run.task)
+        sets: list[tuple[str, Data]] = [("data", run.data)]
+        if judge is not None:
+            sets.append(("task.probe.data", judge.data))
+            if isinstance(judge, FaceSet):
+                call = functools.partial(_check_apart, self._store, run.data, judge.data)
+                yield from self._check("task.probe.data", ("apart", run.data, judge.data), call)[1]
+        for where, data in sets:
+            of_probe = where != "data"
+            call = functools.partial(_check_labels, self._store, task, data, of_probe=of_probe)
+            yield from self._check(where, ("labels", task, data), call)[1]
 
     def _parts(self, run: StudentRun) -> Iterator[tuple[str, str]]:
         """Mistakes in the parts that the optimiser names."""
@@ -237,6 +252,29 @@ class _Checks:
             return self._shapes(where, teacher.model, teacher.head, seen)
         key = (teacher.model, teacher.own_classes(), teacher.classes, teacher.size, seen.size)
         return self._check(where, key, lambda: dry_run.shapes_of_teacher(teacher, seen.size))
+
+
+def _check_labels(store: Store, task: Task, data: Data, *, of_probe: bool) -> None:
+    """Raise `ConfigError` where the labels of some images cannot judge."""
+    if data.labels == "none" or not (task.collects or of_probe):
+        return
+    train, test = open_images(store, data)
+    try:
+        task.check_labels(train.targets, test.targets, of_probe=of_probe)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_apart(store: Store, trained: Data, judged: Data) -> None:
+    """Raise `ConfigError` where people of a probe are among those that are trained on."""
+    names = [class_names(store, data.resolved()) for data in (trained, judged)]
+    shared = sorted({*names[0]} & {*names[1]})
+    if shared:
+        shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        raise ConfigError(
+            f"{len(shared)} of its {len(names[1])} people are trained on ({shown}), and a face "
+            "that was seen says nothing of others; give folders of other people"
+        )
 
 
 def _unanswered(run: StudentRun) -> bool:

@@ -18,7 +18,7 @@ from raykd.teachers.anchor_route import Route, equal_by_count, equal_by_interval
 
 Stages = Literal["multi_stage", "one_stage"]
 _ANCHORS = 4  # anchors by default: as many as a greedy search typically ends with
-_REGRESSION = ("fitnet", "mimic_embedding", "mimic_logits")  # hint and mimic learning
+_REGRESSION = ("fitnet", "mimic_embedding", "mimic_logits", "angular")  # hint and mimic learning
 
 
 class RCO(Record):
@@ -144,6 +144,11 @@ class Search(Recipe):
             raise ValueError(
                 f"method {self.student.method.label!r} {reason}, so its loss is no measure between "
                 "checkpoints; use rco.measure: kl"
+            )
+        if self.measure == "kl" and not self.student.task.keeps_logits:
+            raise ValueError(
+                f"task {self.student.task.name!r} compares embeddings, and a divergence compares "
+                "logits; use rco.measure: loss"
             )
         self.stage(self.candidates()[:1])  # raises where a stage cannot be
         return self

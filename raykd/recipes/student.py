@@ -22,6 +22,7 @@ from raykd.tasks import AnyTask, Classification, Features, Retrieval
 from raykd.teachers.anchor_route import Route
 
 _Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
+_OF_CLASSES = Signal.LOGITS | Signal.CLASSIFIER
 Views = Annotated[int, Field(le=Limits.ROWS, json_schema_extra={"minimum": 1})]
 
 
@@ -186,7 +187,10 @@ class StudentRun(Recipe):
 
     def reads_classes(self) -> bool:
         """True where the teacher's logits are those of the student's classes."""
-        return self.task.labelled and self.teacher is not None and self.teacher.answers_classes
+        reads = (self.method.needs() | self.method.student_needs()) & _OF_CLASSES
+        if not self.task.labelled or not (self.task.keeps_logits or reads):
+            return False
+        return self.teacher is not None and self.teacher.answers_classes
 
     @property
     def answers_classes(self) -> bool:
@@ -429,6 +433,7 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
     fields: dict[str, Any] = {
         "model": run.model,
         "data": run.data,
+        "task": run.task,
         "label_smoothing": run.label_smoothing,
         "optim": run.optim,
         "precision": run.precision,
@@ -436,7 +441,8 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
         "seed": run.seed,
     }
     if run.data.labels == "none":  # a given teacher, which is never trained
-        return StudentRun.model_construct(task=Features(), **fields)
+        fields["task"] = Features()
+        return StudentRun.model_construct(**fields)
     return StudentRun(**fields)
 
 
@@ -508,6 +514,11 @@ def _check_task(run: StudentRun) -> None:
             raise ValueError(
                 f"task {run.task.name!r} learns from labels, and data.labels is none; choose task: "
                 "features, or data with class folders or a label column"
+            )
+        if run.task.name == "faces" and (data.augment.mix or method.mixing()):
+            raise ValueError(
+                "task 'faces' has a margin at each image's own label, and mixed images have two; "
+                "leave mixing out"
             )
         return
     reason = None

@@ -10,6 +10,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits, Recipe
 from raykd.data.recipe import AnyData
 from raykd.recipes.optim import Optim, Precision
+from raykd.tasks import AnyTask, Classification
 
 Network = Annotated[str, AfterValidator(models.check_name)]  # an alias is read as the name
 Weights = Annotated[str, Field(min_length=1)]
@@ -80,6 +81,8 @@ class TeacherRun(Recipe):
     """Training images; a given teacher takes their normalisation alone. Left out: the student's."""
     optim: Optim = Optim()
     """Optimiser and schedule of its training."""
+    task: AnyTask = Classification()  # pyright: ignore[reportInvalidTypeForm]
+    """Purpose of a teacher that is trained here: its label loss, and what judges it."""
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
     """Label smoothing e, as in torch.nn.CrossEntropyLoss: targets (1 - e) * target + e / C."""
     precision: Precision = "float32"
@@ -125,6 +128,13 @@ class TeacherRun(Recipe):
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
+        if self.task != Classification() and (self.is_given or not self.task.labelled):
+            raise ValueError(
+                f"task {self.task.name!r} is no training with labels of a teacher; leave it out"
+                if not self.task.labelled
+                else f"task {self.task.name!r} is of a training, and the weights are given; leave "
+                "it out, or give the teacher an optim of its own"
+            )
         if not self.is_given and self.data.labels == "none":
             leave = "leave its optim out" if self.fine_tune else "give it weights"
             raise ValueError(

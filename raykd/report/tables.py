@@ -25,6 +25,8 @@ _MEASURES = {
     "recall_at_1": "Recall@1: images whose nearest one in the gallery is of their class.",
     "map": "mAP: precision of the gallery's ranking at each image of the class, averaged.",
     "map_at_r": "MAP@R: the same up to rank R alone, the number of images of the class.",
+    "verification": "Verification: pairs of faces that are rightly held to be of one person or of "
+    "two, each fold with the threshold of the others.",
     "cka": "CKA: alignment of the embeddings of the test images with the teacher's, 100 where one "
     "is a rotation and a scaling of the other.",
 }

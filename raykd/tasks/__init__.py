@@ -1,7 +1,7 @@
 """Tasks: label losses, metrics, and the number by which students are compared.
 
 Imports `core`, `methods` and `data`. Begin with `base.py`; a task is a file and a line here.
-`probes.py` and `rankings.py` judge embeddings by labels.
+`probes.py` and `rankings.py` judge embeddings by labels, `verification.py` those of faces.
 """
 
 from typing import Annotated, Union
@@ -12,6 +12,7 @@ from raykd.core.open_union import Open
 from raykd.core.registry import Registry
 from raykd.tasks.base import LabelledSet, Task, probe_of
 from raykd.tasks.classification import Classification
+from raykd.tasks.faces import Faces, FaceSet
 from raykd.tasks.features import Features, Probe
 from raykd.tasks.retrieval import Retrieval, RetrievalSet
 
@@ -19,6 +20,8 @@ __all__ = [
     "TASKS",
     "AnyTask",
     "Classification",
+    "FaceSet",
+    "Faces",
     "Features",
     "LabelledSet",
     "Probe",
@@ -32,6 +35,7 @@ TASKS: Registry[type[Task]] = Registry("task")
 TASKS.add("classification", Classification)
 TASKS.add("features", Features)
 TASKS.add("retrieval", Retrieval)
+TASKS.add("faces", Faces)
 
 # Pydantic reads this union; pyright cannot see its members, and need not.
 _Members = Union[tuple(TASKS.values())]  # noqa: UP007

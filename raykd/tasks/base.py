@@ -17,6 +17,7 @@ from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.recipe import AnyData
 from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method
+from raykd.models.staged import Staged
 
 # Metrics by which students are compared, all of which are better the higher, and their headings.
 HEADINGS: Mapping[str, str] = {
@@ -27,6 +28,7 @@ HEADINGS: Mapping[str, str] = {
     "recall_at_1": "recall@1 %",
     "map": "mAP %",
     "map_at_r": "MAP@R %",
+    "verification": "verification %",
 }
 
 
@@ -60,6 +62,10 @@ class LabelledSet(Record):
             )
         return self
 
+    def mirrored(self) -> bool:
+        """True where the embedding of an image is the sum of its own and its mirror image's."""
+        return False
+
 
 class Task(Record):
     """The purpose of a student. A subclass is final.
@@ -71,6 +77,8 @@ class Task(Record):
 
     labelled: ClassVar[bool] = True  # the student learns from labels, and has a classifier
     collects: ClassVar[bool] = False  # `collected` is called with the test images' embeddings
+    embeds: ClassVar[bool] = False  # the finished student answers with embeddings, though labelled
+    keeps_logits: ClassVar[bool] = True  # caches have logits also for methods that read none
 
     name: str
     """Name of the task; a name alone takes every default."""
@@ -87,6 +95,20 @@ class Task(Record):
     @abstractmethod
     def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
         """The loss, a scalar, of a method's scores [B, C] against the labels."""
+
+    def learns_from(self) -> Signal:
+        """Signals of the student that `student_loss` reads besides the logits."""
+        return Signal(0)
+
+    def adapted(self, network: Staged) -> Staged:
+        """A network as the task needs it, changed in place; its weights are loaded afterwards."""
+        return network
+
+    def student_loss(
+        self, student: Outputs, scores: Tensor, batch: Batch, smoothing: float
+    ) -> Tensor:
+        """The loss, a scalar, of a student's outputs and of the method's scores [B, C] of them."""
+        return self.label_loss(scores, batch, smoothing)
 
     @abstractmethod
     def batch_sums(
@@ -123,6 +145,12 @@ class Task(Record):
         [N], where the images have some.
         """
         return {}
+
+    def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
+        """Raise `ValueError` where labels int64 [N], [M] of the run's images cannot judge.
+
+        `of_probe`: they are those of the probe's images.
+        """
 
     def judged(
         self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int

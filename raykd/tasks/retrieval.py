@@ -3,10 +3,10 @@
 Shapes: N test images, D student's embedding width, E teacher's.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raykd.core.record import Limits
@@ -16,6 +16,7 @@ from raykd.tasks import rankings
 from raykd.tasks.base import LabelledSet, Task, loss_sums
 
 PROJECTION = "projection"  # helper that maps a student's embeddings into the teacher's space
+_Rank = Annotated[int, Field(ge=1, le=Limits.ROWS)]
 AGREED = 10  # nearest images that agreement with the teacher counts
 
 
@@ -48,7 +49,7 @@ class Retrieval(Task):
     name: Literal["retrieval"] = "retrieval"
     gallery: Literal["teacher", "student"] = "teacher"
     """Network whose embeddings the gallery has: asymmetric (teacher), or symmetric (student)."""
-    ranks: tuple[int, ...] = rankings.RANKS
+    ranks: tuple[_Rank, ...] = rankings.RANKS
     """Values of k in recall@k; 1 is among them."""
     average: Literal["plain", "trapezoid"] = "plain"
     """Average precision: at each hit, or the mean of the precision before and after it."""
@@ -59,8 +60,6 @@ class Retrieval(Task):
     def _check(self) -> Self:
         if 1 not in self.ranks or len({*self.ranks}) < len(self.ranks):
             raise ValueError(f"ranks: expected different ones, 1 among them, got {self.ranks}")
-        if not all(1 <= rank <= Limits.ROWS for rank in self.ranks):
-            raise ValueError(f"ranks: expected numbers from 1, got {self.ranks}")
         if self.probe is not None and self.gallery == "teacher":
             raise ValueError(
                 "a probe has no embeddings of the teacher's; choose gallery: student, or leave the "
@@ -127,6 +126,20 @@ class Retrieval(Task):
             worth = self.worth(*both, labels)
             metrics |= {f"{who}_{name}": value for name, value in worth.items()}
         return metrics
+
+    def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
+        """Raise `ValueError` where no image that is ranked has another of its class."""
+        if of_probe != (self.probe is not None):
+            return
+        if self.probe is not None and self.probe.gallery == "train":
+            paired = bool(torch.isin(test, train).any())
+        else:
+            paired = len(test.unique()) < len(test)
+        if not paired:
+            raise ValueError(
+                "no test image has another of its class in its gallery, so there is nothing to "
+                "retrieve; give two or more test images of a class"
+            )
 
     def judged(
         self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int

@@ -43,6 +43,7 @@ class Epoch(Shape):
     recall_at_1: Percent | None = None
     map: Percent | None = None
     map_at_r: Percent | None = None
+    verification: Percent | None = None
     top1: Percent | None = None
     top5: Percent | None = None
     validation_top1: Percent | None = None

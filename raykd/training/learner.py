@@ -85,7 +85,7 @@ class Learner(nn.Module):
         if self.task.labelled and (label_weight or self.method.trains == "student"):
             scores = self.method.scores(student, teacher, self.helpers)
             with full_precision(scores):
-                label = self.task.label_loss(scores, batch, self.label_smoothing)
+                label = self.task.student_loss(student, scores, batch, self.label_smoothing)
                 losses["label"] = label_weight * label
         if teacher is not None:
             compared = match_classes(student, teacher)
@@ -118,6 +118,7 @@ class Learner(nn.Module):
     def _outputs(self, batch: Batch) -> Outputs:
         """The student's outputs for one look."""
         pixels, needs = batch.pixels, self.method.student_needs() | Signal.LIVE
+        needs |= self.task.learns_from()
         if Signal.PIXELS in needs:
             pixels = pixels.detach().requires_grad_()
         with torch.autocast(pixels.device.type, torch.bfloat16, self.autocast):

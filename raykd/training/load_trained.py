@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from raykd.data.dataset import AnyImages, class_names, open_images
 from raykd.methods.base import Method
 from raykd.methods.label_only import LabelOnly
-from raykd.models.staged import Staged
-from raykd.recipes import AnyTeacher, StudentRun
+from raykd.models.staged import Staged, without_classifier
+from raykd.recipes import AnyTeacher, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.training import initial_state, weights
 from raykd.training.checkpointing import Tested, read_result
@@ -57,9 +57,9 @@ class Finished:
     @property
     def is_backbone(self) -> bool:
         """True where it has no classifier, and answers with embeddings."""
-        if isinstance(self.run, StudentRun):
-            return not self.run.task.labelled
-        return self.run.logit_count() == 0
+        if isinstance(self.run, TeacherRun) and self.run.logit_count() == 0:
+            return True
+        return self.run.task.embeds or not self.run.task.labelled
 
     @property
     def rescaling(self) -> Mapping[str, str | float] | None:
@@ -97,6 +97,8 @@ def finished(store: Store, run: AnyTeacher) -> Finished:
         network = weights.build_network(run)
     name = weights.anchor_path(store, run, run.anchors()[-1]).name
     weights.load_finished(store, run, name, network)
+    if run.task.embeds:
+        network = without_classifier(network)  # which was for the people it was trained on
     result = read_result(store.path(run), Tested)
     loaded = Finished(store, run, network.eval(), method, helpers.eval(), result)
     loaded.released.load_state_dict(weights.finished_state(store, run, weights.HELPERS))

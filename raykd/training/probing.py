@@ -32,19 +32,29 @@ def is_due(sets: ProbeSets, epoch: int, epochs: int) -> bool:
 def probed(task: Task, network: Staged, sets: ProbeSets, host: Host) -> dict[str, float]:
     """The task's metrics of the probe's images: equal on all workers."""
     network.eval()
-    train, test = (embeddings(network, views, host) for views in (sets.train, sets.test))
+    mirrored, parts = sets.probe.mirrored(), (sets.train, sets.test)
+    train, test = (embeddings(network, views, host, mirrored=mirrored) for views in parts)
     known, asked = (views.images.targets.to(host.device) for views in (sets.train, sets.test))
     return task.judged(train, known, test, asked, sets.probe.data.resolved().classes)
 
 
-def embeddings(network: Staged, views: Views, host: Host) -> Tensor:
-    """The embeddings [N, D] of all images, float32; every worker computes a share."""
+def embeddings(network: Staged, views: Views, host: Host, *, mirrored: bool = False) -> Tensor:
+    """The embeddings [N, D] of all images, float32; every worker computes a share.
+
+    `mirrored`: each is the sum of the image's and its mirror image's.
+    """
+
+    def embedded(pixels: Tensor) -> Tensor:
+        return network.outputs(pixels, Signal.EMBEDDING).embedding.float()
+
     count = len(views.images)
     rows = share(count, host.rank, host.world)
     rows = rows if len(rows) else torch.zeros(1, dtype=torch.int64)  # more workers than images
     with torch.no_grad():
         parts = [
-            network.outputs(batch.pixels, Signal.EMBEDDING).embedding.float()
+            embedded(batch.pixels) + embedded(batch.pixels.flip(3))
+            if mirrored
+            else embedded(batch.pixels)
             for batch in views.runs(rows, views.at_once(BATCH, network.side))
         ]
     return gathered(torch.cat(parts), count, host)

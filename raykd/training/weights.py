@@ -18,13 +18,14 @@ from raykd import models
 from raykd.core.errors import CacheCorrupt, ConfigError
 from raykd.models import foreign_checkpoints
 from raykd.models.class_map import mapped
-from raykd.models.staged import Staged
+from raykd.models.staged import Staged, classifier_name
 from raykd.models.state_matching import load_matched
 from raykd.models.weights_import import head_names
 from raykd.recipes import AnyTeacher, OutputsRun, StudentRun, TeacherRun, Training
 from raykd.storage import arrow
 from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store
+from raykd.tasks import Classification
 from raykd.training.checkpointing import RESULT, read_result
 
 STUDENT = "weights.safetensors"
@@ -167,9 +168,9 @@ def build_network(teacher: AnyTeacher) -> Staged:
     A teacher's has its own outputs, and behind them the map to the classes of the data.
     """
     if isinstance(teacher, StudentRun):
-        network = models.build(teacher.model, teacher.head)
+        network = teacher.task.adapted(models.build(teacher.model, teacher.head))
         return _as_published(network, teacher.stages()[0].weights)
-    network = models.build(teacher.model, teacher.own_classes())
+    network = teacher.task.adapted(models.build(teacher.model, teacher.own_classes()))
     return _as_asked(_as_published(network, teacher.weights), teacher)
 
 
@@ -194,6 +195,14 @@ def load_start(store: Store, run: StudentRun, network: Staged) -> None:
     takes none.
     """
     if run.weights is None:
+        return
+    if run.task.embeds:  # whose classifier is of another kind, and begins anew
+        plain = models.build(run.model, run.head)
+        load_start(store, run.model_copy(update={"task": Classification()}), plain)
+        last = f"{classifier_name(plain)}."
+        state = plain.network.state_dict()
+        kept = {name: value for name, value in state.items() if not name.startswith(last)}
+        network.network.load_state_dict(kept, strict=False)
         return
     spare = () if run.head else head_names(run.model)
     if run.weights.startswith("sha256:"):

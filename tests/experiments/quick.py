@@ -22,6 +22,7 @@ LIMIT = 900  # seconds of one script, many times what it takes on two quiet core
 RUNS: dict[str, tuple[str, ...]] = {
     "benchmarks.cache": ("--quick", "--pairs", "1"),
     "benchmarks.codec": ("--quick",),
+    "benchmarks.distractors": ("--quick",),
     "benchmarks.gpu": ("--quick", "--pairs", "1"),
     "benchmarks.methods": ("--quick", "--pairs", "1"),
     "benchmarks.published": ("--quick", "--pairs", "1"),
@@ -31,17 +32,29 @@ RUNS: dict[str, tuple[str, ...]] = {
     "benchmarks.views": ("--quick",),
     "studies.cifar10_methods": ("--quick",),
     "studies.cifar10_sakd": ("--quick",),
+    "faces": ("--quick",),
     "imagenet_skd": ("--tiny", "--workers", "0", "--views", "1"),
     "studies.method_grid": ("--quick",),
     "studies.probes": ("--quick",),
     "rco_sweep": ("--quick",),
+    "retrieval": ("--quick",),
     "studies.scaling": ("--quick",),
     "studies.views_study": ("--tiny", "--epochs", "6", "--views", "1,all,live", "--seeds", "2"),
 }
 WITHOUT_RAY = {
     f"benchmarks.{name}"
-    for name in ("cache", "codec", "gpu", "methods", "published", "sakd", "step", "views")
-} | {"imagenet_skd", "studies.probes", "studies.scaling"}
+    for name in (
+        "cache",
+        "codec",
+        "distractors",
+        "gpu",
+        "methods",
+        "published",
+        "sakd",
+        "step",
+        "views",
+    )
+} | {"faces", "imagenet_skd", "retrieval", "studies.probes", "studies.scaling"}
 
 
 @click.command()

@@ -28,6 +28,7 @@ NEVER_ZERO = {
     "teacher_free",
     "nkd",
     "sample_contrastive_kd",
+    "ada_distill",
     "mlkd",
     "ab_init",
     "combine",

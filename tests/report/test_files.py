@@ -11,7 +11,7 @@ from tests.report.stored import TEXT, finished, put
 
 COLUMNS = (
     "label network seed fingerprint state top1 best validation_top1 agreement kl knn_top1 "
-    "linear_top1 cka recall_at_1 map map_at_r parameters flops latency_ms seconds "
+    "linear_top1 cka recall_at_1 map map_at_r verification parameters flops latency_ms seconds "
     "images_per_second hardware"
 )
 

@@ -18,6 +18,7 @@ from raykd.tasks import Retrieval, RetrievalSet
 from raykd.tasks.rankings import retrieval
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
+from tests.each import each
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
@@ -114,7 +115,7 @@ def test_an_export_holds_the_map_in_its_graph(store, data, teacher, tmp_path):
     assert (config["num_features"], config["calibration"]) == (256, None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "words"),
     [
         ({"method": METHODS["rkd"]()}, "does not bring into one space; choose one of mimic_emb"),
@@ -143,7 +144,7 @@ def test_images_without_labels_need_a_probe(store, data, teacher):
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "words"),
     [
         ({"ranks": (5, 10)}, "1 among them"),

@@ -1,0 +1,97 @@
+"""Retrieval: does a student find images of a class among its own embeddings, or the teacher's?
+
+    python experiments/retrieval.py                                 # digits, minutes on 2 cores
+    python experiments/retrieval.py --path imagenette --side 64     # a folder of images per class
+    python experiments/retrieval.py --quick
+
+The teacher is trained here with labels; its students read none. Asymmetric ones put their queries
+into the teacher's space, where it has embedded the gallery; symmetric ones find each other. Each
+test image is a query, and the other test images are its gallery.
+"""
+
+import statistics
+from typing import Any
+
+import click
+
+import raykd
+from raykd.cli.shared import speaking
+
+METRICS = ("recall_at_1", "map", "map_at_r", "agreement_at_10")
+SCORES = {"name": "embed_distill", "score_weight": 1.0}
+STUDENTS: dict[str, tuple[str, Any]] = {  # gallery and method by the name of a line
+    "embed_distill": ("teacher", "embed_distill"),
+    "embed_distill, scores": ("teacher", SCORES),
+    "mimic_embedding": ("teacher", "mimic_embedding"),
+    "cosine": ("teacher", "feature_distillation"),
+    "embed_distill, symmetric": ("student", "embed_distill"),
+    "relational_kd, symmetric": ("student", "relational_kd"),
+}
+
+
+@click.command()
+@click.option("--path", help="A folder of images per class; digits if not given.")
+@click.option("--side", default=64, show_default=True, help="Pixels of a side, of a folder's.")
+@click.option("--model", default="resnet8", show_default=True)
+@click.option("--teacher", default="resnet8x4", show_default=True)
+@click.option("--epochs", default=30, show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--quick", is_flag=True, help="Digits, one seed, one epoch.")
+@click.option("--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True)
+@speaking
+def main(
+    path: str | None,
+    side: int,
+    model: str,
+    teacher: str,
+    epochs: int,
+    seeds: int,
+    quick: bool,
+    store: str,
+) -> None:
+    """Train the students, and print how well images are found, mean and deviation over seeds."""
+    path, epochs, seeds = (None, 1, 1) if quick else (path, epochs, seeds)
+    images: dict[str, Any] = {"name": "digits", "holdout": 0.33, "augment": {"pad": 1}}
+    if path is not None:
+        images = {"name": "folder", "resize": side, "augment": {"pad": 4, "flip": True}}
+    optim = {"epochs": epochs, "batch": 64}
+    for number, (name, (gallery, method)) in enumerate(STUDENTS.items()):
+        student = raykd.Student(
+            model,
+            data=images,
+            teacher=raykd.Teacher(teacher, optim=optim),
+            task={"name": "retrieval", "gallery": gallery},
+            method=method,
+            optim=optim,
+            views=4,
+        )
+        experiment = raykd.Experiment(
+            student,
+            grid={"run.seed": range(seeds)},
+            data=path,
+            scale={"workers": 0},
+            name="retrieval",
+        )
+        results = [result.result["last"] for result in raykd.run(experiment, store)]
+        if not number:
+            print_line("the teacher alone", [_of_teacher(results[0])])
+        print_line(name, results)
+
+
+def _of_teacher(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's part of the metrics of a student."""
+    return {name: metrics.get(f"teacher_{name}", 100.0) for name in METRICS}
+
+
+def print_line(name: str, results: list[dict[str, Any]]) -> None:
+    """Print the metrics of a group, mean and sample deviation."""
+    cells: list[str] = []
+    for metric in METRICS:
+        numbers = [result[metric] for result in results]
+        deviation = f" +- {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
+        cells.append(f"{metric} {statistics.mean(numbers):.1f}{deviation}")
+    print(f"{name:26} " + "  ".join(cells) + f"  (n = {len(results)})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

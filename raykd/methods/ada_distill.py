@@ -1,0 +1,141 @@
+"""AdaDistill: a margin loss against centres of classes that move with the teacher's embeddings.
+
+Shapes: B batch, C classes, D student's embedding width, E teacher's.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
+from raykd.methods.helper_kinds import Shared
+
+_LEAST = 1e-6  # of a share
+_EDGE = 1e-7  # distance of a cosine from 1
+
+
+class Centres(Shared):
+    """A direction for each class, in the teacher's space."""
+
+    rows: Tensor
+
+    def __init__(self, classes: int, width: int) -> None:
+        """From N(0, 0.01**2), as the authors' code."""
+        super().__init__()
+        self.register_buffer("rows", 0.01 * torch.randn(classes, width))
+
+    def shares(self, student: Tensor, teacher: Tensor, labels: Tensor, *, weighted: bool) -> Tensor:
+        """The share [B] of each sample's centre that stays: how near the student is to the teacher.
+
+        The cosine of both embeddings [B, E], times that of the teacher's with the centre where
+        `weighted`.
+        """
+        near = F.cosine_similarity(student, teacher, dim=1)
+        if weighted:
+            centre = F.cosine_similarity(self.rows[labels].to(teacher), teacher, dim=1)
+            near = near * centre.clamp(_LEAST, 1)
+        return near.clamp(_LEAST, 1)
+
+    def move(self, shares: Tensor, teacher: Tensor, labels: Tensor, ids: Tensor) -> None:
+        """Move the centres of all workers' samples, those of one class in the order of their ids.
+
+        `teacher` are unit embeddings [B, E].
+        """
+        order = self.gather(ids).argsort(stable=True)
+        shares, teacher, labels = (self.gather(value)[order] for value in (shares, teacher, labels))
+        same = labels[:, None] == labels
+        turn = same.tril(-1).sum(1)  # samples of the class before each
+        for number in range(int(turn.max()) + 1 if len(turn) else 0):
+            now = turn == number
+            share = shares[now, None].to(self.rows)
+            rows = share * self.rows[labels[now]] + (1 - share) * teacher[now].to(self.rows)
+            self.rows.index_copy_(0, labels[now], rows)
+
+
+def margin_loss(cosine: Tensor, labels: Tensor, margin: float, scale: float, form: str) -> Tensor:
+    """Cross entropy of scale * cosines [B, C] with a margin at the labels, in nats; 0 for no rows.
+
+    ArcFace's, with cos theta - m sin m where theta + m is above pi, or CosFace's.
+    """
+    target = cosine.gather(1, labels[:, None]).clamp(-1 + _EDGE, 1 - _EDGE)
+    if form == "cosface":
+        harder = target - margin
+    else:
+        m = torch.tensor(margin).to(target)
+        harder = target * m.cos() - (1 - target.square()).sqrt() * m.sin()
+        harder = torch.where(target > -m.cos(), harder, target - m * m.sin())
+    logits = scale * cosine.scatter(1, labels[:, None], harder)
+    return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+
+
+class AdaDistill(Method):
+    """weight * the margin loss of P student against centres that move to the teacher's embeddings.
+
+    Boutros et al. 2024, arXiv 2407.01332, as in the authors' code (fdbtrs/AdaDistill). Before the
+    loss, the centre of each sample's class keeps a share of itself, and the rest is the teacher's
+    embedding of this image: a student that is far from its teacher learns from the embedding, a
+    near one from the running mean. Scale 64 and margin 0.45 are of its configuration. Several
+    samples of one class move it one after the other in the order of their ids, over all workers,
+    and P, a linear map where the widths differ, stands before the student's embedding: both are
+    our choices. The loss replaces that of the labels.
+    """
+
+    title: ClassVar[str] = "Boutros et al. 2024, arXiv 2407.01332"
+    cost: ClassVar[str] = "B C E, memory C E"
+    label_weight: ClassVar[Schedule] = 0.0
+    matches: ClassVar[bool] = True
+
+    name: Literal["ada_distill"] = "ada_distill"
+    weight: Schedule = 1.0
+    """Factor of the margin loss: a number, [[first epoch, value], ...], or a ramp."""
+    head: Literal["arcface", "cosface"] = "arcface"
+    """Form of the margin."""
+    scale: float = Field(default=64.0, gt=0, le=Limits.WEIGHT)
+    """Factor of the cosines."""
+    margin: float = Field(default=0.45, ge=0, le=Limits.WEIGHT)
+    """Margin of the head."""
+    weighted: bool = True
+    """Weigh the share that stays by the teacher's cosine with the centre."""
+
+    def needs(self) -> Signal:
+        """The embeddings."""
+        return Signal.EMBEDDING
+
+    def reads_labels(self) -> bool:
+        """True: each class has a centre."""
+        return True
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """The centres, and the linear map, where the widths differ."""
+        known = 0 if targets is None else int(targets.max()) + 1
+        classes = max(1, student.classes, known)
+        helpers = nn.ModuleDict({"centres": Centres(classes, teacher.embedding)})
+        if student.embedding != teacher.embedding:
+            helpers["projection"] = nn.Linear(student.embedding, teacher.embedding)
+        return helpers
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The margin loss, at the embedding, after the centres have moved."""
+        centres, labels = helpers["centres"], batch.labels
+        assert isinstance(centres, Centres)
+        with full_precision(student.embedding):
+            mine, theirs = precise(student.embedding), precise(teacher.embedding)
+            if "projection" in helpers:
+                mine = helpers["projection"](mine)
+            if centres.training:
+                with torch.no_grad():
+                    shares = centres.shares(mine, theirs, labels, weighted=self.weighted)
+                    centres.move(shares, F.normalize(theirs, dim=1), labels, batch.ids)
+            cosine = F.normalize(mine, dim=1) @ F.normalize(centres.rows, dim=1).T.to(mine)
+            loss = margin_loss(cosine, labels, self.margin, self.scale, self.head)
+            return {"embedding": value_at(self.weight, batch.epoch) * loss}

@@ -1,0 +1,45 @@
+"""Angular distillation: the direction of the teacher's embedding, and not its length.
+
+Shapes: B batch, D student's embedding width, E teacher's.
+"""
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.core.types import Shapes
+from raykd.methods.base import Schedule, SpotMethod
+
+
+class Angular(SpotMethod):
+    """weight * mean over samples of (1 - cos(P student, teacher))**power, on embeddings.
+
+    ShrinkTeaNet, Duong et al. 2019, arXiv 1905.10620; its authors' code has power 1 and weight 1
+    beside a margin loss. The paper's maps of earlier stages are not compared. P is a linear map
+    where the widths differ, which is our choice.
+    """
+
+    title: ClassVar[str] = "Duong et al. 2019, arXiv 1905.10620"
+    cost: ClassVar[str] = "B D"
+    matches: ClassVar[bool] = True
+
+    name: Literal["angular"] = "angular"
+    weight: Schedule = 1.0
+    power: int = Field(default=1, ge=1, le=2)
+    """Power of 1 - cosine."""
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """The linear map, where the widths differ."""
+        if student.embedding == teacher.embedding:
+            return nn.ModuleDict()
+        return nn.ModuleDict({"projection": nn.Linear(student.embedding, teacher.embedding)})
+
+    def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
+        """The mean of the power over samples."""
+        if "projection" in helpers:
+            student = helpers["projection"](student)
+        return (1 - F.cosine_similarity(student, teacher, dim=1)).pow(self.power).mean()

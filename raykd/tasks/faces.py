@@ -1,0 +1,197 @@
+"""Faces: embeddings that tell people apart whom no image of the training set shows.
+
+Shapes: B batch, C people of the training images, D embedding width, N, M images of a probe.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Signal
+from raykd.methods.base import Method, full_precision, precise
+from raykd.models.cosine_classifier import CosineClassifier, with_cosine_classifier
+from raykd.models.staged import Staged
+from raykd.tasks import margins, rankings, verification
+from raykd.tasks.base import LabelledSet, Task
+from raykd.tasks.classification import CLASSIFICATION
+from raykd.tasks.margins import Beyond, Gradient, Head
+
+_MOVES = 0.01  # share of a batch in AdaFace's running moments of the norms
+_Rate = Annotated[float, Field(gt=0, lt=1)]
+_OF_NORMS = ("sphereface", "adaface", "magface")  # heads that read the norms of embeddings
+
+
+class FaceSet(LabelledSet):
+    """Images of people who are not in the training set, in a folder for each; all of them judge."""
+
+    folds: int = Field(default=verification.FOLDS, ge=2, le=Limits.WIDTH)
+    """Parts of the people; the threshold for the pairs of one comes from the others."""
+    pairs: int = Field(default=300, ge=1, le=Limits.WIDTH)
+    """Pairs of one person in a fold, and of two, at most; LFW has 300."""
+    rates: tuple[_Rate, ...] = (0.01, 0.001)
+    """False accept rates at which the true accept rate is measured, over all pairs."""
+    flip: bool = True
+    """Add the embedding of the mirrored image to that of the image."""
+
+    def mirrored(self) -> bool:
+        """True where the mirrored image counts, too."""
+        return self.flip
+
+
+class Faces(Task):
+    """Recognition of faces in an open set: people of the training images teach, others are told
+    apart.
+
+    The network's last layer becomes a cosine classifier, whose logits are `scale` * cosine, and a
+    margin makes the label's harder; the label loss is the cross entropy of that. What is released
+    answers with embeddings. Images are aligned faces, in a folder for each person.
+
+    `top1` is that of test images among the people of the training set. With a `probe`, whose people
+    are others: `verification` is the accuracy over folds of pairs with one person or two, with its
+    deviation over folds; `tar_at_R` the share of all pairs of one person that is accepted where a
+    rate R of pairs of two is, if there are 1 / R of them; `rank_1` that of images whose nearest
+    other one is of the same person.
+
+    The margins' gradients are true ones by default; `gradient: identity` is that of insightface's
+    ArcFace.
+    """
+
+    embeds: ClassVar[bool] = True
+    keeps_logits: ClassVar[bool] = False
+
+    name: Literal["faces"] = "faces"
+    head: Head = "arcface"
+    """Form of the margin; normface has none."""
+    scale: float = Field(default=64.0, gt=0, le=Limits.WEIGHT)
+    """Factor s of the cosines; sphereface has each embedding's norm in its place."""
+    margin: float | None = Field(default=None, ge=0, le=Limits.WEIGHT)
+    """Margin m of arcface (0.5), cosface (0.4) and adaface (0.4); null: that in brackets."""
+    beyond: Beyond = "fallback"
+    """Value of arcface and magface where angle and margin are above pi together."""
+    gradient: Gradient = "through"
+    """Gradient of arcface and magface: the true one, or 1 in the cosine."""
+    probe: FaceSet | None = None
+    """People that the training images do not show; null: none."""
+
+    @property
+    def headline(self) -> str:
+        """Accuracy of verification; without a probe, top-1 among the training set's people."""
+        return "top1" if self.probe is None else "verification"
+
+    def reads(self) -> Signal:
+        """Nothing beside the logits."""
+        return Signal(0)
+
+    def learns_from(self) -> Signal:
+        """The embeddings, whose norms some heads read."""
+        return Signal.EMBEDDING if self.head in _OF_NORMS else Signal(0)
+
+    def adapted(self, network: Staged) -> Staged:
+        """The network with a cosine classifier. Raises `ConfigError` where it cannot have one."""
+        return with_cosine_classifier(network, self.scale)
+
+    def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
+        """Cross entropy without a margin."""
+        return CLASSIFICATION.label_loss(scores, batch, smoothing)
+
+    def student_loss(
+        self, student: Outputs, scores: Tensor, batch: Batch, smoothing: float
+    ) -> Tensor:
+        """Cross entropy of the logits with the margin, and MagFace's regulariser."""
+        logits, more = self.with_margin(student, batch.labels)
+        return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing) + more
+
+    def with_margin(self, student: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits [B, C] with the margin at the labels, and what is added to the loss."""
+        with full_precision(student.logits):
+            cosine = precise(student.logits) / self.scale
+            target, nothing = margins.target_of(cosine, labels), cosine.new_zeros(())
+            if self.head == "normface":
+                return self.scale * cosine, nothing
+            if self.head == "cosface":
+                target = target - self._margin()
+            elif self.head == "arcface":
+                target = margins.angular(target, self._margin(), self.beyond, self.gradient)
+            if self.head in ("cosface", "arcface"):
+                return self.scale * margins.with_target(cosine, labels, target), nothing
+            norms = precise(student.embedding).norm(dim=1)
+            if self.head == "magface":
+                margin, more = margins.magface_margin(norms)
+                target = margins.angular(target, margin, self.beyond, self.gradient)
+                logits = self.scale * margins.with_target(cosine, labels, target)
+                return logits, margins.MAGFACE_WEIGHT * more
+            classifier = student.classifier
+            assert isinstance(classifier, CosineClassifier)
+            if self.head == "adaface":
+                target = self._adaface(target, norms, classifier)
+                return self.scale * margins.with_target(cosine, labels, target), nothing
+            blend = max(5.0, 1500.0 / (1 + 0.1 * float(classifier.steps)))
+            if classifier.training:
+                classifier.steps += 1
+            target = margins.sphereface(target, blend)
+            return norms[:, None] * margins.with_target(cosine, labels, target), nothing
+
+    def _margin(self) -> float:
+        return margins.MARGINS[self.head] if self.margin is None else self.margin
+
+    def _adaface(self, target: Tensor, norms: Tensor, classifier: CosineClassifier) -> Tensor:
+        """AdaFace's target; the running moments of the norms take a share of the batch's first."""
+        norms = margins.adaface_norms(norms)
+        if classifier.training and len(norms) > 1:
+            moments = torch.stack([norms.mean(), norms.std()]).to(classifier.moments)
+            classifier.moments.lerp_(moments, _MOVES)
+        mean, deviation = classifier.moments.to(norms).unbind()
+        return margins.adaface(target, norms, mean, deviation, self._margin())
+
+    def batch_sums(
+        self,
+        method: Method,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        helpers: nn.ModuleDict,
+    ) -> Tensor:
+        """Those of classification."""
+        return CLASSIFICATION.batch_sums(method, student, teacher, batch, helpers)
+
+    def metrics(self, sums: Tensor, *, taught: bool) -> dict[str, float]:
+        """Those of classification, without a margin."""
+        return CLASSIFICATION.metrics(sums, taught=taught)
+
+    def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
+        """Raise `ValueError` where the people of a probe are too few for its folds."""
+        if of_probe and self.probe is not None:
+            labels = torch.cat([train, test])
+            verification.draw_pairs(labels, self.probe.folds, self.probe.pairs)
+
+    def judged(
+        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
+    ) -> dict[str, float]:
+        """Verification and recognition of the probe's people, in percent."""
+        probe = self.probe
+        assert probe is not None
+        faces, labels = torch.cat([train, test]), torch.cat([train_labels, test_labels])
+        pairs = verification.draw_pairs(labels, probe.folds, probe.pairs)
+        unit = F.normalize(faces, dim=1)
+        scores = (unit[pairs.first] * unit[pairs.second]).sum(1).cpu()
+        folds = verification.fold_accuracy(scores, pairs.same, pairs.fold)
+        metrics = {
+            "verification": 100 * folds.mean,
+            "verification_deviation": 100 * folds.deviation,
+        }
+        count = verification.impostor_count(labels)
+        accepted = verification.tar_at_far(
+            verification.genuine_scores(faces, labels),
+            verification.impostor_scores(faces, labels),
+            count,
+            probe.rates,
+        )
+        metrics |= {
+            f"tar_at_{rate:g}": 100 * share for rate, share in accepted.items() if share is not None
+        }
+        nearest = rankings.retrieval(faces, faces, labels, labels, alike=True, ranks=(1,))
+        return metrics | {"rank_1": 100 * nearest.recall[1]}

@@ -1,0 +1,163 @@
+"""Students of faces: a teacher's route, what is stored, measured and released, and refusals."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from raykd.config.experiment import Experiment
+from raykd.config.scale import Scale
+from raykd.core.errors import ConfigError
+from raykd.core.types import Signal
+from raykd.data.dataset import read
+from raykd.data.recipe import Data
+from raykd.data.transforms.augment import Augment
+from raykd.methods import METHODS
+from raykd.models import build
+from raykd.planning.preflight import preflight
+from raykd.recipes import Optim, StudentRun, TeacherRun
+from raykd.recipes.rco import RCO
+from raykd.storage.store import Store
+from raykd.tasks import Faces, FaceSet, Retrieval
+from raykd.training import weights
+from raykd.training.checkpointing import read_result
+from raykd.training.load_trained import finished
+from tests.data.files import encoded, put
+from tests.each import each
+from tests.training.route_runs import carried
+
+FAST = Optim(epochs=2, batch=16)
+
+
+def people(root: Path, first: int, count: int, each: int = 6) -> Path:
+    """Folders of noisy pictures of 16 x 16 pixels, a pattern for each person."""
+    for person in range(first, first + count):
+        source = np.random.default_rng(person)
+        pattern = np.kron(source.integers(60, 200, (4, 4, 3)), np.ones((4, 4, 1)))
+        for number in range(each):
+            grain = source.normal(0, 12, pattern.shape)
+            image = Image.fromarray(np.clip(pattern + grain, 0, 255).astype(np.uint8))
+            put(root / f"person{person}" / f"{number}.png", encoded(image, "PNG"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faces")
+    people(root / "train", 0, 6)
+    people(root / "others", 10, 6)
+    people(root / "mixed", 5, 6)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(place):
+    return Store(place / "store")
+
+
+def faces(store, place, name, **fields):
+    return read(store, Data(name="folder", holdout=0.34, **fields), str(place / name))
+
+
+@pytest.fixture(scope="module")
+def data(store, place):
+    return faces(store, place, "train", augment=Augment(flip=True))
+
+
+@pytest.fixture(scope="module")
+def task(store, place):
+    probe = FaceSet(data=faces(store, place, "others"), folds=3, pairs=10, rates=(0.1, 1e-4))
+    return Faces(scale=16.0, probe=probe)
+
+
+@pytest.fixture(scope="module")
+def teacher(data, task):
+    optim = Optim(epochs=2, batch=8)
+    return TeacherRun(model="resnet8x4", data=data, task=task, optim=optim, save_every=1)
+
+
+def student(data, teacher, task, **fields):
+    fields = {"method": METHODS["mimic_embedding"](normalise=True), "optim": FAST} | fields
+    return StudentRun(model="resnet8", data=data, teacher=teacher, task=task, **fields)
+
+
+def test_a_route_of_a_face_teacher_is_taught_and_judged_by_other_people(store, data, teacher, task):
+    run = RCO(anchors=2).students(student(data, teacher, task))
+    carried(store, run)
+    last = read_result(store.path(run))["last"]
+    assert [stage.teacher.anchors() for stage in run.stages()] == [(1, 2), (1, 2)]
+    assert last.keys() >= {"verification", "verification_deviation", "tar_at_0.1", "rank_1"}
+    assert "tar_at_0.0001" not in last  # of so few pairs
+    assert last["verification"] >= 50
+    assert "verification" in read_result(store.path(teacher))["last"]
+    cache = run.outputs_at(0)
+    assert cache.signals() == Signal.EMBEDDING
+    network = finished(store, run)
+    assert network.is_backbone
+    assert network.answer(torch.randn(2, 3, 16, 16)).shape == (2, 64)
+    assert finished(store, teacher).answer(torch.randn(2, 3, 16, 16)).shape == (2, 256)
+
+
+def test_methods_of_logits_find_scaled_cosines(store, data, teacher, task):
+    run = student(data, teacher, task, method=METHODS["kd"](name="kd"))
+    carried(store, run)
+    assert Signal.LOGITS in run.outputs_at(0).signals()
+    assert "agreement" in read_result(store.path(run))["last"]
+
+
+@each(
+    ("name", "folds", "words"),
+    [
+        ("mixed", 3, r"1 of its 6 people are trained on \(person5\)"),
+        ("others", 6, "fold 1 of 6: expected pairs of one person and of two"),
+    ],
+)
+def test_people_that_cannot_judge_are_refused_before_anything_is_trained(
+    store, place, data, teacher, name, folds, words
+):
+    probe = FaceSet(data=faces(store, place, name), folds=folds)
+    run = student(data, None, Faces(probe=probe), method=METHODS["label_only"](name="label_only"))
+    with pytest.raises(ConfigError, match=words):
+        preflight(Experiment("faces", (run,), Scale()), store)
+
+
+def test_a_teacher_that_is_given_or_learns_no_labels_has_no_task(data):
+    for fields in ({"weights": "sha256:00", "task": Faces()}, {"task": Retrieval()}):
+        with pytest.raises(ValueError, match="leave it out"):
+            TeacherRun(model="resnet8", data=data, **fields)
+
+
+def test_a_divergence_of_logits_chooses_no_anchors(data, teacher, task):
+    held = data.model_copy(update={"validation": 0.2})
+    run = student(held, teacher.model_copy(update={"data": held}), task)
+    RCO(select="greedy").students(run)
+    with pytest.raises(ValueError, match=r"use rco\.measure: loss"):
+        RCO(select="greedy", measure="kl").students(run)
+
+
+def test_a_task_at_its_default_leaves_a_teacher_s_fingerprint_alone(data):
+    from raykd.core.record import canonical
+
+    plain = TeacherRun(model="resnet8", data=data)
+    assert "task" not in canonical(plain)
+    assert "faces" in canonical(TeacherRun(model="resnet8", data=data, task=Faces()))
+
+
+def test_a_face_student_starts_from_a_classifier_s_weights_but_for_the_last_layer(
+    store, data, teacher, task
+):
+    plain = build("resnet8", 10)
+    content = safetensors.torch.save(plain.network.state_dict())
+    name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+    put(store.root / "weights" / name, content)
+    run = student(data, teacher, task, weights=f"sha256:{name}")
+    network = weights.build_network(run)
+    before = network.classifier.weight.clone()
+    weights.load_start(store, run, network)
+    assert torch.equal(network.classifier.weight, before)
+    for one, other in zip(network.stages.values(), plain.stages.values(), strict=True):
+        assert all(map(torch.equal, one.parameters(), other.parameters()))

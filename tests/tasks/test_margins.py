@@ -1,0 +1,110 @@
+"""Margins: golden values, gradients, and what happens beyond pi."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raykd.core.types import Batch, Outputs
+from raykd.models.cosine_classifier import CosineClassifier
+from raykd.tasks import Faces, margins
+from tests.each import each
+from tests.small import golden_embeddings, golden_logits
+
+EMBEDDINGS = golden_embeddings()[0]
+LABELS = golden_logits()[2]
+J, D = torch.arange(10.0).double()[:, None], torch.arange(6.0).double()
+WEIGHT = (0.35 * J + 0.8 * D + 0.3).cos()
+
+
+def classifier(scale):
+    made = CosineClassifier(6, 10, scale).double().eval()
+    made.weight.data.copy_(WEIGHT)
+    return made
+
+
+def loss_of(task, embeddings=EMBEDDINGS, head=None):
+    head = head or classifier(task.scale)
+    outputs = Outputs(head(embeddings), embedding=embeddings, classifier=head)
+    sample = Batch(torch.empty(0), LABELS, torch.arange(4), view=0, epoch=0)
+    return task.student_loss(outputs, outputs.logits, sample, 0.0)
+
+
+@each(
+    ("fields", "value"),
+    [
+        ({"head": "normface"}, 58.72033381),
+        ({"head": "arcface"}, 75.34258545),
+        ({"head": "arcface", "beyond": "clamp"}, 71.77000011),
+        ({"head": "arcface", "beyond": "none"}, 70.96530561),
+        ({"head": "arcface", "gradient": "identity"}, 75.34258545),
+        ({"head": "arcface", "scale": 30.0}, 35.32203587),
+        ({"head": "cosface", "margin": 0.35}, 80.11727532),
+        ({"head": "cosface"}, 83.31727531),
+    ],
+)
+def test_margins_have_the_values_of_the_specification(fields, value):
+    assert loss_of(Faces(**fields)).item() == pytest.approx(value, rel=1e-7)
+
+
+def test_adaface_has_the_value_of_the_specification():
+    norms = margins.adaface_norms(EMBEDDINGS.norm(dim=1))
+    cosine = classifier(1.0)(EMBEDDINGS)
+    target = margins.target_of(cosine, LABELS)
+    target = margins.adaface(target, norms, norms.mean(), norms.std(), 0.4)
+    logits = 64 * margins.with_target(cosine, LABELS, target)
+    assert F.cross_entropy(logits, LABELS).item() == pytest.approx(84.20745049, rel=1e-6)
+
+
+def test_adaface_takes_a_hundredth_of_each_batch_into_its_moments():
+    head = classifier(64.0).train()
+    loss_of(Faces(head="adaface"), head=head)
+    norms = EMBEDDINGS.norm(dim=1)
+    expected = 0.99 * torch.tensor([20.0, 100.0]).double() + 0.01 * torch.stack(
+        [norms.mean(), norms.std()]
+    )
+    torch.testing.assert_close(head.moments, expected)
+    kept = head.moments.clone()
+    loss_of(Faces(head="adaface"), head=head.eval())
+    assert torch.equal(kept, head.moments)
+
+
+def test_magface_has_the_values_of_the_specification():
+    loss, more = loss_of(Faces(head="magface"), 20 * EMBEDDINGS), 0.03081858129
+    assert loss.item() == pytest.approx(76.98008348 + 35 * more, rel=1e-7)
+
+
+def test_sphereface_has_the_values_of_the_specification():
+    cosine = classifier(1.0)(EMBEDDINGS)
+    target, norms = margins.target_of(cosine, LABELS), EMBEDDINGS.norm(dim=1)
+    for blend, value in ((5.0, 3.682935635), (0.0, 8.678666866)):
+        logits = norms[:, None] * margins.with_target(
+            cosine, LABELS, margins.sphereface(target, blend)
+        )
+        assert F.cross_entropy(logits, LABELS).item() == pytest.approx(value, rel=1e-6)
+    head = classifier(64.0).train()
+    loss_of(Faces(head="sphereface"), head=head)
+    assert head.steps.item() == 1
+    edge = margins.sphereface(torch.tensor([-1.0]).double(), 0.0)
+    assert edge.item() == pytest.approx(-7)  # k is 3 at pi
+
+
+def test_true_gradients_differ_from_the_identity_s_by_a_ratio_of_sines():
+    cosine = margins.target_of(classifier(1.0)(EMBEDDINGS), LABELS)[[0, 1, 3]]
+    cosine = cosine.detach().requires_grad_()
+    for kind in ("through", "identity"):
+        (slope,) = torch.autograd.grad(margins.angular(cosine, 0.5, "none", kind).sum(), cosine)
+        theta = cosine.detach().acos()
+        ratio = (theta + 0.5).sin() / theta.sin() if kind == "through" else torch.ones(3).double()
+        torch.testing.assert_close(slope, ratio)
+    expected = torch.tensor([0.8288715254, 0.2680597420, 3.854258893]).double()
+    theta = cosine.detach().acos()
+    torch.testing.assert_close((theta + 0.5).sin() / theta.sin(), expected)
+
+
+@each("head", [*margins.MARGINS, "normface", "magface"])
+def test_gradients_are_finite_where_the_embedding_is_its_class(head):
+    made = classifier(64.0)
+    x = (3 * WEIGHT[LABELS]).float().requires_grad_()
+    made = made.float()
+    loss_of(Faces(head=head), x, made).backward()
+    assert x.grad is not None and x.grad.isfinite().all()

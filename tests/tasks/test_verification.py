@@ -1,0 +1,93 @@
+"""Protocols for faces: golden values, streams against the whole, and lists of pairs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raykd.tasks import verification
+from raykd.tasks.verification import (
+    draw_pairs,
+    fold_accuracy,
+    genuine_scores,
+    impostor_count,
+    impostor_scores,
+    rank_1,
+    tar_at_far,
+)
+
+NUMBER = torch.arange(40).double()
+SAME = NUMBER % 2 == 0
+SCORES = 0.3 * (0.37 * NUMBER).sin() + torch.where(SAME, 0.45, 0.05)
+
+
+def faces() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings [12, 6] of 3 people, their labels, and 30 distractors, of the specification."""
+    k = torch.arange(6.0).double()
+    number, label = torch.arange(12.0).double()[:, None], torch.arange(12) // 4
+    probes = (0.5 * number + 0.1 * k + 1.1 * label.double()[:, None]).cos()
+    return probes, label, (0.8 * torch.arange(30.0).double()[:, None] + 0.6 * k).sin()
+
+
+def test_accuracy_over_folds_has_the_values_of_the_specification():
+    result = fold_accuracy(SCORES, SAME, torch.arange(40) // 4)
+    assert (result.mean, result.deviation) == (pytest.approx(0.775), pytest.approx(0.175))
+    assert len(result.accuracies) == 10
+
+
+def test_a_threshold_never_parts_equal_scores():
+    scores, same = torch.tensor([0.5, 0.5, 0.5, 0.9]), torch.tensor([True, False, False, True])
+    result = fold_accuracy(scores.repeat(2), same.repeat(2), torch.arange(8) // 4)
+    assert result.accuracies == (0.75, 0.75)
+    # With all of one person, the lowest threshold accepts all.
+    assert fold_accuracy(scores, same | True, torch.arange(4) // 2).mean == 1
+
+
+def test_accepted_shares_have_the_values_of_the_specification():
+    impostors = SCORES[~SAME].split(7)
+    result = tar_at_far(SCORES[SAME], impostors, 20, (0.1, 0.05, 0.01))
+    assert result == {0.1: pytest.approx(0.7), 0.05: pytest.approx(0.7), 0.01: None}
+    with pytest.raises(ValueError, match="expected 21 impostor scores, got 20"):
+        tar_at_far(SCORES[SAME], impostors, 21, (0.1,))
+
+
+def test_people_among_distractors_have_the_value_of_the_specification():
+    probes, labels, distractors = faces()
+    result = rank_1(probes, labels, [distractors], (30,))
+    assert result == {30: 18 / 36}
+    blocks = rank_1(probes, labels, distractors.split(7), (1, 10, 30))
+    alone = {n: rank_1(probes, labels, [distractors[:n]], (n,))[n] for n in (1, 10, 30)}
+    assert blocks == alone
+    assert alone[1] >= alone[10] >= alone[30]
+    with pytest.raises(ValueError, match="expected 31 distractors, got 30"):
+        rank_1(probes, labels, [distractors], (31,))
+    with pytest.raises(ValueError, match="two or more images of one person"):
+        rank_1(probes[::4], labels[::4], [distractors], (30,))
+
+
+def test_all_pairs_come_once_in_blocks_or_whole(monkeypatch):
+    probes, labels, _ = faces()
+    unit = F.normalize(probes.float(), dim=1)
+    first, second = torch.triu_indices(12, 12, 1)
+    cosine, same = (unit @ unit.T)[first, second], labels[first] == labels[second]
+    monkeypatch.setattr(verification, "_CELLS", 30)  # 2 rows at a time
+    impostors = torch.cat([*impostor_scores(probes, labels)])
+    assert len(impostors) == impostor_count(labels) == int((~same).sum())
+    torch.testing.assert_close(impostors.sort().values, cosine[~same].sort().values)
+    genuine = genuine_scores(probes, labels)
+    torch.testing.assert_close(genuine.sort().values, cosine[same].sort().values)
+
+
+def test_drawn_pairs_are_of_different_people_in_each_fold():
+    labels = torch.arange(60) % 12
+    pairs = draw_pairs(labels, 4, 8, seed=1)
+    assert len(pairs.fold) == 4 * 2 * 8
+    assert torch.equal(labels[pairs.first] == labels[pairs.second], pairs.same)
+    people = [
+        {*labels[pairs.first[pairs.fold == n]].tolist()}
+        | {*labels[pairs.second[pairs.fold == n]].tolist()}
+        for n in range(4)
+    ]
+    assert sum(map(len, people)) == len(set.union(*people)) == 12
+    assert all(map(torch.equal, pairs, draw_pairs(labels, 4, 8, seed=1)))
+    with pytest.raises(ValueError, match="use fewer folds"):
+        draw_pairs(labels, 12, 8)
