@@ -1,7 +1,6 @@
 """Any content of any file of a store ends in a sentence and status 5, or is not believed."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from raykd.config.experiment import load
 from raykd.config.resolve import resolve
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet, sweep_name, write_sheet
+from tests.tiers import sampled
 
 EXPERIMENT = """
 run:
@@ -151,17 +151,13 @@ def other_than(path: Path, files: list[Path]) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_content_of_a_file_gives_a_traceback_a_wrong_number_or_a_training(made, tmp_path, kind):
-    """Every third content in the place of one file of each name, others for each file.
-
-    $RAYKD_ALTERATIONS=all takes each content of each of them.
-    """
+    """Every third content in the place of one file of each name, others for each file."""
     files = files_of(made[0], kind)
     chosen = {re.sub("[0-9a-f]{4,}", "", path.name): path for path in files}
-    step = 1 if os.environ.get("RAYKD_ALTERATIONS") == "all" else 3
     alterations = [
         (path, how, data)
         for first, path in enumerate(chosen.values(), KINDS.index(kind))
-        for how, data in [*contents(path, other_than(path, files)).items()][first % step :: step]
+        for how, data in sampled([*contents(path, other_than(path, files)).items()], 3, first)
         if data != path.read_bytes()
     ]
     for number, (path, how, data) in enumerate(alterations):

@@ -462,6 +462,7 @@ def test_folders_of_exports(tmp_path, planted):
         check_folder(tmp_path, teacher_run(Store(tmp_path / "store")))
 
 
+@pytest.mark.slow
 def test_copies_of_a_store_at_a_url(tmp_path, planted, monkeypatch, finished):
     monkeypatch.setenv("RAYKD_LOCAL", str(tmp_path / "local"))
     shutil.copytree(finished.root, tmp_path / "far")

@@ -1,6 +1,7 @@
 """Cases of a law over a whole table: the default run takes some, the slow one the others."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +22,11 @@ METHOD_KINDS = (
 # One network for each way in which stages end: a ReLU, a norm that comes later, a plain sum, a ReLU
 # of half the channels.
 NETWORK_KINDS = ("resnet8", "wrn_16_1", "mobilenet_v2_x0_5", "shufflenet_v2")
+
+
+def sampled(cases: Sequence[Any], step: int, first: int = 0) -> Sequence[Any]:
+    """Every `step`-th of many cases of one kind, from `first` on; all where $RAYKD_FULL is set."""
+    return cases if os.environ.get("RAYKD_FULL") else cases[first % step :: step]
 
 
 def slow_but(cases: Iterable[Any], quick: Iterable[Any]) -> list[Any]:

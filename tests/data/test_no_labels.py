@@ -255,6 +255,7 @@ def test_a_pack_with_labels_is_read_without_them(store, tmp_path, stream):
     assert data.classes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*WAYS])
 def test_images_at_a_url_need_no_labels(store, tmp_path, bucket, kind):
     path = WAYS[kind](tmp_path / "images", LABELS[:ROWS])

@@ -335,6 +335,7 @@ def test_a_file_that_answers_otherwise_is_refused(place, teacher, tmp_path):
     assert caught.value.code == 8
 
 
+@pytest.mark.slow
 def test_a_network_that_torch_cannot_trace_is_a_sentence(place, teacher, tmp_path):
     made = finished(place, teacher)
     forward = made.network.network.stem.forward

@@ -21,8 +21,13 @@ DEEP = ("iresnet34", "iresnet50", "iresnet100", "iresnet200")
 TESTED = [name for name in NETWORKS if name not in DEEP]
 
 
-@each("classes", [10, 0])
-@each("model", slow_but(TESTED, NETWORK_KINDS))
+@each(
+    ("model", "classes"),
+    slow_but(
+        [*((model, 10) for model in TESTED), *((model, 0) for model in NETWORK_KINDS)],
+        [("resnet8", 10), ("shufflenet_v2", 0)],
+    ),
+)
 def test_the_file_is_the_network(model, classes, tmp_path):
     torch.manual_seed(1)
     network = build(model, classes).eval()

@@ -48,6 +48,7 @@ def pixels(store, run):
     return batch.pixels
 
 
+@pytest.mark.slow
 @each(
     "augment",
     [

@@ -173,6 +173,7 @@ def test_axes_have_few_numbers_and_whole_ones(store, classes, epochs):
     assert max(map(int, numbers)) <= max(100, classes - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", slow_but((1, 2, 4, 8), (4,)))
 def test_panels_stand_in_rows_of_three_at_most(store, experiment, count):
     spots = [f"stage{number}" for number in range(count)]

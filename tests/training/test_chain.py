@@ -184,6 +184,7 @@ def test_images_that_are_only_measured_on_leave_no_trace(student_store, method):
     assert equal(learner.state_dict(), before)
 
 
+@pytest.mark.slow
 def test_a_stage_has_the_whole_schedule_and_begins_with_averaged_weights(student_store, tmp_path):
     store = student_store
     optim = Optim(epochs=2, batch=32, schedule="cosine", warmup_epochs=1, lr=0.03, ema=0.5)
@@ -341,6 +342,7 @@ def test_margins_are_those_of_the_supervising_checkpoint(teacher_store, tmp_path
 # Plain distillation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", slow_but([KD(), SKD(), MimicEmbedding()], [KD()]), ids=lambda m: m.name
 )
@@ -550,6 +552,7 @@ def test_an_assistant_can_be_asked_in_person(student_store, method):
     assert store.has(run)
 
 
+@pytest.mark.slow
 def test_what_stands_below_a_failed_assistant_is_left_out_and_others_are_trained(
     teacher_store, tmp_path
 ):
@@ -599,6 +602,7 @@ def test_every_epoch_is_measured_on_the_validation_images(student_store):
     assert last["validation_loss"] == pytest.approx(float(expected), rel=1e-4)  # float32
 
 
+@pytest.mark.slow
 def test_a_run_without_images_to_choose_by_says_nothing_of_them(student_store):
     store = student_store
     data = digits(store, limit=64)

@@ -133,6 +133,7 @@ def test_so_is_a_prelude(teacher_store, tmp_path):
     assert not store.has(prelude)
 
 
+@pytest.mark.slow
 @each("kept", ["weights", "metrics"])
 def test_a_run_that_was_stopped_before_its_end_is_looked_at_when_it_goes_on(
     teacher_store, tmp_path, kept
@@ -191,6 +192,7 @@ def test_a_given_teacher_whose_answers_are_no_numbers_is_refused(teacher_store, 
     assert not store.has(teacher)
 
 
+@pytest.mark.slow
 def test_a_given_teacher_may_leave_a_class_out(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path)
     bias = [key for key in build("resnet8", 10).network.state_dict() if key.endswith("bias")][-1]
@@ -239,6 +241,7 @@ def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_n
     assert 0 < metrics["kl"] < 10
 
 
+@pytest.mark.slow
 @each(("side", "equal"), [(4, False), (8, True)])
 def test_statistics_are_refreshed_where_a_chunk_has_one_image_too_many(
     teacher_store, monkeypatch, side, equal

@@ -21,6 +21,7 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(["kd", "simkd", "sakd", "combine"], ["simkd"]))
 def test_it_answers_as_it_did_at_the_end_of_its_training(store, method):
     skd = METHODS["skd"](variant="l2")

@@ -145,6 +145,7 @@ def test_a_student_with_dropout_goes_on_to_equal_weights(tmp_path, method):
     assert trained(store, run) == expected
 
 
+@pytest.mark.slow
 def test_epochs_after_the_last_checkpoint_are_trained_again_to_the_same_weights(
     teacher_store, student_store, tmp_path
 ):

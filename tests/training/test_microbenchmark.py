@@ -10,7 +10,7 @@ from raykd.storage.store import Store
 from raykd.training.microbenchmark import step_of
 from tests.each import each
 from tests.small import CPU, student_run
-from tests.tiers import slow_but
+from tests.tiers import METHOD_KINDS, slow_but
 
 BOTH = SAKD(mode="both")
 
@@ -20,8 +20,12 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("store"))
 
 
-@each("method", slow_but([*METHODS, BOTH], ["crd", "jacobian", BOTH]), ids=str)
-@each("precision", slow_but(["float32", "bfloat16"], ["float32"]))
+PLAIN = [(method, "float32") for method in (*METHODS, BOTH)]
+MIXED = [(method, "bfloat16") for method in METHOD_KINDS if method in METHODS]
+QUICK = [("crd", "float32"), ("jacobian", "float32"), (BOTH, "float32")]
+
+
+@each(("method", "precision"), slow_but([*PLAIN, *MIXED], QUICK))
 def test_a_step_of_every_method_can_be_tried_without_any_artefact(store, method, precision):
     run = student_run(store, method, precision=precision, teacher_precision=precision)
     targets = open_images(store, run.data)[0].targets

@@ -283,6 +283,7 @@ def test_spherical_kd_is_measured_between_the_logits_that_it_compares(reference,
         assert found == pytest.approx(expected, rel=2e-3)  # float16 logits
 
 
+@pytest.mark.slow
 def test_a_loss_that_remembers_training_samples_is_no_measure(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     run = basis(store, METHODS["crd"](negatives=64))
@@ -536,6 +537,7 @@ def test_a_search_that_ends_goes_on_to_equal_decisions_and_weights(
     assert store.has(wanted.search)
 
 
+@pytest.mark.slow
 def test_what_was_decided_is_not_measured_again(reference, tmp_path, monkeypatch):
     wanted = sought(basis(reference), **WALK)
     monkeypatch.setattr(searching, "distances", pytest.fail)
@@ -605,6 +607,7 @@ def test_damaged_decisions_are_named(reference, tmp_path):
             pytest.fail(f"{what}: {read_decisions(store, wanted.search)}")
 
 
+@pytest.mark.slow
 def test_damaged_decisions_do_not_stop_what_can_do_without_them(teacher_store, tmp_path):
     wanted = sought(basis(teacher_store), **WALK)
     store = twin(teacher_store, tmp_path / "store")

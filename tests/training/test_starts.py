@@ -109,6 +109,7 @@ def test_a_student_starts_from_a_file_in_any_form(tmp_path, form):
     assert fingerprint(resolved(store, f"weights: {elsewhere}")[0]) == fingerprint(run)
 
 
+@pytest.mark.slow
 @each("theirs", [100, 0])
 def test_a_head_of_other_classes_or_none_is_replaced_by_the_seed_s_own(tmp_path, theirs):
     store, tensors = Store(tmp_path / "store"), state(classes=theirs or 100)
@@ -274,6 +275,7 @@ def test_a_published_teacher_is_fine_tuned_and_distilled(tmp_path):
     assert load_trained.finished(store, teacher).result["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_other_processes_read_the_same_recipes_from_a_portable_experiment(tmp_path):
     store = Store(tmp_path / "store")
     folder = tmp_path / "given"

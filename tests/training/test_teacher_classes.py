@@ -187,6 +187,7 @@ def test_students_read_the_embeddings_of_a_teacher_of_other_classes(store, outpu
     assert len(students[0]) == len(students[1])
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_trained_here_on_other_images_is_mapped(store):
     teacher = teacher_run(store, classes=((1,), (3, 5)))
     two = student_run(store, optim=ONE, teacher=teacher)

@@ -60,6 +60,7 @@ def test_the_loss_has_its_golden_value():
     assert losses["embedding"].item() == pytest.approx(6 * 0.3074259871, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_every_view_s_target_is_the_mean_of_all_views(store, run):
     cache = cache_of(store, run)
     views = [CachedTeacher(cache, Signal.EMBEDDING)(shown(view)).embedding for view in range(3)]
@@ -108,6 +109,7 @@ def test_students_learn_from_it(store, method):
     assert store.has(run)
 
 
+@pytest.mark.slow
 def test_a_panel_has_the_mean_over_views_too(store):
     members = (teacher_run(store), teacher_run(store, seed=1))
     run = student_run(store, KD(target="view_mean"), teacher=PanelRun(panel=members))
@@ -135,6 +137,7 @@ def test_each_checkpoint_of_a_route_has_the_mean_over_its_own_epochs_views(store
             assert torch.equal(answer(shown(epoch)).look("view_mean").embedding, mean)
 
 
+@pytest.mark.slow
 def test_a_backbone_learns_from_the_mean_embedding_without_labels(store):
     run = student_run(store, MEAN, task=Features())
     prepare(store, run)

@@ -149,6 +149,7 @@ def test_what_lies_in_no_file_is_packed_into_a_store_in_a_bucket(tmp_path, bucke
     assert "images/packs" in train.ranges.files.root
 
 
+@pytest.mark.slow
 def test_tar_shards_in_a_bucket_are_streamed_and_packed(store, bucket, tmp_path):
     here = read_webdataset(str(shards(tmp_path / "shards")))
     url = uploaded(tmp_path / "shards", join_path(bucket, "tars"))
