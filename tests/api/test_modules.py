@@ -9,6 +9,14 @@ from torch import nn
 
 import raykd
 from raykd.core.record import fingerprint
+from tests.plugin import withdrawing
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_is_left():
+    """The networks of a test are gone after it."""
+    with withdrawing():
+        yield
 
 
 def network(seed=0, width=4):
