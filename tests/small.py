@@ -119,3 +119,11 @@ def golden_embeddings() -> tuple[Tensor, Tensor]:
     n = torch.arange(4, dtype=torch.float64)[:, None]
     d = torch.arange(6, dtype=torch.float64)[None, :]
     return torch.sin(0.5 * n + 0.9 * d + 0.1), torch.cos(0.3 * n + 0.7 * d + 0.2)
+
+
+def golden_tokens() -> tuple[Tensor, Tensor]:
+    """Student and teacher tokens [2, 6, 5] (D before T) in float64 from closed formulas."""
+    sizes = (torch.arange(size, dtype=torch.float64) for size in (2, 5, 6))
+    n, t, d = torch.meshgrid(*sizes, indexing="ij")
+    student = torch.sin(0.3 * n + 0.5 * t + 0.9 * d + 0.1)
+    return student.mT, torch.cos(0.2 * n + 0.7 * t + 0.4 * d + 0.3).mT

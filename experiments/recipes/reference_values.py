@@ -123,9 +123,30 @@ CIFAR100: dict[str, Fields] = {
         "weight": 1.0, "head": "arcface", "scale": 64.0, "margin": 0.45, "weighted": True,
         "label_weight": 0.0, "source": "fdbtrs/AdaDistill, for faces",
     },
+    "ebkd": {
+        "temperature": 4.0, "weight": 1.0, "normalise": True,
+        "label_weight": 1.0, "source": "Rorozhl/CA-MKD, whose weights sum to less than 1",
+    },
+    "ca_mkd": {
+        "temperature": 4.0, "weight": 1.0, "normalise": True,
+        "label_weight": 1.0, "source": "Rorozhl/CA-MKD, whose weights sum to less than 1",
+    },
+    "aekd": {
+        "temperature": 4.0, "weight": 1.0, "cap": 0.6,
+        "label_weight": 1.0, "source": "Rorozhl/CA-MKD",
+    },
     "feature_distillation": {
         "distance": "cosine", "weight": 1.0, "queue": "fifo", "size": None, "temperature": 0.07,
         "label_weight": 1.0, "source": "LightlyTrain's v1 for the queue; else ours",
+    },
+    "dense_distillation": {
+        "distance": "balanced", "weight": 1.0, "standardise": "none", "grid": None, "beta": 2.0,
+        "temperature": None, "label_weight": 1.0, "source": "NVIDIA-TAO/tao-pytorch's radio",
+    },
+    "panel_distillation": {
+        "weight": 1.0, "embedding_share": 0.5, "map_share": 0.5, "beta": 1.0,
+        "standardise": "channel", "drop": 0.5, "grid": None,
+        "label_weight": 1.0, "source": "naver/unic",
     },
     "irg": {
         "vertex": 0.1, "edge": 5.0, "transformation": 5.0, "weight": 1.0,

@@ -9,6 +9,8 @@ split. Its columns are those of the codec:
     int8       levels FixedSizeList<uint8>[C], maximum and step float32: maximum - step * level
     topk       k largest with packed class numbers, and the rest's mass: `raykd.outputs.codecs.topk`
     any        embedding FixedSizeList<float16>[D], where embeddings are stored
+    others     embedding.levels, STAGE.map: `raykd.outputs.codecs.vectors`, and beside the shards
+               statistics.safetensors
 
 `manifest.json` beside them lists the files with their checksums (24 hex digits of SHA-256), and
 has the full recipe. `Cache` decodes all of that.
@@ -37,8 +39,8 @@ class Cache:
     """The outputs of one checkpoint of a teacher for one split of some images.
 
     Decoded, a row has `id` int64 (the image's place in the split), `view` int32 (the number of its
-    augmentation; 0 of test images), and the signals: `logits` float32 [C] and `embedding`
-    float32 [D], as far as they are stored. Those of codec topk are
+    augmentation; 0 of test images), and the signals: `logits` float32 [C], `embedding` float32 [D]
+    and `map` float32 [K H W], as far as they are stored. Logits of codec topk are
     relative to the row's largest.
     """
 

@@ -118,6 +118,8 @@ def _print_cache(line: dict[str, Any]) -> None:
     answers = ""
     if line["kl"] is not None:  # embeddings alone answer nothing
         answers = f", mean KL {line['kl']:.2g} nats, same answer {100 * line['agreement']:.2f} %"
+    if line["lost"] is not None:
+        answers += f", {line['lost']:.2%} of the variance lost"
     echo(
         f"{head}{line['views']} views, {line['shards']} shards whole; {line['rows']} rows asked "
         f"again: largest difference {line['difference']:.2g}{answers}"

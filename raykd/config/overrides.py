@@ -52,7 +52,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     whole: Any = tree
     for step in path:
         inner = _inner(whole, step, key)
-        if step in ("method", "codec") and isinstance(inner, str):
+        if step in ("method", "codec", "embedding_codec", "map_codec") and isinstance(inner, str):
             inner = {"name": inner}
         if inner is None:
             inner = {}

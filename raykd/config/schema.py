@@ -4,7 +4,7 @@ from typing import Any
 
 from raykd.config.experiment import ExperimentFile
 from raykd.methods import METHODS
-from raykd.outputs.codecs import CODECS
+from raykd.outputs.codecs import CODECS, VECTOR_CODECS
 from raykd.recipes import RCO
 
 _RCO = "Choice of the teacher's epochs that teach in turn, in place of `route`; null: none."
@@ -26,8 +26,10 @@ def schema() -> dict[str, Any]:
         (student, "method", list(METHODS)),
         (value["$defs"]["SAKD"], "base", bases),
         (student, "codec", list(CODECS)),
+        (student, "embedding_codec", list(VECTOR_CODECS)),
+        (student, "map_codec", list(VECTOR_CODECS)),
     ):
-        what = "codec" if key == "codec" else "method"
+        what = "codec" if key.endswith("codec") else "method"
         name = {"enum": names, "description": f"the {what} with its defaults"}
         _widen(holder["properties"], key, {"anyOf": [name, _choice(holder["properties"][key])]})
     teacher["required"].remove("data")  # where it is left out, the student's

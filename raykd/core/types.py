@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+MAP_SUFFIX = ".map"  # in `features`, of the last map
 
 
 class Signal(enum.Flag):
@@ -26,13 +27,14 @@ class Signal(enum.Flag):
     PIXELS = enum.auto()  # the pixels, such that the logits can be differentiated by them
     CLASSIFIER = enum.auto()  # the last layer, to run again on other embeddings
     TOKENS = enum.auto()  # class and register tokens [B, P, D] after stages, as "stage2.prefix"
+    MAP = enum.auto()  # the last map [B, K, H, W], or a transformer's patches, as "stage4.map"
 
     def __str__(self) -> str:
         return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
 
 
 # Signals that need no live teacher; the classifier is loaded beside a cache.
-CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
+CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER | Signal.MAP
 
 # One way to show the samples of a batch: as the run's augmentation says ("given"), before mixing
 # ("clean"), their mixing partners ("partner"), strongly augmented ("strong"), or at the resolution
@@ -40,8 +42,8 @@ CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER
 # of what it says of the given look over all views ("view_mean"), for which nothing is shown.
 Look = Literal["given", "clean", "partner", "strong", "teacher", "view_mean"]
 
-# The mean of several teachers' answers that stands for them.
-Combination = Literal["mean_probabilities", "mean_logits"]
+# The mean of several teachers' answers that stands for them; none: each is handed on.
+Combination = Literal["mean_probabilities", "mean_logits", "none"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Shapes:
     embedding: int
     features: Mapping[str, tuple[int, int, int]]  # stage -> (K, H, W), in depth order
     sequential: bool = True  # the stages are modules that can be run one after another
+    panel: "tuple[Shapes, ...]" = ()  # of each of several teachers that are handed on whole
 
 
 class Network(nn.Module):
@@ -76,6 +79,9 @@ class Outputs:
     Where a cache keeps some classes only, `moments` [B, 2] are mean and population deviation of
     the row of all classes, on the scale of the logits. Where all other classes are one, the last
     of `logits` [B, k + 1], `kept` (int64 [B, k]) are the classes of those before it.
+
+    Of several teachers that are handed on whole, `panel` are the outputs of each, the first of
+    which has the other attributes, too.
     """
 
     logits: Tensor
@@ -95,8 +101,10 @@ class Outputs:
         classifier: nn.Module | None = None,
         moments: Tensor | None = None,
         kept: Tensor | None = None,
+        panel: "tuple[Outputs, ...]" = (),
     ) -> None:
         self.features = features
+        self.panel = panel
         self.moments = moments
         self.kept = kept
         self._looks = looks
@@ -129,6 +137,19 @@ class Outputs:
         return "embedding" in vars(self)
 
     @property
+    def map_stage(self) -> str:
+        """Name of the stage that the last map is of. Raises `LookupError` without one."""
+        for name in self.features:
+            if name.endswith(MAP_SUFFIX):
+                return name.removesuffix(MAP_SUFFIX)
+        raise LookupError("these outputs have no map; add Signal.MAP to needs()")
+
+    @property
+    def map(self) -> Tensor:
+        """The last map [B, K, H, W], after the network's last norm. Raises `LookupError`."""
+        return self.features[self.map_stage + MAP_SUFFIX]
+
+    @property
     def any_tensor(self) -> Tensor:
         """One of the tensors, for its device and type."""
         values = (vars(self).get(name) for name in ("logits", "embedding"))
@@ -158,7 +179,7 @@ class Outputs:
         """
 
         def kept(spot: str, value: Tensor) -> Tensor:
-            stage = spot.removesuffix(".pre").removesuffix(".prefix")
+            stage = spot.partition(".")[0]
             if stage not in keep:
                 return value
             if value.dim() < 4:
@@ -176,6 +197,7 @@ class Outputs:
             **answers,
             features={stage: kept(stage, value) for stage, value in self.features.items()},
             _looks={look: outputs.rows(keep) for look, outputs in self._looks.items()},
+            panel=tuple(outputs.rows(keep) for outputs in self.panel),
         )
 
 

@@ -349,7 +349,7 @@ class Executor:
         """Compute a cache's missing shards, and compare some rows with the live teacher."""
         run, rows = build.run, sum(len(part) for part in build.missing)
         check_room(self._store, needed_bytes(run, rows))
-        outputs = "logits" if run.logits else "embeddings"
+        outputs = "logits" if run.logits else "embeddings" if run.embedding else "maps"
         label = f"cache of {run.teacher.model}'s {run.split} {outputs}, epoch {run.anchor}"
         task = self._terminal.task(label, rows, "row")
         started = time.monotonic()
@@ -372,6 +372,7 @@ class Executor:
             f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
             f"{comparison.rows} of them asked again: largest difference of a number "
             f"{comparison.difference:.1g}"
+            + (f", {comparison.lost:.2%} of the variance lost" if comparison.lost else "")
         )
 
     def _run(self, units: Sequence[Unit]) -> Generator[tuple[Unit, Any], None, None]:

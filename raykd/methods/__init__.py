@@ -11,16 +11,20 @@ from raykd.core.open_union import Open
 from raykd.core.registry import Registry
 from raykd.methods.ab import AB, ABInit
 from raykd.methods.ada_distill import AdaDistill
+from raykd.methods.aekd import AEKD
 from raykd.methods.angular import Angular
 from raykd.methods.at import AT
 from raykd.methods.base import Method
+from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.cc import CC
 from raykd.methods.combine import Combine
 from raykd.methods.cosine_kd import CosineKD
 from raykd.methods.crd import CRD
 from raykd.methods.ctkd import CTKD
+from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.dist import DIST
 from raykd.methods.dkd import DKD
+from raykd.methods.ebkd import EBKD
 from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.fitnet import FitNet
@@ -37,6 +41,7 @@ from raykd.methods.mlkd import MLKD
 from raykd.methods.nkd import NKD
 from raykd.methods.nst import NST
 from raykd.methods.ofd import OFD
+from raykd.methods.panel_distillation import PanelDistillation
 from raykd.methods.pkt import PKT
 from raykd.methods.relational_kd import RelationalKD
 from raykd.methods.reviewkd import ReviewKD
@@ -68,6 +73,10 @@ METHODS.add("mimic_logits", MimicLogits)
 METHODS.add("stkd", STKD)
 METHODS.add("hard_kd", HardKD)
 METHODS.add("teacher_free", TeacherFree, ["tf_kd"])
+# the logits of several teachers
+METHODS.add("ebkd", EBKD)
+METHODS.add("ca_mkd", CAMKD)
+METHODS.add("aekd", AEKD)
 # embeddings
 METHODS.add("relational_kd", RelationalKD, ["rkd"])
 METHODS.add("pkt", PKT)
@@ -78,6 +87,9 @@ METHODS.add("feature_distillation", FeatureDistillation)
 METHODS.add("embed_distill", EmbedDistill)
 METHODS.add("angular", Angular)
 METHODS.add("ada_distill", AdaDistill)
+# the last map
+METHODS.add("dense_distillation", DenseDistillation)
+METHODS.add("panel_distillation", PanelDistillation)
 # feature maps, and the live teacher
 METHODS.add("fitnet", FitNet)
 METHODS.add("at", AT)

@@ -171,6 +171,8 @@ class Method(Record):
     joint: ClassVar[bool] = False  # True where the loss of a spot reads other spots, too
     # True where the losses read no teacher: `needs()` is empty, and `losses` is called with None.
     teacherless: ClassVar[bool] = False
+    # True where the losses read each of several teachers, `Outputs.panel`, or else the one.
+    panel: ClassVar[bool] = False
     # True where the student's embedding, or its helper "projection" of it, becomes the teacher's.
     matches: ClassVar[bool] = False
 
@@ -203,6 +205,10 @@ class Method(Record):
 
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
         """Mixing that the method requires, and its Beta(alpha, alpha); None: the data's."""
+        return None
+
+    def map_grid(self) -> int | None:
+        """Cells per side to which the losses pool the teacher's last map; None: they do not."""
         return None
 
     def prelude(self) -> Prelude | None:

@@ -113,6 +113,12 @@ def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
 
 
+def pooled_to_grid(maps: Tensor, grid: int | None) -> Tensor:
+    """Maps [B, K, H, W], average-pooled to `grid` cells a side where they have more."""
+    height, width = maps.shape[2:]
+    return maps if grid is None else pool_to(maps, (min(grid, height), min(grid, width)))
+
+
 class Regressor(nn.Sequential):
     """Convolution from maps of one shape to another, batch norm, and ReLU.
 

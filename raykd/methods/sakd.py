@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PAPER = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")  # bases
 GAMMA = {"at": 2.0, "relational_kd": 2.0, "vid": 2.0}  # by base, on CIFAR-100; otherwise 1
-_MAPS = Signal.FEATURES | Signal.PREACTIVATIONS
+_MAPS = Signal.FEATURES | Signal.PREACTIVATIONS | Signal.MAP
 
 
 class SAKD(Wrapper):

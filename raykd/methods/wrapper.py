@@ -56,6 +56,12 @@ class Wrapper(Method):
         """Mixing of the part that mixes."""
         return next(filter(None, (part.mixing() for part in self.parts().values())), None)
 
+    def map_grid(self) -> int | None:
+        """The grid of all parts that read maps; None where they are not of one mind."""
+        parts = [part for part in self.parts().values() if Signal.MAP in part.needs()]
+        grids = {part.map_grid() for part in parts}
+        return grids.pop() if len(grids) == 1 else None
+
     def prelude(self) -> Prelude | None:
         """Prelude of the part that has one."""
         return next(filter(None, (part.prelude() for part in self.parts().values())), None)

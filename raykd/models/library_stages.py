@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Permute
 
+from raykd.core.types import MAP_SUFFIX
 from raykd.models.staged import Staged, parameter_count
 
 
@@ -231,7 +232,7 @@ def _encoder_maps(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The class token as above, and after some blocks the patch tokens as maps [B, D, h, w].
 
-    Beside each, the class token of that block [B, 1, D].
+    Beside each, the class token of that block [B, 1, D]; and the last map after the last norm.
 
     torchvision's own feature extractor keeps references to parameters (the class token, the
     positions) that FSDP replaces (0.29), so the encoder's blocks are run here.
@@ -244,7 +245,9 @@ def _encoder_maps(
         for stage, index in stages.items()
     }
     prefixes = {f"{stage}.prefix": outputs[index][:, :1] for stage, index in stages.items()}
-    return encoder.ln(x)[:, 0], maps | prefixes
+    x, (*_, last) = encoder.ln(x), stages
+    normed = {last + MAP_SUFFIX: x[:, 1:].mT.unflatten(2, (side, side))}
+    return x[:, 0], maps | prefixes | normed
 
 
 def _timm_maps(
@@ -252,7 +255,8 @@ def _timm_maps(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The embedding (the logits unless `pooled`), maps [B, K, H, W], and prefix tokens [B, P, K].
 
-    Prefix tokens are the class token and registers, of networks that have any.
+    Prefix tokens are the class token and registers, of networks that have any. Of those that end in
+    tokens, the last map after the last norm is there, too.
     """
     options: dict[str, Any] = {"indices": [*stages.values()], "output_fmt": "NCHW"}
     tokens: dict[str, Tensor] = {}
@@ -263,6 +267,11 @@ def _timm_maps(
         tokens = {f"{stage}.prefix": pair[1] for stage, pair in zip(stages, maps, strict=True)}
         maps = [pair[0] for pair in maps]
     embedding = network.forward_head(x, pre_logits=pooled)
+    *_, last = stages
+    size = maps[-1].shape[2:]
+    patches = x[:, getattr(network, "num_prefix_tokens", 0) :] if x.dim() == 3 else None
+    if patches is not None and patches.shape[1] == size.numel():
+        tokens[last + MAP_SUFFIX] = patches.mT.unflatten(2, size)
     return embedding, dict(zip(stages, maps, strict=True)) | tokens
 
 

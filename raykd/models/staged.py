@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError
-from raykd.core.types import Network, Outputs, Shapes, Signal
+from raykd.core.types import MAP_SUFFIX, Network, Outputs, Shapes, Signal
 
 Through = Callable[  # the signature of Staged.through
     ..., tuple[Tensor | None, Tensor, dict[str, Tensor]]
@@ -60,6 +60,7 @@ class Staged(Network):
     token). They have no `stages`; `intermediates` computes their maps: [B, 3, H, W] -> (embedding,
     stage -> [B, K, H, W]), and `pool` is everything from the pixels to the embedding. Tokens that
     belong to no place (the class token, registers) are "stage2.prefix" [B, P, K] beside the map.
+    Where the patches go through a last norm, the map of what they are then is "stage4.map".
 
     `norms` are the batch norms behind the pre-activations of the stages that have one. The
     pre-activation of a stage is what a `Rectified` one has before its ReLU; where a stage ends
@@ -112,6 +113,7 @@ class Staged(Network):
             before=Signal.PREACTIVATIONS in wanted,
             after=Signal.FEATURES in wanted,
             tokens=Signal.TOKENS in wanted,
+            dense=Signal.MAP in wanted,
         )
         return Outputs(
             logits,
@@ -123,17 +125,29 @@ class Staged(Network):
         )
 
     def through(
-        self, pixels: Tensor, *, before: bool, after: bool, tokens: bool = False
+        self,
+        pixels: Tensor,
+        *,
+        before: bool,
+        after: bool,
+        tokens: bool = False,
+        dense: bool = False,
     ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
         """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU.
 
-        The logits of a backbone are None.
+        With `tokens` the prefix tokens are there, too, and with `dense` the last map. The logits of
+        a backbone are None.
         """
         features: dict[str, Tensor] = {}
         pixels = self.resized(pixels)
-        if self.intermediates is not None and (before or after or tokens):
+        if self.intermediates is not None and (before or after or tokens or dense):
             embedding, maps = self.intermediates(pixels)
+            if dense and maps:
+                *_, last = (name for name in maps if "." not in name)
+                features[last + MAP_SUFFIX] = maps.get(last + MAP_SUFFIX, maps[last])
             for name, x in maps.items():  # none ends in a ReLU of its own
+                if name.endswith(MAP_SUFFIX):
+                    continue
                 if name.endswith(".prefix"):
                     features |= {name: x} if tokens else {}
                     continue
@@ -148,6 +162,9 @@ class Staged(Network):
                 x = stage(x)
             if after:
                 features[name] = x
+        if dense and self.stages:
+            *_, last = self.stages
+            features[last + MAP_SUFFIX] = x
         embedding = self.pool(x)
         return self.classifier(embedding), embedding, features
 

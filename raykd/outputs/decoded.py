@@ -19,7 +19,8 @@ def rows_of(
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """The rows of one shard, `size` at a time: id int64 [n], view int32 [n], and the signals.
 
-    Those are `logits` float32 [n, C] and `embedding` float32 [n, D], where the cache has them.
+    Those are `logits` float32 [n, C], `embedding` float32 [n, D] and `map` float32 [n, K H W],
+    where the cache has them.
     Raises `CacheCorrupt` where the shard is not as it was written.
     """
     alone = OutputsCache(cache.folder, replace(cache.manifest, shards=(shard,)), shelf=cache.shelf)
@@ -35,4 +36,6 @@ def rows_of(
             columns["logits"] = outputs.logits.numpy()
         if Signal.EMBEDDING in signals:
             columns["embedding"] = outputs.embedding.numpy()
+        if Signal.MAP in signals:
+            columns["map"] = outputs.map.flatten(1).numpy()
         yield columns

@@ -78,9 +78,14 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def write_shard(folder: Path, part: Part, columns: Mapping[str, Tensor]) -> Shard:
+def write_shard(
+    folder: Path,
+    part: Part,
+    columns: Mapping[str, Tensor],
+    notes: Mapping[str, str] = arrow.NO_NOTES,
+) -> Shard:
     """Write one shard atomically; row i of every column is the sample `part.start + i`."""
-    data = arrow.pack(columns)
+    data = arrow.pack(columns, notes)
     shard = Shard(part, len(data), arrow.checksum(data))
     with lasting(folder / shard.name):
         write_atomic(folder / shard.name, data)

@@ -22,6 +22,15 @@ from raykd.core.types import CACHEABLE, Outputs, Signal
 from raykd.outputs.codecs import Codec, codec_of
 from raykd.outputs.manifest import Manifest, Shard, check_identity, read_manifest
 from raykd.outputs.shard_files import ShardFolder
+from raykd.outputs.statistics import (
+    NOTE,
+    STATISTICS,
+    Vectors,
+    fitted_codecs,
+    is_fitted,
+    kind_of,
+    read_vectors,
+)
 from raykd.storage import arrow
 
 _Columns = list[dict[str, Tensor]]  # one entry per shard of a view, or one for all of them
@@ -46,6 +55,11 @@ class OutputsCache:
         self.device = torch.device(device)
         self.codec = codec_of(manifest.recipe)
         self.classes: int | None = manifest.recipe.get("data", {}).get("classes")
+        fitted = fitted_codecs(manifest.recipe)
+        self.vectors: Vectors | None = None
+        if fitted:
+            grid = manifest.recipe.get("grid")
+            self.vectors = read_vectors(folder / STATISTICS, fitted, grid).to(self.device)
         self._shards: dict[int, list[Shard]] = {}
         for shard in sorted(manifest.shards):
             self._shards.setdefault(shard.part.view, []).append(shard)
@@ -90,16 +104,28 @@ class OutputsCache:
     ) -> Outputs:
         """The teacher's outputs for the samples `ids` (int64 [B]) in one view, as float32.
 
-        Embeddings are there where they are stored and `wanted`. `codec` is one of the readings of
-        the cache's codec; None: its own.
+        Embeddings and maps are there where they are stored and `wanted`. `codec` is one of the
+        readings of the cache's codec; None: its own.
         """
-        codec = codec or self.codec
+        columns, rows = self.columns(ids, view, wanted)
+        plain = {name: column for name, column in columns.items() if not is_fitted(name)}
+        outputs = (codec or self.codec).decode(plain, rows, self.classes)
+        if len(plain) == len(columns):
+            return outputs
+        assert self.vectors is not None
+        return self.vectors.decode(columns, rows, outputs)
+
+    def columns(
+        self, ids: Tensor, view: int, wanted: Signal = CACHEABLE
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Stored columns, and the rows (int64 [B]) in them of the samples `ids` (int64 [B])."""
         columns = self._view(view)
         METER.cache_bytes += len(ids) * self._row_bytes
-        if Signal.EMBEDDING not in wanted and "embedding" in columns[0]:
-            columns = [{k: v for k, v in c.items() if k != "embedding"} for c in columns]
+        for signal, kind in ((Signal.EMBEDDING, "embedding"), (Signal.MAP, "map")):
+            if signal not in wanted and any(kind_of(name) == kind for name in columns[0]):
+                columns = [{k: v for k, v in c.items() if kind_of(k) != kind} for c in columns]
         if len(columns) == 1:
-            return codec.decode(columns[0], ids, self.classes)
+            return columns[0], ids
         starts = torch.tensor([s.part.start for s in self._shards[view]], device=ids.device)
         which = torch.bucketize(ids, starts, right=True) - 1
         order = which.argsort(stable=True)
@@ -109,7 +135,7 @@ class OutputsCache:
             pieces.append({k: v.index_select(0, rows) for k, v in columns[number].items()})
         joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
-        return codec.decode(joined, back, self.classes)
+        return joined, back
 
     def prefetch(self, view: int) -> None:
         """Open a view in the background, so that the first `take` of it need not wait.
@@ -145,6 +171,11 @@ class OutputsCache:
             raise CacheCorrupt(
                 f"{path}: the shard was truncated or altered, its checksum does not match; "
                 "`raykd precompute` rebuilds it"
+            )
+        if self.vectors is not None and arrow.note(path, NOTE) != self.vectors.checksum:
+            raise CacheCorrupt(
+                f"{path}: the shard was not written by the {STATISTICS} beside it; remove the "
+                "folder, and `raykd precompute` makes the cache again"
             )
         self._verified.add(shard)
 

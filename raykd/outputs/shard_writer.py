@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from raykd.core.counters import METER
 from raykd.core.errors import CacheMismatch
@@ -11,6 +12,8 @@ from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.outputs.codecs import Codec
 from raykd.outputs.manifest import GRAIN, Part, Shard, write_shard
+from raykd.outputs.statistics import NOTE, Vectors
+from raykd.storage import arrow
 
 
 def compute_shard(
@@ -21,23 +24,32 @@ def compute_shard(
     signals: Signal,
     codec: Codec,
     size: int = GRAIN,
+    vectors: Vectors | None = None,
 ) -> Shard:
     """Compute and write one shard, `size` images at a time.
+
+    `vectors`: how embeddings and maps are stored where the logits' codec does not do that.
 
     Raises `CacheMismatch` where an output cannot be stored.
     """
     rows = torch.arange(part.start, part.stop)
-    encoded = []
+    encoded: list[dict[str, Tensor]] = []
+    plain = signals  # what the codec of logits stores
+    if vectors is not None and "embedding" in vectors.codecs:
+        plain &= ~Signal.EMBEDDING
     for number, batch in enumerate(views.runs(rows, size, part.view)):
         try:
-            encoded.append(codec.encode(teacher(batch), signals))
+            answer = teacher(batch)
+            columns = codec.encode(answer, plain)
+            encoded.append(columns if vectors is None else columns | vectors.encode(answer))
         except ValueError as error:
             first = part.start + number * size
             raise CacheMismatch(
                 f"view {part.view}, samples from {first}: {error}; this teacher cannot be distilled"
             ) from error
     columns = {name: torch.cat([piece[name] for piece in encoded]) for name in encoded[0]}
-    shard = write_shard(folder, part, columns)
+    notes = arrow.NO_NOTES if vectors is None else {NOTE: vectors.checksum}
+    shard = write_shard(folder, part, columns, notes)
     METER.made_rows += len(part)
     METER.made_bytes += shard.bytes
     return shard

@@ -37,6 +37,7 @@ from raykd.tasks import FaceSet, Task, probe_of
 from raykd.tracking import check_trackers
 from raykd.training import dry_run
 from raykd.training.cache_builder import check_room
+from raykd.training.panel import of_panel
 
 _DATA_KEY = re.compile(r"run\.(data[.\w]*): ")  # beginning of a message about images
 Mistaken = tuple[tuple[str, str], ...]  # mistakes: the key within a run, and a sentence
@@ -199,11 +200,15 @@ class _Checks:
             yield from self._check("optim", run, lambda: dry_run.refuse_helpers(run))[1]
             return
         # The method, held against both networks.
+        each: list[Shapes] = []
         for teacher in () if run.method.teacherless else run.members()[::-1]:
             seen = run.as_teacher_sees(run.data, teacher).resolved()
             theirs, mistakes = self._teacher_shapes("teacher.model", teacher, seen)
-            if mistakes:
+            if mistakes or theirs is None:
                 break
+            each.insert(0, theirs)
+        if each and not mistakes and theirs is not None:
+            theirs = of_panel(each) if run.method.panel else each[0]
         if theirs is not None and _unanswered(run):
             answers = functools.partial(_other_methods, run, shapes, theirs, targets.unique())
             mistakes = (("method", _refuse_logits(run, answers())),)

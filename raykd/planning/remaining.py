@@ -84,5 +84,5 @@ def _label(store: Store, job: CacheJob) -> str:
     rows = len(open_split(store, run.data, run.split))
     how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
     images = f"{len(job.views)} views of {rows} {how}{run.split} images"
-    stored = run.stored().label if run.logits else "embeddings"
-    return f"{run.teacher.model}, {images} as {stored}"
+    plain = not run.logits and run.embedding_codec is None and not run.maps
+    return f"{run.teacher.model}, {images} as {'embeddings' if plain else run.label}"

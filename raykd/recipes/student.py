@@ -15,7 +15,17 @@ from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS, AnyMethod, AnyPrelude
 from raykd.methods.base import Method, Schedule, value_at
 from raykd.methods.label_only import LabelOnly
-from raykd.outputs.codecs import CODECS, AnyCodec, Codec, CodecName, Dense, codec_of
+from raykd.methods.wrapper import Wrapper
+from raykd.outputs.codecs import (
+    CODECS,
+    AnyCodec,
+    AnyVectorCodec,
+    Codec,
+    CodecName,
+    Dense,
+    Float16,
+    codec_of,
+)
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun, Weights
 from raykd.tasks import AnyTask, Classification, Features, Retrieval
@@ -43,14 +53,18 @@ class OutputsRun(Recipe):
     )  # logits per row, if the codec has it
     logits: bool = True  # False: embeddings alone, of a teacher whose classes are not the data's
     embedding: bool = False  # True: pooled features are stored
+    embedding_codec: AnyVectorCodec = None  # None: float16
+    maps: bool = False  # True: the last map is stored
+    map_codec: AnyVectorCodec = None
+    grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # cells per side of the map
     precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
     def _check(self) -> "OutputsRun":
         if ("k" in CODECS[self.codec].parameters) != (self.k is not None):
             raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
-        if not (self.logits or self.embedding):
-            raise ValueError("a cache has logits, embeddings or both")
+        if not (self.logits or self.embedding or self.maps):
+            raise ValueError("a cache has logits, embeddings or maps")
         return self
 
     def stored(self) -> Codec:
@@ -64,7 +78,19 @@ class OutputsRun(Recipe):
     def signals(self) -> Signal:
         """Signals that the cache has."""
         logits = Signal.LOGITS if self.logits else Signal(0)
-        return logits | (Signal.EMBEDDING if self.embedding else Signal(0))
+        maps = Signal.MAP if self.maps else Signal(0)
+        return logits | (Signal.EMBEDDING if self.embedding else Signal(0)) | maps
+
+    @property
+    def label(self) -> str:
+        """What is stored, as in "dense" or "embedding int8, map pca 64"."""
+        parts = [self.stored().label] if self.logits else []
+        embedding, maps = (codec or Float16() for codec in (self.embedding_codec, self.map_codec))
+        if self.embedding and not (self.logits and self.embedding_codec is None):
+            parts.append(f"embedding {embedding.label}")
+        if self.maps:
+            parts.append(f"map {maps.label}" + (f" of {self.grid} x {self.grid}" * bool(self.grid)))
+        return ", ".join(parts)
 
 
 class PanelRun(Record):
@@ -73,7 +99,9 @@ class PanelRun(Record):
     `mean_probabilities` is the mean of their softmax at temperature 1, as log-probabilities: the
     gradient of a divergence at that temperature is then the mean of the divergences from each (the
     "average of losses" of Rorozhl/CA-MKD's baselines). `mean_logits` is the mean of their logits,
-    so at every temperature the geometric mean of their probabilities, which is sharper.
+    so at every temperature the geometric mean of their probabilities, which is sharper. `none`
+    hands each of them on, for methods that weigh teachers themselves; students are then compared
+    with the mean of their probabilities.
 
     A panel has no artefact: each member has its own cache, which is that of the teacher alone.
     """
@@ -81,13 +109,17 @@ class PanelRun(Record):
     panel: "tuple[AnyTeacher, ...]" = Field(min_length=1)
     """Teachers that answer as one."""
     combine: Combination = "mean_probabilities"
-    """Mean over the members: of their probabilities at temperature 1, or of their logits."""
+    """Mean over the members: of their probabilities at temperature 1, or of their logits; none:
+    each of them, for a method that weighs several.
+    """
     shares: tuple[_Share, ...] | None = None
     """Weight of each member, in any unit; null: equal."""
 
     @model_validator(mode="after")
     def _check(self) -> "PanelRun":
         if self.shares is not None:
+            if self.combine == "none":
+                raise ValueError("shares are those of a mean; leave them out with combine: none")
             if len(self.shares) != len(self.panel):
                 raise ValueError(
                     f"{len(self.panel)} teachers need as many shares, got {len(self.shares)}"
@@ -162,6 +194,10 @@ class StudentRun(Recipe):
     """
     codec: AnyCodec = Dense()  # pyright: ignore[reportInvalidTypeForm]
     """Form of the logits in the cache of the training images."""
+    embedding_codec: AnyVectorCodec = None
+    """Form of the embeddings in the cache of the training images; null: float16."""
+    map_codec: AnyVectorCodec = None
+    """Form of the maps in that cache, of a method that reads the last map; null: float16."""
     strong: Strong = Strong()
     """Augmentation of the strong view, for a method that reads one."""
     teacher_precision: Precision = "float32"
@@ -314,7 +350,11 @@ class StudentRun(Recipe):
 
     def caches_at(self, epoch: int, look: Look = "given") -> tuple[OutputsRun, ...]:
         """The caches of all members that an epoch (from 0) of a cached run reads for one look."""
-        return self._caches(self.shown(look), self._anchors_at(epoch), **self.codec.recipe())
+        needs, grid = self.method.needs(), self.method.map_grid()
+        fields = self.codec.recipe() | {"embedding_codec": self.embedding_codec}
+        if Signal.MAP in needs:
+            fields |= {"maps": True, "map_codec": self.map_codec, "grid": grid}
+        return self._caches(self.shown(look), self._anchors_at(epoch), **fields)
 
     def _anchors_at(self, epoch: int) -> list[int]:
         """The epoch of each member that supervises a student epoch (from 0)."""
@@ -342,7 +382,10 @@ class StudentRun(Recipe):
         """The caches of the members' checkpoints for `data`, each at its own resolution."""
         values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
         if not self.reads_classes():
-            values |= {"codec": "dense", "k": None, "logits": False, "embedding": True}
+            needed = values["embedding"] or not values.get("maps")
+            values |= {"codec": "dense", "k": None, "logits": False, "embedding": needed}
+        if not values["embedding"]:
+            values.pop("embedding_codec", None)
         return tuple(
             OutputsRun(
                 teacher=member,
@@ -566,11 +609,12 @@ def _check_retrieval(run: StudentRun, task: Retrieval) -> None:
 
 
 def _label_free() -> Iterator[str]:
-    """The names of methods that read embeddings alone, and no labels."""
+    """The names of methods that read embeddings and maps alone, and no labels."""
     for name, kind in METHODS.items():
         if not any(field.is_required() for field in kind.model_fields.values()):
             method = kind.read({"name": name})
-            if method.needs() == Signal.EMBEDDING and not method.reads_labels():
+            vectors = not method.needs() & ~(Signal.EMBEDDING | Signal.MAP)
+            if method.needs() and vectors and not method.reads_labels():
                 yield name
 
 
@@ -581,10 +625,24 @@ def _check_panel(run: StudentRun) -> None:
     method = run.method
     before = method.prelude()
     reads = (method.needs() | (before.method.needs() if before else Signal(0))) & ~Signal.LOGITS
+    if method.panel:
+        reads &= ~(Signal.EMBEDDING | Signal.MAP)
     if reads:
         raise ValueError(
             f"method {method.label!r} reads {reads}, of which a panel has several; choose a method "
-            "that reads logits alone, or one teacher"
+            "that reads logits alone, panel_distillation, or one teacher"
+        )
+    if isinstance(method, Wrapper) and any(part.panel for part in method.parts().values()):
+        raise ValueError(
+            f"method {method.label!r} wraps one that weighs several teachers; choose that one alone"
+        )
+    if method.needs() and method.panel != (run.teacher.combine == "none"):
+        reads, combine = "one teacher", "a mean"
+        if method.panel:
+            reads, combine = "each of several teachers", "none"
+        raise ValueError(
+            f"method {method.label!r} reads {reads}, and run.teacher.combine is "
+            f"{run.teacher.combine}; set it to {combine}"
         )
     if method.trains_teacher():
         raise ValueError(

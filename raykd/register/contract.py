@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.plugins import Plugin
-from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
+from raykd.core.types import CACHEABLE, MAP_SUFFIX, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS
 from raykd.methods.base import Method, value_at
 from raykd.models import NETWORKS, build, measure
@@ -31,6 +31,7 @@ ALL = (
     | Signal.PREACTIVATIONS
     | Signal.PIXELS
     | Signal.CLASSIFIER
+    | Signal.MAP
 )
 
 
@@ -139,7 +140,8 @@ def needs_are_what_it_reads(method: Method) -> None:
         raise ContractError(f"it reads what `needs` and `looks` do not name ({error})") from error
     if needs & ~CACHEABLE:
         return  # there is no cache of it
-    plain = Outputs(theirs.logits, {}, theirs.embedding if Signal.EMBEDDING in needs else None)
+    maps = {theirs.map_stage + MAP_SUFFIX: theirs.map} if Signal.MAP in needs else {}
+    plain = Outputs(theirs.logits, maps, theirs.embedding if Signal.EMBEDDING in needs else None)
     plain = plain.with_looks({look: theirs.look(look) for look in looks.teacher})
     again = method.losses(mine, plain, sample, _seeded(method, student, teacher))
     for spot, loss in few.items():

@@ -89,7 +89,7 @@ def _verified(store: Store, run: OutputsRun, rows: int) -> Row:
         "fingerprint": fingerprint(run),
         "teacher": f"{run.teacher.model} after {run.anchor} epochs",
         "split": run.split,
-        "codec": run.stored().label,
+        "codec": run.label,
     }
     manifest = manifest_of(store, run) if store.has(run.teacher) else None
     views = [] if manifest is None else manifest.views()
@@ -97,7 +97,7 @@ def _verified(store: Store, run: OutputsRun, rows: int) -> Row:
         building = _building(store, run)
         if building is None:
             raise CacheCorrupt(_lack(store, run, manifest))
-        none = dict.fromkeys(("difference", "kl", "agreement"))
+        none = dict.fromkeys(("difference", "kl", "agreement", "lost"))
         return row | {"views": 0, "shards": 0, "rows": 0} | none | {"building": building}
     cache = open_cache(store, run, views, default_device())
     for view in views:
@@ -156,7 +156,7 @@ def _cache(store: Store, folder: Path, run: OutputsRun) -> Row:
         "anchor": run.anchor,
         "data": run.data.name,
         "split": run.split,
-        "codec": run.stored().label,
+        "codec": run.label,
         "views": len(manifest.views()),
         "rows": manifest.rows,
         "bytes": sum(shard.bytes for shard in manifest.shards),

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -28,17 +29,23 @@ _TYPES = {
     torch.uint8: pa.uint8(),
     torch.int64: pa.int64(),
 }
+NO_NOTES: Mapping[str, str] = MappingProxyType({})
 _DTYPES = {arrow: dtype for dtype, arrow in _TYPES.items()}
 
 
-def pack(columns: Mapping[str, Tensor]) -> bytes:
-    """The bytes of an Arrow file with these columns, each a tensor [N] or [N, width]."""
+def pack(columns: Mapping[str, Tensor], notes: Mapping[str, str] = NO_NOTES) -> bytes:
+    """The bytes of an Arrow file with these columns, each a tensor [N] or [N, width].
+
+    `notes` are kept in the metadata of its schema.
+    """
     arrays = []
     for value in columns.values():
         flat = pa.array(value.contiguous().numpy().reshape(-1), type=_TYPES[value.dtype])
         two = value.dim() == 2
         arrays.append(pa.FixedSizeListArray.from_arrays(flat, value.shape[1]) if two else flat)
     batch = pa.record_batch(arrays, names=list(columns))
+    if notes:
+        batch = batch.replace_schema_metadata(dict(notes))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -92,6 +99,13 @@ def read(path: Path) -> dict[str, Tensor]:
         raise CacheCorrupt(f"{path}: the file is missing") from None
     except (pa.ArrowException, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CacheCorrupt(f"{path}: not an Arrow file that raykd wrote ({error})") from error
+
+
+def note(path: Path, name: str) -> str:
+    """One of the notes of a file that `read` can read; "" where it has none of this name."""
+    with pa.memory_map(os.fsencode(path)) as source:
+        metadata = pa.ipc.open_file(source).schema.metadata or {}
+    return metadata.get(name.encode(), b"").decode(errors="replace")
 
 
 def extension_in(field: pa.Field) -> str:

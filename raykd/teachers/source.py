@@ -153,7 +153,10 @@ def _averaged(outputs: Outputs, signals: Signal) -> Iterable[tuple[str, Tensor]]
 
 
 class PanelTeacher:
-    """Several teachers as one: the weighted mean of their logits, or of their probabilities."""
+    """Several teachers as one: the weighted mean of their logits, or of their probabilities.
+
+    With `none`, the first one's outputs, with those of each beside them.
+    """
 
     def __init__(
         self, members: Sequence[Source], combine: Combination, shares: Sequence[float] | None = None
@@ -164,11 +167,14 @@ class PanelTeacher:
         self.shared = [(m, share / sum(shares)) for m, share in zip(members, shares, strict=True)]
 
     def __call__(self, batch: Batch) -> Outputs:
-        """The combined logits as float32, and nothing else.
+        """The combined logits as float32, and nothing else; with `none`, whatever all have.
 
         Those of `mean_probabilities` are log-probabilities, whose softmax is the mean at
         temperature 1.
         """
+        if self.combine == "none":
+            answers = tuple(member(batch) for member, _ in self.shared)
+            return answers[0].replace(panel=answers)
         pairs = [(member(batch).logits, share) for member, share in self.shared]
         if self.combine == "mean_logits":
             return Outputs(torch.stack([share * logits for logits, share in pairs]).sum(0))

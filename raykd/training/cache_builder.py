@@ -1,5 +1,6 @@
 """Builds of caches: the shards that exist, those that are missing, and the room they need."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -8,8 +9,11 @@ import torch
 
 from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
+from raykd.core.types import Shapes
 from raykd.data.dataset import open_split
+from raykd.methods.feature_maps import last_shape
 from raykd.models.staged import measure, unallocated
+from raykd.outputs.codecs import Float16
 from raykd.outputs.manifest import (
     Manifest,
     Part,
@@ -108,11 +112,32 @@ def build_here(
 
 def needed_bytes(run: OutputsRun, rows: int) -> int:
     """Bytes of `rows` rows of a cache, all views counted."""
-    data, width = run.data.resolved(), None
-    if run.embedding:
-        network = unallocated(lambda: build_network(run.teacher))
-        width = measure(network, data.size).embedding
-    return rows * run.stored().bytes_per_row(data.classes if run.logits else None, width)
+    data, width, more = run.data.resolved(), None, 0
+    if run.embedding or run.maps:
+        shapes = shapes_of(run)
+        if run.embedding and run.embedding_codec is not None:
+            run.embedding_codec.check(shapes.embedding, "embedding_codec")
+            more += run.embedding_codec.bytes_per_place(shapes.embedding)
+        elif run.embedding:
+            width = shapes.embedding
+        if run.maps:
+            codec, (channels, *size) = run.map_codec or Float16(), map_shape(shapes, run.grid)
+            codec.check(channels, "map_codec")
+            more += math.prod(size) * codec.bytes_per_place(channels)
+    plain = run.stored().bytes_per_row(data.classes if run.logits else None, width)
+    return rows * (plain + more)
+
+
+def shapes_of(run: OutputsRun) -> Shapes:
+    """The sizes of the outputs of a cache's teacher."""
+    network = unallocated(lambda: build_network(run.teacher))
+    return measure(network, run.data.resolved().size)
+
+
+def map_shape(shapes: Shapes, grid: int | None) -> tuple[int, int, int]:
+    """K, H and W of the last map as it is stored. Raises `ConfigError` without one."""
+    channels, height, width = last_shape(shapes, "map")
+    return (channels, min(grid or height, height), min(grid or width, width))
 
 
 def check_room(store: Store, needed: int) -> None:

@@ -3,7 +3,7 @@
 Shapes: n rows, C classes, k classes kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class Comparison:
     # share of rows with the same answer (0 to 1), without logits.
     kl: float | None
     agreement: float | None
+    lost: float | None = None  # share of the variance of embeddings and maps, the larger of both
 
 
 def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> Comparison:
@@ -48,7 +49,7 @@ def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> C
     size = len(maker.views.images)
     chosen = sorted({views[i * len(views) // _VIEWS] for i in range(_VIEWS)})
     codec = run.stored()
-    live, stored, largest = [], [], 0.0
+    live, stored, largest, lost = [], [], 0.0, None
     for view in chosen:
         ids = keyed_random.draw(
             run.data.seed, torch.arange(size), view, keyed_random.CHECK
@@ -63,7 +64,12 @@ def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> C
             stored.append(cache.take(batch.ids, view).logits)
             expected, stored_values = codec.stored(answers.logits, decoded)
             pairs.append((expected, stored_values, codec.tolerance(expected)))
-        if run.embedding:
+        if maker.vectors is not None:
+            columns, places = cache.columns(batch.ids, view)
+            for *pair, share in maker.vectors.compared(answers, columns, places):
+                pairs.append((pair[0], pair[1], pair[2]))
+                lost = max(lost or 0.0, share)
+        if run.embedding and run.embedding_codec is None:
             expected = answers.embedding.float()
             # float16 has 11 bits, and two forwards of one network differ by rounding.
             close = 1e-3 * expected.abs() + 1e-3 * expected.abs().amax(dim=1, keepdim=True) + 1e-6
@@ -79,8 +85,8 @@ def compare(store: Store, run: OutputsRun, rows: int, device: torch.device) -> C
                     "folder and run again"
                 )
     if not run.logits:
-        return Comparison(rows, largest, None, None)
-    return _comparison(torch.cat(live), torch.cat(stored), largest)
+        return Comparison(rows, largest, None, None, lost)
+    return replace(_comparison(torch.cat(live), torch.cat(stored), largest), lost=lost)
 
 
 def _rounding(live: Tensor, precision: Precision) -> Tensor | float:

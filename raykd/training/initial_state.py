@@ -1,5 +1,6 @@
 """The student and its helpers as they are before the first step."""
 
+import functools
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from raykd.storage.store import Store
 from raykd.training import dry_run, inputs, weights
 from raykd.training.hosts.base import Host
 from raykd.training.learner import Learner
+from raykd.training.panel import of_panel
 
 
 def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
@@ -27,11 +29,15 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
         return student, run.method.helpers(shapes, shapes, targets)
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
-    teacher = run.members()[0]  # members of a panel have alike what a method reads
-    reference = unallocated(lambda: weights.build_network(teacher))  # for its sizes alone
-    seen = run.as_teacher_sees(run.data).resolved().size
-    shapes = measure(student, data.size), measure(reference, seen)
-    return student, run.method.helpers(*shapes, targets)
+    shapes = [
+        # A network for its sizes alone.
+        measure(
+            unallocated(functools.partial(weights.build_network, member)),
+            run.as_teacher_sees(run.data, member).resolved().size,
+        )
+        for member in (run.members() if run.method.panel else run.members()[:1])
+    ]
+    return student, run.method.helpers(measure(student, data.size), of_panel(shapes), targets)
 
 
 def learner(store: Store, run: StudentRun, host: Host, targets: Tensor) -> Learner:

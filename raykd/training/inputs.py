@@ -14,6 +14,7 @@ from raykd.data.recipe import Data
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import ShardFolder
+from raykd.outputs.statistics import STATISTICS, fitted_codecs
 from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.tasks import probe_of
@@ -98,7 +99,7 @@ def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source 
     looks: tuple[Look, ...] = ("given",)
     if "view_mean" in run.method.looks().teacher:
         looks = ("given", "view_mean")
-    return by_look(dict.fromkeys(looks, together(run, members)))
+    return by_look(dict.fromkeys(looks, together(run, members, judged=True)))
 
 
 def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch.device) -> Source:
@@ -240,4 +241,6 @@ def open_cache(
     run = serving(store, run, views)
     folder, checksum = store.path(run), weights.anchor_checksum(store, run)
     shelf = None if store.node_cache is None else ShardFolder(store, folder)
+    if fitted_codecs(run.plain()):
+        store.pull(folder / STATISTICS)
     return OutputsCache.open(folder, run.plain(), checksum, views, device, shelf)

@@ -18,7 +18,7 @@ from raykd.teachers.source import LiveTeacher, Source, by_look
 from raykd.training import weights
 from raykd.training.compiled import Mode
 from raykd.training.learner import Learner
-from raykd.training.panel import together
+from raykd.training.panel import of_panel, together
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _LOOKS: tuple[Look, ...] = ("clean", "partner", "strong")
@@ -43,8 +43,9 @@ def step_of(
         helpers = method.helpers(shapes, shapes, targets)
     elif needs and run.teacher is not None:
         networks = [weights.build_network(member) for member in run.members()]
-        shapes = measure(student, data.size), measure(networks[0], seen.size)
-        helpers = method.helpers(*shapes, targets)
+        read = networks if method.panel else networks[:1]
+        shapes = of_panel([measure(network, seen.size) for network in read])
+        helpers = method.helpers(measure(student, data.size), shapes, targets)
         lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
         members = [
             LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)

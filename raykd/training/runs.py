@@ -34,6 +34,7 @@ from raykd.tracking import run_log
 from raykd.tracking.jsonl import metrics_checksum
 from raykd.tracking.logger import NO_LABELS, Labels, Logger
 from raykd.training import initial_state, inputs, weights
+from raykd.training.cache_statistics import vectors_of_cache
 from raykd.training.checkpointing import RESULT, Checkpoints
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
@@ -185,12 +186,20 @@ class ShardMaker:
         )
         self.teacher = inputs.live_teacher(store, run, device)
         self.codec = run.stored()
+        self.vectors = vectors_of_cache(store, run, self.views, self.teacher)
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
         size = self.views.at_once(GRAIN, self.teacher.network.side)
         shard = compute_shard(
-            self.folder, part, self.views, self.teacher, self.teacher.supplies, self.codec, size
+            self.folder,
+            part,
+            self.views,
+            self.teacher,
+            self.teacher.supplies,
+            self.codec,
+            size,
+            self.vectors,
         )
         self._shelf.add(shard)
         return shard

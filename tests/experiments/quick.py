@@ -33,6 +33,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "studies.cifar10_methods": ("--quick",),
     "studies.cifar10_sakd": ("--quick",),
     "faces": ("--quick",),
+    "foundation": ("--quick",),
     "imagenet_skd": ("--tiny", "--workers", "0", "--views", "1"),
     "studies.method_grid": ("--quick",),
     "studies.probes": ("--quick",),
@@ -54,7 +55,7 @@ WITHOUT_RAY = {
         "step",
         "views",
     )
-} | {"faces", "imagenet_skd", "retrieval", "studies.probes", "studies.scaling"}
+} | {"faces", "foundation", "imagenet_skd", "retrieval", "studies.probes", "studies.scaling"}
 
 
 @click.command()

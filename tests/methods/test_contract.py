@@ -62,7 +62,14 @@ def networks(method):
 def test_every_file_of_the_folder_is_in_the_table():
     folder = Path(raykd.methods.__file__).parent
     shared = {"__init__", "base", "wrapper"}
-    shared |= {"row_subsets", "helper_kinds", "feature_maps", "sakd_policy"}
+    shared |= {
+        "row_subsets",
+        "helper_kinds",
+        "feature_maps",
+        "sakd_policy",
+        "standardiser",
+        "panel_kd",
+    }
     files = {path.stem for path in folder.glob("*.py")} - shared
     every = [*METHODS.values(), *PRELUDES.values()]
     assert {method.__module__.rpartition(".")[2] for method in every} == files
@@ -98,7 +105,7 @@ def test_changing_any_field_changes_the_fingerprint():
             return value + 1
         if isinstance(value, Method):
             return METHODS["kd"]()
-        return (3 if field == "size" else 1.5) if value is None else None
+        return (3 if field in ("size", "grid") else 1.5) if value is None else None
 
     for method in every_method():
         for field, value in method:

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from raykd.core.errors import CacheMismatch
+from raykd.core.types import Combination
+from raykd.methods.combine import Combine
+from raykd.methods.ebkd import EBKD
+from raykd.methods.kd import KD
+from raykd.methods.panel_distillation import PanelDistillation
 from raykd.recipes import PanelRun
 from raykd.storage.store import Store
+from raykd.tasks import Features
 from raykd.training import inputs
 from raykd.training.checkpointing import read_result
 from raykd.training.microbenchmark import step_of
@@ -32,15 +38,20 @@ def members(store):
     return one, two
 
 
-def answers(store, *teachers, source="auto", **panel):
+def answers(store, *teachers, **panel):
     """The logits [32, C] that a student's first epoch has from a panel, or from one teacher."""
+    return outputs(store, *teachers, **panel).logits
+
+
+def outputs(store, *teachers, source="auto", method="kd", **panel):
+    """The outputs that a student's first epoch has for 32 images."""
     (teacher,) = teachers if not panel else (PanelRun(panel=teachers, **panel),)
-    run = student_run(store, teacher=teacher, source=source)
+    run = student_run(store, method, teacher=teacher, source=source)
     train_views, _ = inputs.views(store, run, local_host(store, run))
     sample = train_views.batch(torch.arange(32), run.view_at(0))
     answer = inputs.teachers(store, run, CPU)(0)
     assert answer is not None
-    return answer(sample).logits
+    return answer(sample)
 
 
 @each("combine", WAYS)
@@ -71,6 +82,70 @@ def test_a_cached_panel_is_the_live_panel(store, members, combine):
     live = answers(store, *members, combine=combine, source="live")
     cached = answers(store, *members, combine=combine)
     torch.testing.assert_close(cached, live, rtol=1e-3, atol=2e-3)  # float16 logits
+
+
+@pytest.mark.slow
+def test_members_are_handed_on_whole_from_their_own_caches(store, members):
+    for source, exact in (("auto", True), ("live", False)):
+        whole = outputs(store, *members, combine="none", method="ebkd", source=source)
+        assert len(whole.panel) == 2 and torch.equal(whole.logits, whole.panel[0].logits)
+        for member, answer in zip(members, whole.panel, strict=True):
+            alone = answers(store, member)
+            assert not exact or torch.equal(answer.logits, alone)
+            # Float16 of up to 32 below the maximum.
+            torch.testing.assert_close(answer.logits, alone, rtol=1e-3, atol=1e-2)
+    # Without another pass of a teacher: the caches are those of each teacher alone.
+    runs = [
+        student_run(store, "ebkd", teacher=PanelRun(panel=chosen, combine="none"))
+        for chosen in (members, members[:1], members[::-1])
+    ]
+    single = [student_run(store, teacher=member).outputs_at(0) for member in members]
+    assert all(cache in single for run in runs for cache in run.caches_at(0))
+
+
+def test_a_method_of_one_teacher_is_refused_several_and_the_other_way_round(store, members):
+    cases: tuple[tuple[str, Combination], ...] = (("kd", "none"), ("aekd", "mean_logits"))
+    for method, combine in cases:
+        with pytest.raises(ValueError, match=f"combine is {combine}"):
+            student_run(store, method, teacher=PanelRun(panel=members, combine=combine))
+    both = Combine(combine=(KD(weight=1.0), EBKD()))
+    with pytest.raises(ValueError, match="choose that one alone"):
+        student_run(store, both, teacher=PanelRun(panel=members, combine="none"))
+    with pytest.raises(ValueError, match="leave them out with combine: none"):
+        PanelRun(panel=members, combine="none", shares=(1.0, 2.0))
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_several_teachers(store, members):
+    for method in ("ebkd", "ca_mkd", "aekd"):
+        run = student_run(store, method, teacher=PanelRun(panel=members, combine="none"))
+        prepare(store, run)
+        train(store, run, local_host(store, run))
+        last = read_result(store.path(run))["last"]
+        assert last["loss_logits"] > 0 and 0 <= last["agreement"] <= 100
+
+
+@pytest.mark.slow
+def test_a_backbone_learns_from_several_teachers_without_labels(store, members):
+    runs = [
+        student_run(
+            store,
+            PanelDistillation(grid=2),
+            task=Features(),
+            teacher=PanelRun(panel=members, combine="none"),
+            views=1,
+            source=source,
+        )
+        for source in ("auto", "live")
+    ]
+    prepare(store, *runs)
+    losses = []
+    for run in runs:
+        train(store, run, local_host(store, run))
+        last = read_result(store.path(run))["last"]
+        losses.append((last["loss_embedding"], last["loss_stage3"]))
+        assert 0 < last["cka"] <= 100
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # float16
 
 
 @pytest.mark.slow

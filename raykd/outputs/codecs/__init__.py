@@ -1,5 +1,7 @@
 """The table of codecs: how a cache stores a teacher's logits. One line each.
 
+`vectors.py` has those of embeddings and maps.
+
 `AnyCodec` is the field type of a student's recipe that reads any of them. A codec of its own file
 and one line here are all that a new one takes, if `k` is the only number that shapes its bytes.
 """
@@ -14,8 +16,31 @@ from raykd.outputs.codecs.base import Codec
 from raykd.outputs.codecs.dense import Dense
 from raykd.outputs.codecs.int8 import Int8
 from raykd.outputs.codecs.topk import TopK
+from raykd.outputs.codecs.vectors import (
+    PCA,
+    VECTOR_CODECS,
+    AnyVectorCodec,
+    Float16,
+    Int8Channels,
+    VectorCodec,
+)
 
-__all__ = ["CODECS", "AnyCodec", "Codec", "CodecName", "Dense", "Int8", "TopK", "codec_of"]
+__all__ = [
+    "CODECS",
+    "PCA",
+    "VECTOR_CODECS",
+    "AnyCodec",
+    "AnyVectorCodec",
+    "Codec",
+    "CodecName",
+    "Dense",
+    "Float16",
+    "Int8",
+    "Int8Channels",
+    "TopK",
+    "VectorCodec",
+    "codec_of",
+]
 
 CODECS: Registry[type[Codec]] = Registry("codec")
 CODECS.add("dense", Dense)

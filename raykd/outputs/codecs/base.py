@@ -69,7 +69,7 @@ class Codec(Record):
         `classes` is C, for codecs that do not store all classes.
         """
         embedding = columns.get("embedding")
-        if [*columns] == ["embedding"]:
+        if not columns.keys() - {"embedding"}:
             outputs = Outputs()
         else:
             outputs = self.decode_logits(columns, rows, classes)

@@ -1,0 +1,167 @@
+"""Distillation of what several teachers see: embeddings and last maps of each; no labels.
+
+Shapes: B batch, D teacher's width, T places, M teachers.
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import tee
+from typing import ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raykd.core import keyed_random
+from raykd.core.record import Limits
+from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
+from raykd.methods.dense_distillation import cosine_distance, deepest, linear_map, resized
+from raykd.methods.feature_maps import last_shape, pooled_to_grid
+from raykd.methods.standardiser import Standardisation, Standardiser
+
+
+class PanelDistillation(Method):
+    """Mean over samples and teachers of the distances of their embeddings and of their maps.
+
+    A distance of vectors is share * (1 - cosine) + (1 - share) * smooth L1 (mean over channels), of
+    maps its mean over places. Each teacher has projections of its own: a linear map for the
+    embedding and a 1x1 convolution for the map, which is then brought to the teacher's grid.
+
+    The defaults are UNIC's (Sariyildiz et al. 2024, arXiv 2408.05088, its code): shares of a half,
+    channels standardised, and teacher dropping. Of each sample the teacher with the largest
+    distance is kept, and every other with probability 1 - `drop`; the distances that are kept are
+    averaged over the batch. There, statistics are running means, and projectors read every block
+    (here the last one, and statistics of training images: ours). The draws follow from the
+    sample's key.
+
+    AM-RADIO's losses (Ranzinger et al. 2024, arXiv 2312.06709) are `embedding_share: 1.0`,
+    `map_share: 0.9`, `beta: 2.0`, `drop: 0.0`; with `standardise: phi_s` teachers are balanced as
+    in PHI-S (arXiv 2410.01680).
+    """
+
+    title: ClassVar[str] = "UNIC, arXiv 2408.05088; AM-RADIO, 2312.06709"
+    cost: ClassVar[str] = "M B T K D"
+    panel: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
+
+    name: Literal["panel_distillation"] = "panel_distillation"
+    weight: Schedule = 1.0
+    """Factor of the method's losses: a number, [[first epoch, value], ...], or a ramp."""
+    embedding_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of 1 - cosine in the distance of embeddings; the rest is smooth L1."""
+    map_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of 1 - cosine in the distance of maps; the rest is smooth L1."""
+    beta: float = Field(default=1.0, gt=0, le=Limits.WEIGHT)
+    """Difference from which on smooth L1 is linear."""
+    standardise: Standardisation = "channel"
+    """Standardisation of each teacher's channels, from its outputs for some training images."""
+    drop: float = Field(default=0.5, ge=0, le=1)
+    """Probability that a teacher other than the farthest is left out of a sample."""
+    grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
+    """Cells per side to which the teachers' maps are average-pooled first; null: as they are."""
+
+    def needs(self) -> Signal:
+        """Embeddings and last maps."""
+        return Signal.EMBEDDING | Signal.MAP
+
+    def map_grid(self) -> int | None:
+        """`grid`."""
+        return self.grid
+
+    def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
+        """The last stages, and the embeddings."""
+        return {deepest(student): deepest(teacher), "embedding": "embedding"}
+
+    def helpers(
+        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
+    ) -> nn.ModuleDict:
+        """Projections and standardisations of each teacher, by its number."""
+        helpers = nn.ModuleDict()
+        for number, member in enumerate(teacher.panel or (teacher,)):
+            width = last_shape(member, self.name)[0]
+            own = nn.ModuleDict(
+                {
+                    "embedding": linear_map(student.embedding, member.embedding),
+                    "map": linear_map(last_shape(student, self.name)[0], width, places=True),
+                }
+            )
+            if self.standardise != "none":
+                own["standard_embedding"] = Standardiser(member.embedding, self.standardise)
+                own["standard_map"] = Standardiser(width, self.standardise)
+            helpers[str(number)] = own
+        return helpers
+
+    def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
+        """Fit the standardisations of each teacher."""
+        copies = tee(teacher, 2 * len(helpers))
+        for number, own in enumerate(helpers.values()):
+            own = cast(nn.ModuleDict, own)
+            for place, kind in enumerate(("embedding", "map")):
+                standardiser = cast(Standardiser, own[f"standard_{kind}"])
+                answers = copies[2 * number + place]
+                standardiser.calibrate(
+                    self._target(_members(answer)[number], kind).flatten(2) for answer in answers
+                )
+
+    def losses(
+        self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
+    ) -> Mapping[str, Tensor]:
+        """The weighted distances of the teachers that are kept, half of each kind."""
+        with full_precision(student.map):
+            apart: dict[str, list[Tensor]] = {"map": [], "embedding": []}
+            for member, own in zip(_members(teacher), helpers.values(), strict=True):
+                own = cast(nn.ModuleDict, own)
+                for kind, distances in apart.items():
+                    distances.append(self._distance(student, member, kind, own))
+            by_kind = {kind: torch.stack(distances) for kind, distances in apart.items()}
+            kept = self.kept(sum(by_kind.values()).detach(), batch)  # pyright: ignore[reportAttributeAccessIssue]
+            weight = value_at(self.weight, batch.epoch) / 2
+            total = kept.sum().clamp_min(1)
+            losses = {kind: weight * (kept * x).sum() / total for kind, x in by_kind.items()}
+            return {student.map_stage: losses["map"], "embedding": losses["embedding"]}
+
+    def kept(self, distances: Tensor, batch: Batch) -> Tensor:
+        """Factors [M, B], 1 of what counts and 0 of what does not, for distances [M, B]."""
+        if not self.drop or len(distances) == 1:
+            return torch.ones_like(distances)
+        farthest = distances == distances.amax(0)
+        drawn = torch.stack(
+            [
+                keyed_random.uniform(number, batch.ids, batch.epoch, keyed_random.TEACHERS)
+                for number in range(len(distances))
+            ]
+        )
+        return (farthest | (drawn >= self.drop)).to(distances.dtype)
+
+    def _distance(
+        self, student: Outputs, teacher: Outputs, kind: str, own: nn.ModuleDict
+    ) -> Tensor:
+        """Distances [B] of one teacher's embeddings or maps."""
+        target = self._target(teacher, kind)
+        mine = precise(student.embedding if kind == "embedding" else student.map)
+        mapped = own[kind](mine)
+        if kind == "embedding":
+            mapped = mapped[..., None]
+        else:
+            mapped, target = resized(mapped, target.shape[2:]).flatten(2), target.flatten(2)
+        if f"standard_{kind}" in own:
+            target = own[f"standard_{kind}"](target)
+        share = self.embedding_share if kind == "embedding" else self.map_share
+        return mixed_distance(mapped, target, share, self.beta)
+
+    def _target(self, teacher: Outputs, kind: str) -> Tensor:
+        """Embeddings [B, D, 1], or maps [B, D, h, w]."""
+        if kind == "embedding":
+            return precise(teacher.embedding)[..., None]
+        return pooled_to_grid(precise(teacher.map), self.grid)
+
+
+def _members(teacher: Outputs) -> tuple[Outputs, ...]:
+    return teacher.panel or (teacher,)
+
+
+def mixed_distance(student: Tensor, teacher: Tensor, share: float, beta: float = 1.0) -> Tensor:
+    """share * (1 - cosine) + (1 - share) * smooth L1, mean over places: [B] of [B, D, T]."""
+    linear = F.smooth_l1_loss(student, teacher, reduction="none", beta=beta).mean((1, 2))
+    return share * cosine_distance(student, teacher).mean(1) + (1 - share) * linear

@@ -1,0 +1,58 @@
+"""The statistics by which a cache's codecs store embeddings and maps: computed once, or read."""
+
+import torch
+
+from raykd.core import keyed_random
+from raykd.data.loading.loader import Views
+from raykd.methods.feature_maps import last_stage
+from raykd.models.staged import measure
+from raykd.outputs.manifest import GRAIN
+from raykd.outputs.statistics import (
+    STATISTICS,
+    Vectors,
+    fitted,
+    fitted_codecs,
+    images_for,
+    packed,
+    read_vectors,
+)
+from raykd.recipes import OutputsRun
+from raykd.storage import locks
+from raykd.storage.store import Store
+from raykd.teachers.source import LiveTeacher
+
+
+def vectors_of_cache(
+    store: Store, run: OutputsRun, views: Views, teacher: LiveTeacher
+) -> Vectors | None:
+    """The codecs of a cache's vectors, fitted to its teacher; None where it needs no statistics.
+
+    They are fitted to the first view of some training images, which the data's key chooses.
+    Raises `ConfigError` where a codec loses more than it may.
+    """
+    codecs = fitted_codecs(run.plain())
+    if not codecs:
+        return None
+    path = store.path(run) / STATISTICS
+    if store.pull(path).is_file():
+        return read_vectors(path, codecs, run.grid)
+    with locks.held(store, run, "statistics"):
+        if not store.pull(path).is_file():  # else another process has made it meanwhile
+            store.write(path, packed(_fitted(run, codecs, views, teacher)))
+    return read_vectors(path, codecs, run.grid)
+
+
+def _fitted(run: OutputsRun, codecs: dict, views: Views, teacher: LiveTeacher) -> Vectors:
+    """The codecs, fitted."""
+    shapes, count = measure(teacher.network, run.data.resolved().size), len(views.images)
+    channels, places = shapes.embedding, 1
+    if run.maps:
+        width, height, breadth = shapes.features[last_stage(shapes.features)]
+        channels = max(width, channels if run.embedding else 0)
+        places = min(run.grid or height, height) * min(run.grid or breadth, breadth)
+    chosen = keyed_random.draw(
+        run.data.seed, torch.arange(count), 0, keyed_random.STATISTICS
+    ).argsort()[: images_for(codecs, places, channels)]
+    rows = chosen.sort().values
+    shown = views.runs(rows, views.at_once(GRAIN, teacher.network.side), 0)
+    return fitted((teacher(batch) for batch in shown), codecs, run.grid, len(rows))
