@@ -52,7 +52,7 @@ class Classification(Task):
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
         hits = best == targets[:, None]
         sums = [
-            scores.new_tensor(len(scores)),
+            scores.new_full((), len(scores)),
             F.cross_entropy(scores, targets, reduction="sum"),
             hits[:, 0].sum(),
             hits.sum(),
