@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 # Before matplotlib is imported: no test opens a window, whatever the machine prefers.
 os.environ["MPLBACKEND"] = "Agg"
+# Nothing is remembered from one run of the tests to the next, nor for the user who runs them.
+os.environ["RAYKD_REMEMBERED"] = tempfile.mkdtemp(prefix="raykd-remembered-")
 
 import pytest
 import torch
@@ -20,6 +23,11 @@ __all__ = ["bucket", "credentials", "s3_server"]  # fixtures
 
 # Tests run side by side with other work, and one thread adds in one order.
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    """Forget what was remembered."""
+    shutil.rmtree(os.environ["RAYKD_REMEMBERED"], ignore_errors=True)
 
 
 @pytest.fixture

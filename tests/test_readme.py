@@ -15,11 +15,12 @@ import yaml
 from raykd.config.experiment import load
 from raykd.config.overrides import override
 from raykd.config.resolve import resolve
+from raykd.core.text_table import markdown
 from raykd.methods import METHODS
 from raykd.models import build
 from raykd.planning.preflight import preflight
 from raykd.recipes import TeacherRun
-from raykd.report.catalogue import catalogue, markdown
+from raykd.report.catalogue import catalogue
 from raykd.storage.store import Store
 from raykd.training.load_trained import finished
 from tests.data.photos import photos

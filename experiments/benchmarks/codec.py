@@ -28,6 +28,7 @@ from experiments.benchmarks.measure import cpu_seconds, interleaved
 from raykd.cli.shared import print_rows
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
+from raykd.core.text_table import markdown as as_markdown
 from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
@@ -41,7 +42,6 @@ from raykd.outputs.codecs.topk import TAILS
 from raykd.outputs.manifest import GRAIN, Manifest, Part, write_shard
 from raykd.outputs.reader import OutputsCache
 from raykd.recipes import OutputsRun, StudentRun
-from raykd.report.catalogue import markdown as as_markdown
 from raykd.storage.store import Store
 from raykd.training.inputs import live_teacher
 from raykd.training.memory import keep_freed_memory

@@ -18,9 +18,9 @@ import torch
 
 from experiments.benchmarks.methods import Bench, Networks, Subject
 from raykd.cli.shared import print_rows
+from raykd.core.text_table import markdown as as_markdown
 from raykd.methods import METHODS
 from raykd.methods.sakd import PAPER, SAKD
-from raykd.report.catalogue import markdown as as_markdown
 from raykd.tracking.console import Terminal
 from raykd.training.memory import keep_freed_memory
 

@@ -32,10 +32,10 @@ from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.record import fingerprint
+from raykd.core.text_table import markdown as as_markdown
 from raykd.launch.executor import execute
 from raykd.methods import METHODS
 from raykd.recipes import StudentRun
-from raykd.report.catalogue import markdown as as_markdown
 from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.console import Terminal
 from raykd.training.checkpointing import RESULT

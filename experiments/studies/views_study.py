@@ -37,12 +37,12 @@ from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
+from raykd.core.text_table import markdown
 from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views
 from raykd.launch.executor import execute
 from raykd.outputs.manifest import Part
 from raykd.recipes import StudentRun
-from raykd.report.catalogue import markdown
 from raykd.report.comparison import summarise
 from raykd.report.svg import draw, look
 from raykd.report.types import Summary

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from raykd.config.experiment import Experiment
+from raykd.core.text_table import as_text, table_of
 from raykd.planning.estimate import Item, estimate
 from raykd.planning.given_teachers import GivenTeacher, given_teachers
 from raykd.planning.plan import Plan
 from raykd.planning.plan import plan as plan_of
 from raykd.planning.preflight import preflight
-from raykd.report.text_table import as_text, table_of
 from raykd.storage.store import Store
 from raykd.tracking.console import clock
 from raykd.training.cache_builder import check_room

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from raykd.config.search_space import METRICS
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
+from raykd.core.text_table import as_text
 from raykd.export import ExportResult
 from raykd.export import export as export_network
 from raykd.methods import METHODS
@@ -18,7 +19,6 @@ from raykd.prediction import load as load_network
 from raykd.recipes import Search, StudentRun
 from raykd.report import Report, console_table
 from raykd.report.files import to_rows
-from raykd.report.text_table import as_text
 from raykd.report.types import Run
 from raykd.storage.store import Store
 

@@ -1,6 +1,5 @@
 """Parts that commands share: arguments, errors, loading an experiment, printing."""
 
-import contextlib
 import functools
 import json
 import sys
@@ -38,6 +37,7 @@ PLUGIN = click.option(
     multiple=True,
     help="A plugin that stored networks were made with; it is executed. May be repeated.",
 )
+_SCHEMA = "schema"  # name of the schema among what is remembered
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
@@ -84,23 +84,42 @@ def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None
     def decorate(command: Callable[..., None]) -> Any:
         @functools.wraps(command)
         def checked(*, experiment: Path | None, **options: Any) -> None:
-            _check_readable(experiment)
-            command(experiment=experiment, **options)
+            if experiment is not None:
+                _check_tree(experiment, options["overrides"])
+                _announce()
+            try:
+                command(experiment=experiment, **options)
+            except ConfigError:
+                _remember_schema()
+                raise
 
         return experiment(OVERRIDES(STORE(JSON(speaking(checked)))))
 
     return decorate
 
 
-def _check_readable(path: Path | None) -> None:
-    """Raise `ConfigError` for a file that is not there, before torch is imported for seconds."""
-    if path is None:
-        return
-    with contextlib.suppress(ValueError):  # a name that no file can have, which reading explains
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+def _announce() -> None:
+    """Say that something begins, before torch is imported for seconds."""
+    if "torch" not in sys.modules:
+        echo("importing torch ...", err=True)
+
+
+def _check_tree(path: Path, overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` for mistakes that can be told before torch is imported for seconds."""
+    from raykd.config.tree import check
+    from raykd.storage.remembered import code, recall
+
+    check(path, overrides, recall(_SCHEMA, code()))
+
+
+def _remember_schema() -> None:
+    """Keep what `_check_tree` needs to know of the keys; torch is imported already."""
+    from raykd.config.schema import schema
+    from raykd.core.plugins import loaded
+    from raykd.storage.remembered import code, remembered
+
+    if not loaded():
+        remembered(_SCHEMA, code(), schema)
 
 
 def resolved_experiment(
@@ -115,15 +134,15 @@ def resolved_experiment(
 
 def wide_console() -> Console:
     """Standard output, for tables: as wide as the terminal, and wide in a file or a pipe."""
-    from raykd.report.text_table import WIDTH
+    from raykd.core.text_table import WIDTH
 
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
 
 def print_rows(rows: list[dict[str, Any]], text_columns: Container[str] | None = None) -> None:
-    """Print rows of the same columns as a table; see `report.text_table.table_of`."""
-    from raykd.report.text_table import table_of
+    """Print rows of the same columns as a table; see `core.text_table.table_of`."""
+    from raykd.core.text_table import table_of
 
     wide_console().print(table_of(rows, text_columns))
 

@@ -35,20 +35,35 @@ SHOWN += ["methods", "tasks", "models", "datasets"]
 @speaking
 def show(what: str, store: str, as_json: bool, as_markdown: bool) -> None:
     """List what is in the store, or what an experiment can name."""
-    from raykd.api import work
-    from raykd.report.catalogue import catalogue, markdown
+    from raykd.core.text_table import markdown
 
+    rows = _rows(what, store, raw=as_json)
     if as_json:
-        print_json(work.show(what, store))
-        return
-    storage = work.store_of(store)
-    rows = catalogue(what, storage)
-    if not rows:
-        echo(f"no {what} in {storage.shown}")
+        print_json(rows)
+    elif not rows:
+        from raykd.api import work
+
+        echo(f"no {what} in {work.store_of(store).shown}")
     elif as_markdown:
         echo(markdown(rows))
     else:
         print_rows(rows)
+
+
+def _rows(what: str, store: str, *, raw: bool) -> list[dict[str, Any]]:
+    """The rows of a listing, as data or in words; those of methods and networks are remembered."""
+    from raykd.core.plugins import loaded
+    from raykd.storage.remembered import code, remembered
+
+    def listed() -> list[dict[str, Any]]:
+        from raykd.api import work
+        from raykd.report.catalogue import catalogue
+
+        return work.show(what, store) if raw else catalogue(what, work.store_of(store))
+
+    if what not in ("methods", "models") or loaded():
+        return listed()
+    return remembered(f"{what}-data" if raw else what, code(), listed)
 
 
 @click.command()

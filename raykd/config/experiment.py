@@ -9,7 +9,6 @@ sweep:    # how a sweep draws, and which trials it stops early
 scale:    # how the work is spread; never hashed
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +17,15 @@ from typing import Any
 from pydantic import Field
 
 from raykd.config.messages import NOWHERE, Mistakes, Places
-from raykd.config.overrides import PARTS, combinations, override, value_at
+from raykd.config.overrides import combinations, value_at
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Domain, Space, Sweep, check_generation, read_space
 from raykd.config.shorthand import read_student, record
-from raykd.config.strict_yaml import read_lines
+from raykd.config.tree import overridden, read_text, tree_of
 from raykd.core.errors import ConfigError
 from raykd.core.plugins import Plugin
 from raykd.core.plugins import load as load_plugin
 from raykd.core.record import Record
-from raykd.core.registry import nearest
 from raykd.methods import METHODS
 from raykd.recipes import AnyStudent, PreludeRun, Search, SearchedStudent, StudentRun, TeacherRun
 from raykd.tasks import probe_of
@@ -103,25 +101,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
     Raises `ConfigError`, with every mistake on a line of its own and where it stands.
     """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text, and so no experiment file") from error
-    except ValueError as error:  # a name that no file can have
-        raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from error
-    return parse(text, path.stem, overrides, str(path))
+    return parse(read_text(path), path.stem, overrides, str(path))
 
 
 def parse(
     text: str, name: str, overrides: Iterable[str] = (), path: str | None = None
 ) -> Experiment:
     """The experiment in YAML text; `path` is the file that messages about mistakes name."""
-    tree, lines = read_lines(text, path or "experiment")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path or 'experiment'}: expected the keys {', '.join(PARTS)}")
-    places = {key: f"{path}, line {line}" for key, line in lines.items()} if path else {}
+    tree, places = tree_of(text, path)
     return from_tree(tree, name, overrides, places, Path(path or "experiment").parent)
 
 
@@ -138,17 +125,8 @@ def from_tree(
     file; plugins are relative to `folder`. Raises `ConfigError`, with every mistake on a line of
     its own.
     """
-    places, in_file = dict(places), bool(places)
-    for setting in overrides:
-        override(tree, setting)
-        key = setting.partition("=")[0]
-        for other in [other for other in places if f"{other}.".startswith(f"{key}.")]:
-            del places[other]
-        places |= {key: f"{key}=... on the command line"} if in_file else {}
+    places = overridden(tree, overrides, places)
     mistakes = Mistakes(places)
-    with mistakes.collecting():
-        _check_parts(tree)
-    mistakes.raise_all()
     plugins = _load_plugins(tree.get("plugins"), folder, mistakes)
     grid = tree.get("grid") or {}
     where, scale = Where(), Scale()
@@ -202,28 +180,6 @@ def _may_probe(runs: Iterable[AnyStudent], space: Space | None) -> bool:
     tasks = [basis(run).task for run in runs]
     drawn = any(axis.startswith("run.task") for axis in (space.search if space else ()))
     return drawn or any(probe_of(task) is not None for task in tasks)
-
-
-def _check_parts(tree: dict[str, Any]) -> None:
-    """Raise `ConfigError` where the parts of a file are not there, or are no parts."""
-    for key in tree:
-        if key not in PARTS:
-            raise ConfigError(
-                f"experiment.{key}: no such key"
-                + (nearest(str(key), PARTS) or f"; there are: {', '.join(PARTS)}")
-            )
-    if not isinstance(tree.get("run"), dict):
-        raise ConfigError("experiment.run: this key must be given, with a model and its data")
-    digests = tree["run"].get("plugins")  # a recipe as JSON has them; recipes find them themselves
-    if digests is not None and not (
-        isinstance(digests, list) and all(re.fullmatch(r"[0-9a-f]{64}", str(d)) for d in digests)
-    ):
-        raise ConfigError(
-            "experiment.run.plugins: name plugins at the top of the file, beside run, and leave "
-            "this out"
-        )
-    if not isinstance(tree.get("grid") or {}, dict):
-        raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
 
 
 def basis(run: AnyStudent) -> StudentRun:

@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from raykd.core.errors import ConfigError
 from raykd.core.open_union import Open
 from raykd.core.registry import nearest
-from raykd.methods import METHODS
 
 # A dotted key -> where it stands, such as "mine.yaml, line 4".
 Places = Mapping[str, str]
@@ -59,6 +58,8 @@ def _line(detail: Any, model: type[BaseModel], path: str) -> str:
     ):
         return f"{path}: expected keys and values ({{key: value}}), got {detail['input']!r}"
     if kind == "union_tag_invalid":
+        from raykd.methods import METHODS  # torch takes seconds to import
+
         tag, choices = context["tag"], _tags(candidates)
         if tag in METHODS:
             return f"{path}: {tag!r} cannot stand within this method; choose another one"

@@ -1,8 +1,9 @@
-"""Trees of experiment files: `key=value` overrides, and the combinations of a grid."""
+"""Trees of experiment files: their parts, `key=value` overrides, the combinations of a grid."""
 
 import copy
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,28 @@ from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 
 PARTS = ("data", "run", "grid", "search", "sweep", "scale", "plugins")
+
+
+def check_parts(tree: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the parts of a file are not there, or are no parts."""
+    for key in tree:
+        if key not in PARTS:
+            raise ConfigError(
+                f"experiment.{key}: no such key"
+                + (nearest(str(key), PARTS) or f"; there are: {', '.join(PARTS)}")
+            )
+    if not isinstance(tree.get("run"), dict):
+        raise ConfigError("experiment.run: this key must be given, with a model and its data")
+    digests = tree["run"].get("plugins")  # a recipe as JSON has them; recipes find them themselves
+    if digests is not None and not (
+        isinstance(digests, list) and all(re.fullmatch(r"[0-9a-f]{64}", str(d)) for d in digests)
+    ):
+        raise ConfigError(
+            "experiment.run.plugins: name plugins at the top of the file, beside run, and leave "
+            "this out"
+        )
+    if not isinstance(tree.get("grid") or {}, dict):
+        raise ConfigError("experiment.grid: expected keys of run, each with a list of values")
 
 
 def override(tree: dict[str, Any], text: str) -> None:

@@ -1,9 +1,10 @@
 """Frozen, strict values that describe what determines a result: limits, and fingerprints."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
@@ -80,6 +81,9 @@ class Recipe(Record):
     of the plugins that it uses, recipes within it apart, which have their own.
     """
 
+    # Its hash and its fingerprint, once they were asked for; no copy has them.
+    __slots__ = ("_fingerprint", "_hash")
+
     kind: ClassVar[str]
 
     plugins: tuple[str, ...] = ()
@@ -103,12 +107,33 @@ class Recipe(Record):
         """A copy with some fields changed, and with the plugins that it uses then."""
         return super().model_copy(update=update, deep=deep)._with_plugins()
 
+    def __hash__(self) -> int:
+        return _kept(self, "_hash", lambda: hash((type(self), *_values(self))))
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled with its plugins, which are loaded before the fields are read."""
         function, arguments, *rest = super().__reduce_ex__(protocol)
         if not self.plugins:
             return function, arguments, *rest
         return _bare, (type(self), plugins_of(self.plugins)), *rest
+
+
+_T = TypeVar("_T")
+
+
+def _values(record: Record) -> tuple[Any, ...]:
+    """The values of a record's fields."""
+    return tuple(getattr(record, name) for name in type(record).model_fields)
+
+
+def _kept(recipe: Recipe, slot: str, work_out: Callable[[], _T]) -> _T:
+    """What a slot of a recipe holds, worked out the first time: a recipe never changes."""
+    try:
+        return getattr(recipe, slot)
+    except AttributeError:
+        value = work_out()
+        object.__setattr__(recipe, slot, value)
+        return value
 
 
 def _bare(kind: type[Recipe], _: tuple[Plugin, ...]) -> Recipe:
@@ -147,17 +172,32 @@ def _canonical_form(value: object, plain: Any) -> Any:
     form: dict[str, Any] = {"kind": value.kind} if isinstance(value, Recipe) else {}
     if value.revision != 1:
         form["revision"] = value.revision
-    for name, field in type(value).model_fields.items():
+    for name, default in _defaults(type(value)).items():
         inner = _canonical_form(getattr(value, name), plain[name])
-        at_default = getattr(value, name) == field.get_default(call_default_factory=True)
+        at_default = getattr(value, name) == default
         # A record at its default still counts where its own form has something to say.
         if name == "name" or not at_default or inner not in ({}, plain[name]):
             form[name] = inner
     return form
 
 
+@functools.cache
+def _defaults(kind: type[Record]) -> dict[str, Any]:
+    """The default of each field of a class; nothing equals that of a field which must be given."""
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in kind.model_fields.items()
+    }
+
+
 def fingerprint(record: Record) -> str:
     """20 hex digits that name the record: equal on every machine and Python version."""
+    if isinstance(record, Recipe):
+        return _kept(record, "_fingerprint", lambda: _digest(record))
+    return _digest(record)
+
+
+def _digest(record: Record) -> str:
     return hashlib.sha256(canonical(record).encode("ascii")).hexdigest()[:DIGITS]
 
 

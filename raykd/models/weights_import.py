@@ -15,6 +15,7 @@ from raykd.models import foreign_checkpoints, hub, state_matching
 from raykd.models.staged import Staged, unallocated
 from raykd.models.state_matching import OtherHead, matched
 from raykd.models.weights_config import WeightsConfig, of_folder
+from raykd.storage.remembered import digest_of
 from raykd.storage.store import Store
 
 # The name of a file in the store, and that of the config.json that it came with (`portable_name`).
@@ -31,6 +32,8 @@ class WeightsImporter:
         self._store = store
         self._log = log
         self._names: dict[tuple[str, str, int, bool], str] = {}
+        self._outputs: dict[tuple[str, str, int], int] = {}
+        self._latest: tuple[Path, list[foreign_checkpoints.Entry]] | None = None
 
     def name(self, weights: str, model: str, classes: int, *, start: bool = False) -> str:
         """The name of weights in a recipe: "sha256:..." of a file, or as published.
@@ -54,6 +57,20 @@ class WeightsImporter:
 
         `classes` for a file whose head has those, or that does not fit at all, which `name` says.
         """
+        key = (weights, model, classes)
+        if key not in self._outputs:
+            self._outputs[key] = self._outputs_of(*key)
+        return self._outputs[key]
+
+    def _entries(self, file: Path) -> list[foreign_checkpoints.Entry]:
+        """The entries of a file; those of the latest one are kept, since it is asked for twice."""
+        if self._latest is None or self._latest[0] != file:
+            self._latest = None  # before the next one is in memory
+            self._latest = file, foreign_checkpoints.entries(file)
+        return self._latest[1]
+
+    def _outputs_of(self, weights: str, model: str, classes: int) -> int:
+        """The number of classes that `outputs` looks up."""
         library, slash, name = model.partition("/")
         if weights.startswith("sha256:"):
             self._check_copy(weights)
@@ -67,7 +84,7 @@ class WeightsImporter:
         else:
             return classes
         try:
-            matched(foreign_checkpoints.entries(file), _meta_network(model, max(1, classes)))
+            matched(self._entries(file), _meta_network(model, max(1, classes)))
         except OtherHead as error:
             return error.classes
         except ConfigError:
@@ -113,7 +130,7 @@ class WeightsImporter:
         """The name of a file's copy in the store, which is made where the file fits the network."""
         file = _file(weights)
         try:
-            note = self._fitting(foreign_checkpoints.entries(file), model, classes, start=start)
+            note = self._fitting(self._entries(file), model, classes, start=start)
         except ConfigError as error:
             subject = "" if str(file) in str(error) else f"{weights}: these do not fit {model}: "
             raise ConfigError(f"{subject}{error}{_of_other(weights, model)}") from error
@@ -138,11 +155,11 @@ def copy_to_store(store: Store, weights: str) -> str:
     suffix = foreign_checkpoints.kind_of(file)
     if suffix == foreign_checkpoints.PICKLED and file.suffix == ".pth":
         suffix = file.suffix  # the name that earlier recipes gave such files
-    data = file.read_bytes()
-    name = hashlib.sha256(data).hexdigest() + suffix
-    copy = store.root / "weights" / name
-    if not store.pull(copy).is_file():
-        store.write(copy, data)
+    name = digest_of(file) + suffix
+    if not store.pull(store.root / "weights" / name).is_file():
+        data = file.read_bytes()
+        name = hashlib.sha256(data).hexdigest() + suffix
+        store.write(store.root / "weights" / name, data)
     return f"sha256:{name}"
 
 

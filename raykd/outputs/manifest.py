@@ -71,8 +71,11 @@ class Manifest:
 
     def views(self) -> list[int]:
         """The views whose rows are all there, in order."""
-        views = sorted({shard.part.view for shard in self.shards})
-        return [view for view in views if not gaps(self.shards, view, self.rows)]
+        by_view: dict[int, list[Shard]] = {}
+        for shard in self.shards:
+            by_view.setdefault(shard.part.view, []).append(shard)
+        views = sorted(by_view.items())
+        return [view for view, shards in views if not gaps(shards, view, self.rows)]
 
 
 _MANIFEST = TypeAdapter(Manifest)

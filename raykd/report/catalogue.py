@@ -210,13 +210,6 @@ def _search(store: Store, folder: Path, run: Search) -> Row:
     }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Rows of the same columns as a table in Markdown."""
-    lines = [[name.replace("_", " ") for name in rows[0]], ["---"] * len(rows[0])]
-    lines += [["" if value is None else str(value) for value in row.values()] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _methods() -> list[Row]:
     rows = []
     for name, kind in METHODS.items():

@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "benchmarks.methods": ("--quick", "--pairs", "1"),
     "benchmarks.published": ("--quick", "--pairs", "1"),
     "benchmarks.sakd": ("--quick",),
+    "benchmarks.startup": ("--quick",),
     "benchmarks.step": ("--quick", "--pairs", "1"),
     "benchmarks.sweep": ("--quick",),
     "benchmarks.views": ("--quick",),
@@ -52,6 +53,7 @@ WITHOUT_RAY = {
         "methods",
         "published",
         "sakd",
+        "startup",
         "step",
         "views",
     )

@@ -1,4 +1,4 @@
-"""Tables of plain rows, for terminals and as text."""
+"""Tables of plain rows, for terminals, as text and in Markdown."""
 
 import io
 from collections.abc import Container, Mapping, Sequence
@@ -39,3 +39,10 @@ def as_text(table: Table) -> str:
     text = io.StringIO()
     Console(file=text, width=WIDTH, force_jupyter=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns as a table in Markdown."""
+    lines = [[name.replace("_", " ") for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [["" if value is None else str(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
