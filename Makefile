@@ -33,7 +33,7 @@ test test-slow: export OMP_NUM_THREADS := 1
 SLOWEST := --durations=25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray test-slow test-cluster test-all check docs bench scripts soak \
+.PHONY: help setup demo test test-ray test-slow test-cluster test-all check docs bench scripts gpu soak \
 	constraints clean
 
 help: ## list these targets
@@ -74,6 +74,11 @@ bench: $(READY) ## measure what caching costs and saves, as ratios
 
 scripts: $(READY) ## a run of seconds of every script of experiments/
 	@$(BIN)/python -m tests.experiments.quick
+
+# On a machine that has no .venv and cannot make one, its own Python does.
+gpu: ## tests and benchmarks on a GPU in eight minutes, written to gpu.md; CIFAR=FOLDER trains there
+	@"$(or $(wildcard $(BIN)/python),python3)" -m experiments.benchmarks.gpu_session \
+	  $(if $(CIFAR),--cifar "$(CIFAR)")
 
 MINUTES ?= 60
 soak: $(READY) ## lose, corrupt and restart things for MINUTES (60), and look for what was lost

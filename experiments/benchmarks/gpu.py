@@ -1,7 +1,7 @@
 """Throughput of training and image loading, relative to what the machine can do.
 
     python -m experiments.benchmarks.gpu [--json PATH] [--pairs N] [--quick] [--path FOLDER]
-                                    [--only steps|loader] [--decoders N ...]
+                                    [--only steps|precompute|loader] [--decoders N ...]
 
 Runs on a GPU where there is one, and on one core of a CPU elsewhere; needs no Ray. Steps are those
 of the project's own learner, losses, cache, live teacher and optimiser. Each number is the median
@@ -37,12 +37,12 @@ from torchvision import transforms
 from experiments.benchmarks.measure import Side, interleaved
 from experiments.benchmarks.photographs import photographs
 from raykd import models
-from raykd.core.types import Batch, Signal
+from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.dataset import Images, open_images, read
 from raykd.data.loading.decode_workers import Decoder
 from raykd.data.loading.loader import Views
 from raykd.data.loading.raw_batches import FrameRequest
-from raykd.data.recipe import Data, Stream
+from raykd.data.recipe import Data, ResolvedData, Stream
 from raykd.data.sources.byte_ranges import Encoded
 from raykd.data.transforms.augment import Augment
 from raykd.data.transforms.colour import Colour
@@ -58,6 +58,7 @@ from raykd.outputs.shard_writer import compute_shard
 from raykd.recipes import Optim
 from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher, LiveTeacher, Source
+from raykd.training.compiled import Mode
 from raykd.training.learner import Learner
 from raykd.training.memory import keep_freed_memory
 from raykd.training.optim import build_optimiser
@@ -225,6 +226,10 @@ def steps_of(bench: Bench, pair: Pair, precision: str) -> None:
         "label only": None, "cached KD": cached, "live KD": live
     }  # fmt: skip
     steps = {what: _step(pair, precision, source, batches) for what, source in sources.items()}
+    if bench.device.type == "cuda" and precision == "bfloat16":  # on a CPU it takes a minute each
+        modes: dict[str, Mode] = {"compiled": True, "CUDA graphs": "reduce-overhead"}
+        for name, mode in modes.items():
+            steps[f"cached KD, {name}"] = _step(pair, precision, cached, batches, mode)
     sides: dict[str, Side] = {"peak": _product(bench, DTYPES[precision])}
     flops: dict[str, float] = {}
     for what, step in steps.items():
@@ -249,7 +254,68 @@ def steps_of(bench: Bench, pair: Pair, precision: str) -> None:
         Ratio(f"cached KD over label only, {where}", _over(alone, ours), 0.97),
         Ratio(f"cached KD over live KD, {where}", _over(asked, ours)),
     ]
+    for what in steps.keys() - sources.keys():
+        bench.ratios.append(Ratio(f"{what}, over without, {where}", _over(ours, seconds[what])))
     bench.steps[where] = alone
+
+
+def cached_steps(*, rehearse: bool) -> tuple[Callable[[], None], int]:
+    """A step of the small pair's student from a cache in bfloat16, and its number of images."""
+    device, side, classes = default_device(), SMALL[2], SMALL[3]
+    pair = Pair(*SMALL, 8 if rehearse else 64, 1)
+    pixels = torch.randint(256, (8 * pair.batch, side, side, 3), dtype=torch.uint8)
+    labels = torch.arange(len(pixels)) % classes
+    images = Images(pixels, labels, tuple(map(str, range(classes))))
+    data = ResolvedData(
+        name="folder",
+        digest="0" * 20,
+        classes=classes,
+        size=(side, side),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+    views = Views(images, data, device=device)
+    batches = list(views.batches(torch.arange(len(pixels)).view(-1, pair.batch), 0, 0))
+    logits = torch.randn(len(pixels), classes, generator=torch.Generator().manual_seed(0))
+    columns = Dense().encode(Outputs(logits), Signal.LOGITS)
+    columns = {name: column.to(device) for name, column in columns.items()}
+
+    def cached(batch: Batch) -> Outputs:
+        return Dense().decode(columns, batch.ids)
+
+    return _step(pair, "bfloat16", cached, batches), pair.batch
+
+
+def precompute(bench: Bench, pair: Pair) -> None:
+    """A teacher's pass into the files of a cache, over its bare forward, in bfloat16."""
+    where = f"precompute, {pair.teacher.removeprefix('torchvision/')}, {pair.side} px"
+    click.echo(f"{where} ...", err=True)
+    images, data = bench.decoded(pair.side, pair.classes)
+    views = Views(images, data, device=bench.device)
+    first = views.batch(torch.arange(min(len(images), pair.batch)), 0)
+    network = _fitted(pair.teacher, pair.classes, first, bench.device)
+    teacher = LiveTeacher(network, Signal.LOGITS, bfloat16=True)
+    rows, numbers = len(images), iter(range(1 << 62))
+
+    def bare() -> None:
+        for _ in range(0, rows, len(first.ids)):
+            teacher(first)
+
+    def written() -> None:
+        folder = bench.folder / f"{where} {next(numbers)}"
+        folder.mkdir()
+        compute_shard(folder, Part(0, 0, rows), views, teacher, teacher.supplies, Dense())
+
+    passed = -(-rows // len(first.ids)) * len(first.ids)
+    sides: dict[str, Side] = {
+        "bare forward": lambda: bench.seconds(bare) / passed,
+        "shards of a cache": lambda: bench.seconds(written) / rows,
+    }
+    seconds = bench.measured(sides)
+    for what, values in seconds.items():
+        bench.speeds.append(Speed(where, what, [1 / value for value in values]))
+    forward, ours = seconds.values()
+    bench.ratios.append(Ratio(f"{where}, over the bare forward", _over(forward, ours), 0.97))
 
 
 def _over(base: Sequence[float], ours: Sequence[float]) -> list[float]:
@@ -258,16 +324,21 @@ def _over(base: Sequence[float], ours: Sequence[float]) -> list[float]:
 
 
 def _step(
-    pair: Pair, precision: str, source: Source | None, batches: Sequence[Batch]
+    pair: Pair,
+    precision: str,
+    source: Source | None,
+    batches: Sequence[Batch],
+    compiled: Mode = False,
 ) -> Callable[[], None]:
     """One training step, to be called: the loop's, without its bookkeeping."""
     torch.manual_seed(0)
     device = batches[0].pixels.device
     method = LabelOnly() if source is None else KD()
     student = models.build(pair.student, pair.classes)
-    # Ways of doing a step that change nothing of its meaning (compilation, say) belong here, each
-    # as a variant beside the plain one: in the learner that is made, and in the update below.
-    learner = Learner(student, method, nn.ModuleDict(), autocast=precision == "bfloat16")
+    # Ways of doing a step that change nothing of its meaning belong here, each as a variant beside
+    # the plain one: in the learner that is made, and in the update below.
+    autocast = precision == "bfloat16"
+    learner = Learner(student, method, nn.ModuleDict(), autocast=autocast, compiled=compiled)
     learner = learner.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimiser = build_optimiser(Optim(batch=pair.batch), learner.train())
     turn = iter(range(1 << 62))
@@ -488,7 +559,9 @@ def _tables(bench: Bench) -> Iterator[str]:
 @click.option("--pairs", default=None, type=int, help="Rounds; 3 with --quick, else 5.")
 @click.option("--quick", is_flag=True, help="Small batches, few images.")
 @click.option("--path", type=click.Path(path_type=Path, exists=True), help="JPEG files to take.")
-@click.option("--only", type=click.Choice(["steps", "loader"]), help="Leave out the rest.")
+@click.option("--only", type=click.Choice(["steps", "precompute", "loader"]), help="That alone.")
+@click.option("--side", type=int, help="Steps and teachers on images of that many pixels alone.")
+@click.option("--precision", type=click.Choice([*DTYPES]), help="Steps in that one alone.")
 @click.option("--decoders", multiple=True, default=(1, 2), help="Processes of a loader.")
 def main(
     target: Path | None,
@@ -496,6 +569,8 @@ def main(
     quick: bool,
     path: Path | None,
     only: str | None,
+    side: int | None,
+    precision: str | None,
     decoders: tuple[int, ...],
 ) -> None:
     """Print speeds, their share of the device's peak, and ratios."""
@@ -503,13 +578,17 @@ def main(
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started here
     keep_freed_memory()  # as every process of ours that trains
     size = QUICK if quick else GPU if default_device().type == "cuda" else FULL
+    chosen_pairs = [pair for pair in size.pairs if side in (None, pair.side)]
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), size, pairs or (3 if quick else 5), path)
-        if only != "loader":
-            for pair in size.pairs:
-                for precision in DTYPES:
-                    steps_of(bench, pair, precision)
-        if only != "steps":
+        if only in (None, "steps"):
+            for pair in chosen_pairs:
+                for chosen in [precision] if precision else DTYPES:
+                    steps_of(bench, pair, chosen)
+        if only in (None, "precompute"):
+            for pair in chosen_pairs[:2]:
+                precompute(bench, pair)
+        if only in (None, "loader"):
             in_memory(bench)
             decoding(bench)
             loading(bench, decoders)
