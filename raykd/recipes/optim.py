@@ -106,6 +106,8 @@ class Optim(Record):
     """Parts of the network, each with the multiple of `lr` that it is trained with."""
     freeze: Frozen = ()
     """Parts of the network that are not trained."""
+    evaluate_every: int = Field(default=1, ge=1, le=Limits.EPOCHS)
+    """Epochs between two evaluations on test and validation images; the last epoch always is."""
 
     @model_validator(mode="after")
     def _check(self) -> "Optim":
@@ -121,6 +123,10 @@ class Optim(Record):
             )
         _check_parts(dict(self.parts), self.freeze)
         return self
+
+    def evaluates(self, epoch: int) -> bool:
+        """True for an epoch (from 0) after which the network is evaluated."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
 
 def _check_parts(factors: Mapping[str, float], frozen: Iterable[str]) -> None:

@@ -189,15 +189,18 @@ class _Training:
         return metrics, released
 
     def _evaluate(self, epoch: int, metrics: Metrics) -> Staged:
-        """Check and evaluate the student that would be released, into `metrics`; returns it."""
+        """Check the student that would be released, and evaluate it into `metrics` where that is
+        due; returns it.
+        """
         trained, sources = self.outcome(), self._sources
         check_weights(self._run, epoch, (trained.learner, trained.released), self._host.total)
         learner, autocast, task = trained.learner, trained.learner.autocast, self._run.task
         network = (trained.released, learner.method, learner.helpers)
-        if sources.test is not None:
+        due = self._run.optim.evaluates(epoch)
+        if due and sources.test is not None:
             test = sources.test, sources.test_teacher
             metrics |= evaluate(*network, *test, self._host, autocast=autocast, task=task)
-        if sources.validation is not None:
+        if due and sources.validation is not None:
             scores = evaluate(*network, sources.validation, None, self._host, autocast=autocast)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in scores.items()}
         if sources.probe is not None and is_due(sources.probe, epoch, self._run.optim.epochs):

@@ -104,7 +104,8 @@ def training_seconds(store: Store, run: Training) -> float:
 
 
 def _best(task: Task, history: Sequence[Metrics]) -> Metrics:
-    """The first epoch with the best score: on validation images, where there are some.
+    """The first epoch with the best score of those that were evaluated: on validation images, where
+    there are some.
 
     Epochs of what is not evaluated, such as preludes, have their loss alone. An epoch with a number
     that is not finite is the worst.

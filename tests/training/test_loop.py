@@ -269,6 +269,18 @@ def test_networks_of_torchvision_teach_each_other_where_they_choose(tmp_path, te
     assert "selected_stage1" in read_metrics(store.path(run))[0]
 
 
+def test_epochs_without_an_evaluation_train_the_same_student(
+    teacher_store, student_store, tmp_path
+):
+    store = twin(teacher_store, tmp_path)
+    run = student_run(store, optim=Optim(epochs=3, batch=32, evaluate_every=2))
+    assert trained(store, run) == trained(student_store, student_run(student_store))
+    history = read_metrics(store.path(run))
+    assert ["top1" in metrics for metrics in history] == [False, True, True]
+    best = read_json(store.path(run) / "result.json")["best"]
+    assert best["top1"] == max(metrics["top1"] for metrics in history[1:])
+
+
 def test_equal_seeds_give_equal_students_and_others_do_not(teacher_store, student_store, tmp_path):
     run, other = (student_run(teacher_store, seed=seed) for seed in (0, 1))
     first = trained(student_store, run)

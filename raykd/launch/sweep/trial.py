@@ -189,8 +189,8 @@ class _TuneLogger:
         """Report nothing."""
 
     def epoch(self, run: Training, metrics: Metrics) -> None:
-        """Report an epoch of the student, or of a stage on its way."""
-        if self._is_own(run) and metrics["epoch"] + 1 < run.optim.epochs:
+        """Report an evaluated epoch of the student, or of a stage on its way."""
+        if self._is_own(run) and _is_reported(run, metrics):
             tune.report(_counted(run, metrics))
 
     def end(self, run: Training, result: Metrics | None) -> None:
@@ -217,10 +217,15 @@ class _TrainReports(TuneReportCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Pass on rank 0's, except for the last epoch."""
-        report = _counted(self._run, metrics[0])
-        if report["epoch"] + 1 < self._run.optim.epochs:
-            super().after_report(run_context, [report], checkpoint)
+        """Pass on rank 0's of evaluated epochs, except for the last one."""
+        if _is_reported(self._run, metrics[0]):
+            super().after_report(run_context, [_counted(self._run, metrics[0])], checkpoint)
+
+
+def _is_reported(run: StudentRun, metrics: Mapping[str, Any]) -> bool:
+    """True for an epoch that says how good the student is, but the last, which comes later."""
+    epoch = metrics["epoch"]
+    return epoch + 1 < run.optim.epochs and run.optim.evaluates(epoch)
 
 
 def _counted(run: StudentRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
