@@ -17,6 +17,7 @@
     root/plugins/<digest>.py       plugins that artefacts were made with
     root/reports/                  pages
     root/locks/                    the artefacts that processes are making at the moment
+    root/.rayignore                `*`: `ray job submit` from a folder around it leaves it out
 
 A folder is complete when its marker is there; the marker is written last. What a killed run leaves
 is complete, or is continued or made anew.
@@ -46,7 +47,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, Unreachable
+from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, NoRoom, Unreachable
 from raykd.core.plugins import plugins_of
 from raykd.core.record import DIGITS, Recipe, fingerprint
 from raykd.storage import plugin_files
@@ -63,6 +64,7 @@ from raykd.storage.node_cache import NodeCache, folder_of
 
 MARKER = "recipe.json"
 LOCKS = "locks"
+IGNORED = ".rayignore"  # Ray's own name for a list of what it does not upload
 SEAL = "seal"  # a key of every file that `write_json` writes
 _SEAL_DIGITS = 24
 _NAME_BYTES = 255  # limit of a name, on every file system in use
@@ -241,6 +243,7 @@ class Store:
         mark, local = self.root / LOCKS, self.node_cache is None  # copies may be removed any time
         if is_there(mark):
             self._stands = True
+            self._leave_out()
         elif made and local:
             raise Unreachable(
                 f"{self.root}: the driver's store is not there on {socket.gethostname()}; all "
@@ -251,6 +254,14 @@ class Store:
         else:
             make_folder(mark)
             self._stands = True
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Keep a folder's content out of what Ray uploads of a working directory around it."""
+        note = self.root / IGNORED
+        if self.node_cache is None and not note.exists():
+            with contextlib.suppress(OSError, NoRoom, Unreachable):  # it may be read alone
+                write_atomic(note, b"*\n")
 
     def path(self, recipe: Recipe) -> Path:
         """The folder of a recipe's artefact, whether or not it exists."""
