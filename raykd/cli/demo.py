@@ -16,7 +16,7 @@ QUICKSTART = Path(__file__).with_name("quickstart.yaml")
 @JSON
 @click.pass_context
 def demo(context: click.Context, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
-    """Run the quickstart: a teacher of handwritten digits and nine students, in two minutes.
+    """Run the quickstart: a teacher of handwritten digits and fifteen students.
 
     The digits come with scikit-learn, so nothing is downloaded.
     """

@@ -71,11 +71,12 @@ class Manifest:
 
     def views(self) -> list[int]:
         """The views whose rows are all there, in order."""
-        by_view: dict[int, list[Shard]] = {}
-        for shard in self.shards:
-            by_view.setdefault(shard.part.view, []).append(shard)
-        views = sorted(by_view.items())
-        return [view for view, shards in views if not gaps(shards, view, self.rows)]
+        covered: dict[int, int] = {}  # rows from the first on, by view
+        for shard in sorted(self.shards, key=lambda shard: shard.part.start):
+            part = shard.part
+            if part.start <= covered.setdefault(part.view, 0) < part.stop:
+                covered[part.view] = part.stop
+        return sorted(view for view, rows in covered.items() if rows >= self.rows)
 
 
 _MANIFEST = TypeAdapter(Manifest)

@@ -115,9 +115,10 @@ def test_a_run_without_workers_never_imports_ray(tmp_path):
 
 
 def test_the_scale_decides_how_many_workers_a_student_gets():
-    quickstart = load(ROOT / "experiments/quickstart.yaml")
+    rules = "scale.rules=[{match: {run.method.name: skd, run.seed: 0}, workers: 2}]"
+    quickstart = load(ROOT / "experiments/quickstart.yaml", [rules, "scale.teacher_workers=2"])
     counts = [quickstart.workers(run) for run in quickstart.runs]
-    assert sorted(counts) == [1] * 8 + [2]
+    assert sorted(counts) == [1] * 14 + [2]
     assert quickstart.teacher_workers(quickstart.runs[0].teacher) == 2
     wide = next(run for run in quickstart.runs if quickstart.workers(run) == 2)
     assert (wide.method.name, wide.seed) == ("spherical_kd", 0)
