@@ -7,6 +7,7 @@ grid:     # dotted keys of `run`, each with a list of values: every combination 
 search:   # dotted keys of `run`, each with numbers or values to draw from, in a sweep
 sweep:    # how a sweep draws, and which trials it stops early
 scale:    # how the work is spread; never hashed
+published:  # scores of papers, for the report; never hashed
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from raykd.config.messages import NOWHERE, Mistakes, Places
 from raykd.config.overrides import combinations, value_at
+from raykd.config.published import Published
 from raykd.config.scale import Scale, Workers, most
 from raykd.config.search_space import Domain, Space, Sweep, check_generation, read_space
 from raykd.config.shorthand import read_student, record
@@ -57,6 +59,8 @@ class ExperimentFile(Record):
     """Settings of `raykd sweep`: number of draws, and early stopping."""
     scale: Scale = Scale()
     """Spread of the work over processes and machines; it changes no result's name."""
+    published: list[Published] = Field(default_factory=list, json_schema_extra={"default": []})
+    """Published scores of some students, which the report shows beside ours; first match counts."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Experiment:
         default_factory=dict, compare=False, repr=False
     )  # position of each key in the file
     plugins: tuple[Plugin, ...] = ()  # that its file names
+    published: tuple[Published, ...] = ()  # scores of papers, for the report
 
     def students(self) -> tuple[StudentRun, ...]:
         """Students whose route needs no search."""
@@ -88,6 +93,10 @@ class Experiment:
             if _matches(run, rule.match):
                 return rule.workers
         return self.scale.workers
+
+    def published_of(self, run: AnyStudent) -> Published | None:
+        """The published score of a student; None where the file has none."""
+        return next((one for one in self.published if _matches(basis(run), one.match)), None)
 
     def teacher_workers(self, teacher: TeacherRun) -> Workers:
         """Number of workers that train a teacher together; given weights take one at most."""
@@ -134,6 +143,14 @@ def from_tree(
         where = record(Where, tree.get("data") or {}, "experiment.data")
     with mistakes.collecting():
         scale = record(Scale, tree.get("scale") or {}, "experiment.scale")
+    published: list[Published] = []
+    stated = tree.get("published") or []
+    if not isinstance(stated, list):
+        mistakes.add("experiment.published: expected a list of {match, score, source}")
+        stated = []
+    for number, one in enumerate(stated):
+        with mistakes.collecting():
+            published.append(record(Published, one, f"experiment.published.{number}"))
     runs: list[AnyStudent] = []
     with mistakes.collecting():
         for run in combinations(tree["run"], grid, scale.grid_limit):
@@ -151,12 +168,12 @@ def from_tree(
             "experiment.data.probe: no student has a probe whose images these could be; add "
             "run.task: {name: features, probe: {data: {name: folder}}}, or leave it out"
         )
-    for rule in scale.rules:
-        for key in rule.match:
+    for place, rules in (("scale.rules", scale.rules), ("published", published)):
+        for key in (key for rule in rules for key in rule.match):
             if not any(_matches(basis(run), {key: None}, anything=True) for run in runs):
-                mistakes.add(f"experiment.scale.rules: {key}: no student has such a key")
+                mistakes.add(f"experiment.{place}: {key}: no student has such a key")
     mistakes.raise_all()
-    return Experiment(name, tuple(runs), scale, where, space, places, plugins)
+    return Experiment(name, tuple(runs), scale, where, space, places, plugins, tuple(published))
 
 
 def _load_plugins(named: Any, folder: Path, mistakes: Mistakes) -> tuple[Plugin, ...]:

@@ -11,7 +11,7 @@ from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 
-PARTS = ("data", "run", "grid", "search", "sweep", "scale", "plugins")
+PARTS = ("data", "run", "grid", "search", "sweep", "scale", "plugins", "published")
 
 
 def check_parts(tree: dict[str, Any]) -> None:

@@ -33,10 +33,13 @@ _Number: TypeAlias = Annotated[float, Field(ge=-Limits.RATE, le=Limits.RATE)]
 _Any: TypeAlias = Annotated[int, Field(ge=0, le=Limits.WORKERS), Tag("number")]
 
 
+Match = dict[str, str | _Whole | _Number | bool | None]  # dotted keys of `run` with their values
+
+
 class Rule(Record):
     """Students whose recipe has these values (dotted keys of `run`) get that many workers."""
 
-    match: dict[str, str | _Whole | _Number | bool | None]
+    match: Match
     """Dotted keys of `run`, each with the value that a student must have there."""
     workers: Annotated[_Some | _Between, Discriminator(_form)]
     """Workers that train such a student together: a number, or [least, most]."""

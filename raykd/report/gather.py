@@ -7,6 +7,7 @@ epoch; the best epoch stands apart. A run that is not finished still counts amon
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,10 @@ def gather(
     for name, runs, routes in zip(names, lines, students_by_line, strict=True):
         pairs = [(score[run], reference(run)) for run in routes if run in score]
         gain = summarise(own - other for own, other in pairs if other is not None)
-        students.append(_group(name, [run_of[run] for run in runs], gain, metric))
+        line = _group(name, [run_of[run] for run in runs], gain, metric)
+        named_score = experiment.published_of(runs[0])
+        said = None if named_score is None else named_score.said()
+        students.append(replace(line, published=said))
     requested = dict.fromkeys(student_of.values())
     apart = [run for run in work.students if run not in requested]
     teaching = dict.fromkeys(teacher for run in work.students for teacher in run.members())

@@ -30,6 +30,7 @@ _MEASURES = {
     "cka": "CKA: alignment of the embeddings of the test images with the teacher's, 100 where one "
     "is a rotation and a scaling of the other.",
 }
+PUBLISHED = "published %"
 TEXT_COLUMNS = ("what", "network", "hardware", "trial", "state", "settings", "fingerprint", "error")
 
 
@@ -74,6 +75,11 @@ def legend(report: Report) -> str:
         measures = (
             "Agreement: test images answered as the teacher does. KL: of the student's from the "
             "teacher's probabilities, in nats."
+        )
+    sources = [str(group.published["source"]) for group in report.students if group.published]
+    if sources:
+        measures += (
+            f" {PUBLISHED.capitalize()}: {report.measure} of the same pair in {listed(sources)}."
         )
     views = ""
     if share_views(report):
@@ -151,6 +157,8 @@ def rows(report: Report) -> list[tuple[Group, dict[str, str]]]:
         absent.add("validation %")
     if not has_gains(report):
         absent.add(versus(report))
+    if not any(group.published for group in report.students):
+        absent.add(PUBLISHED)
     lines = []
     for group in report.shown():
         headings = [HEADINGS[name] for name in report.others]
@@ -176,6 +184,7 @@ def cells(
         "network": group.network,
         score: _text("{0.mean:.2f} +- {0.std:.2f}", group.score),
         "n": f"{finished}" if finished == total else f"{finished} of {total}",
+        PUBLISHED: _text("{:.2f}", None if group.published is None else group.published["score"]),
         "best %": _text("{0.mean:.2f}", group.best),
         "validation %": _text("{0.mean:.2f}", group.validation),
         **{name: _text("{0.mean:.2f} +- {0.std:.2f}", group.others.get(name)) for name in others},
@@ -267,11 +276,14 @@ def console_table(report: Report) -> Table:
     table.add_column("what", overflow="fold", min_width=15)
     table.add_column("network", overflow="fold", min_width=9)
     others = ["agreement %"] if report.labelled else [HEADINGS[name] for name in report.others]
-    columns = (report.heading, "n", "best %", *others, "parameters", "images/s", "time")
+    lines = rows(report)
+    published = [PUBLISHED] if any(PUBLISHED in row for _, row in lines) else []
+    columns = (report.heading, "n", *published, "best %", *others, "parameters", "images/s", "time")
     for name in columns:
-        short = {"agreement %": "agree %", "parameters": "params"}.get(name, name)
+        short = {"agreement %": "agree %", "parameters": "params", PUBLISHED: "publ. %"}
+        short = short.get(name, name)
         table.add_column(short, justify="right", no_wrap=True)
-    for group, row in rows(report):
+    for group, row in lines:
         row |= {name: row[name].partition(" ")[0] for name in others}
         line = [row[name] for name in ("rank", "what", "network", *columns)]  # the rest has no room
         table.add_row(*map(Text, line), style=None if group.is_ranked() else "yellow")

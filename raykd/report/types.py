@@ -72,6 +72,8 @@ class Group:
     hardware: tuple[str, ...]
     # What else the task measures, in percent, after the last epoch: by its heading.
     others: Mapping[str, Summary] = field(default_factory=dict)
+    # "score" in percent and "source" of the same pair elsewhere, where the experiment names them.
+    published: Mapping[str, Any] | None = None
 
     def finished(self) -> list[Run]:
         """The runs that have a result."""

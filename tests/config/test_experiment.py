@@ -258,7 +258,9 @@ def test_a_grid_reaches_into_the_teacher():
 
 # Mistakes
 
-YAML_LIST = "experiment: expected the keys data, run, grid, search, sweep, scale, plugins"
+YAML_LIST = (
+    "experiment: expected the keys data, run, grid, search, sweep, scale, plugins, published"
+)
 NO_RUN = "experiment.run: this key must be given, with a model and its data"
 MISTAKES = {
     # of the file
@@ -269,7 +271,8 @@ MISTAKES = {
     "an unknown part": ("runs: {}", "experiment.runs: no such key; did you mean 'run'?"),
     "a part like no other": (
         PLAIN + "zzz: 1",
-        "experiment.zzz: no such key; there are: data, run, grid, search, sweep, scale, plugins",
+        "experiment.zzz: no such key; there are: data, run, grid, search, sweep, scale, plugins, "
+        "published",
     ),
     "a key given twice": (
         PLAIN + "  model: resnet14\n",
