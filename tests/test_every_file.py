@@ -80,7 +80,7 @@ def full(tmp_path_factory):
 def test_what_is_as_it_was_written_is_sound(full):
     done = call("verify", "--rows", 0, "--store", full)
     assert done.exit_code == 0, done.output
-    for kind in ("2 students", "1 preludes", "1 packs", "1 weights", "1 sweeps"):
+    for kind in ("2 students", "1 prelude", "1 pack", "1 file of weights", "1 sweep"):
         assert kind in done.output
 
 

@@ -19,6 +19,7 @@ from raykd.config.search_space import Domain, Sweep
 from raykd.core.errors import ConfigError
 from raykd.core.plugins import loaded
 from raykd.core.record import Record
+from raykd.core.words import counted
 from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method
 from raykd.outputs.codecs import Codec
@@ -262,7 +263,7 @@ class Experiment:
         return len(self.parsed.runs)
 
     def __repr__(self) -> str:
-        return f"<Experiment {self.name!r}: {len(self)} students>"
+        return f"<Experiment {self.name!r}: {counted(len(self), 'students')}>"
 
 
 def _unpickled(_: Any, parsed: files.Experiment) -> Experiment:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from raykd.core.errors import DataError
+from raykd.core.words import counted
 from raykd.data.packing import Packed, Packing, source_of
 from raykd.data.sources import SOURCES
 from raykd.data.sources.files import Files
@@ -127,9 +128,10 @@ def _say_plan(packing: Packing, complete: int, terminal: Terminal) -> None:
         kinds = ", ".join(f"{ascii(suffix)[1:-1]} {count:,}" for suffix, count in unread)
         terminal.say(f"files that are not read: {kinds}")
     names = packing.dataset.names
+    classes = f"of {len(names)} classes" if names else "without labels"
     terminal.say(
-        f"{packing.images:,} images {f'of {len(names)} classes' if names else 'without labels'}, "
-        f"{packing.volume / 1e6:,.1f} MB, into {len(packing.parts)} shards"
+        f"{counted(packing.images, 'images')} {classes}, {packing.volume / 1e6:,.1f} MB, "
+        f"into {counted(len(packing.parts), 'shards')}"
         + (f", of which {complete} are there" if complete else "")
     )
 

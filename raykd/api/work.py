@@ -6,6 +6,7 @@ one was stopped: by Ctrl-C, by SIGTERM (in the main thread, with a checkpoint fi
 failure. Errors are `raykd.RaykdError`.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -24,6 +25,7 @@ from raykd.config.shorthand import record
 from raykd.core.errors import ConfigError, NoRoom, Unreachable
 from raykd.core.safe_names import printable_lines
 from raykd.core.shutdown import terminable
+from raykd.core.words import counted
 from raykd.planning.plan import plan as plan_of
 from raykd.recipes import StudentRun
 from raykd.report.catalogue import LISTINGS, records
@@ -50,26 +52,28 @@ def run(
     *,
     workers: Workers | None = None,
     quiet: bool = False,
+    recipe: bool = True,
 ) -> Results:
     """Train teachers and students that the store lacks; the results of all of them.
 
     experiment: an `Experiment`, one `Student`, or the path of a file. store: a folder, or its URL;
     default: $RAYKD_STORE or ./raykd-store. workers: in place of `scale.workers`; 0: this process,
-    without Ray. quiet: no progress on standard error.
+    without Ray. quiet: no progress on standard error. recipe: print the first student's, in full.
     """
     from raykd.launch.executor import execute
 
     resolved, storage, terminal = prepared(experiment, store, workers=workers, quiet=quiet)
     if resolved.space is not None and resolved.space.search:
         raise ConfigError("experiment.search: what is drawn is for a sweep; use `raykd sweep`")
-    say_recipe(resolved, terminal)
+    if recipe:
+        say_recipe(resolved, terminal)
     with terminal.showing():
         outcome = execute(resolved, storage, terminal)
     summary = report.gather(storage, resolved)
     page = published(summary, storage, terminal)
     reused = {kind: count for kind, count in outcome.reused.items() if count}
     if reused:
-        counts = ", ".join(f"{count} {kind}" for kind, count in reused.items())
+        counts = ", ".join(counted(count, kind) for kind, count in reused.items())
         terminal.say(f"reused from {storage.shown}: {counts}")
     note = "" if page is None else f"; page: {page}"
     terminal.say(f"done in {clock(outcome.seconds)}{note}")
@@ -115,7 +119,7 @@ def swept_results(
     page = published(summary, storage, terminal)
     states = ("finished", "stopped", "failed")
     counts = ", ".join(f"{swept.count(state)} {state}" for state in states if swept.count(state))
-    terminal.say(f"{len(swept.sheets)} trials in {clock(swept.seconds)}: {counts}")
+    terminal.say(f"{counted(len(swept.sheets), 'trials')} in {clock(swept.seconds)}: {counts}")
     note = "" if page is None else f"page: {page}; "
     terminal.say(f"{note}table: {swept.results}")
     return Results(summary, storage, page, seconds=swept.seconds, grid=swept.grid), swept
@@ -246,7 +250,23 @@ def say_recipe(experiment: files.Experiment, terminal: Terminal) -> None:
     runs = [files.basis(run).plain() for run in experiment.runs]
     if not runs:
         raise ConfigError("experiment.grid: no student is left")
-    terminal.say(f"{experiment.name}: {len(runs)} students; the first one's recipe:")
+    terminal.say(f"{experiment.name}: {counted(len(runs), 'students')}; the first one's recipe:")
+    for teacher in _given(runs[0]):
+        for key in _OF_TRAINING:
+            teacher.pop(key, None)
     text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
     text = printable_lines(text.rstrip())
     terminal.console.print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
+
+
+_OF_TRAINING = ("optim", "label_smoothing", "precision", "seed", "save_every", "refresh_statistics")
+
+
+def _given(recipe: Any) -> Iterator[dict[str, Any]]:
+    """The given teachers in a plain recipe, which are not trained."""
+    if not isinstance(recipe, dict):
+        return
+    for teacher in (recipe.get("teacher"), *(recipe.get("panel") or ()), recipe.get("after")):
+        yield from _given(teacher)
+    if recipe.get("weights") is not None and recipe.get("fine_tune") is False:
+        yield recipe

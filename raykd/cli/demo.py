@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from raykd.cli.output import echo
 from raykd.cli.run import run
 from raykd.cli.shared import JSON, OVERRIDES, STORE
 
@@ -20,4 +21,10 @@ def demo(context: click.Context, overrides: tuple[str, ...], store: str, as_json
 
     The digits come with scikit-learn, so nothing is downloaded.
     """
-    context.invoke(run, experiment=QUICKSTART, overrides=overrides, store=store, as_json=as_json)
+    echo(
+        f"running {QUICKSTART}: a teacher and nine students of three methods; `raykd run` takes "
+        "such a file, and `raykd explain run` says what its keys mean",
+        err=True,
+    )
+    options = {"overrides": overrides, "store": store, "as_json": as_json, "recipe": False}
+    context.invoke(run, experiment=QUICKSTART, **options)

@@ -16,6 +16,7 @@ from raykd.cli.shared import (
     speaking,
 )
 from raykd.core.errors import ConfigError, RaykdError, folded
+from raykd.core.words import counted
 
 if TYPE_CHECKING:
     from raykd.export import ExportResult
@@ -106,7 +107,9 @@ def export(
         summary |= {"errors": [str(error) for error in errors], "unfinished": unfinished}
         print_json({"exports": [_plain(exported) for exported in exports]} | summary)
     elif unfinished:
-        echo(f"{unfinished} students of this experiment are not finished", err=True)
+        verb = "is" if unfinished == 1 else "are"
+        students = counted(unfinished, "students")
+        echo(f"{students} of this experiment {verb} not finished", err=True)
     if errors:
         sys.exit(folded(errors).code)
 

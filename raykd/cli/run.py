@@ -9,12 +9,14 @@ from raykd.cli.shared import experiment_command, print_json, print_report
 
 @click.command()
 @experiment_command()
-def run(experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool) -> None:
+def run(
+    experiment: Path, overrides: tuple[str, ...], store: str, as_json: bool, recipe: bool = True
+) -> None:
     """Train teachers and students, and write a table and a page."""
     from raykd.api import work
     from raykd.api.experiment import load
 
-    done = work.run(load(experiment, *overrides), store)
+    done = work.run(load(experiment, *overrides), store, recipe=recipe)
     made = {"made": done.made, "reused": done.reused, "seconds": done.seconds}
     print_report(done.report, as_json=as_json, work=made, page=done.page and str(done.page))
 

@@ -41,6 +41,10 @@ _SCHEMA = "schema"  # name of the schema among what is remembered
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
+_STOPPED = "stopped; what was finished is kept, and the same command goes on"
+_WORKING = ("run", "demo", "sweep", "precompute", "pack", "main")  # main: a script's
+
+
 def speaking(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with our errors as one message and an exit status of their own.
 
@@ -57,7 +61,7 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
             echo(f"error: {error}", err=True)
             sys.exit(error.code)
         except KeyboardInterrupt as stop:
-            echo("stopped; what was finished is kept, and the same command goes on", err=True)
+            echo(_STOPPED if command.__name__ in _WORKING else "stopped", err=True)
             if not isinstance(stop, Terminated):
                 sys.exit(130)
             leave()

@@ -20,6 +20,7 @@ from raykd.cli.shared import (
     speaking,
 )
 from raykd.core.errors import ConfigError
+from raykd.core.words import counted
 from raykd.storage.atomic import is_there, write_atomic
 
 SHOWN = ["teachers", "caches", "preludes", "students", "searches"]
@@ -113,7 +114,7 @@ def verify(
     else:
         for line in results:
             _print_cache(line)
-        sound = ", ".join(f"{count} {kind}" for kind, count in artefacts.sound.items() if count)
+        sound = ", ".join(counted(count, kind) for kind, count in artefacts.sound.items() if count)
         if sound:
             echo(f"as they were written: {sound}")
         for error in errors:

@@ -25,11 +25,12 @@ from raykd.config.search_space import Domain, Space, Sweep, check_generation, re
 from raykd.config.shorthand import read_student, record
 from raykd.config.tree import overridden, read_text, tree_of
 from raykd.core.errors import ConfigError
-from raykd.core.plugins import Plugin
+from raykd.core.plugins import Plugin, plugins_of
 from raykd.core.plugins import load as load_plugin
 from raykd.core.record import Record
 from raykd.methods import METHODS
 from raykd.recipes import AnyStudent, PreludeRun, Search, SearchedStudent, StudentRun, TeacherRun
+from raykd.storage.plugin_files import digests_in
 from raykd.tasks import probe_of
 
 
@@ -157,6 +158,7 @@ def from_tree(
             with mistakes.collecting():
                 runs.append(read_student(run))
     mistakes.raise_all()
+    _check_named(tree, runs, plugins, mistakes)
     space = None
     with mistakes.collecting():
         parts = (tree.get("search") or {}, tree.get("sweep") or {})
@@ -190,6 +192,24 @@ def _load_plugins(named: Any, folder: Path, mistakes: Mistakes) -> tuple[Plugin,
             mistakes.add(f"experiment.plugins.{number}: {error}")
     mistakes.raise_all()
     return tuple(plugins)
+
+
+def _check_named(
+    tree: Any, runs: Iterable[AnyStudent], plugins: Iterable[Plugin], mistakes: Mistakes
+) -> None:
+    """Raise `ConfigError` for a plugin in use that was loaded for something else.
+
+    Recipes among the values of a tree say which ones they use.
+    """
+    named = {plugin.digest for plugin in plugins} | {*digests_in(tree)}
+    for digest in {*digests_in([basis(run).plain() for run in runs])} - named:
+        (other,) = plugins_of([digest])
+        names = ", ".join(name for _, name, *_ in other.entries)
+        mistakes.add(
+            f"experiment.plugins: {names} is of the plugin {other.name}, which is loaded in this "
+            f"process and not named here; add {other.place} to plugins"
+        )
+    mistakes.raise_all()
 
 
 def _may_probe(runs: Iterable[AnyStudent], space: Space | None) -> bool:

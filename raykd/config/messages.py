@@ -65,7 +65,9 @@ def _line(detail: Any, model: type[BaseModel], path: str) -> str:
             return f"{path}: {tag!r} cannot stand within this method; choose another one"
         hint = nearest(tag, choices) or f"; there are: {', '.join(choices)}"
         what = "method" if all(name in METHODS for name in choices) else names[-1]
-        return f"{path}.name: no {what} is called {tag!r}{hint}"
+        yours = "; one of your own comes from a file under plugins, with @raykd.register.method"
+        ours = what != "method" or hint.startswith("; did you mean")
+        return f"{path}.name: no {what} is called {tag!r}{hint}{'' if ours else yours}"
     message = detail["msg"].removeprefix("Value error, ")
     for limit in context.values() if kind in _BOUNDS else ():
         if isinstance(limit, float):  # which pydantic writes with all digits

@@ -115,6 +115,7 @@ class _Resolver:
         self._store, self._has_probe_path = store, experiment.where.probe is not None
         self._images = _Images(experiment, store, say, digests)
         self._importer = WeightsImporter(store, say)
+        self._say, self._warned = say, set[str]()
 
     def any_student(self, run: AnyStudent) -> AnyStudent:
         """A student, or one that a search finds."""
@@ -157,8 +158,19 @@ class _Resolver:
             said = configuration(run.weights, run.model, self._store)
             classes = read.classes if labelled else 0
             weights = self._importer.name(run.weights, run.model, classes, start=True)
+        self._warn_of_size(f"{key}.data", said, min(read.size))
         read = _normalised(run.data, said, read)
         return run.model_copy(update={"data": read, "weights": weights})
+
+    def _warn_of_size(self, key: str, said: WeightsConfig, side: int) -> None:
+        """Say where images are much smaller than those that weights are for."""
+        if said.side is not None and said.side > 2 * side and key not in self._warned:
+            self._warned.add(key)
+            self._say(
+                f"warning: {key.removeprefix('experiment.')}: the weights are for images of "
+                f"{said.side} pixels a side, and the network sees {side}; it answers far worse "
+                "on such small ones"
+            )
 
     def _task(self, task: Task, stated: Data) -> Task:
         """A task with the data of its probe, which may be in a place of their own."""
@@ -238,6 +250,7 @@ class _Resolver:
                 f"{min(seen)}; set {key.removeprefix('experiment.')}.size: {said.side} to enlarge "
                 f"them, or {min(seen)} to use them as they are"
             )
+        self._warn_of_size(f"{key}.size", said, teacher.size or min(seen))
         with _keyed(f"{key}.weights"):
             weights = self._importer.name(teacher.weights, teacher.model, outputs)
         read = _normalised(teacher.data, said, read)

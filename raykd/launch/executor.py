@@ -21,6 +21,7 @@ from raykd.core.errors import NoRoom, RaykdError, Unreachable, folded
 from raykd.core.plugins import loaded
 from raykd.core.record import Recipe, fingerprint
 from raykd.core.shutdown import Notice, noticed
+from raykd.core.words import counted
 from raykd.launch.units import ArtefactMaker, Local, Strategy, Unit
 from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
@@ -432,10 +433,13 @@ class Executor:
         if self._students:
             trained = (*work.preludes, *work.students)
             missing += [run for run in trained if not self._store.has(run)]
-        todo = ", ".join(f"{count} {kind}" for kind, count in _counts(missing).items() if count)
+        given = [run for run in missing if isinstance(run, TeacherRun) and run.is_given]
+        trained = [run for run in missing if run not in given]
+        todo = ", ".join(counted(count, kind) for kind, count in _counts(trained).items() if count)
         reused = _counts(self._reused)
-        there = ", ".join(f"{n} {kind}" for kind, n in reused.items() if kind != "caches")
-        self._terminal.say(f"to train: {todo or 'nothing'}; in the store: {there}")
+        there = ", ".join(counted(n, kind) for kind, n in reused.items() if kind != "caches")
+        asked = f"; given: {counted(len(given), 'teachers')}" if given else ""
+        self._terminal.say(f"to train: {todo or 'nothing'}{asked}; in the store: {there}")
 
     # Locks, strategies, the cluster
 

@@ -564,18 +564,7 @@ def _check_task(run: StudentRun) -> None:
                 "leave mixing out"
             )
         return
-    reason = None
-    if not method.needs():
-        reason = "learns from the labels alone"
-    elif (method.needs() | method.student_needs()) & (
-        Signal.LOGITS | Signal.CLASSIFIER | Signal.PIXELS
-    ):
-        reason = "reads logits, of which a backbone has none"
-    elif method.reads_labels():
-        reason = "reads labels"
-    elif method.prelude():
-        reason = "begins with a training of its own that reads labels"
-    if reason:
+    if reason := _label_reason(method):
         raise ValueError(
             f"task {run.task.name!r} compares embeddings, and method {method.label!r} {reason}; "
             f"choose one of {', '.join(_label_free())}"
@@ -608,14 +597,24 @@ def _check_retrieval(run: StudentRun, task: Retrieval) -> None:
         )
 
 
+def _label_reason(method: Method) -> str | None:
+    """The reason why a method cannot train a backbone without labels; None where it can."""
+    if not method.needs():
+        return "learns from the labels alone"
+    read = method.needs() | method.student_needs()
+    if read & (Signal.LOGITS | Signal.CLASSIFIER | Signal.PIXELS):
+        return "reads logits, of which a backbone has none"
+    if method.reads_labels():
+        return "reads labels"
+    return "begins with a training of its own that reads labels" if method.prelude() else None
+
+
 def _label_free() -> Iterator[str]:
-    """The names of methods that read embeddings and maps alone, and no labels."""
+    """The names of methods that read embeddings or feature maps, and no labels."""
     for name, kind in METHODS.items():
-        if not any(field.is_required() for field in kind.model_fields.values()):
-            method = kind.read({"name": name})
-            vectors = not method.needs() & ~(Signal.EMBEDDING | Signal.MAP)
-            if method.needs() and vectors and not method.reads_labels():
-                yield name
+        required = any(field.is_required() for field in kind.model_fields.values())
+        if not required and _label_reason(kind.read({"name": name})) is None:
+            yield name
 
 
 def _check_panel(run: StudentRun) -> None:

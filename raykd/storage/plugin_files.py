@@ -36,19 +36,19 @@ def check_loaded(folder: Path, data: bytes) -> None:
         return
     known = {plugin.digest for plugin in plugins.loaded()}
     with contextlib.suppress(RecursionError):  # no recipe, which reading it says
-        for digest in _digests(json.loads(data)):
+        for digest in digests_in(json.loads(data)):
             if digest not in known:
                 raise ConfigError(_missing(folder, digest))
 
 
-def _digests(value: Any) -> Iterator[str]:
+def digests_in(value: Any) -> Iterator[str]:
     """The digests that a recipe and those within it name; what is no digest is left out."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         if key == "plugins" and isinstance(inner, list):
             digests = (digest for digest in inner if isinstance(digest, str))
             yield from filter(_DIGEST.fullmatch, digests)
         elif isinstance(inner, dict | list):
-            yield from _digests(inner)
+            yield from digests_in(inner)
 
 
 def _missing(folder: Path, digest: str) -> str:

@@ -64,7 +64,7 @@ def test_a_run_ends_with_a_table_and_a_page_and_reuses_everything_there_is(file,
     assert "label_only" in again.stdout
     assert "kd" in again.stdout
     assert (store / "reports" / "small.html").is_file()
-    assert "1 teachers, 2 caches, 2 students" in again.output.partition("reused")[2]
+    assert "1 teacher, 2 caches, 2 students" in again.output.partition("reused")[2]
 
 
 def test_a_plan_says_what_would_be_done_and_does_nothing(file, tmp_path):

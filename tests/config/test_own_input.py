@@ -77,6 +77,18 @@ def test_too_small_images_are_refused_with_both_ways_out(resolved):
         resolved(own)
 
 
+def test_a_size_far_below_that_of_the_weights_is_warned_of_once(store):
+    said: list[str] = []
+    grid = "grid={run.seed: [0, 1]}"
+    resolve(parse(IN_MEMORY, "x", [TEN, "run.teacher.size=32", grid]), store, said.append)
+    warnings = [line for line in said if line.startswith("warning: run.teacher.size: ")]
+    assert len(warnings) == 1
+    assert "224 pixels a side, and the network sees 32" in warnings[0]
+    said.clear()
+    resolve(parse(IN_MEMORY, "x", [TEN, "run.teacher.size=224"]), store, said.append)
+    assert not [line for line in said if "pixels a side" in line]
+
+
 def test_a_trained_teacher_has_no_size_of_its_own(resolved):
     with pytest.raises(ConfigError, match=r"teacher\.size: it is of given weights; a teacher that"):
         resolved("run.teacher={model: resnet8, size: 32}", text=IN_MEMORY)

@@ -17,6 +17,7 @@ from raykd.export.measure import grey_levels
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.tasks import Features
 from raykd.training.load_trained import finished
+from tests.export.conftest import TIMM, TORCHVISION
 from tests.export.reading import here, programs, said
 from tests.small import prepare, student_run, trained
 
@@ -116,6 +117,17 @@ def test_a_backbone_is_compared_by_its_embeddings(place, tmp_path):
     exported = export(place, run, tmp_path / "out", ["onnx"], int8=True)
     assert 0.9 < exported.measured["int8"]["cosine"] <= 1.0001
     assert "mean cosine" in (exported.folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [TIMM, TORCHVISION])
+def test_networks_of_libraries_are_quantised(place, student, model, tmp_path):
+    exported = export(place, student("kd", model), tmp_path / "out", ["onnx"], int8=True)
+    exact, rounded = exported.files
+    assert rounded.bytes < exact.bytes / 2
+    assert exported.measured["int8"]["agreement"] > 90
+    graph = onnx.load(exported.folder / rounded.name).graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
 
 
 def test_grey_levels_are_those_of_the_files(place, quantised):

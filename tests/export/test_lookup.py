@@ -82,7 +82,7 @@ def test_the_finished_students_of_an_experiment_get_a_folder_each(place, student
     run = student("kd")
     options = ("--store", place.root, "--output", tmp_path / "out", "--format", "safetensors")
     done = call(file, *options)
-    assert "1 students of this experiment are not finished" in done.stderr
+    assert "1 student of this experiment is not finished" in done.stderr
     (folder,) = (tmp_path / "out").iterdir()
     assert folder.name == folder_name(run) == f"resnet8-kd-{fingerprint(run)[:8]}"
     refused = call(file, "run.seed=9", *options, code=2)

@@ -92,7 +92,7 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(head, tmp_pat
 
     said = head.submit("skd-again", *words, wait=True)
     assert "Job 'skd-again' succeeded" in said
-    assert "to train: 1 students; in the store: 1 teachers" in said
+    assert "to train: 1 student; in the store: 1 teacher" in said
     assert "page: " in said
     after = stamps(tmp_path)
     assert {path: after[path] for path in done} == done  # neither the teacher nor a shard again

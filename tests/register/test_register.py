@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from raykd.api.experiment import Experiment
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core import plugins
@@ -210,3 +211,13 @@ def test_a_recipe_arrives_with_its_plugin_in_a_process_that_has_none(tmp_path):
         [sys.executable, "-c", script], input=pickle.dumps(run), capture_output=True, check=False
     )
     assert done.stdout.decode().split() == [fingerprint(run), "stem", "stage1"], done.stderr
+
+
+def test_a_plugin_of_one_experiment_is_none_of_another(tmp_path):
+    path = written(tmp_path, METHOD)
+    run = student(tmp_path, method="mine")
+    with pytest.raises(ConfigError, match=r"mine is of the plugin mine.py, .* not named here"):
+        student(tmp_path, method="mine", plugins=[])
+    with pytest.raises(ConfigError, match=f"add {path.resolve()} to plugins"):
+        student(tmp_path, method="{combine: [mine, at]}", plugins=[])
+    assert Experiment(run).students() == (run,)  # a recipe names its plugins itself
