@@ -3,10 +3,10 @@
     python experiments/foundation.py --images IMAGES --weights WEIGHTS
     python experiments/foundation.py --quick      # digits, a teacher of one epoch
 
-The teacher's last maps of labelled images are cached once as float16. Each codec is fitted to the
-first half of them, stores and restores all, and is judged by the vote of the 20 nearest neighbours:
-the first half of the images is known, the other half asked. No student is trained. IMAGES is a
-folder of Parquet files with an image and a label, WEIGHTS are timm's for tf_efficientnet_lite0.
+The teacher's last maps of labelled images are cached once as float16, and shuffled. Each codec is
+fitted to the first half of them, stores and restores all, and is judged by the vote of the 20
+nearest neighbours: the first half is known, the other half asked. No student is trained. IMAGES is
+a folder of Parquet files with an image and a label, WEIGHTS are timm's for tf_efficientnet_lite0.
 """
 
 import tempfile
@@ -16,6 +16,7 @@ import click
 import torch
 
 import raykd
+from raykd.core import keyed_random
 from raykd.core.types import Outputs
 from raykd.data.dataset import open_images
 from raykd.methods.feature_maps import pooled_to_grid
@@ -98,7 +99,7 @@ def _small() -> raykd.Student:
 def _maps(
     store: Store, student: raykd.Student, images: str | None
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The teacher's maps [N, K, H, W] from its cache, the labels int64 [N] and their number."""
+    """The teacher's maps [N, K, H, W] from its cache, shuffled, labels int64 [N], their number."""
     experiment = raykd.Experiment(student, data=images) if images else raykd.Experiment(student)
     caches = raykd.cache(experiment, store, workers=0, quiet=True)
     (cache,) = (cache for cache in caches if cache.split == "train")
@@ -106,7 +107,10 @@ def _maps(
     flat = torch.from_numpy(table.flatten().to_numpy().copy()).view(len(table), -1)
     vectors = read_vectors(cache.folder / STATISTICS, fitted_codecs(cache.recipe.plain()), None)
     maps = flat.unflatten(1, vectors.fits["map"]["shape"].tolist())
-    return maps, open_images(store, data)[0].targets, data.resolved().classes
+    # Files may be sorted by class.
+    order = keyed_random.draw(0, torch.arange(len(maps)), 0, keyed_random.PROBE).argsort()
+    targets = open_images(store, data)[0].targets
+    return maps[order], targets[order], data.resolved().classes
 
 
 def _line(
