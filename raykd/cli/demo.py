@@ -22,7 +22,7 @@ def demo(context: click.Context, overrides: tuple[str, ...], store: str, as_json
     The digits come with scikit-learn, so nothing is downloaded.
     """
     echo(
-        f"running {QUICKSTART}: a teacher and nine students of three methods; `raykd run` takes "
+        f"running {QUICKSTART}: a teacher and fifteen students of three methods; `raykd run` takes "
         "such a file, and `raykd explain run` says what its keys mean",
         err=True,
     )
