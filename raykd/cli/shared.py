@@ -42,7 +42,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scri
 
 
 _STOPPED = "stopped; what was finished is kept, and the same command goes on"
-_WORKING = ("run", "demo", "sweep", "precompute", "pack", "main")  # main: a script's
+# Commands of which nothing is kept when they are stopped; scripts have names of their own.
+_LOOKING = (
+    "plan", "show", "report_command", "verify", "schema", "explain", "doctor", "predict", "export",
+    "check_plugin",
+)  # fmt: skip
 
 
 def speaking(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +65,7 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
             echo(f"error: {error}", err=True)
             sys.exit(error.code)
         except KeyboardInterrupt as stop:
-            echo(_STOPPED if command.__name__ in _WORKING else "stopped", err=True)
+            echo("stopped" if command.__name__ in _LOOKING else _STOPPED, err=True)
             if not isinstance(stop, Terminated):
                 sys.exit(130)
             leave()
