@@ -29,7 +29,7 @@ from raykd.cli.shared import print_rows
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.text_table import markdown as as_markdown
-from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
+from raykd.core.types import Batch, Look, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
 from raykd.methods import METHODS, Method
@@ -198,7 +198,7 @@ class Real:
         table = []
         for name, kind in METHODS.items():
             method = kind()
-            if not method.needs() or method.needs() & ~CACHEABLE:
+            if not method.needs() or method.needs() & ~SIGNALS:
                 continue
             ways = {"": method}
             cooler = method.model_copy(update={"temperature": 1.0})
