@@ -24,7 +24,6 @@ RUNS: dict[str, tuple[str, ...]] = {
     "benchmarks.codec": ("--quick",),
     "benchmarks.distractors": ("--quick",),
     "benchmarks.gpu": ("--quick", "--pairs", "1"),
-    "benchmarks.gpu_session": ("--rehearse", "--minutes", "12"),
     "benchmarks.methods": ("--quick", "--pairs", "1"),
     "benchmarks.published": ("--quick", "--pairs", "1"),
     "benchmarks.sakd": ("--quick",),
