@@ -180,7 +180,7 @@ def order_does_not_matter(method: Method) -> None:
     for (spot, loss), other in zip(
         losses(sample).items(), losses(_reordered(sample, order)).values(), strict=True
     ):
-        if not torch.allclose(loss, other, rtol=1e-3, atol=1e-5):  # float32, added in other orders
+        if not torch.allclose(loss, other, rtol=5e-3, atol=1e-5):  # float32, added in other orders
             raise ContractError(f"its loss {spot!r} depends on the order of the batch")
 
 
