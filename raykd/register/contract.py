@@ -6,8 +6,11 @@ against all of them.
 Shapes: B batch, C classes, H, W pixels.
 """
 
+import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -168,20 +171,37 @@ def gradients_reach_what_is_trained(method: Method) -> None:
 
 def order_does_not_matter(method: Method) -> None:
     """The losses of a batch do not depend on the order of its rows."""
+    # What differs in float32 may be rounding, as of a small sum with a large weight.
+    spot = _spot_by_order(method, torch.float32)
+    if spot is not None:
+        with contextlib.suppress(RuntimeError):  # where a method has numbers in float32 of its own
+            spot = _spot_by_order(method, torch.float64)
+    if spot is not None:
+        raise ContractError(f"its loss {spot!r} depends on the order of the batch")
+
+
+def _spot_by_order(method: Method, dtype: torch.dtype) -> str | None:
+    """A spot whose loss depends on the order of the batch in that precision; None for no spot."""
     student, teacher = pair_for(method)
     student.eval()
-    sample, order = batch(), torch.arange(8).flip(0)
+    networks = [copy.deepcopy(network).to(dtype) for network in (student, teacher)]
+    sample, order = _in_precision(batch(), dtype), torch.arange(8).flip(0)
 
     def losses(sample: Batch) -> Mapping[str, Tensor]:
-        helpers = _seeded(method, student, teacher).eval()
-        mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+        helpers = _seeded(method, student, teacher).eval().to(dtype)
+        mine, theirs = (asked(network, sample, ALL) for network in networks)
         return method.losses(mine, theirs, sample, helpers)
 
-    for (spot, loss), other in zip(
-        losses(sample).items(), losses(_reordered(sample, order)).values(), strict=True
-    ):
-        if not torch.allclose(loss, other, rtol=5e-3, atol=1e-5):  # float32, added in other orders
-            raise ContractError(f"its loss {spot!r} depends on the order of the batch")
+    others = losses(_reordered(sample, order))
+    for spot, loss in losses(sample).items():
+        if not torch.allclose(loss, others[spot], rtol=1e-3, atol=1e-5):
+            return spot
+    return None
+
+
+def _in_precision(sample: Batch, dtype: torch.dtype) -> Batch:
+    looks: dict[Look, Batch] = {key: _in_precision(b, dtype) for key, b in sample.looks.items()}
+    return replace(sample, pixels=sample.pixels.to(dtype), looks=looks)
 
 
 def _reordered(sample: Batch, order: Tensor) -> Batch:
