@@ -36,7 +36,7 @@ class Part:
     """A command, and the most seconds that it may take."""
 
     title: str
-    words: Sequence[str]  # of Python
+    words: Sequence[str]  # arguments of Python
     seconds: float
 
 
@@ -142,7 +142,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _run(part: Part, seconds: float, environment: dict[str, str]) -> tuple[str, int]:
-    """What a part printed and how it ended, and its status, 0 where it was cut."""
+    """The output of a part with a line on its end, and its status, 0 where it was cut."""
     started = time.monotonic()
     command = [sys.executable, *part.words]
     with tempfile.TemporaryFile("w+") as said:

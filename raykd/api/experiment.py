@@ -34,9 +34,9 @@ class Part:
     """Some keys of an experiment file with their values, in `tree`, as plain values."""
 
     def __init__(self, given: Keys, more: Keys) -> None:
-        """Of the `given` keys, None stands for one that is left out; of `more`, for null."""
+        """None leaves out a key of `given`, and is null for one of `more`."""
         keys = {key: value for key, value in given.items() if value is not None} | {**more}
-        self.plugins = [*dict.fromkeys(_plugins_in(keys))]  # of modules in it, as files
+        self.plugins = [*dict.fromkeys(_plugins_in(keys))]  # files of the modules in it
         self.tree: dict[str, Any] = plain(keys)
 
     def __eq__(self, other: object) -> bool:

@@ -32,7 +32,7 @@ class Finished(NamedTuple):
 def predictor(network: NetworkLike, store: StoreLike = None) -> Predictor:
     """A finished student or teacher in eval mode on the CPU, an `nn.Module` with `predict(paths)`.
 
-        raykd.predictor("3fa2c01b").predict(["new/1.jpg"])  # of the store
+        raykd.predictor("3fa2c01b").predict(["new/1.jpg"])  # in the store
         raykd.predictor("student")                          # a folder that `raykd export` wrote
 
     network: a fingerprint or its beginning, an exported folder, or an experiment (or its file) of

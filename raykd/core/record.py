@@ -127,7 +127,7 @@ def _values(record: Record) -> tuple[Any, ...]:
 
 
 def _kept(recipe: Recipe, slot: str, work_out: Callable[[], _T]) -> _T:
-    """What a slot of a recipe holds, worked out the first time: a recipe never changes."""
+    """The value of a recipe's slot, worked out the first time: a recipe never changes."""
     try:
         return getattr(recipe, slot)
     except AttributeError:

@@ -54,7 +54,7 @@ class Shapes:
     embedding: int
     features: Mapping[str, tuple[int, int, int]]  # stage -> (K, H, W), in depth order
     sequential: bool = True  # the stages are modules that can be run one after another
-    panel: "tuple[Shapes, ...]" = ()  # of each of several teachers that are handed on whole
+    panel: "tuple[Shapes, ...]" = ()  # one each for teachers that are handed on whole
 
 
 class Network(nn.Module):

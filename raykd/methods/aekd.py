@@ -37,7 +37,7 @@ class AEKD(PanelKD):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """What gathers the gradients of all workers."""
+        """The helper that gathers the gradients of all workers."""
         return nn.ModuleDict({"gradients": Shared()})
 
     def teacher_weights(

@@ -17,7 +17,7 @@ from raykd.methods.base import Method, Schedule, Stages, full_precision, precise
 from raykd.methods.feature_maps import last_shape, pooled_to_grid
 from raykd.methods.standardiser import Standardisation, Standardiser
 
-_PLACES = 512  # of a Gram matrix, at most
+_PLACES = 512  # rows of a Gram matrix, at most
 _TEMPERATURES = {"gram_kl": 0.07, "channel_kl": 4.0}
 Distance = Literal[
     "mse", "smooth_l1", "cosine", "balanced", "theia", "dampened_mse", "gram_mse", "gram_kl",

@@ -24,7 +24,14 @@ from torch import Tensor, fx, nn
 from raykd.core.errors import ConfigError
 
 _SIDES = (32, 64, 224)  # pixels of the images that a network is tried on
-_ROOMS = {"torch", "torchvision", "math", "operator", "_operator", "builtins"}  # of functions
+_ROOMS = {
+    "torch",
+    "torchvision",
+    "math",
+    "operator",
+    "_operator",
+    "builtins",
+}  # modules of functions
 _DELETION = re.compile(r";  (?:\w+ = )+None$", re.MULTILINE)  # how torch.fx frees a value
 _ADVICE = (
     "write its class to a file as a plugin, with @raykd.register.model above it, and name that "
@@ -36,8 +43,8 @@ _ADVICE = (
 class ModuleSource:
     """A module as a network of raykd: the file that registers it, and its weights."""
 
-    name: str  # of the network: the class's, and digits of the text's digest
-    text: str  # of the file
+    name: str  # network's: the class's, and digits of the text's digest
+    text: str  # content of the file
     state: Mapping[str, Tensor]  # on the CPU, by the names that the object has for them
     side: int  # pixels of an image that the object takes
     classes: int  # outputs of its last linear layer; 0 of an encoder

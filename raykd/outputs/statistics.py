@@ -25,7 +25,7 @@ from raykd.outputs.codecs.vectors import AnyVectorCodec, Float16, VectorCodec
 from raykd.storage import arrow
 
 STATISTICS = "statistics.safetensors"
-NOTE = "statistics"  # of a shard: the checksum of the statistics that it was written by
+NOTE = "statistics"  # key of a shard's notes: the checksum of the statistics that encoded it
 IMAGES = 1024  # at least, as far as there are so many
 VECTORS = 10  # at least, times K
 _MOST = 1 << 16  # vectors at most: every k-th place of a map
@@ -115,7 +115,7 @@ class Vectors:
     def compared(
         self, outputs: Outputs, columns: Mapping[str, Tensor], rows: Tensor
     ) -> Iterable[tuple[Tensor, Tensor, Tensor, float]]:
-        """Of each column: expected numbers [n, W T], stored ones, tolerances, and the share lost.
+        """For each column: expected numbers [n, W T], stored ones, tolerances, and the share lost.
 
         Raises `ConfigError` where more than twice the tolerance is lost: the images that the codec
         was fitted to are not like these.

@@ -83,7 +83,7 @@ class OutputsRun(Recipe):
 
     @property
     def label(self) -> str:
-        """What is stored, as in "dense" or "embedding int8, map pca 64"."""
+        """The stored form, as in "dense" or "embedding int8, map pca 64"."""
         parts = [self.stored().label] if self.logits else []
         embedding, maps = (codec or Float16() for codec in (self.embedding_codec, self.map_codec))
         if self.embedding and not (self.logits and self.embedding_codec is None):

@@ -24,8 +24,8 @@ class Folds(NamedTuple):
     """Accuracy of verification over folds, as fractions of 1."""
 
     mean: float
-    deviation: float  # of the folds, over their number
-    accuracies: tuple[float, ...]  # of each fold
+    deviation: float  # between folds, over their number
+    accuracies: tuple[float, ...]  # one for each fold
 
 
 class Pairs(NamedTuple):

@@ -1,4 +1,4 @@
-"""What commands import before they answer."""
+"""Imports of commands before they answer."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What `ray job submit` uploads of a working directory."""
+"""The upload of a working directory by `ray job submit`."""
 
 import zipfile
 

@@ -173,7 +173,7 @@ def test_the_classes_of_a_file_are_those_of_its_head(tmp_path, outputs):
     assert importer.outputs(str(path), "resnet8", outputs) == outputs
     assert importer.outputs(str(path), "resnet8", 0) == outputs  # data without labels
     name = importer.name(str(path), "resnet8", outputs)
-    assert importer.outputs(name, "resnet8", 10) == outputs  # of the store's copy, too
+    assert importer.outputs(name, "resnet8", 10) == outputs  # the store's copy, too
     assert importer.outputs(str(path), "resnet14", 10) == 10  # which `name` refuses
     headless = {k: v for k, v in safetensors.torch.load_file(path).items() if "classifier" not in k}
     safetensors.torch.save_file(headless, path)

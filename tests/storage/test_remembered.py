@@ -35,5 +35,5 @@ def test_a_digest_is_that_of_the_file_as_it_is(tmp_path):
     assert digests[0] == digests[3] != digests[4] == digests[5]
     kept = path.stat()
     path.write_bytes(b"new")
-    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))  # of the same size
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))  # the size stays
     assert remembered.digest_of(path) != digests[5]

@@ -91,7 +91,7 @@ def test_a_route_of_a_face_teacher_is_taught_and_judged_by_other_people(store, d
     last = read_result(store.path(run))["last"]
     assert [stage.teacher.anchors() for stage in run.stages()] == [(1, 2), (1, 2)]
     assert last.keys() >= {"verification", "verification_deviation", "tar_at_0.1", "rank_1"}
-    assert "tar_at_0.0001" not in last  # of so few pairs
+    assert "tar_at_0.0001" not in last  # too few pairs for it
     assert last["verification"] >= 50
     assert "verification" in read_result(store.path(teacher))["last"]
     cache = run.outputs_at(0)

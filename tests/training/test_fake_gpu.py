@@ -208,7 +208,7 @@ def transforms(gpu: FakeGPU) -> dict[str, Piece]:
 
 def ends(gpu: FakeGPU) -> dict[str, Piece]:
     """The metrics of an evaluation, by tasks whose sums are of one kind."""
-    numbers = {"classification": 6, "features": 10}  # of widths of 1
+    numbers = {"classification": 6, "features": 10}  # where widths are 1
     found: dict[str, Piece] = {}
     for name, count in numbers.items():
         sums = gpu.sent(torch.zeros(count, dtype=torch.float64))
