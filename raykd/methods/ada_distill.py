@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
+from raykd.methods import margins
 from raykd.methods.base import Method, Schedule, full_precision, precise, value_at
+from raykd.methods.embedding_map import embedding_map, mapped
 from raykd.methods.helper_kinds import Shared
 
-_LEAST = 1e-6  # of a share
-_EDGE = 1e-7  # distance of a cosine from 1
+_LEAST = 1e-6  # smallest share of a centre that stays
 
 
 class Centres(Shared):
@@ -63,14 +64,9 @@ def margin_loss(cosine: Tensor, labels: Tensor, margin: float, scale: float, for
 
     ArcFace's, with cos theta - m sin m where theta + m is above pi, or CosFace's.
     """
-    target = cosine.gather(1, labels[:, None]).clamp(-1 + _EDGE, 1 - _EDGE)
-    if form == "cosface":
-        harder = target - margin
-    else:
-        m = torch.tensor(margin).to(target)
-        harder = target * m.cos() - (1 - target.square()).sqrt() * m.sin()
-        harder = torch.where(target > -m.cos(), harder, target - m * m.sin())
-    logits = scale * cosine.scatter(1, labels[:, None], harder)
+    target = margins.target_of(cosine, labels)
+    harder = target - margin if form == "cosface" else margins.angular(target, margin)
+    logits = scale * margins.with_target(cosine, labels, harder)
     return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
 
 
@@ -117,9 +113,8 @@ class AdaDistill(Method):
         """The centres, and the linear map, where the widths differ."""
         known = 0 if targets is None else int(targets.max()) + 1
         classes = max(1, student.classes, known)
-        helpers = nn.ModuleDict({"centres": Centres(classes, teacher.embedding)})
-        if student.embedding != teacher.embedding:
-            helpers["projection"] = nn.Linear(student.embedding, teacher.embedding)
+        centres, helpers = Centres(classes, teacher.embedding), embedding_map(student, teacher)
+        helpers["centres"] = centres
         return helpers
 
     def losses(
@@ -129,9 +124,8 @@ class AdaDistill(Method):
         centres, labels = helpers["centres"], batch.labels
         assert isinstance(centres, Centres)
         with full_precision(student.embedding):
-            mine, theirs = precise(student.embedding), precise(teacher.embedding)
-            if "projection" in helpers:
-                mine = helpers["projection"](mine)
+            mine = mapped(precise(student.embedding), helpers)
+            theirs = precise(teacher.embedding)
             if centres.training:
                 with torch.no_grad():
                     shares = centres.shares(mine, theirs, labels, weighted=self.weighted)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raykd.core.types import Shapes
 from raykd.methods.base import Schedule, SpotMethod
+from raykd.methods.embedding_map import embedding_map, mapped
 
 
 class Angular(SpotMethod):
@@ -34,12 +35,9 @@ class Angular(SpotMethod):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The linear map, where the widths differ."""
-        if student.embedding == teacher.embedding:
-            return nn.ModuleDict()
-        return nn.ModuleDict({"projection": nn.Linear(student.embedding, teacher.embedding)})
+        return embedding_map(student, teacher)
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """The mean of the power over samples."""
-        if "projection" in helpers:
-            student = helpers["projection"](student)
+        student = mapped(student, helpers)
         return (1 - F.cosine_similarity(student, teacher, dim=1)).pow(self.power).mean()

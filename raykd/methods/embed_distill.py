@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Shapes
 from raykd.methods.base import Schedule, SpotMethod, finite
+from raykd.methods.embedding_map import embedding_map, mapped
 
 _TINY = 1e-12  # under the root, whose slope at 0 is infinite
 
@@ -69,14 +70,11 @@ class EmbedDistill(SpotMethod):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The linear map, where the widths differ."""
-        if student.embedding == teacher.embedding:
-            return nn.ModuleDict()
-        return nn.ModuleDict({"projection": nn.Linear(student.embedding, teacher.embedding)})
+        return embedding_map(student, teacher)
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """The distance of the embeddings, and the divergence of scores where it counts."""
-        if "projection" in helpers:
-            student = helpers["projection"](student)
+        student = mapped(student, helpers)
         if self.distance == "cosine":
             loss = (1 - F.cosine_similarity(student, teacher, dim=1)).mean()
         else:

@@ -16,6 +16,7 @@ from raykd.methods.base import (
     at_target,
     looks_for,
 )
+from raykd.methods.embedding_map import embedding_map, mapped
 
 
 class MimicLogits(LogitMethod):
@@ -67,9 +68,7 @@ class MimicEmbedding(SpotMethod):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The linear map, where the widths differ."""
-        if student.embedding == teacher.embedding:
-            return nn.ModuleDict()
-        return nn.ModuleDict({"projection": nn.Linear(student.embedding, teacher.embedding)})
+        return embedding_map(student, teacher)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
@@ -79,8 +78,7 @@ class MimicEmbedding(SpotMethod):
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """Squared distance of the embeddings, averaged over samples."""
-        if "projection" in helpers:
-            student = helpers["projection"](student)
+        student = mapped(student, helpers)
         if self.normalise:
             student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         return F.mse_loss(student, teacher, reduction="sum") / len(student)

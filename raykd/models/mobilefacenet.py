@@ -6,8 +6,9 @@ parameters. The widths and the two smaller forms are those of the paper's sectio
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 
+from raykd.models.mobilenet import InvertedResidual
 from raykd.models.staged import Staged, he_normal, in_order
 
 # (expansion, width, blocks, stride of the first block) of each stage's rows, as in table 1.
@@ -17,24 +18,6 @@ STAGES = (
     ((4, 128, 1, 2), (2, 128, 2, 1)),
 )
 WIDE = 512  # channels before the global depthwise convolution
-
-
-class Bottleneck(nn.Module):
-    """A depthwise 3x3 convolution between two of 1x1, widest inside and linear at its end."""
-
-    def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        inner = width_in * expansion
-        self.expand = rectified(nn.Conv2d(width_in, inner, 1, bias=False))
-        self.depthwise = rectified(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False))
-        self.reduce = nn.Conv2d(inner, width, 1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.residual = stride == 1 and width_in == width
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, width_in, H, W] -> [B, width, H / stride, W / stride]."""
-        out = self.bn(self.reduce(self.depthwise(self.expand(x))))
-        return x + out if self.residual else out
 
 
 def rectified(conv: nn.Conv2d) -> nn.Sequential:
@@ -59,10 +42,11 @@ def mobilefacenet(kernel: tuple[int, int], wide: bool, embedding: int, classes: 
         rectified(nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False)),
     ]
     for number, rows in enumerate(STAGES, start=1):
-        blocks: list[Bottleneck] = []
+        blocks: list[InvertedResidual] = []
         for expansion, wider, count, stride in rows:
-            blocks.append(Bottleneck(width, wider, stride, expansion))
-            blocks += [Bottleneck(wider, wider, 1, expansion) for _ in range(count - 1)]
+            blocks.append(InvertedResidual(width, wider, stride, expansion, rectified))
+            for _ in range(count - 1):
+                blocks.append(InvertedResidual(wider, wider, 1, expansion, rectified))
             width = wider
         parts[f"stage{number}"] = nn.Sequential(*(first if number == 1 else []), *blocks)
         norms[f"stage{number}"] = blocks[-1].bn

@@ -8,6 +8,7 @@ benchmark, and 1.0 in the repository of spot-adaptive distillation (Song et al. 
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -37,12 +38,20 @@ STAGES = (
 class InvertedResidual(nn.Module):
     """A depthwise 3x3 convolution between two of 1x1, widest inside and linear at its end."""
 
-    def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        stride: int,
+        expansion: int,
+        activated: Callable[[nn.Conv2d], Iterable[nn.Module]] | None = None,
+    ) -> None:
+        """`activated`: a convolution with its norm and its activation; None: `normalised`."""
         super().__init__()
-        inner = width_in * expansion
-        self.expand = nn.Sequential(*normalised(nn.Conv2d(width_in, inner, 1, bias=False)))
+        inner, activated = width_in * expansion, activated or normalised
+        self.expand = nn.Sequential(*activated(nn.Conv2d(width_in, inner, 1, bias=False)))
         self.depthwise = nn.Sequential(
-            *normalised(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False))
+            *activated(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False))
         )
         self.reduce = nn.Conv2d(inner, width, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)

@@ -68,7 +68,7 @@ class LabelledSet(Record):
 
 
 class Task(Record):
-    """The purpose of a student. A subclass is final.
+    """The purpose of a student. A subclass is abstract or final.
 
     A test batch gives sums, which are added over batches and workers before they become metrics.
     What is no sum follows from the embeddings of all test images, which a task `collects`. A task
@@ -130,7 +130,7 @@ class Task(Record):
         return method.releases(helpers)
 
     def answer(self, embedding: Tensor, released: nn.ModuleDict) -> Tensor:
-        """What a student without a classifier answers with, from its embedding [B, D].
+        """The answer of a student without a classifier, from its embedding [B, D].
 
         `released`: helpers that it was saved with, or all of its method's.
         """
@@ -157,9 +157,10 @@ class Task(Record):
     ) -> dict[str, float]:
         """Metrics from the embeddings of the probe's training and test images [N, D], [M, D].
 
-        Labels are int64 [N] and [M], of so many classes.
+        Labels are int64 [N] and [M], of so many classes. Raises `LookupError` for a task without
+        a probe.
         """
-        raise NotImplementedError
+        raise LookupError(f"task {self.name!r} has no probe")
 
     def score(self, metrics: Mapping[str, float]) -> float:
         """The headline of an epoch, on validation images where there are some.
@@ -168,6 +169,20 @@ class Task(Record):
         """
         value = metrics.get(f"validation_{self.headline}", metrics.get(self.headline))
         return -math.inf if value is None else value
+
+
+class LabelFreeTask(Task):
+    """Task whose students learn the teacher's embeddings without labels. Abstract."""
+
+    labelled: ClassVar[bool] = False
+
+    def reads(self) -> Signal:
+        """The embeddings."""
+        return Signal.EMBEDDING
+
+    def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
+        """Raises `LookupError`: there is none."""
+        raise LookupError(f"task {self.name!r} has no label loss")
 
 
 def probe_of(task: Task) -> LabelledSet | None:

@@ -16,20 +16,13 @@ from raykd.tasks.base import Task
 _SUMS = 6  # images, loss, top-1, top-5, agreement, divergence
 
 
-class Classification(Task):
-    """Classification of images with one label each.
+class LabelledTask(Task):
+    """Task whose students classify the training images. Abstract.
 
     `top1` and `top5` are percentages, `test_loss` is the cross entropy of the method's scores
     in nats. With a teacher, `agreement` is the percentage of images on which both answer the
     same, and `kl` the mean KL(teacher || student) at temperature 1, in nats.
     """
-
-    name: Literal["classification"] = "classification"
-
-    @property
-    def headline(self) -> str:
-        """Top-1 accuracy."""
-        return "top1"
 
     def reads(self) -> Signal:
         """The logits, which are there without being asked for."""
@@ -75,6 +68,17 @@ class Classification(Task):
         if taught:
             metrics |= {"agreement": 100 * agree / count, "kl": divergence / count}
         return metrics
+
+
+class Classification(LabelledTask):
+    """Classification of images with one label each."""
+
+    name: Literal["classification"] = "classification"
+
+    @property
+    def headline(self) -> str:
+        """Top-1 accuracy."""
+        return "top1"
 
 
 CLASSIFICATION = Classification()  # the default task

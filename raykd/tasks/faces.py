@@ -8,17 +8,18 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.methods.base import Method, full_precision, precise
+from raykd.methods import margins
+from raykd.methods.base import full_precision, precise
+from raykd.methods.margins import Beyond, Gradient, Head
 from raykd.models.cosine_classifier import CosineClassifier, with_cosine_classifier
 from raykd.models.staged import Staged
-from raykd.tasks import margins, rankings, verification
-from raykd.tasks.base import LabelledSet, Task
-from raykd.tasks.classification import CLASSIFICATION
-from raykd.tasks.margins import Beyond, Gradient, Head
+from raykd.tasks import rankings, verification
+from raykd.tasks.base import LabelledSet
+from raykd.tasks.classification import LabelledTask
 
 _MOVES = 0.01  # share of a batch in AdaFace's running moments of the norms
 _Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -42,7 +43,7 @@ class FaceSet(LabelledSet):
         return self.flip
 
 
-class Faces(Task):
+class Faces(LabelledTask):
     """Recognition of faces in an open set: people of the training images teach, others are told
     apart.
 
@@ -82,10 +83,6 @@ class Faces(Task):
         """Accuracy of verification; without a probe, top-1 among the training set's people."""
         return "top1" if self.probe is None else "verification"
 
-    def reads(self) -> Signal:
-        """Nothing beside the logits."""
-        return Signal(0)
-
     def learns_from(self) -> Signal:
         """The embeddings, whose norms some heads read."""
         return Signal.EMBEDDING if self.head in _OF_NORMS else Signal(0)
@@ -93,10 +90,6 @@ class Faces(Task):
     def adapted(self, network: Staged) -> Staged:
         """The network with a cosine classifier. Raises `ConfigError` where it cannot have one."""
         return with_cosine_classifier(network, self.scale)
-
-    def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
-        """Cross entropy without a margin."""
-        return CLASSIFICATION.label_loss(scores, batch, smoothing)
 
     def student_loss(
         self, student: Outputs, scores: Tensor, batch: Batch, smoothing: float
@@ -146,21 +139,6 @@ class Faces(Task):
             classifier.moments.lerp_(moments, _MOVES)
         mean, deviation = classifier.moments.to(norms).unbind()
         return margins.adaface(target, norms, mean, deviation, self._margin())
-
-    def batch_sums(
-        self,
-        method: Method,
-        student: Outputs,
-        teacher: Outputs | None,
-        batch: Batch,
-        helpers: nn.ModuleDict,
-    ) -> Tensor:
-        """Those of classification."""
-        return CLASSIFICATION.batch_sums(method, student, teacher, batch, helpers)
-
-    def metrics(self, sums: Tensor, *, taught: bool) -> dict[str, float]:
-        """Those of classification, without a margin."""
-        return CLASSIFICATION.metrics(sums, taught=taught)
 
     def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
         """Raise `ValueError` where the people of a probe are too few for its folds."""

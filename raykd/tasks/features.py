@@ -3,17 +3,17 @@
 Shapes: B batch, D student's embedding width, E teacher's.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raykd.core.record import Limits
-from raykd.core.types import Batch, Outputs, Signal
+from raykd.core.types import Batch, Outputs
 from raykd.data.recipe import AnyData
 from raykd.methods.base import Method, precise
-from raykd.tasks.base import LabelledSet, Task, loss_sums
+from raykd.tasks.base import LabelFreeTask, LabelledSet, loss_sums
 from raykd.tasks.probes import NEIGHBOURS, TEMPERATURE, knn_accuracy, linear_accuracy
 
 Kind = Literal["knn", "linear"]
@@ -45,7 +45,7 @@ class Probe(LabelledSet):
         return self
 
 
-class Features(Task):
+class Features(LabelFreeTask):
     """Distillation of embeddings, without labels: the student is a backbone without a classifier.
 
     `test_loss` is the method's loss on the test images (of methods that read embeddings alone and
@@ -55,8 +55,6 @@ class Features(Task):
     With a probe there are `knn_top1` and `linear_top1`, and what compares students is the first.
     """
 
-    labelled: ClassVar[bool] = False
-
     name: Literal["features"] = "features"
     probe: Probe | None = None
     """Labelled set by which embeddings are judged; null: no set."""
@@ -65,14 +63,6 @@ class Features(Task):
     def headline(self) -> str:
         """The accuracy of the first probe; without one the alignment with the teacher."""
         return "cka" if self.probe is None else f"{self.probe.kind[0]}_top1"
-
-    def reads(self) -> Signal:
-        """The embeddings."""
-        return Signal.EMBEDDING
-
-    def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
-        """Raises `LookupError`: there is none."""
-        raise LookupError("task 'features' has no label loss")
 
     def batch_sums(
         self,

@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raykd.core.record import Limits
-from raykd.core.types import Batch, Outputs, Signal
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import Method
+from raykd.methods.embedding_map import PROJECTION, mapped
 from raykd.tasks import rankings
-from raykd.tasks.base import LabelledSet, Task, loss_sums
+from raykd.tasks.base import LabelFreeTask, LabelledSet, loss_sums
 
-PROJECTION = "projection"  # helper that maps a student's embeddings into the teacher's space
 _Rank = Annotated[int, Field(ge=1, le=Limits.ROWS)]
 AGREED = 10  # nearest images that agreement with the teacher counts
 
@@ -27,7 +27,7 @@ class RetrievalSet(LabelledSet):
     """Images that each test image is to find its class among: all others, or the training rows."""
 
 
-class Retrieval(Task):
+class Retrieval(LabelFreeTask):
     """Distillation of embeddings for retrieval, without labels: the student has no classifier.
 
     `gallery: teacher` is asymmetric: students embed queries, and the gallery stays as the teacher
@@ -43,7 +43,6 @@ class Retrieval(Task):
     are the teacher's nearest, too, and `test_loss` the method's loss, as in `features`.
     """
 
-    labelled: ClassVar[bool] = False
     collects: ClassVar[bool] = True
 
     name: Literal["retrieval"] = "retrieval"
@@ -72,14 +71,6 @@ class Retrieval(Task):
         """Recall at 1."""
         return "recall_at_1"
 
-    def reads(self) -> Signal:
-        """The embeddings."""
-        return Signal.EMBEDDING
-
-    def label_loss(self, scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
-        """Raises `LookupError`: there is none."""
-        raise LookupError("task 'retrieval' has no label loss")
-
     def batch_sums(
         self,
         method: Method,
@@ -105,8 +96,7 @@ class Retrieval(Task):
 
     def answer(self, embedding: Tensor, released: nn.ModuleDict) -> Tensor:
         """The embedding [B, D], or its place in the teacher's space [B, E]."""
-        mapped = self.gallery == "teacher" and PROJECTION in released
-        return released[PROJECTION](embedding) if mapped else embedding
+        return mapped(embedding, released) if self.gallery == "teacher" else embedding
 
     def collected(
         self, embedding: Tensor, answer: Tensor, teacher: Tensor | None, labels: Tensor | None

@@ -66,6 +66,8 @@ def test_every_file_of_the_folder_is_in_the_table():
         "row_subsets",
         "helper_kinds",
         "feature_maps",
+        "embedding_map",
+        "margins",
         "sakd_policy",
         "standardiser",
         "panel_kd",

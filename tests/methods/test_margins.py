@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from raykd.core.types import Batch, Outputs
+from raykd.methods import margins
 from raykd.models.cosine_classifier import CosineClassifier
-from raykd.tasks import Faces, margins
+from raykd.tasks import Faces
 from tests.each import each
 from tests.small import golden_embeddings, golden_logits
 

@@ -6,17 +6,16 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 import raykd
 from raykd.cli import main
-from raykd.data.dataset import open_images
 from raykd.export import export
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.skd import SKD
 from raykd.prediction import load
 from raykd.storage.store import Store
 from raykd.tasks import Features
+from tests.prediction.pictures import save_pictures
 from tests.small import prepare, student_run, trained
 
 
@@ -42,11 +41,7 @@ def folder(place, student, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(place, student, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    _, test = open_images(place, student.data)
-    for row in range(5):
-        Image.fromarray(test.pixels[row].numpy()).save(folder / f"{row}.png")
-    return folder
+    return save_pictures(place, student, tmp_path_factory.mktemp("pictures"), 5)
 
 
 def test_a_folder_answers_as_the_store_does(place, student, folder, pictures):

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from raykd.cli import main
 from raykd.config import experiment
 from raykd.config.resolve import resolve
 from raykd.core.record import fingerprint
-from raykd.data.dataset import open_images
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.prediction import load
 from raykd.storage.store import Store
 from raykd.tasks import Features
 from tests.data.files import put
+from tests.prediction.pictures import save_pictures
 from tests.small import prepare, student_run, trained
 
 RAYKD = Path(sys.executable).with_name("raykd")
@@ -50,11 +49,7 @@ def student(place):
 @pytest.fixture(scope="module")
 def folder(place, student, tmp_path_factory):
     """Six test images of the digits."""
-    folder = tmp_path_factory.mktemp("pictures")
-    _, test = open_images(place, student.data)
-    for row in range(6):
-        Image.fromarray(test.pixels[row].numpy()).save(folder / f"{row}.png")
-    return folder
+    return save_pictures(place, student, tmp_path_factory.mktemp("pictures"), 6)
 
 
 def call(place, *words, code=0):

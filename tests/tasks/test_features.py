@@ -16,7 +16,6 @@ from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.report.catalogue import catalogue, verify_caches
-from raykd.storage.store import Store
 from raykd.tasks import Classification, Features, Probe
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
@@ -24,16 +23,6 @@ from tests.each import each
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def data(store):
-    return read(store, Data(name="digits", holdout=0.3, limit=160), None)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from raykd.methods import METHODS
 from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.mimic import MimicEmbedding
 from raykd.recipes import Optim, StudentRun, TeacherRun
-from raykd.storage.store import Store
 from raykd.tasks import Retrieval, RetrievalSet
 from raykd.tasks.rankings import retrieval
 from raykd.training.checkpointing import read_result
@@ -22,16 +21,6 @@ from tests.each import each
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def data(store):
-    return read(store, Data(name="digits", holdout=0.3, limit=160), None)
 
 
 @pytest.fixture(scope="module")
