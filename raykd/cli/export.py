@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.shared import (
-    JSON,
-    OVERRIDES,
-    PLUGIN,
-    STORE,
-    print_json,
-    speaking,
-)
+from raykd.cli.shared import JSON, OVERRIDES, PLUGIN, STORE, print_json, speaking
 from raykd.core.errors import ConfigError, RaykdError, folded
 from raykd.core.words import counted
 

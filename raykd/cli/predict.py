@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykd.cli.output import echo
-from raykd.cli.shared import (
-    PLUGIN,
-    STORE,
-    print_rows,
-    speaking,
-)
+from raykd.cli.shared import PLUGIN, STORE, print_rows, speaking
 from raykd.core.errors import ConfigError
 from raykd.core.safe_names import text
 

@@ -433,12 +433,13 @@ class Executor:
         if self._students:
             trained = (*work.preludes, *work.students)
             missing += [run for run in trained if not self._store.has(run)]
-        given = [run for run in missing if isinstance(run, TeacherRun) and run.is_given]
-        trained = [run for run in missing if run not in given]
-        todo = ", ".join(counted(count, kind) for kind, count in _counts(trained).items() if count)
+        given = sum(isinstance(run, TeacherRun) and run.is_given for run in missing)
+        counts = _counts(missing)
+        counts["teachers"] -= given
+        todo = ", ".join(counted(count, kind) for kind, count in counts.items() if count)
         reused = _counts(self._reused)
         there = ", ".join(counted(n, kind) for kind, n in reused.items() if kind != "caches")
-        asked = f"; given: {counted(len(given), 'teachers')}" if given else ""
+        asked = f"; given: {counted(given, 'teachers')}" if given else ""
         self._terminal.say(f"to train: {todo or 'nothing'}{asked}; in the store: {there}")
 
     # Locks, strategies, the cluster
