@@ -44,7 +44,7 @@ WAITS: Mapping[str, Mapping[str, str]] = {
     "transform crop": {"data/transforms/augment: Augment.apply": "each part has its own size"},
     "transform colour": {"data/transforms/colour: Colour.apply": "devices would round otherwise"},
     "transform strong": {"data/transforms/strong: Strong.apply": "devices would round otherwise"},
-    "metrics of classification": {"tasks/classification: Classification.metrics": "the end"},
+    "metrics of classification": {"tasks/classification: LabelledTask.metrics": "the end"},
     "metrics of features": {"tasks/features: Features.metrics": "the end of an evaluation"},
     "weights that are finite": {"training/finite: not_finite": "once an epoch"},
 }
