@@ -9,6 +9,8 @@ Shapes: B batch, n rows, K channels, H, W pixels, T places, m vectors.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,13 @@ class Vectors:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        fits = {
-            kind: {name: value.to(device) for name, value in fit.items()}
-            for kind, fit in self.fits.items()
-        }
+        fits = {kind: _on(device, fit) for kind, fit in self.fits.items()}
         return Vectors(self.codecs, fits, self.grid, self.checksum)
+
+    @cached_property
+    def sizes(self) -> dict[str, list[int]]:
+        """Sizes of the outputs beyond their channels, by kind: none, or H and W."""
+        return {kind: fit["shape"][1:].tolist() for kind, fit in self.fits.items()}
 
     def lost(self) -> dict[str, float]:
         """Share of the variance that was lost where the codecs were fitted, by kind."""
@@ -107,8 +111,7 @@ class Vectors:
             if kind == "embedding":
                 outputs = outputs.replace(embedding=values.squeeze(2))
             else:
-                size = self.fits[kind]["shape"][1:].tolist()
-                maps = {name: values.unflatten(2, size)}
+                maps = {name: values.unflatten(2, self.sizes[kind])}
                 outputs = outputs.replace(features={**outputs.features, **maps})
         return outputs
 
@@ -145,13 +148,17 @@ class Vectors:
 
     def _restored(self, kind: str, column: Tensor) -> Tensor:
         fit, codec = self._fit(kind, column.device), self.codecs[kind]
-        places = int(fit["shape"][1:].prod())
-        return codec.restore(codec.stored(column, fit, places), fit)
+        return codec.restore(codec.stored(column, fit, prod(self.sizes[kind])), fit)
 
     def _fit(self, kind: str, device: torch.device) -> dict[str, Tensor]:
         """Tensors of a codec on a device; the mean in float32."""
-        fit = {name: value.to(device) for name, value in self.fits[kind].items()}
+        fit = _on(device, self.fits[kind])
         return fit | ({"mean": fit["mean"].float()} if "mean" in fit else {})
+
+
+def _on(device: torch.device, fit: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a codec on a device. The shape, which is read, stays on the CPU."""
+    return {name: value if name == "shape" else value.to(device) for name, value in fit.items()}
 
 
 def kind_of(column: str) -> str:

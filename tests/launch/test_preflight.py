@@ -136,7 +136,10 @@ BAD = {
         "experiment.grid: it lays out 8,000,000 students",
     ),
     "a number of hours": (["run.optim.epochs=1:30"], "'1:30' is 90 to YAML 1.1 alone"),
-    "an alias of itself": (["run.optim=&a {milestones: [*a]}"], "stands for what it lies in"),
+    "an alias of itself": (
+        ["run.optim=&a {milestones: [*a]}"],
+        "a mapping or list that contains it",
+    ),
 }
 # One mistake for each place that finds some.
 QUICK = [
