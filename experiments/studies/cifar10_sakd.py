@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
+import raykd
 from experiments.recipes import reference_values as reference
-from experiments.studies.cifar10_methods import PAIRS, complete, peaks, put, recipe, spread, valued
-from raykd.cli.shared import STORE
-from raykd.core.record import fingerprint
+from experiments.studies.cifar10_methods import (
+    PAIRS,
+    by_method,
+    experiment,
+    measured,
+    put,
+    spread,
+    valued,
+)
+from raykd.cli.shared import STORE, speaking
 from raykd.methods.sakd import PAPER
-from raykd.recipes import StudentRun
-from raykd.report import gather, write_page
 from raykd.report.comparison import summarise
-from raykd.storage.store import Store, read_json
-from raykd.tracking.console import Terminal
-from raykd.training.checkpointing import RESULT
 
 ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
     "base + kd": {"mode": "always"},
@@ -40,16 +42,17 @@ ARMS: dict[str, dict[str, Any]] = {  # beside the base alone
 @click.option("--data", type=click.Path(path_type=Path), help="Parquet files; else a download.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--bases", multiple=True, type=click.Choice(PAPER), help="Only these; all if none.")
-@click.option("--parallel", default=1, show_default=True, help="Students at a time.")
+@click.option("--workers", default=0, show_default=True, help="0: this process; 1: Ray's pool.")
 @click.option("--full", type=click.Choice(sorted(PAIRS)), help="The CRD benchmark's recipe.")
 @STORE
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--quick", is_flag=True, help="One seed over one base on digits, in seconds.")
+@speaking
 def main(
     data: Path | None,
     seeds: int,
     bases: tuple[str, ...],
-    parallel: int,
+    workers: int,
     full: str | None,
     store: str,
     markdown: bool,
@@ -58,22 +61,13 @@ def main(
     """Train what is missing, print the tables and write the page."""
     if quick:
         full, seeds, bases = "quick", 1, bases or ("at",)
-    torch.set_num_threads(1)
-    artefacts, terminal = Store(store), Terminal()
     chosen = bases or PAPER
-    arms = {base: _arms(base, full) for base in chosen}
-    files = {
-        (base, arm): recipe(method, full, range(seeds), data, {})
-        for base, methods in arms.items()
-        for arm, method in methods.items()
-    }
-    rows, experiment = complete("cifar10_sakd", files, artefacts, parallel, terminal)
-    put([_differences(artefacts, base, rows) for base in chosen], markdown)
-    put([_row(artefacts, base, arm, group) for (base, arm), group in rows.items()], markdown)
-    page = artefacts.root / "reports" / "cifar10_sakd.html"
-    page.parent.mkdir(exist_ok=True)
-    write_page(gather(artefacts, experiment), page)
-    terminal.say(f"the report is {page}")
+    arms = {(base, arm): method for base in chosen for arm, method in _arms(base, full).items()}
+    planned = experiment("cifar10_sakd", [*arms.values()], full, range(seeds), data, {})
+    results = raykd.run(planned, store, workers=workers, recipe=False)
+    rows = dict(zip(arms, by_method(planned, results), strict=True))
+    put([_differences(base, rows) for base in chosen], markdown)
+    put([_row(base, arm, students) for (base, arm), students in rows.items()], markdown)
 
 
 def _arms(base: str, full: str | None) -> dict[str, dict[str, Any]]:
@@ -85,16 +79,14 @@ def _arms(base: str, full: str | None) -> dict[str, dict[str, Any]]:
     return {"base": method, **arms}
 
 
-def _top1(store: Store, runs: Sequence[StudentRun]) -> list[float]:
-    """The accuracies after the last epoch."""
-    return [read_json(store.path(run) / RESULT)["last"]["top1"] for run in runs]
-
-
 def _differences(
-    store: Store, base: str, rows: Mapping[tuple[str, str], Sequence[StudentRun]]
+    base: str, rows: Mapping[tuple[str, str], Sequence[raykd.StudentResult]]
 ) -> dict[str, str]:
     """Gain of sakd over a base, seed by seed."""
-    top1 = {arm: _top1(store, rows[base, arm]) for arm in ("base", *ARMS)}
+    top1 = {
+        arm: [student.result["last"]["top1"] for student in rows[base, arm]]
+        for arm in ("base", *ARMS)
+    }
     line = {"base": base, "n": str(len(top1["base"]))}
     for arm, other in (
         ("base + kd", "base"),
@@ -112,29 +104,16 @@ def _differences(
     return line
 
 
-def _row(store: Store, base: str, arm: str, runs: Sequence[StudentRun]) -> dict[str, str]:
+def _row(base: str, arm: str, students: Sequence[raykd.StudentResult]) -> dict[str, str]:
     """One arm over one base."""
-    results = [read_json(store.path(run) / RESULT) for run in runs]
-    last = [result["last"] for result in results]
+    last = [student.result["last"] for student in students]
     spots = [*last[0].get("selected_by_class", {})]
     spots.sort(key=lambda spot: spot == "logits")  # it is the last decision
     shares = [statistics.mean(line[f"selected_{spot}"] for line in last) for spot in spots]
-    memory = [read_json(path)["bytes"] / 1e6 for path in peaks(store, runs)]
-    needs = runs[0].method.needs()
-    return {
-        "what": f"{base}, {arm}",
-        "teacher": "-" if not needs else "cached" if runs[0].cached() else "live",
-        "top-1 %": spread([line["top1"] for line in last]),
-        "n": str(len(runs)),
-        "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
+    taught = zip(spots, shares, strict=True)
+    return measured(f"{base}, {arm}", students) | {
         "agreement %": spread([line["agreement"] for line in last]),
-        "taught in the last epoch, %": ", ".join(
-            f"{spot} {share:.0f}" for spot, share in zip(spots, shares, strict=True)
-        ),
-        "images/s": f"{statistics.median(r['images_per_second'] for r in results):.0f}",
-        "peak MB": f"{max(memory):.0f}" if memory else "",
-        "hardware": results[0]["hardware"],
-        "fingerprints": " ".join(fingerprint(run) for run in runs),
+        "taught in the last epoch, %": ", ".join(f"{spot} {share:.0f}" for spot, share in taught),
     }
 
 

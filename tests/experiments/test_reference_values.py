@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments import imagenet_skd, rco_sweep
 from experiments.recipes import reference_values as reference
 from experiments.studies import cifar10_methods, cifar10_sakd, method_grid
-from raykd.config.experiment import load, parse
+from raykd.config.experiment import load
 from raykd.methods import METHODS
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
@@ -67,22 +67,25 @@ def test_a_recipe_has_the_table_s_values(name, data):
     assert len({run.method for run in runs}) > 5
 
 
+def student(method, pair):
+    """The one student of a method in the benchmark's recipe for a pair."""
+    (run,) = cifar10_methods.experiment("one", [method], pair, [0], None, {}).students()
+    return run
+
+
 @each("pair", cifar10_methods.PAIRS)
 def test_every_method_has_its_values_for_every_pair_of_the_benchmark(pair):
     for name in METHODS:
         if name not in ("combine", "sakd"):
-            text = cifar10_methods._text(name, pair, [0], None)
-            (run,) = parse(text, name).students()
-            compare(run, "cifar100")
-    (both,) = parse(cifar10_methods._text("crd + kd", pair, [0], None), "both").students()
-    compare(both, "cifar100")
+            compare(student(cifar10_methods.filled(name, pair), pair), "cifar100")
+    compare(student(cifar10_methods.filled("crd + kd", pair), pair), "cifar100")
 
 
 @each("pair", cifar10_methods.PAIRS)
 def test_spot_adaptive_students_and_their_bases_have_theirs(pair):
     for base in cifar10_sakd.PAPER:
-        for arm, method in cifar10_sakd._arms(base, pair).items():
-            (run,) = parse(cifar10_methods.recipe(method, pair, [0], None, {}), arm).students()
+        for method in cifar10_sakd._arms(base, pair).values():
+            run = student(method, pair)
             homogeneous = getattr(run.method, "homogeneous", None)
             if homogeneous is not None:  # the arm whose policy begins undecided
                 run = run.model_copy(
