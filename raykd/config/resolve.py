@@ -13,6 +13,8 @@ from raykd.core.errors import ConfigError, DataError
 from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
+from raykd.data.sources import PAIRS
+from raykd.data.sources.pairs import folds_of
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
 from raykd.models.weights_import import WeightsImporter, configuration
@@ -20,7 +22,7 @@ from raykd.recipes import AnyStudent, AnyTeacher, PanelRun, StudentRun, TeacherR
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
-from raykd.tasks import Task, probe_of
+from raykd.tasks import FaceSet, Task, probe_of
 
 _COLOURS = ("mean", "std")
 _Started = TypeVar("_Started", TeacherRun, StudentRun)
@@ -64,11 +66,25 @@ class _Images:
 
     def data(self, stated: Data) -> ResolvedData:
         """The data of a student or a teacher."""
+        if stated.name == PAIRS:
+            raise ConfigError(
+                f"run.data.name: {PAIRS!r} is a list by which a task `faces` is judged; give it to "
+                "run.task.probe.data, and images to train on here"
+            )
         return self._once(stated, self._train_root)
 
     def judged(self, stated: Data) -> ResolvedData:
         """The data of a probe."""
         return self._once(stated, self._probe_root)
+
+    def check_folds(self, judge: FaceSet) -> None:
+        """Raise `ConfigError` where a list of pairs states another number of folds."""
+        stated = None if self._probe_root is None else folds_of(self._probe_root)
+        if stated not in (None, judge.folds):
+            raise ConfigError(
+                f"run.task.probe.folds: expected the {stated} that the list states, got "
+                f"{judge.folds}; set folds: {stated}"
+            )
 
     def _once(self, stated: Data, root: str | None) -> ResolvedData:
         if (stated, root) not in self._read:
@@ -81,7 +97,8 @@ class _Images:
         self, stated: Data, root: str | None, source: tuple[str, int | None, bool, str]
     ) -> ResolvedData:
         """The data with their digest: the stated one, a known one, or that of the images."""
-        store, say, skip_bad = self._store, self._say, self._skip_bad
+        store, say = self._store, self._say
+        skip_bad = self._skip_bad and stated.name != PAIRS  # a pair would lose its other half
         if source not in self._digests and stated.digest:
             self._digests[source] = stated.digest
         if source not in self._digests:
@@ -177,8 +194,15 @@ class _Resolver:
         judge = probe_of(task)
         if judge is None:
             return task
+        if judge.data.name == PAIRS and not isinstance(judge, FaceSet):
+            raise ConfigError(
+                f"run.task.probe.data.name: {PAIRS!r} is a list of pairs of faces, which task "
+                f"{task.name!r} has no use for; give it labelled images, or choose task: faces"
+            )
         try:
             judged = self._images.judged(judge.data)
+            if isinstance(judge, FaceSet) and judge.is_listed and not judge.data.digest:
+                self._images.check_folds(judge)
         except (ConfigError, DataError) as error:
             kind = type(error)
             raise kind(_of_probe(str(error), named=self._has_probe_path)) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Signal
+from raykd.data.sources import PAIRS
 from raykd.methods import margins
 from raykd.methods.base import full_precision, precise
 from raykd.methods.margins import Beyond, Gradient, Head
@@ -27,20 +28,34 @@ _OF_NORMS = ("sphereface", "adaface", "magface")  # heads that read the norms of
 
 
 class FaceSet(LabelledSet):
-    """Images of people who are not in the training set, in a folder for each; all of them judge."""
+    """Images of people who are not in the training set, in a folder for each; all of them judge.
+
+    With `data: {name: pairs}` the pairs are those of a list, as LFW's pairs.txt.
+    """
 
     folds: int = Field(default=verification.FOLDS, ge=2, le=Limits.WIDTH)
-    """Parts of the people; the threshold for the pairs of one comes from the others."""
+    """Parts of the people, or of a list; the threshold for the pairs of one comes from the others.
+    """
     pairs: int = Field(default=300, ge=1, le=Limits.WIDTH)
-    """Pairs of one person in a fold, and of two, at most; LFW has 300."""
+    """Pairs of one person in a fold, and of two, at most; LFW has 300. A list has its own."""
     rates: tuple[_Rate, ...] = (0.01, 0.001)
-    """False accept rates at which the true accept rate is measured, over all pairs."""
+    """False accept rates at which the true accept rate is measured, over all pairs or the list's.
+    """
     flip: bool = True
     """Add the embedding of the mirrored image to that of the image."""
 
     def mirrored(self) -> bool:
         """True where the mirrored image counts, too."""
         return self.flip
+
+    @property
+    def is_listed(self) -> bool:
+        """True where the pairs are those of a list."""
+        return self.data.name == PAIRS
+
+    def listed(self, first: Tensor, second: Tensor) -> verification.Pairs:
+        """The list's pairs, by the labels int64 [P] of their first images and of their second."""
+        return verification.listed_pairs(first, second, self.folds)
 
 
 class Faces(LabelledTask):
@@ -141,8 +156,12 @@ class Faces(LabelledTask):
         return margins.adaface(target, norms, mean, deviation, self._margin())
 
     def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
-        """Raise `ValueError` where the people of a probe are too few for its folds."""
-        if of_probe and self.probe is not None:
+        """Raise `ValueError` where the people of a probe, or a list's pairs, are too few."""
+        if not of_probe or self.probe is None:
+            return
+        if self.probe.is_listed:
+            self.probe.listed(train, test)
+        else:
             labels = torch.cat([train, test])
             verification.draw_pairs(labels, self.probe.folds, self.probe.pairs)
 
@@ -153,7 +172,10 @@ class Faces(LabelledTask):
         probe = self.probe
         assert probe is not None
         faces, labels = torch.cat([train, test]), torch.cat([train_labels, test_labels])
-        pairs = verification.draw_pairs(labels, probe.folds, probe.pairs)
+        if probe.is_listed:
+            pairs = probe.listed(train_labels, test_labels)
+        else:
+            pairs = verification.draw_pairs(labels, probe.folds, probe.pairs)
         unit = F.normalize(faces, dim=1)
         scores = (unit[pairs.first] * unit[pairs.second]).sum(1).cpu()
         folds = verification.fold_accuracy(scores, pairs.same, pairs.fold)
@@ -161,15 +183,19 @@ class Faces(LabelledTask):
             "verification": 100 * folds.mean,
             "verification_deviation": 100 * folds.deviation,
         }
-        count = verification.impostor_count(labels)
-        accepted = verification.tar_at_far(
-            verification.genuine_scores(faces, labels),
-            verification.impostor_scores(faces, labels),
-            count,
-            probe.rates,
-        )
+        # Over the pairs of a list, or over all pairs.
+        if probe.is_listed:
+            genuine, impostors = scores[pairs.same], [scores[~pairs.same]]
+            count = len(impostors[0])
+        else:
+            genuine = verification.genuine_scores(faces, labels)
+            impostors = verification.impostor_scores(faces, labels)
+            count = verification.impostor_count(labels)
+        accepted = verification.tar_at_far(genuine, impostors, count, probe.rates)
         metrics |= {
             f"tar_at_{rate:g}": 100 * share for rate, share in accepted.items() if share is not None
         }
+        if probe.is_listed:
+            return metrics
         nearest = rankings.retrieval(faces, faces, labels, labels, alike=True, ranks=(1,))
         return metrics | {"rank_1": 100 * nearest.recall[1]}

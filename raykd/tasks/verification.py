@@ -217,5 +217,20 @@ def draw_pairs(labels: Tensor, folds: int, each: int, seed: int = 0) -> Pairs:
     return Pairs(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
+def listed_pairs(first: Tensor, second: Tensor, folds: int) -> Pairs:
+    """The pairs of a list, from the labels of their first and of their second images (int64 [P]).
+
+    Rows of second images come after all first ones, and folds are equal parts of the list in its
+    order. Raises `ValueError` where a list is too short, or has pairs of one kind alone.
+    """
+    count, same = len(first), (first == second).cpu()
+    if count < folds:
+        raise ValueError(f"expected {folds} pairs or more, one in each fold, got {count}")
+    if not 0 < int(same.sum()) < count:
+        raise ValueError(f"expected pairs of one person and of two, got {count} of one kind")
+    rows = torch.arange(count)
+    return Pairs(rows, rows + count, same, rows * folds // count)
+
+
 def _unit(rows: Tensor) -> Tensor:
     return F.normalize(rows.float(), dim=1)

@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from raykd.config.experiment import Experiment
+from raykd.config.experiment import Experiment, parse
+from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.core.errors import ConfigError
 from raykd.core.types import Signal
@@ -26,11 +27,20 @@ from raykd.tasks import Faces, FaceSet, Retrieval
 from raykd.training import weights
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
+from raykd.training.runs import local_host, train
 from tests.data.files import encoded, put
 from tests.each import each
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=16)
+LISTED = """
+run:
+  model: resnet8
+  data: {name: folder, holdout: 0.34}
+  method: label_only
+  optim: {epochs: 2, batch: 16}
+  task: {name: faces, probe: {data: {name: pairs}, folds: 3, rates: [0.1, 0.05]}}
+"""
 
 
 def people(root: Path, first: int, count: int, each: int = 6) -> Path:
@@ -123,6 +133,61 @@ def test_people_that_cannot_judge_are_refused_before_anything_is_trained(
     run = student(data, None, Faces(probe=probe), method=METHODS["label_only"](name="label_only"))
     with pytest.raises(ConfigError, match=words):
         preflight(Experiment("faces", (run,), Scale()), store)
+
+
+@pytest.fixture(scope="module")
+def listed(place):
+    """A list of pairs of the other people, in three folds."""
+    lines: list[str] = []
+    names = [f"person{person}" for person in range(10, 16)]
+    for person, other in zip(names, names[1:] + names[:1], strict=True):
+        lines += [f"{person}/0.png,{person}/{number}.png,same" for number in (1, 2)]
+        lines += [f"{person}/0.png,{other}/{number}.png,different" for number in (1, 2)]
+    return put(place / "others" / "pairs.csv", "\n".join(lines))
+
+
+def test_a_student_is_judged_by_a_list_of_pairs(store, place, listed):
+    experiment = parse(LISTED, "x", [f"data.path={place / 'train'}", f"data.probe={listed}"])
+    (run,) = resolve(experiment, store).runs
+    preflight(Experiment("faces", (run,), Scale()), store)
+    train(store, run, local_host(store, run))
+    last = read_result(store.path(run))["last"]
+    assert last["verification"] >= 50 and "rank_1" not in last
+    # 12 pairs of two people: a rate of a tenth is told, one of a twentieth is not.
+    assert "tar_at_0.1" in last and "tar_at_0.05" not in last
+
+
+FEATURES = "{name: features, probe: {data: {name: pairs}}}"
+
+
+@each(
+    ("overrides", "words"),
+    [
+        (["run.task.probe.folds=25"], "expected 25 pairs or more, one in each fold, got 24"),
+        (["run.data.name=pairs"], "a list by which a task `faces` is judged"),
+        (
+            [f"run.task={FEATURES}", "run.method=mimic_embedding", "run.teacher.model=resnet8"],
+            "task 'features' has no use for",
+        ),
+    ],
+)
+def test_a_list_that_cannot_judge_is_refused(store, place, listed, overrides, words):
+    where = [f"data.path={place / 'train'}", f"data.probe={listed}"]
+    with pytest.raises(ConfigError, match=words):
+        preflight(resolve(parse(LISTED, "x", [*where, *overrides]), store), store)
+
+
+def test_a_list_s_folds_are_those_that_it_states(store, place, tmp_path):
+    for person in (10, 11):
+        for number in (1, 2):
+            name = f"person{person}/person{person}_{number:04d}.png"
+            put(tmp_path / name, (place / f"others/person{person}/{number}.png").read_bytes())
+    put(tmp_path / "pairs.txt", "2 1\nperson10 1 2\nperson10 1 person11 1\n"
+        "person11 1 2\nperson10 2 person11 2\n")  # fmt: skip
+    where = [f"data.path={place / 'train'}", f"data.probe={tmp_path}"]
+    with pytest.raises(ConfigError, match="expected the 2 that the list states, got 3"):
+        resolve(parse(LISTED, "x", where), store)
+    resolve(parse(LISTED, "x", [*where, "run.task.probe.folds=2"]), store)
 
 
 def test_a_teacher_that_is_given_or_learns_no_labels_has_no_task(data):

@@ -11,6 +11,7 @@ from raykd.tasks.verification import (
     genuine_scores,
     impostor_count,
     impostor_scores,
+    listed_pairs,
     rank_1,
     tar_at_far,
 )
@@ -32,6 +33,18 @@ def test_accuracy_over_folds_has_the_values_of_the_specification():
     result = fold_accuracy(SCORES, SAME, torch.arange(40) // 4)
     assert (result.mean, result.deviation) == (pytest.approx(0.775), pytest.approx(0.175))
     assert len(result.accuracies) == 10
+
+
+def test_a_list_is_cut_into_folds_in_its_order():
+    first = torch.arange(40)
+    pairs = listed_pairs(first, torch.where(SAME, first, first + 1), 10)
+    assert torch.equal(pairs.same, SAME) and torch.equal(pairs.fold, torch.arange(40) // 4)
+    assert torch.equal(pairs.second, first + 40)
+    assert fold_accuracy(SCORES, pairs.same, pairs.fold).mean == pytest.approx(0.775)
+    with pytest.raises(ValueError, match="expected 50 pairs or more"):
+        listed_pairs(first, first, 50)
+    with pytest.raises(ValueError, match="got 40 of one kind"):
+        listed_pairs(first, first, 10)
 
 
 def test_a_threshold_never_parts_equal_scores():

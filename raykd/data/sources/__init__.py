@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[..., "Dataset"]  # called with a path, and `labels` where images lie in files
 Triple = tuple[float, float, float]  # red, green, blue, of pixels in 0 to 1
+PAIRS = "pairs"  # a list of pairs of faces, by which a task `faces` is judged
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for photographs
 
 
@@ -153,6 +154,12 @@ for _name, _source in {
         "Tar shards of images and, if any, labels: a folder, one, or a pattern such as "
         "train-{000..146}.tar.",
         "tars:read_webdataset",
+        in_files=True,
+    ),
+    PAIRS: Source(
+        "Pairs of faces, for the probe of task `faces`: a list like LFW's pairs.txt, or a CSV file "
+        "with two paths and `same` or `different` on each line, beside the images.",
+        "pairs:read_pairs",
         in_files=True,
     ),
 }.items():
