@@ -105,7 +105,7 @@ class Size:
     products: int  # matrix products in a round
 
 
-QUICK = Size((Pair(*LARGE, 8, 1), Pair(*SMALL, 64, 5)), 96, 64, 128, 2048, 2)
+QUICK = Size((Pair(*LARGE, 2, 1), Pair(*SMALL, 16, 2)), 32, 24, 128, 512, 2)
 FULL = Size((Pair(*LARGE, 16, 1), Pair(*SMALL, 64, 10)), 320, 256, 512, 2048, 4)
 GPU = Size(
     (Pair(*LARGE, 256, 10), Pair(*SMALL, 64, 100), Pair(*SMALL, 512, 50)), 576, 256, 2048, 8192, 30
