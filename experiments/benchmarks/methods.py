@@ -1,10 +1,12 @@
 """Cost of each method in a training step, and of its loss relative to a plain implementation.
 
     python -m experiments.benchmarks.methods [--json PATH] [--pairs N] [--quick] [--device cpu|cuda]
+        [--only TEXT ...]
 
-Three tables: a step of every method over one of cached KD; every loss, forward and backward to
-the student's outputs, over that of `plain_losses`; and the memory of those that could need much
-of it. Time is CPU time, on cuda the clock's. Goals are shown, not enforced; the exit status is 0.
+Three tables: a step of every method, and of some in other settings, over one of cached KD; every
+loss, forward and backward to the student's outputs, over that of `plain_losses`; and the memory of
+those that could need much of it. Several teachers are one network that answers as all. Time is CPU
+time, on cuda the clock's. Goals are shown, not enforced; the exit status is 0.
 
 Shapes: B batch, K channels, H, W pixels, D embedding width.
 """
@@ -45,16 +47,23 @@ from experiments.benchmarks.plain_losses import PLAIN, Plain
 from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS, PRELUDES
 from raykd.methods.base import Method, value_at
+from raykd.methods.ca_mkd import CAMKD
+from raykd.methods.combine import Combine
 from raykd.methods.crd import Memory
+from raykd.methods.dense_distillation import DenseDistillation
+from raykd.methods.embed_distill import EmbedDistill
+from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.nst import NST
+from raykd.methods.panel_distillation import PanelDistillation
 from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build, measure, parameter_count
 from raykd.recipes import Optim
-from raykd.teachers.source import LiveTeacher, Source, SourceByLook
+from raykd.teachers.source import LiveTeacher, PanelTeacher, Source, SourceByLook
 from raykd.tracking.console import Terminal
 from raykd.training.learner import Learner
 from raykd.training.memory import keep_freed_memory
 from raykd.training.optim import build_optimiser
+from raykd.training.panel import of_panel
 
 BATCH = 64
 ROWS = 50_000  # rows of the training set, in the memory bank of CRD
@@ -62,6 +71,24 @@ EPOCH = 30  # after every warm-up
 PAIRS = (("resnet20", "resnet8"), ("resnet32x4", "resnet8x4"))  # teacher and student
 MAPS = ((64, 8), (128, 16))  # K and H of both networks, for NST beside the networks' own
 EMBEDDINGS = ((64, 64), (64, 2048), (128, 64), (128, 2048))  # B and D, for relational KD
+TEACHERS = 3  # of methods that weigh several
+SETTINGS: dict[str, Method] = {  # beside every method as it is by default
+    "ca_mkd, with features": CAMKD(feature_weight=50.0),
+    "embed_distill, with scores": EmbedDistill(score_weight=1.0),
+    "feature_distillation, queue: LightlyTrain's v1": FeatureDistillation(distance="queue"),
+    "feature_distillation, angle: C-RADIOv4": FeatureDistillation(distance="angle"),
+    "dense_distillation, mse: LightlyTrain's v2": DenseDistillation(distance="mse"),
+    "queue and gram_kl: LightlyTrain's v3": Combine(
+        combine=(FeatureDistillation(distance="queue"), DenseDistillation(distance="gram_kl"))
+    ),
+    "cosine, mse and phi_s: RADIOv2.5": Combine(
+        combine=(FeatureDistillation(), DenseDistillation(distance="mse", standardise="phi_s"))
+    ),
+    "dense_distillation, theia": DenseDistillation(distance="theia", standardise="channel"),
+    "panel_distillation: C-RADIOv4": PanelDistillation(
+        embedding_distance="angle", map_distance="mse", standardise="phi_s", drop=0.0
+    ),
+}
 LONG = 0.05  # seconds of work that is measured once a pair
 GOAL = 1.1  # time of raykd's loss over the plain one: 1, plus noise
 EQUAL = 1e-5  # relative; two losses further apart are not the same formula
@@ -165,8 +192,9 @@ class Bench:
 @click.option("--pairs", default=5, show_default=True, help="Pairs of each measurement.")
 @click.option("--quick", is_flag=True, help="One pair of networks, not the largest maps.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
-    """Print the three tables."""
+@click.option("--only", multiple=True, help="Measure the steps of methods that have this in them.")
+def main(target: Path | None, pairs: int, quick: bool, device: str, only: tuple[str, ...]) -> None:
+    """Print the three tables; with --only that of steps alone."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as every process of ours that trains
     bench = Bench(torch.device(device), pairs, 0.01 if quick else 0.03)
@@ -174,17 +202,23 @@ def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
     costs: list[Cost] = []
     losses: list[Row] = []
     memory: list[Row] = []
+    every = dict.fromkeys((*METHODS, *PRELUDES)) | SETTINGS
+    chosen = {n: m for n, m in every.items() if not only or any(text in n for text in only)}
     for names in PAIRS[:1] if quick else PAIRS:
         networks = Networks(names, bench.device)
-        for name in (*METHODS, *PRELUDES):
+        for name, method in chosen.items():
             say(f"{networks.title}: {name}")
-            subject = Subject(name, networks)
-            costs.append(cost(bench, subject, networks))
-            if name in PLAIN and names == PAIRS[0]:
+            subject = Subject(method or name, networks)
+            costs.append(cost(bench, name, subject, networks))
+            if not only and name in PLAIN and names == PAIRS[0]:
                 case = subject.case()
                 losses.append(time_beside(bench, case))
                 if name == "crd":
                     memory.append(memory_beside(bench, case))
+    if only:
+        put(_table(costs))
+        _write(target, costs, losses, memory)
+        return
     for case in sizes(bench.device, MAPS[:1] if quick else MAPS):
         say(case.name)
         losses.append(time_beside(bench, case))
@@ -193,6 +227,13 @@ def main(target: Path | None, pairs: int, quick: bool, device: str) -> None:
     put(_table(costs))
     show("the losses, over their obvious form", losses, None)
     show("the losses' memory, over that of their obvious form", memory, None)
+    _write(target, costs, losses, memory)
+
+
+def _write(
+    target: Path | None, costs: Sequence[Cost], losses: Sequence[Row], memory: Sequence[Row]
+) -> None:
+    """Write the tables as JSON where there is a `target`."""
     if target is not None:
         tables = {"steps": costs, "losses": losses, "memory": memory}
         plain = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
@@ -219,10 +260,13 @@ class Subject:
         self.method = method
         self.batch, self.needs = sample(self.method, networks.device), self.method.needs()
         student = _on(networks.device, build(networks.student, CLASSES))
+        teachers = TEACHERS if method.panel else 1
         shapes = [measure(network, (SIZE, SIZE)) for network in (student, networks.teacher)]
+        shapes[1] = of_panel([shapes[1]] * teachers)
         helpers = self.method.helpers(*shapes, torch.arange(ROWS) % CLASSES)
         self.learner = _on(networks.device, Learner(student, self.method, helpers))
-        self.live = LiveTeacher(networks.teacher, self.needs)
+        live = LiveTeacher(networks.teacher, self.needs)
+        self.live = PanelTeacher([live] * teachers, "none") if teachers > 1 else live
         self.teacher = SourceByLook(dict.fromkeys(self.method.looks().teacher, self.live))
         self.student = SourceByLook(dict.fromkeys(self.method.looks().student, self._seen))
         if self.method.needs_calibration(helpers):
@@ -306,12 +350,18 @@ class Fixed:
 
     def __call__(self, batch: Batch) -> Outputs:
         """The answer for one look."""
-        said = self.source(batch)
+        return self._fixed(self.source(batch))
+
+    def _fixed(self, said: Outputs) -> Outputs:
+        """An answer, and that of each of several teachers, without the graph."""
+        panel = tuple(self._fixed(one) for one in said.panel)
+        classifier = vars(said).get("classifier")
+        if classifier is not None:
+            classifier = copy.deepcopy(classifier).to(self.dtype)
         logits = self._kept(said.logits, 5.0)
         maps = {name: self._kept(value) for name, value in said.features.items()}
-        if Signal.EMBEDDING not in self.needs:
-            return Outputs(logits, maps)
-        return Outputs(logits, maps, self._kept(said.embedding, 1.0))
+        embedding = self._kept(said.embedding, 1.0) if said.has_embedding else None
+        return Outputs(logits, maps, embedding, classifier=classifier, panel=panel)
 
     def _kept(self, value: Tensor, spread: float = 0.0) -> Tensor:
         value = value.detach()
@@ -371,7 +421,7 @@ def sizes(device: torch.device, maps: Sequence[tuple[int, int]]) -> Iterator[Cas
         yield case(f"relational_kd, {rows} x {width}", RelationalKD(), *outputs, mine)
 
 
-def cost(bench: Bench, subject: Subject, networks: Networks) -> Cost:
+def cost(bench: Bench, name: str, subject: Subject, networks: Networks) -> Cost:
     """A method's step beside one of cached KD."""
     ours, base = bench.measure(subject.step(), networks.kd.step())
     ratios = [a / b for a, b in zip(ours, base, strict=True)]
@@ -381,7 +431,7 @@ def cost(bench: Bench, subject: Subject, networks: Networks) -> Cost:
         memory = bench.peak(subject.losses()) - bench.peak(networks.kd.losses())
     return Cost(
         networks.title,
-        subject.method.name,
+        name,
         statistics.median(ratios),
         min(ratios),
         max(ratios),

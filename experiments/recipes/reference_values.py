@@ -128,15 +128,17 @@ CIFAR100: dict[str, Fields] = {
         "label_weight": 1.0, "source": "Rorozhl/CA-MKD, whose weights sum to less than 1",
     },
     "ca_mkd": {
-        "temperature": 4.0, "weight": 1.0, "normalise": True,
-        "label_weight": 1.0, "source": "Rorozhl/CA-MKD, whose weights sum to less than 1",
+        "temperature": 4.0, "weight": 1.0, "normalise": True, "feature_weight": 0.0,
+        "label_weight": 1.0,
+        "source": "Rorozhl/CA-MKD, whose weights sum to less than 1, and which compares maps, too",
     },
     "aekd": {
         "temperature": 4.0, "weight": 1.0, "cap": 0.6,
         "label_weight": 1.0, "source": "Rorozhl/CA-MKD",
     },
     "feature_distillation": {
-        "distance": "cosine", "weight": 1.0, "queue": "fifo", "size": None, "temperature": 0.07,
+        "distance": "cosine", "weight": 1.0, "share": 0.5, "queue": "fifo", "size": None,
+        "temperature": 0.07,
         "label_weight": 1.0, "source": "LightlyTrain's v1 for the queue; else ours",
     },
     "dense_distillation": {
@@ -144,7 +146,8 @@ CIFAR100: dict[str, Fields] = {
         "temperature": None, "label_weight": 1.0, "source": "NVIDIA-TAO/tao-pytorch's radio",
     },
     "panel_distillation": {
-        "weight": 1.0, "embedding_share": 0.5, "map_share": 0.5, "beta": 1.0,
+        "weight": 1.0, "embedding_distance": "mixed", "map_distance": "mixed",
+        "embedding_share": 0.5, "map_share": 0.5, "beta": 1.0,
         "standardise": "channel", "drop": 0.5, "grid": None,
         "label_weight": 1.0, "source": "naver/unic",
     },

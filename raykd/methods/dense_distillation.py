@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
-from raykd.methods.feature_maps import last_shape, pooled_to_grid
+from raykd.methods.feature_maps import deepest, last_shape, pooled_to_grid, resized
 from raykd.methods.standardiser import Standardisation, Standardiser
 
 _PLACES = 512  # rows of a Gram matrix, at most
@@ -130,25 +130,12 @@ class DenseDistillation(Method):
         return pooled_to_grid(precise(teacher.map), self.grid)
 
 
-def deepest(stages: Stages) -> str:
-    """The stage that the last map is of."""
-    *_, last = stages
-    return last.partition(".")[0]
-
-
 def linear_map(width: int, other: int, *, places: bool = False) -> nn.Module:
     """A linear map of vectors, or of maps place by place, with LightlyTrain's first weights."""
     projection = nn.Conv2d(width, other, 1) if places else nn.Linear(width, other)
     nn.init.trunc_normal_(projection.weight, std=0.02)
     nn.init.zeros_(cast(Tensor, projection.bias))
     return projection
-
-
-def resized(maps: Tensor, size: torch.Size) -> Tensor:
-    """Maps [B, K, H, W] at another size, bilinear."""
-    if maps.shape[2:] == size:
-        return maps
-    return F.interpolate(maps, [*size], mode="bilinear")
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:

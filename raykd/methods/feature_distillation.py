@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Outputs, Shapes
 from raykd.methods.base import Schedule, SpotMethod, precise
+from raykd.methods.dense_distillation import linear_map
+from raykd.methods.directions import Dispersion, TangentSphere
 from raykd.methods.helper_kinds import Calibrated, Shared
+from raykd.methods.panel_distillation import mixed_distance
 
 # Training images, at most -> rows of the queue; the last one for more. LightlyTrain's table.
 _SIZES = {50: 16, 100: 32, 250: 64, 500: 128, 1_000: 256, 2_000: 512, 4_000: 1024, 10_000: 2048}
@@ -59,6 +62,12 @@ class FeatureDistillation(SpotMethod):
     cosine     mean over samples of 1 - cos(P s, t)
     l2         mean over samples and channels of (P s - t)**2
     smooth_l1  mean over samples and channels of torch's smooth L1 (Girshick 2015, arXiv 1504.08083)
+    balanced   `share` * cosine + (1 - `share`) * smooth_l1: a half of each in UNIC (Sariyildiz et
+               al. 2024, arXiv 2408.05088)
+    angle      mean over samples of angle(P s, t)**2 over the mean squared angle of the teacher's
+               embeddings with their mean: C-RADIOv4 (arXiv 2601.17237, equation 7)
+    tangent    mean squared difference of the tangents at the teacher's mean direction, after PHI-S:
+               `tangent_sphere` of NVIDIA's trainer of RADIO
     queue      mean over samples of KL(softmax(t Q' / T) || softmax(P s Q' / T)), all normalised:
                version 1 of LightlyTrain's distillation, T = 0.07. Q are the teacher's last
                embeddings (`fifo`), those of the batch among them, or a fixed set of up to 16,384
@@ -68,14 +77,18 @@ class FeatureDistillation(SpotMethod):
     The weight and the choice of cosine as the default are ours.
     """
 
-    title: ClassVar[str] = "LightlyTrain's distillation v1; cosine, l2, smooth l1"
+    title: ClassVar[str] = "LightlyTrain's distillation v1; UNIC; C-RADIOv4, arXiv 2601.17237"
     cost: ClassVar[str] = "B D E, queue: B Q E"
     matches: ClassVar[bool] = True
 
     name: Literal["feature_distillation"] = "feature_distillation"
-    distance: Literal["cosine", "l2", "smooth_l1", "queue"] = "cosine"
+    distance: Literal["cosine", "l2", "smooth_l1", "balanced", "angle", "tangent", "queue"] = (
+        "cosine"
+    )
     """Distance between the student's mapped embedding and the teacher's."""
     weight: Schedule = 1.0
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Share of 1 - cosine in the distance `balanced`; the rest is smooth L1."""
     queue: Literal["fifo", "table"] = "fifo"
     """Rows to compare with: the teacher's last embeddings, or a fixed set; for `queue`."""
     size: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
@@ -86,11 +99,13 @@ class FeatureDistillation(SpotMethod):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """The projection, and the queue or the table."""
-        projection = nn.Linear(student.embedding, teacher.embedding)
-        nn.init.trunc_normal_(projection.weight, std=0.02)
-        nn.init.zeros_(projection.bias)
-        helpers = nn.ModuleDict({"projection": projection})
+        """The projection, and the queue, the table or the statistics of directions."""
+        width = teacher.embedding
+        helpers = nn.ModuleDict({"projection": linear_map(student.embedding, width)})
+        if self.distance in ("angle", "tangent"):
+            helpers["directions"] = (
+                Dispersion() if self.distance == "angle" else TangentSphere(width)
+            )
         if self.distance == "queue":
             images = _LARGEST if targets is None else len(targets)
             fifo = self.queue == "fifo"
@@ -99,7 +114,15 @@ class FeatureDistillation(SpotMethod):
         return helpers
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Fill the table, which begins anew with its first row where there are too few."""
+        """Fill the table, or fit the statistics of directions.
+
+        A table begins anew with its first row where there are too few.
+        """
+        if "directions" in helpers:
+            directions = helpers["directions"]
+            assert isinstance(directions, Dispersion | TangentSphere)
+            directions.calibrate(precise(outputs.embedding) for outputs in teacher)
+            return
         table = helpers["queue"]
         assert isinstance(table, Table)
         rows, filled = table.rows, 0
@@ -118,6 +141,10 @@ class FeatureDistillation(SpotMethod):
             return F.mse_loss(student, teacher)
         if self.distance == "smooth_l1":
             return F.smooth_l1_loss(student, teacher)
+        if self.distance == "balanced":
+            return mixed_distance(student[..., None], teacher[..., None], self.share).mean()
+        if "directions" in helpers:
+            return helpers["directions"](student, teacher).mean()
         teacher = F.normalize(teacher, dim=1)
         queue = helpers["queue"]
         assert isinstance(queue, Queue | Table)

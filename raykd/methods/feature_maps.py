@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +28,12 @@ def shared_stages(student: Stages, teacher: Stages) -> list[str]:
 def deepest_stages(stages: Stages, count: int) -> list[str]:
     """The deepest `count` stages, in depth order."""
     return [name for name in stages if "." not in name][-count:]
+
+
+def deepest(stages: Stages) -> str:
+    """The stage that the last map is of, from stages or from features."""
+    *_, last = stages
+    return last.partition(".")[0]
 
 
 def last_stage(stages: Stages) -> str:
@@ -111,6 +118,18 @@ def smaller_size(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
 def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps [B, K, H, W], average-pooled to `size` (H, W) unless they have it."""
     return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+
+
+def resized(maps: Tensor, size: torch.Size) -> Tensor:
+    """Maps [B, K, H, W] at another size, bilinear."""
+    if maps.shape[2:] == size:
+        return maps
+    return F.interpolate(maps, [*size], mode="bilinear")
+
+
+def pool_or_enlarge(maps: Tensor, size: torch.Size) -> Tensor:
+    """Maps [B, K, H, W] at another size: average-pooled where H is larger, otherwise bilinear."""
+    return resized(maps, size) if maps.shape[2] < size[0] else pool_to(maps, (size[0], size[1]))
 
 
 def pooled_to_grid(maps: Tensor, grid: int | None) -> Tensor:

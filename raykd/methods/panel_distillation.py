@@ -16,8 +16,9 @@ from raykd.core import keyed_random
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
-from raykd.methods.dense_distillation import cosine_distance, deepest, linear_map, resized
-from raykd.methods.feature_maps import last_shape, pooled_to_grid
+from raykd.methods.dense_distillation import cosine_distance, linear_map
+from raykd.methods.directions import Dispersion
+from raykd.methods.feature_maps import deepest, last_shape, pooled_to_grid, resized
 from raykd.methods.standardiser import Standardisation, Standardiser
 
 
@@ -37,10 +38,11 @@ class PanelDistillation(Method):
 
     AM-RADIO's losses (Ranzinger et al. 2024, arXiv 2312.06709) are `embedding_share: 1.0`,
     `map_share: 0.9`, `beta: 2.0`, `drop: 0.0`; with `standardise: phi_s` teachers are balanced as
-    in PHI-S (arXiv 2410.01680).
+    in PHI-S (arXiv 2410.01680). C-RADIOv4's (arXiv 2601.17237, equations 1 and 7) are
+    `embedding_distance: angle`, `map_distance: mse`, `standardise: phi_s`, `drop: 0.0`.
     """
 
-    title: ClassVar[str] = "UNIC, arXiv 2408.05088; AM-RADIO, 2312.06709"
+    title: ClassVar[str] = "UNIC, arXiv 2408.05088; AM-RADIO, 2312.06709; C-RADIOv4, 2601.17237"
     cost: ClassVar[str] = "M B T K D"
     panel: ClassVar[bool] = True
     joint: ClassVar[bool] = True
@@ -48,6 +50,12 @@ class PanelDistillation(Method):
     name: Literal["panel_distillation"] = "panel_distillation"
     weight: Schedule = 1.0
     """Factor of the method's losses: a number, [[first epoch, value], ...], or a ramp."""
+    embedding_distance: Literal["mixed", "angle"] = "mixed"
+    """Distance of embeddings: with `embedding_share`, or the squared angle over the teacher's
+    dispersion, which reads embeddings as they are.
+    """
+    map_distance: Literal["mixed", "mse"] = "mixed"
+    """Distance of maps: with `map_share`, or the mean squared difference over channels."""
     embedding_share: float = Field(default=0.5, ge=0, le=1)
     """Share of 1 - cosine in the distance of embeddings; the rest is smooth L1."""
     map_share: float = Field(default=0.5, ge=0, le=1)
@@ -86,23 +94,31 @@ class PanelDistillation(Method):
                     "map": linear_map(last_shape(student, self.name)[0], width, places=True),
                 }
             )
-            if self.standardise != "none":
+            if self.embedding_distance == "angle":
+                own["dispersion"] = Dispersion()
+            elif self.standardise != "none":
                 own["standard_embedding"] = Standardiser(member.embedding, self.standardise)
+            if self.standardise != "none":
                 own["standard_map"] = Standardiser(width, self.standardise)
             helpers[str(number)] = own
         return helpers
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Fit the standardisations of each teacher."""
-        copies = tee(teacher, 2 * len(helpers))
-        for number, own in enumerate(helpers.values()):
-            own = cast(nn.ModuleDict, own)
-            for place, kind in enumerate(("embedding", "map")):
-                standardiser = cast(Standardiser, own[f"standard_{kind}"])
-                answers = copies[2 * number + place]
-                standardiser.calibrate(
-                    self._target(_members(answer)[number], kind).flatten(2) for answer in answers
-                )
+        """Fit the standardisations and dispersions of each teacher."""
+        fitted = [
+            (number, name, helper)
+            for number, own in enumerate(helpers.values())
+            for name, helper in cast(nn.ModuleDict, own).items()
+            if isinstance(helper, Standardiser | Dispersion)
+        ]
+        answers = tee(teacher, len(fitted))
+        for (number, name, helper), copies in zip(fitted, answers, strict=True):
+            kind = "map" if name == "standard_map" else "embedding"
+            targets = (self._target(_members(answer)[number], kind) for answer in copies)
+            if isinstance(helper, Dispersion):
+                helper.calibrate(target.squeeze(2) for target in targets)
+            else:
+                helper.calibrate(target.flatten(2) for target in targets)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
@@ -141,12 +157,16 @@ class PanelDistillation(Method):
         target = self._target(teacher, kind)
         mine = precise(student.embedding if kind == "embedding" else student.map)
         mapped = own[kind](mine)
+        if "dispersion" in own and kind == "embedding":
+            return own["dispersion"](mapped, target.squeeze(2))
         if kind == "embedding":
             mapped = mapped[..., None]
         else:
             mapped, target = resized(mapped, target.shape[2:]).flatten(2), target.flatten(2)
         if f"standard_{kind}" in own:
             target = own[f"standard_{kind}"](target)
+        if kind == "map" and self.map_distance == "mse":
+            return (mapped - target).square().mean((1, 2))
         share = self.embedding_share if kind == "embedding" else self.map_share
         return mixed_distance(mapped, target, share, self.beta)
 

@@ -625,7 +625,7 @@ def _check_panel(run: StudentRun) -> None:
     before = method.prelude()
     reads = (method.needs() | (before.method.needs() if before else Signal(0))) & ~Signal.LOGITS
     if method.panel:
-        reads &= ~(Signal.EMBEDDING | Signal.MAP)
+        reads &= ~(Signal.EMBEDDING | Signal.MAP | Signal.CLASSIFIER)
     if reads:
         raise ValueError(
             f"method {method.label!r} reads {reads}, of which a panel has several; choose a method "

@@ -107,9 +107,8 @@ def validation_teacher(store: Store, run: StudentRun, anchor: int, device: torch
     recipe = run.validation_outputs(anchor)
     if not run.cached():
         return _live(store, run, [recipe], ("given",), device)
-    classifier = _classifier(store, run, anchor, device)
     cache = open_cache(store, recipe, [0], device)
-    return CachedTeacher(cache, run.method.needs(), classifier)
+    return CachedTeacher(cache, run.method.needs(), _classifier(store, run, recipe, device))
 
 
 def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[int], Source | None]:
@@ -134,19 +133,17 @@ def teachers(store: Store, run: StudentRun, device: torch.device) -> Callable[[i
     def make(epoch: int) -> Source:
         if not run.cached():
             return _live(store, run, run.caches_at(epoch), looks, device)
-        classifier, needs = (
-            _classifier(store, run, run.anchor_at(epoch), device),
-            run.method.needs(),
-        )
+        needs = run.method.needs()
+        last = [_classifier(store, run, recipe, device) for recipe in run.caches_at(epoch)]
 
-        def stored(look: Look, cache: OutputsCache) -> Source:
+        def stored(look: Look, cache: OutputsCache, classifier: nn.Module | None) -> Source:
             if look == "view_mean":
                 views = _views_of_anchor(run, 0, run.anchor_at(epoch))
                 return ViewMean(cache, views, needs, run.codec)
             return CachedTeacher(cache, needs, classifier, run.codec)
 
         sources: dict[Look, Source] = {
-            look: together(run, [stored(look, cache) for cache in caches])
+            look: together(run, [stored(look, *pair) for pair in zip(caches, last, strict=True)])
             for look, caches in prefetch.at(epoch).items()
         }
         return by_look(sources)
@@ -180,13 +177,12 @@ def _live(
 
 
 def _classifier(
-    store: Store, run: StudentRun, anchor: int, device: torch.device
+    store: Store, run: StudentRun, cache: OutputsRun, device: torch.device
 ) -> nn.Module | None:
-    """The last layer of one of the teacher's checkpoints, where the method runs it again."""
+    """The last layer of a cache's teacher, where the method runs it again."""
     if Signal.CLASSIFIER not in run.method.needs():
         return None
-    (teacher,) = run.members()
-    network = weights.load_teacher(store, teacher, anchor, torch.device("cpu"))
+    network = weights.load_teacher(store, cache.teacher, cache.anchor, torch.device("cpu"))
     return network.classifier.to(device).eval().requires_grad_(False)
 
 

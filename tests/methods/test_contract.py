@@ -70,6 +70,7 @@ def test_every_file_of_the_folder_is_in_the_table():
         "margins",
         "sakd_policy",
         "standardiser",
+        "directions",
         "panel_kd",
     }
     files = {path.stem for path in folder.glob("*.py")} - shared

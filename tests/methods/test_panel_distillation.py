@@ -108,3 +108,20 @@ def test_each_teacher_is_standardised_by_its_own_outputs():
             for own, answer in zip(helpers.values(), (teacher, other), strict=True)
         )  # fmt: skip
         torch.testing.assert_close(one, two)
+
+
+def test_c_radio_s_losses_are_its_settings():
+    method = PanelDistillation(
+        embedding_distance="angle", map_distance="mse", standardise="phi_s", drop=0.0
+    )
+    student, teacher = pair()
+    helpers = helpers_of(method, 1)
+    assert method.needs_calibration(helpers)
+    method.calibrate(helpers, [teacher])
+    ids = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 1, 1), ids, ids, view=0, epoch=0)
+    losses = method.losses(student, teacher, batch, helpers)
+    assert losses["embedding"].item() == pytest.approx(5.914650467 / 2, rel=1e-6)
+    target = helpers["0"]["standard_map"](teacher.map.flatten(2))
+    expected = (student.map.flatten(2) - target).square().mean().item()
+    assert losses["stage1"].item() == pytest.approx(expected / 2, rel=1e-9)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.aekd import AEKD, shortest
 from raykd.methods.base import soft_cross_entropy
@@ -10,7 +11,7 @@ from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.ebkd import EBKD
 from raykd.methods.panel_kd import divergences
 from tests.each import each
-from tests.small import golden_logits
+from tests.small import golden_embeddings, golden_logits
 
 STUDENT, TEACHER, LABELS = golden_logits()
 _N, _C = torch.meshgrid(torch.arange(4).double(), torch.arange(10).double(), indexing="ij")
@@ -110,3 +111,52 @@ def test_the_shortest_gradient_is_no_longer_than_any_and_is_the_loss_s():
     slopes = products @ weights  # equal where a weight is inside, no smaller where it is 0
     inside = weights > 1e-9
     assert slopes[inside].max() - slopes.min() < 1e-6 * products.diagonal().mean()
+
+
+def maps_of(*, teachers=2):
+    """Outputs with maps [4, 6, 2, 1], classifiers of teachers, and helpers that change nothing."""
+    one, other = golden_embeddings()
+    classifiers = [torch.nn.Linear(6, 10, bias=False).double() for _ in range(teachers)]
+    j, d = torch.meshgrid(torch.arange(10).double(), torch.arange(6).double(), indexing="ij")
+    mine, theirs = (torch.stack([x, x.flip(0)], 2)[..., None] for x in (one, other))
+    answers = []
+    for number, classifier in enumerate(classifiers):
+        with torch.no_grad():  # W of the specification, and its negative
+            classifier.weight.copy_(torch.cos(0.35 * j + 0.8 * d + 0.3) * (-1) ** number)
+        features = {"stage2.map": theirs * (1 + number)}
+        answers.append(Outputs((TEACHER, OTHER)[number], features, classifier=classifier))
+    student = Outputs(STUDENT, {"stage2.map": mine})
+    return student, answers[0].replace(panel=tuple(answers) if teachers > 1 else ())
+
+
+def test_features_of_teachers_are_weighed_by_what_their_classifiers_say_of_the_student_s():
+    student, teacher = maps_of()
+    method = CAMKD(feature_weight=((0, 0.0), (1, 50.0)), weight=0.0)
+    identities = torch.nn.ModuleDict({n: torch.nn.Identity() for n in "01"})
+    batch = [Batch(BATCH.pixels, LABELS, BATCH.ids, view=0, epoch=epoch) for epoch in (0, 1)]
+    first, second = (method.losses(student, teacher, one, identities)["stage2"] for one in batch)
+    assert first.item() == 0
+    mine = student.map.mean((2, 3))
+    wrong = [
+        torch.nn.functional.cross_entropy(one.classifier(mine), LABELS, reduction="none")
+        for one in teacher.panel
+    ]
+    shares = torch.sigmoid(wrong[1] - wrong[0])  # of two teachers
+    apart = [(student.map - one.map).square().mean((1, 2, 3)) for one in teacher.panel]
+    expected = 50 * (shares * apart[0] + (1 - shares) * apart[1]).mean()
+    assert second.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert second.item() == pytest.approx(33.76336270, rel=1e-6)  # the code's formula, in numpy
+    halved = method.model_copy(update={"normalise": False})
+    loss = halved.losses(student, teacher, batch[1], identities)["stage2"]
+    assert loss.item() == pytest.approx(expected.item() / 2, rel=1e-9)
+    alone, one = maps_of(teachers=1)
+    loss = method.losses(alone, one, batch[1], torch.nn.ModuleDict({"0": torch.nn.Identity()}))
+    assert loss["stage2"].item() == pytest.approx(50 * apart[0].mean().item(), rel=1e-9)
+
+
+def test_a_classifier_that_does_not_read_the_last_map_s_channels_is_refused():
+    method = CAMKD(feature_weight=50.0)
+    shapes = [Shapes(10, width, {"stage1": (6, 4, 4)}) for width in (6, 1280)]
+    assert list(method.helpers(shapes[0], shapes[0])) == ["0"]
+    with pytest.raises(ConfigError, match="reads 1280 numbers, and its last map has 6 channels"):
+        method.helpers(*shapes)

@@ -9,7 +9,9 @@ from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.data.dataset import read
 from raykd.data.recipe import Data
 from raykd.methods import METHODS
+from raykd.methods.directions import Dispersion, squared_angle
 from raykd.methods.feature_distillation import FeatureDistillation, Queue, queue_size
+from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build
 from raykd.outputs.codecs import Dense, codec_of
 from raykd.outputs.manifest import manifest_of
@@ -158,11 +160,48 @@ def test_golden_values():
     for method, expected in (
         (FeatureDistillation(distance="cosine"), 0.3170808717),
         (FeatureDistillation(distance="smooth_l1"), 0.1670465523),
+        (FeatureDistillation(distance="balanced"), (0.3170808717 + 0.1670465523) / 2),
+        (FeatureDistillation(distance="angle"), 5.914650467),
+        # The reference divides the covariance by n - 1, and here n is 4.
+        (FeatureDistillation(distance="tangent"), 4.496752375 * 4 / 3),
         (FeatureDistillation(distance="queue", size=4), 1.682642637),  # the batch fills it
         (FeatureDistillation(distance="queue", size=6), 1.682864092),  # two rows are zeros yet
     ):
-        loss = loss_of(method, helpers_of(method, 6), student, teacher)
+        helpers = helpers_of(method, 6)
+        if method.needs_calibration(helpers):
+            method.calibrate(helpers, [outputs(teacher[:1]), outputs(teacher[1:])])
+        loss = loss_of(method, helpers, student, teacher)
         assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_spread_of_a_teacher_s_directions():
+    teacher = torch.cos(0.3 * torch.arange(4.0).double()[:, None] + torch.arange(6.0) * 0.7 + 0.2)
+    dispersion = Dispersion().double()
+    dispersion.calibrate([teacher])
+    assert dispersion.spread.item() == pytest.approx(0.1140253688, rel=1e-6)
+
+
+def test_angles_have_finite_slopes_at_equal_and_at_opposite_vectors():
+    for dtype in (torch.float32, torch.float64):
+        teacher = torch.tensor([[1.0, 2.0, 3.0]] * 3, dtype=dtype)
+        factors = torch.tensor([[2.0], [-1.0], [1.0]], dtype=dtype)
+        apart = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1e-3, 0, 0]], dtype=dtype)
+        student = (factors * teacher + apart).requires_grad_()
+        squares = squared_angle(student, teacher)
+        squares.sum().backward()
+        assert squares[:2].tolist() == pytest.approx([0, torch.pi**2], abs=2e-2)
+        exact = 1e-6 * (1 - 1 / 14) / 14  # across a vector of length sqrt(14)
+        rounding = 4 * torch.finfo(dtype).eps
+        assert squares[2].item() == pytest.approx(exact, rel=1e-3, abs=rounding)
+        assert student.grad is not None and bool(student.grad.isfinite().all())
+
+
+@pytest.mark.slow
+def test_relations_and_directions_are_learnt_without_labels(store, data, teacher):
+    for method in (RelationalKD(), FeatureDistillation(distance="angle")):
+        run = student(data, teacher, method=method)
+        result = trained(store, run)["last"]
+        assert result["loss_embedding"] > 0 and 0 <= result["cka"] <= 100
 
 
 def test_a_queue_of_one_sample_gives_nothing_and_its_order_changes_nothing():

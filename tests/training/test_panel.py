@@ -5,6 +5,7 @@ import torch
 
 from raykd.core.errors import CacheMismatch
 from raykd.core.types import Combination
+from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.combine import Combine
 from raykd.methods.ebkd import EBKD
 from raykd.methods.kd import KD
@@ -119,12 +120,23 @@ def test_a_method_of_one_teacher_is_refused_several_and_the_other_way_round(stor
 
 @pytest.mark.slow
 def test_a_student_learns_from_several_teachers(store, members):
-    for method in ("ebkd", "ca_mkd", "aekd"):
-        run = student_run(store, method, teacher=PanelRun(panel=members, combine="none"))
+    whole = PanelRun(panel=members, combine="none")
+    features = CAMKD(feature_weight=50.0)  # each map goes through its own teacher's classifier
+    maps: list[float] = []
+    for method, source in (
+        ("ebkd", "auto"),
+        ("ca_mkd", "auto"),
+        ("aekd", "auto"),
+        (features, "auto"),
+        (features, "live"),
+    ):
+        run = student_run(store, method, teacher=whole, source=source)
         prepare(store, run)
         train(store, run, local_host(store, run))
         last = read_result(store.path(run))["last"]
         assert last["loss_logits"] > 0 and 0 <= last["agreement"] <= 100
+        maps += [last["loss_stage3"]] if method == features else []
+    assert maps[0] == pytest.approx(maps[1], rel=1e-2) and maps[0] > 0  # float16
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from raykd.methods import METHODS
+from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.crd import CRD
+from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
@@ -22,6 +24,9 @@ EXCEPTIONS = {
 OTHERS = [
     CRD(negatives=40),  # fewer than there are rows: a shuffle
     STKD(mix="cutmix", alpha=0.5, incorrect_only=0.5, clean_kd=0.5),
+    CAMKD(feature_weight=50.0),
+    FeatureDistillation(distance="angle"),
+    FeatureDistillation(distance="tangent"),
 ]
 
 
