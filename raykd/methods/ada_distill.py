@@ -50,13 +50,16 @@ class Centres(Shared):
         """
         order = self.gather(ids).argsort(stable=True)
         shares, teacher, labels = (self.gather(value)[order] for value in (shares, teacher, labels))
+        if not len(labels):
+            return
+        # After a class's samples in turn, each embedding has kept the shares of all that follow.
+        shares, teacher = shares.to(self.rows), teacher.to(self.rows)
         same = labels[:, None] == labels
-        turn = same.tril(-1).sum(1)  # samples of the class before each
-        for number in range(int(turn.max()) + 1 if len(turn) else 0):
-            now = turn == number
-            share = shares[now, None].to(self.rows)
-            rows = share * self.rows[labels[now]] + (1 - share) * teacher[now].to(self.rows)
-            self.rows.index_copy_(0, labels[now], rows)
+        weights = (1 - shares) * torch.where(same.triu(1), shares, 1.0).prod(1)
+        stays = torch.where(same, shares, 1.0).prod(1)
+        rows = stays[:, None] * self.rows[labels] + (same * weights) @ teacher
+        first = same.int().argmax(1)  # equal bits for all samples of a class, whichever is copied
+        self.rows.index_copy_(0, labels, rows[first])
 
 
 def margin_loss(cosine: Tensor, labels: Tensor, margin: float, scale: float, form: str) -> Tensor:
@@ -83,7 +86,7 @@ class AdaDistill(Method):
     """
 
     title: ClassVar[str] = "Boutros et al. 2024, arXiv 2407.01332"
-    cost: ClassVar[str] = "B C E, memory C E"
+    cost: ClassVar[str] = "B C E + B^2 E, memory C E"
     label_weight: ClassVar[Schedule] = 0.0
     matches: ClassVar[bool] = True
 

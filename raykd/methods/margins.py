@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Head = Literal["normface", "arcface", "cosface", "sphereface", "adaface", "magface"]
+Head = Literal["normface", "arcface", "cosface", "combined", "sphereface", "adaface", "magface"]
 Beyond = Literal["fallback", "clamp", "none"]
 Gradient = Literal["through", "identity"]
 
@@ -40,24 +40,31 @@ def angular(
     margin: float | Tensor,
     beyond: Beyond = "fallback",
     gradient: Gradient = "through",
+    factor: float = 1.0,
 ) -> Tensor:
-    """cos(theta + margin) of cosines [B] (ArcFace, Deng et al. 2019, arXiv 1801.07698).
+    """cos(factor theta + margin) of cosines [B] (ArcFace, Deng et al. 2019, arXiv 1801.07698).
 
-    `beyond`: where theta + margin is above pi, cos theta - margin sin margin (`fallback`, as most
-    implementations), -1 (`clamp`, as AdaFace's), or the cosine, which rises again (`none`, as
-    insightface's). `gradient: identity` has the values, and a slope of 1 in the cosine, as
-    insightface's ArcFace has, whose margin is computed without a graph.
+    `beyond`: where the sum is above pi, cos theta - a sin a (`fallback`, as most implementations,
+    where a is the margin), -1 (`clamp`, as AdaFace's), or the cosine, which rises again (`none`, as
+    insightface's). With a factor, a is what factor and margin add to the angle where the sum is pi:
+    our choice, by which the fallback still falls with the angle. `gradient: identity` has the
+    values, and a slope of 1 in the cosine, as insightface's ArcFace has, whose margin is computed
+    without a graph.
     """
-    margin = torch.as_tensor(margin).to(target)
-    value = target * margin.cos() - (1 - target.square()).sqrt() * margin.sin()
+    added = margin if isinstance(margin, Tensor) else target.new_full((), margin)
+    if factor == 1:
+        value = target * added.cos() - (1 - target.square()).sqrt() * added.sin()
+    else:
+        value = (factor * target.acos() + added).cos()
+        added = math.pi - (math.pi - added) / factor
     if beyond != "none":
-        other = target - margin * margin.sin()
+        other = target - added * added.sin()
         other = other if beyond == "fallback" else -torch.ones_like(target)
-        value = torch.where(target > -margin.cos(), value, other)
+        value = torch.where(target > -added.cos(), value, other)
     return value if gradient == "through" else target + (value - target).detach()
 
 
-def sphereface(target: Tensor, blend: float) -> Tensor:
+def sphereface(target: Tensor, blend: float | Tensor) -> Tensor:
     """(blend cos theta + phi) / (1 + blend) of cosines [B], phi = (-1)**k cos(4 theta) - 2 k.
 
     A-softmax (Liu et al. 2017, arXiv 1704.08063) with its margin of 4 and k = floor(4 theta / pi),

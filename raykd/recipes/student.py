@@ -28,7 +28,7 @@ from raykd.outputs.codecs import (
 )
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun, Weights
-from raykd.tasks import AnyTask, Classification, Features, Retrieval
+from raykd.tasks import AnyTask, Classification, Faces, Features, Retrieval
 from raykd.teachers.anchor_route import Route
 
 _Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
@@ -558,11 +558,8 @@ def _check_task(run: StudentRun) -> None:
                 f"task {run.task.name!r} learns from labels, and data.labels is none; choose task: "
                 "features, or data with class folders or a label column"
             )
-        if run.task.name == "faces" and (data.augment.mix or method.mixing()):
-            raise ValueError(
-                "task 'faces' has a margin at each image's own label, and mixed images have two; "
-                "leave mixing out"
-            )
+        if isinstance(run.task, Faces):
+            _check_faces(run, run.task)
         return
     if reason := _label_reason(method):
         raise ValueError(
@@ -579,6 +576,20 @@ def _check_task(run: StudentRun) -> None:
         )
     if isinstance(run.task, Retrieval):
         _check_retrieval(run, run.task)
+
+
+def _check_faces(run: StudentRun, task: Faces) -> None:
+    """Raise `ValueError` where a method mixes images, or reads logits that a step has not."""
+    if run.data.augment.mix or run.method.mixing():
+        raise ValueError(
+            "task 'faces' has a margin at each image's own label, and mixed images have two; "
+            "leave mixing out"
+        )
+    if task.partial < 1 and Signal.LOGITS in run.method.student_needs():
+        raise ValueError(
+            f"task.partial: {task.partial:g} leaves a step without the logits of all people, which "
+            f"method {run.method.label!r} reads; set it to 1, or choose a method of embeddings"
+        )
 
 
 def _check_retrieval(run: StudentRun, task: Retrieval) -> None:

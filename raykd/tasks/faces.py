@@ -3,11 +3,11 @@
 Shapes: B batch, C people of the training images, D embedding width, N, M images of a probe.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raykd.core.record import Limits
@@ -21,9 +21,14 @@ from raykd.models.staged import Staged
 from raykd.tasks import rankings, verification
 from raykd.tasks.base import LabelledSet
 from raykd.tasks.classification import LabelledTask
+from raykd.tasks.sampled_classes import sampled_classes
 
 _MOVES = 0.01  # share of a batch in AdaFace's running moments of the norms
 _Rate = Annotated[float, Field(gt=0, lt=1)]
+_Factor = Annotated[float, Field(ge=1, le=2)]  # beyond both limits the fallback may rise with an
+_Part = Annotated[float, Field(ge=0, le=1.5)]  # angle; in radians, or a cosine
+COMBINED = (1.0, 0.5, 0.0)  # insightface's
+_MARGINAL = ("arcface", "cosface", "adaface")  # heads with one margin
 _OF_NORMS = ("sphereface", "adaface", "magface")  # heads that read the norms of embeddings
 
 
@@ -73,7 +78,9 @@ class Faces(LabelledTask):
     other one is of the same person.
 
     The margins' gradients are true ones by default; `gradient: identity` is that of insightface's
-    ArcFace.
+    ArcFace. With `partial` below 1 a step computes the logits of the batch's people and of others
+    that it draws, up to that share of all (An et al. 2022, arXiv 2203.15565): fewer logits to hold,
+    in a loss that is exact at 1. The optimiser's momentum and decay act on all people's directions.
     """
 
     embeds: ClassVar[bool] = True
@@ -86,12 +93,24 @@ class Faces(LabelledTask):
     """Factor s of the cosines; sphereface has each embedding's norm in its place."""
     margin: float | None = Field(default=None, ge=0, le=Limits.WEIGHT)
     """Margin m of arcface (0.5), cosface (0.4) and adaface (0.4); null: that in brackets."""
+    combined: tuple[_Factor, _Part, _Part] = COMBINED
+    """[m1, m2, m3] of head combined: cos(m1 t + m2) - m3 of the angle t with the label."""
     beyond: Beyond = "fallback"
-    """Value of arcface and magface where angle and margin are above pi together."""
+    """Value of arcface, combined and magface where the angle with its margin is above pi."""
     gradient: Gradient = "through"
-    """Gradient of arcface and magface: the true one, or 1 in the cosine."""
+    """Gradient of arcface, combined and magface: the true one, or 1 in the cosine."""
+    partial: float = Field(default=1.0, gt=0, le=1)
+    """Share of the people whose logits a step computes, its own among them (Partial FC)."""
     probe: FaceSet | None = None
     """People that the training images do not show; null: none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.margin is not None and self.head not in _MARGINAL:
+            raise ValueError(f"margin: head {self.head} has none; it is of {', '.join(_MARGINAL)}")
+        if self.head != "combined" and self.combined != COMBINED:
+            raise ValueError(f"combined: it is of head combined, and the head is {self.head}")
+        return self
 
     @property
     def headline(self) -> str:
@@ -99,49 +118,69 @@ class Faces(LabelledTask):
         return "top1" if self.probe is None else "verification"
 
     def learns_from(self) -> Signal:
-        """The embeddings, whose norms some heads read."""
-        return Signal.EMBEDDING if self.head in _OF_NORMS else Signal(0)
+        """The embeddings, whose norms some heads read, or which have no logits yet."""
+        read = self.head in _OF_NORMS or self.partial < 1
+        return Signal.EMBEDDING if read else Signal(0)
 
     def adapted(self, network: Staged) -> Staged:
         """The network with a cosine classifier. Raises `ConfigError` where it cannot have one."""
-        return with_cosine_classifier(network, self.scale)
+        return with_cosine_classifier(network, self.scale, sampled=self.partial < 1)
 
     def student_loss(
         self, student: Outputs, scores: Tensor, batch: Batch, smoothing: float
     ) -> Tensor:
         """Cross entropy of the logits with the margin, and MagFace's regulariser."""
-        logits, more = self.with_margin(student, batch.labels)
-        return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing) + more
+        with full_precision(student.any_tensor):
+            logits, labels = self.logits_of(student, batch)
+            logits, more = self.with_margin(student, logits, labels)
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing) + more
 
-    def with_margin(self, student: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits [B, C] with the margin at the labels, and what is added to the loss."""
-        with full_precision(student.logits):
-            cosine = precise(student.logits) / self.scale
-            target, nothing = margins.target_of(cosine, labels), cosine.new_zeros(())
-            if self.head == "normface":
-                return self.scale * cosine, nothing
-            if self.head == "cosface":
-                target = target - self._margin()
-            elif self.head == "arcface":
-                target = margins.angular(target, self._margin(), self.beyond, self.gradient)
-            if self.head in ("cosface", "arcface"):
-                return self.scale * margins.with_target(cosine, labels, target), nothing
-            norms = precise(student.embedding).norm(dim=1)
-            if self.head == "magface":
-                margin, more = margins.magface_margin(norms)
-                target = margins.angular(target, margin, self.beyond, self.gradient)
-                logits = self.scale * margins.with_target(cosine, labels, target)
-                return logits, margins.MAGFACE_WEIGHT * more
-            classifier = student.classifier
-            assert isinstance(classifier, CosineClassifier)
-            if self.head == "adaface":
-                target = self._adaface(target, norms, classifier)
-                return self.scale * margins.with_target(cosine, labels, target), nothing
-            blend = max(5.0, 1500.0 / (1 + 0.1 * float(classifier.steps)))
-            if classifier.training:
-                classifier.steps += 1
-            target = margins.sphereface(target, blend)
-            return norms[:, None] * margins.with_target(cosine, labels, target), nothing
+    def logits_of(self, student: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits [B, K] of the people that a step counts, and the labels among them."""
+        labels = batch.labels
+        if student.has_logits:
+            return precise(student.logits), labels
+        classifier = student.classifier
+        assert isinstance(classifier, CosineClassifier)
+        people = len(classifier.weight)
+        count = min(people, max(round(self.partial * people), len(labels)))
+        counted, labels = sampled_classes(labels, batch.ids, batch.epoch, people, count)
+        directions = classifier.weight.index_select(0, counted)
+        return classifier.logits(precise(student.embedding), directions), labels
+
+    def with_margin(
+        self, student: Outputs, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, K] with the margin at the labels, and what is added to the loss."""
+        cosine = logits / self.scale
+        target, nothing = margins.target_of(cosine, labels), cosine.new_zeros(())
+        if self.head == "normface":
+            return self.scale * cosine, nothing
+        if self.head == "cosface":
+            target = target - self._margin()
+        elif self.head == "arcface":
+            target = margins.angular(target, self._margin(), self.beyond, self.gradient)
+        elif self.head == "combined":
+            factor, added, less = self.combined
+            target = margins.angular(target, added, self.beyond, self.gradient, factor) - less
+        if self.head not in _OF_NORMS:
+            return self.scale * margins.with_target(cosine, labels, target), nothing
+        norms = precise(student.embedding).norm(dim=1)
+        if self.head == "magface":
+            margin, more = margins.magface_margin(norms)
+            target = margins.angular(target, margin, self.beyond, self.gradient)
+            logits = self.scale * margins.with_target(cosine, labels, target)
+            return logits, margins.MAGFACE_WEIGHT * more
+        classifier = student.classifier
+        assert isinstance(classifier, CosineClassifier)
+        if self.head == "adaface":
+            target = self._adaface(target, norms, classifier)
+            return self.scale * margins.with_target(cosine, labels, target), nothing
+        blend = (1500 / (1 + 0.1 * classifier.steps)).clamp_min(5)
+        if classifier.training:
+            classifier.steps += 1
+        target = margins.sphereface(target, blend)
+        return norms[:, None] * margins.with_target(cosine, labels, target), nothing
 
     def _margin(self) -> float:
         return margins.MARGINS[self.head] if self.margin is None else self.margin

@@ -83,7 +83,10 @@ class Learner(nn.Module):
         losses: dict[str, Tensor] = {}
         # Without a weight, too, where every parameter is to get a gradient.
         if self.task.labelled and (label_weight or self.method.trains == "student"):
-            scores = self.method.scores(student, teacher, self.helpers)
+            # A task that samples the classes computes their logits in its loss.
+            scores = student.any_tensor
+            if student.has_logits:
+                scores = self.method.scores(student, teacher, self.helpers)
             with full_precision(scores):
                 label = self.task.student_loss(student, scores, batch, self.label_smoothing)
                 losses["label"] = label_weight * label

@@ -1,5 +1,7 @@
 """Margins: golden values, gradients, and what happens beyond pi."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,10 +43,29 @@ def loss_of(task, embeddings=EMBEDDINGS, head=None):
         ({"head": "arcface", "scale": 30.0}, 35.32203587),
         ({"head": "cosface", "margin": 0.35}, 80.11727532),
         ({"head": "cosface"}, 83.31727531),
+        ({"head": "combined"}, 75.34258545),
+        ({"head": "combined", "beyond": "clamp"}, 71.77000011),
+        ({"head": "combined", "beyond": "none"}, 70.96530561),
+        ({"head": "combined", "combined": (1.0, 0.0, 0.35)}, 80.11727532),
     ],
 )
 def test_margins_have_the_values_of_the_specification(fields, value):
     assert loss_of(Faces(**fields)).item() == pytest.approx(value, rel=1e-7)
+
+
+def test_a_combined_margin_multiplies_adds_and_takes_away():
+    cosine = margins.target_of(classifier(1.0)(EMBEDDINGS), LABELS)
+    logits = classifier(64.0)(EMBEDDINGS).detach()
+    logits[torch.arange(4), LABELS] = 64 * ((1.2 * cosine.acos() + 0.3).cos() - 0.1)
+    task = Faces(head="combined", combined=(1.2, 0.3, 0.1), beyond="none")
+    assert loss_of(task).item() == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-9)
+
+
+@each(("factor", "margin"), [(1.0, 0.5), (1.35, 0.0), (1.35, 0.5), (2.0, 1.5)])
+def test_the_fallback_never_rises_with_the_angle(factor, margin):
+    target = torch.linspace(0, math.pi, 2001).double().cos().clamp(-1 + 1e-7, 1 - 1e-7)
+    value = margins.angular(target, margin, "fallback", factor=factor)
+    assert (value.diff() <= 1e-6).all() and (value <= target).all()
 
 
 def test_adaface_has_the_value_of_the_specification():
@@ -102,10 +123,16 @@ def test_true_gradients_differ_from_the_identity_s_by_a_ratio_of_sines():
     torch.testing.assert_close((theta + 0.5).sin() / theta.sin(), expected)
 
 
-@each("head", [*margins.MARGINS, "normface", "magface"])
+@each("head", [*margins.MARGINS, "normface", "magface", "combined"])
 def test_gradients_are_finite_where_the_embedding_is_its_class(head):
     made = classifier(64.0)
     x = (3 * WEIGHT[LABELS]).float().requires_grad_()
     made = made.float()
     loss_of(Faces(head=head), x, made).backward()
     assert x.grad is not None and x.grad.isfinite().all()
+
+
+@each("fields", [{"head": "magface", "margin": 0.4}, {"combined": (2.0, 0.0, 0.0)}])
+def test_margins_of_another_head_are_refused(fields):
+    with pytest.raises(ValueError, match="head"):
+        Faces(**fields)

@@ -112,6 +112,15 @@ def test_a_route_of_a_face_teacher_is_taught_and_judged_by_other_people(store, d
     assert finished(store, teacher).answer(torch.randn(2, 3, 16, 16)).shape == (2, 256)
 
 
+def test_some_people_a_step_teach_methods_of_embeddings(store, data, teacher, task):
+    fields = {"scale": 16.0, "head": "adaface", "partial": 0.5, "probe": task.probe}
+    run = student(data, teacher, Faces(**fields), optim=Optim(epochs=2, batch=2))
+    carried(store, run)
+    assert {"top1", "verification"} <= read_result(store.path(run))["last"].keys()
+    with pytest.raises(ValueError, match=r"task\.partial: 0\.5 leaves a step without the logits"):
+        student(data, teacher, run.task, method=METHODS["kd"](name="kd"))
+
+
 def test_methods_of_logits_find_scaled_cosines(store, data, teacher, task):
     run = student(data, teacher, task, method=METHODS["kd"](name="kd"))
     carried(store, run)

@@ -6,6 +6,7 @@
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import nn
@@ -25,11 +26,13 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS, PRELUDES, Method
 from raykd.methods.kd import KD
+from raykd.methods.margins import Head
 from raykd.methods.mimic import MimicEmbedding
 from raykd.models import measure
+from raykd.models.cosine_classifier import CosineClassifier
 from raykd.outputs.codecs import CODECS, Codec, TopK
 from raykd.register.contract import CLASSES
-from raykd.tasks import TASKS, Task
+from raykd.tasks import TASKS, Faces, Task
 from raykd.tasks.classification import CLASSIFICATION
 from raykd.teachers.source import LiveTeacher, PanelTeacher
 from raykd.training.ema import Average
@@ -51,7 +54,6 @@ WAITS: Mapping[str, Mapping[str, str]] = {
 # Pieces that no machine without a GPU can run to their end, and why; test_gpu runs them.
 ELSEWHERE = {
     "method jacobian": "autograd's engine wants a device",
-    "method ada_distill": "samples of a class move its centre in turn, by masks of unknown size",
 }
 # Tensors that are sent to a device once; those of a fake device must not stay.
 SENT_ONCE = (loader._row, augmenting._coprime, mixing._edges, mixing._lengths)
@@ -130,8 +132,18 @@ def methods(gpu: FakeGPU) -> dict[str, Piece]:
     def sums(task: Task) -> Piece:
         return lambda: task.batch_sums(MimicEmbedding(), mine, theirs, sample, nn.ModuleDict())
 
+    def faces(head: Head) -> Piece:
+        classifier = gpu.moved(CosineClassifier(shapes.embedding, CLASSES, 64.0, sampled=True))
+        seen, task = (
+            mine.replace(network=None, classifier=classifier),
+            Faces(head=head, partial=0.5),
+        )
+        del seen.logits
+        return lambda: task.student_loss(seen, seen.any_tensor, sample, 0.1)
+
     kinds = {**METHODS, **PRELUDES}
     found = {f"method {n}": losses(kind(name=n)) for n, kind in kinds.items()}
+    found |= {f"head {head}": faces(head) for head in get_args(Head)}
     return found | {f"a batch of task {n}": sums(task) for n, task in EVERY_TASK.items()}
 
 

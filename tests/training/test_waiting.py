@@ -1,5 +1,7 @@
 """No step waits for the device: it runs ahead of a GPU by as many steps as its queue holds."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -7,9 +9,11 @@ from raykd.methods import METHODS
 from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.crd import CRD
 from raykd.methods.feature_distillation import FeatureDistillation
+from raykd.methods.margins import Head
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
+from raykd.tasks import Faces
 from tests.each import each
 from tests.small import prepare, student_run
 from tests.tiers import slow_but
@@ -18,9 +22,9 @@ from tests.training.watched import NoWaiting, Waits, watched_losses
 # Methods that do wait in each step, and what for.
 EXCEPTIONS = {
     "sakd": "tolist",  # how many samples are taught at each spot: those alone are computed
-    "ada_distill": "aten::_local_scalar_dense",  # samples of one class move its centre in turn
     "mlkd": "cpu",  # strong augmentation runs on the CPU, so that no device changes a pixel
 }
+FACES = [*get_args(Head)]
 OTHERS = [
     CRD(negatives=40),  # fewer than there are rows: a shuffle
     STKD(mix="cutmix", alpha=0.5, incorrect_only=0.5, clean_kd=0.5),
@@ -50,6 +54,13 @@ def test_no_step_of_a_method_waits_for_the_device(store, method):
             watched_losses(store, run)
         return
     assert len(watched_losses(store, run)) == 2
+
+
+@each("head", slow_but(FACES, ["arcface"]))
+def test_no_step_of_a_face_s_head_waits_for_the_device(store, head):
+    task = Faces(head=head, partial=0.4)
+    run = student_run(store, "label_only", teacher=None, task=task, optim=Optim(epochs=1, batch=2))
+    assert len(watched_losses(store, run)) == 1
 
 
 def test_what_waits_is_found():
