@@ -1,6 +1,7 @@
 """Faces: a small student learns from a face teacher, and tells people apart whom neither has seen.
 
     python experiments/faces.py --people faces.parquet    # or a folder for each person
+    python experiments/faces.py --people faces.parquet --onnx face.onnx
     python experiments/faces.py --quick                    # patterns in place of faces
 
 `--people` is a folder with one folder of pictures for each person, or a Parquet file with the
@@ -8,7 +9,9 @@ columns `image` (bytes) and `identity`. Half of the people train, the others jud
 pictures of one person and of two, in folds of different people. The teacher is trained here with
 ArcFace; its students learn with ArcFace alone, by mimicry of its embeddings, by their direction,
 by AdaDistill, and by mimicry along a route of the teacher's checkpoints, all for as many epochs.
-So few people tell methods apart only where they differ by much.
+With `--onnx` a published face network teaches in its place, at its own 112 pixels and with pixels
+of (x - 127.5) / 128; students along the route still have the teacher that is trained here. So few
+people tell methods apart only where they differ by much.
 """
 
 import io
@@ -30,6 +33,10 @@ METRICS = ("verification", "tar_at_0.01", "rank_1")
 MIMIC = {"name": "mimic_embedding", "normalise": True}
 
 
+PUBLISHED_SIDE = 112  # pixels that a published face network sees
+ROUTE = "mimic, no labels, rco"
+
+
 def students(epochs: int, batch: int) -> dict[str, dict[str, Any]]:
     """Keys of `run` by the name of a line; the stages of a route have all epochs together."""
     anchors = 4 if epochs >= 8 else 2
@@ -41,7 +48,7 @@ def students(epochs: int, batch: int) -> dict[str, dict[str, Any]]:
         "mimic, no labels": whole | {"method": MIMIC, "label_weight": 0.0},
         "angular + arcface": whole | {"method": "angular"},
         "ada_distill": whole | {"method": {"name": "ada_distill", "scale": 30.0}},
-        "mimic, no labels, rco": part | {"method": MIMIC, "label_weight": 0.0},
+        ROUTE: part | {"method": MIMIC, "label_weight": 0.0},
     }
 
 
@@ -52,6 +59,7 @@ def students(epochs: int, batch: int) -> dict[str, dict[str, Any]]:
 @click.option("--side", default=32, show_default=True, help="Pixels of a picture's side.")
 @click.option("--model", default="resnet8", show_default=True)
 @click.option("--teacher", default="resnet20", show_default=True)
+@click.option("--onnx", type=click.Path(exists=True), help="A face network that teaches.")
 @click.option("--quick", is_flag=True, help="Patterns, one seed, two epochs.")
 @click.option("--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True)
 @speaking
@@ -62,6 +70,7 @@ def main(
     side: int,
     model: str,
     teacher: str,
+    onnx: str | None,
     quick: bool,
     store: str,
 ) -> None:
@@ -74,18 +83,22 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_people(patterns() if people is None else pictures(people), root)
+        shown = {"resize": side} if onnx is None else {"stream": streamed(side)}
         folds = 3 if quick else 10
-        probe = {"data": {"name": "folder", "resize": side}, "folds": folds, "pairs": 90}
+        probe = {"data": {"name": "folder", **shown}, "folds": folds, "pairs": 90}
         task = {"name": "faces", "scale": 30.0, "probe": probe}
-        images = {"name": "folder", "resize": side, "augment": {"pad": 2, "flip": True}}
-        taught = raykd.Teacher(
+        augment = {"flip": True} | ({"pad": 2} if onnx is None else {})
+        images = {"name": "folder", "augment": augment, **shown}
+        trained = raykd.Teacher(
             teacher,
             task=task,
             optim={"epochs": epochs, "batch": batch},
             save_every=max(1, epochs // 8),
         )
+        taught = trained if onnx is None else published(onnx)
         for name, fields in students(epochs, batch).items():
-            student = raykd.Student(model, data=images, teacher=taught, task=task, **fields)
+            own = trained if name == ROUTE else taught
+            student = raykd.Student(model, data=images, teacher=own, task=task, **fields)
             experiment = raykd.Experiment(
                 student,
                 grid={"run.seed": range(seeds)},
@@ -96,6 +109,21 @@ def main(
             print_line(name, raykd.run(experiment, store))
 
 
+def streamed(side: int) -> dict[str, int]:
+    """The picture's centre, as large as can be, at this many pixels a side."""
+    return {"size": side, "resize": side}
+
+
+def published(path: str) -> raykd.Teacher:
+    """The teacher that an ONNX graph of a face network is."""
+    from onnx_network import ends, onnx_network
+
+    network = onnx_network(path)
+    colours = {"mean": [0.5] * 3, "std": [128 / 255] * 3}
+    data = {"name": "folder", "stream": streamed(PUBLISHED_SIDE), **colours}
+    return raykd.Teacher(network, stages=ends(network), data=data)
+
+
 def print_line(name: str, results: Any) -> None:
     """Print the metrics of a group of students, mean and sample deviation."""
     values: dict[str, list[float]] = defaultdict(list)
@@ -104,6 +132,7 @@ def print_line(name: str, results: Any) -> None:
             values[metric].append(result.result["last"][metric])
     cells = [f"{metric} {as_text(numbers)}" for metric, numbers in values.items()]
     print(f"{name:24} " + "  ".join(cells), flush=True)
+    print("  fingerprints: " + " ".join(result.fingerprint for result in results), flush=True)
 
 
 def as_text(numbers: list[float]) -> str:

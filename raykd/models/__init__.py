@@ -41,11 +41,12 @@ NETWORKS.add("shufflenet_v1", shufflenet_v1, ["ShuffleV1"])
 NETWORKS.add("shufflenet_v2", shufflenet_v2, ["ShuffleV2"])
 for _depth in LAYERS:
     NETWORKS.add(f"cifar_resnet{_depth}", partial(cifar_resnet, _depth), [f"ResNet{_depth}"])
-# Faces of 112 x 112 pixels, and of 112 x 96: the paper's 0.99 million parameters.
+# Faces of 112 x 112 pixels, of 112 x 96 (the paper's 0.99 million parameters), and small ones.
 NETWORKS.add("mobilefacenet", partial(mobilefacenet, (7, 7), True, 128))
 NETWORKS.add("mobilefacenet_112x96", partial(mobilefacenet, (7, 6), True, 128))
 NETWORKS.add("mobilefacenet_512", partial(mobilefacenet, (7, 7), True, 512))
 NETWORKS.add("mobilefacenet_m", partial(mobilefacenet, (7, 7), True, 0))
+NETWORKS.add("mobilefacenet_m_48x48", partial(mobilefacenet, (3, 3), True, 0))
 NETWORKS.add("mobilefacenet_s", partial(mobilefacenet, (7, 7), False, 0))
 for _depth in BLOCKS:
     NETWORKS.add(f"iresnet{_depth}", partial(iresnet, _depth))

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from raykd.core.errors import ConfigError
 
-_SIDES = (32, 64, 224)  # pixels of the images that a network is tried on
+_SIDES = (32, 64, 112, 224)  # pixels of images that a network is tried on; 112 are faces'
 _ROOMS = {
     "torch",
     "torchvision",

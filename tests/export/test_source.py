@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 
 import pytest
@@ -33,9 +34,10 @@ def test_the_file_is_the_network(model, classes, tmp_path):
     network = build(model, classes).eval()
     save_weights(tmp_path / "model.safetensors", network)
     (tmp_path / "model.py").write_text(source(model, classes))
+    named = re.search(r"_(\d+)x(\d+)$", model)  # the size of its images
     faces = model.startswith(("mobilefacenet", "iresnet"))
-    width = 96 if model.endswith("x96") else 112
-    pixels = torch.randn(2, 3, *((112, width) if faces else (16, 16)))
+    size = map(int, named.groups()) if named else [112 if faces else 16] * 2
+    pixels = torch.randn(2, 3, *size)
     loaded = module_at(tmp_path / "model.py").load()
     assert not loaded.training
     assert loaded.state_dict().keys() == network.network.state_dict().keys()

@@ -16,6 +16,8 @@ FACES = {
     "mobilefacenet_112x96": (999_552, 128, (112, 96), (128, 7, 6)),
     "mobilefacenet_512": (1_200_512, 512, (112, 112), (128, 7, 7)),
     "mobilefacenet_m": (937_344, 512, (112, 112), (128, 7, 7)),
+    # 40 places of the global convolution's kernels fewer, of 512 channels.
+    "mobilefacenet_m_48x48": (937_344 - 40 * 512, 512, (48, 48), (128, 3, 3)),
     "mobilefacenet_s": (850_688, 128, (112, 112), (128, 7, 7)),
     "iresnet18": (24_025_600, 512, (112, 112), (512, 7, 7)),
     "iresnet34": (34_139_328, 512, (112, 112), (512, 7, 7)),
