@@ -27,7 +27,7 @@ from raykd.planning.plan import plan
 from raykd.prediction.lookup import by_fingerprint
 from raykd.recipes import AnyTeacher
 from raykd.storage.store import Store
-from raykd.tasks import Probe
+from raykd.tasks import Features, Probe
 from raykd.tracking.console import Terminal
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import LocalHost
@@ -92,7 +92,8 @@ def judged(store: Store, run: AnyTeacher, images: Data) -> tuple[float, float]:
     train, test = (Views(part, shown, device=device) for part in open_images(store, images))
     with tempfile.TemporaryDirectory() as folder:
         host = LocalHost(Checkpoints(Path(folder)), device)
-        metrics = probed(network, ProbeSets(Probe(data=images), train, test), host)
+        probe = Probe(data=images)
+        metrics = probed(Features(probe=probe), network, ProbeSets(probe, train, test), host)
     return metrics["knn_top1"], metrics["linear_top1"]
 
 
