@@ -11,8 +11,6 @@ from raykd.config.search_space import METRICS
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 from raykd.core.text_table import as_text
-from raykd.export import ExportResult
-from raykd.export import export as export_network
 from raykd.methods import METHODS
 from raykd.prediction import Predictor
 from raykd.prediction import load as load_network
@@ -24,6 +22,8 @@ from raykd.storage.store import Store
 
 if TYPE_CHECKING:  # half a second to import
     import pandas as pd
+
+    from raykd.export import ExportResult
 
 Format = Literal["safetensors", "torch", "onnx"]
 
@@ -88,7 +88,7 @@ class StudentResult:
 
     def export(
         self, folder: str | PathLike[str], formats: Sequence[Format] = (), *, int8: bool = False
-    ) -> ExportResult:
+    ) -> "ExportResult":
         """Write it to a folder as files that need no raykd, in some formats or in all.
 
         int8: also an ONNX graph of 8 bits.
@@ -96,8 +96,10 @@ class StudentResult:
         Raises `ConfigError` where it is not finished or the folder holds other files,
         `ExportFailed` where a file answers otherwise than the network.
         """
+        from raykd.export import export  # seconds to import
+
         self._check_finished()
-        return export_network(self._store, self.recipe, Path(folder), formats, int8=int8)
+        return export(self._store, self.recipe, Path(folder), formats, int8=int8)
 
     def _check_finished(self) -> None:
         if self.run.result is None:

@@ -247,14 +247,14 @@ def published(summary: report.Report, store: Store, terminal: Terminal) -> Path 
 
 def say_recipe(experiment: files.Experiment, terminal: Terminal) -> None:
     """Show the experiment in full: the first student, and the keys in which the others differ."""
-    runs = [files.basis(run).plain() for run in experiment.runs]
-    if not runs:
+    if not experiment.runs:
         raise ConfigError("experiment.grid: no student is left")
-    terminal.say(f"{experiment.name}: {counted(len(runs), 'students')}; the first one's recipe:")
-    for teacher in _given(runs[0]):
+    count, first = len(experiment.runs), files.basis(experiment.runs[0]).plain()
+    terminal.say(f"{experiment.name}: {counted(count, 'students')}; the first one's recipe:")
+    for teacher in _given(first):
         for key in _OF_TRAINING:
             teacher.pop(key, None)
-    text = yaml.safe_dump(runs[0], sort_keys=False, default_flow_style=None, width=100)
+    text = yaml.safe_dump(first, sort_keys=False, default_flow_style=None, width=100)
     text = printable_lines(text.rstrip())
     terminal.console.print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
 

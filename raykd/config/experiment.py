@@ -25,7 +25,7 @@ from raykd.config.search_space import Domain, Space, Sweep, check_generation, re
 from raykd.config.shorthand import read_student, record
 from raykd.config.tree import overridden, read_text, tree_of
 from raykd.core.errors import ConfigError
-from raykd.core.plugins import Plugin, plugins_of
+from raykd.core.plugins import Plugin, any_loaded, plugins_of
 from raykd.core.plugins import load as load_plugin
 from raykd.core.record import Record
 from raykd.methods import METHODS
@@ -201,6 +201,8 @@ def _check_named(
 
     Recipes among the values of a tree say which ones they use.
     """
+    if not any_loaded():
+        return
     named = {plugin.digest for plugin in plugins} | {*digests_in(tree)}
     for digest in {*digests_in([basis(run).plain() for run in runs])} - named:
         (other,) = plugins_of([digest])

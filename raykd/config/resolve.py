@@ -133,6 +133,7 @@ class _Resolver:
         self._images = _Images(experiment, store, say, digests)
         self._importer = WeightsImporter(store, say)
         self._say, self._warned = say, set[str]()
+        self._taught: dict[tuple[Teaching, Data, str], Teaching] = {}
 
     def any_student(self, run: AnyStudent) -> AnyStudent:
         """A student, or one that a search finds."""
@@ -144,7 +145,10 @@ class _Resolver:
     def _student(self, run: StudentRun, key: str = "experiment.run") -> StudentRun:
         teacher, after, stated = run.teacher, run.after, run.data
         if teacher is not None:
-            teacher = self._teaching(teacher, stated, f"{key}.teacher")
+            asked = teacher, stated, f"{key}.teacher"
+            if asked not in self._taught:  # most students of a grid have one teacher
+                self._taught[asked] = self._teaching(*asked)
+            teacher = self._taught[asked]
         if after is not None:
             after = self._student(after, f"{key}.after")
         run = self._started(run, self._images.data(stated), key)

@@ -3,6 +3,8 @@
 Imports neither torch nor the recipes, so that mistakes here are told at once.
 """
 
+import copy
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,14 @@ def read_text(path: Path) -> str:
 
 def tree_of(text: str, path: str | None = None) -> tuple[dict[str, Any], Places]:
     """The tree that a file's YAML is, and the place of each of its keys. Raises `ConfigError`."""
-    tree, lines = read_lines(text, path or "experiment")
+    tree, lines = _read(text, path or "experiment")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path or 'experiment'}: expected the keys {', '.join(PARTS)}")
-    return tree, {key: f"{path}, line {line}" for key, line in lines.items()} if path else {}
+    places = {key: f"{path}, line {line}" for key, line in lines.items()} if path else {}
+    return copy.deepcopy(tree), places
+
+
+_read = functools.lru_cache(maxsize=1)(read_lines)  # commands check a file before they load it
 
 
 def overridden(

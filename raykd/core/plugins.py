@@ -84,6 +84,11 @@ def loaded() -> tuple[Plugin, ...]:
     return tuple(_loaded.values())
 
 
+def any_loaded() -> bool:
+    """True once a plugin was loaded in this process, or begins to be, also if it was withdrawn."""
+    return bool(_loading or _loaded or _withdrawn)
+
+
 def plugins_of(digests: Iterable[str]) -> tuple[Plugin, ...]:
     """The plugins with these digests, former versions included. Raises `ConfigError` for others."""
     known = _withdrawn | _loaded

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validato
 from pydantic_core import CoreSchema
 
 from raykd.core.descriptions import descriptions
-from raykd.core.plugins import Plugin, plugins_of
+from raykd.core.plugins import Plugin, any_loaded, plugins_of
 
 DIGITS = 20  # hex digits of a fingerprint: 80 bits, a clash among 10**9 recipes is a 1e-6 chance
 
@@ -95,11 +95,12 @@ class Recipe(Record):
 
     def _with_plugins(self) -> Self:
         """The recipe itself, once `plugins` are those that it uses."""
-        used = {*self.origins()}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            for part in value if isinstance(value, tuple) else (value,):
-                used.update(_origins(part))
+        used = {""}
+        if any_loaded():  # else all is raykd's own
+            used.update(self.origins())
+            for value in _values(self):
+                for part in value if isinstance(value, tuple) else (value,):
+                    used.update(_origins(part))
         object.__setattr__(self, "plugins", tuple(sorted(used - {""})))
         return self
 

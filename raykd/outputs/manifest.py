@@ -6,7 +6,6 @@ and every shard's view, rows, bytes and checksum, comes last. So a killed build 
 shards, which the next build adopts, and no others.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
+from pydantic_core import to_json
 from torch import Tensor
 
 from raykd.core.errors import CacheCorrupt, CacheMismatch
@@ -177,7 +177,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if number is None:
             raise ValueError("format is missing")
         # From JSON: elsewhere, strict reading takes no dict for a dataclass, no list for a tuple.
-        manifest = _MANIFEST.validate_json(json.dumps(value), strict=True)
+        manifest = _MANIFEST.validate_json(to_json(value), strict=True)
         for shard in manifest.shards:
             if not shard.part.start < shard.part.stop <= manifest.rows:
                 raise ValueError(f"shard {shard.name} has rows beyond the {manifest.rows}")

@@ -61,7 +61,7 @@ class OutputsCache:
             grid = manifest.recipe.get("grid")
             self.vectors = read_vectors(folder / STATISTICS, fitted, grid).to(self.device)
         self._shards: dict[int, list[Shard]] = {}
-        for shard in sorted(manifest.shards):
+        for shard in sorted(manifest.shards, key=lambda shard: shard.part.start):
             self._shards.setdefault(shard.part.view, []).append(shard)
         rows = sum(len(shard.part) for shard in manifest.shards)
         self._row_bytes = sum(shard.bytes for shard in manifest.shards) // max(1, rows)

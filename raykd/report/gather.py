@@ -220,7 +220,7 @@ def _run(store: Store, recipe: Training) -> Run:
     folder, result, seconds = store.path(recipe), None, None
     if store.has(recipe):
         result = read_result(folder, Untested if isinstance(recipe, PreludeRun) else Tested)
-        seconds = training_seconds(store, recipe)
+        seconds = training_seconds(store, recipe, result)
     metrics = tuple(read_metrics(folder, store if result is None else None, result))
     return Run(folder.name, recipe.seed, recipe.plain(), result, metrics, seconds=seconds)
 

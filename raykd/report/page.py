@@ -4,12 +4,12 @@ The template is `page.html.j2`, which escapes all text.
 """
 
 import itertools
-import json
 from base64 import b64encode
 from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
+from pydantic_core import to_json
 
 from raykd.core.safe_names import printable
 from raykd.report import tables
@@ -48,7 +48,7 @@ def page(report: Report) -> str:
     environment.filters |= {
         "data_uri": lambda drawn: _data_uri(drawn.svg),
         "facts": partial(_facts, metric=report.metric),
-        "json": lambda value: json.dumps(value, indent=2),
+        "json": lambda value: to_json(value, indent=2).decode(),
         "plus_minus": lambda text: text.replace("+-", "\N{PLUS-MINUS SIGN}"),
     }
     seen: set[str] = set()

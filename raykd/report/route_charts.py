@@ -132,6 +132,8 @@ def _hardness(search: RouteSearch) -> Chart:
 def _routes(report: Report) -> Iterator[tuple[str, list[Leg]]]:
     """The students that more than one anchor teaches; seeds apart where their routes differ."""
     for group in report.students:
+        if not any(run.recipe.get("route") or run.recipe.get("after") for run in group.runs):
+            continue
         seeds: dict[tuple[Leg, ...], int] = {}
         for run in group.runs:
             if run.anchors is None:

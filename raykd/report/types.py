@@ -1,5 +1,6 @@
 """The nouns of a report: plain values, of which `to_json` writes every field."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,10 @@ class Run:
 
     def is_finite(self) -> bool:
         """True where the numbers of its result are; earlier versions finished others, too."""
+        return self._is_finite
+
+    @functools.cached_property
+    def _is_finite(self) -> bool:
         return self.result is None or is_finite(self.result["last"])
 
 

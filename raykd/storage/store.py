@@ -283,7 +283,8 @@ class Store:
             if self._checked.get(path) != state:
                 data = path.read_bytes()
                 # An earlier raykd's lacks the fields that were added since, at their defaults.
-                if data != _json(recipe.plain()) and not _is_recipe(data, recipe):
+                same = json.dumps(json.loads(data)) == json.dumps(recipe.plain(), sort_keys=True)
+                if not same and not _is_recipe(data, recipe):
                     raise _no_recipe(path, "was altered")
                 self._checked[path] = state
         except CacheCorrupt:

@@ -5,7 +5,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,13 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
     )
 
 
-def training_seconds(store: Store, run: Training) -> float:
-    """Seconds of a finished training, with those of the stages before it that are there."""
+def training_seconds(store: Store, run: Training, result: Mapping[str, Any]) -> float:
+    """Seconds of a training with that `result`, and of the stages before it that are there."""
     stages = run.stages() if isinstance(run, StudentRun) else (run,)
-    results = (read_result(store.path(stage)) for stage in stages if store.has(stage))
-    return sum(result["seconds"] for result in results)
+    before = (
+        read_result(store.path(stage)) for stage in stages if stage != run and store.has(stage)
+    )
+    return sum((stage["seconds"] for stage in before), result["seconds"])
 
 
 def _best(task: Task, history: Sequence[Metrics]) -> Metrics:

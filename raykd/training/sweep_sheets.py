@@ -155,7 +155,7 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
             row |= {f"best_{key}": best[key] for key in HEADINGS if key in best}
         for key in ("parameters", "flops", "latency_ms"):
             row[key] = result.get(key)
-        row["train_seconds"] = training_seconds(store, student)
+        row["train_seconds"] = training_seconds(store, student, result)
         anchors = [a for stage in student.stages() for a in _anchors(stage)]
         row["anchors"] = "-".join(map(str, anchors))
     return row | {"seconds": sheet.seconds, "error": sheet.error}

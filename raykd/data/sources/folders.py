@@ -47,16 +47,20 @@ class Tree:
             )
         listing = files.listing()
         folders = {*listing.folders}
-        images = tuple(entry for entry in listing.entries if is_image(entry.name))
-        others = (e.name for e in listing.entries if not is_image(e.name))
-        unread = Counter(suffix(name) or "no suffix" for name in others)
+        images: list[Entry] = []
+        unread: Counter[str] = Counter()
+        for entry in listing.entries:
+            if is_image(entry.name):
+                images.append(entry)
+            else:
+                unread[suffix(entry.name) or "no suffix"] += 1
         if listing.others:
             unread[_NO_FILE] = len(listing.others)
         for folder in {entry.name.rpartition("/")[0] for entry in images} - folders:
             while folder:  # a URL names files alone
                 folders.add(folder)
                 folder = folder.rpartition("/")[0]
-        return cls(files, images, frozenset(folders), unread)
+        return cls(files, tuple(images), frozenset(folders), unread)
 
     @property
     def stamp(self) -> str:

@@ -4,8 +4,6 @@ Other formats of Pillow are not read: for EPS, it runs another program on the co
 The suffix decides which files of a folder are images; the bytes of each decide its format.
 """
 
-from pathlib import PurePosixPath
-
 from PIL import features
 
 SUFFIXES = {
@@ -29,7 +27,9 @@ FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))  # as Pillow calls them
 
 def suffix(name: str) -> str:
     """The suffix of a file's name in small letters, with its dot."""
-    return PurePosixPath(name).suffix.lower()
+    name = name.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def is_image(name: str) -> bool:
