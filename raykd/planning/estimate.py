@@ -26,6 +26,7 @@ _MEASURE_SECONDS = 0.3  # to repeat a step or a forward
 _FORWARD = 256  # images per measured forward, and the pixels of all together at most
 _PIXELS = _FORWARD * 64 * 64
 _DECODED = 32  # images per measured batch of decoding
+_RANKED, _WIDTH = 512, 128  # rows of a measured ranking, and numbers of an embedding
 _HERE = Scale(decoders=0)
 
 
@@ -84,7 +85,8 @@ class Rates:
         images = len(self._targets(run)) * run.optim.epochs
         live = run.method.needs() and not run.cached()
         forwards = images * len(run.method.looks().teacher) * len(run.members()) if live else 0
-        return images * self._with_decoding(self.step(run), run.shown()), forwards
+        seconds = images * self._with_decoding(self.step(run), run.shown())
+        return seconds + self.rankings(run), forwards
 
     def forward(self, teacher: AnyTeacher, data: Data) -> float:
         """Seconds of a teacher's forward, decoding included."""
@@ -105,6 +107,22 @@ class Rates:
         images = max(1, min(_FORWARD, _PIXELS // (height * width)))
         key = (teacher.model, side, data)
         return self._measure(key, images, lambda: forward_of(teacher, data, images, self._device))
+
+    def rankings(self, run: StudentRun) -> float:
+        """Seconds of all metrics of a training that compare each test image with all others."""
+        if not run.task.collects:
+            return 0.0
+        count = len(open_images(self._store, run.data)[1])
+        times = sum(map(run.optim.evaluates, range(run.optim.epochs)))
+        some = max(2, min(_RANKED, count))
+
+        def rank() -> Callable[[], object]:
+            rows = torch.randn(some, _WIDTH, device=self._device)
+            labels = torch.arange(some, device=self._device) // 2
+            return lambda: run.task.collected(rows, rows, rows, labels)
+
+        # Each row is compared with all, so a part's time grows with the square of its rows.
+        return times * count * (count / some) * self._measure((run.task, some), some, rank)
 
     def decoding(self, data: Data) -> float:
         """Seconds of one CPU to decode an image; 0 for images in memory."""
