@@ -24,10 +24,13 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow.parquet as parquet
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 import raykd
 from raykd.cli.shared import speaking
+from raykd.data.recipe import Data
+from raykd.tasks import Faces, FaceSet
 
 METRICS = ("verification", "tar_at_0.01", "rank_1")
 MIMIC = {"name": "mimic_embedding", "normalise": True}
@@ -55,6 +58,7 @@ def students(epochs: int, batch: int) -> dict[str, dict[str, Any]]:
 @click.command()
 @click.option("--people", type=click.Path(exists=True, path_type=Path), help="Folder or Parquet.")
 @click.option("--epochs", default=60, show_default=True)
+@click.option("--batch", default=32, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--side", default=32, show_default=True, help="Pixels of a picture's side.")
 @click.option("--model", default="resnet8", show_default=True)
@@ -66,6 +70,7 @@ def students(epochs: int, batch: int) -> dict[str, dict[str, Any]]:
 def main(
     people: Path | None,
     epochs: int,
+    batch: int,
     seeds: int,
     side: int,
     model: str,
@@ -75,7 +80,6 @@ def main(
     store: str,
 ) -> None:
     """Train the students, and print what tells people apart, mean and deviation over seeds."""
-    batch = 32
     if quick:
         epochs, seeds, batch = 2, 1, 16
     elif people is None:
@@ -96,6 +100,8 @@ def main(
             save_every=max(1, epochs // 8),
         )
         taught = trained if onnx is None else published(onnx)
+        if onnx is not None:
+            print_published(onnx, pictures(root / "others"), folds)
         for name, fields in students(epochs, batch).items():
             own = trained if name == ROUTE else taught
             student = raykd.Student(model, data=images, teacher=own, task=task, **fields)
@@ -122,6 +128,28 @@ def published(path: str) -> raykd.Teacher:
     colours = {"mean": [0.5] * 3, "std": [128 / 255] * 3}
     data = {"name": "folder", "stream": streamed(PUBLISHED_SIDE), **colours}
     return raykd.Teacher(network, stages=ends(network), data=data)
+
+
+def print_published(path: str, people: dict[str, list[bytes]], folds: int) -> None:
+    """Print how a published face network tells people apart; folds may have other pairs of them."""
+    from onnx_network import onnx_network
+
+    network, square = onnx_network(path).eval(), (PUBLISHED_SIDE, PUBLISHED_SIDE)
+    faces: list[torch.Tensor] = []
+    with torch.no_grad():
+        for images in people.values():
+            fitted = [
+                ImageOps.fit(Image.open(io.BytesIO(x)).convert("RGB"), square) for x in images
+            ]
+            pixels = torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
+            pixels = (pixels.float() - 127.5) / 128
+            faces.append(network(pixels) + network(pixels.flip(3)))
+    labels = torch.arange(len(faces)).repeat_interleave(torch.tensor([len(x) for x in faces]))
+    task = Faces(probe=FaceSet(data=Data(name="folder"), folds=folds, pairs=90))
+    rows, none = torch.cat(faces), slice(0, 0)
+    worth = task.judged(rows, labels, rows[none], labels[none], len(faces))
+    cells = [f"{metric} {worth[metric]:.1f}" for metric in METRICS if metric in worth]
+    print(f"{'the published teacher':24} " + "  ".join(cells), flush=True)
 
 
 def print_line(name: str, results: Any) -> None:
