@@ -77,7 +77,7 @@ SETTINGS: dict[str, Method] = {  # beside every method as it is by default
     "embed_distill, with scores": EmbedDistill(score_weight=1.0),
     "feature_distillation, queue: LightlyTrain's v1": FeatureDistillation(distance="queue"),
     "feature_distillation, angle: C-RADIOv4": FeatureDistillation(distance="angle"),
-    "dense_distillation, mse: LightlyTrain's v2": DenseDistillation(distance="mse"),
+    "dense_distillation, mse: LightlyTrain's v2": DenseDistillation(distance="mse", blocks=2),
     "queue and gram_kl: LightlyTrain's v3": Combine(
         combine=(FeatureDistillation(distance="queue"), DenseDistillation(distance="gram_kl"))
     ),
@@ -304,7 +304,7 @@ class Subject:
         if Signal.PIXELS in self.needs:
             inputs += self.learner.student.parameters()
         else:
-            student, teacher = (Fixed(who, self.needs, dtype) for who in (self._seen, self.live))
+            student, teacher = (Fixed(who, dtype) for who in (self._seen, self.live))
             looks = method.looks()
             said = (
                 SourceByLook(dict.fromkeys(looks.student, student))(batch),
@@ -335,7 +335,7 @@ class Subject:
         pixels = batch.pixels
         if Signal.PIXELS in self.needs:
             pixels = pixels.detach().requires_grad_()
-        return self.learner.student.outputs(pixels, self.needs)
+        return self.learner.student.outputs(pixels, self.method.student_needs())
 
 
 class Fixed:
@@ -344,8 +344,8 @@ class Fixed:
     An untrained network says almost the same of all samples, where a loss would be all rounding.
     """
 
-    def __init__(self, source: Source, needs: Signal, dtype: torch.dtype) -> None:
-        self.source, self.needs, self.dtype = source, needs, dtype
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        self.source, self.dtype = source, dtype
         self.values: list[Tensor] = []
 
     def __call__(self, batch: Batch) -> Outputs:

@@ -142,8 +142,9 @@ CIFAR100: dict[str, Fields] = {
         "label_weight": 1.0, "source": "LightlyTrain's v1 for the queue; else ours",
     },
     "dense_distillation": {
-        "distance": "balanced", "weight": 1.0, "standardise": "none", "grid": None, "beta": 2.0,
-        "temperature": None, "label_weight": 1.0, "source": "NVIDIA-TAO/tao-pytorch's radio",
+        "distance": "balanced", "weight": 1.0, "standardise": "none", "grid": None, "blocks": 1,
+        "beta": 2.0, "temperature": None,
+        "label_weight": 1.0, "source": "NVIDIA-TAO/tao-pytorch's radio",
     },
     "panel_distillation": {
         "weight": 1.0, "embedding_distance": "mixed", "map_distance": "mixed",

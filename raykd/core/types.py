@@ -28,13 +28,14 @@ class Signal(enum.Flag):
     CLASSIFIER = enum.auto()  # the last layer, to run again on other embeddings
     TOKENS = enum.auto()  # class and register tokens [B, P, D] after stages, as "stage2.prefix"
     MAP = enum.auto()  # the last map [B, K, H, W], or a transformer's patches, as "stage4.map"
+    BLOCKS = enum.auto()  # that MAP is [B, 2 K, H, W]: before the last block's, the one before it
 
     def __str__(self) -> str:
         return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
 
 
 # Signals that need no live teacher; the classifier is loaded beside a cache.
-CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER | Signal.MAP
+CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER | Signal.MAP | Signal.BLOCKS
 
 # One way to show the samples of a batch: as the run's augmentation says ("given"), before mixing
 # ("clean"), their mixing partners ("partner"), strongly augmented ("strong"), or at the resolution

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Outputs, Shapes
+from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Stages
 from raykd.methods.crd import CRD
 from raykd.methods.feature_maps import sum_by_spot
@@ -43,6 +43,12 @@ class Combine(Wrapper):
                 raise ValueError(
                     f"combine: {count} of the methods are such that {problem}; keep one"
                 )
+        maps = [part.needs() for part in self.combine if Signal.MAP in part.needs()]
+        if len({Signal.BLOCKS in needs for needs in maps}) > 1:
+            raise ValueError(
+                "combine: some methods read the teacher's last block and others its last two; give "
+                "all the same blocks"
+            )
         if len(self.combine) < 2:
             raise ValueError("combine: a sum has two methods or more")
         for part in self.combine:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
-from raykd.methods.feature_maps import deepest, last_shape, pooled_to_grid, resized
+from raykd.methods.feature_maps import deepest, last_shape, map_shape, pooled_to_grid, resized
 from raykd.methods.standardiser import Standardisation, Standardiser
 
 _PLACES = 512  # rows of a Gram matrix, at most
@@ -33,9 +33,8 @@ class DenseDistillation(Method):
     of RADIO). Of a transformer the map is its patch tokens after the last norm.
 
     mse           mean over places and channels of (s - t)**2: version 2 of LightlyTrain's
-                  distillation, where t is the last two blocks (here the last one), and RADIO's
-                  spatial loss after `standardise: phi_s` (RADIOv2.5; C-RADIOv4, arXiv 2601.17237,
-                  equation 1)
+                  distillation, with `blocks: 2`, and RADIO's spatial loss after `standardise:
+                  phi_s` (RADIOv2.5; C-RADIOv4, arXiv 2601.17237, equation 1)
     smooth_l1     torch's smooth L1 with `beta`, mean over places and channels
     cosine        mean over places of 1 - cos(s, t)
     balanced      mean over places of 0.9 * (1 - cos(s, t)) + 0.1 * smooth L1: AM-RADIO's spatial
@@ -50,6 +49,8 @@ class DenseDistillation(Method):
     channel_kl    mean over channels of KL between softmaxes over places, at temperature 4, times
                   its square (CWD, Shu et al. 2021, arXiv 2011.13256)
 
+    With `blocks: 2`, t has the channels of the last two blocks of a plain transformer, each after
+    the last norm, or (ours) of the last two stages of another network, at the last one's size.
     The weight and the choice of balanced as the default are ours, and so is `grid`.
     """
 
@@ -65,13 +66,19 @@ class DenseDistillation(Method):
     """Standardisation of the teacher's channels, from its outputs for some training images."""
     grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
     """Cells per side to which the teacher's map is average-pooled first; null: as it is."""
+    blocks: Literal[1, 2] = 1
+    """Blocks of the teacher whose maps are compared, side by side: the last, or the last two."""
     beta: float = Field(default=2.0, gt=0, le=Limits.WEIGHT)
     """Difference from which on smooth L1 is linear, of `smooth_l1` and `balanced`."""
     temperature: float | None = Field(default=None, gt=0, le=Limits.TEMPERATURE)
     """Temperature of `gram_kl` and `channel_kl`; null: 0.07 and 4."""
 
     def needs(self) -> Signal:
-        """The last maps."""
+        """The last maps, of the teacher with the block before it where that counts."""
+        return Signal.MAP | Signal.BLOCKS if self.blocks == 2 else Signal.MAP
+
+    def student_needs(self) -> Signal:
+        """The last map."""
         return Signal.MAP
 
     def map_grid(self) -> int | None:
@@ -86,7 +93,7 @@ class DenseDistillation(Method):
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
         """The projection, and what standardises. Raises `ConfigError` without stages."""
-        width = last_shape(teacher, self.name)[0]
+        width = map_shape(teacher, self.name, self.blocks)[0]
         projection = linear_map(last_shape(student, self.name)[0], width, places=True)
         helpers = nn.ModuleDict({"projection": projection})
         if self.standardise != "none":

@@ -94,6 +94,23 @@ def last_shape(shapes: Shapes, method: str) -> Shape:
     return shapes.features[last_stage(shapes.features)]
 
 
+def map_shape(shapes: Shapes, method: str, blocks: int = 1) -> Shape:
+    """Shape of the last map, or of that and the one before it, channel after channel.
+
+    Raises `ConfigError` for a network with too few stages.
+    """
+    channels, height, width = last_shape(shapes, method)
+    if blocks == 1:
+        return (channels, height, width)
+    earlier = deepest_stages(shapes.features, 2)
+    if len(earlier) < 2:
+        raise ConfigError(
+            f"method {method!r} reads the last two blocks, and the teacher has one stage; leave "
+            "blocks out"
+        )
+    return (channels + shapes.features[earlier[0]][0], height, width)
+
+
 def stage_shape(shapes: Shapes, stage: str, method: str) -> Shape:
     """Output shape of a stage. Raises `ConfigError` where the network has no such stage."""
     if stage not in shapes.features:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import Permute
 
 from raykd.core.types import MAP_SUFFIX
-from raykd.models.staged import Staged, parameter_count
+from raykd.models.staged import BEFORE, Staged, parameter_count
 
 
 class Split(NamedTuple):
@@ -206,8 +206,8 @@ class _Borrowed(nn.Module):
         self.run = run
         vars(self)["network"] = network  # kept out of nn.Module's registers
 
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self.network, x)
+    def forward(self, x: Tensor, *options: Any) -> Any:
+        return self.run(self.network, x, *options)
 
 
 def _recolour(network: Any, pixels: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def _tokens(network: Any, pixels: Tensor) -> Tensor:
 
 
 def _encoder_maps(
-    stages: Mapping[str, int], network: Any, pixels: Tensor
+    stages: Mapping[str, int], network: Any, pixels: Tensor, blocks: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The class token as above, and after some blocks the patch tokens as maps [B, D, h, w].
 
@@ -247,32 +247,47 @@ def _encoder_maps(
     prefixes = {f"{stage}.prefix": outputs[index][:, :1] for stage, index in stages.items()}
     x, (*_, last) = encoder.ln(x), stages
     normed = {last + MAP_SUFFIX: x[:, 1:].mT.unflatten(2, (side, side))}
+    if blocks and len(outputs) > 1:
+        normed[BEFORE] = encoder.ln(outputs[-2])[:, 1:].mT.unflatten(2, (side, side))
     return x[:, 0], maps | prefixes | normed
 
 
 def _timm_maps(
-    stages: Mapping[str, int], pooled: bool, network: Any, pixels: Tensor
+    stages: Mapping[str, int], pooled: bool, network: Any, pixels: Tensor, blocks: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The embedding (the logits unless `pooled`), maps [B, K, H, W], and prefix tokens [B, P, K].
 
     Prefix tokens are the class token and registers, of networks that have any. Of those that end in
-    tokens, the last map after the last norm is there, too.
+    tokens, the last map after the last norm is there, too, and with `blocks` that of the block
+    before.
     """
-    options: dict[str, Any] = {"indices": [*stages.values()], "output_fmt": "NCHW"}
+    before = _before_last(network, stages) if blocks else []
+    indices = sorted({*stages.values(), *before})
+    options: dict[str, Any] = {"indices": indices, "output_fmt": "NCHW"}
     tokens: dict[str, Tensor] = {}
     if getattr(network, "num_prefix_tokens", 0) and _returns_prefixes(type(network)):
         options["return_prefix_tokens"] = True
     x, maps = network.forward_intermediates(pixels, **options)
+    found = dict(zip(indices, maps, strict=True))
     if "return_prefix_tokens" in options:
-        tokens = {f"{stage}.prefix": pair[1] for stage, pair in zip(stages, maps, strict=True)}
-        maps = [pair[0] for pair in maps]
+        tokens = {f"{stage}.prefix": found[index][1] for stage, index in stages.items()}
+        found = {index: pair[0] for index, pair in found.items()}
     embedding = network.forward_head(x, pre_logits=pooled)
     *_, last = stages
-    size = maps[-1].shape[2:]
+    size = found[stages[last]].shape[2:]
     patches = x[:, getattr(network, "num_prefix_tokens", 0) :] if x.dim() == 3 else None
     if patches is not None and patches.shape[1] == size.numel():
         tokens[last + MAP_SUFFIX] = patches.mT.unflatten(2, size)
-    return embedding, dict(zip(stages, maps, strict=True)) | tokens
+        for index in before:
+            tokens[BEFORE] = network.norm(found[index].flatten(2).mT).mT.unflatten(2, size)
+    return embedding, {stage: found[index] for stage, index in stages.items()} | tokens
+
+
+def _before_last(network: Any, stages: Mapping[str, int]) -> list[int]:
+    """The index of the block before the last one of a plain transformer of timm's; else none."""
+    *_, last = stages.values()
+    blocks = getattr(network, "blocks", ())
+    return [last - 1] if hasattr(network, "norm") and len(blocks) == last + 1 > 1 else []
 
 
 @cache

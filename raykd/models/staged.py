@@ -21,6 +21,7 @@ from raykd.core.types import MAP_SUFFIX, Network, Outputs, Shapes, Signal
 Through = Callable[  # the signature of Staged.through
     ..., tuple[Tensor | None, Tensor, dict[str, Tensor]]
 ]
+BEFORE = "before" + MAP_SUFFIX  # of `intermediates`: the block before the last one
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
 
 
@@ -60,7 +61,8 @@ class Staged(Network):
     token). They have no `stages`; `intermediates` computes their maps: [B, 3, H, W] -> (embedding,
     stage -> [B, K, H, W]), and `pool` is everything from the pixels to the embedding. Tokens that
     belong to no place (the class token, registers) are "stage2.prefix" [B, P, K] beside the map.
-    Where the patches go through a last norm, the map of what they are then is "stage4.map".
+    Where the patches go through a last norm, the map of what they are then is "stage4.map". Asked
+    for `blocks`, they have the block before the last one, after the same norm, as "before.map".
 
     `norms` are the batch norms behind the pre-activations of the stages that have one. The
     pre-activation of a stage is what a `Rectified` one has before its ReLU; where a stage ends
@@ -114,6 +116,7 @@ class Staged(Network):
             after=Signal.FEATURES in wanted,
             tokens=Signal.TOKENS in wanted,
             dense=Signal.MAP in wanted,
+            blocks=Signal.BLOCKS in wanted,
         )
         return Outputs(
             logits,
@@ -132,19 +135,24 @@ class Staged(Network):
         after: bool,
         tokens: bool = False,
         dense: bool = False,
+        blocks: bool = False,
     ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
         """Logits, embedding, and maps of the stages: of `before` and `after` their last ReLU.
 
-        With `tokens` the prefix tokens are there, too, and with `dense` the last map. The logits of
-        a backbone are None.
+        With `tokens` the prefix tokens are there, too, and with `dense` the last map: with `blocks`
+        after that of the block before it, or of the stage before where stages are no blocks of one
+        width, brought to its size. The logits of a backbone are None.
         """
         features: dict[str, Tensor] = {}
         pixels = self.resized(pixels)
         if self.intermediates is not None and (before or after or tokens or dense):
-            embedding, maps = self.intermediates(pixels)
+            embedding, maps = self.intermediates(pixels, blocks)
             if dense and maps:
-                *_, last = (name for name in maps if "." not in name)
-                features[last + MAP_SUFFIX] = maps.get(last + MAP_SUFFIX, maps[last])
+                *earlier, last = (name for name in maps if "." not in name)
+                final = maps.get(last + MAP_SUFFIX, maps[last])
+                if blocks:
+                    final = _beside(maps.get(BEFORE, maps[(earlier or [last])[-1]]), final)
+                features[last + MAP_SUFFIX] = final
             for name, x in maps.items():  # none ends in a ReLU of its own
                 if name.endswith(MAP_SUFFIX):
                     continue
@@ -154,8 +162,9 @@ class Staged(Network):
                 features |= {f"{name}.pre": x} if before else {}
                 features |= {name: x} if after else {}
             return self.classifier(embedding), embedding, features
-        x = pixels
+        x = previous = pixels
         for name, stage in self.stages.items():
+            previous = x
             if before:
                 features[f"{name}.pre"], x = self._both(name, stage, x)
             else:
@@ -164,7 +173,7 @@ class Staged(Network):
                 features[name] = x
         if dense and self.stages:
             *_, last = self.stages
-            features[last + MAP_SUFFIX] = x
+            features[last + MAP_SUFFIX] = _beside(previous, x) if blocks else x
         embedding = self.pool(x)
         return self.classifier(embedding), embedding, features
 
@@ -193,6 +202,14 @@ class Staged(Network):
         for part in (*self.stages.values(), self.pool, self.classifier):
             part.train(mode)
         return self
+
+
+def _beside(previous: Tensor, final: Tensor) -> Tensor:
+    """Channels of one map before those of the last one, at whose size they are pooled."""
+    size = final.shape[2:]
+    if previous.shape[2:] != size:
+        previous = F.adaptive_avg_pool2d(previous, (size[0], size[1]))
+    return torch.cat([previous, final], dim=1)
 
 
 def in_order(

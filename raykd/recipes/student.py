@@ -57,6 +57,7 @@ class OutputsRun(Recipe):
     maps: bool = False  # True: the last map is stored
     map_codec: AnyVectorCodec = None
     grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # cells per side of the map
+    blocks: int = Field(default=1, ge=1, le=2)  # whose maps are stored side by side
     precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
@@ -79,6 +80,7 @@ class OutputsRun(Recipe):
         """Signals that the cache has."""
         logits = Signal.LOGITS if self.logits else Signal(0)
         maps = Signal.MAP if self.maps else Signal(0)
+        maps |= Signal.BLOCKS if self.blocks > 1 else Signal(0)
         return logits | (Signal.EMBEDDING if self.embedding else Signal(0)) | maps
 
     @property
@@ -90,6 +92,7 @@ class OutputsRun(Recipe):
             parts.append(f"embedding {embedding.label}")
         if self.maps:
             parts.append(f"map {maps.label}" + (f" of {self.grid} x {self.grid}" * bool(self.grid)))
+            parts += ["two blocks"] if self.blocks > 1 else []
         return ", ".join(parts)
 
 
@@ -353,7 +356,8 @@ class StudentRun(Recipe):
         needs, grid = self.method.needs(), self.method.map_grid()
         fields = self.codec.recipe() | {"embedding_codec": self.embedding_codec}
         if Signal.MAP in needs:
-            fields |= {"maps": True, "map_codec": self.map_codec, "grid": grid}
+            blocks = 2 if Signal.BLOCKS in needs else 1
+            fields |= {"maps": True, "map_codec": self.map_codec, "grid": grid, "blocks": blocks}
         return self._caches(self.shown(look), self._anchors_at(epoch), **fields)
 
     def _anchors_at(self, epoch: int) -> list[int]:

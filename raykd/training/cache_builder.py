@@ -11,7 +11,7 @@ from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.core.types import Shapes
 from raykd.data.dataset import open_split
-from raykd.methods.feature_maps import last_shape
+from raykd.methods.feature_maps import map_shape
 from raykd.models.staged import measure, unallocated
 from raykd.outputs.codecs import Float16
 from raykd.outputs.manifest import (
@@ -121,7 +121,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
         elif run.embedding:
             width = shapes.embedding
         if run.maps:
-            codec, (channels, *size) = run.map_codec or Float16(), map_shape(shapes, run.grid)
+            codec, (channels, *size) = run.map_codec or Float16(), stored_shape(run, shapes)
             codec.check(channels, "map_codec")
             more += math.prod(size) * codec.bytes_per_place(channels)
     plain = run.stored().bytes_per_row(data.classes if run.logits else None, width)
@@ -134,10 +134,10 @@ def shapes_of(run: OutputsRun) -> Shapes:
     return measure(network, run.data.resolved().size)
 
 
-def map_shape(shapes: Shapes, grid: int | None) -> tuple[int, int, int]:
-    """K, H and W of the last map as it is stored. Raises `ConfigError` without one."""
-    channels, height, width = last_shape(shapes, "map")
-    return (channels, min(grid or height, height), min(grid or width, width))
+def stored_shape(run: OutputsRun, shapes: Shapes) -> tuple[int, int, int]:
+    """K, H and W of the last map as a cache stores it. Raises `ConfigError` without one."""
+    channels, height, width = map_shape(shapes, "map", run.blocks)
+    return (channels, min(run.grid or height, height), min(run.grid or width, width))
 
 
 def check_room(store: Store, needed: int) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from raykd.core import keyed_random
 from raykd.data.loading.loader import Views
-from raykd.methods.feature_maps import last_stage
+from raykd.methods.feature_maps import map_shape
 from raykd.models.staged import measure
 from raykd.outputs.manifest import GRAIN
 from raykd.outputs.statistics import (
@@ -47,7 +47,7 @@ def _fitted(run: OutputsRun, codecs: dict, views: Views, teacher: LiveTeacher) -
     shapes, count = measure(teacher.network, run.data.resolved().size), len(views.images)
     channels, places = shapes.embedding, 1
     if run.maps:
-        width, height, breadth = shapes.features[last_stage(shapes.features)]
+        width, height, breadth = map_shape(shapes, "map", run.blocks)
         channels = max(width, channels if run.embedding else 0)
         places = min(run.grid or height, height) * min(run.grid or breadth, breadth)
     chosen = keyed_random.draw(

@@ -9,7 +9,7 @@ from raykd.methods.combine import Combine
 from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.standardiser import Standardiser, hadamard
-from raykd.models import build
+from raykd.models import build, measure
 from tests.each import each
 from tests.small import golden_tokens
 
@@ -22,6 +22,7 @@ GOLDEN = {  # ts, tt of the specification: formulas of the named projects' code
     "gram_kl": 0.1232602702,
     "channel_kl": 0.1254398416,
 }
+NONE = Signal(0)
 SHAPES = Shapes(0, 6, {"stage1": (6, 5, 1)}), Shapes(0, 6, {"stage4": (6, 5, 1)})
 
 
@@ -162,3 +163,43 @@ def test_a_transformer_s_map_is_its_patches_after_the_last_norm():
 def test_a_network_without_stages_is_refused():
     with pytest.raises(ConfigError, match="has no stages"):
         DenseDistillation().helpers(Shapes(0, 6, {}), SHAPES[1])
+
+
+def test_the_last_two_stages_are_side_by_side_at_the_last_one_s_size():
+    network, pixels = build("resnet8x4", 0).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        one = network.outputs(pixels, Signal.MAP | Signal.FEATURES)
+        two = network.outputs(pixels, Signal.MAP | Signal.BLOCKS)
+    pooled = torch.nn.functional.avg_pool2d(one.features["stage2"], 2)
+    assert torch.equal(two.map, torch.cat([pooled, one.map], dim=1))
+    shapes = measure(network, (16, 16))
+    method = DenseDistillation(distance="mse", blocks=2)
+    helpers = method.helpers(SHAPES[0], shapes)
+    assert helpers["projection"].weight.shape[0] == two.map.shape[1]
+    with pytest.raises(ConfigError, match="the teacher has one stage"):
+        method.helpers(*SHAPES)
+    with pytest.raises(ValueError, match="give all the same blocks"):
+        Combine(combine=(method, DenseDistillation()))
+
+
+@pytest.mark.slow
+@each("name", ["timm/vit_tiny_patch16_224", "torchvision/vit_b_32", "timm/test_vit3"])
+def test_the_last_two_blocks_of_a_transformer_go_through_its_last_norm(name):
+    torch.manual_seed(0)
+    network = build(name, 0).eval()
+    pixels = torch.randn(1, 3, 160 if "test" in name else 224, 160 if "test" in name else 224)
+    with torch.no_grad():
+        one, two = (network.outputs(pixels, Signal.MAP | more) for more in (NONE, Signal.BLOCKS))
+        before, last = two.map.chunk(2, dim=1)
+        assert torch.equal(last, one.map)
+        # The block before is what the last one maps to the whole.
+        plain = network.network
+        blocks = plain.blocks if "timm" in name else plain.encoder.layers
+        norm = plain.norm if "timm" in name else plain.encoder.ln
+        seen = []
+        handle = blocks[-2].register_forward_hook(lambda *call: seen.append(call[-1]))
+        network(pixels)
+        handle.remove()
+    tokens = norm(seen[0])[:, -before[0, 0].numel() :]
+    torch.testing.assert_close(before.flatten(2).mT, tokens)
+    assert not torch.equal(before, last)

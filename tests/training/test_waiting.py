@@ -8,6 +8,7 @@ import torch
 from raykd.methods import METHODS
 from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.crd import CRD
+from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.margins import Head
 from raykd.methods.stkd import STKD
@@ -31,6 +32,7 @@ OTHERS = [
     CAMKD(feature_weight=50.0),
     FeatureDistillation(distance="angle"),
     FeatureDistillation(distance="tangent"),
+    DenseDistillation(blocks=2),
 ]
 
 
