@@ -138,12 +138,8 @@ class Vectors:
             mean = fit.get("mean", vectors.mean(dim=(0, 2)))
             share = lost_share(vectors, codec.restore(stored, fit), mean)
             if share > 2 * codec.tolerance:
-                raise ConfigError(
-                    f"run.{kind}_codec: {codec.label} loses {share:.1%} of the variance of the "
-                    f"teacher's outputs for rows of this cache, and its tolerance is "
-                    f"{codec.tolerance:.1%}; raise tolerance, choose int8 or float16, or keep more "
-                    "axes"
-                )
+                what = "the teacher's outputs for rows of this cache"
+                raise ConfigError(_too_much(codec, f"{kind}_codec", share, what))
             yield expected.flatten(1), stored.flatten(1), close.flatten(1), share
 
     def _restored(self, kind: str, column: Tensor) -> Tensor:
@@ -231,14 +227,12 @@ def _fitted(codec: VectorCodec, vectors: Tensor, field: str) -> dict[str, Tensor
     stored = codec.stored(codec.encode(codec.numbers(rows, fit), fit), fit, 1)
     lost = lost_share(rows, codec.restore(stored, fit), mean.float())
     if lost > codec.tolerance:
-        beyond = values.flip(0).cumsum(0).flip(0) / values.sum()
-        enough = int((beyond > codec.tolerance / 2).sum())
-        raise ConfigError(
-            f"run.{field}: {codec.label} loses {lost:.1%} of the variance of the teacher's "
-            f"outputs, and its tolerance is {codec.tolerance:.1%}; raise tolerance, choose int8 or "
-            f"float16, or keep more axes (the first {enough} of {len(values)} leave out half of "
-            "that tolerance)"
-        )
+        text = _too_much(codec, field, lost, "the teacher's outputs")
+        if codec.name == "pca":
+            beyond = values.flip(0).cumsum(0).flip(0) / values.sum()
+            enough = int((beyond > codec.tolerance / 2).sum())
+            text += f" (the first {enough} of {len(values)} leave out half of that tolerance)"
+        raise ConfigError(text)
     return {
         **fit,
         "mean": mean,
@@ -246,6 +240,23 @@ def _fitted(codec: VectorCodec, vectors: Tensor, field: str) -> dict[str, Tensor
         "vectors": axes,
         "lost": torch.tensor(lost, dtype=torch.float64),
     }
+
+
+def _parts(codec: VectorCodec) -> set[str]:
+    """The names of the tensors that a codec has in the file."""
+    if not codec.fitted:
+        return {"shape"}
+    own = codec.fit(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1))
+    return {"shape", "mean", "eigenvalues", "vectors", "lost", *own}
+
+
+def _too_much(codec: VectorCodec, field: str, share: float, what: str) -> str:
+    """A sentence on a codec that loses more than it may, and on what to do."""
+    others = {"pca": ", choose int8 or float16, or keep more axes", "int8": " or choose float16"}
+    return (
+        f"run.{field}: {codec.label} loses {100 * share:.3g} % of the variance of {what}, and its "
+        f"tolerance is {100 * codec.tolerance:.3g} %; raise tolerance{others.get(codec.name, '')}"
+    )
 
 
 def packed(vectors: Vectors) -> bytes:
@@ -269,6 +280,9 @@ def read_vectors(path: Path, codecs: Mapping[str, VectorCodec], grid: int | None
             fits.setdefault(kind, {})[part] = value
         if fits.keys() != codecs.keys():
             raise ValueError(f"it is of {', '.join(fits)}")
+        for kind, codec in codecs.items():
+            if lacking := _parts(codec) - fits[kind].keys():
+                raise ValueError(f"it lacks {kind}/{min(lacking)}")
     except FileNotFoundError:
         raise CacheCorrupt(f"{path}: is missing; {advice}") from None
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:

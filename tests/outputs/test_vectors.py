@@ -1,5 +1,7 @@
 """Codecs of embeddings and maps: what is read back, what is lost, and what is refused."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -87,7 +89,7 @@ def test_values_beyond_the_extremes_are_clipped():
 
 
 def test_a_codec_that_loses_more_than_its_tolerance_is_refused():
-    with pytest.raises(ConfigError, match=r"map_codec: pca 2 loses .*its tolerance is 1\.0%"):
+    with pytest.raises(ConfigError, match=r"map_codec: pca 2 loses .*its tolerance is 1 %"):
         made(PCA(rank=2, tolerance=0.01), outputs=answers(factor=1))
     with pytest.raises(ConfigError, match="32 axes of vectors of 24 channels"):
         made(PCA(rank=32))
@@ -104,6 +106,10 @@ def test_statistics_are_read_as_they_were_written(tmp_path):
     assert all(torch.equal(fit[name], other[name]) for name in fit)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CacheCorrupt, match="not statistics of this cache"):
+        read_vectors(path, codecs, None)
+    fits = {"map": {name: fit[name] for name in fit if name != "step"}}
+    path.write_bytes(packed(dataclasses.replace(vectors, fits=fits)))
+    with pytest.raises(CacheCorrupt, match="it lacks map/step"):
         read_vectors(path, codecs, None)
     with pytest.raises(CacheCorrupt, match="is missing"):
         read_vectors(tmp_path / "none", codecs, None)
