@@ -4,6 +4,7 @@ Shapes: B batch, K channels, H, W and h, w places per side, D teacher's channels
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
@@ -18,6 +20,7 @@ from raykd.methods.feature_maps import deepest, last_shape, map_shape, pooled_to
 from raykd.methods.standardiser import Standardisation, Standardiser
 
 _PLACES = 512  # rows of a Gram matrix, at most
+_BETWEEN_PLACES = ("gram_mse", "gram_kl", "channel_kl")  # without a gradient where there is one
 _TEMPERATURES = {"gram_kl": 0.07, "channel_kl": 4.0}
 Distance = Literal[
     "mse", "smooth_l1", "cosine", "balanced", "theia", "dampened_mse", "gram_mse", "gram_kl",
@@ -92,9 +95,19 @@ class DenseDistillation(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """The projection, and what standardises. Raises `ConfigError` without stages."""
-        width = map_shape(teacher, self.name, self.blocks)[0]
-        projection = linear_map(last_shape(student, self.name)[0], width, places=True)
+        """The projection, and what standardises.
+
+        Raises `ConfigError` without stages, and where places are compared and a map has just one.
+        """
+        width, *size = map_shape(teacher, self.name, self.blocks)
+        mine, *sizes = last_shape(student, self.name)
+        if self.distance in _BETWEEN_PLACES and 1 in (prod(size), prod(sizes), self.grid):
+            raise ConfigError(
+                f"distance {self.distance!r} compares places with each other, and the student's "
+                f"map has {prod(sizes)}, the teacher's {1 if self.grid == 1 else prod(size)}; "
+                "choose another distance, a larger grid or larger images"
+            )
+        projection = linear_map(mine, width, places=True)
         helpers = nn.ModuleDict({"projection": projection})
         if self.standardise != "none":
             helpers["standardiser"] = Standardiser(width, self.standardise)

@@ -91,7 +91,7 @@ class FeatureDistillation(SpotMethod):
     """Share of 1 - cosine in the distance `balanced`; the rest is smooth L1."""
     queue: Literal["fifo", "table"] = "fifo"
     """Rows to compare with: the teacher's last embeddings, or a fixed set; for `queue`."""
-    size: int | None = Field(default=None, ge=1, le=Limits.WIDTH)
+    size: int | None = Field(default=None, ge=2, le=Limits.WIDTH)
     """Rows of the queue; null: by the number of training images, at most 8,192 (table: 16,384)."""
     temperature: float = Field(default=0.07, gt=0, le=Limits.TEMPERATURE)
     """Temperature T that divides the cosines, with distance `queue`."""

@@ -203,3 +203,11 @@ def test_the_last_two_blocks_of_a_transformer_go_through_its_last_norm(name):
     tokens = norm(seen[0])[:, -before[0, 0].numel() :]
     torch.testing.assert_close(before.flatten(2).mT, tokens)
     assert not torch.equal(before, last)
+
+
+def test_places_are_not_compared_with_each_other_where_there_is_one():
+    one, more = Shapes(0, 6, {"stage3": (6, 1, 1)}), SHAPES[1]
+    for shapes, grid in (((one, more), None), ((more, one), None), ((more, more), 1)):
+        DenseDistillation(distance="cosine", grid=grid).helpers(*shapes)
+        with pytest.raises(ConfigError, match="compares places with each other"):
+            DenseDistillation(distance="gram_kl", grid=grid).helpers(*shapes)
