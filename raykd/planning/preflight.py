@@ -285,7 +285,7 @@ def _check_apart(store: Store, trained: Data, judged: Data) -> None:
         shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
         raise ConfigError(
             f"{len(shared)} of its {len(names[1])} people are trained on ({shown}), and a face "
-            "that was seen says nothing of others; give folders of other people"
+            "that was seen says nothing of others; give folders of other people as data.probe"
         )
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, C people of the training images, D embedding width, N, M images of a probe.
 """
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -29,6 +30,7 @@ _Factor = Annotated[float, Field(ge=1, le=2)]  # beyond both limits the fallback
 _Part = Annotated[float, Field(ge=0, le=1.5)]  # angle; in radians, or a cosine
 COMBINED = (1.0, 0.5, 0.0)  # insightface's
 _MARGINAL = ("arcface", "cosface", "adaface")  # heads with one margin
+_ANGULAR = ("arcface", "combined", "magface")  # heads that add to the angle
 _OF_NORMS = ("sphereface", "adaface", "magface")  # heads that read the norms of embeddings
 
 
@@ -110,6 +112,12 @@ class Faces(LabelledTask):
             raise ValueError(f"margin: head {self.head} has none; it is of {', '.join(_MARGINAL)}")
         if self.head != "combined" and self.combined != COMBINED:
             raise ValueError(f"combined: it is of head combined, and the head is {self.head}")
+        if self.head == "arcface" and self._margin() > math.pi:
+            raise ValueError(f"margin: expected an angle up to pi, got {self.margin:g}")
+        for field, plain in (("beyond", "fallback"), ("gradient", "through")):
+            if self.head not in _ANGULAR and getattr(self, field) != plain:
+                heads = ", ".join(_ANGULAR)
+                raise ValueError(f"{field}: head {self.head} has none; it is of {heads}")
         return self
 
     @property

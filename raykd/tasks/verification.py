@@ -100,7 +100,7 @@ def tar_at_far(
     not tell. The memory is for the highest rate's pairs.
     """
     places = {rate: math.floor(rate * count + 1e-9) + 1 for rate in rates}
-    highest = Highest(max(places.values()))
+    highest = Highest(max(places.values(), default=0))
     for scores in impostors:
         highest.add(scores)
     if highest.count != count:
@@ -208,7 +208,8 @@ def draw_pairs(labels: Tensor, folds: int, each: int, seed: int = 0) -> Pairs:
         if not size:
             raise ValueError(
                 f"fold {number + 1} of {folds}: expected pairs of one person and of two, among "
-                f"{len(people[number::folds])} people with {len(rows)} images; use fewer folds"
+                f"{len(people[number::folds])} of {len(people)} people, with {len(rows)} images; "
+                "use fewer folds"
             )
         for kind in (True, False):
             chosen = (same == kind).nonzero().squeeze(1)[:size]

@@ -132,7 +132,15 @@ def test_gradients_are_finite_where_the_embedding_is_its_class(head):
     assert x.grad is not None and x.grad.isfinite().all()
 
 
-@each("fields", [{"head": "magface", "margin": 0.4}, {"combined": (2.0, 0.0, 0.0)}])
-def test_margins_of_another_head_are_refused(fields):
-    with pytest.raises(ValueError, match="head"):
+@each(
+    "fields, text",
+    [
+        ({"head": "magface", "margin": 0.4}, "head"),
+        ({"combined": (2.0, 0.0, 0.0)}, "head"),
+        ({"head": "cosface", "beyond": "clamp"}, "beyond: head cosface has none"),
+        ({"margin": 4.0}, "an angle up to pi, got 4"),
+    ],
+)
+def test_margins_of_another_head_are_refused(fields, text):
+    with pytest.raises(ValueError, match=text):
         Faces(**fields)

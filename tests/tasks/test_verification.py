@@ -59,6 +59,7 @@ def test_accepted_shares_have_the_values_of_the_specification():
     impostors = SCORES[~SAME].split(7)
     result = tar_at_far(SCORES[SAME], impostors, 20, (0.1, 0.05, 0.01))
     assert result == {0.1: pytest.approx(0.7), 0.05: pytest.approx(0.7), 0.01: None}
+    assert tar_at_far(SCORES[SAME], impostors, 20, ()) == {}
     with pytest.raises(ValueError, match="expected 21 impostor scores, got 20"):
         tar_at_far(SCORES[SAME], impostors, 21, (0.1,))
 
@@ -102,5 +103,5 @@ def test_drawn_pairs_are_of_different_people_in_each_fold():
     ]
     assert sum(map(len, people)) == len(set.union(*people)) == 12
     assert all(map(torch.equal, pairs, draw_pairs(labels, 4, 8, seed=1)))
-    with pytest.raises(ValueError, match="use fewer folds"):
+    with pytest.raises(ValueError, match=r"among 1 of 12 people, with 5 images; use fewer folds"):
         draw_pairs(labels, 12, 8)
