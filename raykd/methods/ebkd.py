@@ -30,6 +30,7 @@ class EBKD(PanelKD):
     ) -> Tensor:
         """Weights [M, B]."""
         logs, count = teachers.log_softmax(-1), len(teachers)
-        entropies = -(logs.exp() * logs.clamp_min(-1e9)).sum(-1)
-        shares = 1 - entropies / entropies.sum(0).clamp_min(1e-12)
+        # Teachers that are all sure have equal shares.
+        entropies = -(logs.exp() * logs.clamp_min(-1e9)).sum(-1) + 1e-12
+        shares = 1 - entropies / entropies.sum(0)
         return shares / (count - 1 if self.normalise else count)

@@ -69,6 +69,13 @@ def test_one_teacher_and_equal_ones_are_kd(method):
         assert loss_of(method, *[TEACHER] * count).item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_teachers_without_any_doubt_have_equal_shares():
+    sure = 1000 * torch.nn.functional.one_hot(LABELS, 10).double()
+    torch.testing.assert_close(
+        weights_of(EBKD(), sure, -sure + sure.roll(1, 1)), torch.full((2, 4), 0.5).double()
+    )
+
+
 @each("method", ALL, ids=lambda method: method.name)
 def test_the_order_of_teachers_changes_nothing_and_weights_are_shares(method):
     third = torch.randn(4, 10, generator=torch.Generator().manual_seed(0)).double()
