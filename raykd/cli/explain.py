@@ -7,6 +7,7 @@ import click
 
 from raykd.cli.output import echo
 from raykd.cli.shared import JSON, print_json, speaking
+from raykd.core.descriptions import summary
 
 if TYPE_CHECKING:
     from raykd.config.keys import Key
@@ -50,8 +51,7 @@ def _text(key: "Key") -> str:
     if len(key.forms) > 1:
         width = max(len(form.label) for form in key.forms)
         for form in key.forms:
-            summary = form.description.partition("\n")[0]
-            lines.append(f"  {form.label:{width}}  {summary}")
+            lines.append(f"  {form.label:{width}}  {summary(form.description)}")
     else:
         inner = list(key.below())
         width = max((len(one.key) for one in inner), default=0)

@@ -13,6 +13,11 @@ from itertools import pairwise
 from pydantic import BaseModel
 
 
+def summary(text: str | None) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
+
+
 def descriptions(kind: type[BaseModel]) -> dict[str, str]:
     """The docstring of each field of a class, or of the nearest base that describes it."""
     texts: dict[str, str] = {}

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from torch import nn
 
 from raykd.core import plugins
+from raykd.core.descriptions import summary
 from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.record import Record
 from raykd.data.sources import IMAGENET, SOURCES, Reader, Source, Triple
@@ -117,8 +118,7 @@ def dataset(
     """
 
     def decorate(read: _Read) -> _Read:
-        title = (read.__doc__ or "").strip().partition("\n")[0]
-        source = Source(title, read, normalisation, in_files)
+        source = Source(summary(read.__doc__), read, normalisation, in_files)
         plugins.enter(SOURCES, name, source, aliases, read.__module__)
         return read
 

@@ -1,6 +1,5 @@
 """Listings: artefacts in a store, and the names that an experiment may use."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raykd.core.descriptions import summary
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.record import fingerprint
 from raykd.core.types import CACHEABLE, Signal
@@ -287,13 +287,12 @@ def _tasks() -> list[Row]:
     rows: list[Row] = []
     for name, kind in TASKS.items():
         task = kind()  # pyright: ignore[reportCallIssue]
-        about = (inspect.getdoc(kind) or "").partition("\n")[0]
         rows.append(
             {
                 "task": name,
                 "learns_from_labels": "yes" if kind.labelled else "no",
                 "compared_by": HEADINGS[task.headline],
-                "about": about,
+                "about": summary(kind.__doc__),
             }
         )
     return rows

@@ -104,8 +104,10 @@ class Retrieval(LabelFreeTask):
         """Metrics of the rankings, in percent."""
         assert teacher is not None, "a student of this task has a teacher"
         gallery = teacher if self.gallery == "teacher" else answer
-        agreement = rankings.agreement(answer, gallery, teacher, teacher, AGREED)
-        metrics = {f"agreement_at_{AGREED}": 100 * agreement}
+        metrics: dict[str, float] = {}
+        if len(answer) > 1:
+            agreement = rankings.agreement(answer, gallery, teacher, teacher, AGREED)
+            metrics[f"agreement_at_{AGREED}"] = 100 * agreement
         if labels is None or self.probe is not None:
             return metrics
         metrics |= self.worth(answer, gallery, labels)

@@ -16,6 +16,10 @@ def test_methods_have_their_name_apart_from_the_aliases_and_lists_as_lists(store
     assert {"spherical_kd, skd", "label_only"} <= shown
 
 
+def test_tasks_are_described_in_whole_sentences(store):
+    assert all(row["about"].endswith(".") for row in records("tasks", store))
+
+
 def test_json_has_the_conclusion_and_places(report):
     value = to_json(report)
     ranks = {student["label"]: student["rank"] for student in value["students"]}
