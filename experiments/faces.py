@@ -169,15 +169,15 @@ def as_text(numbers: list[float]) -> str:
     return f"{statistics.mean(numbers):.1f}{deviation} (n = {len(numbers)})"
 
 
-def pictures(source: Path) -> dict[str, list[bytes]]:
-    """Encoded pictures of each person, in order."""
+def pictures(source: Path, column: str = "identity") -> dict[str, list[bytes]]:
+    """Encoded pictures of each person, in order, by a column of a Parquet file."""
     people: dict[str, list[bytes]] = defaultdict(list)
     if source.is_dir():
         for path in sorted(source.glob("*/*")):
             people[path.parent.name].append(path.read_bytes())
     else:
         for row in parquet.read_table(source).to_pylist():
-            people[str(row["identity"])].append(row["image"]["bytes"])
+            people[str(row[column])].append(row["image"]["bytes"])
     return people
 
 
