@@ -9,7 +9,11 @@ Shapes: N rows, C classes.
 
 import io
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +30,8 @@ from rich.table import Table
 from torch import nn
 
 from raykd import models
+from raykd.api.experiment import Experiment
+from raykd.api.work import prepared, run
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.types import Outputs, Signal
@@ -34,12 +40,23 @@ from raykd.outputs.codecs import Dense
 from raykd.outputs.manifest import Manifest, Part, split, write_manifest, write_shard
 from raykd.outputs.reader import OutputsCache
 from raykd.recipes import StudentRun
-from raykd.storage.store import Store
+from raykd.storage.store import MARKER, Store, read_json
+from raykd.training.checkpointing import RESULT
 from raykd.training.weights import save_weights
 
 SIZE = 32  # pixels, of images like CIFAR's
 CLASSES = 100
 TESTED = 16  # test images: evaluation is not what is measured
+_GRID = """\
+run:
+  model: resnet8
+  data: {name: digits, limit: 64}
+  teacher: {model: resnet8, optim: {epochs: 1, batch: 32}}
+  optim: {epochs: 1, batch: 32}
+grid:
+  run.seed: [%s]
+scale: {workers: 0, grid_limit: 100000}
+"""
 Better = Literal["higher", "lower"]
 Side = Callable[[], float]  # CPU seconds of one unit of work (a row, a step, a student)
 
@@ -66,6 +83,42 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
+
+
+def spent(words: Sequence[str]) -> tuple[float, float]:
+    """CPU seconds and the most memory, in MB, of a Python process.
+
+    Raises `CalledProcessError` for a status above 2, which is that of a user's mistake.
+    """
+    with subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 2):
+        raise subprocess.CalledProcessError(process.returncode, words)
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+
+
+def grid_file(path: Path, students: int) -> Path:
+    """The file of an experiment of so many tiny students, which is written."""
+    path.write_text(_GRID % ", ".join(map(str, range(students))))
+    return path
+
+
+def finish_grid(experiment: Experiment, place: Path) -> None:
+    """Train the first student of a grid, and link its files under the recipes of the others."""
+    store = Store(place)
+    resolved, _, _ = prepared(experiment, store, quiet=True)
+    first, *others = resolved.students()
+    run(first, store, workers=0, quiet=True)
+    done = store.path(first)
+    result = read_json(done / RESULT)
+    for student in others:
+        folder = store.path(student)
+        shutil.copytree(done, folder, copy_function=os.link, ignore=lambda *_: [MARKER])
+        store.write_json(folder / RESULT, result)
+        store.finish(student)
 
 
 def interleaved(sides: Mapping[str, Side], pairs: int) -> dict[str, list[float]]:

@@ -4,37 +4,27 @@
 
 CPU seconds of whole commands in processes of their own, over those of importing torch alone, in
 turns. What is remembered in the user's cache is there from the warm-up round on. A grid of finished
-students is made by training one and copying it under the recipes of the others.
+students is made by training one and linking its files under the recipes of the others.
 """
 
-import resource
-import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from experiments.benchmarks.measure import Row, compared, interleaved, show
-from raykd.api.experiment import Experiment, load
-from raykd.api.work import prepared, run
-from raykd.storage.store import Store, read_json
-from raykd.training.checkpointing import RESULT
+from experiments.benchmarks.measure import (
+    Row,
+    compared,
+    finish_grid,
+    grid_file,
+    interleaved,
+    show,
+    spent,
+)
+from raykd.api.experiment import load
 
 _TORCH = "import torch"
 _RAYKD = "from raykd.cli import main; main()"
-_FILE = """\
-run:
-  model: resnet8
-  data: {name: digits, limit: 64}
-  teacher: {model: resnet8, optim: {epochs: 1, batch: 32}}
-  optim: {epochs: 1, batch: 32}
-grid:
-  run.seed: [%s]
-scale: {workers: 0}
-"""
 
 
 @click.command()
@@ -47,9 +37,8 @@ def main(students: int, pairs: int, target: Path | None, quick: bool) -> None:
     students, pairs = (20, 1) if quick else (students, pairs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        file, store = folder / "grid.yaml", folder / "store"
-        file.write_text(_FILE % ", ".join(map(str, range(students))))
-        _finish(load(file), store)
+        file, store = grid_file(folder / "grid.yaml", students), folder / "store"
+        finish_grid(load(file), store)
         wrong = folder / "wrong.yaml"
         wrong.write_text(file.read_text().replace("optim: {epochs", "optim: {epcohs"))
         at, nowhere = f"--store={store}", str(folder / "nowhere.yaml")
@@ -61,9 +50,9 @@ def main(students: int, pairs: int, target: Path | None, quick: bool) -> None:
             f"raykd run, {students} finished students": (None, ["run", str(file), at]),
             f"raykd report, {students} finished students": (None, ["report", str(file), at]),
         }
-        sides = {"import torch": lambda: _seconds(["-c", _TORCH])}
+        sides = {"import torch": lambda: spent(["-c", _TORCH])[0]}
         for what, (_, words) in commands.items():
-            sides[what] = lambda words=words: _seconds(["-c", _RAYKD, *words])
+            sides[what] = lambda words=words: spent(["-c", _RAYKD, *words])[0]
         measured = interleaved(sides, pairs)
     base = "import torch", measured["import torch"]
     rows: list[Row] = [
@@ -71,29 +60,6 @@ def main(students: int, pairs: int, target: Path | None, quick: bool) -> None:
         for what, (goal, _) in commands.items()
     ]
     show("start-up, CPU time over that of importing torch", rows, target)
-
-
-def _seconds(words: Sequence[str]) -> float:
-    """CPU seconds of a Python process and of those that it waits for."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *words], capture_output=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
-def _finish(experiment: Experiment, place: Path) -> None:
-    """Train the first student of a grid, and copy it for the others."""
-    store = Store(place)
-    resolved, _, _ = prepared(experiment, store, quiet=True)
-    first, *others = resolved.students()
-    run(first, store, workers=0, quiet=True)
-    done = store.path(first)
-    result = read_json(done / RESULT)
-    for student in others:
-        folder = store.path(student)
-        shutil.copytree(done, folder)
-        store.write_json(folder / RESULT, result)
-        store.finish(student)
 
 
 if __name__ == "__main__":

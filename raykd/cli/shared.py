@@ -1,6 +1,9 @@
 """Parts that commands share: arguments, errors, loading an experiment, printing."""
 
+import atexit
 import functools
+import gc
+import importlib
 import json
 import sys
 from collections.abc import Callable, Container, Sequence
@@ -94,7 +97,7 @@ def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None
         def checked(*, experiment: Path | None, **options: Any) -> None:
             if experiment is not None:
                 _check_tree(experiment, options["overrides"])
-                _announce()
+                _import()
             try:
                 command(experiment=experiment, **options)
             except ConfigError:
@@ -106,10 +109,18 @@ def experiment_command(*, required: bool = True) -> Callable[[Callable[..., None
     return decorate
 
 
-def _announce() -> None:
-    """Say that something begins, before torch is imported for seconds."""
+def _import() -> None:
+    """Import what commands need, torch included, after a line that says so.
+
+    What imports make stays for good, so the garbage collector passes it over, then and later.
+    """
     if "torch" not in sys.modules:
         echo("importing torch ...", err=True)
+        gc.disable()
+        importlib.import_module("raykd.api.work")
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # else libraries report what is left as leaks
+        gc.enable()
 
 
 def _check_tree(path: Path, overrides: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 The template is `page.html.j2`, which escapes all text.
 """
 
+import hashlib
 import itertools
 from base64 import b64encode
 from functools import partial
@@ -16,6 +17,7 @@ from raykd.report import tables
 from raykd.report.comparison import conclusion
 from raykd.report.types import Report, Run
 from raykd.storage.atomic import write_atomic
+from raykd.storage.remembered import code
 from raykd.storage.store import Store
 
 
@@ -25,10 +27,21 @@ def write_page(report: Report, path: Path) -> None:
 
 
 def publish(report: Report, store: Store) -> Path:
-    """Write the report to its place in the store; returns its path."""
+    """Write the report to its place in the store; returns its path.
+
+    A page that this raykd has made of an equal report stays as it is.
+    """
     path = store.root / "reports" / f"{report.name}.html"
-    store.write(path, page(report).encode())
+    digest = hashlib.sha256(code().encode() + to_json(report)).hexdigest()
+    mark = f"<!-- {digest} -->\n".encode()
+    if store.node_cache is not None or not _ends(path, mark):
+        store.write(path, page(report).encode() + mark)
     return path
+
+
+def _ends(path: Path, mark: bytes) -> bool:
+    """True for a file whose last bytes are these."""
+    return path.is_file() and path.read_bytes().endswith(mark)
 
 
 def page(report: Report) -> str:

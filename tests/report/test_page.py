@@ -1,12 +1,14 @@
 import json
+import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from markupsafe import escape
 
 from raykd.config.experiment import parse
 from raykd.report import gather, write_page
-from raykd.report.page import page
+from raykd.report.page import page, publish
 from tests.report.stored import TEXT, finished
 
 
@@ -43,6 +45,15 @@ def test_a_report_of_nothing_is_a_page_too(store, experiment):
     text = page(gather(store, experiment))
     assert "No epoch is done yet" in text
     assert "<figure>" not in text
+
+
+def test_a_page_is_drawn_again_where_its_report_has_changed(report, store):
+    path = publish(report, store)
+    os.utime(path, (0, 0))
+    publish(report, store)
+    assert path.stat().st_mtime == 0
+    publish(replace(report, students=report.students[:1]), store)
+    assert path.stat().st_mtime > 0
 
 
 def test_the_page_stands_alone(report, written, tmp_path):
