@@ -382,7 +382,8 @@ class Executor:
         In this process the first error ends it.
         """
         errors: list[RaykdError] = []
-        with contextlib.closing(self._strategy(self._scale.workers).run(units)) as events:
+        strategy = self._strategy(self._scale.workers)
+        with contextlib.closing(strategy.run(units, patient=True)) as events:
             for event in events:
                 if event.state == "done":
                     yield event.unit, event.value

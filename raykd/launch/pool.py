@@ -29,6 +29,7 @@ from raykd.tracking.logger import Labels
 
 _DIED = (RayActorError, OutOfMemoryError)  # the second: killed by Ray's memory monitor
 _LOOK_SECONDS = 2.0  # between two looks at the cluster's nodes
+_PATIENCE_SECONDS = 20.0  # a worker may have waited for its node, which is no time of starting
 
 
 class Worker:
@@ -69,6 +70,9 @@ class Pool:
         self._idle: list[Any] = []
         self._nodes: dict[Any, str] = {}  # worker -> id of its node
         self._failed_starts = 0
+        self._began: dict[Any, float] = {}  # worker that is being started -> since when, in seconds
+        self._start_seconds = 0.0  # that the last worker took
+        self._patient_seconds = 0.0  # that patient units have gone on for
         self._draining: set[str] = set()  # ids of nodes
         self._looked_for_draining = self._looked_for_room = -math.inf
         await_room(scale, 1, "a worker", say)
@@ -93,14 +97,19 @@ class Pool:
         self._idle.clear()
         self._starting.clear()
 
-    def run(self, units: Sequence[Unit]) -> Generator[Event, None, None]:
+    def run(self, units: Sequence[Unit], *, patient: bool = False) -> Generator[Event, None, None]:
         """Do every unit, whatever becomes of the others.
 
         A unit whose worker died is tried again, up to `scale.max_failures` times, not counting
         deaths together with the node; one that raised is not. Closing the iterator kills the
         workers that are busy.
+
+        patient: no worker is started beside others until such units have gone on, in all, for as
+        long as a worker takes to start.
         """
         waiting, running = deque(units), {}
+        began = time.monotonic()
+        grows_from = began + min(self._start_seconds, _PATIENCE_SECONDS) - self._patient_seconds
         deaths: Counter[Unit] = Counter()
         try:
             while waiting or running:
@@ -108,7 +117,9 @@ class Pool:
                     unit = waiting.popleft()
                     running[worker.do.remote(unit)] = (unit, worker)
                     yield Event(unit, "begun")
-                is_due = time.monotonic() - self._looked_for_room >= _LOOK_SECONDS
+                now = time.monotonic()
+                is_due = now - self._looked_for_room >= _LOOK_SECONDS
+                is_due = is_due and (now >= grows_from or not patient)
                 if waiting and (is_due or not (running or self._starting)):
                     self._grow(len(running), len(waiting))
                 references = [*running, *self._starting]
@@ -140,6 +151,7 @@ class Pool:
                     self._idle.append(worker)
                     yield Event(unit, "done", value)
         finally:
+            self._patient_seconds += (time.monotonic() - began) * patient
             for _, worker in running.values():
                 ray.kill(worker)
 
@@ -168,10 +180,12 @@ class Pool:
         for _ in range(wanted - busy - len(self._starting)):
             worker = kind.remote(self._make_target)
             self._starting[worker.node.remote()] = worker
+            self._began[worker] = self._looked_for_room
 
     def _receive_worker(self, reference: Any) -> None:
         """Take in a worker that has started. Raises `WorkFailed` where too many did not."""
         worker = self._starting.pop(reference)
+        self._start_seconds = time.monotonic() - self._began.pop(worker)
         try:
             self._nodes[worker] = ray.get(reference)
         except _DIED as error:

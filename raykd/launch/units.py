@@ -47,8 +47,11 @@ class Strategy(Protocol):
         """The largest number of units done at a time."""
         ...
 
-    def run(self, units: Sequence[Unit]) -> Generator[Event, None, None]:
-        """Do every unit, whatever becomes of the others; closing the iterator stops the rest."""
+    def run(self, units: Sequence[Unit], *, patient: bool = False) -> Generator[Event, None, None]:
+        """Do every unit, whatever becomes of the others; closing the iterator stops the rest.
+
+        patient: they may be short, so more workers are started only where that pays.
+        """
         ...
 
 
@@ -61,7 +64,7 @@ class Local:
         """`target` has the methods that the units name."""
         self._target = target
 
-    def run(self, units: Sequence[Unit]) -> Generator[Event, None, None]:
+    def run(self, units: Sequence[Unit], *, patient: bool = False) -> Generator[Event, None, None]:
         """Do every unit. What is no `RaykdError` is raised at once."""
         for unit in units:
             yield Event(unit, "begun")

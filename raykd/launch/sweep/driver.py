@@ -53,7 +53,7 @@ from raykd.training.sweep_sheets import (
 )
 
 _SETTINGS = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",  # its cost grows with the trials, and nothing is read again
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "4",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's page of Ray Train
