@@ -1,5 +1,6 @@
 """The work that an experiment still needs, with its size and its time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from raykd.planning.given_teachers import GivenTeacher, given_teachers
 from raykd.planning.plan import Plan
 from raykd.planning.plan import plan as plan_of
 from raykd.planning.preflight import preflight
+from raykd.planning.rehearsal import Rehearsal, few_views, rehearse
 from raykd.storage.store import Store
 from raykd.tracking.console import clock
 from raykd.training.cache_builder import check_room
@@ -51,6 +53,18 @@ class Remaining:
         """Expected time on workers like this machine."""
         return sum(item.seconds for item in self.items)
 
+    @property
+    def advice(self) -> dict[str, int]:
+        """`run.views` where fewer would do: of students that read their caches alone."""
+        return few_views(self.experiment) if self.missing else {}
+
+    def rehearse(self, say: Callable[[str], None] = lambda text: None) -> Rehearsal:
+        """Time every way of running its networks on this machine, and choose the fastest.
+
+        `say` is called with a line for each.
+        """
+        return rehearse(self.experiment, self.store, say)
+
     def __str__(self) -> str:
         """A table of the work, and what it amounts to."""
         lines = [f"given teacher {teacher.sentence()}" for teacher in self.given_teachers]
@@ -72,6 +86,11 @@ class Remaining:
                 f"{search.student.model}: a training like the first for each anchor that it "
                 f"chooses, up to {len(search.candidates())}"
             )
+        lines += [
+            f"nothing else reads the cache of such a student: {key}: {views}, a quarter of its "
+            "epochs, would save the teacher's other views; raykd plan --rehearse says how much"
+            for key, views in self.advice.items()
+        ]
         return "\n".join(lines)
 
     def check_room(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from raykd.cli.shared import experiment_command, print_json, print_report
+from raykd.core.errors import ConfigError
 
 
 @click.command()
@@ -49,8 +50,23 @@ def sweep(
     type=click.Path(path_type=Path),
     help="A file that describes machines, as cluster/machines.yaml does: time and cost on those.",
 )
+@click.option(
+    "--rehearse",
+    "rehearsed",
+    is_flag=True,
+    help="Time float32, bfloat16, compilation and batches here, and numbers of views.",
+)
+@click.option("--apply", "applied", is_flag=True, help="Rehearse, and write it into the file.")
+@click.option("--batch", is_flag=True, help="With --apply: the students' batch, too.")
 def plan(
-    experiment: Path, overrides: tuple[str, ...], store: str, cluster: Path | None, as_json: bool
+    experiment: Path,
+    overrides: tuple[str, ...],
+    store: str,
+    cluster: Path | None,
+    as_json: bool,
+    rehearsed: bool,
+    applied: bool,
+    batch: bool,
 ) -> None:
     """Say what a run would compute, write and take, before anything runs.
 
@@ -58,15 +74,28 @@ def plan(
     """
     from raykd.api import work
     from raykd.api.experiment import load
-    from raykd.cli.plan import print_forecast, print_plan
+    from raykd.cli.plan import print_forecast, print_plan, said_of_change
+    from raykd.config.file_edit import edit_file
     from raykd.planning.forecast import read_cluster
+    from raykd.tracking.console import Terminal
 
+    rehearsed = rehearsed or applied
+    if cluster is not None and rehearsed:
+        raise ConfigError("--rehearse: it is of this machine; leave --cluster out")
+    if batch and not applied:
+        raise ConfigError("--batch: it is written into the file; expected --apply beside it")
     machines = None if cluster is None else read_cluster(cluster)
     planned = work.plan(load(experiment, *overrides), store)
-    if machines is None:
-        print_plan(planned, as_json=as_json)
-    else:
+    if machines is not None:
         print_forecast(planned, machines, as_json=as_json)
+        return
+    said = Terminal().say
+    rehearsal = planned.rehearse(said) if rehearsed else None
+    print_plan(planned, as_json=as_json, rehearsal=rehearsal)
+    if applied and rehearsal is not None:
+        changes = rehearsal.choices | (rehearsal.batch if batch else {})
+        edit_file(experiment, changes, overrides)
+        said(said_of_change(experiment, changes))
 
 
 @click.command()

@@ -74,6 +74,9 @@ class Scale(Record):
     """Use torch.compile for the student's forward and backward; reduce-overhead: with CUDA graphs.
 
     """
+    teacher_batch: int | None = Field(default=None, ge=1, le=Limits.ROWS)
+    """Images that a teacher sees at a time where it fills a cache; null: 256, fewer of large ones.
+    """
     checkpoint_seconds: float = Field(default=30.0, ge=0, le=Limits.SECONDS)
     """Seconds between two checkpoints at the ends of epochs."""
     checkpoint_within_seconds: float = Field(default=300.0, ge=0, le=Limits.SECONDS)

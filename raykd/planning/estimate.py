@@ -1,8 +1,9 @@
 """Bytes, teacher forwards and time of a plan on this machine, from a few measured steps."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,21 @@ from torch import Tensor
 
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale, most
-from raykd.data.dataset import open_images
+from raykd.data.dataset import open_images, open_split
+from raykd.data.loading.loader import images_at_once
 from raykd.data.recipe import Data
+from raykd.outputs.manifest import GRAIN
 from raykd.planning.plan import Plan
 from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import GROUP_SECONDS
-from raykd.recipes import AnyTeacher, Optim, StudentRun
+from raykd.recipes import Optim, OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.training import inputs
+from raykd.training.compiled import Mode
 from raykd.training.microbenchmark import forward_of, step_of
 from raykd.training.runs import default_device
 
 _MEASURE_SECONDS = 0.3  # to repeat a step or a forward
-_FORWARD = 256  # images per measured forward, and the pixels of all together at most
-_PIXELS = _FORWARD * 64 * 64
 _DECODED = 32  # images per measured batch of decoding
 _RANKED, _WIDTH = 512, 128  # rows of a measured ranking, and numbers of an embedding
 _HERE = Scale(decoders=0)
@@ -47,18 +49,25 @@ def estimate(experiment: Experiment, store: Store, work: Plan) -> list[Item]:
 
     Times assume workers like this process, and parallel students that share the work evenly.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(experiment.scale.cpus)))  # as a worker has
-    try:
+    with worker_threads(experiment.scale):
         rates = Rates(store, experiment.scale)
         return [_item(piece, rates) for piece in pieces(experiment, store, work)]
+
+
+@contextlib.contextmanager
+def worker_threads(scale: Scale) -> Iterator[None]:
+    """Region in which torch has the threads of a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(scale.cpus)))
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
 def _item(piece: Piece, rates: "Rates") -> Item:
     if piece.cache is not None:
-        seconds = piece.rows * rates.forward(piece.cache.teacher, piece.cache.data)
+        seconds = piece.rows * rates.forward(piece.cache)
         return Item("cache", piece.label, 1, piece.rows, piece.bytes, seconds)
     costs = [rates.cost(run) for run in piece.runs]
     workers, count = most(piece.workers), max(1, len(costs))
@@ -71,6 +80,14 @@ def _item(piece: Piece, rates: "Rates") -> Item:
     return Item(piece.kind, piece.label, count, forwards, 0, seconds)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a step or a forward."""
+
+    image: float  # per image, once it is warm
+    start: float  # that the first call takes longer: compilation, above all
+
+
 class Rates:
     """Seconds per image on this machine, each measured once."""
 
@@ -78,35 +95,54 @@ class Rates:
         self.scale = scale
         self._store = store
         self._device = default_device()
-        self._measured: dict[Any, float] = {}
+        self._measured: dict[Any, Measured] = {}
 
     def cost(self, run: StudentRun) -> tuple[float, int]:
         """Seconds of a training, and the images that a live teacher answers in it."""
-        images = len(self._targets(run)) * run.optim.epochs
+        images = self.images(run) * run.optim.epochs
         live = run.method.needs() and not run.cached()
         forwards = images * len(run.method.looks().teacher) * len(run.members()) if live else 0
-        seconds = images * self._with_decoding(self.step(run), run.shown())
+        seconds = images * self.with_decoding(self.step(run).image, run.shown())
         return seconds + self.rankings(run), forwards
 
-    def forward(self, teacher: AnyTeacher, data: Data) -> float:
-        """Seconds of a teacher's forward, decoding included."""
-        return self._with_decoding(self.answer(teacher, data), data)
+    def images(self, run: StudentRun) -> int:
+        """Number of training images."""
+        return len(self._targets(run))
 
-    def step(self, run: StudentRun) -> float:
-        """Seconds per decoded image in a step, a live teacher's forward included."""
+    def rows(self, cache: OutputsRun) -> int:
+        """Number of images of one view of a cache."""
+        return len(open_split(self._store, cache.data, cache.split))
+
+    def forward(self, cache: OutputsRun) -> float:
+        """Seconds per image of a cache: the teacher's forward, decoding included."""
+        return self.with_decoding(self.answer(cache).image, cache.data)
+
+    def step(self, run: StudentRun, compiled: Mode = False) -> "Measured":
+        """A step with decoded images, a live teacher's forward included."""
         # A run with the same steps: a key without the fields that no step depends on.
         optim = Optim(batch=run.optim.batch)
         alike = run.model_copy(update={"seed": 0, "optim": optim, "route": None, "views": "all"})
-        size = run.optim.batch
-        return self._measure(alike, size, lambda: step_of(run, self._targets(run), self._device))
+        return self._measure(
+            (alike, compiled),
+            run.optim.batch,
+            lambda: step_of(run, self._targets(run), self._device, compiled),
+        )
 
-    def answer(self, teacher: AnyTeacher, data: Data) -> float:
-        """Seconds per decoded image in a teacher's forward."""
-        side = getattr(teacher, "size", None)
-        height, width = (side, side) if side else data.resolved().size
-        images = max(1, min(_FORWARD, _PIXELS // (height * width)))
-        key = (teacher.model, side, data)
-        return self._measure(key, images, lambda: forward_of(teacher, data, images, self._device))
+    def answer(self, cache: OutputsRun, images: int | None = None) -> "Measured":
+        """A forward of a cache's teacher for decoded images, `images` at a time."""
+        teacher, data, precision = cache.teacher, cache.data, cache.precision
+        images = self.scale.teacher_batch if images is None else images
+        images = self.answered_at_once(cache) if images is None else images
+        key = (teacher.model, getattr(teacher, "size", None), data, precision, images)
+        return self._measure(
+            key, images, lambda: forward_of(teacher, data, images, self._device, precision)
+        )
+
+    def answered_at_once(self, cache: OutputsRun) -> int:
+        """Number of images that a cache's teacher sees at a time, unless `scale` says another."""
+        side = getattr(cache.teacher, "size", None)
+        sizes = [cache.data.resolved().size, (side or 1, side or 1)]
+        return images_at_once(GRAIN, sizes, self._device)
 
     def rankings(self, run: StudentRun) -> float:
         """Seconds of all metrics of a training that compare each test image with all others."""
@@ -122,7 +158,7 @@ class Rates:
             return lambda: run.task.collected(rows, rows, rows, labels)
 
         # Each row is compared with all, so a part's time grows with the square of its rows.
-        return times * count * (count / some) * self._measure((run.task, some), some, rank)
+        return times * count * (count / some) * self._measure((run.task, some), some, rank).image
 
     def decoding(self, data: Data) -> float:
         """Seconds of one CPU to decode an image; 0 for images in memory."""
@@ -135,28 +171,37 @@ class Rates:
             views = inputs.views_of(images, data, torch.device("cpu"), _HERE)
             return lambda: views.batch(rows, 0)
 
-        return self._measure(data, len(rows), decode)
+        return self._measure(data, len(rows), decode).image
 
-    def _with_decoding(self, seconds: float, data: Data) -> float:
+    def with_decoding(self, seconds: float, data: Data) -> float:
         """Seconds per image, given those of the network alone."""
         each = self.decoding(data)
         processes = inputs.decoders(self.scale, self._device)
         return max(seconds, each / processes) if processes else seconds + each
 
-    def _measure(self, key: Any, images: int, make: Callable[[], Callable[[], object]]) -> float:
-        """Seconds per image of a call: the fastest within `_MEASURE_SECONDS`, once it is warm."""
+    def _measure(
+        self, key: Any, images: int, make: Callable[[], Callable[[], object]]
+    ) -> "Measured":
+        """A call's seconds: of the first one, and the fastest later one of `_MEASURE_SECONDS`."""
         if key not in self._measured:
             call = make()
-            call()
+            first = self._seconds(call, time.monotonic)
             fastest, until = float("inf"), time.monotonic() + _MEASURE_SECONDS
+            # On one thread CPU time, which is the same beside other work.
+            alone = self._device.type == "cpu" and torch.get_num_threads() == 1
+            clock = time.process_time if alone else time.monotonic
             while time.monotonic() < until or fastest == float("inf"):
-                started = time.monotonic()
-                call()
-                if self._device.type == "cuda":
-                    torch.cuda.synchronize(self._device)
-                fastest = min(fastest, time.monotonic() - started)
-            self._measured[key] = fastest / images
+                fastest = min(fastest, self._seconds(call, clock))
+            self._measured[key] = Measured(fastest / images, max(0.0, first - fastest))
         return self._measured[key]
+
+    def _seconds(self, call: Callable[[], object], clock: Callable[[], float]) -> float:
+        """Seconds of one call, with what a GPU does for it."""
+        started = clock()
+        call()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return clock() - started
 
     def _targets(self, run: StudentRun) -> Tensor:
         """The labels of a run's training rows."""

@@ -138,7 +138,7 @@ class _Forecaster:
         if self._cluster.rate is None:
             seconds = _forward_cost(run.teacher, run.data) / self._cluster.operations
         else:
-            seconds = self._rates.answer(run.teacher, run.data) / self._cluster.rate
+            seconds = self._rates.answer(run).image / self._cluster.rate
         decoding = self._decoding(run.data)
         time = scaling.outputs(
             rows, seconds, written, self._cluster, encoded_bytes=read, decode_seconds=decoding
@@ -153,7 +153,7 @@ class _Forecaster:
     def _step_seconds(self, run: StudentRun) -> float:
         """Seconds per image in a step on one GPU."""
         if self._cluster.rate is not None:
-            return self._rates.step(run) / self._cluster.rate
+            return self._rates.step(run).image / self._cluster.rate
         flops = (1 + _BACKWARD) * _cost(run.model, run.data)[1]
         if run.teacher is not None and run.method.needs() and not run.cached():
             for member in run.members():

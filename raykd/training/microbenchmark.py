@@ -14,6 +14,7 @@ from raykd.core.types import Batch, Look
 from raykd.data.recipe import Data
 from raykd.models.staged import measure
 from raykd.recipes import AnyTeacher, StudentRun
+from raykd.recipes.optim import Precision
 from raykd.teachers.source import LiveTeacher, Source, by_look
 from raykd.training import weights
 from raykd.training.compiled import Mode
@@ -76,14 +77,18 @@ def step_of(
 
 
 def forward_of(
-    teacher: AnyTeacher, data: Data, size: int, device: torch.device
+    teacher: AnyTeacher,
+    data: Data,
+    size: int,
+    device: torch.device,
+    precision: Precision = "float32",
 ) -> Callable[[], None]:
     """The forward of a teacher for `size` images, to be called."""
     network = _on(device, weights.build_network(teacher).eval())
-    batch = _noise(size, data, device, rows=size)
+    batch, lower = _noise(size, data, device, rows=size), precision == "bfloat16"
 
     def forward() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, lower):
             network(batch.pixels)
 
     return forward

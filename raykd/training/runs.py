@@ -185,12 +185,12 @@ class ShardMaker:
             open_split(store, run.data, run.split), run.data, device, scale
         )
         self.teacher = inputs.live_teacher(store, run, device)
+        self.size = scale.teacher_batch or self.views.at_once(GRAIN, self.teacher.network.side)
         self.codec = run.stored()
         self.vectors = vectors_of_cache(store, run, self.views, self.teacher)
 
     def make(self, part: Part) -> Shard:
         """Compute and write one shard."""
-        size = self.views.at_once(GRAIN, self.teacher.network.side)
         shard = compute_shard(
             self.folder,
             part,
@@ -198,7 +198,7 @@ class ShardMaker:
             self.teacher,
             self.teacher.supplies,
             self.codec,
-            size,
+            self.size,
             self.vectors,
         )
         self._shelf.add(shard)

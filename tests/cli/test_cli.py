@@ -12,14 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 from raykd.cli import main
+from raykd.config.experiment import load
 from raykd.config.schema import schema
+from raykd.planning import estimate, rehearsal
 from raykd.storage.store import Store
 from tests.each import each
 
 RAYKD = Path(sys.executable).with_name("raykd")
 EXPERIMENT = """
 run:
-  model: resnet8
+  model: resnet8  # no comment is lost
   data: {name: digits, holdout: 0.1, limit: 96, augment: {pad: 1}}
   teacher: {model: resnet14, optim: {epochs: 2, batch: 32}}
   optim: {epochs: EPOCHS, batch: 32}
@@ -75,6 +77,26 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(file, tmp_path):
     assert plan["seconds"] > 0
     assert list(Store(tmp_path / "store").finished("teachers")) == []
     assert "teacher forwards" in call("plan", file, "--store", tmp_path / "store").stdout
+
+
+def test_a_rehearsal_is_printed_and_written_into_the_file(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "_MEASURE_SECONDS", 0.0)
+    mine = Path(shutil.copy(file, tmp_path))
+    words = ("plan", mine, "--store", tmp_path / "store")
+    rehearsed = json.loads(call(*words, "--rehearse", "--json").stdout)["rehearsal"]
+    assert {way["kind"] for way in rehearsed["ways"]} == {"student", "teacher", "cache"}
+    assert {one["views"] for one in rehearsed["schedules"]} >= {"all", "a quarter", "live"}
+    assert mine.read_text() == file.read_text()
+
+    monkeypatch.setattr(rehearsal, "fastest", lambda costs, current: max(costs))
+    applied = call(*words, "--apply", "--batch")
+    assert "run.precision: float32" not in applied.output
+    written = load(mine)
+    assert {run.optim.batch for run in written.students()} == {128}
+    assert written.scale.teacher_batch == 512
+    assert "# no comment is lost" in mine.read_text()
+    assert "leave --cluster out" in call(*words, "--rehearse", "--cluster", mine, code=2).output
+    assert "expected --apply" in call(*words, "--batch", code=2).output
 
 
 def test_verify_passes_a_whole_cache_and_names_a_damaged_shard(file, finished, tmp_path):

@@ -43,6 +43,15 @@ def _unmixed(data: Data) -> Data:
     return data.model_copy(update={"augment": data.augment.unmixed()})
 
 
+def images_at_once(most: int, sizes: Iterable[tuple[int, int]], device: torch.device) -> int:
+    """Number of images that a network sees at a time without gradients: `most`, or fewer.
+
+    `sizes` are the (H, W) in which it sees them; the pixels of a batch are bounded.
+    """
+    room = _GPU_PIXELS if device.type == "cuda" else _PIXELS
+    return max(1, min(most, room // max(height * width for height, width in sizes)))
+
+
 class Views:
     """Batches of images as a recipe's views show them, with other looks at the same samples."""
 
@@ -109,8 +118,7 @@ class Views:
         """
         sizes = [data.resolved().size for data in (self.data, *self.looks.values())]
         sizes += [(side, side)] if side else []
-        room = _GPU_PIXELS if self.device.type == "cuda" else _PIXELS
-        return max(1, min(most, room // max(height * width for height, width in sizes)))
+        return images_at_once(most, sizes, self.device)
 
     def runs(self, rows: Tensor, size: int, view: int = 0) -> Iterator[Batch]:
         """The samples `rows` (int64 [n]) in order, `size` at a time; the last may be fewer."""
