@@ -69,7 +69,7 @@ class DenseDistillation(Method):
     """Standardisation of the teacher's channels, from its outputs for some training images."""
     grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
     """Cells per side to which the teacher's map is average-pooled first; null: as it is."""
-    blocks: Literal[1, 2] = 1
+    blocks: int = Field(default=1, ge=1, le=2)
     """Blocks of the teacher whose maps are compared, side by side: the last, or the last two."""
     beta: float = Field(default=2.0, gt=0, le=Limits.WEIGHT)
     """Difference from which on smooth L1 is linear, of `smooth_l1` and `balanced`."""
