@@ -108,7 +108,7 @@ def main(
 
 
 def shown_as(label: str) -> dict[str, Any]:
-    """What a row's recipe changes in how images are shown."""
+    """The fields of `data.augment` that a row changes."""
     return VARIANTS[label][1] if label in VARIANTS else {}
 
 
@@ -163,19 +163,17 @@ def by_method(
 
 def _row(label: str, students: Sequence[raykd.StudentResult]) -> dict[str, str]:
     """One line of the table."""
-    last = [student.result["last"] for student in students]
     prelude = students[0].recipe.prelude()
     line = measured(label, students)
     if prelude is not None:
         line["teacher"] += f", after {prelude.method.name}"
-    if "agreement" in last[0]:
-        line["agreement %"] = spread([numbers["agreement"] for numbers in last])
     return line
 
 
 def measured(label: str, students: Sequence[raykd.StudentResult]) -> dict[str, str]:
-    """What every table says of one method's students."""
+    """Cells of one method's students that every table has."""
     results, run = [student.result for student in students], students[0].recipe
+    agreements = [r["last"]["agreement"] for r in results if "agreement" in r["last"]]
     needed = bool(run.method.needs())
     return {
         "what": label,
@@ -183,7 +181,7 @@ def measured(label: str, students: Sequence[raykd.StudentResult]) -> dict[str, s
         "top-1 %": spread([result["last"]["top1"] for result in results]),
         "n": str(len(students)),
         "best %": f"{statistics.mean(result['best']['top1'] for result in results):.2f}",
-        "agreement %": "",
+        "agreement %": spread(agreements) if agreements else "",
         "images/s": f"{statistics.median(r['images_per_second'] for r in results):.0f}",
         "hardware": results[0]["hardware"],
         "fingerprints": " ".join(student.fingerprint for student in students),

@@ -24,7 +24,6 @@ from experiments.studies.cifar10_methods import (
     experiment,
     measured,
     put,
-    spread,
     valued,
 )
 from raykd.cli.shared import STORE, speaking
@@ -112,7 +111,6 @@ def _row(base: str, arm: str, students: Sequence[raykd.StudentResult]) -> dict[s
     shares = [statistics.mean(line[f"selected_{spot}"] for line in last) for spot in spots]
     taught = zip(spots, shares, strict=True)
     return measured(f"{base}, {arm}", students) | {
-        "agreement %": spread([line["agreement"] for line in last]),
         "taught in the last epoch, %": ", ".join(f"{spot} {share:.0f}" for spot, share in taught),
     }
 
