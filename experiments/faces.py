@@ -139,7 +139,8 @@ def print_published(path: str, people: dict[str, list[bytes]], folds: int) -> No
     with torch.no_grad():
         for images in people.values():
             fitted = [
-                ImageOps.fit(Image.open(io.BytesIO(x)).convert("RGB"), square) for x in images
+                np.asarray(ImageOps.fit(Image.open(io.BytesIO(x)).convert("RGB"), square))
+                for x in images
             ]
             pixels = torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
             pixels = (pixels.float() - 127.5) / 128

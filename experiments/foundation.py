@@ -123,8 +123,8 @@ class Setting:
         }
         student = raykd.Student(model, **values | fields)
         grid = {"run.seed": range(self.seeds)}
-        where = {"data": self.images} if found else {}
-        return raykd.Experiment(student, grid=grid, scale={"workers": 0}, name=name, **where)
+        scale = {"workers": 0}
+        return raykd.Experiment(student, data=self.images, grid=grid, scale=scale, name=name)
 
 
 @click.command()

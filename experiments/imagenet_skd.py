@@ -137,6 +137,7 @@ def planned(
     milestones = {round(epoch * epochs / EPOCHS) for epoch in optim["milestones"]}
     name, _, kept = codec.partition(":")
     taught: dict[str, Any] = {}
+    count: Any = int(views) if views.isdecimal() else views  # another word is refused by Student
     if method != "label_only":
         taught["teacher"] = raykd.Teacher(teacher, weights=weights)
         taught["codec"] = {"name": name, **({"k": int(kept)} if kept else {})}
@@ -156,7 +157,7 @@ def planned(
             "weight_decay": optim["weight_decay"],
             "milestones": sorted(milestones - {0, epochs}),
         },
-        views=int(views) if views.isdecimal() else views,
+        views=count,
         precision=precision,
         teacher_precision=precision,
         **taught,

@@ -41,7 +41,7 @@ from raykd.outputs.codecs import Codec, Dense, Int8, TopK
 from raykd.outputs.codecs.topk import TAILS
 from raykd.outputs.manifest import GRAIN, Manifest, Part, write_shard
 from raykd.outputs.reader import OutputsCache
-from raykd.recipes import OutputsRun, StudentRun
+from raykd.recipes import OutputsRun, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.training.inputs import live_teacher
 from raykd.training.memory import keep_freed_memory
@@ -132,9 +132,10 @@ class Real:
     def __init__(
         self, store: Store, run: StudentRun, rows: int, folder: Path, counts: Sequence[int]
     ) -> None:
-        assert run.teacher is not None
-        if not store.has(run.teacher):
-            train(store, run.teacher, local_host(store, run.teacher))
+        teacher = run.teacher
+        assert isinstance(teacher, TeacherRun)
+        if not store.has(teacher):
+            train(store, teacher, local_host(store, teacher))
         logits = run.outputs_at(0).model_copy(update={"embedding": True})
         self.counts = counts
         maker = ShardMaker(store, logits, torch.device("cpu"))
@@ -197,7 +198,7 @@ class Real:
         """Each method's loss under each codec that it accepts, over the live teacher's."""
         table = []
         for name, kind in METHODS.items():
-            method = kind()
+            method = kind(name=name)
             if not method.needs() or method.needs() & ~SIGNALS:
                 continue
             ways = {"": method}
@@ -228,9 +229,9 @@ class Real:
             if len(places) < GRAIN:
                 continue
             batch = self._batch(places)
-            mine = _seen(tuple(o.rows(_keep(places)) for o in self.young))
-            live = _seen(tuple(o.rows(_keep(places)) for o in self.live))
-            found = _seen((self.taken(codec, places), self.taken(codec, places, 1)))
+            mine = _seen([o.rows(_keep(places)) for o in self.young])
+            live = _seen([o.rows(_keep(places)) for o in self.live])
+            found = _seen([self.taken(codec, places), self.taken(codec, places, 1)])
             state = {k: v.clone() for k, v in helpers.state_dict().items()}
             values = []
             for teacher in (live, found):
@@ -370,7 +371,7 @@ def _keep(rows: Tensor) -> dict[str, Tensor]:
     return {"logits": rows, "embedding": rows}
 
 
-def _seen(views: tuple[Outputs, Outputs]) -> Outputs:
+def _seen(views: Sequence[Outputs]) -> Outputs:
     """The outputs for view 0, with those for view 1 as the strongly augmented look."""
     return views[0].with_looks({"given": views[0], "strong": views[1]})
 

@@ -244,7 +244,9 @@ def recipe(
       optim: {{{optim}, batch: 64}}
       views: 1
     """
-    return resolve(parse(text, "bench"), store).runs[0]
+    (run,) = resolve(parse(text, "bench"), store).runs
+    assert isinstance(run, StudentRun)
+    return run
 
 
 def _each(seconds: Sequence[float], unit: str) -> str:

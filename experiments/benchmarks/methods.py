@@ -184,7 +184,9 @@ class Bench:
         assert watch.profiler.kineto_results is not None
         events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]
         events.sort(key=lambda event: event.start_ns())
-        return int(np.cumsum([event.nbytes() for event in events]).max(initial=0))
+        # torch's stub does not have it (2.9).
+        sizes = [event.nbytes() for event in events]  # pyright: ignore[reportAttributeAccessIssue]
+        return int(np.cumsum(sizes).max(initial=0))
 
 
 @click.command()
@@ -256,14 +258,14 @@ class Subject:
     def __init__(self, method: Method | str, networks: Networks) -> None:
         torch.manual_seed(0)
         if isinstance(method, str):
-            method = METHODS[method]() if method in METHODS else PRELUDES[method]()
+            method = (METHODS if method in METHODS else PRELUDES)[method](name=method)
         self.method = method
         self.batch, self.needs = sample(self.method, networks.device), self.method.needs()
         student = _on(networks.device, build(networks.student, CLASSES))
         teachers = TEACHERS if method.panel else 1
-        shapes = [measure(network, (SIZE, SIZE)) for network in (student, networks.teacher)]
-        shapes[1] = of_panel([shapes[1]] * teachers)
-        helpers = self.method.helpers(*shapes, torch.arange(ROWS) % CLASSES)
+        mine, one = (measure(network, (SIZE, SIZE)) for network in (student, networks.teacher))
+        theirs = of_panel([one] * teachers)
+        helpers = self.method.helpers(mine, theirs, torch.arange(ROWS) % CLASSES)
         self.learner = _on(networks.device, Learner(student, self.method, helpers))
         live = LiveTeacher(networks.teacher, self.needs)
         self.live = PanelTeacher([live] * teachers, "none") if teachers > 1 else live
@@ -413,12 +415,12 @@ def sizes(device: torch.device, maps: Sequence[tuple[int, int]]) -> Iterator[Cas
             for _ in range(2)
         )
         mine.requires_grad_()
-        outputs = [Outputs(random(BATCH, 1), {"stage1": value}) for value in (mine, theirs)]
-        yield case(f"nst, {BATCH} x {width} x {side} x {side}", NST(), *outputs, mine)
+        known, given = (Outputs(random(BATCH, 1), {"stage1": value}) for value in (mine, theirs))
+        yield case(f"nst, {BATCH} x {width} x {side} x {side}", NST(), known, given, mine)
     for rows, width in EMBEDDINGS:
         mine, theirs = random(rows, width).requires_grad_(), random(rows, width)
-        outputs = [Outputs(random(rows, 1), embedding=value) for value in (mine, theirs)]
-        yield case(f"relational_kd, {rows} x {width}", RelationalKD(), *outputs, mine)
+        known, given = (Outputs(random(rows, 1), embedding=value) for value in (mine, theirs))
+        yield case(f"relational_kd, {rows} x {width}", RelationalKD(), known, given, mine)
 
 
 def cost(bench: Bench, name: str, subject: Subject, networks: Networks) -> Cost:
@@ -492,7 +494,7 @@ def drawing(bench: Bench) -> Row:
 
 def _on(device: torch.device, module: _Module) -> _Module:
     """The module on a device, in the layout in which everything is trained."""
-    return module.to(device, memory_format=torch.channels_last)
+    return module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _total(losses: Sequence[Tensor]) -> Tensor:

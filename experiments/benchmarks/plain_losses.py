@@ -240,7 +240,7 @@ def crd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
         gathered = torch.index_select(bank, 0, rows.view(-1)).view(size, count + 1, -1)
         products = torch.bmm(gathered, vectors[:, :, None]).squeeze(2)
         out = torch.exp(torch.div(products, method.temperature))
-        if z == 0:
+        if z.item() == 0:
             z.copy_(out.detach().mean() * total)
         out = out / z
         noise = count / total
@@ -270,12 +270,17 @@ def fitnet(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helper
     return method.weight * F.mse_loss(prediction, teacher.features[method.stage])
 
 
+def pooled(maps: Tensor, like: Tensor) -> Tensor:
+    """The maps, average-pooled to the size of others."""
+    return F.adaptive_avg_pool2d(maps, (like.shape[2], like.shape[3]))
+
+
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps, the larger one average-pooled to the smaller size."""
     if student.shape[2] > teacher.shape[2]:
-        return F.adaptive_avg_pool2d(student, teacher.shape[2:]), teacher
+        return pooled(student, teacher), teacher
     if student.shape[2] < teacher.shape[2]:
-        return student, F.adaptive_avg_pool2d(teacher, student.shape[2:])
+        return student, pooled(teacher, student)
     return student, teacher
 
 
@@ -396,7 +401,7 @@ def irg(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: 
         return squared / squared.max()
 
     def transformation(earlier: Tensor, later: Tensor) -> Tensor:
-        earlier = F.adaptive_avg_pool2d(earlier, later.shape[2:])
+        earlier = pooled(earlier, later)
         if earlier.shape[1] != later.shape[1]:
             earlier, later = earlier.mean(1, keepdim=True), later.mean(1, keepdim=True)
         square = (earlier - later).pow(2).reshape(len(later), -1).sum(1)
@@ -432,8 +437,8 @@ def reviewkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, help
         for side in (4, 2, 1):
             if side < x_s.shape[2]:
                 weight /= 2
-                pooled = [F.adaptive_avg_pool2d(x, (side, side)) for x in (x_s, x_t)]
-                loss, total = loss + F.mse_loss(*pooled) * weight, total + weight
+                small_s, small_t = (F.adaptive_avg_pool2d(x, (side, side)) for x in (x_s, x_t))
+                loss, total = loss + F.mse_loss(small_s, small_t) * weight, total + weight
         return loss / total
 
     spots = {name: student.features.get(name) for name in helpers}
@@ -457,7 +462,7 @@ def simkd(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers
     """Mean squared error of the projected map."""
     x_s, x_t = ([*o.features.values()][-1] for o in (student, teacher))
     if x_s.shape[2] > x_t.shape[2]:
-        x_s = F.adaptive_avg_pool2d(x_s, x_t.shape[2:])
+        x_s = pooled(x_s, x_t)
     return method.weight * F.mse_loss(*same_size(helpers["projector"].layers(x_s), x_t))
 
 

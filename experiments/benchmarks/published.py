@@ -33,7 +33,7 @@ from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
 from raykd.launch.executor import execute
 from raykd.methods.label_only import LabelOnly
-from raykd.recipes import StudentRun
+from raykd.recipes import StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.tracking.console import Terminal
 from raykd.training.memory import keep_freed_memory
@@ -73,7 +73,7 @@ def _rows(folder: Path, student: str, steps: int, pairs: int) -> Iterator[Row]:
     store = Store(folder / "store")
     run = _recipe(store, folder, student, steps * BATCH)
     execute(Experiment("bench", (run,), Scale()), store, Terminal(quiet=True), students=False)
-    assert run.teacher is not None
+    assert isinstance(run.teacher, TeacherRun)
     forward = forward_of(run.teacher, run.data, BATCH, torch.device("cpu"))
 
     def seconds_of(run: StudentRun) -> float:

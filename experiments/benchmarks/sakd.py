@@ -88,7 +88,7 @@ def main(
 
 def cost(bench: Bench, networks: Networks, base: str) -> Cost:
     """Cost of choosing the spots over one base."""
-    method = METHODS[base]()
+    method = METHODS[base](name=base)
     adaptive, alone = Subject(SAKD(base=method), networks), Subject(method, networks)
     with_sakd, base_alone = bench.measure(adaptive.step(), alone.step())
     ratios = [a / b for a, b in zip(with_sakd, base_alone, strict=True)]

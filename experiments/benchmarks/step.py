@@ -43,6 +43,7 @@ from raykd.config.experiment import Experiment
 from raykd.config.scale import Scale
 from raykd.core.errors import RaykdError
 from raykd.data.dataset import open_images
+from raykd.data.in_memory import Images
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
 from raykd.launch.executor import execute
@@ -311,6 +312,7 @@ def _loader(bench: Bench) -> Iterator[Row]:
             transforms.Normalize(run.data.mean, run.data.std),
         ]
     )
+    assert isinstance(views.images, Images)
     pixels, targets = views.images.pixels.numpy(), views.images.targets.tolist()
     bench.say("the loader")
     for size in (64, 512):

@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import ray
+from ray._private.internal_api import memory_summary
 
 from experiments.benchmarks.measure import Row, show
 from raykd.config.experiment import Experiment, parse
@@ -250,8 +251,7 @@ class Meter(threading.Thread):
 
 def _objects() -> float:
     """MB in Ray's object store."""
-    nodes = ray._private.internal_api.memory_summary(stats_only=True)
-    words = nodes.split()
+    words = memory_summary(stats_only=True).split()
     at = words.index("Plasma") if "Plasma" in words else -1
     return float(words[at + 3]) if at >= 0 else 0.0
 

@@ -24,14 +24,14 @@ from typing import Any
 import click
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from experiments.benchmarks.photographs import photograph
 from raykd import models
 from raykd.core.types import Batch, Outputs
 from raykd.data.sources.encoded_image import open_image
-from raykd.methods import METHODS
+from raykd.methods.kd import KD
 from raykd.outputs.codecs import Dense, TopK
 from raykd.planning import scaling
 from raykd.planning.forecast import network_cost, read_cluster
@@ -65,7 +65,7 @@ Table = list[list[str]]
 def step_of(host: Any, size: int) -> Callable[[], None]:
     """A training step of `size` images on one worker: the project's own learner, and SGD."""
     torch.manual_seed(0)
-    learner = Learner(models.build(MODEL, CLASSES), METHODS["kd"](), nn.ModuleDict())
+    learner = Learner(models.build(MODEL, CLASSES), KD(), nn.ModuleDict())
     wrapped = host.weights.wrap(learner, None)
     optimiser = torch.optim.SGD(learner.parameters(), lr=0.01, momentum=0.9)
     pixels = torch.randn(size, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
@@ -98,7 +98,7 @@ def in_group(world: int, folder: Path, what: str) -> list[Any]:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     for old in folder.glob("*"):
         old.unlink()
-    multiprocessing.spawn(_join, (world, str(folder), what), nprocs=world)
+    spawn(_join, (world, str(folder), what), nprocs=world)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
