@@ -8,12 +8,12 @@ from raykd.data.recipe import Data
 from raykd.methods import METHODS, Method
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
-from raykd.register.contract import ALL, asked, batch, helpers_of, pair
+from raykd.register.contract import ALL, batch, helpers_of, outputs_of, pair
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild, build_here
 from raykd.training.runs import local_host, train
 
-__all__ = ["ALL", "asked", "batch", "helpers_of", "pair"]  # as the laws of methods have them
+__all__ = ["ALL", "batch", "helpers_of", "outputs_of", "pair"]  # as the laws of methods have them
 
 CPU = torch.device("cpu")
 # What is short about a method in a small run.

@@ -145,10 +145,10 @@ class _Resolver:
     def _student(self, run: StudentRun, key: str = "experiment.run") -> StudentRun:
         teacher, after, stated = run.teacher, run.after, run.data
         if teacher is not None:
-            asked = teacher, stated, f"{key}.teacher"
-            if asked not in self._taught:  # most students of a grid have one teacher
-                self._taught[asked] = self._teaching(*asked)
-            teacher = self._taught[asked]
+            stated_teacher = teacher, stated, f"{key}.teacher"
+            if stated_teacher not in self._taught:  # most students of a grid have one teacher
+                self._taught[stated_teacher] = self._teaching(*stated_teacher)
+            teacher = self._taught[stated_teacher]
         if after is not None:
             after = self._student(after, f"{key}.after")
         run = self._started(run, self._images.data(stated), key)

@@ -140,7 +140,7 @@ class Space:
             index = index * len(labels) + labels.index(config[axis])
         return index
 
-    def asked(self, config: Mapping[str, Scalar]) -> AnyStudent:
+    def student(self, config: Mapping[str, Scalar]) -> AnyStudent:
         """The student of one trial, from its label or number on every axis.
 
         Raises `ConfigError` if the values do not go together.
@@ -217,7 +217,7 @@ def _check_draws(space: Space) -> None:
         for axis, values in examples.items():
             for value in values:
                 try:
-                    space.asked(first | {axis: value})
+                    space.student(first | {axis: value})
                 except ConfigError as error:
                     raise ConfigError(f"experiment.search.{axis} ({value}): {error}") from error
 
@@ -251,16 +251,16 @@ def _check_generations(space: Space) -> None:
         )
 
 
-def check_generation(asked: AnyStudent) -> None:
+def check_generation(run: AnyStudent) -> None:
     """Raise `ConfigError` if a student cannot be trained in a population."""
-    if not isinstance(asked, StudentRun) or asked.route is not None or asked.after is not None:
+    if not isinstance(run, StudentRun) or run.route is not None or run.after is not None:
         raise ConfigError(
             "experiment.sweep.scheduler: population based training makes stages of its own; "
             "leave run.rco, run.route and run.after out"
         )
-    if asked.method.prelude() is not None:
+    if run.method.prelude() is not None:
         raise ConfigError(
-            f"experiment.sweep.scheduler: method {asked.method.label!r} trains something "
+            f"experiment.sweep.scheduler: method {run.method.label!r} trains something "
             "before each student, and population based training makes many; choose another one"
         )
 

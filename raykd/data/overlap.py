@@ -41,8 +41,8 @@ def count_shared(
     trained, judged = (_contents_of(store, one) for one in (data, probe))
     if trained is None or judged is None:
         return None
-    seen, asked = trained["train"], judged[split]
-    return int(np.isin(asked, seen).sum()), len(asked)
+    seen, test = trained["train"], judged[split]
+    return int(np.isin(test, seen).sum()), len(test)
 
 
 def _contents_of(store: Store, data: ResolvedData) -> dict[Split, np.ndarray] | None:

@@ -106,8 +106,8 @@ class _Collected:
                     continue
                 origin = node.module if isinstance(node, ast.ImportFrom) else None
                 if origin is None or not origin.startswith(_OURS):
-                    asked = alias.name + (f" as {alias.asname}" if alias.asname else "")
-                    self.imports.setdefault(origin or "", set()).add(asked)
+                    imported = alias.name + (f" as {alias.asname}" if alias.asname else "")
+                    self.imports.setdefault(origin or "", set()).add(imported)
                 elif name not in (_IN_ORDER, "Staged"):
                     self.add(origin, alias.name)
 

@@ -440,8 +440,8 @@ class Executor:
         todo = ", ".join(counted(count, kind) for kind, count in counts.items() if count)
         reused = _counts(self._reused)
         there = ", ".join(counted(n, kind) for kind, n in reused.items() if kind != "caches")
-        asked = f"; given: {counted(given, 'teachers')}" if given else ""
-        self._terminal.say(f"to train: {todo or 'nothing'}{asked}; in the store: {there}")
+        loaded = f"; given: {counted(given, 'teachers')}" if given else ""
+        self._terminal.say(f"to train: {todo or 'nothing'}{loaded}; in the store: {there}")
 
     # Locks, strategies, the cluster
 

@@ -197,8 +197,8 @@ class _Checks:
             if not mistakes:
                 yield from self._parts(run)
             if (judge := probe_of(run.task)) is not None:
-                asked = judge.data.resolved()
-                yield from self._shapes("task.probe.data", run.model, run.head, asked)[1]
+                probed = judge.data.resolved()
+                yield from self._shapes("task.probe.data", run.model, run.head, probed)[1]
             yield from self._judges(run)
         theirs = shapes  # a teacherless method is held against the student
         if shapes is None or mistakes:

@@ -220,7 +220,7 @@ class _Rehearsing:
         try:
             measured = self._rates.step(run, False if why else mode)
         except (ConfigError, RuntimeError) as error:  # no compiler, no room
-            if not mode and any(run == own[0] for own in self._groups[kind]):  # as it is asked
+            if not mode and any(run == own[0] for own in self._groups[kind]):  # as in the file
                 raise
             note = str(error).strip().splitlines()[0]
             self._note(Way(kind, run.model, precision, mode, run.optim.batch, None, 0, None, note))
@@ -260,8 +260,8 @@ class _Rehearsing:
         images = self._rates.images(run)
 
         def seconds(source: Literal["auto", "live"]) -> float:
-            asked = run.model_copy(update={"source": source})
-            measured = self._rates.step(asked, mode)
+            variant = run.model_copy(update={"source": source})
+            measured = self._rates.step(variant, mode)
             each = self._rates.with_decoding(measured.image, run.shown())
             return images * epochs * each + (measured.start if mode else 0.0)
 
@@ -326,12 +326,12 @@ def _reads_cache(run: StudentRun) -> bool:
 def _sharing(run: StudentRun, runs: Iterable[StudentRun]) -> int:
     """Number of those of some students that read what a cached student reads."""
 
-    def answered(run: StudentRun) -> list[object]:
+    def answers(run: StudentRun) -> list[object]:
         caches = run.caches_at(0)
         return [(cache.teacher, cache.data, cache.precision) for cache in caches]
 
-    asked = answered(run)
-    return sum(_reads_cache(other) and answered(other) == asked for other in runs)
+    own = answers(run)
+    return sum(_reads_cache(other) and answers(other) == own for other in runs)
 
 
 def _alike(runs: Iterable[StudentRun]) -> list[list[StudentRun]]:

@@ -71,7 +71,7 @@ def batch(size: int = 8, side: int = 16, seed: int = 0) -> Batch:
     return look({name: look({}) for name in names}, torch.full((size,), 0.25))
 
 
-def asked(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
+def outputs_of(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
     """Outputs of a network for every look at a batch."""
 
     def outputs(pixels: Tensor) -> Outputs:
@@ -110,7 +110,7 @@ def losses_are_finite(method: Method) -> None:
     """Losses are finite scalars in float32, keyed by the spots that it declares."""
     student, teacher = pair_for(method)
     sample = batch()
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+    mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
     losses = method.losses(mine, theirs, sample, helpers_of(method, student, teacher))
     spots = method.spots(mine.features, theirs.features).keys()
     if method.name in METHODS and method.needs() and losses.keys() - {"route"} != spots:
@@ -132,8 +132,8 @@ def needs_are_what_it_reads(method: Method) -> None:
     student, teacher = pair_for(method)
     sample, needs, looks = batch(), method.needs(), method.looks()
     helpers = _seeded(method, student, teacher)
-    mine = asked(student, sample, method.student_needs() | needs | Signal.LIVE)
-    theirs = asked(teacher, sample, needs)
+    mine = outputs_of(student, sample, method.student_needs() | needs | Signal.LIVE)
+    theirs = outputs_of(teacher, sample, needs)
     mine = mine.with_looks({look: mine.look(look) for look in looks.student})
     theirs = theirs.with_looks({look: theirs.look(look) for look in looks.teacher})
     try:
@@ -157,7 +157,7 @@ def gradients_reach_what_is_trained(method: Method) -> None:
     student, teacher = pair_for(method)
     sample = batch()
     learner = Learner(student, method, helpers_of(method, student, teacher))
-    answer = asked(teacher, sample, method.needs()) if method.needs() else None
+    answer = outputs_of(teacher, sample, method.needs()) if method.needs() else None
     losses, _ = learner(sample, answer, value_at(method.label_weight, 0))
     torch.stack([*losses.values()]).sum().backward()
     for name, parameter in learner.named_parameters():
@@ -189,7 +189,7 @@ def _spot_by_order(method: Method, dtype: torch.dtype) -> str | None:
 
     def losses(sample: Batch) -> Mapping[str, Tensor]:
         helpers = _seeded(method, student, teacher).eval().to(dtype)
-        mine, theirs = (asked(network, sample, ALL) for network in networks)
+        mine, theirs = (outputs_of(network, sample, ALL) for network in networks)
         return method.losses(mine, theirs, sample, helpers)
 
     others = losses(_reordered(sample, order))
@@ -220,8 +220,8 @@ def scores_keep_the_answer(method: Method) -> None:
     student, teacher = pair_for(method)
     sample = batch()
     helpers = helpers_of(method, student, teacher)
-    mine = asked(student, sample, ALL)
-    scores = method.scores(mine, asked(teacher, sample, ALL), helpers)
+    mine = outputs_of(student, sample, ALL)
+    scores = method.scores(mine, outputs_of(teacher, sample, ALL), helpers)
     if not torch.equal(scores.argmax(1), mine.logits.argmax(1)):
         raise ContractError("its scores name other classes than the student's logits")
 
@@ -231,7 +231,7 @@ def losses_stay_float32(method: Method) -> None:
     student, teacher = pair_for(method)
     sample = batch()
     learner = Learner(student, method, helpers_of(method, student, teacher), autocast=True)
-    answer = asked(teacher, sample, method.needs()) if method.needs() else None
+    answer = outputs_of(teacher, sample, method.needs()) if method.needs() else None
     losses, _ = learner(sample, answer, 1.0)
     for spot, loss in losses.items():
         if loss.dtype != torch.float32:
@@ -246,10 +246,10 @@ def teacher_outputs_are_left_alone(method: Method) -> None:
     student, teacher = pair_for(method)
     sample = batch()
     helpers = helpers_of(method, student, teacher)
-    theirs = asked(teacher, sample, ALL)
+    theirs = outputs_of(teacher, sample, ALL)
     kept = {"logits": theirs.logits, "embedding": theirs.embedding, **theirs.features}
     before = {name: value.clone() for name, value in kept.items()}
-    method.losses(asked(student, sample, ALL), theirs, sample, helpers)
+    method.losses(outputs_of(student, sample, ALL), theirs, sample, helpers)
     changed = [name for name, value in kept.items() if not torch.equal(before[name], value)]
     if changed:
         raise ContractError(

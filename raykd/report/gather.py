@@ -132,7 +132,7 @@ def gather_sweep(store: Store, experiment: Experiment, baseline: str | None = No
 
 def _trial(store: Store, sheet: Sheet, metric: str) -> Trial:
     """One trial, with the fingerprint of its student once its route is known."""
-    student = None if sheet.asked is None else route_found(store, sheet.asked)
+    student = None if sheet.student is None else route_found(store, sheet.student)
     last: dict[str, Any] = dict(sheet.last or {})
     if student is not None and store.has(student):
         last |= read_result(store.path(student), Tested)["last"]
@@ -156,8 +156,8 @@ def _best(trials: Sequence[Trial], sheets: Sequence[Sheet], mode: str) -> tuple[
     """Fingerprints of the best trial of each method and network, finished ones before others."""
     lines: dict[tuple[str, str], list[Trial]] = {}
     for trial, sheet in zip(trials, sheets, strict=True):
-        if sheet.asked is not None and trial.fingerprint and trial.value is not None:
-            run = basis(sheet.asked)
+        if sheet.student is not None and trial.fingerprint and trial.value is not None:
+            run = basis(sheet.student)
             lines.setdefault((called(run.method.plain()), run.model), []).append(trial)
 
     def place(trial: Trial) -> tuple[bool, float]:

@@ -34,8 +34,8 @@ def probed(task: Task, network: Staged, sets: ProbeSets, host: Host) -> dict[str
     network.eval()
     mirrored, parts = sets.probe.mirrored(), (sets.train, sets.test)
     train, test = (embeddings(network, views, host, mirrored=mirrored) for views in parts)
-    known, asked = (views.images.targets.to(host.device) for views in (sets.train, sets.test))
-    return task.judged(train, known, test, asked, sets.probe.data.resolved().classes)
+    known, queries = (views.images.targets.to(host.device) for views in (sets.train, sets.test))
+    return task.judged(train, known, test, queries, sets.probe.data.resolved().classes)
 
 
 def embeddings(network: Staged, views: Views, host: Host, *, mirrored: bool = False) -> Tensor:

@@ -44,7 +44,7 @@ class Sheet:
     config: dict[str, Any]  # axis -> label or number
     session: str  # names the driver that started it last
     state: State = "running"
-    asked: AnyStudent | None = None  # None if the values do not go together
+    student: AnyStudent | None = None  # None if the values do not go together
     error: str | None = None
     seconds: float = 0.0  # since its start, waiting included
     last: dict[str, float] | None = None  # metrics of its last report
@@ -86,7 +86,7 @@ def with_drawn_students(experiment: Experiment, store: Store) -> tuple[Experimen
     if experiment.space is None:
         return experiment, []
     sheets = read_sheets(store, sweep_name(experiment))
-    drawn = tuple(sheet.asked for sheet in sheets if sheet.asked is not None)
+    drawn = tuple(sheet.student for sheet in sheets if sheet.student is not None)
     grid = () if experiment.space.search else experiment.runs
     return replace(experiment, runs=tuple(dict.fromkeys((*grid, *drawn)))), sheets
 
@@ -98,12 +98,12 @@ def folder_of(store: Store, name: str) -> Path:
 
 def write_sheet(store: Store, name: str, sheet: Sheet) -> None:
     """Write the sheet of one trial."""
-    value, asked = vars(sheet) | {}, sheet.asked
-    del value["asked"]
-    if isinstance(asked, StudentRun):
-        value["student"] = asked.plain()
-    elif isinstance(asked, SearchedStudent):
-        value["search"], value["stages"] = asked.search.plain(), asked.stages
+    value, student = vars(sheet) | {}, sheet.student
+    del value["student"]
+    if isinstance(student, StudentRun):
+        value["student"] = student.plain()
+    elif isinstance(student, SearchedStudent):
+        value["search"], value["stages"] = student.search.plain(), student.stages
     store.write_json(_path(store, name, sheet.trial), value)
 
 
@@ -143,7 +143,7 @@ def _row(store: Store, sheet: Sheet) -> dict[str, Any]:
     """A trial as a row of the table: its choices, then its results."""
     row: dict[str, Any] = {"trial": sheet.trial, "state": sheet.state, **sheet.config}
     row["epochs_done"] = (sheet.last or {}).get("epochs_done")
-    student = None if sheet.asked is None else route_found(store, sheet.asked)
+    student = None if sheet.student is None else route_found(store, sheet.student)
     row["fingerprint"] = None if student is None else fingerprint(student)
     row |= {key: (sheet.last or {}).get(key) for key in SCORES}
     if student is not None and store.has(student):
@@ -219,13 +219,13 @@ def _read(path: Path) -> Sheet:
 
 
 def _sheet(written: _SheetFile) -> Sheet:
-    asked: AnyStudent | None = None
+    student: AnyStudent | None = None
     if written.student is not None:
-        asked = StudentRun.read(written.student)  # pyright: ignore[reportAssignmentType]
+        student = StudentRun.read(written.student)  # pyright: ignore[reportAssignmentType]
     elif written.search is not None:
         search = Search.read(written.search)
-        asked = SearchedStudent(search, written.stages or "multi_stage")  # pyright: ignore[reportArgumentType]
+        student = SearchedStudent(search, written.stages or "multi_stage")  # pyright: ignore[reportArgumentType]
     values = dict(written)
     for key in ("student", "search", "stages"):
         del values[key]
-    return Sheet(**values, asked=asked)
+    return Sheet(**values, student=student)

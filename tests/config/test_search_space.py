@@ -54,7 +54,7 @@ grid:
     laid_out = parse(BASE + more, "grid").runs
     found = space(more)
     named = [
-        found.asked({"run.method": method, "run.seed": seed})
+        found.student({"run.method": method, "run.seed": seed})
         for method in found.choices("run.method")
         for seed in (0, 3)
     ]
@@ -68,15 +68,15 @@ search:
   run.method: {choice: [kd, {name: dkd, alpha: 2.0}]}
   run.seed: {randint: [0, 5]}
 """)
-    asked = found.asked({"run.optim.lr": 0.07, "run.method": "kd", "run.seed": 4})
-    assert isinstance(asked, StudentRun)
-    assert (asked.optim.lr, asked.method, asked.seed) == (0.07, KD(), 4)
+    run = found.student({"run.optim.lr": 0.07, "run.method": "kd", "run.seed": 4})
+    assert isinstance(run, StudentRun)
+    assert (run.optim.lr, run.method, run.seed) == (0.07, KD(), 4)
 
 
 def test_a_route_that_is_still_to_be_found_can_be_varied():
     found = space("grid: {run.rco.select: [equal, greedy], run.rco.anchors: [1, 2]}")
     kinds = {
-        (select, count): type(found.asked({"run.rco.select": select, "run.rco.anchors": count}))
+        (select, count): type(found.student({"run.rco.select": select, "run.rco.anchors": count}))
         for select in ("equal", "greedy")
         for count in (1, 2)
     }

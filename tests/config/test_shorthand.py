@@ -27,13 +27,13 @@ GREEDY = PLAIN + "  rco: {select: greedy}\n"
 CHAIN = PLAIN + "  assistants: [resnet14, resnet8]\n"
 
 
-def asked(text: str, *overrides: str):
+def any_student(text: str, *overrides: str):
     (run,) = parse(text, "test", overrides).runs
     return run
 
 
 def student(text: str, *overrides: str) -> StudentRun:
-    run = asked(text, *overrides)
+    run = any_student(text, *overrides)
     assert isinstance(run, StudentRun)
     return run
 
@@ -73,11 +73,11 @@ def test_a_route_of_one_anchor_or_none_is_the_plain_student():
 
 
 def test_a_greedy_route_is_still_to_be_found():
-    run = asked(GREEDY, "run.rco.threshold=1.25", "run.rco.anchors=3")
+    run = any_student(GREEDY, "run.rco.threshold=1.25", "run.rco.anchors=3")
     assert isinstance(run, SearchedStudent)
     assert (run.search.student, run.search.threshold) == (student(PLAIN), 1.25)
     assert (run.search.at_most, run.search.measure, run.stages) == (3, "kl", "multi_stage")
-    assert (run.search.temperature, asked(GREEDY).search.threshold) == (1.0, 1.6)
+    assert (run.search.temperature, any_student(GREEDY).search.threshold) == (1.0, 1.6)
 
 
 def test_a_grid_may_vary_how_a_route_is_chosen():

@@ -16,7 +16,7 @@ from raykd.methods.kd import KD
 from raykd.outputs.codecs import Int8
 from raykd.training.learner import Learner
 from tests.each import each
-from tests.small import asked, batch, pair
+from tests.small import batch, outputs_of, pair
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
 CRD = {"epochs": 240, "batch": 64, "lr": 0.05, "weight_decay": 5e-4, "milestones": (150, 180, 210)}
@@ -107,7 +107,7 @@ def test_a_panel_of_the_reinforcing_teachers_is_written_as_the_recipe_says():
 
 def test_labels_change_no_gradient_where_they_have_no_weight():
     sample, (student, teacher) = batch(), pair()
-    answer = asked(teacher, sample, Signal.LOGITS)
+    answer = outputs_of(teacher, sample, Signal.LOGITS)
     gradients = []
     for targets in (sample.targets, sample.targets.flip(0), torch.eye(10)[sample.targets]):
         learner = Learner(student, KD(temperature=1.0, weight=1.0), torch.nn.ModuleDict())

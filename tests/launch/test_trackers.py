@@ -78,7 +78,7 @@ scale: {workers: 1, track: [mlflow]}
 """
     swept = sweep(parse(text, "small"), store, QUIET)
     _, runs = tracked(store)
-    trials = {fingerprint(sheet.asked): sheet.trial for sheet in swept.sheets}
+    trials = {fingerprint(sheet.student): sheet.trial for sheet in swept.sheets}
     assert len(trials) == 2
     for name, found in runs.items():
         # The driver makes the teacher before any trial begins.

@@ -12,7 +12,7 @@ from raykd.methods.sakd import SAKD
 from raykd.methods.vid import VID
 from raykd.training.learner import Learner
 from tests.each import each
-from tests.small import asked, batch, helpers_of, pair
+from tests.small import batch, helpers_of, outputs_of, pair
 
 
 def after_a_step(method):
@@ -26,7 +26,7 @@ def after_a_step(method):
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=0.1, weight_decay=0.1)
     sample = batch(32)
-    losses, _ = learner(sample, asked(teacher, sample, method.needs()), 1.0)
+    losses, _ = learner(sample, outputs_of(teacher, sample, method.needs()), 1.0)
     sum(losses.values()).backward()
     optimiser.step()
     return before, maps.state_dict()
@@ -62,7 +62,7 @@ def test_random_logits_follow_the_last_map_s_coin():
     assert selection.names == ("stage1", "stage2", "stage3")
     sample = batch(16)
     coins = selection.uniform(sample, 3) < 0.5
-    mine, theirs = (asked(network, sample, method.needs()) for network in (student, teacher))
+    mine, theirs = (outputs_of(network, sample, method.needs()) for network in (student, teacher))
     losses = method.losses(mine, theirs, sample, helpers)
     rows = coins[:, 2].nonzero()[:, 0]
     assert 0 < len(rows) < 16

@@ -27,7 +27,7 @@ from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
 from raykd.models import measure
 from tests.each import each
-from tests.small import ALL, asked, batch, helpers_of, pair
+from tests.small import ALL, batch, helpers_of, outputs_of, pair
 
 
 def combined(*parts):
@@ -49,7 +49,7 @@ def test_losses_at_different_spots_stay_apart_and_those_at_the_same_spot_are_add
     student, teacher = pair()
     sample = batch()
     helpers = helpers_of(method, student, teacher)
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+    mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
     losses = method.losses(mine, theirs, sample, helpers)
     expected = {}
     for number, part in enumerate(parts):
@@ -68,7 +68,7 @@ def test_the_default_is_the_benchmark_s_crd_and_kd():
     student, teacher = pair()
     sample = batch()
     helpers = helpers_of(method, student, teacher)
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+    mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
     losses = method.losses(mine, theirs, sample, helpers)
     plain = soft_cross_entropy(mine.logits, theirs.logits, 4.0)
     torch.testing.assert_close(losses["logits"], plain)
@@ -78,7 +78,7 @@ def test_the_default_is_the_benchmark_s_crd_and_kd():
 def test_the_order_of_the_parts_changes_nothing_but_the_order_of_helpers():
     student, teacher = pair()
     sample = batch()
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+    mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
     sums = []
     for parts in ((KD(), DKD(), PKT()), (PKT(), DKD(), KD())):
         method = combined(*parts)
@@ -114,7 +114,7 @@ def test_each_part_has_helpers_of_its_own():
 def test_the_scores_are_those_of_the_part_that_changes_them():
     student, teacher = pair()
     sample = batch()
-    mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+    mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
     plain = combined(KD(), DKD())
     kept = plain.scores(mine, theirs, helpers_of(plain, student, teacher))
     assert torch.equal(kept, mine.logits)
@@ -134,7 +134,7 @@ def test_every_part_that_asks_for_it_sees_all_of_the_teacher_s_outputs():
 
     def outputs() -> Iterator[Outputs]:
         for seed in range(3):
-            yield asked(teacher, batch(seed=seed), Signal.LOGITS)
+            yield outputs_of(teacher, batch(seed=seed), Signal.LOGITS)
 
     method.calibrate(helpers, outputs())
     alone = SKD().helpers(*shapes(student, teacher))
@@ -152,7 +152,7 @@ def test_what_a_part_needs_to_be_used_is_released_under_its_number():
     assert set(released["1"]) == {"radius"}
     assert not combined(CC(), KD()).releases(helpers_of(combined(CC(), KD()), student, teacher))
     # A released student answers with what was kept, and no teacher.
-    mine = asked(student, batch(), ALL)
+    mine = outputs_of(student, batch(), ALL)
     torch.testing.assert_close(
         method.scores(mine, None, released), method.scores(mine, None, helpers)
     )

@@ -11,7 +11,7 @@ from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import EPSILON, SKD
 from tests.each import each
-from tests.small import ALL, asked, batch, golden_logits, helpers_of, pair
+from tests.small import ALL, batch, golden_logits, helpers_of, outputs_of, pair
 from tests.tiers import slow_but
 
 STUDENT, TEACHER, _ = golden_logits()
@@ -52,7 +52,7 @@ def test_any_other_method_compares_its_scores_with_the_teacher_s_own_logits(name
     student, teacher = pair(teacher="resnet14" if name == "fsp" else "resnet8x4")
     helpers = helpers_of(method, student, teacher).eval()
     sample = batch()
-    mine, theirs = (asked(network, sample, ALL) for network in (student.eval(), teacher))
+    mine, theirs = (outputs_of(network, sample, ALL) for network in (student.eval(), teacher))
     found = method.comparable(mine, theirs, helpers)
     assert torch.equal(found[0], method.scores(mine, None, helpers))
     assert torch.equal(found[1], precise(theirs.logits))
@@ -67,7 +67,7 @@ def test_a_method_that_wraps_spherical_kd_compares_as_it_does(method):
     student, teacher = pair()
     helpers = helpers_of(method, student, teacher).eval()
     sample = batch()
-    mine, theirs = (asked(network, sample, ALL) for network in (student.eval(), teacher))
+    mine, theirs = (outputs_of(network, sample, ALL) for network in (student.eval(), teacher))
     expected = compared(SKD(radius=3.0), mine.logits, theirs.logits)
     for found, wanted in zip(method.comparable(mine, theirs, helpers), expected, strict=True):
         assert torch.equal(found, wanted)

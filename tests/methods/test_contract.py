@@ -17,7 +17,7 @@ from raykd.methods.sakd import SAKD
 from raykd.methods.skd import SKD
 from raykd.register import contract as laws
 from tests.each import each
-from tests.small import ALL, asked, batch, helpers_of, pair
+from tests.small import ALL, batch, helpers_of, outputs_of, pair
 
 NAMES = [*METHODS, *PRELUDES]
 # Logits; a memory that workers share; pre-activations, helpers and calibration; a wrapper.
@@ -139,7 +139,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss(method):
     helpers = helpers_of(method, teacher, teacher)
     if method.name in NEVER_ZERO or (list(helpers.parameters()) and method.name != "ctkd"):
         pytest.skip("the least of this loss is not 0, or a projection stands between the two")
-    outputs = asked(teacher, sample, ALL)
+    outputs = outputs_of(teacher, sample, ALL)
     # An untrained network says almost the same of all samples, where an epsilon would show.
     spread = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
     outputs.logits = outputs.logits + 3 * spread
@@ -181,7 +181,7 @@ def rescaled(logits, kind=None, radius=1.0, epsilon=0.0):
 def check_rescaling(method):
     student, teacher = networks(method)
     helpers = helpers_of(method, student, teacher)
-    mine = asked(student, batch(), ALL)
+    mine = outputs_of(student, batch(), ALL)
     scores = method.scores(mine, None, helpers).detach().numpy()
     logits, rescaling = mine.logits.detach().numpy(), method.rescaling(helpers)
     if rescaling is not None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.methods.jacobian import JacobianMatching, sensitivity
-from tests.small import ALL, asked, batch, pair
+from tests.small import ALL, batch, outputs_of, pair
 
 
 def smooth(seed, width=9):
@@ -56,7 +56,7 @@ def test_real_networks_have_the_sensitivity_of_their_whole_jacobian():
     network = pair()[0].double().eval()
     sample = batch(3)
     sample = replace(sample, pixels=sample.pixels.double(), looks={})
-    found = sensitivity(asked(network, sample, ALL), sample.labels, differentiable=False)
+    found = sensitivity(outputs_of(network, sample, ALL), sample.labels, differentiable=False)
     torch.testing.assert_close(found, whole(network, sample), rtol=1e-9, atol=1e-12)
 
 

@@ -8,7 +8,7 @@ from raykd.methods import METHODS
 from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.training.learner import Learner
-from tests.small import asked, batch, helpers_of
+from tests.small import batch, helpers_of, outputs_of
 
 pytest.importorskip("timm")
 
@@ -40,7 +40,7 @@ def test_a_step_trains_student_and_helpers(networks, name, spots):
     helpers = helpers_of(method, student, teacher, SIDE)
     sample = batch(4, SIDE)
     learner = Learner(student, method, helpers)
-    losses, _ = learner(sample, asked(teacher, sample, method.needs()), 1.0)
+    losses, _ = learner(sample, outputs_of(teacher, sample, method.needs()), 1.0)
     assert losses.keys() == spots | {"label"}
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
@@ -62,5 +62,5 @@ def test_the_policy_of_sakd_chooses_between_embeddings(networks):
     helpers = helpers_of(method, student, teacher, SIDE)
     sample = batch(4, SIDE)
     learner = Learner(student, method, helpers)
-    losses, _ = learner(sample, asked(teacher, sample, method.needs()), 1.0)
+    losses, _ = learner(sample, outputs_of(teacher, sample, method.needs()), 1.0)
     assert losses.keys() == {"label", "embedding", "logits", "route"}

@@ -262,8 +262,8 @@ def test_a_chain_of_assistants_is_made_from_the_teacher_down():
     assert work.students == (first, second, run)
     layers = work.layers()
     assert [layer.students for layer in layers] == [(first,), (second,), (run,)]
-    asked = [{job.run.teacher for job in layer.caches} for layer in layers]
-    assert asked == [{TEACHER}, {first}, {second}]
+    teachers = [{job.run.teacher for job in layer.caches} for layer in layers]
+    assert teachers == [{TEACHER}, {first}, {second}]
     assert [job.run.anchor for job in work.caches] == [240] * 6
 
 

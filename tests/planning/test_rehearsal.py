@@ -24,7 +24,7 @@ def short(monkeypatch):
     monkeypatch.setattr(estimate, "_MEASURE_SECONDS", 0.0)
 
 
-def asked(*overrides, path="mine.yaml"):
+def experiment_of(*overrides, path="mine.yaml"):
     return parse(TEXT, "mine", overrides, path)
 
 
@@ -39,11 +39,11 @@ def test_the_fastest_way_is_chosen_unless_one_that_changes_less_is_as_good():
 
 
 def test_a_student_that_reads_a_cache_alone_is_advised_a_quarter_of_its_epochs():
-    assert few_views(asked()) == {"run.views": 12}
-    assert few_views(asked("run.optim.epochs=240")) == {"run.views": 60}
-    assert few_views(asked("run.optim.epochs=16")) == {"run.views": 8}
+    assert few_views(experiment_of()) == {"run.views": 12}
+    assert few_views(experiment_of("run.optim.epochs=240")) == {"run.views": 60}
+    assert few_views(experiment_of("run.optim.epochs=16")) == {"run.views": 8}
     one_each = "grid={run.seed: [0, 1], run.views_by_seed: [true]}"
-    assert few_views(asked(one_each)) == {"run.views": 12}
+    assert few_views(experiment_of(one_each)) == {"run.views": 12}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_student_that_reads_a_cache_alone_is_advised_a_quarter_of_its_epochs()
     ],
 )
 def test_other_students_keep_their_views(override):
-    assert few_views(asked(override)) == {}
+    assert few_views(experiment_of(override)) == {}
 
 
 def test_every_network_is_timed_in_every_way_and_its_schedules_are_priced(tmp_path):
     said: list[str] = []
-    experiment = resolve(asked("grid={run.seed: [0, 1, 2]}"), Store(tmp_path))
+    experiment = resolve(experiment_of("grid={run.seed: [0, 1, 2]}"), Store(tmp_path))
     found = rehearse(experiment, Store(tmp_path), said.append)
     students = {(w.precision, w.batch) for w in found.ways if w.kind == "student"}
     assert {("float32", 32), ("bfloat16", 32)} <= students
@@ -90,7 +90,7 @@ def test_every_network_is_timed_in_every_way_and_its_schedules_are_priced(tmp_pa
 
 
 def test_precisions_that_the_students_vary_are_no_choice(tmp_path):
-    varied = asked("grid={run.precision: [float32, bfloat16]}")
+    varied = experiment_of("grid={run.precision: [float32, bfloat16]}")
     found = rehearse(resolve(varied, Store(tmp_path)), Store(tmp_path))
     assert "run.precision" not in found.choices
 
@@ -99,7 +99,7 @@ def test_precisions_that_the_students_vary_are_no_choice(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compilation_is_timed_where_it_could_pay(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "_WORTH", 0.0)
-    text = asked("run.teacher.weights=null", "run.method=label_only")
+    text = experiment_of("run.teacher.weights=null", "run.method=label_only")
     experiment = resolve(text, Store(tmp_path))
     found = rehearse(experiment, Store(tmp_path))
     compiled = [way for way in found.ways if way.compiled]

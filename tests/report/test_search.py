@@ -40,7 +40,7 @@ def searched(store, trials=TRIALS):
     experiment = parse(TEXT, "search")
     for number, (method, lr, nesterov, epochs, value) in enumerate(trials):
         config = {"run.method": method, "run.optim.lr": lr, "run.optim.nesterov": nesterov}
-        run = experiment.space.asked(config)
+        run = experiment.space.student(config)
         done = epochs == EPOCHS
         put(store, run, value - 5, epochs=epochs, finish=done, validation_top1=value)
         last = {"validation_top1": value, "top1": value - 5, "epochs_done": epochs}

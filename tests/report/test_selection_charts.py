@@ -61,8 +61,8 @@ def chart(selected):
 
 def constant(store, experiment, *runs):
     """The pictures of kd, whose seeds have the given metrics in every epoch."""
-    asked = [run for run in experiment.runs if run.method.name == "kd"]
-    for run, more in zip(asked, runs, strict=False):
+    chosen = [run for run in experiment.runs if run.method.name == "kd"]
+    for run, more in zip(chosen, runs, strict=False):
         put(store, run, 90.0, **more)
     return [*selections(gather(store, experiment))]
 

@@ -20,7 +20,7 @@ from raykd.storage.store import Store, write_json
 from raykd.training import runs as fit
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.group import GroupHost
-from tests.small import ALL, CPU, asked, batch, helpers_of, pair
+from tests.small import ALL, CPU, batch, helpers_of, outputs_of, pair
 
 
 class Stop(Exception):
@@ -176,7 +176,7 @@ def route(
     helpers["routing"].gather = gather
     share = ours(torch.arange(16))
     sample = replace(sample.rows(share), pixels=sample.pixels[share])
-    mine, theirs = (asked(network, sample, ALL) for network in (student, teacher))
+    mine, theirs = (outputs_of(network, sample, ALL) for network in (student, teacher))
     loss = method.losses(mine, theirs, sample, helpers)["route"]
     parameters = [*helpers["routing"].parameters()]
     gradients = torch.autograd.grad(loss, parameters)

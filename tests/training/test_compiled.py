@@ -16,7 +16,7 @@ from raykd.training.compiled import compiled_as
 from raykd.training.learner import Learner
 from raykd.training.runs import local_host, train
 from tests.process_group import run_group
-from tests.small import ALL, asked, batch, helpers_of, pair, prepare, student_run, trained
+from tests.small import ALL, batch, helpers_of, outputs_of, pair, prepare, student_run, trained
 from tests.training.scale_work import Stop, plainly_together
 from tests.training.test_parts import close
 
@@ -30,7 +30,7 @@ def step(method, compiled):
     learner = Learner(student, method, helpers, compiled=compiled).train()
     learner.to(memory_format=torch.channels_last)
     sample = batch()
-    losses, _ = learner(sample, asked(teacher, sample, ALL), 1.0)
+    losses, _ = learner(sample, outputs_of(teacher, sample, ALL), 1.0)
     torch.stack([*losses.values()]).sum().backward()
     gradients = {name: value.grad for name, value in learner.named_parameters()}
     return losses, gradients, learner.state_dict()

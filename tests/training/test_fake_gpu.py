@@ -38,7 +38,7 @@ from raykd.teachers.source import LiveTeacher, PanelTeacher
 from raykd.training.ema import Average
 from raykd.training.finite import not_finite
 from raykd.training.learner import Learner
-from tests.small import ALL, asked, batch, pair
+from tests.small import ALL, batch, outputs_of, pair
 from tests.training.fake_gpu import CUDA, FakeGPU
 
 # Pieces that wait for a GPU in each step: the functions that do, and why they must.
@@ -115,7 +115,7 @@ def methods(gpu: FakeGPU) -> dict[str, Piece]:
     sample = gpu.batch(batch())
     student, teacher = gpu.moved(student), gpu.moved(teacher)
     with gpu():
-        mine, theirs = asked(student, sample, ALL), asked(teacher, sample, ALL)
+        mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
 
     def losses(method: Method) -> Piece:
         helpers = gpu.moved(method.helpers(shapes, shapes, labels))

@@ -22,7 +22,7 @@ from raykd.storage.store import Store, read_json
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.learner import Learner
 from raykd.training.runs import local_host, train
-from tests.small import asked, batch, digits, pair, student_run, teacher_run
+from tests.small import batch, digits, outputs_of, pair, student_run, teacher_run
 from tests.tiers import slow_but
 
 
@@ -33,7 +33,7 @@ def label_loss(smoothing, targets, method=None):
     learner = Learner(student.eval(), method, nn.ModuleDict(), label_smoothing=smoothing)
     sample = batch(len(targets))
     object.__setattr__(sample, "targets", targets)
-    answer = asked(teacher, sample, method.needs()) if method.needs() else None
+    answer = outputs_of(teacher, sample, method.needs()) if method.needs() else None
     losses, logits = learner(sample, answer, 0.5)
     return losses, logits
 

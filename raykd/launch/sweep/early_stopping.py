@@ -70,7 +70,7 @@ class AmongAlike(FIFOScheduler):
     def _key(self, trial: Any) -> tuple[str, str]:
         """Method and network of a trial."""
         try:
-            run = basis(self._space.asked(trial.config))
+            run = basis(self._space.student(trial.config))
             return run.method.label, run.model
         except ConfigError:
             return "", ""  # the trial itself will raise the error

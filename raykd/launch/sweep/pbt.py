@@ -30,19 +30,19 @@ def run_generations(config: dict[str, Any], brief: Brief) -> None:
     with open_sheet(config, brief) as sheet:
         store = brief.store()
         before, done = _last_generation()
-        sheet.update(asked=before)  # a copy of a trial's last generation trains no more
-        asked = brief.recipe(config, store)
-        check_generation(asked)
-        assert isinstance(asked, StudentRun)
+        sheet.update(student=before)  # a copy of a trial's last generation trains no more
+        whole = brief.recipe(config, store)
+        check_generation(whole)
+        assert isinstance(whole, StudentRun)
         every = brief.space.sweep.generation_epochs
-        optim = asked.optim.model_copy(update={"epochs": every, "warmup_epochs": 0})
-        for generation in range(done, asked.optim.epochs // every):
-            weights = asked.weights if before is None else None
+        optim = whole.optim.model_copy(update={"epochs": every, "warmup_epochs": 0})
+        for generation in range(done, whole.optim.epochs // every):
+            weights = whole.weights if before is None else None
             start = {"after": before, "weights": weights, "first_epoch": generation * every}
-            student = asked.model_copy(update={"optim": optim, **start})
+            student = whole.model_copy(update={"optim": optim, **start})
             make(student, brief, store, reporting=False)
             report = last_report(store, student) | {"generation": generation + 1}
-            sheet.update(asked=student, last=report)
+            sheet.update(student=student, last=report)
             with tempfile.TemporaryDirectory() as folder:
                 kept = {"student": student.plain(), "generations": generation + 1}
                 write_json(Path(folder) / _RECIPE, kept, sealed=False)  # Tune moves it

@@ -71,7 +71,7 @@ class Brief:
         Raises `ConfigError` if drawn values do not go together.
         """
         if self.space.search:
-            return self.space.asked(config)
+            return self.space.student(config)
         return _fetch(self.experiment).runs[self.space.position(config)]
 
     def recipe(self, config: Mapping[str, Any], store: Store) -> AnyStudent:
@@ -102,23 +102,23 @@ def run_trial(config: dict[str, Any], brief: Brief) -> None:
     """Make a student and report its epochs: the function that Tune runs."""
     with open_sheet(config, brief) as sheet:
         store = brief.store()
-        asked = brief.recipe(config, store)
-        sheet.update(asked=asked)
-        make(asked, brief, store)
-        student = route_found(store, asked)
-        assert student is not None
-        report = last_report(store, student)
+        student = brief.recipe(config, store)
+        sheet.update(student=student)
+        make(student, brief, store)
+        found = route_found(store, student)
+        assert found is not None
+        report = last_report(store, found)
         sheet.update(state="finished", last=report)
         tune.report(report)
 
 
-def make(asked: AnyStudent, brief: Brief, store: Store, *, reporting: bool = True) -> None:
+def make(student: AnyStudent, brief: Brief, store: Store, *, reporting: bool = True) -> None:
     """Make a student and what it needs, in this process or with workers of Ray Train.
 
     With `reporting` its epochs are reported to Tune.
     """
     trial = trial_name()
-    reports = _TuneLogger(asked) if reporting else None
+    reports = _TuneLogger(student) if reporting else None
     locks_of_sweep = trial_locks.find(brief.name)
 
     @contextlib.contextmanager
@@ -133,7 +133,7 @@ def make(asked: AnyStudent, brief: Brief, store: Store, *, reporting: bool = Tru
             with locks.held(store, recipe, "maker", wait=wait) as held:
                 yield held
 
-    wide, model = brief.workers(asked), basis(asked).model
+    wide, model = brief.workers(student), basis(student).model
     executor = Executor(
         store,
         brief.scale.model_copy(update={"workers": 0, "teacher_workers": 0}),
@@ -147,7 +147,7 @@ def make(asked: AnyStudent, brief: Brief, store: Store, *, reporting: bool = Tru
         train_callbacks=reports.callbacks if reports else lambda run: [],
         survey=False,
     )
-    executor.make([asked])
+    executor.make([student])
 
 
 def trial_name() -> str:
@@ -178,12 +178,12 @@ class _TuneLogger:
     any report.
     """
 
-    def __init__(self, asked: AnyStudent) -> None:
+    def __init__(self, student: AnyStudent) -> None:
         # If a search only finds the anchors of one stage, no epoch of it is the student's.
-        self._whole_route = isinstance(asked, SearchedStudent) and asked.stages == "one_stage"
-        members = basis(asked).members()
+        self._whole_route = isinstance(student, SearchedStudent) and student.stages == "one_stage"
+        members = basis(student).members()
         assistants = (teacher for teacher in members if isinstance(teacher, StudentRun))
-        self._teachers = [student for teacher in assistants for student in lineage(teacher)]
+        self._teachers = [run for teacher in assistants for run in lineage(teacher)]
 
     def begin(self, run: Training, history: Sequence[Metrics]) -> None:
         """Report nothing."""

@@ -100,9 +100,9 @@ class Proposals(Searcher):
 
 def _is_over(store: Store, sheet: Sheet) -> bool:
     """True if a trial needs no more work."""
-    if sheet.state != "finished" or sheet.asked is None:
+    if sheet.state != "finished" or sheet.student is None:
         return sheet.state == "stopped"
-    student = route_found(store, sheet.asked)
+    student = route_found(store, sheet.student)
     return student is not None and store.has(student)
 
 

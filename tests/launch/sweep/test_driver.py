@@ -136,7 +136,7 @@ scale: {workers: 1, max_failures: 1}
         raise_failures(swept)
     assert {sheet.code for sheet in swept.sheets if sheet.state == "failed"} == {7}
     good = [sheet for sheet in swept.sheets if sheet.state == "finished"]
-    runs = tuple(sheet.asked for sheet in good)
+    runs = tuple(sheet.student for sheet in good)
     here = trained_here(tmp_path, runs)
     for run in runs:
         assert weights(store, run) == weights(here, run)
@@ -163,7 +163,7 @@ def test_a_sweep_goes_on_from_its_sheets_and_reads_no_pickle(cluster, store, tmp
     more = "grid: {run.seed: [0, 1]}\nscale: {workers: 1}\n"
     first = sweep(experiment(more), store, QUIET)
     assert first.count("finished") == 2
-    lost, kept = (sheet.asked for sheet in first.sheets)
+    lost, kept = (sheet.student for sheet in first.sheets)
     before = (store.path(kept) / "result.json").stat().st_mtime_ns
     store.discard(lost)
     marker = tmp_path / "marker"
@@ -185,7 +185,7 @@ scale: {workers: 2, rules: [{match: {run.seed: 2}, workers: 1}]}
     swept = sweep(experiment(more), store, QUIET)
     assert swept.count("finished") == 3
     workers = [
-        read_json(store.path(sheet.asked) / "result.json")["workers"] for sheet in swept.sheets
+        read_json(store.path(sheet.student) / "result.json")["workers"] for sheet in swept.sheets
     ]
     assert sorted(workers) == [1, 2, 2]
     lines = (swept.tensorboard / "basic").parent.rglob("result.json")
@@ -245,7 +245,7 @@ scale: {workers: 1, parallel: 1}
     assert states[0.1] == "finished"
     assert "stopped" in states.values() and swept.count("failed") == 0
     for sheet in swept.sheets:
-        assert store.has(sheet.asked) == (sheet.state == "finished")
+        assert store.has(sheet.student) == (sheet.state == "finished")
 
 
 def test_a_random_search_asks_for_what_it_draws(cluster, store):
@@ -260,10 +260,10 @@ scale: {workers: 1}
     small = experiment(more)
     swept = sweep(small, store, QUIET)
     assert swept.count("finished") == 2
-    rates = {sheet.asked.optim.lr for sheet in swept.sheets}
+    rates = {sheet.student.optim.lr for sheet in swept.sheets}
     assert len(rates) == 2 and all(0.01 <= rate <= 0.1 for rate in rates)
     whole, sheets = with_drawn_students(resolve(small, store), store)
-    assert set(whole.runs) == {sheet.asked for sheet in sheets}
+    assert set(whole.runs) == {sheet.student for sheet in sheets}
     assert folder_of(store, swept.name).is_dir()
 
 
@@ -289,7 +289,7 @@ scale: {workers: 1}
 """
     swept = sweep(experiment(more, text), store, QUIET)
     assert swept.count("finished") == 4
-    chains = [sheet.asked.stages() for sheet in swept.sheets]
+    chains = [sheet.student.stages() for sheet in swept.sheets]
     assert all(len(chain) == 3 for chain in chains)
     assert all(stage.optim.epochs == 1 for chain in chains for stage in chain)
     here = trained_here(tmp_path, tuple(chain[-1] for chain in chains))
