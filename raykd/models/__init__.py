@@ -24,7 +24,19 @@ from raykd.models.thin_resnet import WIDE, WIDTHS, resnet
 from raykd.models.vgg import CONVOLUTIONS, vgg
 from raykd.models.wide_resnet import wide_resnet
 
-__all__ = ["NETWORKS", "Staged", "build", "check_name", "measure", "origin", "parameter_count"]
+__all__ = [
+    "NETWORKS",
+    "Staged",
+    "build",
+    "check_name",
+    "is_plain",
+    "is_small",
+    "measure",
+    "origin",
+    "parameter_count",
+]
+
+_SMALL = 48  # pixels per side
 
 NETWORKS: Registry[Callable[..., Staged]] = Registry("network")
 for _depth in (8, 14, 20, 32, 44, 56, 110):
@@ -69,6 +81,19 @@ def check_name(name: str) -> str:
 
     libraries.check_name(library, inner)
     return name
+
+
+def is_plain(name: str) -> bool:
+    """True for a network of this table: convolutions and linear layers do its multiplications."""
+    return "/" not in name and not origin(name)
+
+
+def is_small(name: str, size: tuple[int, int]) -> bool:
+    """True for a plain network that sees images of `size` (H, W) of few pixels.
+
+    Running it on the CPU is faster than importing what torch's meta device needs.
+    """
+    return is_plain(name) and max(size) <= _SMALL
 
 
 def build(name: str, classes: int, weights: str | None = None) -> Staged:

@@ -7,13 +7,16 @@ Forward hooks are not used: they break under the prefixes of a data-parallel wra
 Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 """
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from raykd.core.errors import ConfigError
 from raykd.core.types import MAP_SUFFIX, Network, Outputs, Shapes, Signal
@@ -230,13 +233,39 @@ def in_order(
     )
 
 
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Tensors are made on the meta device: shapes without memory, and without initial values."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Mode in which tensors of the meta device are not filled with random values.
+
+    For a normal distribution there, torch would import its compiler: 1.5 CPU seconds a process.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, unless it only draws."""
+        if func in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def unallocated(make: Callable[[], Staged]) -> Staged:
     """The network that `make` builds, on the meta device: shapes and names, without memory.
 
     On the CPU where it computes with tensors while it is built, as torchvision's regnets do.
     """
     try:
-        with torch.device("meta"):
+        with on_meta():
             return make()
     except NotImplementedError:
         return make()

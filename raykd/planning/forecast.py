@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from torch.utils.flop_counter import FlopCounterMode
 
 from raykd import models
 from raykd.config.experiment import Experiment
@@ -22,6 +21,7 @@ from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
 from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
+from raykd.models.flops import flop_counter
 from raykd.models.staged import parameter_count, unallocated
 from raykd.planning import scaling
 from raykd.planning.estimate import Rates
@@ -183,12 +183,9 @@ def _forward_cost(teacher: AnyTeacher, data: Data) -> int:
 
 @functools.lru_cache(maxsize=64)
 def network_cost(model: str, classes: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Parameters, and operations of a forward of one image of `size` (H, W); nothing is computed.
-
-    A multiply-add is two operations.
-    """
+    """Parameters, and FLOPs of a forward of one image of `size` (H, W), from sizes alone."""
     network = unallocated(lambda: models.build(model, classes)).eval().to("meta")
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"), torch.no_grad(), flop_counter(model) as counter:
         network(torch.zeros(1, 3, *size))
     return parameter_count(network), counter.get_total_flops()
 

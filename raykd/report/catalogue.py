@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from raykd.core.descriptions import summary
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.record import fingerprint
@@ -14,6 +12,7 @@ from raykd.core.types import CACHEABLE, Signal
 from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
 from raykd.models import NETWORKS, parameter_count
+from raykd.models.staged import on_meta
 from raykd.outputs.codecs import CODECS
 from raykd.outputs.manifest import MANIFEST, Manifest, manifest_of
 from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun
@@ -301,7 +300,7 @@ def _tasks() -> list[Row]:
 def _models() -> list[Row]:
     rows: list[Row] = []
     for name in NETWORKS:
-        with torch.device("meta"):
+        with on_meta():
             network = NETWORKS[name](10)
         rows.append({"network": name, "parameters": parameter_count(network), "for": "10 classes"})
     others = {"torchvision/NAME": "any classifier of torchvision", "timm/NAME": "any model of timm"}

@@ -12,7 +12,6 @@ from raykd.core.errors import NoRoom
 from raykd.core.types import Shapes
 from raykd.data.dataset import open_split
 from raykd.methods.feature_maps import map_shape
-from raykd.models.staged import measure, unallocated
 from raykd.outputs.codecs import Float16
 from raykd.outputs.manifest import (
     Manifest,
@@ -28,9 +27,10 @@ from raykd.outputs.shard_files import ShardFolder
 from raykd.recipes import OutputsRun
 from raykd.storage.atomic import make_folder
 from raykd.storage.store import Store
+from raykd.training.dry_run import shapes_of_teacher
 from raykd.training.hosts.base import EVERY_EPOCH
 from raykd.training.runs import ShardMaker
-from raykd.training.weights import anchor_checksum, build_network
+from raykd.training.weights import anchor_checksum
 
 _ROOM = 1.05  # free bytes wanted per byte to be written
 
@@ -130,8 +130,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
 
 def shapes_of(run: OutputsRun) -> Shapes:
     """The sizes of the outputs of a cache's teacher."""
-    network = unallocated(lambda: build_network(run.teacher))
-    return measure(network, run.data.resolved().size)
+    return shapes_of_teacher(run.teacher, run.data.resolved().size)
 
 
 def stored_shape(run: OutputsRun, shapes: Shapes) -> tuple[int, int, int]:

@@ -1,13 +1,14 @@
 """Trial forwards of networks and methods on empty images, before anything is trained.
 
-Networks are made on torch's meta device, without memory or initialisation, where they can be.
+Networks are made on torch's meta device, without memory or initialisation, where they can be; small
+ones are run on the CPU, since computing there is faster than importing what that device needs.
 
 Shapes: C classes, H, W pixels.
 """
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from raykd import models
 from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.types import Shapes, Signal
 from raykd.methods.base import Method
-from raykd.models.staged import measure
+from raykd.models.staged import measure, on_meta
 from raykd.recipes import AnyTeacher, StudentRun, TeacherRun
 from raykd.training import network_parts, weights
 from raykd.training.microbenchmark import step_of
@@ -173,18 +174,20 @@ def _on_meta(
 ) -> _Made:
     """The result of a call on the meta device, or on the CPU where that cannot be.
 
-    An error of the network's becomes a `ConfigError` that ends in `remedy`.
+    An error of the network's becomes a `ConfigError` that ends in `remedy`. Torch's generator stays
+    as it was.
     """
-    devices: tuple[AbstractContextManager[object], ...] = (torch.device(_META), nullcontext())
+    small = size is not None and models.is_small(model, size)
+    devices = (nullcontext(),) if small else (on_meta(), nullcontext())
     for device in devices:
         try:
-            with device:
+            with device, torch.random.fork_rng(devices=()):
                 return call()
         except RaykdError:
             raise
         except Exception as error:
             unknown = isinstance(error, NotImplementedError) or _META in str(error)
-            if unknown and device is devices[0]:
+            if unknown and device is not devices[-1]:
                 continue
             raise _refusal(error, model, size, remedy) from error
     raise AssertionError

@@ -1,6 +1,5 @@
 """The student and its helpers as they are before the first step."""
 
-import functools
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from raykd.core import keyed_random
 from raykd.methods.helper_kinds import Shared, reset_calibration
-from raykd.models.staged import Staged, measure, unallocated
+from raykd.models.staged import Staged, measure
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training import dry_run, inputs, weights
@@ -29,13 +28,10 @@ def untrained(run: StudentRun, targets: Tensor) -> tuple[Staged, nn.ModuleDict]:
         return student, run.method.helpers(shapes, shapes, targets)
     if run.teacher is None or not run.method.needs():
         return student, nn.ModuleDict()
+    members = run.members() if run.method.panel else run.members()[:1]
     shapes = [
-        # A network for its sizes alone.
-        measure(
-            unallocated(functools.partial(weights.build_network, member)),
-            run.as_teacher_sees(run.data, member).resolved().size,
-        )
-        for member in (run.members() if run.method.panel else run.members()[:1])
+        dry_run.shapes_of_teacher(teacher, run.as_teacher_sees(data, teacher).resolved().size)
+        for teacher in members
     ]
     return student, run.method.helpers(measure(student, data.size), of_panel(shapes), targets)
 

@@ -1,5 +1,7 @@
 """The optimiser that a recipe describes, and its learning rate at every step."""
 
+import functools
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -38,8 +40,22 @@ def build_optimiser(
     fused = True if rest and rest[0].is_cuda else None
     options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": fused}
     if optim.name == "adamw":
-        return torch.optim.AdamW(trained, **options)
-    return torch.optim.SGD(trained, momentum=optim.momentum, nesterov=optim.nesterov, **options)
+        return _without_compiler(torch.optim.AdamW)(trained, **options)
+    options |= {"momentum": optim.momentum, "nesterov": optim.nesterov}
+    return _without_compiler(torch.optim.SGD)(trained, **options)
+
+
+@functools.cache
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[Any]:
+    """An optimiser of torch whose methods do not import torch's compiler.
+
+    The import takes 1.5 CPU seconds in every process. It serves code that compiles optimisers, and
+    raykd compiles networks alone.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), methods)
 
 
 def _by_factor(

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.data.dataset import open_split
+from raykd.models.flops import flop_counter
 from raykd.models.staged import Staged, parameter_count
 from raykd.recipes import StudentRun, TeacherRun, Training
 from raykd.storage.store import Store
@@ -40,7 +40,7 @@ def result_of(
     speeds = sorted(m["images_per_second"] for m in history if "images_per_second" in m)
     flops, latency = None, None
     if isinstance(parts[0], Staged):
-        flops, latency = forward_cost(parts[0], run.data.resolved().size)
+        flops, latency = forward_cost(parts[0], run.model, run.data.resolved().size)
     return {
         "model": run.model,
         "parameters": sum(parameter_count(part) for part in parts),
@@ -119,12 +119,11 @@ def _best(task: Task, history: Sequence[Metrics]) -> Metrics:
     return history[worth.index(max(worth))]
 
 
-def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
+def forward_cost(network: Staged, model: str, size: tuple[int, int]) -> tuple[int, float]:
     """FLOPs and milliseconds of the forward of one image of `size` (H, W), where the network is.
 
-    A multiply-add is two FLOPs; those of convolutions and matrix products are counted. The
-    time is the median of some passes in evaluation mode, in float32. Leaves the network and the
-    generators as they were.
+    `model` is its name. The time is the median of some passes in evaluation mode, in float32.
+    Leaves the network and the generators as they were.
     """
     # The counter's hooks take what is viewed of a parameter for something to differentiate.
     network = copy.deepcopy(network).eval().requires_grad_(False)
@@ -134,7 +133,7 @@ def forward_cost(network: Staged, size: tuple[int, int]) -> tuple[int, float]:
     times: list[float] = []
     with torch.no_grad():
         network(pixels)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter(model) as counter:
             network(pixels)
         until = time.monotonic() + _MEASURE_SECONDS
         while len(times) < _PASSES and (not times or time.monotonic() < until):

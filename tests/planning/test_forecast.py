@@ -41,7 +41,7 @@ def ready(tmp_path):
 
 def test_parameters_and_operations_are_those_of_the_network():
     network = build("resnet8", 10)
-    flops, _ = forward_cost(network, (16, 16))
+    flops, _ = forward_cost(network, "resnet8", (16, 16))
     assert network_cost("resnet8", 10, (16, 16)) == (parameter_count(network), flops)
 
 

@@ -1,5 +1,9 @@
 """Learning rates by epoch and step."""
 
+import subprocess
+import sys
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -81,3 +85,44 @@ def test_an_update_clips_each_group_sets_its_rate_and_uses_gradients_up():
         moved = torch.full((1, 2), rate * 3.0 / 3**0.5)  # a gradient of three equal numbers
         torch.testing.assert_close(start - part.weight.detach(), moved, rtol=1e-4, atol=1e-6)
         assert all(value.grad is None for value in part.parameters())
+
+
+@each(
+    ("optim", "plain"),
+    [
+        (Optim(lr=0.1, nesterov=True), partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
+        (Optim(name="adamw", lr=0.1), torch.optim.AdamW),
+    ],
+)
+def test_updates_are_those_of_torch(optim, plain):
+    networks = [nn.Linear(3, 2) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    ours = build_optimiser(optim, networks[0])
+    theirs = plain(networks[1].parameters(), lr=0.1, weight_decay=optim.weight_decay)
+    for scale in (1.0, -2.0, 0.5):
+        for network, optimiser in zip(networks, (ours, theirs), strict=True):
+            network(torch.full((4, 3), scale)).square().sum().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        assert torch.equal(networks[0].weight, networks[1].weight)
+    assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
+
+
+TRAINING = """
+import sys
+import raykd
+data = {"name": "digits", "limit": 64}
+optim = {"epochs": 1, "batch": 32}
+student = raykd.Student("resnet8", data=data, optim=optim, method="kd",
+    teacher={"model": "resnet14", "optim": optim})
+experiment = raykd.Experiment(student, scale={"workers": 0})
+raykd.run(experiment, store=sys.argv[1])
+assert "torch._dynamo" not in sys.modules, "imported"
+"""
+
+
+@pytest.mark.slow
+def test_a_training_does_not_import_the_compiler_of_torch(tmp_path):
+    command = [sys.executable, "-c", TRAINING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
