@@ -48,6 +48,7 @@ from raykd.training.inputs import open_cache
 from raykd.training.route_results import read_decisions
 from tests.data.files import encoded, picture, put
 from tests.data.packs import packed
+from tests.each import each
 from tests.planted_files import Planted
 from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
 from tests.tiers import slow_but
@@ -106,14 +107,14 @@ def test_the_planted_pickle_works(planted, marker):
     marker.unlink()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each("form", FORMS)
 def test_a_checkpoint(tmp_path, planted, form):
     (tmp_path / "checkpoint.pt").write_bytes(FORMS[form](planted))
     with pytest.raises(CacheCorrupt, match="checkpoint cannot be read"):
         Checkpoints(tmp_path).restore()
 
 
-@pytest.mark.parametrize(
+@each(
     ("form", "suffix"),
     slow_but(
         [(form, suffix) for form in FORMS for suffix in (".pt", ".pth", ".safetensors")],
@@ -143,7 +144,7 @@ def test_weights_that_were_given_and_replaced(tmp_path):
         weights.pretrained(store, teacher_run(store, weights=f"sha256:{kept.name}"))
 
 
-@pytest.mark.parametrize("value", [[1], {"w": 1}, torch.zeros(2)])
+@each("value", [[1], {"w": 1}, torch.zeros(2)])
 def test_weights_are_tensors_by_their_names(tmp_path, value):
     torch.save(value, tmp_path / "x.pt")
     with pytest.raises(CacheCorrupt, match="tensors by their names"):
@@ -317,15 +318,15 @@ def test_pictures_that_another_program_would_read(tmp_path):
         decode(eps, "x.png")
 
 
-@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+@each("name", ["x.parquet", "x.arrow"])
 def test_files_that_are_no_tables(tmp_path, planted, name):
     (tmp_path / name).write_bytes(planted)
     with pytest.raises(DataError, match="cannot be read as a table"):
         read(Store(tmp_path / "store"), Data(name="table"), tmp_path / name)
 
 
-@pytest.mark.parametrize("column", ["image", "label"])
-@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+@each("column", ["image", "label"])
+@each("name", ["x.parquet", "x.arrow"])
 def test_tables_whose_values_are_pickles(tmp_path, planted, name, column):
     metadata = {"ARROW:extension:name": "ray.data.arrow_pickled_object"}
     metadata["ARROW:extension:metadata"] = planted
@@ -355,7 +356,7 @@ def pack_of(tmp_path: Path) -> Path:
     return tmp_path / "pack"
 
 
-@pytest.mark.parametrize("name", ["pack.json", "train-index.arrow", "train-text.arrow"])
+@each("name", ["pack.json", "train-index.arrow", "train-text.arrow"])
 def test_packs(tmp_path, planted, name):
     pack = pack_of(tmp_path)
     (pack / name).write_bytes(planted)
@@ -363,7 +364,7 @@ def test_packs(tmp_path, planted, name):
         read_pack(str(pack))
 
 
-@pytest.mark.parametrize("name", ["../victim", "/tmp/victim", "x/../../victim", "..\\victim"])
+@each("name", ["../victim", "/tmp/victim", "x/../../victim", "..\\victim"])
 def test_names_in_packs_lead_nowhere_else(tmp_path, name):
     pack = pack_of(tmp_path)
     victim = tmp_path / "victim"
@@ -435,7 +436,7 @@ def test_members_of_tar_files_are_never_unpacked(tmp_path, planted):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "!!python/object/apply:pathlib.Path.touch [MARKER]",

@@ -6,6 +6,7 @@ from raykd.config.experiment import load
 from raykd.config.file_edit import edit_file, edited
 from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
+from tests.each import each
 
 TEXT = """# A student.
 run:  # all of it
@@ -53,7 +54,7 @@ def test_keys_are_replaced_or_added_and_all_else_stays():
     assert edited(EXPECTED, CHANGES) == EXPECTED
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "expected"),
     [
         ("run: {}\nscale:\n", "run: {}\nscale: {compile: true}\n"),
@@ -71,7 +72,7 @@ def test_a_file_of_any_layout_gets_a_key(text, expected):
     assert read_yaml(expected)["scale"]["compile"] is True
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "why"),
     [
         ("a: &a {compile: false}\nscale: *a\n", "line 1: .* by an anchor or an alias"),

@@ -12,6 +12,7 @@ from raykd.core import plugins
 from raykd.core.errors import ConfigError
 from raykd.methods import METHODS
 from raykd.models import NETWORKS
+from tests.each import each
 from tests.plugin import METHOD, MODEL, withdrawing, written
 
 
@@ -61,7 +62,7 @@ def test_a_plugin_of_another_content_is_not_received():
         plugins.receive("mine.py", "0" * 64, "/nowhere/mine.py", b"x = 1")
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("x = 1\n", "mine.py registers nothing; put @raykd.register.method"),

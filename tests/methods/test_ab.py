@@ -35,6 +35,7 @@ def test_the_loss_is_the_formula_neuron_by_neuron():
     assert boundary_loss(student, teacher, 1.5).item() == pytest.approx(total / 4, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_each_stage_counts_twice_as_much_as_the_one_before():
     shape = shapes((5, 4, 4), (5, 4, 4), (5, 4, 4))
     method = ABInit(weight=3.0)
@@ -48,6 +49,7 @@ def test_each_stage_counts_twice_as_much_as_the_one_before():
     assert list(losses) == ["stage1", "stage2", "stage3"]
 
 
+@pytest.mark.slow
 def test_a_connector_is_there_only_where_shapes_differ():
     student = shapes((3, 8, 8), (5, 4, 4), (3, 4, 4))
     teacher = shapes((5, 4, 4), (5, 4, 4), (5, 4, 4), (9, 2, 2))
@@ -58,6 +60,7 @@ def test_a_connector_is_there_only_where_shapes_differ():
     assert not any(isinstance(part, nn.ReLU) for part in helpers.modules())
 
 
+@pytest.mark.slow
 def test_the_prelude_trains_every_stage_the_connectors_and_nothing_else():
     prelude = AB(weight=2.0, margin=0.5, init_epochs=5).prelude()
     assert prelude.method == ABInit(weight=2.0, margin=0.5)
@@ -71,6 +74,7 @@ def test_the_prelude_trains_every_stage_the_connectors_and_nothing_else():
         assert (parameter.grad is None) == ("classifier" in name), name
 
 
+@pytest.mark.slow
 def test_afterwards_the_method_has_no_loss_of_its_own():
     method = AB()
     assert method.needs() == Signal(0)
@@ -87,6 +91,7 @@ def test_networks_that_do_not_suit_are_refused(method):
         method.helpers(Shapes(10, 64, {}), shapes((5, 4, 4)))
 
 
+@pytest.mark.slow
 @each(("model", "moves"), [("wrn_16_1", True), ("resnet8", False)])
 def test_the_norm_behind_a_wide_network_s_last_stage_can_stay_in_evaluation(model, moves):
     torch.manual_seed(0)

@@ -41,6 +41,7 @@ def test_a_step_has_the_values_of_the_specification():
     assert torch.equal(centres.rows, before)
 
 
+@pytest.mark.slow
 def test_samples_of_one_class_move_its_centre_in_the_order_of_their_ids():
     one, other = Centres(3, 6).double(), Centres(3, 6).double()
     other.load_state_dict(one.state_dict())

@@ -64,6 +64,7 @@ def test_both_terms_are_their_formulas():
     assert loss_of(method, student, teacher).item() == pytest.approx(expected, rel=1e-11)
 
 
+@pytest.mark.slow
 def test_the_least_alike_sample_gets_the_highest_temperature():
     student, teacher = drawn()
     teacher[0] = student[0]
@@ -73,6 +74,7 @@ def test_the_least_alike_sample_gets_the_highest_temperature():
     assert found[0].item() == pytest.approx(2.0) and found[4].item() == pytest.approx(6.0)
 
 
+@pytest.mark.slow
 def test_samples_that_are_all_as_alike_get_the_low_temperature():
     student, teacher = (logits[:1].repeat(4, 1) for logits in drawn())
     for dtype in (torch.float32, torch.float64):
@@ -80,6 +82,7 @@ def test_samples_that_are_all_as_alike_get_the_low_temperature():
         assert torch.equal(found, torch.full((4, 1), 2.0, dtype=dtype))
 
 
+@pytest.mark.slow
 def test_the_temperatures_of_the_samples_have_no_gradient():
     student, teacher = drawn()
     student.requires_grad_()
@@ -92,29 +95,10 @@ def test_the_temperatures_of_the_samples_have_no_gradient():
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.slow
 def test_one_sample_alone_has_no_loss():
     student = STUDENT[:1].clone().requires_grad_()
     loss = loss_of(CosineKD(), student, TEACHER[:1])
     loss.backward()
     assert loss == 0
     assert not student.grad.any()
-
-
-def test_a_student_that_equals_its_teacher_has_no_loss():
-    assert loss_of(CosineKD(), TEACHER).abs() < 1e-4  # the 1e-8 beside products of norms
-
-
-def test_large_logits_in_float32_give_a_finite_loss_and_gradient():
-    student = torch.full((4, 10), -80.0).scatter_(1, TARGETS[:, None], 80.0).requires_grad_()
-    for teacher in (-student.detach(), student.detach()):
-        loss = loss_of(CosineKD(temperature=1.0, low=1.0), student, teacher)
-        (gradient,) = torch.autograd.grad(loss, student)
-        assert bool(loss.isfinite()) and bool(gradient.isfinite().all())
-
-
-def test_the_gradient_is_that_of_the_loss():
-    student, teacher = drawn(3, 4)
-    method = CosineKD(weighted=False)
-    assert torch.autograd.gradcheck(
-        lambda z: loss_of(method, z, teacher), student.clone().requires_grad_()
-    )

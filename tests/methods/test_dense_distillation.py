@@ -50,11 +50,13 @@ def test_golden_values(distance):
     assert loss_of(method, student, teacher) == pytest.approx(GOLDEN[distance], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_beta_of_one_is_torch_s_smooth_l1():
     method = DenseDistillation(beta=1.0)
     assert loss_of(method, *golden_tokens()) == pytest.approx(0.543955257, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_angles_ignore_the_scale_of_the_student_and_distances_do_not():
     student, teacher = golden_tokens()
     for distance in ("cosine", "gram_mse", "gram_kl"):
@@ -67,6 +69,7 @@ def test_angles_ignore_the_scale_of_the_student_and_distances_do_not():
     )
 
 
+@pytest.mark.slow
 def test_the_local_term_ignores_rotations_of_channels_and_is_0_at_one_place():
     student, teacher = golden_tokens()
     method = DenseDistillation(distance="gram_kl")
@@ -77,6 +80,7 @@ def test_the_local_term_ignores_rotations_of_channels_and_is_0_at_one_place():
     assert loss_of(method, student[:, :, :1], teacher[:, :, :1]) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_lightly_train_s_third_version_is_the_sum_of_a_queue_and_a_local_term():
     method = Combine(
         combine=(FeatureDistillation(distance="queue"), DenseDistillation(distance="gram_kl"))
@@ -85,6 +89,7 @@ def test_lightly_train_s_third_version_is_the_sum_of_a_queue_and_a_local_term():
     assert method.spots({"stage1": 0}, {"stage1": 0}).keys() == {"stage1", "embedding"}
 
 
+@pytest.mark.slow
 def test_a_standardised_target_has_the_promised_moments():
     torch.manual_seed(0)
     vectors = torch.randn(5000, 8).double() @ torch.randn(8, 8).double() + 3
@@ -103,6 +108,7 @@ def test_a_standardised_target_has_the_promised_moments():
             torch.testing.assert_close(one, torch.eye(8).double(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @each("size", [1, 20, 28, 36, 44, 192, 768])
 def test_hadamard_matrices_have_equal_magnitudes(size):
     matrix = hadamard(size) * size**0.5
@@ -112,6 +118,7 @@ def test_hadamard_matrices_have_equal_magnitudes(size):
     )
 
 
+@pytest.mark.slow
 def test_one_phi_s_target_is_a_rescaled_one():
     student, teacher = golden_tokens()
     method = DenseDistillation(distance="mse", standardise="phi_s")
@@ -129,6 +136,7 @@ def test_one_phi_s_target_is_a_rescaled_one():
     assert loss_of(method, rows, teacher, helpers) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_teacher_s_map_is_pooled_to_a_grid_and_the_student_s_brought_there():
     shapes = Shapes(0, 0, {"stage1": (3, 8, 8)}), Shapes(0, 0, {"stage1": (5, 6, 6)})
     method = DenseDistillation(distance="mse", grid=3)
@@ -165,6 +173,7 @@ def test_a_network_without_stages_is_refused():
         DenseDistillation().helpers(Shapes(0, 6, {}), SHAPES[1])
 
 
+@pytest.mark.slow
 def test_the_last_two_stages_are_side_by_side_at_the_last_one_s_size():
     network, pixels = build("resnet8x4", 0).eval(), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -205,6 +214,7 @@ def test_the_last_two_blocks_of_a_transformer_go_through_its_last_norm(name):
     assert not torch.equal(before, last)
 
 
+@pytest.mark.slow
 def test_places_are_not_compared_with_each_other_where_there_is_one():
     one, more = Shapes(0, 6, {"stage3": (6, 1, 1)}), SHAPES[1]
     for shapes, grid in (((one, more), None), ((more, one), None), ((more, more), 1)):

@@ -48,12 +48,14 @@ def test_the_loss_is_the_formula_pair_by_pair():
     assert loss.item() == pytest.approx(1.5 * 2.5**2 * (0.3 * inter + 0.7 * intra), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_one_sample_alone_has_no_correlation_within_a_class():
     both, between = DIST(weight=1.0), DIST(weight=1.0, gamma=0.0)
     loss = loss_of(both, STUDENT[:1], TEACHER[:1]) - loss_of(between, STUDENT[:1], TEACHER[:1])
     assert loss.item() == pytest.approx(16.0, rel=1e-12)  # intra is 1, times T**2
 
 
+@pytest.mark.slow
 def test_a_constant_row_correlates_with_nothing_and_gives_no_nan():
     rows, other = torch.ones(2, 5, requires_grad=True), torch.randn(2, 5)
     result = correlation(rows, other)
@@ -67,6 +69,7 @@ def test_a_constant_row_correlates_with_nothing_and_gives_no_nan():
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.slow
 def test_rows_on_a_common_line_correlate_fully():
     teacher = drawn()[0]
     torch.testing.assert_close(  # the 1e-8 beside norms of about 10
@@ -74,19 +77,4 @@ def test_rows_on_a_common_line_correlate_fully():
     )
     torch.testing.assert_close(
         correlation(-teacher, teacher), -torch.ones(6).double(), rtol=0, atol=1e-8
-    )
-
-
-def test_sure_and_wrong_logits_in_float32_give_a_finite_loss_and_gradient():
-    student = torch.full((4, 10), -80.0).scatter_(1, TARGETS[:, None], 80.0).requires_grad_()
-    for temperature in (1.0, 4.0):
-        loss = loss_of(DIST(temperature=temperature), student, -student.detach())
-        (gradient,) = torch.autograd.grad(loss, student)
-        assert bool(loss.isfinite()) and bool(gradient.isfinite().all())
-
-
-def test_the_gradient_is_that_of_the_loss():
-    student, teacher = drawn(4, 3)
-    assert torch.autograd.gradcheck(
-        lambda z: loss_of(DIST(), z, teacher), student.clone().requires_grad_()
     )

@@ -36,6 +36,7 @@ def test_scores_have_the_values_of_the_specification():
     assert teacher.item() == pytest.approx(1.068260148, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_in_a_space_that_is_turned_and_distances_are_not():
     turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double())[
         0
@@ -46,6 +47,7 @@ def test_scores_are_the_same_in_a_space_that_is_turned_and_distances_are_not():
     assert not torch.allclose(loss_of(MINE, THEIRS), loss_of(MINE @ turn, THEIRS))
 
 
+@pytest.mark.slow
 @each("items", ["teacher", "student"])
 def test_both_parts_vanish_at_the_teacher_and_add_up_elsewhere(items):
     assert loss_of(THEIRS, THEIRS, score_weight=1.0, items=items) < 1e-5
@@ -55,12 +57,14 @@ def test_both_parts_vanish_at_the_teacher_and_add_up_elsewhere(items):
     torch.testing.assert_close(both, 3 * (loss_of(MINE, THEIRS) + 2 * scores))
 
 
+@pytest.mark.slow
 def test_the_gradient_at_the_teacher_is_finite():
     student = F.pad(THEIRS, (0, 0)).requires_grad_()
     loss_of(student, THEIRS).backward()
     assert student.grad is not None and not student.grad.isnan().any()
 
 
+@pytest.mark.slow
 def test_a_linear_map_stands_between_embeddings_of_different_widths_only():
     assert not EmbedDistill().helpers(Shapes(0, 6, {}), Shapes(0, 6, {}))
     helpers = EmbedDistill().helpers(Shapes(0, 4, {}), Shapes(0, 6, {}))

@@ -34,6 +34,7 @@ def test_the_loss_is_the_weighted_mean_squared_error_of_the_regressor():
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.slow
 def test_the_regressor_meets_every_size():
     for sides in [(8, 8), (8, 4), (4, 8), (7, 4), (4, 7), (3, 9)]:
         mine, theirs = (3, sides[0], sides[0]), (5, sides[1], sides[1])
@@ -42,6 +43,7 @@ def test_the_regressor_meets_every_size():
         assert helpers["regressor"](torch.randn(2, *mine)).shape == (2, *theirs)
 
 
+@pytest.mark.slow
 def test_the_regressor_meets_every_size_of_pictures_that_are_not_square():
     for theirs in [(1, 4), (1, 2), (4, 6), (8, 4), (4, 4), (2, 2)]:
         for mine in [(1, 2), (1, 4), (4, 4), (4, 8), (3, 5), (1, 3)]:
@@ -49,6 +51,7 @@ def test_the_regressor_meets_every_size_of_pictures_that_are_not_square():
             assert helpers["regressor"](torch.randn(2, 3, *mine)).shape == (2, 5, *theirs)
 
 
+@pytest.mark.slow
 def test_another_stage_may_be_asked_for():
     method = FitNet(stage="stem")
     helpers = method.helpers(shapes(stem=(3, 4, 4)), shapes(stem=(5, 4, 4))).double()

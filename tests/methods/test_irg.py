@@ -63,18 +63,21 @@ def test_the_edges_loss_has_its_golden_value():
     assert loss.item() == pytest.approx(0.001062052884, rel=1e-9)
 
 
+@pytest.mark.slow
 @each("features", [MINE, MAPS["fs"], 100 + 3 * MINE])
 def test_edges_are_squared_distances_over_the_largest(features):
     expected = torch.tensor(naive_edges(features), dtype=torch.float64)
     torch.testing.assert_close(edges(features), expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 @each(("earlier", "later"), [("a8", "fs"), ("a8", "fs5"), ("ft", "gs1")])
 def test_transformations_are_pooled_moves_over_the_largest(earlier, later):
     expected = torch.tensor(naive_transformation(MAPS[earlier], MAPS[later]), dtype=torch.float64)
     torch.testing.assert_close(transformation(MAPS[earlier], MAPS[later]), expected)
 
 
+@pytest.mark.slow
 def test_twice_the_channels_are_averaged_in_pairs():
     wide = torch.stack([MAPS["fs"][:, 0], MAPS["fs"][:, 0] + 2, *MAPS["fs5"].unbind(1)[:4]], dim=1)
     paired = (wide[:, 0::2] + wide[:, 1::2]) / 2
@@ -82,6 +85,7 @@ def test_twice_the_channels_are_averaged_in_pairs():
     torch.testing.assert_close(transformation(MAPS["a8"], wide), expected)
 
 
+@pytest.mark.slow
 def test_vertices_edges_and_transformation_stand_at_their_spots():
     losses = losses_of(IRG(vertex=0.2, edge=3.0, transformation=4.0, weight=0.5))
     assert list(losses) == ["logits", "stage1", "stage2", "embedding"]
@@ -105,12 +109,14 @@ def test_vertices_edges_and_transformation_stand_at_their_spots():
         assert losses[spot].item() == pytest.approx(value, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_one_sample_alone_has_vertices_only():
     losses = losses_of(IRG(), slice(0, 1))
     assert losses["logits"] > 0
     assert all(losses[spot] == 0 for spot in ("stage1", "stage2", "embedding"))
 
 
+@pytest.mark.slow
 def test_equal_samples_give_no_edges_and_no_nan():
     for dtype in (torch.float32, torch.float64):
         same = torch.full((4, 6), 3.0, dtype=dtype, requires_grad=True)
@@ -130,6 +136,7 @@ def test_networks_with_fewer_than_two_stages_are_refused():
         IRG().helpers(two, one)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_loss():
     def loss(logits, embedding, first, last):
         mine = outputs(logits, embedding, first, last)

@@ -53,6 +53,7 @@ def test_margins_have_the_values_of_the_specification(fields, value):
     assert loss_of(Faces(**fields)).item() == pytest.approx(value, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_a_combined_margin_multiplies_adds_and_takes_away():
     cosine = margins.target_of(classifier(1.0)(EMBEDDINGS), LABELS)
     logits = classifier(64.0)(EMBEDDINGS).detach()
@@ -61,6 +62,7 @@ def test_a_combined_margin_multiplies_adds_and_takes_away():
     assert loss_of(task).item() == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-9)
 
 
+@pytest.mark.slow
 @each(("factor", "margin"), [(1.0, 0.5), (1.35, 0.0), (1.35, 0.5), (2.0, 1.5)])
 def test_the_fallback_never_rises_with_the_angle(factor, margin):
     target = torch.linspace(0, math.pi, 2001).double().cos().clamp(-1 + 1e-7, 1 - 1e-7)
@@ -77,6 +79,7 @@ def test_adaface_has_the_value_of_the_specification():
     assert F.cross_entropy(logits, LABELS).item() == pytest.approx(84.20745049, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_adaface_takes_a_hundredth_of_each_batch_into_its_moments():
     head = classifier(64.0).train()
     loss_of(Faces(head="adaface"), head=head)
@@ -110,6 +113,7 @@ def test_sphereface_has_the_values_of_the_specification():
     assert edge.item() == pytest.approx(-7)  # k is 3 at pi
 
 
+@pytest.mark.slow
 def test_true_gradients_differ_from_the_identity_s_by_a_ratio_of_sines():
     cosine = margins.target_of(classifier(1.0)(EMBEDDINGS), LABELS)[[0, 1, 3]]
     cosine = cosine.detach().requires_grad_()
@@ -123,6 +127,7 @@ def test_true_gradients_differ_from_the_identity_s_by_a_ratio_of_sines():
     torch.testing.assert_close((theta + 0.5).sin() / theta.sin(), expected)
 
 
+@pytest.mark.slow
 @each("head", [*margins.MARGINS, "normface", "magface", "combined"])
 def test_gradients_are_finite_where_the_embedding_is_its_class(head):
     made = classifier(64.0)

@@ -31,6 +31,7 @@ def test_the_loss_has_its_golden_value():
     assert selectivity_loss(MAPS["fs"], MAPS["ft"]).item() == pytest.approx(0.2492837741, rel=1e-6)
 
 
+@pytest.mark.slow
 @each(("wide", "wide_teacher", "side"), [(3, 5, 6), (30, 40, 2), (2, 40, 3)])
 def test_both_ways_of_summing_are_the_kernel_sum(wide, wide_teacher, side):
     generator = torch.Generator().manual_seed(0)
@@ -39,17 +40,20 @@ def test_both_ways_of_summing_are_the_kernel_sum(wide, wide_teacher, side):
     torch.testing.assert_close(selectivity_loss(student, teacher), naive(student, teacher))
 
 
+@pytest.mark.slow
 def test_larger_maps_are_averaged_down():
     small = torch.nn.functional.avg_pool2d(MAPS["ft8"], 2)
     torch.testing.assert_close(selectivity_loss(MAPS["fs"], MAPS["ft8"]), naive(MAPS["fs"], small))
 
 
+@pytest.mark.slow
 @each("side", [2, 8])
 def test_the_order_and_the_scale_of_channels_do_not_matter(side):
     maps = torch.randn(2, 6, side, side, dtype=torch.float64)
     assert selectivity_loss(maps, 3 * maps.flip(1)).abs() < 1e-14
 
 
+@pytest.mark.slow
 @each("side", [2, 8])
 def test_maps_of_zeros_give_no_loss_and_no_gradient(side):
     student = torch.zeros(2, 6, side, side, requires_grad=True)
@@ -59,6 +63,7 @@ def test_maps_of_zeros_give_no_loss_and_no_gradient(side):
     assert not student.grad.any()
 
 
+@pytest.mark.slow
 def test_one_weighted_loss_per_stage_that_both_have():
     logits = torch.zeros(4, 10, dtype=torch.float64)
     student = Outputs(logits, {"stem": MAPS["a8"], "stage1": MAPS["fs"]})

@@ -65,6 +65,7 @@ def test_radio_s_spatial_loss_is_one_of_its_settings():
     assert loss == pytest.approx(0.531940699, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_dropping_none_is_the_mean_and_dropping_all_the_maximum():
     student, near = pair()
     far = outputs(-near.embedding, -near.map[..., 0])
@@ -80,6 +81,7 @@ def test_dropping_none_is_the_mean_and_dropping_all_the_maximum():
     assert most == pytest.approx(torch.maximum(*each).mean().item() / 2, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_share_of_teachers_is_dropped_by_key():
     method = PanelDistillation(drop=0.5)
     distances = torch.stack([torch.full((4000,), 2.0), torch.ones(4000), torch.ones(4000)])
@@ -93,6 +95,7 @@ def test_a_share_of_teachers_is_dropped_by_key():
     assert torch.equal(method.kept(distances[:, rows], batch.rows(rows)), kept[:, rows])
 
 
+@pytest.mark.slow
 def test_each_teacher_is_standardised_by_its_own_outputs():
     method = PanelDistillation()
     _, teacher = pair()
@@ -110,6 +113,7 @@ def test_each_teacher_is_standardised_by_its_own_outputs():
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.slow
 def test_c_radio_s_losses_are_its_settings():
     method = PanelDistillation(
         embedding_distance="angle", map_distance="mse", standardise="phi_s", drop=0.0

@@ -35,6 +35,7 @@ def test_the_loss_is_the_formula_size_by_size():
     assert hierarchical_loss(MAPS["a8"], MAPS["ft8"]).item() == pytest.approx(total, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_pixel_is_the_plain_error():
     student, teacher = MAPS["fs"][:, :, :1, :1], MAPS["ft3"][:, :, :1, :1]
     loss = hierarchical_loss(student, teacher)
@@ -58,6 +59,7 @@ def test_a_fusion_is_the_formula():
     torch.testing.assert_close(guess, expected)
 
 
+@pytest.mark.slow
 def test_spots_are_guessed_from_the_deepest_on_each_from_the_one_below():
     student, teacher = pair()
     method = ReviewKD(weight=3.0, warmup_epochs=0)
@@ -74,6 +76,7 @@ def test_spots_are_guessed_from_the_deepest_on_each_from_the_one_below():
     torch.testing.assert_close(dict(losses), expected)
 
 
+@pytest.mark.slow
 def test_the_weight_warms_up():
     student, teacher = pair()
     method = ReviewKD(warmup_epochs=4)
@@ -88,6 +91,7 @@ def test_the_weight_warms_up():
     assert [first, second, later] == pytest.approx([full / 4, full / 2, full])
 
 
+@pytest.mark.slow
 def test_networks_may_differ_in_their_numbers_of_stages_and_sizes():
     student = Shapes(10, 700, {"stage1": (3, 8, 8), "stage2": (4, 4, 4), "stage3": (6, 2, 2)})
     teacher = Shapes(10, 20, {"stage1": (5, 4, 4), "stage2": (7, 8, 8)})

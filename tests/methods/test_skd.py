@@ -116,15 +116,6 @@ def test_the_gradient_is_orthogonal_to_scale_and_shift():
     assert (student.grad * centred).sum(1).abs().max() < 1e-7  # the 1e-7 of the denominator
 
 
-@each("variant", ["layer_norm", "teacher_std", "l2"])
-def test_equal_logits_of_a_student_give_a_finite_loss_and_gradient(variant):
-    student = torch.zeros(4, 10, requires_grad=True)
-    loss = objective(SKD(variant=variant), student=student)
-    loss.backward()
-    assert bool(loss.isfinite())
-    assert bool(student.grad.isfinite().all())
-
-
 def test_the_automatic_radius_is_the_teachers_mean_row_std_over_all_batches():
     method = SKD()
     helpers = method.helpers(None, None)

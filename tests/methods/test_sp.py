@@ -26,16 +26,19 @@ def test_the_loss_is_the_formula_pair_by_pair():
     torch.testing.assert_close(similarity_loss(MAPS["a8"], MAPS["ft"]), expected)
 
 
+@pytest.mark.slow
 def test_one_sample_has_no_loss():
     assert similarity_loss(MAPS["fs"][:1], MAPS["ft"][:1]) == 0
 
 
+@pytest.mark.slow
 def test_a_network_of_another_scale_and_orthogonal_coordinates_has_no_loss():
     rotation, _ = torch.linalg.qr(torch.randn(48, 48, dtype=torch.float64))
     other = 5 * MAPS["fs"].flatten(1) @ rotation
     assert similarity_loss(MAPS["fs"], other) < 1e-25
 
 
+@pytest.mark.slow
 def test_the_last_stages_are_compared_whatever_their_number():
     student = Outputs(LOGITS, {"stem": MAPS["a8"], "stage1": MAPS["a8"], "stage2": MAPS["fs"]})
     teacher = Outputs(LOGITS, {"stem": MAPS["ft8"], "stage1": MAPS["ft"]})
@@ -44,6 +47,7 @@ def test_the_last_stages_are_compared_whatever_their_number():
     assert losses["stage2"].item() == pytest.approx(2 * 0.003382643604, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_embeddings_are_read_alone_where_they_are_asked_for():
     method = SP(on="embedding", weight=2.0)
     assert method.needs() == Signal.EMBEDDING

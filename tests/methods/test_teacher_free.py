@@ -44,6 +44,7 @@ def test_the_target_is_the_released_code_s():
     torch.testing.assert_close(loss_of(TeacherFree(weight=0.3)), 0.3 * expected)
 
 
+@pytest.mark.slow
 def test_a_mixed_sample_has_the_mixture_of_its_classes_as_target():
     hard = F.one_hot(TARGETS, 10).double()
     torch.testing.assert_close(loss_of(TeacherFree(), targets=hard), loss_of(TeacherFree()))
@@ -54,12 +55,14 @@ def test_a_mixed_sample_has_the_mixture_of_its_classes_as_target():
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.slow
 def test_it_needs_no_teacher_and_its_plan_makes_none(tmp_path):
     run = student_run(Store(tmp_path), TeacherFree(), teacher=None)
     work = plan([run])
     assert (work.teachers, work.caches, work.students) == ((), (), (run,))
 
 
+@pytest.mark.slow
 def test_its_losses_are_computed_without_a_teacher():
     student, _ = pair()
     learner = Learner(student, TeacherFree(weight=0.5), torch.nn.ModuleDict())
@@ -82,6 +85,7 @@ def test_it_trains_a_student_that_differs_from_one_by_labels_alone(tmp_path):
     assert loaded.network.outputs(torch.zeros(1, 3, 8, 8, device=CPU), Signal.LOGITS).logits.shape
 
 
+@pytest.mark.slow
 def test_a_sum_needs_a_method_that_reads_a_teacher():
     both = Combine(combine=(KD(), TeacherFree()))
     assert both.needs() == both.student_needs() == Signal.LOGITS
@@ -98,6 +102,7 @@ def test_a_backbone_without_logits_is_refused_as_part_of_a_sum_too(tmp_path):
         student_run(Store(tmp_path), both, task=Features())
 
 
+@pytest.mark.slow
 def test_a_method_s_signals_of_the_student_are_those_of_the_teacher_where_it_says_no_other():
     for kind in METHODS.values():
         method = kind()

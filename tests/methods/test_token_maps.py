@@ -8,6 +8,7 @@ from raykd.methods import METHODS
 from raykd.methods.sakd import SAKD
 from raykd.models import build
 from raykd.training.learner import Learner
+from tests.each import each
 from tests.small import batch, helpers_of, outputs_of
 
 pytest.importorskip("timm")
@@ -49,9 +50,7 @@ def test_a_step_trains_student_and_helpers(networks, name, spots):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize(
-    "method", [METHODS["ab"](), METHODS["simkd"](), SAKD(base=METHODS["at"]())], ids=str
-)
+@each("method", [METHODS["ab"](), METHODS["simkd"](), SAKD(base=METHODS["at"]())], ids=str)
 def test_what_runs_or_trains_stages_as_modules_is_refused(networks, method):
     with pytest.raises(ConfigError, match="are no modules that run one after another"):
         helpers_of(method, *networks, SIDE)

@@ -34,6 +34,7 @@ def test_the_loss_has_its_golden_value():
     assert loss.item() == pytest.approx(0.8547238081, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_negative_log_density():
     gaussian = golden()
     gaussian.rho.data = torch.linspace(-3, 3, 5).double()
@@ -44,6 +45,7 @@ def test_the_loss_is_the_negative_log_density():
     torch.testing.assert_close(gaussian(MAPS["fs"], MAPS["ft"]), expected)
 
 
+@pytest.mark.slow
 def test_one_distribution_and_one_weighted_loss_per_stage():
     student = Shapes(10, 6, {"stem": (2, 8, 8), "stage1": (3, 8, 8), "stage2": (3, 4, 4)})
     teacher = Shapes(10, 6, {"stem": (9, 8, 8), "stage1": (5, 4, 4), "stage2": (5, 4, 4)})

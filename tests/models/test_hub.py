@@ -12,6 +12,7 @@ from raykd.core.errors import ConfigError
 from raykd.models import build, hub
 from raykd.models.weights_import import WeightsImporter, configuration
 from raykd.storage.store import Store
+from tests.each import each
 from tests.servers.hub import COMMIT, HubAnswer, HubServer
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -110,7 +111,7 @@ def test_what_was_downloaded_is_used_without_a_network(server, tmp_path, monkeyp
     assert len(server.asked) == asked
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "sentence"),
     [
         ("them/nothing", "hub:them/nothing: there is no such repository, or it is private"),

@@ -29,6 +29,7 @@ def test_it_is_torchvision_s_with_a_small_stem(depth):
     torch.testing.assert_close(network(pixels), reference(pixels), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @each("depth", [18, 50])
 def test_the_norms_are_the_last_of_the_stages_main_branches(depth):
     network = build(f"cifar_resnet{depth}", 10)
@@ -41,6 +42,7 @@ def test_the_norms_are_the_last_of_the_stages_main_branches(depth):
         assert network.norms[name] is (block.bn3 if depth == 50 else block.bn2)
 
 
+@pytest.mark.slow
 def test_it_starts_from_he_s_distribution_and_torch_s_classifier():
     torch.manual_seed(0)
     network = build("cifar_resnet18", 100)

@@ -133,7 +133,7 @@ def run(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         return network(pixels)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@each("training", [False, True])
 def test_the_parts_in_order_give_what_the_network_gives(case, training):
     _, network, pixels = case
     network.train(training)
@@ -169,7 +169,7 @@ def test_features_are_maps_that_shrink(case):
     assert measure(network, size).sequential == (name not in INTERMEDIATES)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@each("training", [False, True])
 def test_asking_for_features_changes_nothing_else(case, training):
     _, network, pixels = case
     buffers = {key: value.clone() for key, value in network.named_buffers()}
@@ -455,7 +455,7 @@ def test_weights_for_other_classes_are_refused(name):
         build(name, 10, "DEFAULT")
 
 
-@pytest.mark.parametrize(
+@each(
     "error",
     [
         URLError("no route to host"),

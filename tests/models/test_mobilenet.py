@@ -1,5 +1,6 @@
 """MobileNetV2: torchvision's own block, what is linear, starting values."""
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual as Reference
@@ -22,6 +23,7 @@ def test_a_block_is_torchvision_s(width, stride):
     assert block.residual == (width == 5 and stride == 1)
 
 
+@pytest.mark.slow
 def test_the_first_block_expands_to_its_own_width():
     block = build("mobilenet_v2_x0_5", 10).stages["stage1"][0]
     convolutions = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
@@ -29,10 +31,12 @@ def test_the_first_block_expands_to_its_own_width():
     assert sizes == [(16, 16), (16, 16), (16, 8)]
 
 
+@pytest.mark.slow
 def test_no_activation_saturates():
     assert not any(isinstance(m, nn.ReLU6) for m in build("mobilenet_v2_x1_0", 10).modules())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_stages_are_linear_at_their_end_and_the_embedding_is_not():
     torch.manual_seed(0)
@@ -44,6 +48,7 @@ def test_stages_are_linear_at_their_end_and_the_embedding_is_not():
     assert out.embedding.min() >= 0
 
 
+@pytest.mark.slow
 def test_each_stage_ends_in_the_norm_that_is_named():
     network = build("mobilenet_v2_x0_5", 10)
     assert list(network.norms) == list(network.stages)
@@ -52,6 +57,7 @@ def test_each_stage_ends_in_the_norm_that_is_named():
         assert network.norms[f"stage{number}"] is network.stages[f"stage{number}"][-1].bn
 
 
+@pytest.mark.slow
 def test_it_starts_from_he_s_distribution_and_a_small_classifier():
     torch.manual_seed(0)
     network = build("MobileNetV2", 100)

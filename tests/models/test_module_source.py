@@ -7,6 +7,7 @@ from torch import nn
 
 from raykd.core.errors import ConfigError
 from raykd.models.module_source import check_same, source_of
+from tests.each import each
 
 
 class Block(nn.Module):
@@ -86,7 +87,7 @@ def tied():
     return module
 
 
-@pytest.mark.parametrize(
+@each(
     ("module", "stages", "says"),
     [
         (Net(end=lambda x: x if x.sum() > 0 else -x), None, "torch.fx cannot trace"),

@@ -105,7 +105,7 @@ def test_the_benchmark_s_own_names_are_understood():
         assert NETWORKS[alias] is NETWORKS[name]
 
 
-@pytest.mark.parametrize("training", [True, False])
+@each("training", [True, False])
 @torch.no_grad()
 def test_stages_in_order_are_the_network_and_leave_each_other_s_maps_alone(network, training):
     network.train(training)
@@ -120,7 +120,7 @@ def test_stages_in_order_are_the_network_and_leave_each_other_s_maps_alone(netwo
         assert_same(after, before)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@each("training", [True, False])
 @torch.no_grad()
 def test_asking_for_preactivations_changes_nothing_else(network, training):
     network.train(training)
@@ -140,7 +140,7 @@ def test_asking_for_preactivations_changes_nothing_else(network, training):
         assert training == (not torch.equal(buffer, start[name]))
 
 
-@pytest.mark.parametrize("training", [True, False])
+@each("training", [True, False])
 @torch.no_grad()
 def test_preactivations_are_what_the_next_relu_reads(network, training):
     network.train(training)

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ def dealt(x: Tensor, groups: int) -> Tensor:
     return torch.stack([x[:, g * size + i] for i in range(size) for g in range(groups)], dim=1)
 
 
+@pytest.mark.slow
 @each("groups", [1, 2, 3])
 @each("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_shuffle_deals_out_the_channels_of_the_groups(groups, layout):
@@ -62,6 +64,7 @@ def test_a_stage_of_version_2_is_torchvision_s(number):
     torch.testing.assert_close(stage(x), reference(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @each("training", [True, False])
 @torch.no_grad()
 def test_a_stage_of_version_2_was_the_untouched_half_and_the_other_before_its_relu(training):
@@ -77,6 +80,7 @@ def test_a_stage_of_version_2_was_the_untouched_half_and_the_other_before_its_re
         torch.testing.assert_close(after, shuffled, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_halves_of_a_block_do_not_touch_its_input():
     torch.manual_seed(0)
     for block in (SplitBlock(8, 8, last=False), SplitBlock(8, 16, last=False)):
@@ -86,6 +90,7 @@ def test_the_halves_of_a_block_do_not_touch_its_input():
         assert torch.equal(x, given)
 
 
+@pytest.mark.slow
 @each("name", ["shufflenet_v1", "shufflenet_v2"])
 def test_everything_starts_as_in_torch(name):
     torch.manual_seed(0)

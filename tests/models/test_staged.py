@@ -14,6 +14,7 @@ from raykd.core.registry import Registry
 from raykd.core.types import Outputs, Signal
 from raykd.models import NETWORKS, Staged, build, check_name, measure, parameter_count
 from raykd.models.staged import Rectified, classifier_name, in_order, unallocated
+from tests.each import each
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 KINDS = ("weight", "bias")
@@ -76,7 +77,7 @@ def test_rows_invent_no_outputs(network):
         _ = kept.embedding
 
 
-@pytest.mark.parametrize("training", [True, False])
+@each("training", [True, False])
 def test_measuring_leaves_the_mode_and_the_buffers(network, training):
     network.train(training)
     before = copy.deepcopy(network.network.state_dict())
@@ -105,7 +106,7 @@ def test_glue_that_the_network_does_not_own_switches_with_it():
     assert glue[2].training
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@each("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_runs_on_its_own_parameters(network, copied):
     twin = copied(network.eval())
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """VGG networks: torchvision's own layers, the poolings between the stages, starting values."""
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.vgg import make_layers
@@ -12,6 +13,7 @@ from tests.each import each
 from tests.models.starts import assert_he_normal, assert_normal
 
 
+@pytest.mark.slow
 @each("depth", CONVOLUTIONS)
 def test_depth_counts_the_convolutions_and_three_linear_layers(depth):
     with torch.device("meta"):
@@ -38,12 +40,14 @@ def test_it_is_torchvision_s_with_one_pooling_more_for_large_images(side):
     assert last.shape == (2, 512, 4, 4)
 
 
+@pytest.mark.slow
 @each(("side", "pooled"), [(14, 3), (16, 4)])
 def test_a_map_is_pooled_once_more_where_it_is_eight_pixels_high(side, pooled):
     (pool, *_), x = build("vgg8", 10).stages["stage4"], torch.randn(1, 1, side // 2, 9)
     assert pool(x).shape[2] == (pooled if side >= 16 else side // 2)
 
 
+@pytest.mark.slow
 def test_each_stage_ends_in_the_norm_that_is_named():
     network = build("vgg13", 10)
     assert list(network.norms) == list(network.stages)
@@ -52,6 +56,7 @@ def test_each_stage_ends_in_the_norm_that_is_named():
         assert network.norms[name] is stage[-1]
 
 
+@pytest.mark.slow
 def test_it_starts_from_he_s_distribution_and_a_small_classifier():
     torch.manual_seed(0)
     network = build("vgg8", 100)

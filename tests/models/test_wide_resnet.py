@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ def test_a_block_normalises_before_it_convolves(width, stride):
     assert torch.equal(x, given)
 
 
+@pytest.mark.slow
 def test_the_first_stage_projects_only_where_it_widens():
     thin, wide = build("wrn_16_1", 10), build("wrn_16_2", 10)
     for network, projects in ((thin, [False, True, True]), (wide, [True, True, True])):
@@ -49,6 +51,7 @@ def test_the_first_stage_projects_only_where_it_widens():
         assert all(stage[1].shortcut is None for stage in blocks)
 
 
+@pytest.mark.slow
 def test_the_norms_are_the_ones_that_come_next():
     network = build("wrn_16_2", 10)
     stages = network.stages
@@ -58,6 +61,7 @@ def test_the_norms_are_the_ones_that_come_next():
     assert network.norms["stage3"] is network.pool[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_features_are_raw_and_preactivations_lead_to_the_embedding():
     torch.manual_seed(0)
@@ -69,6 +73,7 @@ def test_features_are_raw_and_preactivations_lead_to_the_embedding():
     torch.testing.assert_close(pooled, out.embedding)
 
 
+@pytest.mark.slow
 def test_it_starts_from_he_s_distribution_and_a_classifier_without_bias():
     torch.manual_seed(0)
     network = build("wrn_40_2", 100)

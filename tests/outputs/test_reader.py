@@ -259,7 +259,7 @@ def test_one_flipped_byte_in_the_teachers_weights_is_found_and_named(copied):
         live_teacher(store, train_logits(run), CPU)
 
 
-@pytest.mark.parametrize("text", ["{", '{"format": 1}', '{"format": 99}'])
+@each("text", ["{", '{"format": 1}', '{"format": 99}'])
 def test_a_manifest_that_cannot_be_read_is_an_error_that_names_it(copied, text):
     store, run = copied
     path = store.path(train_logits(run)) / MANIFEST

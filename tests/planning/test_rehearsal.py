@@ -7,6 +7,7 @@ from raykd.config.resolve import resolve
 from raykd.planning import estimate, rehearsal
 from raykd.planning.rehearsal import fastest, few_views, rehearse
 from raykd.storage.store import Store
+from tests.each import each
 
 TEXT = """
 run:
@@ -46,7 +47,7 @@ def test_a_student_that_reads_a_cache_alone_is_advised_a_quarter_of_its_epochs()
     assert few_views(experiment_of(one_each)) == {"run.views": 12}
 
 
-@pytest.mark.parametrize(
+@each(
     "override",
     [
         "run.views=all",  # as it was asked for

@@ -7,6 +7,7 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.report import gather, to_json, to_markdown
 from raykd.report.page import page
+from tests.each import each
 from tests.report.stored import TEXT, finished
 from tests.report.test_tables import shown
 
@@ -36,7 +37,7 @@ def test_a_published_score_stands_beside_ours(store):
     assert "published" not in to_markdown(without).lower()
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "says"),
     [
         ("published: {score: 3}", "experiment.published: expected a list"),

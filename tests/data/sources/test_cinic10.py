@@ -47,6 +47,7 @@ def test_it_trains_on_the_train_part_and_tests_on_the_test_part(whole):
     )
 
 
+@pytest.mark.slow
 def test_the_enlarged_set_has_the_rows_of_train_and_then_those_of_valid(whole):
     small, large = SOURCES["cinic10"](whole), SOURCES["cinic10_trainvalid"](whole)
     train, more = small.splits["train"], large.splits["train"]
@@ -66,6 +67,7 @@ def test_its_constants_are_those_of_its_authors(store, whole):
         assert (data.mean, data.std, data.size, data.classes) == (MEAN, STD, (32, 32), 10)
 
 
+@pytest.mark.slow
 def test_its_tables_have_its_constants(store, tmp_path):
     images = pa.array([encoded(picture(0))] * 10, pa.binary())
     content = pa.table({"image": images, "label": list(range(10))})
@@ -81,6 +83,7 @@ def test_its_tables_have_its_constants(store, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", slow_but([True, False], [True]))
 @pytest.mark.parametrize("name", ["cinic10_trainvalid"])
 def test_it_is_downloaded_and_unpacked(cinic, tmp_path, monkeypatch, name, around):
@@ -99,6 +102,7 @@ def test_it_is_downloaded_and_unpacked(cinic, tmp_path, monkeypatch, name, aroun
     assert list(dataset.splits["train"].images) == list(expected.splits["train"].images)
 
 
+@pytest.mark.slow
 def test_a_failed_download_says_where_the_files_belong(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("RAYKD_DATA", str(tmp_path))
@@ -133,6 +137,7 @@ def test_a_part_or_a_class_that_is_wrong_is_named(cinic, name):
     assert refusal(name, missing) == f"{missing}: there is no such file or folder (data.path)"
 
 
+@pytest.mark.slow
 def test_only_the_enlarged_set_needs_the_valid_part(cinic):
     shutil.rmtree(cinic / "valid")
     assert len(SOURCES["cinic10"](cinic.parent).splits["train"].labels) == 20

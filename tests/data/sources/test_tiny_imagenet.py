@@ -72,6 +72,7 @@ def test_a_class_is_called_by_its_first_word_where_that_is_its_own(tiny):
     assert SOURCES["tiny_imagenet"](tiny).names == ("n01", "n02", "n10")
 
 
+@pytest.mark.slow
 def test_grey_images_get_three_channels(store, tiny):
     data = read(store, Data(name="tiny_imagenet"), tiny)
     train, test = open_images(store, data)
@@ -81,6 +82,7 @@ def test_grey_images_get_three_channels(store, tiny):
     assert (data.mean, data.std) == ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 
 
+@pytest.mark.slow
 def test_the_folder_is_found_through_its_parent_and_its_archive(tiny, monkeypatch):
     labels = SOURCES["tiny_imagenet"](tiny.parent).splits["test"].labels
     file = Path(shutil.make_archive(str(tiny), "zip", tiny.parent, tiny.name))
@@ -91,6 +93,7 @@ def test_the_folder_is_found_through_its_parent_and_its_archive(tiny, monkeypatc
         assert dataset.splits["test"].labels.tolist() == labels.tolist()
 
 
+@pytest.mark.slow
 def test_without_a_path_it_is_downloaded(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("RAYKD_DATA", str(tmp_path / "downloads"))
@@ -106,6 +109,7 @@ def test_without_a_path_it_is_downloaded(tiny, tmp_path, monkeypatch):
     assert np.array_equal(pixels(dataset), pixels(SOURCES["tiny_imagenet"](tiny)))
 
 
+@pytest.mark.slow
 def test_its_tables_have_its_constants_unless_the_folder_is_there_too(tiny):
     images = pa.array([encoded(jpeg(0), "JPEG")] * 2, pa.binary())
     tables = tiny.parent / "tables"
@@ -116,6 +120,7 @@ def test_its_tables_have_its_constants_unless_the_folder_is_there_too(tiny):
     assert len(SOURCES["tiny_imagenet"](tiny.parent).names) == 3
 
 
+@pytest.mark.slow
 def test_hidden_files_are_left_out(tiny):
     put(tiny / "train/n01/images/._n01_0.JPEG", b"x")
     put(tiny / "val/images/._val_0.JPEG", b"x")
@@ -142,6 +147,7 @@ def test_a_wrong_annotation_is_named_with_its_line(tiny, what):
     assert message.startswith(f"{tiny / 'val/val_annotations.txt'}, line 2: {problem}")
 
 
+@pytest.mark.slow
 def test_an_image_without_an_annotation_is_refused(tiny):
     extra = put(tiny / "val/images/val_5.JPEG")
     assert refusal("tiny_imagenet", tiny) == (
@@ -149,6 +155,7 @@ def test_an_image_without_an_annotation_is_refused(tiny):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["val/val_annotations.txt"])
 def test_a_missing_list_is_named(tiny, name):
     (tiny / name).unlink()
@@ -158,12 +165,14 @@ def test_a_missing_list_is_named(tiny, name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["words.txt"])
 def test_a_list_that_is_no_text_is_named(tiny, name):
     put(tiny / name, b"\xff\xfe\xfd")
     assert refusal("tiny_imagenet", tiny) == f"{tiny / name}: is not text"
 
 
+@pytest.mark.slow
 def test_a_wrong_list_of_classes_is_named(tiny):
     file = put(tiny / "wnids.txt", "\n")
     assert refusal("tiny_imagenet", tiny) == f"{file}: expected one wnid a line, found nothing"
@@ -181,17 +190,20 @@ def test_a_wrong_list_of_classes_is_named(tiny):
     )
 
 
+@pytest.mark.slow
 def test_an_empty_class_is_named(tiny):
     shutil.rmtree(tiny / "train/n02/images")
     message = refusal("tiny_imagenet", tiny)
     assert message.startswith(f"{tiny / 'train/n02'}: the class folder holds no image")
 
 
+@pytest.mark.slow
 def test_missing_training_images_are_named(tiny):
     shutil.rmtree(tiny / "train")
     assert refusal("tiny_imagenet", tiny).startswith(f"{tiny / 'train'}: there is no such folder")
 
 
+@pytest.mark.slow
 def test_a_path_without_the_dataset_is_refused(tmp_path):
     missing = tmp_path / "missing"
     assert refusal("tiny_imagenet", missing) == (
