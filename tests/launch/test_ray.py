@@ -189,6 +189,32 @@ def test_trainings_that_fail_alike_keep_the_status_of_their_errors(cluster, stor
     assert [type(error) for error in errors] == [CacheCorrupt, CacheCorrupt]
 
 
+class Meeting:
+    """Target of two workers: a unit that ends at once, and one that waits for the other's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def step(self) -> int:
+        return os.getpid()
+
+    def meet(self) -> int:
+        (self.folder / str(os.getpid())).touch()
+        while len(os.listdir(self.folder)) < 2:
+            time.sleep(0.05)
+        return os.getpid()
+
+
+def test_a_second_worker_is_started_for_long_units_alone(cluster, tmp_path):
+    def values(method: str, count: int) -> set[int]:
+        units = [Unit(method, (), f"unit {number}") for number in range(count)]
+        return {event.value for event in workers.run(units, patient=True) if event.state == "done"}
+
+    with Pool(lambda: Meeting(tmp_path), Scale(workers=1), limit=2) as workers:
+        assert len(values("step", 20)) == 1
+        assert len(values("meet", 2)) == 2
+
+
 def test_more_workers_than_the_cluster_has_are_refused_at_once(cluster, store):
     run = student_run(store)
     with pytest.raises(NoRoom, match=r"wants 64 workers .* the cluster has 2 CPUs"):
