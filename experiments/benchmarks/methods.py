@@ -267,7 +267,7 @@ class Subject:
         theirs = of_panel([one] * teachers)
         helpers = self.method.helpers(mine, theirs, torch.arange(ROWS) % CLASSES)
         self.learner = _on(networks.device, Learner(student, self.method, helpers))
-        live = LiveTeacher(networks.teacher, self.needs)
+        live = LiveTeacher(networks.teacher, self.needs, derived=self.method.derived())
         self.live = PanelTeacher([live] * teachers, "none") if teachers > 1 else live
         self.teacher = SourceByLook(dict.fromkeys(self.method.looks().teacher, self.live))
         self.student = SourceByLook(dict.fromkeys(self.method.looks().student, self._seen))

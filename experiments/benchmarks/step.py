@@ -47,6 +47,7 @@ from raykd.data.in_memory import Images
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order
 from raykd.launch.executor import execute
+from raykd.methods.at import AT
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.skd import SKD
@@ -55,6 +56,7 @@ from raykd.storage.store import Store
 from raykd.teachers.source import CachedTeacher
 from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import read_metrics
+from raykd.training.cache_builder import needed_bytes
 from raykd.training.hosts.base import EVERY_EPOCH, Host
 from raykd.training.hosts.group import GroupHost
 from raykd.training.memory import keep_freed_memory
@@ -115,7 +117,7 @@ def main(target: Path | None, pairs: int, quick: bool, no_ray: bool) -> None:
     keep_freed_memory()  # as every process of ours that trains
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), QUICK if quick else FULL, pairs)
-        rows = [*_narrow(bench), *_wide(bench), _sweep(bench), *_loader(bench)]
+        rows = [*_narrow(bench), *_wide(bench), _columns(bench), _sweep(bench), *_loader(bench)]
         if not quick:
             rows += [*_half(bench), *_ways(bench)]
         if not (quick or no_ray):
@@ -224,6 +226,24 @@ def _wide(bench: Bench) -> Iterator[Row]:
     seconds = interleaved({"cached": bench.step(run), "live": bench.step(_live(run))}, bench.pairs)
     cached, live = ("cached KD", seconds["cached"]), ("live KD", seconds["live"])
     yield compared("cached over live KD, resnet32x4 -> resnet8x4", cached, live, 2.2, "step")
+
+
+def _columns(bench: Bench) -> Row:
+    """resnet56 -> resnet20 by AT: from the columns of a cache, and live."""
+    run = bench.prepared("resnet20", "resnet56", bench.size.steps, method=AT(source="cache"))
+    kd = run.model_copy(update={"method": KD()})
+    bench.say("resnet56 -> resnet20 by at, float32")
+    live = run.model_copy(update={"method": AT()})
+    seconds = interleaved({"cached": bench.step(run), "live": bench.step(live)}, bench.pairs)
+    both, logits = (needed_bytes(one.outputs_at(0), 1) for one in (run, kd))
+    return compared(
+        "cached over live AT, resnet56 -> resnet20",
+        ("cached AT", seconds["cached"]),
+        ("live AT", seconds["live"]),
+        None,
+        "step",
+        more=f"{both:,} bytes of a row and view, {logits:,} of them the logits",
+    )
 
 
 def _half(bench: Bench) -> Iterator[Row]:

@@ -28,6 +28,7 @@ def schema() -> dict[str, Any]:
         (student, "codec", list(CODECS)),
         (student, "embedding_codec", list(VECTOR_CODECS)),
         (student, "map_codec", list(VECTOR_CODECS)),
+        (student, "derived_codec", list(VECTOR_CODECS)),
     ):
         what = "codec" if key.endswith("codec") else "method"
         name = {"enum": names, "description": f"the {what} with its defaults"}

@@ -27,6 +27,7 @@ _SHARED = (
     "codec",
     "embedding_codec",
     "map_codec",
+    "derived_codec",
     "strong",
     "teacher_precision",
     "precision",
@@ -70,7 +71,7 @@ def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
     tree = dict(tree)
     if "method" in tree:
         tree["method"] = _method(tree["method"])
-    for key in ("codec", "embedding_codec", "map_codec", "task"):
+    for key in ("codec", "embedding_codec", "map_codec", "derived_codec", "task"):
         if isinstance(tree.get(key), str):
             tree[key] = {"name": tree[key]}
     teacher, before = tree.get("teacher"), tree.get("after")

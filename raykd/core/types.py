@@ -29,13 +29,21 @@ class Signal(enum.Flag):
     TOKENS = enum.auto()  # class and register tokens [B, P, D] after stages, as "stage2.prefix"
     MAP = enum.auto()  # the last map [B, K, H, W], or a transformer's patches, as "stage4.map"
     BLOCKS = enum.auto()  # that MAP is [B, 2 K, H, W]: before the last block's, the one before it
+    DERIVED = enum.auto()  # of the teacher alone: columns that a method's functions make of it
 
     def __str__(self) -> str:
         return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
 
 
 # Signals that need no live teacher; the classifier is loaded beside a cache.
-CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.CLASSIFIER | Signal.MAP | Signal.BLOCKS
+CACHEABLE = (
+    Signal.LOGITS
+    | Signal.EMBEDDING
+    | Signal.CLASSIFIER
+    | Signal.MAP
+    | Signal.BLOCKS
+    | Signal.DERIVED
+)
 
 # One way to show the samples of a batch: as the run's augmentation says ("given"), before mixing
 # ("clean"), their mixing partners ("partner"), strongly augmented ("strong"), or at the resolution
@@ -74,7 +82,8 @@ class Outputs:
     """Outputs of one network for one batch; only the requested signals are there.
 
     `features` maps a stage to [B, K, H, W]. `logits` [B, C], `embedding` [B, D], `pixels`
-    [B, 3, H, W], `network`, `classifier` (from embeddings to logits) and other looks raise
+    [B, 3, H, W], `network`, `classifier` (from embeddings to logits), `derived` (from the name of
+    a column, which begins with its spot, to [B, ...]) and other looks raise
     `LookupError` where they were not requested, or where the network or a cache lacks them.
 
     Where a cache keeps some classes only, `moments` [B, 2] are mean and population deviation of
@@ -90,6 +99,7 @@ class Outputs:
     network: Network
     pixels: Tensor
     classifier: nn.Module
+    derived: Mapping[str, Tensor]
 
     def __init__(
         self,
@@ -103,6 +113,7 @@ class Outputs:
         moments: Tensor | None = None,
         kept: Tensor | None = None,
         panel: "tuple[Outputs, ...]" = (),
+        derived: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.features = features
         self.panel = panel
@@ -115,6 +126,7 @@ class Outputs:
             "network": network,
             "pixels": pixels,
             "classifier": classifier if network is None else network.classifier,
+            "derived": derived,
         }
         for name, value in requested.items():
             if value is not None:
@@ -138,6 +150,11 @@ class Outputs:
         return "embedding" in vars(self)
 
     @property
+    def has_derived(self) -> bool:
+        """True where a method's functions were asked for."""
+        return "derived" in vars(self)
+
+    @property
     def map_stage(self) -> str:
         """Name of the stage that the last map is of. Raises `LookupError` without one."""
         for name in self.features:
@@ -151,10 +168,19 @@ class Outputs:
         return self.features[self.map_stage + MAP_SUFFIX]
 
     @property
+    def stages(self) -> Mapping[str, object]:
+        """The features by stage, in depth order, after the stages that derived columns are of."""
+        if any("." not in name for name in self.features):
+            return self.features
+        spots = {name.partition(".")[0] for name in vars(self).get("derived", NOTHING)}
+        return {**dict.fromkeys(sorted(spots, key=lambda s: (len(s), s))), **self.features}
+
+    @property
     def any_tensor(self) -> Tensor:
         """One of the tensors, for its device and type."""
-        values = (vars(self).get(name) for name in ("logits", "embedding"))
-        return next(value for value in (*values, *self.features.values()) if value is not None)
+        values = [vars(self).get(name) for name in ("logits", "embedding")]
+        values += [*self.features.values(), *vars(self).get("derived", NOTHING).values()]
+        return next(value for value in values if value is not None)
 
     def look(self, look: Look) -> "Outputs":
         """Outputs of the network for another look at these samples."""
@@ -175,8 +201,9 @@ class Outputs:
     def rows(self, keep: Mapping[str, Tensor]) -> "Outputs":
         """Copy with only the rows `keep[spot]` (int64 [n]) of each spot.
 
-        A spot is "logits", "embedding" or a stage, with its pre-activation; a spot that `keep`
-        lacks keeps every row. Other looks lose the same rows; the pixels keep all of theirs.
+        A spot is "logits", "embedding" or a stage, with its pre-activation and what is derived of
+        it; a spot that `keep` lacks keeps every row. Other looks lose the same rows; the pixels
+        keep all of theirs.
         """
 
         def kept(spot: str, value: Tensor) -> Tensor:
@@ -189,11 +216,13 @@ class Outputs:
             rows = value.permute(0, 2, 3, 1).index_select(0, keep[stage])
             return rows.permute(0, 3, 1, 2)
 
-        answers = {
+        answers: dict[str, Any] = {
             name: kept("embedding" if name == "embedding" else "logits", value)
             for name, value in vars(self).items()
             if name in ("logits", "moments", "kept", "embedding") and value is not None
         }
+        if self.has_derived:
+            answers["derived"] = {name: kept(name, value) for name, value in self.derived.items()}
         return self.replace(
             **answers,
             features={stage: kept(stage, value) for stage, value in self.features.items()},
@@ -208,6 +237,7 @@ _REQUESTS = {
     "network": Signal.LIVE,
     "pixels": Signal.PIXELS,
     "classifier": Signal.CLASSIFIER,
+    "derived": Signal.DERIVED,
 }
 
 

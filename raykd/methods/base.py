@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits, Record
 from raykd.core.types import NOTHING, Batch, Look, Outputs, Shapes, Signal
+from raykd.methods.derived import Derived
 from raykd.methods.helper_kinds import Calibrated
 
 MASKED_LOGIT = -1e9  # probability 0, but finite: a difference of two is not NaN
@@ -191,6 +192,14 @@ class Method(Record):
     def student_needs(self) -> Signal:
         """Signals of the student that they read; by default those of the teacher."""
         return self.needs()
+
+    def derived(self) -> tuple[Derived, ...]:
+        """Functions whose columns of the teacher the losses read, with `Signal.DERIVED`."""
+        return ()
+
+    def maps_of_teacher(self, teacher: Outputs) -> Mapping[str, Tensor]:
+        """The maps of the teacher that the losses read, by stage; those before a ReLU as ".pre"."""
+        return teacher.features
 
     def accepts(self, coverage: Coverage) -> bool:
         """True where the losses are right with this part of the teacher's logits.
@@ -380,19 +389,15 @@ class SpotMethod(Method):
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:
         """The weighted loss, at the method's one spot."""
-        ((spot, teacher_spot),) = self.spots(student.features, teacher.features).items()
+        ((spot, teacher_spot),) = self.spots(student.features, teacher.stages).items()
+        maps = self.maps_of_teacher(teacher)
         with full_precision(student.any_tensor):
             loss = self.spot_loss(
-                precise(_output_at(student, spot)),
-                precise(_output_at(teacher, teacher_spot)),
+                precise(student.embedding if spot == "embedding" else student.features[spot]),
+                precise(teacher.embedding if teacher_spot == "embedding" else maps[teacher_spot]),
                 helpers,
             )
             return {spot: value_at(self.weight, batch.epoch) * loss}
-
-
-def _output_at(outputs: Outputs, spot: str) -> Tensor:
-    """The embeddings [B, D], or the maps of a stage."""
-    return outputs.embedding if spot == "embedding" else outputs.features[spot]
 
 
 def looks_for(target: Target) -> Looks:

@@ -269,13 +269,14 @@ class StageMethod(Method):
         """One weighted loss per shared stage."""
         weight = value_at(self.weight, batch.epoch) * self.factor
         suffix = ".pre" if self.before_relu else ""
-        compared = [*helpers] or shared_stages(student.features, teacher.features)
+        maps = self.maps_of_teacher(teacher)
+        compared = [*helpers] or shared_stages(student.features, teacher.stages)
         losses: dict[str, Tensor] = {}
         with full_precision(student.any_tensor):
             for number, stage in enumerate(compared, start=1):
                 loss = self.stage_loss(
                     precise(student.features[stage + suffix]),
-                    precise(teacher.features[stage + suffix]),
+                    precise(maps[stage + suffix]),
                     helpers[stage] if helpers else None,
                 )
                 share = 2.0 ** (number - len(compared)) if self.doubling else 1.0

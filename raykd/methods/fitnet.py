@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Shapes, Signal
+from raykd.core.types import Shapes
 from raykd.methods import feature_maps
 from raykd.methods.base import Schedule, SpotMethod, Stages
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 
-class FitNet(SpotMethod):
+class FitNet(FromColumns, SpotMethod):
     """weight * mean((r(student) - teacher)**2) at one stage, with a trained regressor r.
 
     Romero et al. 2015, arXiv 1412.6550, who train the hint first, as a stage of its own. Here it
@@ -33,9 +35,9 @@ class FitNet(SpotMethod):
     stage: str = "stage2"
     """Stage of both networks whose maps are compared."""
 
-    def needs(self) -> Signal:
-        """Stage outputs."""
-        return Signal.FEATURES
+    def columns(self) -> tuple[Derived, ...]:
+        """The stage's maps."""
+        return (StageMaps(stages=(self.stage,)),)
 
     def spots(self, student: Stages, teacher: Stages) -> Mapping[str, str]:
         """The stage."""

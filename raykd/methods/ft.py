@@ -24,6 +24,8 @@ from raykd.methods.base import (
     full_precision,
     precise,
 )
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 SLOPE = 0.1  # negative slope of the leaky ReLUs, as in the CRD benchmark
 
@@ -97,7 +99,7 @@ class FTParaphraser(Method):
             return {stage: F.mse_loss(helpers["paraphraser"](maps), maps)}
 
 
-class FT(SpotMethod):
+class FT(FromColumns, SpotMethod):
     """weight * mean(|a(translator(s)) - a(paraphraser(t))|) on the last stages.
 
     a(F) is the attention map: the mean square over channels, with L2 norm 1 over the pixels. The
@@ -107,6 +109,9 @@ class FT(SpotMethod):
     Weight 200, 30 epochs and the learning rate 0.01 are the CRD benchmark's; it uses that rate for
     resnet and wide-resnet students, and the student's rate for others: set `paraphraser_lr` there.
     The attention of one pixel is constant: the loss of such maps is 0.
+
+    With `source: cache` the teacher's maps are read from a cache and go through the paraphraser in
+    each step; the prelude runs the teacher.
     """
 
     title: ClassVar[str] = "Kim et al. 2018, arXiv 1802.04977"
@@ -119,9 +124,9 @@ class FT(SpotMethod):
     paraphraser_lr: float = Field(default=0.01, gt=0, le=Limits.RATE)
     """Constant learning rate of the prelude."""
 
-    def needs(self) -> Signal:
-        """Stage outputs."""
-        return Signal.FEATURES
+    def columns(self) -> tuple[Derived, ...]:
+        """The last stage's maps."""
+        return (StageMaps(deepest=1),)
 
     def prelude(self) -> Prelude:
         """The paraphraser's training."""

@@ -14,7 +14,9 @@ from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
-from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
+from raykd.methods.base import Schedule, Stages, full_precision, precise, value_at
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 _SMALLEST = 1e-12
 
@@ -48,7 +50,7 @@ def _average_channels(features: Tensor, channels: int) -> Tensor:
     return flat if flat.shape[2] == channels else F.adaptive_avg_pool1d(flat, channels)
 
 
-class IRG(Method):
+class IRG(FromColumns):
     """vertex * MSE of logits + edge * MSE of edges + transformation * MSE of transformations.
 
     Liu et al. 2019, "Knowledge distillation via instance relationship graph", CVPR 2019, as in
@@ -71,7 +73,11 @@ class IRG(Method):
     weight: Schedule = 1.0
     """Factor of all three terms: a number, [[first epoch, value], ...], or a ramp."""
 
-    def needs(self) -> Signal:
+    def columns(self) -> tuple[Derived, ...]:
+        """The maps of the last two stages."""
+        return (StageMaps(deepest=2),)
+
+    def student_needs(self) -> Signal:
         """Logits, embeddings and stages."""
         return Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES
 
@@ -95,7 +101,7 @@ class IRG(Method):
         """Vertices at "logits", edges at the other spots, the transformation at the last stage."""
         with full_precision(student.logits):
             scale = value_at(self.weight, batch.epoch)
-            maps_s, maps_t = _last_two(student), _last_two(teacher)
+            maps_s, maps_t = map(_last_two, (student.features, self.maps_of_teacher(teacher)))
             vertex = F.mse_loss(precise(student.logits), precise(teacher.logits))
             change = F.mse_loss(transformation(*maps_s.values()), transformation(*maps_t.values()))
             losses = {"logits": scale * self.vertex * vertex}
@@ -112,7 +118,6 @@ class IRG(Method):
             return losses
 
 
-def _last_two(outputs: Outputs) -> dict[str, Tensor]:
+def _last_two(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Maps of the last two stages, in depth order."""
-    names = feature_maps.deepest_stages(outputs.features, 2)
-    return {name: precise(outputs.features[name]) for name in names}
+    return {name: precise(maps[name]) for name in feature_maps.deepest_stages(maps, 2)}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from raykd.methods import feature_maps
 from raykd.methods.base import Schedule
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 
 def selectivity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def _kernel(one: Tensor, other: Tensor) -> Tensor:
     return _gram(one, other).square().mean()
 
 
-class NST(feature_maps.StageMethod):
+class NST(FromColumns, feature_maps.StageMethod):
     """weight * sum over stages of MMD**2 between the two networks' channels, kernel (a . b)**2.
 
     mean k(t, t') + mean k(s, s') - 2 mean k(s, t) over channels with L2 norm 1; the first term
@@ -54,6 +56,10 @@ class NST(feature_maps.StageMethod):
 
     name: Literal["nst"] = "nst"
     weight: Schedule = 50.0
+
+    def columns(self) -> tuple[Derived, ...]:
+        """The maps of all stages."""
+        return (StageMaps(),)
 
     def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
         """Squared MMD of the channels."""

@@ -15,7 +15,6 @@ from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods import feature_maps
 from raykd.methods.base import (
-    Method,
     Schedule,
     Stages,
     full_precision,
@@ -23,6 +22,8 @@ from raykd.methods.base import (
     value_at,
     warmup_factor,
 )
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 WIDEST = 512  # most channels of a fused map, as in the authors' code
 
@@ -78,7 +79,7 @@ def _normed(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
 
 
-class ReviewKD(Method):
+class ReviewKD(FromColumns):
     """weight * min(1, (epoch + 1) / warmup) * sum over spots of HCL(prediction, teacher).
 
     The spots are the embedding, as a map of one pixel, and all stages. From the deepest on, a
@@ -102,7 +103,11 @@ class ReviewKD(Method):
     warmup_epochs: int = Field(default=20, ge=0, le=Limits.EPOCHS)
     """Epochs in which the weight grows linearly to its value; 0: none."""
 
-    def needs(self) -> Signal:
+    def columns(self) -> tuple[Derived, ...]:
+        """The pre-activations of all stages."""
+        return (StageMaps(before_relu=True),)
+
+    def student_needs(self) -> Signal:
         """Stage outputs, pre-activations and embeddings."""
         return Signal.FEATURES | Signal.PREACTIVATIONS | Signal.EMBEDDING
 
@@ -129,13 +134,14 @@ class ReviewKD(Method):
         """One loss per spot; that of a stage also depends on the deeper spots."""
         weight = value_at(self.weight, batch.epoch) * warmup_factor(batch.epoch, self.warmup_epochs)
         losses: dict[str, Tensor] = {}
+        maps = self.maps_of_teacher(teacher)
         with full_precision(student.any_tensor):
             map_s = precise(student.embedding)[:, :, None, None]
             map_t = precise(teacher.embedding)[:, :, None, None]
             prediction, fused = helpers["embedding"](map_s, None)
             losses["embedding"] = weight * hierarchical_loss(prediction, map_t)
-            for stage in reversed(feature_maps.shared_stages(student.features, teacher.features)):
+            for stage in reversed(feature_maps.shared_stages(student.features, teacher.stages)):
                 prediction, fused = helpers[stage](precise(student.features[stage]), fused)
-                map_t = precise(teacher.features[f"{stage}.pre"])
+                map_t = precise(maps[f"{stage}.pre"])
                 losses[stage] = weight * hierarchical_loss(prediction, map_t)
         return losses

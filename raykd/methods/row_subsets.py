@@ -30,7 +30,7 @@ def losses_on_rows(
     the helpers would see only one pixel of it. Every helper gets a gradient, possibly 0, and a
     `Shared` helper is always called, because the other workers wait for it.
     """
-    spots = method.spots(student.features, teacher.features)
+    spots = method.spots(student.features, teacher.stages)
     counts = _row_counts(method, spots, rows, student, teacher, helpers)
     size = len(batch.ids)
 
@@ -76,10 +76,17 @@ def _row_counts(
         return counts
     # Batch norm in training needs more than one value per channel.
     for spot, teacher_spot in spots.items():
-        maps = student.features.get(spot), teacher.features.get(teacher_spot)
+        maps = student.features.get(spot), _map_at(teacher, teacher_spot)
         if counts[spot] == 1 and any(x is None or x[0, 0].numel() == 1 for x in maps):
             counts[spot] = 0
     return counts if all(counts.values()) or not method.joint else dict.fromkeys(counts, 0)
+
+
+def _map_at(teacher: Outputs, spot: str) -> Tensor | None:
+    """A map of the teacher's at a spot, its own or a derived one; None where there is none."""
+    derived = teacher.derived.items() if teacher.has_derived else ()
+    maps = (value for name, value in derived if name.partition(".")[0] == spot)
+    return next(maps, None) if spot not in teacher.features else teacher.features[spot]
 
 
 def _contains(helpers: nn.ModuleDict, kinds: type | UnionType) -> bool:

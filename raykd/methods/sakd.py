@@ -57,7 +57,8 @@ class SAKD(Wrapper):
       logits, which share the last spot's, and the labels' cross entropy has the weight `gamma`.
 
     A base whose losses read several spots at once (reviewkd, irg) has one decision for all of them.
-    Where the base reads only embeddings or logits, the teacher may be a cache. In a file, a base
+    Where the base reads only embeddings or logits, the teacher may be a cache; over a base with
+    `source: cache` in the modes "always" and "random", too. In a file, a base
     `fitnet` without a weight gets the official weight 1. The official code runs FitNet's regressor
     and FT's translator on all rows and selects afterwards; here they see only the chosen rows. KD
     is added for every base: a base `kd` distils the chosen samples' logits twice.
@@ -97,6 +98,11 @@ class SAKD(Wrapper):
             elif part.trains != "student":
                 reason = (
                     "leaves the student's classifier untrained, in which the routing network ends"
+                )
+            elif part.derived() and self._routes():
+                reason = (
+                    "reads columns of a cache (source: cache), and the routing network runs the "
+                    "teacher's stages, as modes always and random do not"
                 )
             elif Signal.PIXELS in part.needs():
                 reason = "differentiates all samples together, and cannot be given some of them"
@@ -209,7 +215,7 @@ class SAKD(Wrapper):
         gates, chosen = self._decisions(student, teacher, batch, helpers)
         order = (~chosen).long().argsort(dim=0, stable=True)
         by_column = [order[:count, i] for i, count in enumerate(chosen.sum(0).tolist())]
-        columns = self._columns(self.spots(student.features, teacher.features))
+        columns = self._columns(self.spots(student.features, teacher.stages))
         rows = {spot: by_column[column] for spot, column in columns.items()}
         base_rows = dict.fromkeys(rows, by_column[0]) if self._joint() else rows
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from raykd.core.types import Shapes, Signal
 from raykd.methods import feature_maps
 from raykd.methods.base import Schedule, SpotMethod, Stages
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 
 def similarity(rows: Tensor) -> Tensor:
@@ -25,12 +28,13 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (similarity(teacher) - similarity(student)).square().mean()
 
 
-class SP(SpotMethod):
+class SP(FromColumns, SpotMethod):
     """weight * ||G(teacher) - G(student)||**2 / B**2, G = F F^T with rows of length 1.
 
     F is the last stage's output as [B, K H W]; the two networks may differ in K, H and W. Tung
     and Mori 2019, arXiv 1907.09682. Weight 3000 is the CRD benchmark's. `on: embedding` is
-    our addition: the same loss on pooled features, which a cache can hold.
+    our addition: the same loss on pooled features, which a cache can hold. The matrix depends on
+    the batch, so that `source: cache` stores F itself, the map.
     """
 
     title: ClassVar[str] = "Tung and Mori 2019, arXiv 1907.09682"
@@ -41,7 +45,17 @@ class SP(SpotMethod):
     on: Literal["features", "embedding"] = "features"
     """Outputs whose similarities are compared: the last stage's maps, or the embedding."""
 
-    def needs(self) -> Signal:
+    @model_validator(mode="after")
+    def _check(self) -> "SP":
+        if self.on == "embedding" and self.source == "cache":
+            raise ValueError("a cache holds embeddings in any case; leave source out")
+        return self
+
+    def columns(self) -> tuple[Derived, ...]:
+        """The last stage's maps."""
+        return (StageMaps(deepest=1),)
+
+    def student_needs(self) -> Signal:
         """Stage outputs, or embeddings."""
         return Signal.EMBEDDING if self.on == "embedding" else Signal.FEATURES
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from raykd.methods import feature_maps
 from raykd.methods.base import Schedule
+from raykd.methods.columns import FromColumns, StageMaps
+from raykd.methods.derived import Derived
 
 VARIANCE = 5.0  # initial variance of each channel in the CRD benchmark
 EPSILON = 1e-5  # smallest variance in the CRD benchmark
@@ -42,7 +44,7 @@ class Gaussian(nn.Module):
         return 0.5 * (square / variance + variance.log()).mean()
 
 
-class VID(feature_maps.StageMethod):
+class VID(FromColumns, feature_maps.StageMethod):
     """weight * sum over stages of mean((t - mu(s))**2 / v + log v) / 2.
 
     mu (three 1 x 1 convolutions) and the variances v = softplus(rho) + 1e-5, one per channel
@@ -55,6 +57,10 @@ class VID(feature_maps.StageMethod):
 
     name: Literal["vid"] = "vid"
     weight: Schedule = 1.0
+
+    def columns(self) -> tuple[Derived, ...]:
+        """The maps of all stages."""
+        return (StageMaps(),)
 
     def stage_helper(self, student: feature_maps.Shape, teacher: feature_maps.Shape) -> Gaussian:
         """Distribution of the teacher's map given the student's."""

@@ -7,8 +7,10 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
+from raykd.core.record import canonical
 from raykd.core.types import Look, Outputs, Signal
 from raykd.methods.base import Coverage, Looks, Method, Prelude
+from raykd.methods.derived import Derived
 
 
 class Wrapper(Method):
@@ -39,6 +41,12 @@ class Wrapper(Method):
         for part in self.parts().values():
             needs |= part.student_needs()
         return needs
+
+    def derived(self) -> tuple[Derived, ...]:
+        """The parts' functions, in an order that is not the parts'."""
+        every = (one for part in self.parts().values() for one in part.derived())
+        functions = {canonical(one): one for one in every}
+        return tuple(functions[key] for key in sorted(functions))
 
     def accepts(self, coverage: Coverage) -> bool:
         """True where all parts accept the coverage."""

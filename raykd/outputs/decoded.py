@@ -19,8 +19,8 @@ def rows_of(
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """The rows of one shard, `size` at a time: id int64 [n], view int32 [n], and the signals.
 
-    Those are `logits` float32 [n, C], `embedding` float32 [n, D] and `map` float32 [n, K H W],
-    where the cache has them.
+    Those are `logits` float32 [n, C], `embedding` float32 [n, D], `map` float32 [n, K H W] and
+    derived columns by their names, flat too, where the cache has them.
     Raises `CacheCorrupt` where the shard is not as it was written.
     """
     alone = OutputsCache(cache.folder, replace(cache.manifest, shards=(shard,)), shelf=cache.shelf)
@@ -38,4 +38,6 @@ def rows_of(
             columns["embedding"] = outputs.embedding.numpy()
         if Signal.MAP in signals:
             columns["map"] = outputs.map.flatten(1).numpy()
+        if Signal.DERIVED in signals:
+            columns |= {name: x.flatten(1).numpy() for name, x in outputs.derived.items()}
         yield columns

@@ -24,6 +24,7 @@ from raykd.outputs.manifest import Manifest, Shard, check_identity, read_manifes
 from raykd.outputs.shard_files import ShardFolder
 from raykd.outputs.statistics import (
     NOTE,
+    OF_VECTORS,
     STATISTICS,
     Vectors,
     fitted_codecs,
@@ -104,8 +105,8 @@ class OutputsCache:
     ) -> Outputs:
         """The teacher's outputs for the samples `ids` (int64 [B]) in one view, as float32.
 
-        Embeddings and maps are there where they are stored and `wanted`. `codec` is one of the
-        readings of the cache's codec; None: its own.
+        Embeddings, maps and derived columns are there where they are stored and `wanted`. `codec`
+        is one of the readings of the cache's codec; None: its own.
         """
         columns, rows = self.columns(ids, view, wanted)
         plain = {name: column for name, column in columns.items() if not is_fitted(name)}
@@ -121,7 +122,7 @@ class OutputsCache:
         """Stored columns, and the rows (int64 [B]) in them of the samples `ids` (int64 [B])."""
         columns = self._view(view)
         METER.cache_bytes += len(ids) * self._row_bytes
-        for signal, kind in ((Signal.EMBEDDING, "embedding"), (Signal.MAP, "map")):
+        for signal, kind in OF_VECTORS:
             if signal not in wanted and any(kind_of(name) == kind for name in columns[0]):
                 columns = [{k: v for k, v in c.items() if kind_of(k) != kind} for c in columns]
         if len(columns) == 1:

@@ -1,4 +1,4 @@
-"""Statistics of a teacher's embeddings and maps, by which a cache's codecs store them.
+"""Statistics of a teacher's embeddings, maps and derived columns, by which codecs store them.
 
 They are computed once for a cache, from the outputs for some training images, and kept in
 `statistics.safetensors` in its folder; every shard carries the checksum of the file that it was
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from raykd.core.errors import CacheCorrupt, ConfigError
-from raykd.core.types import MAP_SUFFIX, Outputs
+from raykd.core.types import MAP_SUFFIX, Outputs, Signal
 from raykd.methods.feature_maps import pooled_to_grid
 from raykd.outputs.codecs.vectors import AnyVectorCodec, Float16, VectorCodec
 from raykd.storage import arrow
@@ -31,40 +31,59 @@ NOTE = "statistics"  # key of a shard's notes: the checksum of the statistics th
 IMAGES = 1024  # at least, as far as there are so many
 VECTORS = 10  # at least, times K
 _MOST = 1 << 16  # vectors at most: every k-th place of a map
+OF_VECTORS = (
+    (Signal.EMBEDDING, "embedding"),
+    (Signal.MAP, "map"),
+    (Signal.DERIVED, "derived"),
+)
+_FIELDS = {"embedding": "embedding", "map": "maps", "derived": "derived"}  # of a cache's recipe
+_DERIVED = "derived."  # beginning of the columns that are a method's functions of the outputs
 _LEVELS = "embedding.levels"  # column of embeddings that are not float16
 _CODEC: TypeAdapter[AnyVectorCodec] = TypeAdapter(AnyVectorCodec)
 
 
 def fitted_codecs(recipe: Mapping[str, Any]) -> dict[str, VectorCodec]:
-    """Codecs of a cache's recipe, as plain data, that need statistics: of "embedding" and "map".
+    """Codecs of a cache's recipe, as plain data, that need statistics, by the kind of output.
 
-    Embeddings as float16 are not among them; maps always are, for their shape.
+    The kinds are "embedding", "map" and "derived". Embeddings as float16 are not among them; the
+    others always are, for their shape.
     """
     codecs: dict[str, VectorCodec] = {}
-    for kind, stored in (("embedding", "embedding"), ("map", "maps")):
+    for kind, stored in _FIELDS.items():
         codec = _CODEC.validate_python(recipe.get(f"{kind}_codec")) or Float16()
-        if recipe.get(stored) and (kind == "map" or not isinstance(codec, Float16)):
+        if recipe.get(stored) and (kind != "embedding" or not isinstance(codec, Float16)):
             codecs[kind] = codec
     return codecs
 
 
-def images_for(codecs: Mapping[str, VectorCodec], places: int, channels: int) -> int:
-    """Number of images whose outputs a cache's statistics are of."""
+def images_for(
+    codecs: Mapping[str, VectorCodec],
+    places: int,
+    channels: int,
+    derived: Iterable[tuple[int, ...]] = (),
+) -> int:
+    """Number of images whose outputs a cache's statistics are of.
+
+    `derived`: sizes of the derived columns, K, or K, H and W.
+    """
     needed = [
         -(-VECTORS * channels // (places if kind == "map" else 1))
         for kind, codec in codecs.items()
-        if codec.fitted
+        if codec.fitted and kind != "derived"
     ]
+    if "derived" in codecs and codecs["derived"].fitted:
+        needed += [-(-VECTORS * width // prod(size)) for width, *size in derived]
     return max([IMAGES, *needed]) if needed else 1
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The codecs of a cache's embeddings and maps, with what they were fitted to.
+    """The codecs of a cache's embeddings, maps and derived columns, with what they were fitted to.
 
-    `fits` has for each: `mean` float64 [K], `eigenvalues` float64 [K] falling, `vectors` float32
-    [K, K] (columns), `lost` (share of the variance, float64), `shape` int64 (K, or K, H, W), and
-    the codec's own tensors. Of what needs no fit there is the shape alone.
+    `codecs` has one for each kind. `fits` has for "embedding", "map" and each derived column
+    ("derived.stage2.attention"): `mean` float64 [K], `eigenvalues` float64 [K] falling, `vectors`
+    float32 [K, K] (columns), `lost` (share of the variance, float64), `shape` int64 (K, or K, H,
+    W), and the codec's own tensors. Of what needs no fit there is the shape alone.
     """
 
     codecs: Mapping[str, VectorCodec]
@@ -81,39 +100,48 @@ class Vectors:
 
     @cached_property
     def sizes(self) -> dict[str, list[int]]:
-        """Sizes of the outputs beyond their channels, by kind: none, or H and W."""
-        return {kind: fit["shape"][1:].tolist() for kind, fit in self.fits.items()}
+        """Sizes of the outputs beyond their channels, by key of `fits`: none, or H and W."""
+        return {key: fit["shape"][1:].tolist() for key, fit in self.fits.items()}
 
     def lost(self) -> dict[str, float]:
-        """Share of the variance that was lost where the codecs were fitted, by kind."""
+        """Share of the variance that was lost where the codecs were fitted, by key of `fits`."""
         return {k: float(fit["lost"]) for k, fit in self.fits.items() if "lost" in fit}
 
     def encode(self, outputs: Outputs) -> dict[str, Tensor]:
         """Columns of one batch on the CPU. Raises `ValueError` where an output is not finite."""
         columns: dict[str, Tensor] = {}
-        for kind, codec in self.codecs.items():
-            vectors = vectors_of(outputs, kind, self.grid)
+        for key in self._keys:
+            codec, vectors = self.codecs[_kind(key)], vectors_of(outputs, key, self.grid)
             if not bool(vectors.isfinite().all()):
                 row = int((~vectors.isfinite()).flatten(1).any(1).nonzero()[0, 0])
-                raise ValueError(f"the teacher's {kind} of row {row} of this batch are not finite")
-            name = _LEVELS if kind == "embedding" else outputs.map_stage + MAP_SUFFIX
-            fit = self._fit(kind, vectors.device)
-            columns[name] = codec.encode(codec.numbers(vectors, fit), fit).cpu()
+                raise ValueError(f"the teacher's {key} of row {row} of this batch are not finite")
+            fit = self._fit(key, vectors.device)
+            column = codec.encode(codec.numbers(vectors, fit), fit).cpu()
+            if column.is_floating_point() and not bool(column.isfinite().all()):
+                raise ConfigError(
+                    f"the teacher's {key} has numbers up to {float(vectors.abs().max()):.3g}, and "
+                    f"float16 ends at 65504; set run.{_kind(key)}_codec to float32 or int8"
+                )
+            name = outputs.map_stage + MAP_SUFFIX if key == "map" else key
+            columns[_LEVELS if key == "embedding" else name] = column
         return columns
 
     def decode(self, columns: Mapping[str, Tensor], rows: Tensor, outputs: Outputs) -> Outputs:
-        """`outputs` with the embedding and the map at `rows` (int64 [B]), float32."""
+        """`outputs` with embeddings, maps and derived columns at `rows` (int64 [B]), float32."""
+        derived: dict[str, Tensor] = {}
         for name, column in columns.items():
             if not is_fitted(name):
                 continue
-            kind = kind_of(name)
-            values = self._restored(kind, column.index_select(0, rows))
-            if kind == "embedding":
-                outputs = outputs.replace(embedding=values.squeeze(2))
+            key = _key(name)
+            values, size = self._restored(key, column.index_select(0, rows)), self.sizes[key]
+            values = values.unflatten(2, size) if size else values.squeeze(2)
+            if key == "embedding":
+                outputs = outputs.replace(embedding=values)
+            elif key == "map":
+                outputs = outputs.replace(features={**outputs.features, name: values})
             else:
-                maps = {name: values.unflatten(2, self.sizes[kind])}
-                outputs = outputs.replace(features={**outputs.features, **maps})
-        return outputs
+                derived[name.removeprefix(_DERIVED)] = values
+        return outputs.replace(derived=derived) if derived else outputs
 
     def compared(
         self, outputs: Outputs, columns: Mapping[str, Tensor], rows: Tensor
@@ -128,9 +156,9 @@ class Vectors:
         for name, column in columns.items():
             if not is_fitted(name):
                 continue
-            kind = kind_of(name)
-            codec, vectors = self.codecs[kind], vectors_of(outputs, kind, self.grid)
-            fit = self._fit(kind, vectors.device)
+            kind, key = kind_of(name), _key(name)
+            codec, vectors = self.codecs[kind], vectors_of(outputs, key, self.grid)
+            fit = self._fit(key, vectors.device)
             column = column.index_select(0, rows)
             expected = codec.numbers(vectors, fit)
             stored = codec.stored(column, fit, vectors.shape[2])
@@ -142,13 +170,19 @@ class Vectors:
                 raise ConfigError(_too_much(codec, f"{kind}_codec", share, what))
             yield expected.flatten(1), stored.flatten(1), close.flatten(1), share
 
-    def _restored(self, kind: str, column: Tensor) -> Tensor:
-        fit, codec = self._fit(kind, column.device), self.codecs[kind]
-        return codec.restore(codec.stored(column, fit, prod(self.sizes[kind])), fit)
+    @cached_property
+    def _keys(self) -> list[str]:
+        """The keys of `fits`, in the order of the columns."""
+        kinds = [*self.codecs]
+        return sorted(self.fits, key=lambda key: (kinds.index(_kind(key)), len(key), key))
 
-    def _fit(self, kind: str, device: torch.device) -> dict[str, Tensor]:
+    def _restored(self, key: str, column: Tensor) -> Tensor:
+        fit, codec = self._fit(key, column.device), self.codecs[_kind(key)]
+        return codec.restore(codec.stored(column, fit, prod(self.sizes[key])), fit)
+
+    def _fit(self, key: str, device: torch.device) -> dict[str, Tensor]:
         """Tensors of a codec on a device; the mean in float32."""
-        fit = _on(device, self.fits[kind])
+        fit = _on(device, self.fits[key])
         return fit | ({"mean": fit["mean"].float()} if "mean" in fit else {})
 
 
@@ -158,7 +192,9 @@ def _on(device: torch.device, fit: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def kind_of(column: str) -> str:
-    """Kind of output that a column is of: "map", "embedding" or "logits"."""
+    """Kind of output that a column is of: "derived", "map", "embedding" or "logits"."""
+    if column.startswith(_DERIVED):
+        return "derived"
     if column.endswith(MAP_SUFFIX):
         return "map"
     return "embedding" if column in ("embedding", _LEVELS) else "logits"
@@ -166,21 +202,38 @@ def kind_of(column: str) -> str:
 
 def is_fitted(column: str) -> bool:
     """True for a column that `Vectors` decodes."""
-    return column == _LEVELS or kind_of(column) == "map"
+    return column == _LEVELS or kind_of(column) in ("map", "derived")
 
 
-def vectors_of(outputs: Outputs, kind: str, grid: int | None) -> Tensor:
-    """The vectors float32 [B, K, T] of a batch: T is 1 of embeddings, and H W of maps."""
-    if kind == "embedding":
+def _key(column: str) -> str:
+    """Key of `Vectors.fits` for a column that is fitted: its kind, or a derived one's name."""
+    return column if column.startswith(_DERIVED) else kind_of(column)
+
+
+def _kind(key: str) -> str:
+    """Kind of output of a key of `Vectors.fits`."""
+    return "derived" if key.startswith(_DERIVED) else key
+
+
+def vectors_of(outputs: Outputs, key: str, grid: int | None) -> Tensor:
+    """The vectors float32 [B, K, T] of a batch: T is H W of maps, 1 of embeddings and the like."""
+    if key.startswith(_DERIVED):
+        column = outputs.derived[key.removeprefix(_DERIVED)].float()
+        return column[..., None] if column.dim() == 2 else column.flatten(2)
+    if key == "embedding":
         return outputs.embedding.float()[..., None]
     return pooled_to_grid(outputs.map.float(), grid).flatten(2)
 
 
 def lost_share(vectors: Tensor, restored: Tensor, mean: Tensor) -> float:
-    """Share of the variance about `mean` [K] that is lost of vectors [n, K, T]."""
+    """Share of the variance about `mean` [K] that is lost of vectors [n, K, T].
+
+    Of vectors that do not vary, rounding is none: their variance counts as 1e-8 of their square.
+    """
     lost = (vectors - restored).double().square().sum()
     whole = (vectors - mean[:, None]).double().square().sum()
-    return float(lost / whole.clamp_min(torch.finfo(torch.float64).tiny))
+    least = (1e-8 * vectors.double().square().sum()).clamp_min(torch.finfo(torch.float64).tiny)
+    return float(lost / torch.maximum(whole, least))
 
 
 def fitted(
@@ -190,24 +243,33 @@ def fitted(
 
     Raises `ConfigError` where one of them loses more than it may.
     """
-    kept: dict[str, list[Tensor]] = {kind: [] for kind in codecs}
+    kept: dict[str, list[Tensor]] = {}
     shapes: dict[str, Tensor] = {}
     for outputs in answers:
-        for kind in codecs:
-            vectors = vectors_of(outputs, kind, grid).cpu()
-            if kind not in shapes:
+        for key in _keys_of(outputs, codecs):
+            vectors = vectors_of(outputs, key, grid).cpu()
+            if key not in shapes:
                 shape = vectors.shape[1:2]
-                if kind == "map":
+                if key == "map":
                     shape = pooled_to_grid(outputs.map[:1], grid).shape[1:]
-                shapes[kind] = torch.tensor([*shape])
+                elif key.startswith(_DERIVED):
+                    shape = outputs.derived[key.removeprefix(_DERIVED)].shape[1:]
+                shapes[key] = torch.tensor([*shape])
             stride = max(1, -(-images * vectors.shape[2] // _MOST))
-            kept[kind].append(vectors[:, :, ::stride].mT.flatten(0, 1))
+            kept.setdefault(key, []).append(vectors[:, :, ::stride].mT.flatten(0, 1))
     fits: dict[str, dict[str, Tensor]] = {}
-    for kind, codec in codecs.items():
-        fits[kind] = {"shape": shapes[kind]}
+    for key, shape in shapes.items():
+        codec = codecs[_kind(key)]
+        fits[key] = {"shape": shape}
         if codec.fitted:
-            fits[kind] |= _fitted(codec, torch.cat(kept[kind]), f"{kind}_codec")
+            fits[key] |= _fitted(codec, torch.cat(kept[key]), f"{_kind(key)}_codec")
     return Vectors(codecs, fits, grid, "")
+
+
+def _keys_of(outputs: Outputs, codecs: Mapping[str, VectorCodec]) -> list[str]:
+    """Keys of `Vectors.fits` for some outputs."""
+    kinds = [kind for kind in codecs if kind != "derived"]
+    return kinds + ([_DERIVED + name for name in outputs.derived] if "derived" in codecs else [])
 
 
 def _fitted(codec: VectorCodec, vectors: Tensor, field: str) -> dict[str, Tensor]:
@@ -278,11 +340,11 @@ def read_vectors(path: Path, codecs: Mapping[str, VectorCodec], grid: int | None
         for name, value in tensors.items():
             kind, _, part = name.partition("/")
             fits.setdefault(kind, {})[part] = value
-        if fits.keys() != codecs.keys():
+        if {_kind(key) for key in fits} != codecs.keys():
             raise ValueError(f"it is of {', '.join(fits)}")
-        for kind, codec in codecs.items():
-            if lacking := _parts(codec) - fits[kind].keys():
-                raise ValueError(f"it lacks {kind}/{min(lacking)}")
+        for key, fit in fits.items():
+            if lacking := _parts(codecs[_kind(key)]) - fit.keys():
+                raise ValueError(f"it lacks {key}/{min(lacking)}")
     except FileNotFoundError:
         raise CacheCorrupt(f"{path}: is missing; {advice}") from None
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:

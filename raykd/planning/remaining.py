@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from raykd.config.experiment import Experiment
 from raykd.config.scale import Workers
+from raykd.core.types import Signal
 from raykd.data.dataset import open_split
 from raykd.outputs.manifest import gaps, manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
@@ -84,5 +85,5 @@ def _label(store: Store, job: CacheJob) -> str:
     rows = len(open_split(store, run.data, run.split))
     how = "mixed " if augment.mix else "strongly augmented " if augment.strong else ""
     images = f"{len(job.views)} views of {rows} {how}{run.split} images"
-    plain = not run.logits and run.embedding_codec is None and not run.maps
+    plain = run.signals() == Signal.EMBEDDING and run.embedding_codec is None
     return f"{run.teacher.model}, {images} as {'embeddings' if plain else run.label}"

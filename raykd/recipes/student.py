@@ -14,6 +14,7 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS, AnyMethod, AnyPrelude
 from raykd.methods.base import Method, Schedule, value_at
+from raykd.methods.columns import AnyDerived, FromColumns, read_by
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.wrapper import Wrapper
 from raykd.outputs.codecs import (
@@ -58,14 +59,16 @@ class OutputsRun(Recipe):
     map_codec: AnyVectorCodec = None
     grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)  # cells per side of the map
     blocks: int = Field(default=1, ge=1, le=2)  # whose maps are stored side by side
+    derived: tuple[AnyDerived, ...] = ()  # functions whose columns are stored
+    derived_codec: AnyVectorCodec = None
     precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
     def _check(self) -> "OutputsRun":
         if ("k" in CODECS[self.codec].parameters) != (self.k is not None):
             raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
-        if not (self.logits or self.embedding or self.maps):
-            raise ValueError("a cache has logits, embeddings or maps")
+        if not (self.logits or self.embedding or self.maps or self.derived):
+            raise ValueError("a cache has logits, embeddings, maps or derived columns")
         return self
 
     def stored(self) -> Codec:
@@ -81,6 +84,7 @@ class OutputsRun(Recipe):
         logits = Signal.LOGITS if self.logits else Signal(0)
         maps = Signal.MAP if self.maps else Signal(0)
         maps |= Signal.BLOCKS if self.blocks > 1 else Signal(0)
+        maps |= Signal.DERIVED if self.derived else Signal(0)
         return logits | (Signal.EMBEDDING if self.embedding else Signal(0)) | maps
 
     @property
@@ -93,6 +97,8 @@ class OutputsRun(Recipe):
         if self.maps:
             parts.append(f"map {maps.label}" + (f" of {self.grid} x {self.grid}" * bool(self.grid)))
             parts += ["two blocks"] if self.blocks > 1 else []
+        derived = (self.derived_codec or Float16()).label
+        parts += [f"{function.label} {derived}" for function in self.derived]
         return ", ".join(parts)
 
 
@@ -201,6 +207,8 @@ class StudentRun(Recipe):
     """Form of the embeddings in the cache of the training images; null: float16."""
     map_codec: AnyVectorCodec = None
     """Form of the maps in that cache, of a method that reads the last map; null: float16."""
+    derived_codec: AnyVectorCodec = None
+    """Form of the columns in that cache, of a method with `source: cache`; null: float16."""
     strong: Strong = Strong()
     """Augmentation of the strong view, for a method that reads one."""
     teacher_precision: Precision = "float32"
@@ -358,6 +366,8 @@ class StudentRun(Recipe):
         if Signal.MAP in needs:
             blocks = 2 if Signal.BLOCKS in needs else 1
             fields |= {"maps": True, "map_codec": self.map_codec, "grid": grid, "blocks": blocks}
+        if derived := self.method.derived():
+            fields |= {"derived": derived, "derived_codec": self.derived_codec}
         return self._caches(self.shown(look), self._anchors_at(epoch), **fields)
 
     def _anchors_at(self, epoch: int) -> list[int]:
@@ -386,7 +396,7 @@ class StudentRun(Recipe):
         """The caches of the members' checkpoints for `data`, each at its own resolution."""
         values: dict[str, Any] = {"embedding": Signal.EMBEDDING in self.method.needs()} | fields
         if not self.reads_classes():
-            needed = values["embedding"] or not values.get("maps")
+            needed = values["embedding"] or not (values.get("maps") or values.get("derived"))
             values |= {"codec": "dense", "k": None, "logits": False, "embedding": needed}
         if not values["embedding"]:
             values.pop("embedding_codec", None)
@@ -501,9 +511,15 @@ def check_student(run: StudentRun) -> None:
     if run.teacher is None and (needs or run.method.prelude()):
         raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
     if run.source == "cache" and needs & ~CACHEABLE:
+        stored = ", or method.source to cache" if isinstance(run.method, FromColumns) else ""
         raise ValueError(
             f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
-            "leave run.source out, or set it to live"
+            f"leave run.source out, or set it to live{stored}"
+        )
+    if Signal.DERIVED in needs and needs & ~CACHEABLE:
+        raise ValueError(
+            f"method {name!r}: a part has source: cache, and another reads {needs & ~CACHEABLE} of "
+            "the teacher's network; give all of them source: cache, or none"
         )
     if "view_mean" in run.method.looks().teacher:
         if not run.cached():
@@ -529,7 +545,10 @@ def check_student(run: StudentRun) -> None:
     methods = (run.method, before.method) if before else (run.method,)
     for model, reads in (
         (run.model, [method.student_needs() for method in methods]),
-        (run.teacher.model if run.teacher else "", [method.needs() for method in methods]),
+        (
+            run.teacher.model if run.teacher else "",
+            [method.needs() | read_by(method.derived()) for method in methods],
+        ),
     ):
         if any(Signal.PREACTIVATIONS in signals for signals in reads) and "/" in model:
             raise ValueError(

@@ -21,6 +21,8 @@ from raykd.core.plugins import Plugin
 from raykd.core.types import CACHEABLE, MAP_SUFFIX, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS
 from raykd.methods.base import Method, value_at
+from raykd.methods.columns import DERIVED, read_by, with_columns
+from raykd.methods.derived import Derived
 from raykd.models import NETWORKS, build, measure
 from raykd.models.staged import Staged
 from raykd.training.learner import Learner
@@ -71,13 +73,16 @@ def batch(size: int = 8, side: int = 16, seed: int = 0) -> Batch:
     return look({name: look({}) for name in names}, torch.full((size,), 0.25))
 
 
-def outputs_of(network: Staged, sample: Batch, wanted: Signal) -> Outputs:
-    """Outputs of a network for every look at a batch."""
+def outputs_of(
+    network: Staged, sample: Batch, wanted: Signal, derived: Sequence[Derived] = ()
+) -> Outputs:
+    """Outputs of a network for every look at a batch, with the columns of some functions."""
 
     def outputs(pixels: Tensor) -> Outputs:
         if Signal.PIXELS in wanted:
             pixels = pixels.detach().requires_grad_()
-        return network.outputs(pixels, wanted)
+        found = network.outputs(pixels, wanted | read_by(derived))
+        return with_columns(found, derived, wanted) if derived else found
 
     given = outputs(sample.pixels)
     looks: dict[Look, Outputs] = {look: outputs(b.pixels) for look, b in sample.looks.items()}
@@ -110,7 +115,10 @@ def losses_are_finite(method: Method) -> None:
     """Losses are finite scalars in float32, keyed by the spots that it declares."""
     student, teacher = pair_for(method)
     sample = batch()
-    mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
+    mine, theirs = (
+        outputs_of(student, sample, ALL),
+        outputs_of(teacher, sample, ALL, method.derived()),
+    )
     losses = method.losses(mine, theirs, sample, helpers_of(method, student, teacher))
     spots = method.spots(mine.features, theirs.features).keys()
     if method.name in METHODS and method.needs() and losses.keys() - {"route"} != spots:
@@ -133,7 +141,7 @@ def needs_are_what_it_reads(method: Method) -> None:
     sample, needs, looks = batch(), method.needs(), method.looks()
     helpers = _seeded(method, student, teacher)
     mine = outputs_of(student, sample, method.student_needs() | needs | Signal.LIVE)
-    theirs = outputs_of(teacher, sample, needs)
+    theirs = outputs_of(teacher, sample, needs, method.derived())
     mine = mine.with_looks({look: mine.look(look) for look in looks.student})
     theirs = theirs.with_looks({look: theirs.look(look) for look in looks.teacher})
     try:
@@ -145,6 +153,8 @@ def needs_are_what_it_reads(method: Method) -> None:
         return  # there is no cache of it
     maps = {theirs.map_stage + MAP_SUFFIX: theirs.map} if Signal.MAP in needs else {}
     plain = Outputs(theirs.logits, maps, theirs.embedding if Signal.EMBEDDING in needs else None)
+    if Signal.DERIVED in needs:
+        plain = plain.replace(derived=theirs.derived)
     plain = plain.with_looks({look: theirs.look(look) for look in looks.teacher})
     again = method.losses(mine, plain, sample, _seeded(method, student, teacher))
     for spot, loss in few.items():
@@ -152,12 +162,28 @@ def needs_are_what_it_reads(method: Method) -> None:
             raise ContractError(f"its loss {spot!r} from a cache is not that of the live teacher")
 
 
+def columns_that_it_does_not_read_change_nothing(method: Method) -> None:
+    """Its losses are the same to the last bit beside derived columns that are of others."""
+    student, teacher = pair_for(method)
+    sample, own = batch(), method.derived()
+    every = [kind(name=name) for name, kind in DERIVED.items()]
+    others = [function for function in every if function not in own]
+    found = []
+    for functions in (own, (*own, *others)):
+        mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL, functions)
+        helpers = _seeded(method, student, teacher)
+        found.append(method.losses(mine, theirs, sample, helpers))
+    for spot, loss in found[0].items():
+        if not torch.equal(loss, found[1][spot]):
+            raise ContractError(f"its loss {spot!r} changes with columns that it does not name")
+
+
 def gradients_reach_what_is_trained(method: Method) -> None:
     """Every parameter of student and helpers has a finite gradient, and none of the teacher."""
     student, teacher = pair_for(method)
     sample = batch()
     learner = Learner(student, method, helpers_of(method, student, teacher))
-    answer = outputs_of(teacher, sample, method.needs()) if method.needs() else None
+    answer = _answer(method, teacher, sample)
     losses, _ = learner(sample, answer, value_at(method.label_weight, 0))
     torch.stack([*losses.values()]).sum().backward()
     for name, parameter in learner.named_parameters():
@@ -167,6 +193,12 @@ def gradients_reach_what_is_trained(method: Method) -> None:
             raise ContractError(f"the gradient of {name} is not finite")
     if any(parameter.grad is not None for parameter in teacher.parameters()):
         raise ContractError("its losses reach the teacher, which is not trained")
+
+
+def _answer(method: Method, teacher: Staged, sample: Batch) -> Outputs | None:
+    """What a method reads of a teacher; None for a method without one."""
+    needs = method.needs()
+    return outputs_of(teacher, sample, needs, method.derived()) if needs else None
 
 
 def order_does_not_matter(method: Method) -> None:
@@ -189,7 +221,8 @@ def _spot_by_order(method: Method, dtype: torch.dtype) -> str | None:
 
     def losses(sample: Batch) -> Mapping[str, Tensor]:
         helpers = _seeded(method, student, teacher).eval().to(dtype)
-        mine, theirs = (outputs_of(network, sample, ALL) for network in networks)
+        mine = outputs_of(networks[0], sample, ALL)
+        theirs = outputs_of(networks[1], sample, ALL, method.derived())
         return method.losses(mine, theirs, sample, helpers)
 
     others = losses(_reordered(sample, order))
@@ -221,7 +254,8 @@ def scores_keep_the_answer(method: Method) -> None:
     sample = batch()
     helpers = helpers_of(method, student, teacher)
     mine = outputs_of(student, sample, ALL)
-    scores = method.scores(mine, outputs_of(teacher, sample, ALL), helpers)
+    theirs = outputs_of(teacher, sample, ALL, method.derived())
+    scores = method.scores(mine, theirs, helpers)
     if not torch.equal(scores.argmax(1), mine.logits.argmax(1)):
         raise ContractError("its scores name other classes than the student's logits")
 
@@ -231,7 +265,7 @@ def losses_stay_float32(method: Method) -> None:
     student, teacher = pair_for(method)
     sample = batch()
     learner = Learner(student, method, helpers_of(method, student, teacher), autocast=True)
-    answer = outputs_of(teacher, sample, method.needs()) if method.needs() else None
+    answer = _answer(method, teacher, sample)
     losses, _ = learner(sample, answer, 1.0)
     for spot, loss in losses.items():
         if loss.dtype != torch.float32:
@@ -246,8 +280,9 @@ def teacher_outputs_are_left_alone(method: Method) -> None:
     student, teacher = pair_for(method)
     sample = batch()
     helpers = helpers_of(method, student, teacher)
-    theirs = outputs_of(teacher, sample, ALL)
+    theirs = outputs_of(teacher, sample, ALL, method.derived())
     kept = {"logits": theirs.logits, "embedding": theirs.embedding, **theirs.features}
+    kept |= theirs.derived if theirs.has_derived else {}
     before = {name: value.clone() for name, value in kept.items()}
     method.losses(outputs_of(student, sample, ALL), theirs, sample, helpers)
     changed = [name for name, value in kept.items() if not torch.equal(before[name], value)]
@@ -261,6 +296,7 @@ LAWS: Sequence[Callable[[Method], None]] = (
     survives_json,
     losses_are_finite,
     needs_are_what_it_reads,
+    columns_that_it_does_not_read_change_nothing,
     gradients_reach_what_is_trained,
     order_does_not_matter,
     scores_keep_the_answer,

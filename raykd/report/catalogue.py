@@ -11,6 +11,7 @@ from raykd.core.record import fingerprint
 from raykd.core.types import CACHEABLE, Signal
 from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
+from raykd.methods.columns import FromColumns
 from raykd.models import NETWORKS, parameter_count
 from raykd.models.staged import on_meta
 from raykd.outputs.codecs import CODECS
@@ -216,7 +217,9 @@ def _methods() -> list[Row]:
         before = method.prelude()
         needs, of_student = method.needs(), method.student_needs()
         cacheable = bool(needs) and not needs & ~CACHEABLE
-        now, cooler = _accepted(method) if cacheable else ([], [])
+        columns = isinstance(method, FromColumns)
+        stored = method.model_copy(update={"source": "cache"}) if columns else method
+        now, cooler = _accepted(stored) if cacheable or columns else ([], [])
         rows.append(
             {
                 "method": name,
@@ -224,6 +227,7 @@ def _methods() -> list[Row]:
                 "reads": _signals(needs),
                 "reads_of_student": _signals(of_student),
                 "from_cache": cacheable if needs else None,
+                "derived": [function.label for function in stored.derived()],
                 "codecs": now,
                 "codecs_at_temperature_1": cooler,
                 "prelude_epochs": before.epochs if before else 0,
@@ -253,7 +257,9 @@ def _method_in_words(row: Row) -> Row:
         "reads": reads
         if row["reads"] == row["reads_of_student"]
         else (f"{reads}; {of_student} of the student"),
-        "from_cache": {True: "yes", False: "no", None: "-"}[row["from_cache"]],
+        "from_cache": "yes, `source: cache`"
+        if row["derived"]
+        else {True: "yes", False: "no", None: "-"}[row["from_cache"]],
         "codecs": codecs,
         "before": before if row["prelude_epochs"] else "",
         "label_weight": str(row["label_weight"]),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from raykd.core.types import Batch, Combination, Look, Outputs, Signal
+from raykd.methods.columns import read_by, with_columns
+from raykd.methods.derived import Derived
 from raykd.models.staged import Staged
 from raykd.outputs.codecs import Codec
 from raykd.outputs.reader import OutputsCache
@@ -43,12 +45,18 @@ class LiveTeacher:
         student: tuple[Triple, Triple] | None = None,
         own: tuple[Triple, Triple] | None = None,
         trained: bool = False,
+        derived: Sequence[Derived] = (),
     ) -> None:
-        """`student` and `own` are the (mean, std) that the batches have, and that it wants."""
+        """`derived` are the functions behind `Signal.DERIVED`.
+
+        `student` and `own` are the (mean, std) that the batches have, and that it wants.
+        """
         self.network = network.eval().requires_grad_(trained)
         self.supplies = supplies
         self.bfloat16 = bfloat16
         self.trained = trained
+        self.derived = tuple(derived)
+        self._asked = supplies & ~(Signal.PIXELS | Signal.DERIVED) | read_by(self.derived)
         self._scale, self._shift = _affine(student, own, next(network.parameters()).device)
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -65,9 +73,11 @@ class LiveTeacher:
             torch.set_grad_enabled(differentiable or (self.trained and torch.is_grad_enabled())),
             torch.autocast(pixels.device.type, torch.bfloat16, self.bfloat16),
         ):
-            outputs = self.network.outputs(pixels, self.supplies & ~Signal.PIXELS)
+            outputs = self.network.outputs(pixels, self._asked)
         if outputs.has_logits:
             outputs.logits = outputs.logits.float()
+        if Signal.DERIVED in self.supplies:
+            outputs = with_columns(outputs, self.derived, self.supplies)
         if self.trained:
             return outputs.replace(pixels=self.network.resized(pixels))
         return outputs.replace(pixels=source_pixels) if differentiable else outputs

@@ -11,6 +11,7 @@ from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.core.types import Shapes
 from raykd.data.dataset import open_split
+from raykd.methods.columns import shapes_of_columns
 from raykd.methods.feature_maps import map_shape
 from raykd.outputs.codecs import Float16
 from raykd.outputs.manifest import (
@@ -113,7 +114,7 @@ def build_here(
 def needed_bytes(run: OutputsRun, rows: int) -> int:
     """Bytes of `rows` rows of a cache, all views counted."""
     data, width, more = run.data.resolved(), None, 0
-    if run.embedding or run.maps:
+    if run.embedding or run.maps or run.derived:
         shapes = shapes_of(run)
         if run.embedding and run.embedding_codec is not None:
             run.embedding_codec.check(shapes.embedding, "embedding_codec")
@@ -123,6 +124,10 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
         if run.maps:
             codec, (channels, *size) = run.map_codec or Float16(), stored_shape(run, shapes)
             codec.check(channels, "map_codec")
+            more += math.prod(size) * codec.bytes_per_place(channels)
+        for channels, *size in shapes_of_columns(run.derived, shapes).values():
+            codec = run.derived_codec or Float16()
+            codec.check(channels, "derived_codec")
             more += math.prod(size) * codec.bytes_per_place(channels)
     plain = run.stored().bytes_per_row(data.classes if run.logits else None, width)
     return rows * (plain + more)

@@ -1,9 +1,10 @@
-"""The statistics by which a cache's codecs store embeddings and maps: computed once, or read."""
+"""The statistics by which a cache's codecs store vectors and maps: computed once, or read."""
 
 import torch
 
 from raykd.core import keyed_random
 from raykd.data.loading.loader import Views
+from raykd.methods.columns import shapes_of_columns
 from raykd.methods.feature_maps import map_shape
 from raykd.models.staged import measure
 from raykd.outputs.manifest import GRAIN
@@ -50,9 +51,10 @@ def _fitted(run: OutputsRun, codecs: dict, views: Views, teacher: LiveTeacher) -
         width, height, breadth = map_shape(shapes, "map", run.blocks)
         channels = max(width, channels if run.embedding else 0)
         places = min(run.grid or height, height) * min(run.grid or breadth, breadth)
+    derived = shapes_of_columns(run.derived, shapes).values()
     chosen = keyed_random.draw(
         run.data.seed, torch.arange(count), 0, keyed_random.STATISTICS
-    ).argsort()[: images_for(codecs, places, channels)]
+    ).argsort()[: images_for(codecs, places, channels, derived)]
     rows = chosen.sort().values
     shown = views.runs(rows, views.at_once(GRAIN, teacher.network.side), 0)
     return fitted((teacher(batch) for batch in shown), codecs, run.grid, len(rows))

@@ -210,6 +210,7 @@ def live_teacher(
         student=(data.mean, data.std),
         own=(teacher_data.mean, teacher_data.std),
         trained=trained,
+        derived=run.derived,
     )
 
 

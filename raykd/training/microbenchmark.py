@@ -47,11 +47,10 @@ def step_of(
         read = networks if method.panel else networks[:1]
         shapes = of_panel([measure(network, seen.size) for network in read])
         helpers = method.helpers(measure(student, data.size), shapes, targets)
-        lower, trained = run.teacher_precision == "bfloat16", method.trains_teacher()
-        members = [
-            LiveTeacher(_on(device, network), needs, bfloat16=lower, trained=trained)
-            for network in networks
-        ]
+        trained = method.trains_teacher()
+        how: dict[str, Any] = {"bfloat16": run.teacher_precision == "bfloat16", "trained": trained}
+        how["derived"] = method.derived()
+        members = [LiveTeacher(_on(device, network), needs, **how) for network in networks]
         teacher = together(run, members)
         trained_teacher = members[0] if trained else None
     lower = run.precision == "bfloat16"

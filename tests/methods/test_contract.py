@@ -10,7 +10,9 @@ import yaml
 
 import raykd.methods
 from raykd.core.record import fingerprint
+from raykd.core.types import CACHEABLE, Signal
 from raykd.methods import METHODS, PRELUDES, Method
+from raykd.methods.columns import FromColumns
 from raykd.methods.combine import Combine
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
@@ -63,6 +65,8 @@ def test_every_file_of_the_folder_is_in_the_table():
     folder = Path(raykd.methods.__file__).parent
     shared = {"__init__", "base", "wrapper"}
     shared |= {
+        "columns",
+        "derived",
         "row_subsets",
         "helper_kinds",
         "feature_maps",
@@ -165,6 +169,41 @@ def test_teacher_outputs_are_not_changed_in_place(method):
 @EACH
 def test_the_order_of_a_batch_does_not_matter(method):
     laws.order_does_not_matter(method)
+
+
+@each(
+    "method",
+    [
+        pytest.param(
+            kind(name=name, source="cache"), marks=() if name == "at" else pytest.mark.slow
+        )
+        for name, kind in METHODS.items()
+        if issubclass(kind, FromColumns)
+    ],
+    ids=called,
+)
+def test_the_laws_hold_where_the_teachers_maps_come_from_a_cache(method):
+    assert method.needs() & ~CACHEABLE == Signal(0)
+    for law in laws.LAWS:
+        law(method)
+
+
+def test_losses_of_columns_are_those_of_the_live_maps_to_the_last_bit():
+    student, teacher = pair()
+    sample = batch()
+    outputs = outputs_of(student, sample, ALL)
+    for name, kind in METHODS.items():
+        if issubclass(kind, FromColumns):
+            found = []
+            for method in (kind(name=name), kind(name=name, source="cache")):
+                torch.manual_seed(0)
+                helpers = helpers_of(method, student, teacher)
+                wanted = ALL if method.source == "live" else method.needs()
+                answers = outputs_of(teacher, sample, wanted, method.derived())
+                found.append(method.losses(outputs, answers, sample, helpers))
+            assert found[0].keys() == found[1].keys()
+            for spot, loss in found[0].items():
+                assert torch.equal(loss, found[1][spot]), (name, spot)
 
 
 def rescaled(logits, kind=None, radius=1.0, epsilon=0.0):

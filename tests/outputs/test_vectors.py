@@ -7,11 +7,11 @@ import torch
 
 from raykd.core.errors import CacheCorrupt, ConfigError
 from raykd.core.types import Outputs
-from raykd.outputs.codecs import PCA, VECTOR_CODECS, Float16, Int8Channels
+from raykd.outputs.codecs import PCA, VECTOR_CODECS, Float16, Float32, Int8Channels
 from raykd.outputs.statistics import fitted, fitted_codecs, lost_share, packed, read_vectors
 from tests.each import each
 
-BYTES = {"float16": 2 * 24, "int8": 24, "pca": 8}
+BYTES = {"float16": 2 * 24, "float32": 4 * 24, "int8": 24, "pca": 8}
 
 
 def answers(count=640, channels=24, side=4, seed=0, factor=50):
@@ -36,7 +36,7 @@ def read_back(vectors, outputs):
     return columns, vectors.decode(columns, rows, Outputs())
 
 
-CODECS = [Float16(), Int8Channels(), PCA(rank=8)]
+CODECS = [Float16(), Float32(), Int8Channels(), PCA(rank=8)]
 
 
 @each("codec", CODECS, ids=lambda codec: codec.label)
@@ -117,3 +117,8 @@ def test_statistics_are_read_as_they_were_written(tmp_path):
 
 def test_every_codec_is_tried():
     assert {type(codec) for codec in CODECS} == {*VECTOR_CODECS.values()}
+
+
+def test_rounding_of_outputs_that_do_not_vary_is_no_loss():
+    ones = torch.ones(4, 1, 1)
+    assert lost_share(ones, ones * (1 - 6e-8), ones[0, :, 0]) < 1e-6

@@ -5,11 +5,12 @@
 
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raykd.core.types import Look, Outputs, Signal
 from raykd.data.in_memory import Images
@@ -25,12 +26,14 @@ from raykd.data.transforms.erase import Erase
 from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS, PRELUDES, Method
+from raykd.methods.columns import DERIVED, FromColumns, StageMaps
 from raykd.methods.kd import KD
 from raykd.methods.margins import Head
 from raykd.methods.mimic import MimicEmbedding
 from raykd.models import measure
 from raykd.models.cosine_classifier import CosineClassifier
-from raykd.outputs.codecs import CODECS, Codec, TopK
+from raykd.outputs.codecs import CODECS, Codec, Float16, Float32, Int8Channels, TopK, VectorCodec
+from raykd.outputs.statistics import fitted
 from raykd.register.contract import CLASSES
 from raykd.tasks import TASKS, Faces, Task
 from raykd.tasks.classification import CLASSIFICATION
@@ -114,8 +117,10 @@ def methods(gpu: FakeGPU) -> dict[str, Piece]:
     shapes, labels = measure(student, (16, 16)), torch.arange(40) % CLASSES
     sample = gpu.batch(batch())
     student, teacher = gpu.moved(student), gpu.moved(teacher)
+    functions = [kind(name=name) for name, kind in DERIVED.items()]
+    functions.append(StageMaps(before_relu=True))
     with gpu():
-        mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL)
+        mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL, functions)
 
     def losses(method: Method) -> Piece:
         helpers = gpu.moved(method.helpers(shapes, shapes, labels))
@@ -143,6 +148,11 @@ def methods(gpu: FakeGPU) -> dict[str, Piece]:
 
     kinds = {**METHODS, **PRELUDES}
     found = {f"method {n}": losses(kind(name=n)) for n, kind in kinds.items()}
+    found |= {
+        f"method {name} from a cache": losses(kind(name=name, source="cache"))
+        for name, kind in METHODS.items()
+        if issubclass(kind, FromColumns)
+    }
     found |= {f"head {head}": faces(head) for head in get_args(Head)}
     return found | {f"a batch of task {n}": sums(task) for n, task in EVERY_TASK.items()}
 
@@ -185,8 +195,30 @@ def codecs(gpu: FakeGPU) -> dict[str, Piece]:
 
         return piece
 
+    maps, attention = torch.randn(8, 4, 2, 2), torch.rand(8, 1, 2, 2)
+    derived = Outputs(derived={"stage1": maps, "stage1.attention": attention})
+
+    def columns(codec: VectorCodec) -> Piece:
+        fits = fitted([derived], {"derived": codec}, None, 8)
+        encoded = {k: gpu.sent(v) for k, v in fits.encode(derived).items()}
+        there = replace(fits, fits={k: _sent(gpu, fit) for k, fit in fits.fits.items()})
+        rows = gpu.sent(torch.arange(4))
+        assert there.sizes  # which lie on the CPU, and are read once
+
+        def piece() -> None:
+            found = there.decode(encoded, rows, Outputs()).derived
+            assert found["stage1"].shape == (4, 4, 2, 2) and found["stage1"].device == CUDA
+
+        return piece
+
+    vectors = {"float16": Float16(), "float32": Float32(), "int8": Int8Channels()}
     made = {n: TopK(k=3) if n == "topk" else kind(name=n) for n, kind in CODECS.items()}
-    return {f"codec {name}": decoded(codec) for name, codec in made.items()}
+    found = {f"codec {name}": decoded(codec) for name, codec in made.items()}
+    return found | {f"columns as {name}": columns(codec) for name, codec in vectors.items()}
+
+
+def _sent(gpu: FakeGPU, fit: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x if name == "shape" else gpu.sent(x) for name, x in fit.items()}
 
 
 def transforms(gpu: FakeGPU) -> dict[str, Piece]:

@@ -21,6 +21,7 @@ from raykd.outputs.codecs.vectors import (
     VECTOR_CODECS,
     AnyVectorCodec,
     Float16,
+    Float32,
     Int8Channels,
     VectorCodec,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "CodecName",
     "Dense",
     "Float16",
+    "Float32",
     "Int8",
     "Int8Channels",
     "TopK",

@@ -117,6 +117,39 @@ class Float16(VectorCodec):
         return 1e-3 * numbers.abs() + 1e-3 * largest + 1e-6
 
 
+class Float32(VectorCodec):
+    """Every number as it is: 4 K bytes a place, for what float16 cannot hold."""
+
+    fitted: ClassVar[bool] = False
+
+    name: Literal["float32"] = "float32"
+    tolerance: _Share = 1e-6
+
+    def width(self, channels: int) -> int:
+        """K."""
+        return channels
+
+    def bytes_per_place(self, channels: int) -> int:
+        """4 K."""
+        return 4 * channels
+
+    def numbers(self, vectors: Tensor, fit: Fit) -> Tensor:
+        """The vectors."""
+        return vectors
+
+    def encode(self, numbers: Tensor, fit: Fit) -> Tensor:
+        """Float32."""
+        return numbers.flatten(1)
+
+    def stored(self, column: Tensor, fit: Fit, places: int) -> Tensor:
+        """The column."""
+        return column.unflatten(1, (-1, places))
+
+    def rounding(self, numbers: Tensor, fit: Fit) -> Tensor:
+        """What two forwards of one network differ by."""
+        return 1e-3 * numbers.abs().amax(dim=(1, 2), keepdim=True) + 1e-6
+
+
 class _Levels(VectorCodec):
     """One of 256 levels between the extremes that a channel had where it was fitted. Abstract.
 
@@ -220,6 +253,7 @@ class PCA(_Levels):
 
 VECTOR_CODECS: Registry[type[VectorCodec]] = Registry("vector codec")
 VECTOR_CODECS.add("float16", Float16)
+VECTOR_CODECS.add("float32", Float32)
 VECTOR_CODECS.add("int8", Int8Channels)
 VECTOR_CODECS.add("pca", PCA)
 

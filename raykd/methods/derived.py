@@ -1,0 +1,40 @@
+"""The interface of derived columns: pure functions of a frozen teacher's outputs.
+
+A method names functions in `Method.derived`. A cache evaluates them once for a view and holds what
+they give; without a cache the live teacher's outputs go through the same functions.
+
+Shapes: B batch, K channels, H, W pixels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from raykd.core.record import Record
+from raykd.core.types import Outputs, Signal
+
+
+class Derived(Record):
+    """A function of a teacher's outputs; its name and fields are part of a cache's fingerprint.
+
+    A column's name is its spot, with what it is where that is not the spot's own output:
+    "stage2.attention". Equal names are equal tensors, whichever function gives them. A subclass is
+    final, and has a line in the table of `columns.py`.
+    """
+
+    name: str
+    """Name of the function."""
+
+    @property
+    def label(self) -> str:
+        """Name and fields, for tables."""
+        return self.name
+
+    @abstractmethod
+    def reads(self) -> Signal:
+        """Signals of the teacher that `columns` reads."""
+
+    @abstractmethod
+    def columns(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """The columns by name, float32 [B, K] or [B, K, H, W], in depth order."""
