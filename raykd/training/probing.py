@@ -29,23 +29,29 @@ def is_due(sets: ProbeSets, epoch: int, epochs: int) -> bool:
     return epoch + 1 == epochs or (every is not None and (epoch + 1) % every == 0)
 
 
-def probed(task: Task, network: Staged, sets: ProbeSets, host: Host) -> dict[str, float]:
+def probed(
+    task: Task, network: Staged, sets: ProbeSets, host: Host, *, autocast: bool = False
+) -> dict[str, float]:
     """The task's metrics of the probe's images: equal on all workers."""
     network.eval()
-    mirrored, parts = sets.probe.mirrored(), (sets.train, sets.test)
-    train, test = (embeddings(network, views, host, mirrored=mirrored) for views in parts)
+    options = {"mirrored": sets.probe.mirrored(), "autocast": autocast}
+    train, test = (embeddings(network, views, host, **options) for views in (sets.train, sets.test))
     known, queries = (views.images.targets.to(host.device) for views in (sets.train, sets.test))
     return task.judged(train, known, test, queries, sets.probe.data.resolved().classes)
 
 
-def embeddings(network: Staged, views: Views, host: Host, *, mirrored: bool = False) -> Tensor:
+def embeddings(
+    network: Staged, views: Views, host: Host, *, mirrored: bool = False, autocast: bool = False
+) -> Tensor:
     """The embeddings [N, D] of all images, float32; every worker computes a share.
 
-    `mirrored`: each is the sum of the image's and its mirror image's.
+    `mirrored`: each is the sum of the image's and its mirror image's. `autocast`: the network runs
+    in bfloat16.
     """
 
     def embedded(pixels: Tensor) -> Tensor:
-        return network.outputs(pixels, Signal.EMBEDDING).embedding.float()
+        with torch.autocast(pixels.device.type, torch.bfloat16, autocast):
+            return network.outputs(pixels, Signal.EMBEDDING).embedding.float()
 
     count = len(views.images)
     rows = share(count, host.rank, host.world)
