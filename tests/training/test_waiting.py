@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from raykd.methods import METHODS
+from raykd.methods.at import AT
 from raykd.methods.ca_mkd import CAMKD
 from raykd.methods.crd import CRD
 from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.margins import Head
+from raykd.methods.reviewkd import ReviewKD
+from raykd.methods.sp import SP
 from raykd.methods.stkd import STKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
@@ -33,6 +36,9 @@ OTHERS = [
     FeatureDistillation(distance="angle"),
     FeatureDistillation(distance="tangent"),
     DenseDistillation(blocks=2),
+    AT(source="cache"),
+    SP(source="cache"),
+    ReviewKD(source="cache"),
 ]
 
 
