@@ -71,7 +71,9 @@ def test_channels_of_other_variances_do_not_cost_each_other():
 
 
 def test_all_axes_lose_no_more_than_their_levels():
-    assert made(PCA(rank=24, tolerance=0.01)).lost()["map"] < 2e-3
+    vectors = made(PCA(rank=24, tolerance=0.01))
+    assert vectors.lost()["map"] < 2e-3
+    assert packed(vectors)  # no two tensors of a file are one
 
 
 def test_maps_are_pooled_to_the_grid():

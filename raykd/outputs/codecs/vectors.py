@@ -240,7 +240,8 @@ class PCA(_Levels):
 
     def projection(self, mean: Tensor, basis: Tensor) -> dict[str, Tensor]:
         """The mean [K] and the first axes [K, r]."""
-        return {"mean": mean, "basis": basis[:, : self.rank].contiguous()}
+        first = basis[:, : self.rank].clone(memory_format=torch.contiguous_format)
+        return {"mean": mean, "basis": first}  # of its own, also where these are all axes
 
     def projected(self, vectors: Tensor, fit: Fit) -> Tensor:
         """Coordinates of the vectors less their mean."""
