@@ -200,7 +200,7 @@ class Meeting:
 
     def meet(self) -> int:
         (self.folder / str(os.getpid())).touch()
-        while len(os.listdir(self.folder)) < 2:
+        while len(list(self.folder.iterdir())) < 2:
             time.sleep(0.05)
         return os.getpid()
 
