@@ -66,6 +66,11 @@ class Damaged(CacheCorrupt):
     """A remote file whose bytes do not match its checksum."""
 
 
+def text_of(error: BaseException) -> str:
+    """The text of any error; the name of its class where it has none."""
+    return str(error).strip() or type(error).__name__
+
+
 def folded(errors: Sequence[RaykdError]) -> RaykdError:
     """One error for several: each message once, and the status that all have in common.
 

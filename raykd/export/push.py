@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raykd.core.errors import ConfigError, Unreachable
+from raykd.core.errors import ConfigError, Unreachable, text_of
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ("*.safetensors", "*.pt2", "*.onnx", "*.onnx.data", "model.py", "*.json", "README.md")
@@ -73,7 +73,7 @@ def _explained(name: str) -> Iterator[None]:
             ) from error
         raise Unreachable(f"--push {name}: the Hub answered {status} ({reason})") from error
     except Exception as error:  # its HTTP client's, the system's, and what it says of a bad card
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = text_of(error).splitlines()[0]
         raise Unreachable(
             f"--push {name}: cannot be uploaded ({type(error).__name__}: {reason}); what was "
             "written stays, and the same command goes on"

@@ -18,7 +18,7 @@ from ray._private import ray_constants, services, worker
 from ray.exceptions import RayError, RayTaskError
 
 from raykd.config.scale import Scale
-from raykd.core.errors import NoRoom, RaykdError, Unreachable, WorkFailed
+from raykd.core.errors import NoRoom, RaykdError, Unreachable, WorkFailed, text_of
 from raykd.core.shutdown import cleaning
 from raykd.launch import cluster_probe, private_cluster
 from raykd.launch.cluster_watch import Watch, keeping_handler
@@ -247,7 +247,7 @@ def _start(
             except (RaykdError, KeyboardInterrupt):
                 raise
             except Exception as error:  # Ray raises plain ones, too
-                reason = " ".join((str(error).strip() or type(error).__name__).split())[:300]
+                reason = " ".join(text_of(error).split())[:300]
                 if not retries:
                     raise NoRoom(
                         f"Ray did not start on this machine, {_TRIES} times, at last with: "

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from raykd.core.errors import ConfigError
+from raykd.core.errors import ConfigError, text_of
 
 PREFIX = "hub:"
 _NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -55,7 +55,7 @@ def _download(weights: str, name: str, revision: str | None, files: list[str]) -
     except errors.RevisionNotFoundError as error:
         raise ConfigError(f"{weights}: the repository has no revision {revision!r}") from error
     except Exception as error:  # huggingface_hub's own, its HTTP client's and the system's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = text_of(error).splitlines()[0]
         text = (
             f"the repository cannot be downloaded, and is not in the cache ({reason}). Where there "
             "is no internet, set HF_HOME to the cache of a machine that has downloaded it, or give "

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raykd.core.errors import ConfigError
+from raykd.core.errors import ConfigError, text_of
 
 _SIDES = (32, 64, 112, 224)  # pixels of images that a network is tried on; 112 are faces'
 _ROOMS = {
@@ -173,7 +173,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _cannot(module: nn.Module, what: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = text_of(error).splitlines()[0]
     return f"{type(module).__name__}: torch.fx cannot {what} it ({reason[:200]}); {_ADVICE}"
 
 
@@ -193,7 +193,7 @@ def _tried(module: nn.Module) -> tuple[int, int, set[str]]:
             with torch.no_grad():
                 answer = tried(torch.zeros(2, 3, side, side, device=device))
         except Exception as error:  # whatever a network's code does with a size
-            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason or text_of(error).splitlines()[0]
             continue
         if not isinstance(answer, Tensor):
             raise ConfigError(

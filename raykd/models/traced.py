@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from raykd.core.errors import ConfigError
+from raykd.core.errors import ConfigError, text_of
 from raykd.models.staged import Staged
 
 # Functions that belong to the stage before them, as modules of torch's activations and norms do.
@@ -94,7 +94,7 @@ def staged_module(
     except Exception as error:  # a network's own code may raise anything while it is traced
         if stages is None and classifier is None:
             return Staged(network, {}, network, nn.Identity())
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = text_of(error).splitlines()[0]
         raise ConfigError(
             f"the network {name!r} cannot be split into stages ({reason}); name other parts, leave "
             "stages and classifier out, or return a raykd.models.Staged"

@@ -47,7 +47,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, NoRoom, Unreachable
+from raykd.core.errors import CacheCorrupt, CacheMismatch, ConfigError, NoRoom, Unreachable, text_of
 from raykd.core.plugins import plugins_of
 from raykd.core.record import DIGITS, Recipe, fingerprint
 from raykd.storage import plugin_files
@@ -208,7 +208,7 @@ def first_line(error: Exception) -> str:
         return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))[:200]
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    text = getattr(error, "strerror", None) or text_of(error)
     return text.splitlines()[0][:200]
 
 

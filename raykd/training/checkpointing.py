@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 
 from raykd.config.scale import Scale
-from raykd.core.errors import CacheCorrupt, RaykdError
+from raykd.core.errors import CacheCorrupt, RaykdError, text_of
 from raykd.storage.atomic import lasting, write_atomic
 from raykd.storage.store import Store, read_json
 from raykd.tasks.base import HEADINGS
@@ -85,7 +85,7 @@ def fitting(checkpoint: Mapping[str, Any]) -> Iterator[None]:
 def _unusable(path: Path, what: str, error: Exception | None = None) -> CacheCorrupt:
     """The error for a checkpoint that a run cannot go on from."""
     if error is not None:
-        reason = str(error).strip() or type(error).__name__
+        reason = text_of(error)
         what += f" ({reason.splitlines()[0][:200]})"
     return CacheCorrupt(f"{path}: the checkpoint {what}; remove it to start this run again")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raykd import models
-from raykd.core.errors import ConfigError, RaykdError
+from raykd.core.errors import ConfigError, RaykdError, text_of
 from raykd.core.types import Shapes, Signal
 from raykd.methods.base import Method
 from raykd.models.staged import measure, on_meta
@@ -197,6 +197,6 @@ def _refusal(error: Exception, model: str, size: Size | None, remedy: str) -> Co
     """A sentence for a network's own error."""
     if _ONE_VALUE in str(error):
         return OneValue()
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = text_of(error).splitlines()[0].rstrip(".")
     sides = "x".join(map(str, size or ()))
     return ConfigError(f"{model} does not take images of {sides} pixels ({reason}); {remedy}")
