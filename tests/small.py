@@ -10,8 +10,8 @@ from raykd.planning.plan import plan
 from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
 from raykd.register.contract import ALL, batch, helpers_of, outputs_of, pair
 from raykd.storage.store import Store
-from raykd.training.cache_builder import CacheBuild, build_here
-from raykd.training.runs import local_host, train
+from raykd.training.cache_builder import CacheBuild
+from raykd.training.runs import ShardMaker, local_host, train
 
 __all__ = ["ALL", "batch", "helpers_of", "outputs_of", "pair"]  # as the laws of methods have them
 
@@ -75,6 +75,14 @@ def trained(store: Store, run: StudentRun) -> bytes:
     if not store.has(run):
         train(store, run, local_host(store, run))
     return (store.path(run) / "weights.safetensors").read_bytes()
+
+
+def build_here(build: CacheBuild, device: torch.device) -> None:
+    """Compute what a cache lacks, in this process."""
+    maker = ShardMaker(build.store, build.run, device)
+    for part in build.parts(1):
+        build.add(maker.make(part))
+    build.finish()
 
 
 def golden_logits() -> tuple[Tensor, Tensor, Tensor]:

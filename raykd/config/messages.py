@@ -148,12 +148,12 @@ class Mistakes:
             self._found.setdefault(line, []).append(student)
 
     @contextlib.contextmanager
-    def collecting(self, student: str | None = None) -> Iterator[None]:
+    def collecting(self) -> Iterator[None]:
         """A region whose `ConfigError` is a mistake among others."""
         try:
             yield
         except ConfigError as error:
-            self.add(str(error), student)
+            self.add(str(error))
 
     def raise_all(self) -> None:
         """Raise them as one `ConfigError`, a line each, if there are any."""

@@ -29,10 +29,8 @@ class _Contents:
         return _Contents(self.codes[rows.numpy()], self.targets[rows])
 
 
-def count_shared(
-    store: Store, data: ResolvedData, probe: ResolvedData, split: Split = "test"
-) -> tuple[int, int] | None:
-    """(N, M): N of the M images in a split of `probe` are training images of `data`.
+def count_shared(store: Store, data: ResolvedData, probe: ResolvedData) -> tuple[int, int] | None:
+    """(N, M): N of the M test images of `probe` are training images of `data`.
 
     Images are the same where their files have the same bytes, however they are decoded later. None
     where the hashes of one data set are not known: it was read by an earlier version, or some of
@@ -41,7 +39,7 @@ def count_shared(
     trained, judged = (_contents_of(store, one) for one in (data, probe))
     if trained is None or judged is None:
         return None
-    seen, test = trained["train"], judged[split]
+    seen, test = trained["train"], judged["test"]
     return int(np.isin(test, seen).sum()), len(test)
 
 

@@ -63,14 +63,6 @@ def retrieval(
     return _means(total, len(queries), ranks)
 
 
-def of_similarities(
-    similarity: Tensor, relevant: Tensor, ranks: Sequence[int] = RANKS, *, trapezoid: bool = False
-) -> Retrieval:
-    """Worth of the rankings by similarities [M, N]; `relevant` is bool [M, N]."""
-    total = ranked(similarity, relevant, ranks, trapezoid=trapezoid)
-    return _means(total, len(similarity), ranks)
-
-
 def ranked(
     similarity: Tensor, relevant: Tensor, ranks: Sequence[int], *, trapezoid: bool
 ) -> Tensor:

@@ -5,9 +5,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import torch
-
-from raykd.config.scale import Scale
 from raykd.core.errors import NoRoom
 from raykd.core.types import Shapes
 from raykd.data.dataset import open_split
@@ -29,8 +26,6 @@ from raykd.recipes import OutputsRun
 from raykd.storage.atomic import make_folder
 from raykd.storage.store import Store
 from raykd.training.dry_run import shapes_of_teacher
-from raykd.training.hosts.base import EVERY_EPOCH
-from raykd.training.runs import ShardMaker
 from raykd.training.weights import anchor_checksum
 
 _ROOM = 1.05  # free bytes wanted per byte to be written
@@ -93,22 +88,6 @@ class CacheBuild:
         """Write the manifest, and the marker by which the store lists the cache."""
         self.commit()
         self.store.finish(self.run)
-
-
-def build_here(
-    build: CacheBuild,
-    device: torch.device,
-    done: Callable[[int], None] = lambda rows: None,
-    scale: Scale = EVERY_EPOCH,
-) -> None:
-    """Compute what is missing in this process; `done` is called with the rows of every shard."""
-    parts = build.parts(1)
-    if parts:
-        maker = ShardMaker(build.store, build.run, device, scale)
-        for part in parts:
-            build.add(maker.make(part))
-            done(len(part))
-    build.finish()
 
 
 def needed_bytes(run: OutputsRun, rows: int) -> int:

@@ -1,11 +1,7 @@
-"""Settings of the memory allocator, and the peak use of memory."""
+"""Settings of the memory allocator."""
 
 import ctypes
 import platform
-import resource
-from pathlib import Path
-
-import torch
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -23,14 +19,3 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 28))
     return all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has had: torch's on a GPU, the resident set elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what a parent process had, too
-        (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(peak.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

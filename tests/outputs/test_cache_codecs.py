@@ -21,10 +21,10 @@ from raykd.outputs.reader import OutputsCache
 from raykd.planning.plan import plan
 from raykd.storage import arrow
 from raykd.storage.store import Store
-from raykd.training.cache_builder import CacheBuild, build_here, needed_bytes
+from raykd.training.cache_builder import CacheBuild, needed_bytes
 from raykd.training.cache_verify import compare
 from raykd.training.inputs import live_teacher, open_cache
-from tests.small import CPU, digits, prepare, student_run, train_logits
+from tests.small import CPU, build_here, digits, prepare, student_run, train_logits
 from tests.tiers import slow_but
 
 CODECS = [Int8(), TopK(k=3), TopK(k=1), TopK(k=9)]

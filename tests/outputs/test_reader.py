@@ -17,7 +17,7 @@ from raykd.outputs.manifest import MANIFEST, Manifest, Part, gaps, split, write_
 from raykd.outputs.reader import OutputsCache
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
-from raykd.training.cache_builder import CacheBuild, build_here
+from raykd.training.cache_builder import CacheBuild
 from raykd.training.cache_verify import compare
 from raykd.training.checkpointing import RESULT
 from raykd.training.inputs import live_teacher, open_cache
@@ -27,6 +27,7 @@ from tests.each import each
 from tests.small import (
     ALL,
     CPU,
+    build_here,
     digits,
     helpers_of,
     pair,
@@ -61,6 +62,7 @@ def shards(store, run):
     return sorted(store.path(train_logits(run)).glob("*.arrow"))
 
 
+@pytest.mark.slow
 def test_a_cache_gives_the_outputs_of_the_live_teacher(made):
     store, run = made
     logits = train_logits(run)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raykd.tasks import rankings
-from raykd.tasks.rankings import agreement, of_similarities, retrieval
+from raykd.tasks.rankings import agreement, retrieval
 from tests.each import each
 
 
@@ -15,7 +15,9 @@ def rows(count: int, width: int = 8, seed: int = 0) -> torch.Tensor:
 def test_similarities_have_the_values_of_the_specification():
     query, item = torch.arange(4.0).double()[:, None], torch.arange(12.0).double()
     similarity = (0.9 * query + 0.7 * item + 0.2).cos()
-    result = of_similarities(similarity, item.long() % 4 == query.long(), (1, 5))
+    labels = torch.arange(4), torch.arange(12) % 4
+    # Cosines to unit vectors, each query's over its own length, rank as the similarities do.
+    result = retrieval(similarity, torch.eye(12).double(), *labels, ranks=(1, 5))
     assert result.recall == {1: 0.5, 5: 1.0}
     assert result.mean_average_precision == pytest.approx(0.4565476190, abs=1e-9)
     assert (result.r_precision, result.map_at_r) == (0.25, pytest.approx(0.2222222222, abs=1e-9))
@@ -23,9 +25,9 @@ def test_similarities_have_the_values_of_the_specification():
 
 def test_average_precision_by_trapezoids_counts_the_precision_before_a_hit():
     similarity = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
-    relevant = torch.tensor([[False, True, False, True]])
-    plain = of_similarities(similarity, relevant).mean_average_precision
-    smooth = of_similarities(similarity, relevant, trapezoid=True).mean_average_precision
+    ranked = similarity, torch.eye(4), torch.ones(1), torch.tensor([0, 1, 0, 1])
+    plain = retrieval(*ranked).mean_average_precision
+    smooth = retrieval(*ranked, trapezoid=True).mean_average_precision
     assert plain == (1 / 2 + 2 / 4) / 2
     assert smooth == pytest.approx(((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2)
 

@@ -30,7 +30,7 @@ from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, weights
 from raykd.training import inputs as prepare
 from raykd.training import runs as fit
-from raykd.training.cache_builder import CacheBuild, build_here
+from raykd.training.cache_builder import CacheBuild
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.evaluation import evaluate
 from raykd.training.hosts.base import LocalHost
@@ -38,7 +38,7 @@ from raykd.training.loop import Sources, distil
 from raykd.training.result import result_of
 from raykd.training.runs import local_host, train
 from tests.each import each
-from tests.small import CPU, digits
+from tests.small import CPU, build_here, digits
 from tests.tiers import slow_but
 from tests.training.route_runs import (
     EPOCHS,
@@ -579,6 +579,7 @@ def test_a_chain_that_stops_goes_on_to_equal_weights(
 # Images to choose by
 
 
+@pytest.mark.slow
 def test_every_epoch_is_measured_on_the_validation_images(student_store):
     store = student_store
     run = trained_of(store)

@@ -19,12 +19,21 @@ from raykd.storage.store import Store
 from raykd.teachers.anchor_route import Route
 from raykd.tracking.console import Terminal
 from raykd.tracking.jsonl import METRICS, read_metrics
-from raykd.training.cache_builder import CacheBuild, build_here
+from raykd.training.cache_builder import CacheBuild
 from raykd.training.checkpointing import CHECKPOINT, Checkpoints
 from raykd.training.hosts.base import LocalHost
 from raykd.training.inputs import open_cache
 from raykd.training.runs import local_host, train
-from tests.small import CPU, digits, prepare, student_run, teacher_run, train_logits, trained
+from tests.small import (
+    CPU,
+    build_here,
+    digits,
+    prepare,
+    student_run,
+    teacher_run,
+    train_logits,
+    trained,
+)
 
 pytestmark = pytest.mark.slow
 

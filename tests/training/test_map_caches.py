@@ -17,12 +17,12 @@ from raykd.outputs.statistics import STATISTICS
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
 from raykd.tasks import Features
-from raykd.training.cache_builder import CacheBuild, build_here, needed_bytes
+from raykd.training.cache_builder import CacheBuild, needed_bytes
 from raykd.training.cache_verify import compare
 from raykd.training.checkpointing import read_result
 from raykd.training.inputs import live_teacher, open_cache, teachers
 from raykd.training.runs import local_host, train
-from tests.small import CPU, prepare, student_run
+from tests.small import CPU, build_here, prepare, student_run
 from tests.tiers import slow_but
 
 BOTH = Combine(combine=(FeatureDistillation(), DenseDistillation(grid=2)))

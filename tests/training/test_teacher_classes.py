@@ -15,14 +15,14 @@ from raykd.models import build
 from raykd.recipes import Optim, TeacherRun
 from raykd.storage.store import Store
 from raykd.training import inputs, weights
-from raykd.training.cache_builder import CacheBuild, build_here, needed_bytes
+from raykd.training.cache_builder import CacheBuild, needed_bytes
 from raykd.training.checkpointing import read_result
 from raykd.training.initial_state import untrained
 from raykd.training.microbenchmark import forward_of, step_of
 from raykd.training.result import teacher_said
 from raykd.training.runs import local_host, train
 from tests.each import each
-from tests.small import CPU, digits, prepare, student_run, teacher_run, trained
+from tests.small import CPU, build_here, digits, prepare, student_run, teacher_run, trained
 
 WIDE = 14  # outputs of the given teacher; the digits are those from 2 to 11
 SHIFTED = tuple((n + 2,) for n in range(10))
@@ -72,6 +72,7 @@ def plain(teacher, batch: Batch) -> torch.Tensor:
         return network(batch.pixels)
 
 
+@pytest.mark.slow
 @each("groups", [SHIFTED, JOINED], ids=["one to one", "many to one"])
 def test_a_cache_through_a_map_has_what_the_live_teacher_says(store, groups):
     teacher = given(store, wide_state(), outputs=WIDE, classes=groups)
@@ -196,6 +197,7 @@ def test_a_teacher_that_is_trained_here_on_other_images_is_mapped(store):
     assert live.logits.shape == (24, 2)
 
 
+@pytest.mark.slow
 def test_builds_of_caches_take_the_mapped_rows(store):
     teacher = given(store, wide_state(), outputs=WIDE, classes=JOINED)
     run = student_run(store, teacher=teacher, optim=ONE).outputs_at(0)

@@ -263,7 +263,7 @@ def one_image_per_file(files: Files, entries: Sequence[Entry], labels: Sequence[
     return Samples(ranges, np.asarray(labels, dtype=np.int64))
 
 
-def _shorten(names: Sequence[str], most: int = 5) -> str:
-    """Names for people, the first ones of many."""
-    shown = [printable(name) for name in names[:most]]
-    return ", ".join([*shown, "..."] if len(names) > most else shown)
+def _shorten(names: Sequence[str]) -> str:
+    """The first five of some names, for a message."""
+    shown = [printable(name) for name in names[:5]]
+    return ", ".join([*shown, "..."] if len(names) > 5 else shown)
