@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.views [--rows N] [--far N] [--steps N] [--device cuda]
 
 A step looks up a shuffled batch of a dense cache of 1000 classes and then computes for some time,
-as a student would. The pages of the shards were dropped before, as if nobody had read them.
+as a student would. The pages of the shards were dropped before, as if they were not read yet.
 The ratio is the first step's time over the median of the others'; the seconds that reading a view
 takes are beside it. Places: a folder, the same as file://, and s3:// on a server on loopback
 (moto, a process of its own, which is slow: its views are smaller).

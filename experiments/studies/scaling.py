@@ -132,7 +132,7 @@ def scaling_here(
     """Steps of one batch on several processes, steps alone, and what follows from those."""
     group: dict[int, list[tuple[float, float]]] = {world: [] for world in worlds}
     alone: dict[int, list[tuple[float, float]]] = {BATCH // world: [] for world in worlds}
-    for _ in range(rounds):  # in turns, so that what else goes on here is no one's alone
+    for _ in range(rounds):  # in turns, so that other work on the machine slows each alike
         for world in worlds:
             parts = in_group(world, folder, "steps")
             wall = max(wall for wall, _ in parts)

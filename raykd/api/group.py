@@ -1,4 +1,4 @@
-"""Training inside the workers of somebody else's `ray.train.torch.TorchTrainer`."""
+"""Training inside the workers of another program's `ray.train.torch.TorchTrainer`."""
 
 from raykd.api.experiment import Keys, experiment_of, plain
 from raykd.api.work import ExperimentLike, StoreLike, prepared, store_of

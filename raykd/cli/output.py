@@ -43,7 +43,7 @@ def patient() -> Iterator[None]:
     all else is done.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # what was closed would be given to the next file that is opened, and be written to
+        pass  # the next file that is opened would get a closed descriptor, and what is printed
     os.close(null)
     out, err = _patient(sys.stdout, 1), _patient(sys.stderr, 2)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

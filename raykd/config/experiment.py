@@ -72,7 +72,7 @@ class Experiment:
     runs: tuple[AnyStudent, ...]  # for a search: the base alone
     scale: Scale
     where: Where = field(default_factory=Where)
-    space: Space | None = None  # what the runs were laid out from, or are to be drawn from
+    space: Space | None = None  # source of the runs: a grid, or a search that draws them
     places: Places = field(
         default_factory=dict, compare=False, repr=False
     )  # position of each key in the file

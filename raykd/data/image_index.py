@@ -132,7 +132,7 @@ def digest_of(names: Sequence[str], splits: dict[str, tuple[np.ndarray, np.ndarr
 def find_summary(store: Store, name: str, dataset: Dataset, *, skip_bad: bool) -> Summary | None:
     """The summary of an earlier reading of files that have not changed; None without one."""
     digest = dataset.digest
-    if not digest and dataset.contents:  # those of a pack, of which labels were taken
+    if not digest and dataset.contents:  # a pack has them, also where its labels were taken
         columns = {
             split: (dataset.labels[split], dataset.contents[split]) for split in dataset.splits
         }

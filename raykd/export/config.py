@@ -134,7 +134,7 @@ def provenance(finished: Finished) -> dict[str, Any]:
 def base_models(run: AnyTeacher) -> list[str]:
     """The repositories of the Hub with the weights that a network, or its teacher, began with.
 
-    Those are timm's: of other weights nobody knows where they lie.
+    Those are timm's: the origin of other weights is unknown.
     """
     runs = (run.stages()[0], *run.members()) if isinstance(run, StudentRun) else (run,)
     names: list[str] = []

@@ -47,7 +47,7 @@ class ExportedFile(NamedTuple):
     name: str
     bytes: int
     difference: float  # the largest difference of any score
-    loads: str  # what reads it
+    loads: str  # library that reads it
 
 
 @dataclass(frozen=True)

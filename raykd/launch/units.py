@@ -35,7 +35,7 @@ class Event:
 
     unit: Unit
     state: Literal["begun", "done", "failed"]  # begun: again, if its worker died
-    value: Any = None  # what the method returned
+    value: Any = None  # return value of the method
     error: RaykdError | None = None  # why it failed
 
 

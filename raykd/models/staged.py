@@ -24,7 +24,7 @@ from raykd.core.types import MAP_SUFFIX, Network, Outputs, Shapes, Signal
 Through = Callable[  # the signature of Staged.through
     ..., tuple[Tensor | None, Tensor, dict[str, Tensor]]
 ]
-BEFORE = "before" + MAP_SUFFIX  # of `intermediates`: the block before the last one
+BEFORE = "before" + MAP_SUFFIX  # key of `intermediates`: the block before the last one
 NO_NORMS: Mapping[str, nn.BatchNorm2d] = MappingProxyType({})
 
 

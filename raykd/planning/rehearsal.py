@@ -23,8 +23,8 @@ from raykd.training.runs import default_device
 LEAST = 0.05  # share of the time that a change has to save: times scatter
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 _WORTH = 60.0  # seconds of all plain trainings below which none is compiled: that takes tens
-_BATCHES = (1, 0.5, 2, 4)  # of the batch that a recipe has
-_ANSWERED = (1, 0.25, 0.5, 2)  # of the images that a teacher sees at a time
+_BATCHES = (1, 0.5, 2, 4)  # factors of the recipe's batch
+_ANSWERED = (1, 0.25, 0.5, 2)  # factors of the teacher's batch
 _FEWEST = 8  # views, where a student reads a cache alone
 Choice = TypeVar("Choice", bound=tuple[object, ...])
 _Say = Callable[[str], None]
@@ -41,7 +41,7 @@ class Way:
     batch: int
     images_per_second: float | None  # decoded images; None: it cannot be run so
     compile_seconds: float  # before the first step of a training
-    seconds: float | None  # of all of the experiment's work with this network, decoding included
+    seconds: float | None  # all of the experiment's work with this network, decoding included
     note: str = ""
 
     @property
@@ -65,10 +65,10 @@ class Schedule:
 
     student: str
     views: str  # "all", "a half", "a quarter" or "live"
-    passes: int  # of the teacher over the images, for all students that share the cache
-    seconds: float  # of one student alone, its teacher's passes included
+    passes: int  # the teacher's, over the images, for all students that share the cache
+    seconds: float  # one student alone, its teacher's passes included
     students: int  # that share the cache
-    shared_seconds: float  # of each of them
+    shared_seconds: float  # each of them
     over_live: float  # the same over asking the live teacher in each step
 
 

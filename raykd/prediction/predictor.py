@@ -47,7 +47,7 @@ class Predictor(nn.Module):
     """
 
     preprocess: Preprocess
-    classes: tuple[str, ...] | None  # their names; None of a backbone, or where nobody knows them
+    classes: tuple[str, ...] | None  # their names; None of a backbone, or where they are unknown
     is_backbone: bool  # True without a classifier: it answers with embeddings
 
     def __init__(

@@ -34,5 +34,5 @@ __all__ = [
     "training_of",
 ]
 
-Training = TeacherRun | PreludeRun | StudentRun  # what the loop trains
-AnyStudent = StudentRun | SearchedStudent  # what an experiment can ask for
+Training = TeacherRun | PreludeRun | StudentRun  # recipes that the loop trains
+AnyStudent = StudentRun | SearchedStudent  # students that an experiment can have

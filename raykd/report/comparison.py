@@ -53,7 +53,7 @@ class Standing:
 
     above: tuple[Group, ...]  # better ones
     below: tuple[Group, ...]
-    open: tuple[Group, ...]  # those that are not told apart from it
+    open: tuple[Group, ...]  # groups that are not told apart from it
 
     @property
     def places(self) -> list[int]:

@@ -109,7 +109,7 @@ def remove_leftovers(folder: Path) -> None:
 def appending(path: Path) -> IO[str]:
     """Open a file for reading and appending. Raises `OSError` where it is a link.
 
-    A link that somebody else made in the folder could lead anywhere.
+    A link that another user made in the folder could lead anywhere.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o666), "a+")

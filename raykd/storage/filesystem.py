@@ -33,7 +33,7 @@ _BLOCK, _OPEN = 1 << 23, 32  # bytes copied at a time; files that `read_at` keep
 SAY_SECONDS = 5.0  # age of a request from which a warning says that it is waited for
 _LOOK_SECONDS, _AGAIN_SECONDS = 1.0, 30.0  # between two looks at the clock; between two warnings
 _LOG = logging.getLogger("raykd")  # writes warnings to standard error
-_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")  # those of pyarrow
+_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")  # pyarrow's schemes
 # Options that a URL gets where it does not set them itself.
 _OPTIONS = {
     "s3": "allow_delayed_open=true",  # a small file is one request, not an upload in three parts

@@ -32,8 +32,8 @@ _TEST_ROWS, _TRAIN_ROWS = 1 << 10, 1 << 14  # rows of a block: 64 MB of similari
 class Accuracy(NamedTuple):
     """Percentages of test rows."""
 
-    top1: float  # whose class is the first
-    top5: float  # whose class is among the first five
+    top1: float  # share of images whose class is the first
+    top5: float  # share of images whose class is among the first five
 
 
 def knn_accuracy(

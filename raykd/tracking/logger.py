@@ -48,7 +48,7 @@ class Tracker(ABC):
     """
 
     package: ClassVar[str] = ""  # module that must be importable; empty: none
-    install: ClassVar[str] = ""  # what pip installs for it; empty: the package
+    install: ClassVar[str] = ""  # package that pip installs for it; empty: the same
 
     def __init__(self, store: Store, labels: Labels = NO_LABELS) -> None:
         self.store = store

@@ -19,7 +19,7 @@ class ProbeSets:
     """A probe with its images."""
 
     probe: LabelledSet
-    train: Views  # whose labels are known
+    train: Views  # images whose labels are known
     test: Views
 
 

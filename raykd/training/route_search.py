@@ -42,7 +42,7 @@ def decide(store: Store, search: Search, device: torch.device) -> None:
     anchors, candidates = anchors_of(search, decisions), search.candidates()
     stage, current = search.stage(anchors), anchors[-1]
     if not store.has(stage):
-        return  # somebody else has decided already, and the stage after that is still to be trained
+        return  # another process has decided already, and the stage after is still to be trained
     measured = distances(store, search, anchors, device)
     invalid = [anchor for anchor, value in measured.items() if not math.isfinite(value)]
     if invalid:
@@ -76,7 +76,7 @@ def distances(
     later = [anchor for anchor in search.candidates() if anchor >= anchors[-1]]
     teachers = {anchor: inputs.validation_teacher(store, run, anchor, device) for anchor in later}
     if search.measure == "loss":
-        epoch = run.first_epoch + run.optim.epochs - 1  # whose weights the loss has
+        epoch = run.first_epoch + run.optim.epochs - 1  # the epoch whose weights the loss has
         return {anchor: _loss(learner, views, teachers[anchor], epoch) for anchor in later}
     sums = dict.fromkeys(later, 0.0)
     with torch.no_grad():

@@ -196,7 +196,7 @@ def load_start(store: Store, run: StudentRun, network: Staged) -> None:
     """
     if run.weights is None:
         return
-    if run.task.embeds:  # whose classifier is of another kind, and begins anew
+    if run.task.embeds:  # the classifier is of another kind, and begins anew
         plain = models.build(run.model, run.head)
         load_start(store, run.model_copy(update={"task": Classification()}), plain)
         last = f"{classifier_name(plain)}."

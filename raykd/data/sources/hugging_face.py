@@ -40,7 +40,7 @@ def read_saved(location: str, labels: bool = True) -> Dataset:
     names are those of the classes; of several columns, one that is called as in tables (image, img;
     label, labels, fine_label). Without a ClassLabel, numbers or texts in a column called so will
     do.
-    Raises `DataError`, naming the columns, where there is none or no one.
+    Raises `DataError`, naming the columns, where there is none, or more than one.
     """
     files = Files.at(location)
     features, found = _layout(files)
