@@ -677,6 +677,7 @@ def test_a_teacher_of_other_classes_has_outputs_of_its_own(store, photos):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_file_of_weights_is_copied_into_the_store_and_named_by_its_digest(
     store, tmp_path, suffix

@@ -1,6 +1,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from raykd.config.schema import schema
 from tests.each import each
 
@@ -48,6 +50,7 @@ def test_every_number_has_both_bounds():
         assert {"maximum", "exclusiveMaximum"} & number.keys(), number
 
 
+@pytest.mark.slow
 @each(
     ("owner", "key", "expected"),
     [

@@ -44,6 +44,7 @@ def test_batches_pass_through_as_they_are():
     assert all(a is b for a, b in zip(Timed(batches, Meter()), batches, strict=True))
 
 
+@pytest.mark.slow
 def test_a_training_counts_its_steps_and_look_ups(tmp_path):
     store = Store(tmp_path)
     run = student_run(store)

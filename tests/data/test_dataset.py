@@ -128,6 +128,7 @@ def test_images_that_are_brought_to_several_sizes_lie_beside_each_other(store, p
     assert sizes == [(4, 4), (5, 5), (6, 8)]
 
 
+@pytest.mark.slow
 def test_files_that_are_not_those_of_the_recipe_are_refused(store, photos, tmp_path):
     data = read(store, FOLDER, photos)
     flip_a_bit(photos)
@@ -179,6 +180,7 @@ def test_a_dataset_without_a_test_split_holds_out_a_share_of_each_class(store, p
     assert not parts[0] & parts[1]
 
 
+@pytest.mark.slow
 def test_a_share_that_leaves_nothing_to_test_is_refused(store, photos):
     shutil.rmtree(photos / "test")
     data = read(store, FOLDER.model_copy(update={"holdout": 0.01}), photos)
@@ -315,6 +317,7 @@ def test_images_to_validate_on_are_there_only_where_they_are_held_out(store, dig
         open_split(store, digits, "validation")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_the_store_is_named(store, photos):
     data = read(store, FOLDER, photos)
     path = store.root / "images" / f"{data.digest}-original" / "train.arrow"

@@ -181,6 +181,7 @@ def test_a_table_or_tar_without_labels_names_what_to_set(tmp_path, kind):
         SOURCES[kind](WAYS[kind](tmp_path))
 
 
+@pytest.mark.slow
 @each("name", ["a.arrow", "stream.arrow", "compressed.arrow", "a.feather", "a.parquet"])
 @each("columns", [["image"], ["image", "size", "caption"]])
 def test_tables_of_each_kind_need_no_labels(tmp_path, name, columns):
@@ -218,6 +219,7 @@ def test_images_that_cannot_be_used_are_named_or_left_out(store, tmp_path, strea
     assert "1 image that cannot be used, left out" in heard[-1]
 
 
+@pytest.mark.slow
 def test_a_published_dataset_loses_its_labels(store):
     data = read(store, unlabelled("digits"), None)
     train, test = open_images(store, data)

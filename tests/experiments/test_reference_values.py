@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from experiments import imagenet_skd, rco_sweep
 from experiments.recipes import reference_values as reference
 from experiments.studies import cifar10_methods, cifar10_sakd, method_grid
@@ -73,6 +75,7 @@ def student(method, pair):
     return run
 
 
+@pytest.mark.slow
 @each("pair", cifar10_methods.PAIRS)
 def test_every_method_has_its_values_for_every_pair_of_the_benchmark(pair):
     for name in METHODS:
@@ -81,6 +84,7 @@ def test_every_method_has_its_values_for_every_pair_of_the_benchmark(pair):
     compare(student(cifar10_methods.filled("crd + kd", pair), pair), "cifar100")
 
 
+@pytest.mark.slow
 @each("pair", cifar10_methods.PAIRS)
 def test_spot_adaptive_students_and_their_bases_have_theirs(pair):
     for base in cifar10_sakd.PAPER:

@@ -23,6 +23,7 @@ def arms_of(preset, method="kd"):
     return planned(preset, "study", method, None, ())
 
 
+@pytest.mark.slow
 @each("preset", [SHORT, TINY, FULL], ids=["short", "tiny", "full"])
 def test_the_students_differ_in_their_views_alone(preset):
     arms = arms_of(preset)

@@ -296,6 +296,7 @@ def test_networks_of_every_kind_become_graphs(place, student, tmp_path, method, 
         check_program(place, run, exported.folder, file.name, runs=here)
 
 
+@pytest.mark.slow
 def test_a_teacher_can_be_exported(place, teacher, tmp_path):
     exported = export(place, teacher, tmp_path / "out", ["safetensors"])
     assert config_of(exported)["raykd"]["kind"] == "teachers"

@@ -62,6 +62,7 @@ def test_what_is_not_one_finished_network_is_a_sentence(tmp_path, place, student
         by_fingerprint(store, "abc1")
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_network_and_tells_scripts(place, student, tmp_path):
     run = student("kd")
     options = ("--store", place.root, "--output", tmp_path / "out", "--format", "safetensors")

@@ -114,6 +114,7 @@ def pushed(place, student, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_an_export_is_uploaded_after_it_is_said_what(server, pushed, tmp_path):
     said = pushed("--push", "me/small").stderr
     (made,) = server.made
@@ -131,6 +132,7 @@ def test_an_export_is_uploaded_after_it_is_said_what(server, pushed, tmp_path):
     assert "mine.txt" not in server.files
 
 
+@pytest.mark.slow
 def test_the_card_says_to_the_hub_what_it_is(server, pushed):
     from huggingface_hub import ModelCard
 

@@ -48,6 +48,7 @@ def test_the_file_is_the_network(model, classes, tmp_path):
         assert torch.equal(begun(pixels), network(pixels))  # it starts from the same numbers, too
 
 
+@pytest.mark.slow
 @each("model", NETWORKS)
 def test_the_file_imports_torch_and_pythons_own_modules_alone(model):
     tree = ast.parse(source(model, 10))

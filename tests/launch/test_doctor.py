@@ -185,6 +185,7 @@ def test_a_dead_cluster_that_is_noted_is_found(tmp_path, alone):
     assert doctor.stale().status == "ok"
 
 
+@pytest.mark.slow
 def test_caches_that_are_to_be_made_count(tmp_path, alone):
     text = """
 run:

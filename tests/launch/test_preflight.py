@@ -240,6 +240,7 @@ def refusal(store: Store, *overrides: str) -> list[str]:
     return str(error.value).splitlines()
 
 
+@pytest.mark.slow
 def test_all_mistakes_come_at_once_each_once_with_its_place(store):
     text = EXPERIMENT.replace("batch: 32}}", "batch: 97}}").replace("method: kd", "method: fsp")
     experiment = resolve(
@@ -255,6 +256,7 @@ def test_all_mistakes_come_at_once_each_once_with_its_place(store):
     assert method.endswith(f"{also} (mine.yaml, line 6)")
 
 
+@pytest.mark.slow
 def test_a_key_stands_where_it_was_said_last(store):
     (line,) = refusal(store, "run.optim.batch=97")
     assert line.endswith("(run.optim.batch=... on the command line)")
@@ -295,6 +297,7 @@ def test_what_is_finished_is_not_looked_at(store):
         preflight(Experiment("small", (run.model_copy(update={"seed": 9}),), odd.scale), store)
 
 
+@pytest.mark.slow
 def test_caches_that_do_not_fit_the_disk_are_refused_before_their_teacher_is_trained(
     store, monkeypatch
 ):

@@ -1,5 +1,6 @@
 """Spot-adaptive distillation as its official scripts have it, where those differ from the paper."""
 
+import pytest
 import torch
 
 from raykd.methods.at import AT
@@ -39,6 +40,7 @@ def test_the_teacher_s_map_of_cc_stays_as_drawn(base, mode):
         assert torch.equal(after[name], tensor) == name.startswith("teacher"), name
 
 
+@pytest.mark.slow
 @each(("mode", "released"), [("random", True), ("adaptive", False)])
 def test_otherwise_both_maps_are_trained(mode, released):
     before, after = after_a_step(SAKD(base=CC(), mode=mode, as_released=released))

@@ -126,6 +126,7 @@ def test_the_scores_are_those_of_the_part_that_changes_them():
         torch.testing.assert_close(scores, expected)
 
 
+@pytest.mark.slow
 def test_every_part_that_asks_for_it_sees_all_of_the_teacher_s_outputs():
     method = combined(SKD(), KD(), CC())
     student, teacher = pair()

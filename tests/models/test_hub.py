@@ -86,6 +86,7 @@ def server(tmp_path, monkeypatch):
         hub.fetched.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["them/resnet8", "them/pickled", f"them/resnet8@{COMMIT}"])
 def test_a_repository_is_downloaded_and_named_by_its_weights(server, tmp_path, name):
     store = Store(tmp_path / "store")

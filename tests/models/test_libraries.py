@@ -422,6 +422,7 @@ def test_published_networks_lose_their_auxiliary_outputs(downloads, name):
     assert list(network.network.state_dict()) == list(plain(f"torchvision/{name}", 1).state_dict())
 
 
+@pytest.mark.slow
 def test_published_weights_of_googlenet_recolour_the_pixels(downloads):
     torch.manual_seed(0)
     publish(downloads, "googlenet", "DEFAULT", torchvision.models.googlenet(init_weights=False))

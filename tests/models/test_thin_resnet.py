@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ def test_networks_have_the_published_number_of_parameters(name):
         assert parameter_count(build(name, classes)) == count
 
 
+@pytest.mark.slow
 @each("name", COUNTS)
 def test_two_of_the_stages_halve_the_image(name):
     for size in [(32, 32), (64, 64), (16, 48)]:

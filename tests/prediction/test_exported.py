@@ -44,6 +44,7 @@ def pictures(place, student, tmp_path_factory):
     return save_pictures(place, student, tmp_path_factory.mktemp("pictures"), 5)
 
 
+@pytest.mark.slow
 def test_a_folder_answers_as_the_store_does(place, student, folder, pictures):
     before, after = load(place, student), raykd.predictor(folder)
     assert after.predict(pictures) == before.predict(pictures)  # calibrated, to the last bit

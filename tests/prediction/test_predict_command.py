@@ -75,6 +75,7 @@ def test_the_installed_command_prints_a_table_and_its_progress(place, student, f
     assert "predict: image 6/6" in done.stderr
 
 
+@pytest.mark.slow
 def test_json_is_a_line_for_each_image(place, student, folder):
     told = call(place, fingerprint(student), folder, "--json", "--top", 3, "--batch", 2).stdout
     lines = [json.loads(line) for line in told.splitlines()]

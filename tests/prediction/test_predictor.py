@@ -95,6 +95,7 @@ def check_as_evaluated(store, run, paths, batch=64):
     assert 100 * right / len(targets) == pytest.approx(recorded)
 
 
+@pytest.mark.slow
 @each("batch", [7, 64])
 def test_labels_of_test_images_are_those_that_evaluation_counted(
     place, digits_student, digit_files, batch

@@ -42,6 +42,7 @@ def student(*members, **changes) -> StudentRun:
     return StudentRun(**(values | changes))
 
 
+@pytest.mark.slow
 def test_a_file_names_the_members_and_they_have_the_student_s_images():
     (run,) = parse(FILE, "test").runs
     assert isinstance(run, StudentRun) and isinstance(run.teacher, PanelRun)
@@ -51,6 +52,7 @@ def test_a_file_names_the_members_and_they_have_the_student_s_images():
     jsonschema.validate(yaml.safe_load(FILE), schema())
 
 
+@pytest.mark.slow
 def test_an_assistant_may_learn_from_a_panel_and_be_a_member_of_one():
     (run,) = parse(FILE + "  assistants: [resnet14]\n", "test").runs
     (assistant,) = run.members()

@@ -70,6 +70,7 @@ def test_each_seed_sees_other_pixels_and_the_same_images(store, augment):
         assert run.data == student_run(store).data  # whose seed says which rows there are
 
 
+@pytest.mark.slow
 @each("name", ["kd", "ft", "ab", "mlkd", "stkd"])
 def test_every_look_is_drawn_by_the_seed_and_tests_are_as_they_were(store, name):
     plain, apart = (student_run(store, name, seed=3, views_by_seed=a) for a in (False, True))

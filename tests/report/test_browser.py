@@ -44,6 +44,7 @@ def browse(path, folder, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_numbers_and_asks_nobody(written, tmp_path):
     path, report = written
     picture = tmp_path / "page.png"
@@ -59,6 +60,7 @@ def test_a_browser_shows_the_numbers_and_asks_nobody(written, tmp_path):
     assert pixels.std(axis=1).astype(bool).mean() > 0.5  # of the rows are not blank
 
 
+@pytest.mark.slow
 def test_a_phone_scrolls_tables_and_not_the_page(written, tmp_path):
     path, _ = written
     frame = tmp_path / "frame.html"

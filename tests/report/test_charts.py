@@ -20,6 +20,7 @@ def pictures(report):
     return svgs
 
 
+@pytest.mark.slow
 def test_a_picture_follows_light_and_dark_and_is_the_same_for_everyone(report):
     svgs = pictures(report)
     for svg in svgs:

@@ -50,6 +50,7 @@ def test_only_finished_students_count(store, experiment):
     assert shared(gather(store, experiment))["forwards"] == (130, 130)
 
 
+@pytest.mark.slow
 def test_the_forwards_of_a_live_teacher_are_no_ones_but_the_student_s(store):
     text = TEXT.replace(DATA, "{name: digits, holdout: 0.2}")
     experiment = resolve(parse(text.replace("  optim:", "  source: live\n  optim:"), "live"), store)
@@ -68,6 +69,7 @@ def test_images_that_are_not_in_the_store_count_nothing(store, experiment):
     assert shared(gather(store, experiment))["forwards"] == (0, 0)
 
 
+@pytest.mark.slow
 def test_stages_and_searches_are_counted_once(store):
     experiment = parse(ROUTES, "routes")
     routed(store, experiment)
@@ -81,6 +83,7 @@ def test_stages_and_searches_are_counted_once(store):
     assert counts["preludes"] == (4 + 3, 2 * 2 + 3 + 2 * 1 + 3)
 
 
+@pytest.mark.slow
 def test_assistants_are_teachers_that_are_trained(store):
     text = TEXT.replace("  optim:", "  assistants: [resnet14]\n  optim:")
     experiment = parse(text.replace("[label_only, kd,", "[kd,"), "chain")

@@ -2,6 +2,8 @@ import csv
 import io
 from dataclasses import replace
 
+import pytest
+
 from raykd.config.experiment import Experiment, parse
 from raykd.report import Trial, console_table, gather, to_csv, to_json, to_markdown
 from raykd.report.page import page
@@ -50,6 +52,7 @@ def test_a_label_with_a_comma_is_one_cell(store):
     assert all(row["network"] in ("resnet8", "resnet8x4") for row in found)
 
 
+@pytest.mark.slow
 def test_validation_is_a_column_where_there_is_any(store):
     experiment = parse(TEXT.replace("size: [8, 8]}", "size: [8, 8], validation: 0.2}"), "held out")
     for run in experiment.runs:
@@ -63,12 +66,14 @@ def test_validation_is_a_column_where_there_is_any(store):
         assert "optimistic" not in text
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_said_to_flatter_without_validation(report, written):
     for text in (to_markdown(report), written):
         assert "chosen on the test images and is optimistic" in text
         assert "validation" not in text.partition("Runs")[0]
 
 
+@pytest.mark.slow
 def test_results_from_before_forwards_were_measured_are_shown(store, experiment):
     finished(store, experiment)
     for path in store.root.glob(f"*/*/{RESULT}"):
@@ -91,6 +96,7 @@ TRIALS = (
 )
 
 
+@pytest.mark.slow
 def test_trials_are_shown_with_the_failed_ones_first(report):
     name = report.students[0].runs[0].fingerprint
     other = Trial("0003", {}, "f" * 20, "finished", None, 1.0)

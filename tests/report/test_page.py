@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
 from markupsafe import escape
 
 from raykd.config.experiment import parse
@@ -47,6 +48,7 @@ def test_a_report_of_nothing_is_a_page_too(store, experiment):
     assert "<figure>" not in text
 
 
+@pytest.mark.slow
 def test_a_page_is_drawn_again_where_its_report_has_changed(report, store):
     path = publish(report, store)
     os.utime(path, (0, 0))
@@ -87,6 +89,7 @@ def test_pictures_and_tables_can_be_read_aloud(written):
     assert all(values.get("scope") in ("row", "col") for tag, values in tags if tag == "th")
 
 
+@pytest.mark.slow
 def test_names_from_files_are_escaped_in_a_page(store):
     evil = "\"><script>alert('&')</script>[bold]"
     text = TEXT.replace("{model: resnet8x4}", "{model: resnet8x4, weights: WEIGHTS}")

@@ -155,6 +155,7 @@ def test_a_search_leads_to_its_stages_and_its_recipe(report):
             assert f'<details id="{one.student}">' in written
 
 
+@pytest.mark.slow
 def test_a_run_that_two_lines_share_has_one_anchor(store, experiment):
     for search in experiment.searches():
         decide(store, search, 2, 4, 6, 8)

@@ -107,6 +107,7 @@ def test_a_picture_says_the_shares_at_the_end(store, experiment):
     assert not chart.wide
 
 
+@pytest.mark.slow
 def test_a_map_is_the_mean_of_the_seeds_that_saw_the_class(store, experiment):
     first, second = [10.0, None, None, 0.0], [30.0, 90.0, None, 100.0]
     whole = {"selected_logits": 40.0}
@@ -121,6 +122,7 @@ def test_a_map_is_the_mean_of_the_seeds_that_saw_the_class(store, experiment):
     assert "By class at the end: logits 20.00 to 90.00." in chart.picture.alt
 
 
+@pytest.mark.slow
 def test_a_map_has_epochs_to_the_right_and_a_panel_per_spot(chart):
     texts, images = panels(chart)
     assert [text for text in texts if text in SPOTS] == [*SPOTS, *SPOTS]  # legend and titles
@@ -138,6 +140,7 @@ def test_a_map_has_epochs_to_the_right_and_a_panel_per_spot(chart):
     assert chart.picture.svg.count("image-rendering:pixelated") == len(SPOTS)
 
 
+@pytest.mark.slow
 def test_no_sample_of_any_class_is_an_empty_map(store, experiment):
     nobody = {"selected_logits": 0.0, "selected_by_class": {"logits": [None] * 10}}
     (chart,) = constant(store, experiment, nobody, nobody)
@@ -151,6 +154,7 @@ def test_runs_of_different_spots_have_no_picture(store, experiment):
     assert constant(store, experiment, *runs) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_class", [{"logits": [5.0]}, dict.fromkeys(SPOTS, [5.0] * 9)])
 def test_runs_of_different_classes_have_lines_alone(store, experiment, by_class):
     (chart,) = constant(store, experiment, shares(), shares() | {"selected_by_class": by_class})
@@ -201,6 +205,7 @@ def test_a_page_of_many_classes_is_small(store):
     assert len(written) < 1_000_000
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_is_shown_until_one_is_finished(store, experiment):
     runs = [run for run in experiment.runs if run.method.name == "kd"]
     put(store, runs[0], 90.0, epochs=3, finish=False, **shares())

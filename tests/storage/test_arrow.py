@@ -79,6 +79,7 @@ def mapped(path: Path) -> list[range]:
     return [range(int(start, 16), int(stop, 16)) for start, stop in spans]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_columns_are_views_of_the_file_and_nothing_is_read_before_it_is_used(tmp_path):
     path = (tmp_path / "big.arrow").resolve()
@@ -123,6 +124,7 @@ def assert_refused(path: Path) -> None:
     assert str(error.value).startswith(f"{path}: not an Arrow file that raykd wrote (")
 
 
+@pytest.mark.slow
 def test_a_file_cut_off_at_any_byte_is_refused(tmp_path):
     path = tmp_path / "x.arrow"
     whole = arrow.pack(COLUMNS)

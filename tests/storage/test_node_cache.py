@@ -107,6 +107,7 @@ def test_the_marker_comes_last(nodes, monkeypatch):
     assert sorted(order[:-1]) == ["result.json", "weights.bin"] and order[-1] == MARKER
 
 
+@pytest.mark.slow
 def test_what_was_discarded_and_made_anew_is_not_mixed_with_what_was_before(nodes):
     here, there = (node.store() for node in nodes)
     bake(here, Cake())

@@ -52,6 +52,7 @@ print(len(list(path.parent.glob("*.tmp"))))
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
     command = [sys.executable, "-c", KILLING, str(tmp_path / "file")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)

@@ -121,6 +121,7 @@ def test_some_people_a_step_teach_methods_of_embeddings(store, data, teacher, ta
         student(data, teacher, run.task, method=METHODS["kd"](name="kd"))
 
 
+@pytest.mark.slow
 def test_methods_of_logits_find_scaled_cosines(store, data, teacher, task):
     run = student(data, teacher, task, method=METHODS["kd"](name="kd"))
     carried(store, run)

@@ -121,6 +121,7 @@ def test_a_linear_probe_has_the_accuracy_of_scikit_learn(solver, count):
     assert probe == linear_accuracy(train, classes, test, theirs, 8, solver=solver)
 
 
+@pytest.mark.slow
 def test_a_linear_probe_of_digits_has_the_accuracy_of_the_best_penalty():
     train, classes, test, theirs = digits()
     mean, deviation = train.mean(0), train.std(0).clamp_min(1e-6)
@@ -130,6 +131,7 @@ def test_a_linear_probe_of_digits_has_the_accuracy_of_the_best_penalty():
     assert abs(linear_accuracy(train, classes, test, theirs, 10).top1 - score) < 1
 
 
+@pytest.mark.slow
 def test_a_linear_probe_ignores_scale_and_shift():
     train, classes, test, theirs = digits()
     plain = linear_accuracy(train, classes, test, theirs, 10)

@@ -38,6 +38,7 @@ def last_of(store, run):
     return read_result(store.path(run))["last"]
 
 
+@pytest.mark.slow
 def test_an_asymmetric_student_is_released_with_its_map_and_ranked_by_it(store, data, teacher):
     run = student(data, teacher)
     last = last_of(store, run)
@@ -59,6 +60,7 @@ def test_an_asymmetric_student_is_released_with_its_map_and_ranked_by_it(store, 
     assert last["map"] == pytest.approx(100 * result.mean_average_precision, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_symmetric_student_is_released_without_a_map(store, data, teacher):
     run = student(data, teacher, task=Retrieval(gallery="student"), method=MimicEmbedding())
     last = last_of(store, run)

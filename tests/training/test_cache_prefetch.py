@@ -59,6 +59,7 @@ def settled(monkeypatch):
         monkeypatch.setattr(f"{module}.begun", at_once)
 
 
+@pytest.mark.slow
 def test_no_file_is_needed_when_the_next_epoch_begins(store, run, tmp_path, settled):
     ahead = caches_of(store, run)
     ids = torch.arange(96)

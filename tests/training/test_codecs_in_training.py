@@ -183,6 +183,7 @@ def test_the_command_line_plans_runs_shows_and_verifies_caches_of_codecs(tmp_pat
     assert again["made"] == {"teachers": 0, "caches": 0, "preludes": 0, "students": 0}
 
 
+@pytest.mark.slow
 def test_a_k_that_is_too_large_for_the_data_is_refused_before_any_work(tmp_path):
     file, store = tmp_path / "codecs.yaml", tmp_path / "store"
     file.write_text(EXPERIMENT)

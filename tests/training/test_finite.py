@@ -95,6 +95,7 @@ def test_a_training_that_diverges_in_its_last_update_is_not_finished(tmp_path, k
         assert read_metrics(store.path(run)) == []
 
 
+@pytest.mark.slow
 @each(
     ("name", "value", "epoch"),
     [

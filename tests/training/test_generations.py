@@ -18,6 +18,7 @@ def store(tmp_path):
     return Store(tmp_path)
 
 
+@pytest.mark.slow
 def test_views_and_their_number_go_on(store):
     data = digits(store, limit=96, augment=Augment(pad=2, flip=True))
     whole = student_run(store, data=data, optim=Optim(epochs=12, batch=32))

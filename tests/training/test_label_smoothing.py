@@ -70,6 +70,7 @@ def test_a_method_s_own_loss_is_not_smoothed():
     assert not torch.equal(plain["label"], smoothed["label"])
 
 
+@pytest.mark.slow
 def test_without_smoothing_recipes_keep_their_fingerprints(tmp_path):
     store = Store(tmp_path)
     for make in (student_run, teacher_run):
@@ -82,6 +83,7 @@ def smooth(value):
     return {"label_smoothing": value}
 
 
+@pytest.mark.slow
 def test_a_share_below_0_or_above_1_is_refused(tmp_path):
     data = digits(Store(tmp_path))
     for record in (StudentRun, TeacherRun):

@@ -43,6 +43,7 @@ def test_it_answers_as_it_did_at_the_end_of_its_training(store, method):
     assert not any(module.training for module in made.helpers.modules())
 
 
+@pytest.mark.slow
 def test_of_a_teacher_it_is_the_last_epoch(store):
     run = student_run(store, "kd")
     prepare(store, run)

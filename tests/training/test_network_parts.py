@@ -54,6 +54,7 @@ def named_parts(network):
     }
 
 
+@pytest.mark.slow
 @each(
     ("name", "expected"),
     [

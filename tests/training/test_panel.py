@@ -55,6 +55,7 @@ def outputs(store, *teachers, source="auto", method="kd", **panel):
     return answer(sample)
 
 
+@pytest.mark.slow
 @each("combine", WAYS)
 def test_equal_teachers_are_one_teacher(store, members, combine):
     one, _ = members
@@ -62,6 +63,7 @@ def test_equal_teachers_are_one_teacher(store, members, combine):
     torch.testing.assert_close(together.softmax(1), answers(store, one).softmax(1))
 
 
+@pytest.mark.slow
 @each("combine", WAYS)
 def test_the_order_of_members_with_their_shares_changes_nothing(store, members, combine):
     one, two = members
@@ -71,6 +73,7 @@ def test_the_order_of_members_with_their_shares_changes_nothing(store, members, 
     assert not torch.allclose(there, answers(store, one, two, combine=combine), atol=1e-3)
 
 
+@pytest.mark.slow
 @each("combine", WAYS)
 def test_a_member_without_a_share_changes_nothing(store, members, combine):
     one, two = members
@@ -172,6 +175,7 @@ def test_a_missing_cache_is_no_smaller_mean(tmp_path):
         answers(store, one, two, combine="mean_logits")
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_panel_and_is_compared_with_it(store, members):
     runs = [student_run(store, teacher=PanelRun(panel=members), source=s) for s in ("auto", "live")]
     for run in runs:

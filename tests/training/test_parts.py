@@ -55,6 +55,7 @@ def test_a_step_in_parts_moves_the_weights_as_the_whole_step_does(store, tmp_pat
     close(parts, whole)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_and_weights_averaged_once_a_step(store, tmp_path):
     run = student_run(store, optim=ADAM)
     prepare(store, run)

@@ -348,6 +348,7 @@ def test_decisions_follow_one_another_to_the_last_checkpoint(
     assert decided(store, wanted.search) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_reached_leaves_the_others_infinitely_hard(
     teacher_store, tmp_path, monkeypatch
 ):
@@ -430,6 +431,7 @@ def test_a_search_with_a_live_teacher_caches_nothing_that_it_does_not_read(
     assert made == {fingerprint(logits) for logits in opened}
 
 
+@pytest.mark.slow
 def test_a_route_is_walked_in_one_stage_or_many_and_searches_share_stages(teacher_store, tmp_path):
     store = twin(teacher_store, tmp_path / "store")
     wanted = sought(basis(store), threshold=1e30, stages="one_stage")

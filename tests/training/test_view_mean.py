@@ -73,6 +73,7 @@ def test_every_view_s_target_is_the_mean_of_all_views(store, run):
         torch.testing.assert_close(found, torch.stack(views).mean(0))
 
 
+@pytest.mark.slow
 def test_the_mean_of_one_view_is_that_view(store, run):
     cache = cache_of(store, run)
     signals = Signal.EMBEDDING | Signal.LOGITS

@@ -75,6 +75,7 @@ def test_a_batch_larger_than_the_dataset_is_refused():
     )
 
 
+@pytest.mark.slow
 @given(size=st.integers(0, 200), world=st.integers(1, 40))
 @settings(derandomize=True, deadline=None, max_examples=15)
 def test_shares_cover_every_row_once_and_are_nearly_equal(size, world):

@@ -338,6 +338,7 @@ def test_a_class_of_which_nothing_is_left_is_refused(root, tmp_path):
 # What lies in no files
 
 
+@pytest.mark.slow
 def test_pixels_are_packed_as_png_files(store):
     dataset = into_store(store, "digits", None, quiet)
     digits = SOURCES["digits"](None).splits["train"]
@@ -394,6 +395,7 @@ def test_the_command_says_what_it_does_and_what_to_write(store, root, tmp_path):
     assert "found no images, tables or tar shards" in call(tmp_path / "y", target, code=3).stderr
 
 
+@pytest.mark.slow
 def test_a_pack_can_be_packed_again_and_a_dataset_without_files_too(root, tmp_path):
     call(root, tmp_path / "a", "--shard-mb", MB)
     call(tmp_path / "a", tmp_path / "b", "--shard-mb", 1)

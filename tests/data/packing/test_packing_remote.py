@@ -88,6 +88,7 @@ def test_a_pack_in_a_bucket_is_gone_on_with_and_mended(root, bucket):
     same(read_pack(bucket), read_folder(str(root)))
 
 
+@pytest.mark.slow
 def test_a_bucket_with_other_things_is_refused(root, bucket):
     Files.at(bucket).put("letter.txt", b"text")
     with pytest.raises(DataError, match="the folder is not empty, and holds no pack"):

@@ -253,6 +253,7 @@ def check(dataset: Dataset, labels: list[int], split: str = "train") -> None:
     assert np.array_equal(pixels(dataset, split), np.stack(expected))
 
 
+@pytest.mark.slow
 def test_the_usual_names_of_columns_are_known(tmp_path):
     for label in ["label", "labels", "fine_label", "target", "cls"]:
         for image in ["image", "img", "jpg", "png"]:

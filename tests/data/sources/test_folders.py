@@ -20,6 +20,7 @@ def names(root) -> list[str]:
     return [entry.name for entry in Tree.of(Files.at(root)).images]
 
 
+@pytest.mark.slow
 def test_hidden_files_are_no_images(tmp_path):
     for name in ("a/1.png", "b/1.png", "b/2.png", "b/deep/3.png"):
         put(tmp_path / name)
