@@ -118,7 +118,7 @@ def main(
 
 
 def codecs(counts: Sequence[int], tails: Sequence[Any] = ("uniform",)) -> Iterator[Codec]:
-    """Those that are compared: dense first."""
+    """The codecs that are compared: dense first."""
     yield Dense()
     yield Int8()
     for k in counts:

@@ -247,7 +247,7 @@ class Meter(threading.Thread):
             time.sleep(self.PERIOD)
 
     def seconds(self) -> float:
-        """Those so far."""
+        """CPU seconds so far."""
         for pid in tree(os.getpid()):
             fields = _text(pid, "stat").rpartition(")")[2].split()
             if fields:

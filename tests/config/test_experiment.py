@@ -263,7 +263,7 @@ YAML_LIST = (
 )
 NO_RUN = "experiment.run: this key must be given, with a model and its data"
 MISTAKES = {
-    # of the file
+    # mistakes of the file
     "nothing": ("", YAML_LIST),
     "a list": ("[1, 2]", YAML_LIST),
     "no run": ("scale: {workers: 1}", NO_RUN),
@@ -283,7 +283,7 @@ MISTAKES = {
         "experiment.run: Object of type date is not JSON serializable; "
         "quote the value, or write a plain number",
     ),
-    # of the run
+    # mistakes of the run
     "missing keys": (
         "run: {seed: 1}",
         "experiment.run.model: this key must be given\nexperiment.run.data: this key must be given",
@@ -341,7 +341,7 @@ MISTAKES = {
         "experiment.run.data.limits: no such key; did you mean 'limit'?\n"
         "experiment.run.sed: no such key; did you mean 'seed'?",
     ),
-    # of values that do not fit each other
+    # mistakes of values that do not fit each other
     "a method without a teacher": (
         PLAIN + "  method: kd\n",
         "experiment.run: method 'kd' needs a teacher; add run.teacher",
@@ -394,7 +394,7 @@ MISTAKES = {
         PLAIN + "  views: 0\n",
         "experiment.run: views: 0 is not a number of views; use 1 or more",
     ),
-    # of the grid
+    # mistakes of the grid
     "a grid that is a list": (
         PLAIN + "grid: [1]\n",
         "experiment.grid: expected keys of run, each with a list of values",
@@ -423,7 +423,7 @@ MISTAKES = {
         PLAIN + "  seed: 1\ngrid: {run.seed.deep: [1]}\n",
         "run.seed.deep: 'seed' is 1, which has no keys",
     ),
-    # of data and scale
+    # mistakes of data and scale
     "an unknown key of data": (
         PLAIN + "data: {paht: /x}\n",
         "experiment.data.paht: no such key; did you mean 'path'?",
