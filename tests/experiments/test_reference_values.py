@@ -23,7 +23,8 @@ RECIPES = {
     "tiny_imagenet": "tiny_imagenet",
     "cinic10": "cinic10",
 }
-STRUCTURE = {"name", "base", "mode", "combine"}  # which methods, not their hyperparameters
+# Which methods, and where the maps come from: no hyperparameters.
+STRUCTURE = {"name", "base", "mode", "combine", "source"}
 
 
 def pair_of(run: StudentRun) -> tuple[str, str] | None:
