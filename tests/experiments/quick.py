@@ -20,6 +20,7 @@ import click
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LIMIT = 900  # seconds of one script, many times what it takes on two quiet cores
 RUNS: dict[str, tuple[str, ...]] = {
+    "benchmarks.big_teacher": ("--quick",),
     "benchmarks.cache": ("--quick", "--pairs", "1"),
     "benchmarks.codec": ("--quick",),
     "benchmarks.distractors": ("--quick",),
@@ -48,6 +49,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 WITHOUT_RAY = {
     f"benchmarks.{name}"
     for name in (
+        "big_teacher",
         "cache",
         "codec",
         "distractors",
