@@ -170,7 +170,8 @@ def work():
     views = Views(open_images(store, data)[0], data, decoders=2)
     with ending.noticed() as notice:
         batches = views.batches(torch.arange(24).repeat(20).view(-1, 4), 0, 0)
-        next(batches)
+        for _ in range(2):  # the first of each decoder, which is then deaf to SIGTERM
+            next(batches)
         children = [child.pid for child in multiprocessing.active_children()]
         if sys.argv[3] == "stopped":
             for child in children:
