@@ -1,7 +1,7 @@
 """What a large teacher costs: its pass into a cache over its bare forward, and whole students.
 
     python -m experiments.benchmarks.big_teacher [--json PATH] [--pairs N] [--quick]
-        [--pictures FOLDER] [--weights FILE] [--only precompute|students] [--side N]
+        [--pictures FOLDER] [--weights FILE] [--only precompute|students] [--side N] [--batch N]
 
 Precompute: the work of one worker, and of two at the same time on a core each, over as many
 processes of the bare forward with one thread each, on ready tensors of the same batch. It goes
@@ -69,6 +69,7 @@ FILES, AHEAD, BARE = "from the files", "decoded ahead", "bare forward"
 @click.option("--weights", "given", type=click.Path(path_type=Path, exists=True), help="Teacher's.")
 @click.option("--only", type=click.Choice(["precompute", "students"]), help="That part alone.")
 @click.option("--side", default=96, show_default=True, help="Pixels that students see.")
+@click.option("--batch", type=int, help="Pictures of a student's step, instead of 20.")
 def main(
     target: Path | None,
     pairs: int,
@@ -77,6 +78,7 @@ def main(
     given: Path | None,
     only: str | None,
     side: int,
+    batch: int | None,
 ) -> None:
     """Print the table of ratios."""
     torch.set_num_threads(1)
@@ -92,6 +94,7 @@ def main(
                 rows += precompute(_of(teacher, work), pairs, PRECISIONS[: 1 if quick else None])
         if only != "precompute":
             amount = FEW_STUDENTS if quick else STUDENTS
+            amount = replace(amount, batch=batch or amount.batch)
             work = jpeg_pictures(
                 folder / "students", amount, pictures, given, side=side, teacher_side=SIDE
             )

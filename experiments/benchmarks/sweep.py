@@ -11,7 +11,7 @@ the second ratio, so is what a sweep takes that learns next to nothing: as many 
 of few images, whose processes start, import torch and say how it went like any others.
 
 leak: many trials of a tiny student, with the object store, the open files and the memory of all
-processes, and the disk that the sweep takes, over time.
+processes, and the disk that the sweep takes, over time; and the driver's own CPU time.
 """
 
 import os
@@ -156,8 +156,10 @@ def leak(folder: Path, trials: int) -> list[Row]:
     experiment = parse(TINY.format(seeds=list(range(trials))), "leak")
     with connected(experiment.scale, lambda text: None):
         watch = Watch(store.root)
+        before = time.process_time()
         swept = sweep(experiment, store, Terminal())
         watch.stop()
+        driver = time.process_time() - before - watch.seconds
     assert swept.count("finished") == trials, "a trial failed"
     seen = [sample for sample in watch.samples if sample.trials >= min(8, trials // 4)]
     first, last = seen[0], seen[-1]
@@ -168,6 +170,8 @@ def leak(folder: Path, trials: int) -> list[Row]:
         note = f"{a:.1f} {unit} after {first.trials} trials, {b:.1f} after {last.trials}"
         rows.append(Row(f"{name}: after the last over after the first trials", b / max(a, 1e-9) if a
                         else 1.0 + b, None, "lower", note))  # fmt: skip
+    note = f"{driver:.1f} CPU s of this process, Tune and imports included, for {trials} trials"
+    rows.append(Row("driver: CPU seconds of 10 trials", 10 * driver / trials, 1.0, "lower", note))
     disk = (last.disk - first.disk) / per
     note = f"{disk:.3f} MB a trial, its weights, metrics and Tune's notes"
     rows.append(Row("disk: MB of the store a trial", disk, None, "lower", note))
@@ -191,11 +195,13 @@ class Watch(threading.Thread):
     def __init__(self, root: Path) -> None:
         super().__init__(daemon=True)
         self.root, self.samples, self._done = root, [], threading.Event()
+        self.seconds = 0.0  # CPU time of looking
         self.start()
 
     def run(self) -> None:
         while not self._done.wait(2.0):
             self.samples.append(self.look())
+        self.seconds = time.thread_time()
 
     def stop(self) -> None:
         """Look once more, and no more."""
