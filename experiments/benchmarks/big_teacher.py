@@ -1,4 +1,4 @@
-"""What a large teacher costs: its pass into a cache over its bare forward, and whole students.
+"""Costs of a large teacher: its pass into a cache over its bare forward, and whole students.
 
     python -m experiments.benchmarks.big_teacher [--json PATH] [--pairs N] [--quick]
         [--pictures FOLDER] [--weights FILE] [--only precompute|students] [--side N] [--batch N]

@@ -49,7 +49,7 @@ from raykd.training.hosts.base import Host
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import local_host, train
 
-MEAN = STD = (0.5, 0.5, 0.5)  # of every network here
+MEAN = STD = (0.5, 0.5, 0.5)  # the normalisation of every network here
 TEMPERATURE, LABELS = 4.0, 0.1  # KD's, and the weight of the labels; the divergence has the rest
 MOMENTUM, DECAY, GAMMA = 0.9, 5e-4, 0.1
 LOGGED = 50  # steps between two lines of a log
@@ -61,12 +61,12 @@ class Work:
 
     folder: Path
     teacher: str
-    weights: Path  # of the teacher's plain network
+    weights: Path  # the file of the teacher's plain network
     student: str
     side: int  # height and width of what the student sees, in pixels
     streamed: bool  # files are decoded in every epoch; else once, into memory
     chosen: tuple[int, ...] | str  # the teacher's output for each class, or how to find it
-    outputs: int  # of the teacher
+    outputs: int  # number of the teacher's classes
     teacher_side: int | None = None  # what the teacher sees; None: what the student sees
     epochs: int = 8
     views: int = 2  # in the cache
@@ -96,7 +96,7 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a student cost, and its accuracy in percent after the last epoch."""
+    """Cost of a student, and its accuracy in percent after the last epoch."""
 
     step: Spent
     epoch: Spent  # with its evaluation and checkpoint
@@ -229,7 +229,7 @@ def raykd_live(work: Work) -> Measured:
     return _raykd(work, live=True)
 
 
-# What the others share
+# Parts that the other loops share
 
 
 def _part(name: str) -> Any:
@@ -371,7 +371,7 @@ def timm(work: Work) -> Measured:
     last: Any = torch.channels_last
     device = torch.device("cpu")
     teacher, student = _Teacher(work).to(memory_format=last), _student(work).to(memory_format=last)
-    # What timm's own networks say of themselves, and its task asks.
+    # Attributes that timm's networks have, and that its task reads.
     vars(student).update(
         pretrained_cfg=teacher.pretrained_cfg, num_classes=len(work.chosen), in_chans=3
     )
@@ -531,7 +531,7 @@ PEERS: dict[str, Loop] = {"timm": timm, "torchdistill": torchdistill, "plain loo
 
 
 def measured(loop: Loop, work: Work, folders: tuple[Path, ...] = ()) -> Measured:
-    """What a loop costs in a new process, with more `folders` to import from."""
+    """Cost of a loop in a new process, with more `folders` to import from."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_alone, loop, work, folders).result()
