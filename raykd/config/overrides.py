@@ -11,7 +11,7 @@ from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.registry import nearest
 
-_BY_NAME = ("method", "codec", "embedding_codec", "map_codec", "derived_codec")
+CODEC_KEYS = ("codec", "embedding_codec", "map_codec", "derived_codec")
 PARTS = ("data", "run", "grid", "search", "sweep", "scale", "plugins", "published")
 
 
@@ -76,7 +76,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     whole: Any = tree
     for step in path:
         inner = _inner(whole, step, key)
-        if step in _BY_NAME and isinstance(inner, str):
+        if step in ("method", *CODEC_KEYS) and isinstance(inner, str):
             inner = {"name": inner}
         if inner is None:
             inner = {}

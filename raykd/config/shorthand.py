@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raykd.config.messages import explain
+from raykd.config.overrides import CODEC_KEYS
 from raykd.core.errors import ConfigError
 from raykd.methods import METHODS
 from raykd.recipes import RCO, AnyStudent, Search, StudentRun
@@ -24,10 +25,7 @@ _SHARED = (
     "optim",
     "views",
     "source",
-    "codec",
-    "embedding_codec",
-    "map_codec",
-    "derived_codec",
+    *CODEC_KEYS,
     "strong",
     "teacher_precision",
     "precision",
@@ -71,7 +69,7 @@ def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
     tree = dict(tree)
     if "method" in tree:
         tree["method"] = _method(tree["method"])
-    for key in ("codec", "embedding_codec", "map_codec", "derived_codec", "task"):
+    for key in (*CODEC_KEYS, "task"):
         if isinstance(tree.get(key), str):
             tree[key] = {"name": tree[key]}
     teacher, before = tree.get("teacher"), tree.get("after")

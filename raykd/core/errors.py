@@ -71,6 +71,11 @@ def text_of(error: BaseException) -> str:
     return str(error).strip() or type(error).__name__
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of any error's text."""
+    return text_of(error).splitlines()[-1]
+
+
 def folded(errors: Sequence[RaykdError]) -> RaykdError:
     """One error for several: each message once, and the status that all have in common.
 

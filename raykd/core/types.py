@@ -29,7 +29,7 @@ class Signal(enum.Flag):
     TOKENS = enum.auto()  # class and register tokens [B, P, D] after stages, as "stage2.prefix"
     MAP = enum.auto()  # the last map [B, K, H, W], or a transformer's patches, as "stage4.map"
     BLOCKS = enum.auto()  # that MAP is [B, 2 K, H, W]: before the last block's, the one before it
-    DERIVED = enum.auto()  # of the teacher alone: columns that a method's functions make of it
+    DERIVED = enum.auto()  # columns that a method's functions make of the teacher's outputs
 
     def __str__(self) -> str:
         return ", ".join(signal.name.lower() for signal in Signal if signal in self and signal.name)
@@ -76,6 +76,11 @@ class Network(nn.Module):
     pool: nn.Module
     classifier: nn.Module
     norms: Mapping[str, nn.BatchNorm2d]
+
+
+def by_depth(name: str) -> tuple[int, str]:
+    """Key by which the names of stages, or of their columns of one kind, are in depth order."""
+    return len(name), name
 
 
 class Outputs:
@@ -173,7 +178,7 @@ class Outputs:
         if any("." not in name for name in self.features):
             return self.features
         spots = {name.partition(".")[0] for name in vars(self).get("derived", NOTHING)}
-        return {**dict.fromkeys(sorted(spots, key=lambda s: (len(s), s))), **self.features}
+        return {**dict.fromkeys(sorted(spots, key=by_depth)), **self.features}
 
     @property
     def any_tensor(self) -> Tensor:

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykd.config.experiment import Experiment, basis
 from raykd.config.scale import Scale, least
-from raykd.core.errors import RaykdError, text_of
+from raykd.core.errors import RaykdError, last_line
 from raykd.launch import doctor_node
 from raykd.launch.capacity import fitting, worker_needs
 from raykd.launch.cluster import address_file, address_to_join, connected
@@ -184,7 +184,7 @@ def _reachable(nodes: Mapping[str, str]) -> tuple[dict[str, Remote], dict[str, s
         try:
             ray.get(answer, timeout=max(1.0, until - time.monotonic()))
         except Exception as error:
-            silent[name] = text_of(error).splitlines()[-1]
+            silent[name] = last_line(error)
             del calls[name]
     return calls, silent
 

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raykd.config.scale import Scale
-from raykd.core.errors import RaykdError, WorkFailed, text_of
+from raykd.core.errors import RaykdError, WorkFailed, last_line
 from raykd.core.plugins import Plugin
 from raykd.data.packing import Packed, Packing, Part
 from raykd.launch import cluster_watch
@@ -142,7 +142,7 @@ class Pool:
                     deaths[unit] += not self._went_with_its_node(worker)
                     if deaths[unit] > self._scale.max_failures:
                         text = f"{unit.label}: {deaths[unit]} workers died of it, the last with: "
-                        failure = WorkFailed(text + text_of(error).splitlines()[-1])
+                        failure = WorkFailed(text + last_line(error))
                         failure.__cause__ = error
                         yield Event(unit, "failed", error=failure)
                     else:
@@ -192,7 +192,7 @@ class Pool:
             cluster_watch.check()
             self._failed_starts += 1
             if self._failed_starts > self._scale.max_failures:
-                text = f"workers cannot be started, at last with: {text_of(error).splitlines()[-1]}"
+                text = f"workers cannot be started, at last with: {last_line(error)}"
                 raise WorkFailed(text) from error
             return
         self._failed_starts = 0
@@ -209,7 +209,7 @@ def _reason(unit: Unit, error: RayTaskError) -> RaykdError:
     cause = error.cause or error
     if isinstance(cause, RaykdError):
         return cause
-    failure = WorkFailed(f"{unit.label}: {text_of(cause).splitlines()[-1]}")
+    failure = WorkFailed(f"{unit.label}: {last_line(cause)}")
     failure.__cause__ = cause
     return failure
 

@@ -54,7 +54,7 @@ class AT(FromColumns, feature_maps.StageMethod):
 
     def maps_of_teacher(self, teacher: Outputs) -> Mapping[str, Tensor]:
         """The attention maps, or the maps that they are of."""
-        if not self.derived():
+        if self.source == "live":
             return teacher.features
         names = [name for name in teacher.derived if name.endswith(ATTENTION)]
         return {name.removesuffix(ATTENTION): teacher.derived[name] for name in names}
@@ -62,7 +62,7 @@ class AT(FromColumns, feature_maps.StageMethod):
     def compared(self, student: Shapes, teacher: Shapes) -> list[str]:
         """The shared stages. Raises `ConfigError` where a stored map would have to be pooled."""
         stages = super().compared(student, teacher)
-        for stage in stages if self.derived() else ():
+        for stage in stages if self.source == "cache" else ():
             _, *size = student.features[stage]
             _, height, width = teacher.features[stage]
             if height > size[0] or width > size[1]:
@@ -75,4 +75,6 @@ class AT(FromColumns, feature_maps.StageMethod):
 
     def stage_loss(self, student: Tensor, teacher: Tensor, helper: nn.Module | None) -> Tensor:
         """Mean squared difference of the attention maps."""
-        return (stored_attention_loss if self.derived() else attention_loss)(student, teacher)
+        return (stored_attention_loss if self.source == "cache" else attention_loss)(
+            student, teacher
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raykd.core.record import Limits
 from raykd.core.registry import Registry
-from raykd.core.types import MAP_SUFFIX, Outputs, Shapes, Signal
+from raykd.core.types import MAP_SUFFIX, Outputs, Shapes, Signal, by_depth
 from raykd.methods.base import Method, full_precision, precise
 from raykd.methods.derived import Derived
 from raykd.methods.feature_maps import attention_map, deepest_stages
@@ -116,7 +116,7 @@ def with_columns(outputs: Outputs, functions: Iterable[Derived], wanted: Signal)
     with full_precision(outputs.any_tensor):
         for function in functions:
             columns.update(function.columns(outputs))
-    columns = {name: columns[name] for name in sorted(columns, key=lambda s: (len(s), s))}
+    columns = {name: columns[name] for name in sorted(columns, key=by_depth)}
     features = outputs.features
     if not wanted & _ALL_FEATURES:
         features = {k: v for k, v in features.items() if k.endswith(MAP_SUFFIX)}
@@ -148,7 +148,7 @@ class FromColumns(Method):
 
     @abstractmethod
     def columns(self) -> tuple[Derived, ...]:
-        """The functions of the teacher's outputs that stand for its maps; none: no need of any."""
+        """The functions of the teacher's outputs that stand for its maps: one or more."""
 
     def derived(self) -> tuple[Derived, ...]:
         """The functions, where the source is a cache."""
@@ -161,8 +161,8 @@ class FromColumns(Method):
     def needs(self) -> Signal:
         """The same of the teacher, with columns in place of maps where they are read."""
         live = self.student_needs()
-        return live & ~_MAPS | Signal.DERIVED if self.derived() else live
+        return live & ~_MAPS | Signal.DERIVED if self.source == "cache" else live
 
     def maps_of_teacher(self, teacher: Outputs) -> Mapping[str, Tensor]:
         """The columns, named as the features that they are."""
-        return teacher.derived if self.derived() else teacher.features
+        return teacher.derived if self.source == "cache" else teacher.features

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from raykd.core.errors import CacheCorrupt, ConfigError
-from raykd.core.types import MAP_SUFFIX, Outputs, Signal
+from raykd.core.types import MAP_SUFFIX, Outputs, Signal, by_depth
 from raykd.methods.feature_maps import pooled_to_grid
 from raykd.outputs.codecs.vectors import AnyVectorCodec, Float16, VectorCodec
 from raykd.storage import arrow
@@ -36,7 +36,11 @@ OF_VECTORS = (
     (Signal.MAP, "map"),
     (Signal.DERIVED, "derived"),
 )
-_FIELDS = {"embedding": "embedding", "map": "maps", "derived": "derived"}  # of a cache's recipe
+_FIELDS = {
+    "embedding": "embedding",
+    "map": "maps",
+    "derived": "derived",
+}  # fields of a cache's recipe
 _DERIVED = "derived."  # beginning of the columns that are a method's functions of the outputs
 _LEVELS = "embedding.levels"  # column of embeddings that are not float16
 _CODEC: TypeAdapter[AnyVectorCodec] = TypeAdapter(AnyVectorCodec)
@@ -174,7 +178,7 @@ class Vectors:
     def _keys(self) -> list[str]:
         """The keys of `fits`, in the order of the columns."""
         kinds = [*self.codecs]
-        return sorted(self.fits, key=lambda key: (kinds.index(_kind(key)), len(key), key))
+        return sorted(self.fits, key=lambda key: (kinds.index(_kind(key)), by_depth(key)))
 
     def _restored(self, key: str, column: Tensor) -> Tensor:
         fit, codec = self._fit(key, column.device), self.codecs[_kind(key)]

@@ -196,7 +196,7 @@ def gradients_reach_what_is_trained(method: Method) -> None:
 
 
 def _answer(method: Method, teacher: Staged, sample: Batch) -> Outputs | None:
-    """What a method reads of a teacher; None for a method without one."""
+    """The outputs of a teacher that a method reads; None for a method without one."""
     needs = method.needs()
     return outputs_of(teacher, sample, needs, method.derived()) if needs else None
 

@@ -94,7 +94,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
     """Bytes of `rows` rows of a cache, all views counted."""
     data, width, more = run.data.resolved(), None, 0
     if run.embedding or run.maps or run.derived:
-        shapes = shapes_of(run)
+        shapes = shapes_of_teacher(run.teacher, data.size)
         if run.embedding and run.embedding_codec is not None:
             run.embedding_codec.check(shapes.embedding, "embedding_codec")
             more += run.embedding_codec.bytes_per_place(shapes.embedding)
@@ -110,11 +110,6 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
             more += math.prod(size) * codec.bytes_per_place(channels)
     plain = run.stored().bytes_per_row(data.classes if run.logits else None, width)
     return rows * (plain + more)
-
-
-def shapes_of(run: OutputsRun) -> Shapes:
-    """The sizes of the outputs of a cache's teacher."""
-    return shapes_of_teacher(run.teacher, run.data.resolved().size)
 
 
 def stored_shape(run: OutputsRun, shapes: Shapes) -> tuple[int, int, int]:

@@ -48,9 +48,16 @@ def step_of(
         shapes = of_panel([measure(network, seen.size) for network in read])
         helpers = method.helpers(measure(student, data.size), shapes, targets)
         trained = method.trains_teacher()
-        how: dict[str, Any] = {"bfloat16": run.teacher_precision == "bfloat16", "trained": trained}
-        how["derived"] = method.derived()
-        members = [LiveTeacher(_on(device, network), needs, **how) for network in networks]
+        members = [
+            LiveTeacher(
+                _on(device, network),
+                needs,
+                bfloat16=run.teacher_precision == "bfloat16",
+                trained=trained,
+                derived=method.derived(),
+            )
+            for network in networks
+        ]
         teacher = together(run, members)
         trained_teacher = members[0] if trained else None
     lower = run.precision == "bfloat16"

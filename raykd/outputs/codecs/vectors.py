@@ -83,33 +83,37 @@ class VectorCodec(Record):
         """The largest difference that storage makes to numbers [n, W, T]; it broadcasts."""
 
 
-class Float16(VectorCodec):
-    """Every number as float16: 2 K bytes a place."""
+class _Plain(VectorCodec):
+    """Every number by itself, which needs no statistics. Abstract."""
 
     fitted: ClassVar[bool] = False
-
-    name: Literal["float16"] = "float16"
-    tolerance: _Share = 1e-3
 
     def width(self, channels: int) -> int:
         """K."""
         return channels
 
-    def bytes_per_place(self, channels: int) -> int:
-        """2 K."""
-        return 2 * channels
-
     def numbers(self, vectors: Tensor, fit: Fit) -> Tensor:
         """The vectors."""
         return vectors
 
-    def encode(self, numbers: Tensor, fit: Fit) -> Tensor:
-        """Float16."""
-        return numbers.to(torch.float16).flatten(1)
-
     def stored(self, column: Tensor, fit: Fit, places: int) -> Tensor:
         """Float32."""
         return column.float().unflatten(1, (-1, places))
+
+
+class Float16(_Plain):
+    """Every number as float16: 2 K bytes a place."""
+
+    name: Literal["float16"] = "float16"
+    tolerance: _Share = 1e-3
+
+    def bytes_per_place(self, channels: int) -> int:
+        """2 K."""
+        return 2 * channels
+
+    def encode(self, numbers: Tensor, fit: Fit) -> Tensor:
+        """Float16."""
+        return numbers.to(torch.float16).flatten(1)
 
     def rounding(self, numbers: Tensor, fit: Fit) -> Tensor:
         """Float16 has 11 bits; two forwards of one network differ by rounding."""
@@ -117,36 +121,22 @@ class Float16(VectorCodec):
         return 1e-3 * numbers.abs() + 1e-3 * largest + 1e-6
 
 
-class Float32(VectorCodec):
-    """Every number as it is: 4 K bytes a place, for what float16 cannot hold."""
-
-    fitted: ClassVar[bool] = False
+class Float32(_Plain):
+    """Every number as it is: 4 K bytes a place, for numbers that float16 cannot hold."""
 
     name: Literal["float32"] = "float32"
     tolerance: _Share = 1e-6
-
-    def width(self, channels: int) -> int:
-        """K."""
-        return channels
 
     def bytes_per_place(self, channels: int) -> int:
         """4 K."""
         return 4 * channels
 
-    def numbers(self, vectors: Tensor, fit: Fit) -> Tensor:
-        """The vectors."""
-        return vectors
-
     def encode(self, numbers: Tensor, fit: Fit) -> Tensor:
         """Float32."""
         return numbers.flatten(1)
 
-    def stored(self, column: Tensor, fit: Fit, places: int) -> Tensor:
-        """The column."""
-        return column.unflatten(1, (-1, places))
-
     def rounding(self, numbers: Tensor, fit: Fit) -> Tensor:
-        """What two forwards of one network differ by."""
+        """Two forwards of one network differ by rounding."""
         return 1e-3 * numbers.abs().amax(dim=(1, 2), keepdim=True) + 1e-6
 
 
