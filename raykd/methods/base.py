@@ -294,7 +294,10 @@ class Method(Record):
         )
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
-        """Set `Calibrated` helpers from the teacher's outputs for batches of training samples."""
+        """Set `Calibrated` helpers from the teacher's outputs for batches of training samples.
+
+        Each pass over `teacher` gives the same outputs, which need not fit in memory together.
+        """
 
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
         """Logits [B, C] for the labels' cross entropy and for predicted probabilities.

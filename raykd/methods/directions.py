@@ -7,13 +7,12 @@ Shapes: B batch, D teacher's width, n rows.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raykd.methods.helper_kinds import Calibrated
+from raykd.methods.helper_kinds import Fitted
 from raykd.methods.standardiser import Standardiser
 
 _NEAR = 1 - math.cos(1e-3)  # 1 - cosine below which the angle's square is taken as 2 (1 - cosine)
@@ -21,7 +20,26 @@ _APART = -1 + 1e-6  # the least cosine: at -1 the slope of the angle is infinite
 _SMALLEST = 1e-8  # mean squared angle, and length of a tangent
 
 
-class Dispersion(Calibrated):
+class _OfEmbeddings(Fitted):
+    """Helper that is fitted to embeddings, all of which it reads at once. Abstract."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: list[Tensor] = []
+        self.register_buffer("known", torch.tensor(False))
+
+    def observe(self, vectors: Tensor) -> None:
+        """Keep embeddings [n, D]."""
+        self._blocks.append(vectors.detach().cpu())
+
+    def observed(self) -> Tensor:
+        """All embeddings [n, D] in float64; they are forgotten."""
+        rows = torch.cat(self._blocks).double()
+        self._blocks.clear()
+        return rows
+
+
+class Dispersion(_OfEmbeddings):
     """angle(student, teacher)**2 over the mean squared angle of the teacher's with their mean.
 
     C-RADIOv4, arXiv 2601.17237, equation 7. The mean's direction is that of embeddings as they are.
@@ -32,21 +50,20 @@ class Dispersion(Calibrated):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("spread", torch.ones(()))
-        self.register_buffer("known", torch.tensor(False))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The distance [B] of embeddings [B, D]."""
         return squared_angle(student, teacher) / self.spread.to(student)
 
-    def calibrate(self, embeddings: Iterable[Tensor]) -> None:
-        """Fit it to embeddings [n, D], in float64."""
-        rows = torch.cat([block.detach().cpu().double() for block in embeddings])
+    def settle(self) -> None:
+        """Set the spread, computed in float64."""
+        rows = self.observed()
         spread = squared_angle(rows, rows.mean(0, keepdim=True)).mean()
         self.spread.copy_(spread.clamp_min(_SMALLEST))
         self.known.fill_(True)
 
 
-class TangentSphere(Calibrated):
+class TangentSphere(_OfEmbeddings):
     """Mean squared difference of tangents at the mean direction, after PHI-S.
 
     The tangent of an embedding's direction x at the pole p is angle / sin(angle) * (x - p cos), the
@@ -58,7 +75,6 @@ class TangentSphere(Calibrated):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("pole", torch.zeros(width))
-        self.register_buffer("known", torch.tensor(False))
         self.standardiser = Standardiser(width, "phi_s")
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -66,9 +82,9 @@ class TangentSphere(Calibrated):
         mine, theirs = (self.standardiser(self._tangents(x)[..., None]) for x in (student, teacher))
         return (mine - theirs).square().mean((1, 2))
 
-    def calibrate(self, embeddings: Iterable[Tensor]) -> None:
-        """Fit it to embeddings [n, D], in float64."""
-        rows = torch.cat([block.detach().cpu().double() for block in embeddings])
+    def settle(self) -> None:
+        """Set the pole and the standardisation, computed in float64."""
+        rows = self.observed()
         self.pole.copy_(F.normalize(F.normalize(rows, dim=1).mean(0), dim=0))
         self.standardiser.calibrate([self._tangents(rows.to(self.pole.device))[..., None]])
         self.known.fill_(True)

@@ -1,7 +1,7 @@
 """Kinds of helpers that the training loop treats specially; others are only trained."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,6 +30,24 @@ class Calibrated(nn.Module):
 
     known: Tensor  # bool scalar: True once it is set
     fixed = False  # True where the recipe has the value, so that no teacher sets it
+
+
+class Fitted(Calibrated, ABC):
+    """Helper that is fitted to vectors of the teacher's, which it need not see all at once."""
+
+    @abstractmethod
+    def observe(self, vectors: Tensor) -> None:
+        """Take in a block of vectors."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Set the buffers by all that was observed, which is then forgotten."""
+
+    def calibrate(self, blocks: Iterable[Tensor]) -> None:
+        """Fit it to blocks of vectors."""
+        for block in blocks:
+            self.observe(block)
+        self.settle()
 
 
 class Tally(nn.Module, ABC):

@@ -4,7 +4,6 @@ Shapes: B batch, D teacher's width, T places, M teachers.
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import tee
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -19,6 +18,7 @@ from raykd.methods.base import Method, Schedule, Stages, full_precision, precise
 from raykd.methods.dense_distillation import cosine_distance, linear_map
 from raykd.methods.directions import Dispersion
 from raykd.methods.feature_maps import deepest, last_shape, pooled_to_grid, resized
+from raykd.methods.helper_kinds import Fitted
 from raykd.methods.standardiser import Standardisation, Standardiser
 
 
@@ -109,16 +109,15 @@ class PanelDistillation(Method):
             (number, name, helper)
             for number, own in enumerate(helpers.values())
             for name, helper in cast(nn.ModuleDict, own).items()
-            if isinstance(helper, Standardiser | Dispersion)
+            if isinstance(helper, Fitted)
         ]
-        answers = tee(teacher, len(fitted))
-        for (number, name, helper), copies in zip(fitted, answers, strict=True):
-            kind = "map" if name == "standard_map" else "embedding"
-            targets = (self._target(_members(answer)[number], kind) for answer in copies)
-            if isinstance(helper, Dispersion):
-                helper.calibrate(target.squeeze(2) for target in targets)
-            else:
-                helper.calibrate(target.flatten(2) for target in targets)
+        for answer in teacher:  # once for all of them: maps are large
+            for number, name, helper in fitted:
+                kind = "map" if name == "standard_map" else "embedding"
+                target = self._target(_members(answer)[number], kind).flatten(2)
+                helper.observe(target.squeeze(2) if isinstance(helper, Dispersion) else target)
+        for _, _, helper in fitted:
+            helper.settle()
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict

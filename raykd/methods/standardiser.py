@@ -3,23 +3,23 @@
 Shapes: B batch, D channels, T places.
 """
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from raykd.core import keyed_random
-from raykd.methods.helper_kinds import Calibrated
+from raykd.methods.helper_kinds import Fitted
 
 # none: as they are. global: one factor for all channels, such that their mean variance is 1.
 # channel: each channel to variance 1. phi_s: a rotation and that one factor, after which each
 # channel has variance 1 (PHI-S, Ranzinger et al. 2024, arXiv 2410.01680). All shift the mean to 0.
 Standardisation = Literal["none", "global", "channel", "phi_s"]
+_AT_ONCE = 1 << 16  # vectors in float64 at a time
 _SMALLEST = 1e-12  # variance of a channel that is taken for constant
 
 
-class Standardiser(Calibrated):
+class Standardiser(Fitted):
     """x -> A (x - mean), for vectors with D channels; the identity until it is calibrated.
 
     A is diag(1 / deviation) for `channel`, 1 / phi for `global`, and H U' / phi for `phi_s`: U are
@@ -34,6 +34,7 @@ class Standardiser(Calibrated):
     def __init__(self, width: int, kind: Standardisation) -> None:
         super().__init__()
         self.kind = kind
+        self._sums: tuple[int, Tensor, Tensor] | None = None  # number, sum, squares or products
         self.register_buffer("mean", torch.zeros(width, 1))
         identity = torch.eye(width) if kind == "phi_s" else torch.ones(width, 1)
         self.register_buffer("factor", identity)
@@ -45,16 +46,22 @@ class Standardiser(Calibrated):
         factor = self.factor.to(vectors)
         return factor @ centred if self.kind == "phi_s" else factor * centred
 
-    def calibrate(self, blocks: Iterable[Tensor]) -> None:
-        """Fit it to vectors [B, D, T], in float64."""
-        count, total, products = 0, None, None
-        for block in blocks:
-            rows = block.detach().cpu().double().mT.flatten(0, 1)
-            count += len(rows)
-            total = rows.sum(0) if total is None else total + rows.sum(0)
+    def observe(self, vectors: Tensor) -> None:
+        """Add vectors [B, D, T] to the sums, in float64."""
+        for rows in vectors.detach().mT.flatten(0, 1).split(_AT_ONCE):
+            rows = rows.cpu().double()
             more = rows.T @ rows if self.kind == "phi_s" else rows.square().sum(0)
-            products = more if products is None else products + more
-        assert total is not None and products is not None, "no outputs to calibrate with"
+            if self._sums is None:
+                self._sums = len(rows), rows.sum(0), more
+            else:
+                count, total, products = self._sums
+                self._sums = count + len(rows), total + rows.sum(0), products + more
+
+    def settle(self) -> None:
+        """Set mean and factor by the sums."""
+        assert self._sums is not None, "no outputs to calibrate with"
+        count, total, products = self._sums
+        self._sums = None
         mean = total / count
         if self.kind == "phi_s":
             factor = phi_s(products / count - torch.outer(mean, mean))

@@ -1,6 +1,5 @@
 """Base class of methods that wrap other methods."""
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Literal, cast
@@ -100,10 +99,8 @@ class Wrapper(Method):
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
         """Calibrate the parts that need it, all from the same outputs."""
-        parts = self._uncalibrated(helpers)
-        copies = itertools.tee(teacher, len(parts))
-        for (part, part_helpers), outputs in zip(parts, copies, strict=True):
-            part.calibrate(part_helpers, outputs)
+        for part, part_helpers in self._uncalibrated(helpers):
+            part.calibrate(part_helpers, teacher)
 
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
         """Scores of the part that changes them, otherwise the logits."""

@@ -7,7 +7,7 @@ checkpoint of `mid_epoch`.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -287,11 +287,20 @@ class _Training:
             return
         # Chosen by the data's key, so that every seed of a student sees the same ones.
         rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values
-        answers: Iterator[Outputs] = (
-            teacher(batch) for batch in train.runs(rows, train.at_once(512), run.view_at(epoch))
-        )
+        view, size = run.view_at(epoch), train.at_once(512)
+        answers = _Anew(lambda: map(teacher, train.runs(rows, size, view)))
         with torch.no_grad():
             learner.method.calibrate(learner.helpers, answers)
+
+
+@dataclass(frozen=True)
+class _Anew(Iterable[Outputs]):
+    """Outputs that each pass computes or reads again, so that none has to be kept."""
+
+    start: Callable[[], Iterator[Outputs]]
+
+    def __iter__(self) -> Iterator[Outputs]:
+        return self.start()
 
 
 def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:

@@ -1,5 +1,7 @@
 """Distillation of several teachers' embeddings and maps: golden values, dropping, calibration."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -111,6 +113,26 @@ def test_each_teacher_is_standardised_by_its_own_outputs():
             for own, answer in zip(helpers.values(), (teacher, other), strict=True)
         )  # fmt: skip
         torch.testing.assert_close(one, two)
+
+
+def test_calibration_keeps_no_maps_of_the_batches_that_it_has_seen():
+    _, teacher = pair()
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def answers():
+        for _ in range(5):
+            places = teacher.map[..., 0] * 2
+            seen.append(weakref.ref(places))
+            one = outputs(teacher.embedding, places)
+            yield one.replace(panel=(one, one))
+            del places, one
+            assert sum(ref() is not None for ref in seen) <= 1
+
+    for distance in ("mixed", "angle"):
+        method = PanelDistillation(embedding_distance=distance)
+        helpers = helpers_of(method, 2)
+        method.calibrate(helpers, answers())
+        assert not method.needs_calibration(helpers)
 
 
 @pytest.mark.slow
