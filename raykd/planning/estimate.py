@@ -152,13 +152,23 @@ class Rates:
         times = sum(map(run.optim.evaluates, range(run.optim.epochs)))
         some = max(2, min(_RANKED, count))
 
-        def rank() -> Callable[[], object]:
+        def embedded() -> tuple[Tensor, Tensor]:
             rows = torch.randn(some, _WIDTH, device=self._device)
-            labels = torch.arange(some, device=self._device) // 2
-            return lambda: run.task.collected(rows, rows, rows, labels)
+            return rows, torch.arange(some, device=self._device) // 2
 
+        def of_teacher() -> Callable[[], object]:
+            rows, labels = embedded()
+            return lambda: run.task.of_teacher(rows, labels)
+
+        def rank() -> Callable[[], object]:
+            rows, labels = embedded()
+            kept = run.task.of_teacher(rows, labels)
+            return lambda: run.task.collected(rows, rows, rows, labels, kept)
+
+        once, each = (self._measure((run.task, some, f.__name__), some, f).image
+            for f in (of_teacher, rank))  # fmt: skip
         # Each row is compared with all, so a part's time grows with the square of its rows.
-        return times * count * (count / some) * self._measure((run.task, some), some, rank).image
+        return count * (count / some) * (once + times * each)
 
     def decoding(self, data: Data) -> float:
         """Seconds of one CPU to decode an image; 0 for images in memory."""

@@ -136,13 +136,24 @@ class Task(Record):
         """
         return embedding
 
+    def of_teacher(self, teacher: Tensor, labels: Tensor | None) -> Any:
+        """What `collected` needs of the teacher's embeddings [N, E] alone, on the CPU.
+
+        It is computed at the first evaluation of a training, and kept. None: nothing.
+        """
+
     def collected(
-        self, embedding: Tensor, answer: Tensor, teacher: Tensor | None, labels: Tensor | None
+        self,
+        embedding: Tensor,
+        answer: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor | None,
+        kept: Any = None,
     ) -> dict[str, float]:
         """Metrics from all test images: their embeddings [N, D], and what `answer` makes of them.
 
-        `teacher` are the teacher's embeddings [N, E], where it has some of them, and `labels` int64
-        [N], where the images have some.
+        `teacher` are the teacher's embeddings [N, E], where it has some of them, `labels` int64
+        [N], where the images have some, and `kept` what `of_teacher` says of both.
         """
         return {}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 RANKS = (1, 5, 10)  # k of recall@k
 _CELLS = 1 << 21  # similarities of a block
+_QUERIES = 1 << 14  # whose nearest rows are compared at a time
 
 
 class Retrieval(NamedTuple):
@@ -90,32 +91,29 @@ def ranked(
     return torch.stack([*recalls, *others])
 
 
-def agreement(
-    queries: Tensor, gallery: Tensor, other_queries: Tensor, other_gallery: Tensor, k: int = 10
-) -> float:
-    """Mean share of the k nearest rows that two networks have in common, of 1; no labels.
+def nearest(queries: Tensor, gallery: Tensor, k: int = 10) -> Tensor:
+    """The k nearest rows of a gallery [N, D] to each query [N, D] of the same images.
 
-    `queries` and `gallery` [N, D] are one network's embeddings of the same N images, the others
-    [N, E] another's; each image ranks all but itself, and k is at most N - 1.
+    int32 [N, k], on the CPU: 40 bytes an image. An image ranks all but itself, and k is at most
+    N - 1. Raises `ValueError` where there are fewer than 2 rows.
     """
     k = min(k, len(gallery) - 1)
     if k < 1:
         raise ValueError(f"expected 2 or more rows to rank, got {len(gallery)}")
-    gallery, other_gallery = _unit(gallery), _unit(other_gallery)
-    common = 0
+    gallery, parts = _unit(gallery), list[Tensor]()
     for start, rows in _blocks(queries, len(gallery)):
-        mine = _nearest(rows, gallery, start, k)
-        theirs = _nearest(other_queries[start : start + len(rows)], other_gallery, start, k)
-        common += int((mine[:, :, None] == theirs[:, None, :].to(mine.device)).sum())
-    return common / (k * len(queries))
+        similarity = _unit(rows) @ gallery.T
+        index = torch.arange(start, start + len(rows), device=gallery.device)
+        similarity.scatter_(1, index[:, None], -torch.inf)
+        parts.append(similarity.topk(k, dim=1).indices.int().cpu())
+    return torch.cat(parts)
 
 
-def _nearest(rows: Tensor, gallery: Tensor, start: int, k: int) -> Tensor:
-    """The k nearest rows int64 [q, k] of a gallery to each of `rows`, which are its own."""
-    similarity = _unit(rows) @ gallery.T
-    index = torch.arange(start, start + len(rows), device=gallery.device)
-    similarity.scatter_(1, index[:, None], -torch.inf)
-    return similarity.topk(k, dim=1).indices
+def agreement(mine: Tensor, theirs: Tensor) -> float:
+    """Mean share of the `nearest` rows [N, k] that two networks have in common, of 1; no labels."""
+    blocks = zip(mine.split(_QUERIES), theirs.split(_QUERIES), strict=True)
+    common = sum(int((a[:, :, None] == b[:, None, :]).sum()) for a, b in blocks)
+    return common / mine.numel()
 
 
 def _means(total: Tensor, queries: int, ranks: Sequence[int]) -> Retrieval:

@@ -3,7 +3,7 @@
 Shapes: N test images, D student's embedding width, E teacher's.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,13 @@ class RetrievalSet(LabelledSet):
 
     gallery: Literal["test", "train"] = "test"
     """Images that each test image is to find its class among: all others, or the training rows."""
+
+
+class TeacherRankings(NamedTuple):
+    """The rankings of a frozen teacher's embeddings by themselves."""
+
+    nearest: Tensor | None  # int32 [N, k]: rows of the nearest images; None of one image
+    worth: dict[str, float]  # metrics in percent; none where no label judges them
 
 
 class Retrieval(LabelFreeTask):
@@ -98,24 +105,36 @@ class Retrieval(LabelFreeTask):
         """The embedding [B, D], or its place in the teacher's space [B, E]."""
         return mapped(embedding, released) if self.gallery == "teacher" else embedding
 
+    def of_teacher(self, teacher: Tensor, labels: Tensor | None) -> TeacherRankings:
+        """The rankings of the teacher's embeddings [N, E] by themselves."""
+        nearest = rankings.nearest(teacher, teacher, AGREED) if len(teacher) > 1 else None
+        if labels is None or self.probe is not None:
+            return TeacherRankings(nearest, {})
+        return TeacherRankings(nearest, self.worth(teacher, teacher, labels))
+
     def collected(
-        self, embedding: Tensor, answer: Tensor, teacher: Tensor | None, labels: Tensor | None
+        self,
+        embedding: Tensor,
+        answer: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor | None,
+        kept: Any = None,
     ) -> dict[str, float]:
         """Metrics of the rankings, in percent."""
         assert teacher is not None, "a student of this task has a teacher"
+        theirs = self.of_teacher(teacher, labels) if kept is None else kept
         gallery = teacher if self.gallery == "teacher" else answer
         metrics: dict[str, float] = {}
-        if len(answer) > 1:
-            agreement = rankings.agreement(answer, gallery, teacher, teacher, AGREED)
-            metrics[f"agreement_at_{AGREED}"] = 100 * agreement
+        if theirs.nearest is not None:
+            mine = rankings.nearest(answer, gallery, AGREED)
+            metrics[f"agreement_at_{AGREED}"] = 100 * rankings.agreement(mine, theirs.nearest)
         if labels is None or self.probe is not None:
             return metrics
         metrics |= self.worth(answer, gallery, labels)
-        more = {"teacher": (teacher, teacher)}
+        more = {"teacher": theirs.worth}
         if self.gallery == "teacher":
-            more["symmetric"] = (embedding, embedding)
-        for who, both in more.items():
-            worth = self.worth(*both, labels)
+            more["symmetric"] = self.worth(embedding, embedding, labels)
+        for who, worth in more.items():
             metrics |= {f"{who}_{name}": value for name, value in worth.items()}
         return metrics
 

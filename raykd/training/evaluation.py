@@ -3,6 +3,8 @@
 Shapes: B batch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,10 +31,12 @@ def evaluate(
     *,
     autocast: bool = False,
     task: Task = CLASSIFICATION,
+    of_teacher: list[Any] | None = None,
 ) -> dict[str, float]:
     """The task's metrics over the test images, each counted once however many workers share them.
 
-    What needs a `teacher` is left out without one.
+    What needs a `teacher` is left out without one. `of_teacher` keeps what follows from the
+    teacher's embeddings alone for the next evaluation with the same teacher and images.
     """
     network.eval()
     helpers.eval()  # some have a part in the scores
@@ -59,7 +63,11 @@ def evaluate(
         parts = [torch.cat(part) for part in zip(*collected, strict=True)]
         embedding, answers, *theirs = (gathered(part, count, host) for part in parts)
         known = labels if test.data.labels != "none" else None
-        metrics |= task.collected(embedding, answers, theirs[0] if theirs else None, known)
+        teachers = theirs[0] if theirs else None
+        kept = [] if of_teacher is None else of_teacher
+        if teachers is not None and not kept:
+            kept.append(task.of_teacher(teachers, known))
+        metrics |= task.collected(embedding, answers, teachers, known, *kept)
     return metrics
 
 

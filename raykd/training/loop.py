@@ -111,6 +111,7 @@ class _Training:
         self._modules = [learner] if self._average is None else [learner, self._average]
         averaged = () if self._average is None else self._frozen_in(self._average)
         self._frozen_norms = (*learner.frozen_norms, *averaged)
+        self._of_test_teacher: list[Any] = []  # what evaluations need of its answers alone
         self.history: list[Metrics] = []
         checkpoint = host.restore()
         if checkpoint is None:
@@ -199,7 +200,8 @@ class _Training:
         due = self._run.optim.evaluates(epoch)
         if due and sources.test is not None:
             test = sources.test, sources.test_teacher
-            metrics |= evaluate(*network, *test, self._host, autocast=autocast, task=task)
+            metrics |= evaluate(*network, *test, self._host, autocast=autocast, task=task,
+                of_teacher=self._of_test_teacher)  # fmt: skip
         if due and sources.validation is not None:
             scores = evaluate(*network, sources.validation, None, self._host, autocast=autocast)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in scores.items()}

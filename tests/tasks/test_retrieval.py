@@ -6,18 +6,24 @@ import pytest
 import torch
 
 from raykd.core.types import Outputs, Signal
-from raykd.data.dataset import read
+from raykd.data.dataset import open_images, read
+from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
 from raykd.export.folder import export
 from raykd.methods import METHODS
 from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.mimic import MimicEmbedding
+from raykd.models import build
 from raykd.recipes import Optim, StudentRun, TeacherRun
+from raykd.storage.store import Store
 from raykd.tasks import Retrieval, RetrievalSet
 from raykd.tasks.rankings import retrieval
 from raykd.training.checkpointing import read_result
+from raykd.training.evaluation import evaluate
 from raykd.training.load_trained import finished
+from raykd.training.runs import local_host
 from tests.each import each
+from tests.small import student_run
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
@@ -146,3 +152,25 @@ def test_images_without_labels_need_a_probe(store, data, teacher):
 def test_tasks_that_contradict_themselves_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         Retrieval(**fields)
+
+
+def test_a_frozen_teacher_is_ranked_at_the_first_evaluation_alone(tmp_path):
+    store = Store(tmp_path)
+    run = student_run(store)
+    views, host = Views(open_images(store, run.data)[1], run.data), local_host(store, run)
+    torch.manual_seed(0)
+    network, kept = build("resnet8", 0), []
+    embeddings = torch.randn(len(views.images), 64)
+
+    def judged(kept=None):
+        nothing, task = torch.nn.ModuleDict(), Retrieval()
+        teacher = lambda batch: Outputs(embedding=embeddings[batch.ids])  # noqa: E731
+        evaluation = (network, EmbedDistill(), nothing, views, teacher, host)
+        return evaluate(*evaluation, task=task, of_teacher=kept)
+
+    first, again, alone = judged(kept), judged(kept), judged()
+    assert first == again == alone
+    (rankings,) = kept
+    assert rankings.nearest.dtype == torch.int32 and rankings.nearest.shape[1] == 10
+    marked = judged([rankings._replace(worth={"map": -1.0})])
+    assert marked.pop("teacher_map") == -1 and marked.items() < alone.items()
