@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raykd.core.types import Shapes
-from raykd.methods.base import Schedule, SpotMethod
-from raykd.methods.embedding_map import embedding_map, mapped
+from raykd.methods.base import Schedule
+from raykd.methods.embedding_map import MappedSpotMethod, mapped
 
 
-class Angular(SpotMethod):
+class Angular(MappedSpotMethod):
     """weight * mean over samples of (1 - cos(P student, teacher))**power, on embeddings.
 
     ShrinkTeaNet, Duong et al. 2019, arXiv 1905.10620; its authors' code has power 1 and weight 1
@@ -24,18 +23,11 @@ class Angular(SpotMethod):
 
     title: ClassVar[str] = "Duong et al. 2019, arXiv 1905.10620"
     cost: ClassVar[str] = "B D"
-    matches: ClassVar[bool] = True
 
     name: Literal["angular"] = "angular"
     weight: Schedule = 1.0
     power: int = Field(default=1, ge=1, le=2)
     """Power of 1 - cosine."""
-
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """The linear map, where the widths differ."""
-        return embedding_map(student, teacher)
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """The mean of the power over samples."""

@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raykd.core.record import Limits
-from raykd.core.types import Shapes
-from raykd.methods.base import Schedule, SpotMethod, finite
-from raykd.methods.embedding_map import embedding_map, mapped
+from raykd.methods.base import Schedule, finite
+from raykd.methods.embedding_map import MappedSpotMethod, mapped
 
 _TINY = 1e-12  # under the root, whose slope at 0 is infinite
 
@@ -39,7 +38,7 @@ def score_divergence(
     return F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
-class EmbedDistill(SpotMethod):
+class EmbedDistill(MappedSpotMethod):
     """weight * (a distance of P student and teacher + `score_weight` * a divergence of scores).
 
     Kim et al. 2023, arXiv 2301.12005. P is a linear map where the widths differ, and is released
@@ -53,7 +52,6 @@ class EmbedDistill(SpotMethod):
 
     title: ClassVar[str] = "Kim et al. 2023, arXiv 2301.12005"
     cost: ClassVar[str] = "B D E, scores: B^2 E"
-    matches: ClassVar[bool] = True
 
     name: Literal["embed_distill"] = "embed_distill"
     distance: Literal["l2", "squared", "cosine"] = "l2"
@@ -65,12 +63,6 @@ class EmbedDistill(SpotMethod):
     """Items that the student's queries are scored against: the teacher's, or its own."""
     temperature: float = Field(default=0.05, gt=0, le=Limits.TEMPERATURE)
     """Temperature T that divides the scores."""
-
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """The linear map, where the widths differ."""
-        return embedding_map(student, teacher)
 
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """The distance of the embeddings, and the divergence of scores where it counts."""

@@ -6,17 +6,16 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Outputs, Shapes
+from raykd.core.types import Batch, Outputs
 from raykd.methods.base import (
     LogitMethod,
     Looks,
     Schedule,
-    SpotMethod,
     Target,
     at_target,
     looks_for,
 )
-from raykd.methods.embedding_map import embedding_map, mapped
+from raykd.methods.embedding_map import MappedSpotMethod, mapped
 
 
 class MimicLogits(LogitMethod):
@@ -36,7 +35,7 @@ class MimicLogits(LogitMethod):
         return F.mse_loss(student, teacher)
 
 
-class MimicEmbedding(SpotMethod):
+class MimicEmbedding(MappedSpotMethod):
     """weight * mean over samples of |P student - teacher|**2, on embeddings.
 
     The mimic learning of route constrained optimisation (Jin et al. 2019, arXiv 1904.09149). P is
@@ -51,7 +50,6 @@ class MimicEmbedding(SpotMethod):
 
     title: ClassVar[str] = "Jin et al. 2019, arXiv 1904.09149"
     cost: ClassVar[str] = "B D"
-    matches: ClassVar[bool] = True
 
     name: Literal["mimic_embedding"] = "mimic_embedding"
     weight: Schedule = 1.0
@@ -63,12 +61,6 @@ class MimicEmbedding(SpotMethod):
     def looks(self) -> Looks:
         """The given look, and of the teacher the mean over views where that is the target."""
         return looks_for(self.target)
-
-    def helpers(
-        self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
-    ) -> nn.ModuleDict:
-        """The linear map, where the widths differ."""
-        return embedding_map(student, teacher)
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
