@@ -354,9 +354,9 @@ class StudentRun(Recipe):
         weight = self.label_weight
         return value_at(self.method.weight_of_labels() if weight is None else weight, epoch)
 
-    def outputs_at(self, epoch: int, look: Look = "given") -> OutputsRun:
-        """The cache that an epoch (from 0) of a cached run with one teacher reads for one look."""
-        (cache,) = self.caches_at(epoch, look)
+    def outputs_at(self, epoch: int) -> OutputsRun:
+        """The cache that an epoch (from 0) of a cached run with one teacher reads."""
+        (cache,) = self.caches_at(epoch)
         return cache
 
     def caches_at(self, epoch: int, look: Look = "given") -> tuple[OutputsRun, ...]:
@@ -375,10 +375,6 @@ class StudentRun(Recipe):
         if isinstance(self.teacher, PanelRun):
             return [member.anchors()[-1] for member in self.teacher.panel]
         return [self.anchor_at(epoch) for _ in self.members()]
-
-    def test_outputs(self) -> OutputsRun | None:
-        """The cache of one teacher's outputs for the test images, to compare answers with."""
-        return next(iter(self.test_caches()), None)
 
     def test_caches(self) -> tuple[OutputsRun, ...]:
         """The caches of all members' outputs for the test images, to compare answers with."""

@@ -98,7 +98,7 @@ def test_the_default_codec_spelled_out_is_the_default():
 def test_caches_of_test_and_validation_images_are_dense():
     run = student(codec=TopK(k=3), data=DATA.model_copy(update={"validation": 0.1}))
     assert run.outputs_at(0).stored() == TopK(k=3)
-    assert run.test_outputs().stored() == Dense()
+    assert run.test_caches()[0].stored() == Dense()
     assert run.validation_outputs(240).stored() == Dense()
 
 

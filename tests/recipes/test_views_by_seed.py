@@ -76,7 +76,7 @@ def test_every_look_is_drawn_by_the_seed_and_tests_are_as_they_were(store, name)
     plain, apart = (student_run(store, name, seed=3, views_by_seed=a) for a in (False, True))
     assert apart.shown().view_seed == 3 and plain.shown().view_seed is None
     assert all(data.view_seed == 3 for data in apart.looks().values())
-    assert apart.test_outputs() == plain.test_outputs()
+    assert apart.test_caches() == plain.test_caches()
     before = apart.prelude()
     if before is not None:  # what has no part of the student is shared by all seeds
         assert before.data.view_seed == (None if before.model is None else 3)

@@ -52,7 +52,7 @@ def test_an_asymmetric_student_is_released_with_its_map_and_ranked_by_it(store, 
     assert last.keys() >= {"symmetric_map", "teacher_map", "test_loss"}
     released = finished(store, run)
     assert [*released.released] == ["projection"]
-    assert run.test_outputs().signals() == Signal.EMBEDDING  # whose rows are the gallery
+    assert run.test_caches()[0].signals() == Signal.EMBEDDING  # whose rows are the gallery
     mean, std = (torch.tensor(value) for value in (data.mean, data.std))
     shown = ((released.test.pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     labels = released.test.targets
