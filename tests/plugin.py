@@ -1,6 +1,7 @@
-"""A plugin with a method and a network, and a region after which no plugin is left."""
+"""Plugins, those of docs/plugins.md among them, and a region after which no plugin is left."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,18 @@ class Small(nn.Module):
         x = F.adaptive_avg_pool2d(F.relu(self.second(x)), 1).flatten(1)
         return self.fc(F.dropout(x, 0.1, training=self.training))
 """
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
+
+
+def written_from_the_page(folder: Path) -> Path:
+    """A folder with the files that docs/plugins.md shows; each begins with a comment, its name."""
+    text = PAGE.read_text()
+    for language in ("python", "yaml"):
+        for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            written(folder, block, block.split()[1])
+    return folder
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ Shapes: B batch, C classes, D embedding width, K channels, H, W pixels.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -196,6 +196,12 @@ class Method(Record):
     def derived(self) -> tuple[Derived, ...]:
         """Functions whose columns of the teacher the losses read, with `Signal.DERIVED`."""
         return ()
+
+    def origins(self) -> Iterator[str]:
+        """Digests of the plugins of its class and of the functions of its columns."""
+        yield from super().origins()
+        for function in self.derived():
+            yield from function.origins()
 
     def maps_of_teacher(self, teacher: Outputs) -> Mapping[str, Tensor]:
         """The maps of the teacher that the losses read, by stage; those before a ReLU as ".pre"."""

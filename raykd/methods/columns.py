@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raykd.core.open_union import Open
 from raykd.core.record import Limits
 from raykd.core.registry import Registry
 from raykd.core.types import MAP_SUFFIX, Outputs, Shapes, Signal, by_depth
@@ -74,7 +75,7 @@ class StageMaps(Derived):
         return {f"{stage}{suffix}": precise(outputs.features[stage + suffix]) for stage in chosen}
 
 
-DERIVED: Registry[type[Derived]] = Registry("derived column")
+DERIVED: Registry[type[Derived]] = Registry("column")
 DERIVED.add("attention", AttentionMaps)
 DERIVED.add("maps", StageMaps)
 
@@ -82,7 +83,8 @@ DERIVED.add("maps", StageMaps)
 if TYPE_CHECKING:
     AnyDerived = Derived
 else:
-    AnyDerived = Annotated[Union[tuple(DERIVED.values())], Field(discriminator="name")]  # noqa: UP007
+    _members = Union[tuple(DERIVED.values())]  # noqa: UP007
+    AnyDerived = Annotated[_members, Field(discriminator="name"), Open(DERIVED)]
 
 
 def _stages(outputs: Outputs) -> list[str]:
@@ -128,9 +130,11 @@ def shapes_of_columns(functions: Iterable[Derived], teacher: Shapes) -> dict[str
     maps: dict[str, Tensor] = {}
     for stage, shape in teacher.features.items():
         maps |= dict.fromkeys((stage, f"{stage}.pre"), torch.zeros(1, *shape))
-    if not maps:
-        return {}
-    derived = with_columns(Outputs(features=maps), functions, Signal(0)).derived
+    if maps:
+        maps[[*teacher.features][-1] + MAP_SUFFIX] = [*maps.values()][-1]
+    logits = torch.zeros(1, teacher.classes) if teacher.classes else None
+    zeros = Outputs(logits, maps, torch.zeros(1, teacher.embedding))
+    derived = with_columns(zeros, functions, Signal(0)).derived
     return {name: tuple(column.shape[1:]) for name, column in derived.items()}
 
 

@@ -20,11 +20,11 @@ class Derived(Record):
 
     A column's name is its spot, with what it is where that is not the spot's own output:
     "stage2.attention". Equal names are equal tensors, whichever function gives them. A subclass is
-    final, and has a line in the table of `columns.py`.
+    final, and has a line in the table of `columns.py`, or is a plugin's (`register.column`).
     """
 
-    name: str
-    """Name of the function."""
+    name: str = ""
+    """Name of the function; empty where it is not registered."""
 
     @property
     def label(self) -> str:

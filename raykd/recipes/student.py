@@ -14,7 +14,7 @@ from raykd.data.transforms.mixing import Mix
 from raykd.data.transforms.strong import Strong
 from raykd.methods import METHODS, AnyMethod, AnyPrelude
 from raykd.methods.base import Method, Schedule, value_at
-from raykd.methods.columns import AnyDerived, FromColumns, read_by
+from raykd.methods.columns import DERIVED, AnyDerived, FromColumns, read_by
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.wrapper import Wrapper
 from raykd.outputs.codecs import (
@@ -517,6 +517,12 @@ def check_student(run: StudentRun) -> None:
             f"method {name!r}: a part has source: cache, and another reads {needs & ~CACHEABLE} of "
             "the teacher's network; give all of them source: cache, or none"
         )
+    for function in run.method.derived():
+        if type(function) not in DERIVED.values():
+            raise ValueError(
+                f"method {name!r} stores columns of {type(function).__name__}, which raykd does "
+                'not know; put @raykd.register.column("a_name") above that class'
+            )
     if "view_mean" in run.method.looks().teacher:
         if not run.cached():
             raise ValueError(

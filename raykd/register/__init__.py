@@ -23,6 +23,8 @@ from raykd.core.record import Record
 from raykd.data.sources import IMAGENET, SOURCES, Reader, Source, Triple
 from raykd.methods import METHODS
 from raykd.methods.base import Method, canonical
+from raykd.methods.columns import DERIVED
+from raykd.methods.derived import Derived
 from raykd.models import NETWORKS
 from raykd.models.staged import Staged
 from raykd.models.traced import staged_module
@@ -31,7 +33,7 @@ from raykd.tasks.base import HEADINGS
 from raykd.tracking import TRACKERS
 from raykd.tracking.logger import Tracker
 
-__all__ = ["dataset", "logger", "method", "model", "task"]
+__all__ = ["column", "dataset", "logger", "method", "model", "task"]
 
 _Kind = TypeVar("_Kind", bound=type)
 _Made = TypeVar("_Made", bound=Callable[..., nn.Module])
@@ -44,6 +46,14 @@ def method(name: str, *, aliases: Sequence[str] = ()) -> Callable[[_Kind], _Kind
     All its fields have defaults. Its field `name` may be left out.
     """
     return _record("method", METHODS, Method, name, aliases)
+
+
+def column(name: str, *, aliases: Sequence[str] = ()) -> Callable[[_Kind], _Kind]:
+    """Decorator of a function of columns: a final subclass of `raykd.methods.derived.Derived`.
+
+    All its fields have defaults. Its field `name` may be left out.
+    """
+    return _record("column", DERIVED, Derived, name, aliases)
 
 
 def task(name: str, *, aliases: Sequence[str] = ()) -> Callable[[_Kind], _Kind]:

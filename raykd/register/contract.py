@@ -9,7 +9,7 @@ Shapes: B batch, C classes, H, W pixels.
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,13 @@ from raykd.core.plugins import Plugin
 from raykd.core.types import CACHEABLE, MAP_SUFFIX, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS
 from raykd.methods.base import Method, value_at
-from raykd.methods.columns import DERIVED, read_by, with_columns
+from raykd.methods.columns import (
+    DERIVED,
+    FromColumns,
+    read_by,
+    shapes_of_columns,
+    with_columns,
+)
 from raykd.methods.derived import Derived
 from raykd.models import NETWORKS, build, measure
 from raykd.models.staged import Staged
@@ -38,6 +44,10 @@ ALL = (
     | Signal.CLASSIFIER
     | Signal.MAP
 )
+
+
+# Signals that functions of columns may read: their sizes are known without a teacher's answer.
+_STORABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.FEATURES | Signal.PREACTIVATIONS | Signal.MAP
 
 
 class ContractError(RaykdError):
@@ -292,6 +302,80 @@ def teacher_outputs_are_left_alone(method: Method) -> None:
         )
 
 
+def check_columns(function: Derived) -> str:
+    """A line about the columns of a function that keeps the laws of such functions."""
+    if type(function).read(function.plain()) != function:
+        raise ContractError("its fields are not the same after JSON; use numbers, texts and tuples")
+    if not function.reads() or function.reads() & ~_STORABLE:
+        raise ContractError(
+            f"it reads {function.reads() or 'nothing'}; expected some of: {_STORABLE}"
+        )
+    _, teacher = pair()
+    sample = batch()
+    outputs = teacher.outputs(sample.pixels, function.reads())
+    if Signal.LOGITS not in function.reads():  # which networks with a classifier always have
+        outputs = Outputs(None, outputs.features, vars(outputs).get("embedding"))
+    before = [value.clone() for value in outputs.features.values()]
+    try:
+        columns = _columns(function, outputs)
+    except LookupError as error:
+        raise ContractError(f"it reads what `reads` does not name ({error})") from error
+    _check_form(columns, {"logits", "embedding", *teacher.stages}, len(sample.ids))
+    if not all(map(torch.equal, before, outputs.features.values())):
+        raise ContractError("it changes the teacher's outputs in place; copy them first")
+
+    # What a cache stores of a sample is a function of that sample's outputs alone.
+    everything = teacher.outputs(sample.pixels, _STORABLE)
+    ways = {
+        "a second time": _columns(function, outputs),
+        "beside outputs that it does not read": _columns(function, everything),
+        "of other samples' rows": {
+            name: torch.cat([column, columns[name][4:]])
+            for name, column in _columns(function, outputs.rows(dict.fromkeys(
+                ("logits", "embedding", *teacher.stages), torch.arange(4)))).items()
+        },
+    }  # fmt: skip
+    for way, others in ways.items():
+        if others.keys() != columns.keys() or not all(
+            torch.allclose(columns[name], others[name], rtol=1e-3, atol=1e-5) for name in columns
+        ):
+            raise ContractError(f"its columns are others {way}")
+    for other, kind in DERIVED.items():
+        for name, column in _columns(kind(name=other), everything).items():
+            if name in columns and not torch.equal(column, columns[name]):
+                raise ContractError(
+                    f"its column {name!r} is another one of {kind.__name__}; choose another name, "
+                    "such as that with a suffix behind a point"
+                )
+    sizes = shapes_of_columns([function], measure(teacher, (16, 16)))
+    if sizes != {name: tuple(column.shape[1:]) for name, column in columns.items()}:
+        raise ContractError("the sizes of its columns depend on more than those of the outputs")
+    return ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
+
+
+def _columns(function: Derived, outputs: Outputs) -> Mapping[str, Tensor]:
+    return with_columns(outputs, [function], Signal(0)).derived
+
+
+def _check_form(columns: Mapping[str, Tensor], spots: Container[str], rows: int) -> None:
+    """Raise `ContractError` for columns that a cache could not hold, or no method find."""
+    if not columns:
+        raise ContractError("it has no columns; return one or more, by name")
+    for name, column in columns.items():
+        if name.partition(".")[0] not in spots:
+            raise ContractError(
+                f"its column {name!r} is of no spot; begin its name with that of a stage, or with "
+                "embedding or logits, as in 'stage2.attention'"
+            )
+        if column.dtype != torch.float32 or column.dim() not in (2, 4) or len(column) != rows:
+            raise ContractError(
+                f"its column {name!r} is {column.dtype} {[*column.shape]}; expected float32 "
+                f"[{rows}, K] or [{rows}, K, H, W]"
+            )
+        if not bool(column.isfinite().all()):
+            raise ContractError(f"its column {name!r} of random outputs is not finite")
+
+
 LAWS: Sequence[Callable[[Method], None]] = (
     survives_json,
     losses_are_finite,
@@ -332,14 +416,27 @@ def check_plugin(plugin: Plugin, side: int = 32) -> Iterator[dict[str, Any]]:
     for table, name, thing, _ in plugin.entries:
         row: dict[str, Any] = {"kind": table.kind, "name": name}
         if table is METHODS:
-            for law in LAWS:
-                title = (law.__doc__ or "").partition("\n")[0].rstrip(".")
-                yield row | {"law": title} | _verdict(functools.partial(law, thing()))
+            for method in _forms(thing, name):
+                if method != thing():
+                    row["name"] = f"{name}, source: cache"
+                for law in LAWS:
+                    title = (law.__doc__ or "").partition("\n")[0].rstrip(".")
+                    yield row | {"law": title} | _verdict(functools.partial(law, method))
+        elif table is DERIVED:
+            title = "Its columns are a function of each sample's outputs, in a form that is stored"
+            yield row | {"law": title} | _verdict(functools.partial(check_columns, thing()))
         elif table is NETWORKS:
             title = f"It is built, cut into stages, run and trained on {side} x {side} pixels"
             yield row | {"law": title} | _verdict(functools.partial(check_network, name, side))
         else:
             yield row | {"law": "It is registered", "found": "holds", "sound": True}
+
+
+def _forms(kind: type[Method], name: str) -> Iterator[Method]:
+    """A method with its defaults, and from a cache's columns where it may read some."""
+    yield kind(name=name)
+    if issubclass(kind, FromColumns):
+        yield kind(name=name, source="cache")
 
 
 def _verdict(law: Callable[[], str | None]) -> dict[str, Any]:

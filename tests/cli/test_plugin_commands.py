@@ -1,8 +1,6 @@
 """The plugin that docs/plugins.md shows, and commands about what was made with a plugin."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -10,9 +8,7 @@ from PIL import Image
 
 from raykd.cli import main
 from raykd.core import plugins
-from tests.plugin import withdrawing
-
-PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+from tests.plugin import withdrawing, written_from_the_page
 
 
 def call(*words, code=0):
@@ -24,12 +20,7 @@ def call(*words, code=0):
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     """A folder with the files of the page."""
-    folder = tmp_path_factory.mktemp("shown")
-    text = PAGE.read_text()
-    for language in ("python", "yaml"):
-        for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            (folder / block.split()[1]).write_text(block)
-    return folder
+    return written_from_the_page(tmp_path_factory.mktemp("shown"))
 
 
 @pytest.fixture(scope="module")
