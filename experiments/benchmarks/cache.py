@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.measure import (
+    CLASSES,
     TESTED,
     Row,
     compared,
@@ -25,10 +26,19 @@ from experiments.benchmarks.measure import (
     recipe,
     show,
 )
+from raykd.core.types import Outputs, Shapes, Signal
 from raykd.data.loading.sampler import epoch_order
-from raykd.outputs.manifest import GRAIN, Part
+from raykd.methods.feature_distillation import FeatureDistillation
+from raykd.outputs.codecs import Dense
+from raykd.outputs.manifest import GRAIN, Manifest, Part, write_manifest, write_shard
+from raykd.outputs.reader import OutputsCache
 from raykd.storage import arrow
 from raykd.storage.store import Store
+from raykd.teachers.source import CachedTeacher
+from raykd.training import calibrations
+from raykd.training.checkpointing import Checkpoints
+from raykd.training.hosts.base import LocalHost
+from raykd.training.inputs import views
 from raykd.training.memory import keep_freed_memory
 from raykd.training.runs import ShardMaker, local_host, train
 
@@ -50,6 +60,7 @@ def main(target: Path | None, pairs: int, quick: bool) -> None:
             rows += _reading(folder / str(classes), count, classes, goal, pairs, quick)
         for precision in ("float32", "bfloat16"):
             rows.append(_precompute(folder, precision, 0.95, pairs, quick))
+        rows.append(_calibrating(folder / "calibrating", pairs, quick))
     show("the cache", rows, target)
 
 
@@ -122,6 +133,51 @@ def _precompute(folder: Path, precision: str, goal: float, pairs: int, quick: bo
     base = ("draw, normalise and forward alone", seconds["bare"])
     name = f"precompute over the bare forward, resnet56 in {precision}"
     return compared(name, ours, base, goal, "row", more="waiting for the disk is not CPU time")
+
+
+def _calibrating(folder: Path, pairs: int, quick: bool) -> Row:
+    """The calibration of a cache's second student over that of its first."""
+    count, width = (2048, 256) if quick else (calibrations.ROWS, 1280)
+    store, images = Store(folder / "store"), folder / "images"
+    random_images(images, count, TESTED)
+    run = recipe(store, images, "resnet8", "resnet8", count)
+    cached = run.outputs_at(0).model_copy(update={"embedding": True})
+    place, generator = store.path(cached), torch.Generator().manual_seed(0)
+    outputs = Outputs(
+        torch.zeros(count, CLASSES), embedding=torch.randn(count, width, generator=generator)
+    )
+    signals = Signal.LOGITS | Signal.EMBEDDING
+    place.mkdir(parents=True)
+    shard = write_shard(place, Part(0, 0, count), Dense().encode(outputs, signals))
+    write_manifest(place, Manifest(cached.plain(), "none", count, (shard,)))
+    teacher = CachedTeacher(OutputsCache.open(place, cached.plain(), "none", [0]), signals)
+
+    host = LocalHost(Checkpoints(folder), torch.device("cpu"))
+    shown, _ = views(store, run, host)
+    rows = epoch_order(run.data.seed, 0, count).sort().values
+    sample = calibrations.Sample(teacher, shown, rows, 0)
+    kept, method = calibrations.Calibrations(store, host), FeatureDistillation(distance="tangent")
+    shapes = Shapes(CLASSES, width, {})
+
+    def second() -> None:
+        helpers = method.helpers(shapes, shapes)
+        kept.set(method, helpers, sample)
+        assert not method.needs_calibration(helpers)
+
+    second()  # which was the first
+    sides = {
+        "second": lambda: cpu_seconds(second),
+        "first": lambda: cpu_seconds(
+            lambda: sample.calibrate(method, method.helpers(shapes, shapes))
+        ),
+    }
+    seconds = interleaved(sides, pairs)
+    ours = ("its file read", seconds["second"])
+    base = ("computed", seconds["first"])
+    name = f"PHI-S of {count:,} embeddings of {width}, for a cache's second student"
+    (file,) = place.glob(f"{calibrations.BEGINNING}*")
+    more = f"a file of {file.stat().st_size / 1e6:.3g} MB"
+    return compared(name, ours, base, None, "student", more=more)
 
 
 if __name__ == "__main__":

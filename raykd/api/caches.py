@@ -12,6 +12,8 @@ split. Its columns are those of the codec:
     others     embedding.levels, STAGE.map: `raykd.outputs.codecs.vectors`, and beside the shards
                statistics.safetensors
 
+Files calibration-DIGEST.safetensors are what methods computed of rows for their students.
+
 `manifest.json` beside them lists the files with their checksums (24 hex digits of SHA-256), and
 has the full recipe. `Cache` decodes all of that.
 """

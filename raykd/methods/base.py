@@ -305,6 +305,14 @@ class Method(Record):
         Each pass over `teacher` gives the same outputs, which need not fit in memory together.
         """
 
+    def calibration_reads(self) -> str | None:
+        """The settings that `calibrate` reads, where they and the teacher's outputs determine all
+        that it sets; None where more does.
+
+        What it sets is then computed once, for all students of a cache. It must be small.
+        """
+        return None
+
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
         """Logits [B, C] for the labels' cross entropy and for predicted probabilities.
 

@@ -119,6 +119,10 @@ class DenseDistillation(Method):
         assert isinstance(standardiser, Standardiser)
         standardiser.calibrate(self._target(outputs).flatten(2) for outputs in teacher)
 
+    def calibration_reads(self) -> str:
+        """The standardisation, and which map it is of."""
+        return f"{self.standardise} {self.grid} {self.blocks}"
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

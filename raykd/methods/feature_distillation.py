@@ -132,6 +132,10 @@ class FeatureDistillation(SpotMethod):
             filled += len(new)
         table.known.fill_(True)
 
+    def calibration_reads(self) -> str | None:
+        """The distance; None for a table, whose rows the cache has."""
+        return None if self.distance == "queue" else self.distance
+
     def spot_loss(self, student: Tensor, teacher: Tensor, helpers: nn.ModuleDict) -> Tensor:
         """The distance of the projected embeddings."""
         student = helpers["projection"](student)

@@ -119,6 +119,10 @@ class PanelDistillation(Method):
         for _, _, helper in fitted:
             helper.settle()
 
+    def calibration_reads(self) -> str:
+        """The standardisation, and what it is of."""
+        return f"{self.standardise} {self.embedding_distance} {self.grid}"
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

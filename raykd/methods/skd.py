@@ -143,6 +143,10 @@ class SKD(Method):
         radius.value.fill_((total / count).item())
         radius.known.fill_(True)
 
+    def calibration_reads(self) -> str:
+        """The variant: the radius is a deviation, or a norm."""
+        return self.variant
+
     def scores(self, student: Outputs, teacher: Outputs | None, helpers: nn.ModuleDict) -> Tensor:
         """Normalised student logits; the raw ones for `teacher_std` without a teacher."""
         logits = student.logits

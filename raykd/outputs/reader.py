@@ -100,6 +100,15 @@ class OutputsCache:
             )
         return cls(folder, manifest, device, shelf)
 
+    def content(self, views: Iterable[int]) -> str:
+        """Words that are equal where the outputs for some views are: all their checksums, and the
+        device.
+        """
+        shards = [shard.name for view in views for shard in self._shards[view]]
+        vectors = self.vectors.checksum if self.vectors is not None else ""
+        weights = self.manifest.weights
+        return " ".join([self.folder.name, weights, vectors, self.device.type, *shards])
+
     def take(
         self, ids: Tensor, view: int, wanted: Signal = CACHEABLE, codec: Codec | None = None
     ) -> Outputs:

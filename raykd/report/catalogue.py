@@ -22,6 +22,7 @@ from raykd.storage.store import Store, read_recipe
 from raykd.tasks import TASKS
 from raykd.tasks.base import HEADINGS
 from raykd.tracking.jsonl import read_metrics
+from raykd.training import calibrations
 from raykd.training.cache_verify import compare
 from raykd.training.checkpointing import Tested, Untested, read_result
 from raykd.training.inputs import open_cache
@@ -102,6 +103,9 @@ def _verified(store: Store, run: OutputsRun, rows: int) -> Row:
     cache = open_cache(store, run, views, default_device())
     for view in views:
         cache.check(view)
+    store.pull_all(cache.folder, calibrations.BEGINNING)
+    for path in sorted(cache.folder.glob(f"{calibrations.BEGINNING}*")):
+        calibrations.read(path)
     counts = {"views": len(views), "shards": len(manifest.shards)}
     return row | counts | asdict(compare(store, run, rows, default_device())) | {"building": None}
 
@@ -151,6 +155,7 @@ def _cache(store: Store, folder: Path, run: OutputsRun) -> Row:
             f"{store.where(folder / MANIFEST)}: is missing, and the cache was finished; "
             "`raykd precompute` makes it again from whole shards"
         )
+    beside = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return {
         "teacher": run.teacher.model,
         "anchor": run.anchor,
@@ -159,7 +164,7 @@ def _cache(store: Store, folder: Path, run: OutputsRun) -> Row:
         "codec": run.label,
         "views": len(manifest.views()),
         "rows": manifest.rows,
-        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards) + beside,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from raykd.core.record import canonical
 from raykd.core.types import Batch, Combination, Look, Outputs, Signal
 from raykd.methods.columns import read_by, with_columns
 from raykd.methods.derived import Derived
@@ -132,6 +133,7 @@ class ViewMean:
         codec: Codec | None = None,
     ) -> None:
         """`signals` are of LOGITS and EMBEDDING; `codec` reads the cache, None: its own."""
+        self.cache, self.views, self.signals, self.codec = cache, views, signals, codec
         sums: dict[str, list[Tensor]] = {}
         rows = torch.arange(cache.manifest.rows, device=cache.device).split(_ROWS)
         for number, view in enumerate(views):
@@ -218,3 +220,25 @@ class SourceByLook:
 def by_look(sources: Mapping[Look, Source]) -> Source:
     """One source from those of each look; of the given look alone, that one itself."""
     return sources["given"] if [*sources] == ["given"] else SourceByLook(sources)
+
+
+def caches_of(source: Source, view: int) -> list[tuple[OutputsCache, str]]:
+    """The caches that hold a source's outputs for a view, each with words on what is read how.
+
+    Sources whose words are equal answer alike. Empty where a network answers.
+    """
+    if isinstance(source, CachedTeacher | ViewMean):
+        views = [view] if isinstance(source, CachedTeacher) else source.views
+        codec = canonical(source.codec or source.cache.codec)
+        how = f"{type(source).__name__} {source.signals.value} {codec}"
+        return [(source.cache, f"{how} {source.cache.content(views)}")]
+    if isinstance(source, PanelTeacher):
+        parts = [(f"{source.combine} {share!r}", member) for member, share in source.shared]
+    elif isinstance(source, SourceByLook):
+        parts = [*source.sources.items()]
+    else:
+        return []
+    found = [(how, caches_of(part, view)) for how, part in parts]
+    if not all(caches for _, caches in found):
+        return []
+    return [(cache, f"{how}: {words}") for how, caches in found for cache, words in caches]

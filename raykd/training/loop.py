@@ -7,7 +7,7 @@ checkpoint of `mid_epoch`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from raykd.core import keyed_random
 from raykd.core.counters import Timed
-from raykd.core.types import Batch, Outputs
+from raykd.core.types import Batch
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import epoch_order, steps
 from raykd.methods.helper_kinds import Shared, Tally, reset_calibration
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
 from raykd.teachers.source import Source
-from raykd.training import mid_epoch
+from raykd.training import calibrations, mid_epoch
 from raykd.training.checkpointing import fitting
 from raykd.training.ema import Average
 from raykd.training.evaluation import evaluate
@@ -33,8 +33,6 @@ from raykd.training.learner import Learner
 from raykd.training.network_parts import frozen_modules, norms_of, unmoved
 from raykd.training.optim import build_optimiser, learning_rate, update
 from raykd.training.probing import ProbeSets, is_due, probed
-
-CALIBRATION_ROWS = 1 << 14  # training samples whose teacher outputs a method may calibrate with
 
 Metrics = dict[str, Any]  # numbers, and dicts of lists from a Tally
 
@@ -49,6 +47,7 @@ class Sources:
     test_teacher: Source | None = None  # answers for the test images
     validation: Views | None = None  # images to choose epochs by
     probe: ProbeSets | None = None  # by which the task judges embeddings
+    kept: calibrations.Calibrations | None = None  # what caches keep for all students
 
 
 @dataclass(frozen=True)
@@ -288,21 +287,13 @@ class _Training:
         if teacher is None or not learner.method.needs_calibration(learner.helpers):
             return
         # Chosen by the data's key, so that every seed of a student sees the same ones.
-        rows = epoch_order(run.data.seed, 0, len(train.images))[:CALIBRATION_ROWS].sort().values
-        view, size = run.view_at(epoch), train.at_once(512)
-        answers = _Anew(lambda: map(teacher, train.runs(rows, size, view)))
-        with torch.no_grad():
-            learner.method.calibrate(learner.helpers, answers)
-
-
-@dataclass(frozen=True)
-class _Anew(Iterable[Outputs]):
-    """Outputs that each pass computes or reads again, so that none has to be kept."""
-
-    start: Callable[[], Iterator[Outputs]]
-
-    def __iter__(self) -> Iterator[Outputs]:
-        return self.start()
+        order = epoch_order(run.data.seed, 0, len(train.images))
+        rows = order[: calibrations.ROWS].sort().values
+        sample = calibrations.Sample(teacher, train, rows, run.view_at(epoch))
+        if self._sources.kept is not None:
+            self._sources.kept.set(learner.method, learner.helpers, sample)
+        if learner.method.needs_calibration(learner.helpers):
+            sample.calibrate(learner.method, learner.helpers)
 
 
 def _means(sums: dict[str, Tensor], count: int, host: Host) -> Metrics:

@@ -35,6 +35,7 @@ from raykd.tracking.jsonl import metrics_checksum
 from raykd.tracking.logger import NO_LABELS, Labels, Logger
 from raykd.training import initial_state, inputs, weights
 from raykd.training.cache_statistics import vectors_of_cache
+from raykd.training.calibrations import Calibrations
 from raykd.training.checkpointing import RESULT, Checkpoints
 from raykd.training.evaluation import BATCH, evaluate
 from raykd.training.finite import check_weights, listed, not_finite
@@ -96,12 +97,13 @@ def _train(store: Store, run: Training, host: Host) -> dict[str, Any] | None:
     """Train, and write the weights; the result, on rank 0."""
     training = training_of(run)
     train, test = inputs.views(store, training, host)
-    sources = Sources(inputs.teachers(store, training, host.device), train)
+    kept = Calibrations(store, host)
+    sources = Sources(inputs.teachers(store, training, host.device), train, kept=kept)
     if not isinstance(run, PreludeRun):  # which is not evaluated
         test_teacher = inputs.test_teacher(store, training, host.device)
         validation = inputs.validation(store, training, host.device, host.scale)
         probe = inputs.probe(store, training, host.device, host.scale)
-        sources = Sources(sources.teacher_at, train, test, test_teacher, validation, probe)
+        sources = Sources(sources.teacher_at, train, test, test_teacher, validation, probe, kept)
     learner = initial_state.learner(store, training, host, train.images.targets)
 
     def save_anchor(epoch: int, network: Staged) -> None:
