@@ -10,7 +10,7 @@ split. Its columns are those of the codec:
     topk       k largest with packed class numbers, and the rest's mass: `raykd.outputs.codecs.topk`
     any        embedding FixedSizeList<float16>[D], where embeddings are stored
     others     embedding.levels, STAGE.map: `raykd.outputs.codecs.vectors`, and beside the shards
-               statistics.safetensors
+               statistics.safetensors, whose checksum is in statistics.json
 
 Files calibration-DIGEST.safetensors are what methods computed of rows for their students.
 

@@ -1,8 +1,8 @@
 """Statistics of a teacher's embeddings, maps and derived columns, by which codecs store them.
 
 They are computed once for a cache, from the outputs for some training images, and kept in
-`statistics.safetensors` in its folder; every shard carries the checksum of the file that it was
-written by.
+`statistics.safetensors` in its folder. Its checksum is in `statistics.json` beside it, and in every
+shard that was written by it.
 
 Shapes: B batch, n rows, K channels, H, W pixels, T places, m vectors.
 """
@@ -25,6 +25,7 @@ from raykd.core.types import MAP_SUFFIX, Outputs, Signal, by_depth
 from raykd.methods.feature_maps import pooled_to_grid
 from raykd.outputs.codecs.vectors import AnyVectorCodec, Float16, VectorCodec
 from raykd.storage import arrow
+from raykd.storage.store import read_json
 
 STATISTICS = "statistics.safetensors"
 NOTE = "statistics"  # key of a shard's notes: the checksum of the statistics that encoded it
@@ -331,10 +332,15 @@ def packed(vectors: Vectors) -> bytes:
     return safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
 
 
+def seal_of(path: Path) -> Path:
+    """The file with the checksum of a cache's statistics; earlier versions wrote none."""
+    return path.with_suffix(".json")
+
+
 def read_vectors(path: Path, codecs: Mapping[str, VectorCodec], grid: int | None) -> Vectors:
     """The codecs of a cache with the statistics in its file.
 
-    Raises `CacheCorrupt` where the file is missing or not of this form.
+    Raises `CacheCorrupt` where the file is missing, not of this form, or not as it was written.
     """
     advice = "remove the folder, and `raykd precompute` makes the cache again"
     try:
@@ -353,4 +359,7 @@ def read_vectors(path: Path, codecs: Mapping[str, VectorCodec], grid: int | None
         raise CacheCorrupt(f"{path}: is missing; {advice}") from None
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CacheCorrupt(f"{path}: not statistics of this cache ({error}); {advice}") from error
-    return Vectors(codecs, fits, grid, arrow.checksum(data))
+    checksum, seal = arrow.checksum(data), seal_of(path)
+    if seal.is_file() and read_json(seal, dict[str, str]).get("checksum") != checksum:
+        raise CacheCorrupt(f"{path}: was altered, its checksum does not match; {advice}")
+    return Vectors(codecs, fits, grid, checksum)

@@ -16,9 +16,10 @@ from raykd.outputs.statistics import (
     images_for,
     packed,
     read_vectors,
+    seal_of,
 )
 from raykd.recipes import OutputsRun
-from raykd.storage import locks
+from raykd.storage import arrow, locks
 from raykd.storage.store import Store
 from raykd.teachers.source import LiveTeacher
 
@@ -35,11 +36,14 @@ def vectors_of_cache(
     if not codecs:
         return None
     path = store.path(run) / STATISTICS
+    store.pull(seal_of(path))
     if store.pull(path).is_file():
         return read_vectors(path, codecs, run.grid)
     with locks.held(store, run, "statistics"):
         if not store.pull(path).is_file():  # else another process has made it meanwhile
-            store.write(path, packed(_fitted(run, codecs, views, teacher)))
+            data = packed(_fitted(run, codecs, views, teacher))
+            store.write_json(seal_of(path), {"checksum": arrow.checksum(data)})  # before it counts
+            store.write(path, data)
     return read_vectors(path, codecs, run.grid)
 
 

@@ -14,7 +14,7 @@ from raykd.data.recipe import Data
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import ShardFolder
-from raykd.outputs.statistics import STATISTICS, fitted_codecs
+from raykd.outputs.statistics import STATISTICS, fitted_codecs, seal_of
 from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.tasks import probe_of
@@ -239,5 +239,5 @@ def open_cache(
     folder, checksum = store.path(run), weights.anchor_checksum(store, run)
     shelf = None if store.node_cache is None else ShardFolder(store, folder)
     if fitted_codecs(run.plain()):
-        store.pull(folder / STATISTICS)
+        store.pull(seal_of(store.pull(folder / STATISTICS)))
     return OutputsCache.open(folder, run.plain(), checksum, views, device, shelf)

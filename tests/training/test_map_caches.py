@@ -13,7 +13,7 @@ from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.outputs.codecs import PCA, Float16, Int8Channels
 from raykd.outputs.manifest import read_manifest
-from raykd.outputs.statistics import STATISTICS
+from raykd.outputs.statistics import STATISTICS, seal_of
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
 from raykd.tasks import Features
@@ -84,24 +84,48 @@ def test_a_student_learns_from_the_cache_as_from_the_teacher(store, method):
 
 
 @pytest.mark.slow
-def test_a_shard_is_read_with_the_statistics_that_it_was_written_by_alone(store, tmp_path):
+def test_a_shard_is_read_with_the_statistics_that_it_was_written_by_alone(store):
     run = run_of(store, **CODECS["int8"])
     prepare(store, run)
     cache = run.outputs_at(0)
     path = store.path(cache) / STATISTICS
-    content = path.read_bytes()
-    flipped = bytearray(content)
-    flipped[-1] ^= 1
+    content, seal = path.read_bytes(), seal_of(path).read_bytes()
     try:
-        path.write_bytes(bytes(flipped))
+        path.write_bytes(altered(content))
+        seal_of(path).unlink()  # as in caches of earlier versions
         with pytest.raises(CacheCorrupt, match="was not written by the statistics"):
             open_cache(store, cache, [0], CPU).take(torch.arange(3), 0)
         path.unlink()  # and computed again, they are the same
         build_here(CacheBuild(store, cache, [0, 1]), CPU)
-        assert path.read_bytes() == content
+        assert (path.read_bytes(), seal_of(path).read_bytes()) == (content, seal)
     finally:
         path.write_bytes(content)
     assert open_cache(store, cache, [0, 1], CPU).take(torch.arange(3), 1).map.isfinite().all()
+
+
+def test_statistics_that_were_altered_before_the_first_shard_are_refused(store):
+    run = run_of(store, DenseDistillation(), map_codec=PCA(rank=24))
+    prepare(store, run)
+    cache = run.outputs_at(0)
+    folder = store.path(cache)
+    path = folder / STATISTICS
+    content = path.read_bytes()
+    for shard in folder.glob("view-*.arrow"):
+        shard.unlink()
+    try:
+        path.write_bytes(altered(content))  # one bit of a number
+        with pytest.raises(CacheCorrupt, match=f"{path}: was altered"):
+            build_here(CacheBuild(store, cache, [0]), CPU)
+        assert not [*folder.glob("view-*.arrow")]
+    finally:
+        path.write_bytes(content)
+    build_here(CacheBuild(store, cache, [0]), CPU)
+    assert open_cache(store, cache, [0], CPU).take(torch.arange(3), 0).map.isfinite().all()
+
+
+def altered(content):
+    """The content with another last bit."""
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def test_nothing_is_computed_for_a_codec_that_loses_too_much(store):
