@@ -25,6 +25,7 @@ from raykd.data.sources.splits import SPLITS, UNLABELLED, About, Dataset, Sample
 _LOOSE = "images in no class folder"
 _NO_FILE = "links to nothing, pipes and devices"
 _LAYOUT = "one folder of images per class, at the top or in train and test (or val)"
+_GALLERY, _QUERY = "gallery", "query"  # folders of a set for retrieval
 
 
 @dataclass(frozen=True)
@@ -119,24 +120,49 @@ class Tree:
 def read_folder(root: str, labels: bool = True) -> Dataset:
     """Image files in one folder per class, at the top or in `train` and `test` (or `val`).
 
-    Where `labels` is False, any tree of images, with or without such folders of splits. Or a pack,
-    which was made of such a folder.
+    Or in `gallery` and `query`, which are then the training and the test images; queries may be of
+    classes that the gallery lacks. Where `labels` is False, any tree of images, with or without
+    such folders of splits. Or a pack, which was made of such a folder.
     """
     files = Files.at(root)
     if pack_format.is_pack(files):
         return pack_format.read_pack(root)
     tree = Tree.of(files)
-    starts = _split_folders(tree, labels)
+    apart = _gallery_and_query(tree) if labels else {}
+    starts = apart or _split_folders(tree, labels)
     if not labels:
         splits = {split: tree.unlabelled(start) for split, start in starts.items()}
         about = About(test=starts.get("test", ""), unread=_unread(tree, starts, labels))
         return Dataset(splits, (), tree.stamp, about=about)
     classes = {split: tree.by_class(start) for split, start in starts.items()}
-    _check(tree, starts, classes)
-    folders = sort_names(classes["train"])
+    _check(tree, starts, classes, apart=bool(apart))
+    folders = sort_names({*classes["train"], *classes.get("test", ())})
     splits = {split: tree.samples([start], folders) for split, start in starts.items()}
-    about = About(test=starts.get("test", ""), unread=_unread(tree, starts, labels))
+    unread = _unread(tree, starts, labels)
+    about = About(test=starts.get("test", ""), unread=unread, declared=bool(apart))
     return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
+
+
+def _gallery_and_query(tree: Tree) -> dict[str, str]:
+    """The folders `gallery` and `query` as those of the training and the test images, if there.
+
+    Names match in upper and lower case. Raises `DataError` where one of them has folders of images
+    and no images of its own, as no class has, and the other is missing or has no folder.
+    """
+    tops = {name.lower(): name for name in tree.inside("") if tree.inside(f"{name}/")}
+    found = [tops[name] for name in (_GALLERY, _QUERY) if name in tops]
+    if {*SPLITS["train"]} & tops.keys() or not found:
+        return {}
+    if len(found) == 2:
+        return {"train": f"{found[0]}/", "test": f"{found[1]}/"}
+    if any(entry.name.rpartition("/")[0] == found[0] for entry in tree.images):
+        return {}  # a class may be called so
+    other = _QUERY if found[0].lower() == _GALLERY else _GALLERY
+    raise DataError(
+        f"{tree.files.describe('')}: {found[0]} holds folders of images, and there is no folder "
+        f"{other} beside it that does; expected {_GALLERY} and {_QUERY}, each with one folder of "
+        "images per class"
+    )
 
 
 def _split_folders(tree: Tree, labels: bool) -> dict[str, str]:
@@ -171,9 +197,16 @@ def _split_folders(tree: Tree, labels: bool) -> dict[str, str]:
 
 
 def _check(
-    tree: Tree, starts: Mapping[str, str], classes: Mapping[str, Mapping[str, Sequence[Entry]]]
+    tree: Tree,
+    starts: Mapping[str, str],
+    classes: Mapping[str, Mapping[str, Sequence[Entry]]],
+    *,
+    apart: bool,
 ) -> None:
-    """Raise `DataError` where the folders of the splits are not those of classes."""
+    """Raise `DataError` where the folders of the splits are not those of classes.
+
+    `apart`: test images may be of classes without a training image.
+    """
     for split, start in starts.items():
         if not classes[split]:
             path = tree.files.describe(start.rstrip("/"))
@@ -211,7 +244,7 @@ def _check(
             f"tell apart; expected {_LAYOUT}{holds}; {UNLABELLED}"
         )
     strange = [name for name in classes.get("test", ()) if name not in classes["train"]]
-    if strange:
+    if strange and not apart:
         folder = tree.files.describe(starts["test"] + strange[0])
         raise DataError(f"{folder}: no class of this name is in {path}")
 

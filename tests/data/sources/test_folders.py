@@ -184,6 +184,21 @@ def test_a_test_folder_without_labels_gives_way_to_validation(tmp_path):
     assert SOURCES["folder"](tmp_path).about.test == "val/"
 
 
+def test_a_gallery_is_the_training_images_and_queries_may_be_of_other_classes(tmp_path):
+    fill(tmp_path, "Gallery/b", "Gallery/c", "query/a", "query/c")
+    dataset = SOURCES["folder"](tmp_path)
+    assert dataset.names == ("a", "b", "c")
+    assert dataset.labels["train"].tolist() == [1, 2]
+    assert dataset.labels["test"].tolist() == [0, 2]
+    # Without labels all images are alike.
+    assert {*SOURCES["folder"](tmp_path, labels=False).splits} == {"train"}
+
+
+def test_a_class_may_be_called_gallery_where_it_has_images(tmp_path):
+    fill(tmp_path, "gallery", "gallery/old", "kitchen")
+    assert SOURCES["folder"](tmp_path).names == ("gallery", "kitchen")
+
+
 def test_a_class_may_be_called_as_a_split(tmp_path):
     fill(tmp_path, "bus", "train", "tram")
     assert SOURCES["folder"](tmp_path).names == ("bus", "train", "tram")
@@ -192,6 +207,15 @@ def test_a_class_may_be_called_as_a_split(tmp_path):
 
 
 REFUSED = {
+    "a gallery without queries": (
+        ("gallery/a", "gallery/b", "queries/a"),
+        "gallery holds folders of images, and there is no folder query beside it that does",
+    ),
+    "queries without a gallery": (
+        ("query/a", "query/b", "gallery"),
+        "there is no folder gallery beside it that does; expected gallery and query",
+    ),
+    "a gallery of one class": (("gallery/a", "query/a"), "all images are of one class"),
     "two folders of training images": (("Train/a", "training/a"), "keep one of them"),
     "only words for splits": (("train", "test"), "are words for splits; expected one folder"),
     "splits without training": (("test/a", "val/a"), "are words for splits"),
@@ -213,7 +237,7 @@ REFUSED = {
 
 @each(
     "what",
-    slow_but(REFUSED, [*REFUSED][1:6:2]),
+    slow_but(REFUSED, [*REFUSED][1:9:2]),
 )
 def test_another_layout_is_refused_with_what_is_there(tmp_path, what):
     folders, message = REFUSED[what]
