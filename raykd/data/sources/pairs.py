@@ -7,17 +7,17 @@ are equal.
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from raykd.core.errors import DataError
 from raykd.core.safe_names import text
-from raykd.data.sources.files import Entry, Files, split_path
+from raykd.data.sources.files import Entry
 from raykd.data.sources.folders import Tree, one_image_per_file
-from raykd.data.sources.foreign_text import decode_text, excerpt
+from raykd.data.sources.foreign_text import excerpt
 from raykd.data.sources.formats import SUFFIXES
-from raykd.data.sources.splits import About, Dataset, count_of, list_faults
+from raykd.data.sources.listed_lines import ByPath, List, find_list, parse_lines, refuse_lines
+from raykd.data.sources.splits import About, Dataset
 
 LISTS = ("pairs.txt", "pairs.csv")  # looked for in a folder
 _WORDS = {"same": True, "1": True, "different": False, "0": False}
@@ -31,19 +31,6 @@ class Pair(NamedTuple):
     same: bool  # both are of one person
 
 
-class List(NamedTuple):
-    """A list of pairs beside its images."""
-
-    files: Files
-    name: str
-    lines: list[str]
-
-    @property
-    def origin(self) -> str:
-        """The path of the list, for people."""
-        return self.files.describe(self.name)
-
-
 def read_pairs(root: str, labels: bool = True) -> Dataset:
     """The pairs of a list, which `root` names, or of `pairs.txt` or `pairs.csv` in that folder.
 
@@ -53,7 +40,7 @@ def read_pairs(root: str, labels: bool = True) -> Dataset:
     lines `first,second,same` or `first,second,different` (or 1 and 0), with paths from its folder.
     Raises `DataError` that names the lines that cannot be used, and why.
     """
-    listed = _find(root)
+    listed = find_list(root, LISTS)
     tree = Tree.of(listed.files)
     read = _read_csv if listed.name.lower().endswith(".csv") else _read_lfw
     pairs, people = read(listed, tree)
@@ -72,25 +59,8 @@ def read_pairs(root: str, labels: bool = True) -> Dataset:
 
 def folds_of(root: str) -> int | None:
     """The number of folds that a list like LFW's states; None for a CSV file."""
-    listed = _find(root)
+    listed = find_list(root, LISTS)
     return None if listed.name.lower().endswith(".csv") else _counts(listed)[0]
-
-
-def _find(root: str) -> List:
-    """The list that a path or URL is, or that lies in a folder."""
-    files = Files.at(root)
-    names = [name for name in LISTS if files.has(name)]
-    if not names and (root.endswith((".txt", ".csv")) or Path(root).is_file()):
-        folder, name = split_path(files.root)
-        files, names = Files.at(folder), [name]
-    if len(names) != 1:
-        found = "both" if names else "neither"
-        raise DataError(
-            f"{files.describe('')}: expected {' or '.join(LISTS)}, found {found}; give the path of "
-            "the list"
-        )
-    content = decode_text(files.read(names[0]), files.describe(names[0]))
-    return List(files, names[0], content.splitlines())
 
 
 def _read_lfw(listed: List, tree: Tree) -> tuple[list[Pair], dict[str, str]]:
@@ -117,15 +87,15 @@ def _read_lfw(listed: List, tree: Tree) -> tuple[list[Pair], dict[str, str]]:
         if not matched and words[0] == words[2]:
             raise ValueError(f"expected two people, found {words[0]!r} twice")
         pair = find(*words[:2]), find(*((words[0], words[2]) if matched else words[2:]))
-        return Pair(*pair, same=matched)
+        return _of_two(*pair, same=matched)
 
-    lines = [(number, line) for number, line in enumerate(listed.lines[1:], 2) if line.strip()]
+    lines = listed.numbered(1)
     if len(lines) != 2 * folds * each:
         raise DataError(
             f"{listed.origin}: its first line says {folds} folds of {each} pairs of one person and "
             f"{each} of two, which are {2 * folds * each:,} lines, but {len(lines):,} follow"
         )
-    return _parse_all(listed, lines, parse), people
+    return parse_lines(listed, lines, parse, "a pair"), people
 
 
 def _read_csv(listed: List, tree: Tree) -> tuple[list[Pair], dict[str, str]]:
@@ -134,14 +104,7 @@ def _read_csv(listed: List, tree: Tree) -> tuple[list[Pair], dict[str, str]]:
     People are groups of images that pairs of one person connect. A person is called by the folder
     of their first image, or by its path where another one has that folder, too.
     """
-    images = {entry.name: entry for entry in tree.images}
-    groups = _Groups()
-
-    def find(path: str) -> Entry:
-        name = str(PurePosixPath(path.strip()))
-        if name not in images:
-            raise ValueError(f"there is no image {name!r} in {tree.files.describe('')}")
-        return images[name]
+    images, groups = ByPath(tree), _Groups()
 
     def parse(place: int, line: str) -> Pair:
         cells = next(csv.reader([line]))
@@ -151,20 +114,20 @@ def _read_csv(listed: List, tree: Tree) -> tuple[list[Pair], dict[str, str]]:
                 f"expected two paths, and same or different, with commas between, found "
                 f"{excerpt(line)}"
             )
-        pair = Pair(find(cells[0]), find(cells[1]), _WORDS[word])
+        pair = _of_two(images.find(cells[0]), images.find(cells[1]), same=_WORDS[word])
         if pair.same:
             groups.join(pair.first.name, pair.second.name)
         return pair
 
-    lines = [(number, line) for number, line in enumerate(listed.lines, 1) if line.strip()]
-    pairs = _parse_all(listed, lines, parse)
+    lines = listed.numbered()
+    pairs = parse_lines(listed, lines, parse, "a pair")
     wrong = [
         f"line {number}: {pair.first.name} and {pair.second.name} are different people here, but "
         "other lines say that they are one"
         for (number, _), pair in zip(lines, pairs, strict=True)
         if not pair.same and groups.of(pair.first.name) == groups.of(pair.second.name)
     ]
-    _refuse(listed, wrong)
+    refuse_lines(listed, wrong)
     first = {
         name: groups.of(name) for pair in pairs for name in (pair.first.name, pair.second.name)
     }
@@ -207,34 +170,11 @@ def _counts(listed: List) -> tuple[int, int]:
     return int(words[0]), int(words[1])
 
 
-def _parse_all(
-    listed: List, lines: Sequence[tuple[int, str]], parse: Callable[[int, str], Pair]
-) -> list[Pair]:
-    """The pairs of some numbered lines; all that cannot be used are named together."""
-    pairs, wrong = list[Pair](), list[str]()
-    for place, (number, line) in enumerate(lines):
-        try:
-            pair = parse(place, line)
-            if pair.first == pair.second:
-                raise ValueError(f"expected two images, found {pair.first.name} twice")
-            pairs.append(pair)
-        except ValueError as error:
-            wrong.append(f"line {number}: {error}")
-    _refuse(listed, wrong)
-    if not pairs:
-        raise DataError(f"{listed.origin}: expected a pair on each line, found none")
-    return pairs
-
-
-def _refuse(listed: List, wrong: Sequence[str]) -> None:
-    """Raise `DataError` where lines cannot be used, whose faults are given."""
-    if len(wrong) == 1:
-        raise DataError(f"{listed.origin}, {wrong[0]}")
-    if wrong:
-        raise DataError(
-            f"{listed.origin}: {count_of(len(wrong), 'line')} cannot be used:\n"
-            f"{list_faults(wrong, len(wrong))}"
-        )
+def _of_two(first: Entry, second: Entry, *, same: bool) -> Pair:
+    """A pair of two images. Raises `ValueError` where it is one."""
+    if first == second:
+        raise ValueError(f"expected two images, found {first.name} twice")
+    return Pair(first, second, same)
 
 
 def _stem(name: str) -> str:
