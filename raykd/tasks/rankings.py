@@ -7,7 +7,7 @@ least.
 Shapes: M queries, N rows of the gallery, D width of an embedding, q queries of a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,16 @@ class Retrieval(NamedTuple):
     left_out: int  # queries that have none
 
 
+class Lists(NamedTuple):
+    """What lists say of the gallery: pairs of a query's row and one of the gallery's.
+
+    In the order of the queries. Rows that no list names are irrelevant.
+    """
+
+    relevant: Tensor  # int64 [P, 2]
+    junk: Tensor  # int64 [J, 2]: rows that are no part of the query's ranking
+
+
 def retrieval(
     queries: Tensor,
     gallery: Tensor,
@@ -49,17 +59,71 @@ def retrieval(
     as in the evaluation of the Oxford and Paris buildings. Raises `ValueError` for embeddings that
     do not fit or are not finite, and where no query has a relevant row.
     """
-    _check(queries, gallery, query_labels, gallery_labels, alike)
-    gallery, gallery_labels = _unit(gallery), gallery_labels.to(gallery.device)
-    total = torch.zeros(len(ranks) + 4, dtype=torch.float64, device=gallery.device)
-    for start, rows in _blocks(queries, len(gallery)):
-        index = torch.arange(start, start + len(rows), device=gallery.device)
-        labels = query_labels[start : start + len(rows)].to(gallery.device)
-        similarity = _unit(rows.to(gallery.device)) @ gallery.T
-        relevant = labels[:, None] == gallery_labels
+    labels = query_labels.to(gallery.device), gallery_labels.to(gallery.device)
+    _check(queries, gallery, *labels, alike)
+
+    def judge(start: int, similarity: Tensor) -> Tensor:
+        index = torch.arange(start, start + len(similarity), device=similarity.device)
+        relevant = labels[0][index, None] == labels[1]
         if alike:
             similarity.scatter_(1, index[:, None], -torch.inf)  # itself: last, and of no account
             relevant.scatter_(1, index[:, None], False)
+        return relevant
+
+    return _worth(queries, gallery, judge, ranks, trapezoid)
+
+
+def listed_retrieval(
+    queries: Tensor,
+    gallery: Tensor,
+    lists: Lists,
+    *,
+    ranks: Sequence[int] = RANKS,
+    trapezoid: bool = False,
+) -> Retrieval:
+    """Worth of the rankings of `gallery` [N, D] to each of `queries` [M, D], by lists.
+
+    As `retrieval`, but lists say what is relevant, and junk is taken out of a ranking before it is
+    judged, as in the evaluation of the revisited Oxford and Paris buildings (Radenovic et al. 2018,
+    arXiv 1803.11285). Raises `ValueError` as `retrieval` does.
+    """
+    _check_rows("queries", queries, gallery.shape[-1])
+    _check_rows("gallery", gallery, gallery.shape[-1])
+    relevant, junk = (pairs.to(gallery.device) for pairs in lists)
+
+    def judge(start: int, similarity: Tensor) -> Tensor:
+        hits = torch.zeros_like(similarity, dtype=torch.bool)
+        hits[_of_block(relevant, start, len(similarity))] = True
+        similarity[_of_block(junk, start, len(similarity))] = -torch.inf  # last, and no hit
+        return hits
+
+    return _worth(queries, gallery, judge, ranks, trapezoid)
+
+
+def _of_block(pairs: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns, in a block of `count` queries from `start` on, of pairs [P, 2]."""
+    edges = torch.tensor([start, start + count], device=pairs.device)
+    first, last = torch.searchsorted(pairs[:, 0].contiguous(), edges).tolist()
+    return pairs[first:last, 0] - start, pairs[first:last, 1]
+
+
+def _worth(
+    queries: Tensor,
+    gallery: Tensor,
+    judge: Callable[[int, Tensor], Tensor],
+    ranks: Sequence[int],
+    trapezoid: bool,
+) -> Retrieval:
+    """Worth of rankings, some queries at a time.
+
+    `judge` says which rows are relevant, bool [q, N], to the queries from a place on, given their
+    similarities [q, N], in which it marks those of no account by minus infinity.
+    """
+    gallery = _unit(gallery)
+    total = torch.zeros(len(ranks) + 4, dtype=torch.float64, device=gallery.device)
+    for start, rows in _blocks(queries, len(gallery)):
+        similarity = _unit(rows.to(gallery.device)) @ gallery.T
+        relevant = judge(start, similarity)
         total += ranked(similarity, relevant, ranks, trapezoid=trapezoid)
     return _means(total, len(queries), ranks)
 
@@ -91,20 +155,21 @@ def ranked(
     return torch.stack([*recalls, *others])
 
 
-def nearest(queries: Tensor, gallery: Tensor, k: int = 10) -> Tensor:
-    """The k nearest rows of a gallery [N, D] to each query [N, D] of the same images.
+def nearest(queries: Tensor, gallery: Tensor, k: int = 10, *, alike: bool = True) -> Tensor:
+    """The k nearest rows of a gallery [N, D] to each query [M, D].
 
-    int32 [N, k], on the CPU: 40 bytes an image. An image ranks all but itself, and k is at most
-    N - 1. Raises `ValueError` where there are fewer than 2 rows.
+    int32 [M, k], on the CPU: 40 bytes a query. With `alike` both are of the same images, and each
+    ranks all but itself. Raises `ValueError` where there is no row to rank.
     """
-    k = min(k, len(gallery) - 1)
+    k = min(k, len(gallery) - alike)
     if k < 1:
-        raise ValueError(f"expected 2 or more rows to rank, got {len(gallery)}")
+        raise ValueError(f"expected {1 + alike} or more rows to rank, got {len(gallery)}")
     gallery, parts = _unit(gallery), list[Tensor]()
     for start, rows in _blocks(queries, len(gallery)):
         similarity = _unit(rows) @ gallery.T
-        index = torch.arange(start, start + len(rows), device=gallery.device)
-        similarity.scatter_(1, index[:, None], -torch.inf)
+        if alike:
+            index = torch.arange(start, start + len(rows), device=gallery.device)
+            similarity.scatter_(1, index[:, None], -torch.inf)
         parts.append(similarity.topk(k, dim=1).indices.int().cpu())
     return torch.cat(parts)
 
@@ -143,11 +208,16 @@ def _check(
     width = gallery.shape[-1]
     named = (("queries", queries, query_labels), ("gallery", gallery, gallery_labels))
     for name, rows, labels in named:
-        if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
-            raise ValueError(f"{name}: expected rows of {width} numbers, got {list(rows.shape)}")
+        _check_rows(name, rows, width)
         if labels.shape != rows.shape[:1]:
             raise ValueError(f"{name}: {len(rows)} rows, but labels {list(labels.shape)}")
-        if not bool(rows.isfinite().all()):
-            raise ValueError(f"{name}: some embeddings are not finite")
     if alike and len(queries) != len(gallery):
         raise ValueError(f"{len(queries)} queries are not the {len(gallery)} rows of the gallery")
+
+
+def _check_rows(name: str, rows: Tensor, width: int) -> None:
+    """Raise `ValueError` for embeddings of another width than `width`, or not finite ones."""
+    if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
+        raise ValueError(f"{name}: expected rows of {width} numbers, got {list(rows.shape)}")
+    if not bool(rows.isfinite().all()):
+        raise ValueError(f"{name}: some embeddings are not finite")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raykd.tasks import rankings
-from raykd.tasks.rankings import agreement, nearest, retrieval
+from raykd.tasks.rankings import Lists, agreement, listed_retrieval, nearest, retrieval
 from tests.each import each
 
 
@@ -59,6 +59,54 @@ def test_equal_cosines_are_ranked_by_place_and_queries_without_a_match_are_left_
     result = retrieval(torch.ones(2, 2), gallery, torch.tensor([1, 5]), torch.tensor([0, 1, 1]))
     assert (result.recall[1], result.queries, result.left_out) == (0, 1, 1)
     assert result.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def as_lists(relevant: torch.Tensor, junk: torch.Tensor) -> Lists:
+    """Lists of two tables, bool [M, N]."""
+    return Lists(relevant.nonzero(), junk.nonzero())
+
+
+def test_lists_of_classes_and_of_the_query_itself_as_junk_are_worth_what_labels_are():
+    x, labels = rows(40), torch.arange(40) % 6
+    itself = torch.eye(40, dtype=torch.bool)
+    lists = as_lists((labels[:, None] == labels) & ~itself, itself)
+    for trapezoid in (False, True):
+        by_labels = retrieval(x, x, labels, labels, alike=True, trapezoid=trapezoid)
+        assert listed_retrieval(x, x, lists, trapezoid=trapezoid) == by_labels
+    apart = as_lists(labels[:9, None] == labels[9:], torch.zeros(9, 31, dtype=torch.bool))
+    assert listed_retrieval(x[:9], x[9:], apart) == retrieval(x[:9], x[9:], labels[:9], labels[9:])
+
+
+def test_junk_is_worth_what_a_gallery_without_it_is(monkeypatch):
+    queries, gallery = rows(12), rows(50, seed=1)
+    chance = torch.rand(12, 50, generator=torch.Generator().manual_seed(2))
+    relevant, junk = chance < 0.2, (chance > 0.4) & (chance < 0.7)
+    relevant[3] = False  # it has nothing to find, and its junk is none
+    whole = listed_retrieval(queries, gallery, as_lists(relevant, junk), ranks=(1, 5, 40))
+    kept = [row for row in range(12) if row != 3]
+    alone = [
+        retrieval(queries[row : row + 1], gallery[~junk[row]], torch.ones(1),
+                  relevant[row, ~junk[row]].int(), ranks=(1, 5, 40))
+        for row in kept
+    ]  # fmt: skip
+    assert (whole.queries, whole.left_out) == (11, 1)
+    for name in ("mean_average_precision", "map_at_r", "r_precision"):
+        mean = sum(getattr(one, name) for one in alone) / 11
+        assert getattr(whole, name) == pytest.approx(mean, abs=1e-12)
+    for k in (1, 5, 40):
+        assert whole.recall[k] == pytest.approx(sum(one.recall[k] for one in alone) / 11)
+    junked = listed_retrieval(queries, gallery, as_lists(relevant, junk & False), ranks=(1, 5, 40))
+    assert junked.mean_average_precision < whole.mean_average_precision
+    monkeypatch.setattr(rankings, "_CELLS", 100)  # 2 queries at a time
+    parts = listed_retrieval(queries, gallery, as_lists(relevant, junk), ranks=(1, 5, 40))
+    assert parts.mean_average_precision == pytest.approx(whole.mean_average_precision, abs=1e-12)
+    assert (parts.recall, parts.queries) == (whole.recall, whole.queries)
+
+
+def test_the_nearest_of_a_gallery_apart_may_be_at_the_query_s_place():
+    x = rows(20)
+    assert nearest(x[:5], x, 3, alike=False)[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert nearest(x[:5], x[:2], 3, alike=False).shape == (5, 2)
 
 
 @each(
