@@ -31,6 +31,7 @@ import raykd
 from raykd.cli.shared import speaking
 from raykd.data.recipe import Data
 from raykd.tasks import Faces, FaceSet
+from raykd.tasks.base import Embedded
 
 METRICS = ("verification", "tar_at_0.01", "rank_1")
 MIMIC = {"name": "mimic_embedding", "normalise": True}
@@ -148,7 +149,8 @@ def print_published(path: str, people: dict[str, list[bytes]], folds: int) -> No
     labels = torch.arange(len(faces)).repeat_interleave(torch.tensor([len(x) for x in faces]))
     task = Faces(probe=FaceSet(data=Data(name="folder"), folds=folds, pairs=90))
     rows, none = torch.cat(faces), slice(0, 0)
-    worth = task.judged(rows, labels, rows[none], labels[none], len(faces))
+    parts = Embedded(labels, rows), Embedded(labels[none], rows[none])
+    worth = task.judged(*parts, [*people])
     cells = [f"{metric} {worth[metric]:.1f}" for metric in METRICS if metric in worth]
     print(f"{'the published teacher':24} " + "  ".join(cells), flush=True)
 

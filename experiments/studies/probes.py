@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import click
+from torch import nn
 
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
@@ -19,7 +20,7 @@ from raykd.config.shorthand import record
 from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import RaykdError
 from raykd.core.record import fingerprint
-from raykd.data.dataset import open_images, read
+from raykd.data.dataset import class_names, open_images, read
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data
 from raykd.launch.executor import execute
@@ -93,7 +94,8 @@ def judged(store: Store, run: AnyTeacher, images: Data) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         host = LocalHost(Checkpoints(Path(folder)), device)
         probe = Probe(data=images)
-        metrics = probed(Features(probe=probe), network, ProbeSets(probe, train, test), host)
+        sets = ProbeSets(probe, train, test, class_names(store, images.resolved()))
+        metrics = probed(Features(probe=probe), network, nn.ModuleDict(), sets, host)
     return metrics["knn_top1"], metrics["linear_top1"]
 
 

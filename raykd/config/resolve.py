@@ -13,7 +13,7 @@ from raykd.core.errors import ConfigError, DataError
 from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
-from raykd.data.sources import PAIRS
+from raykd.data.sources import LISTS
 from raykd.data.sources.pairs import folds_of
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
@@ -66,10 +66,10 @@ class _Images:
 
     def data(self, stated: Data) -> ResolvedData:
         """The data of a student or a teacher."""
-        if stated.name == PAIRS:
+        if stated.name in LISTS:
             raise ConfigError(
-                f"run.data.name: {PAIRS!r} is a list by which a task `faces` is judged; give it to "
-                "run.task.probe.data, and images to train on here"
+                f"run.data.name: {stated.name!r} is a list by which a task `{LISTS[stated.name]}` "
+                "is judged; give it to run.task.probe.data, and images to train on here"
             )
         return self._once(stated, self._train_root)
 
@@ -98,7 +98,7 @@ class _Images:
     ) -> ResolvedData:
         """The data with their digest: the stated one, a known one, or that of the images."""
         store, say = self._store, self._say
-        skip_bad = self._skip_bad and stated.name != PAIRS  # a pair would lose its other half
+        skip_bad = self._skip_bad and stated.name not in LISTS  # which speak of each image
         if source not in self._digests and stated.digest:
             self._digests[source] = stated.digest
         if source not in self._digests:
@@ -198,10 +198,10 @@ class _Resolver:
         judge = probe_of(task)
         if judge is None:
             return task
-        if judge.data.name == PAIRS and not isinstance(judge, FaceSet):
+        if task.name != (meant := LISTS.get(judge.data.name, task.name)):
             raise ConfigError(
-                f"run.task.probe.data.name: {PAIRS!r} is a list of pairs of faces, which task "
-                f"{task.name!r} has no use for; give it labelled images, or choose task: faces"
+                f"run.task.probe.data.name: {judge.data.name!r} is a list, which task "
+                f"{task.name!r} has no use for; give it labelled images, or choose task: {meant}"
             )
         try:
             judged = self._images.judged(judge.data)

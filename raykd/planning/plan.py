@@ -62,8 +62,9 @@ def plan(
     teachers = tuple(teacher for teacher in everyone if isinstance(teacher, TeacherRun))
     views: dict[OutputsRun, set[int]] = {cache: {0} for cache in caches}
     for run in students:
-        for test in run.test_caches():
-            views.setdefault(test, set()).add(0)
+        for judging in (run.test_caches(), *run.probe_caches().values()):
+            for cache in judging:
+                views.setdefault(cache, set()).add(0)
         if run.cached() and run.method.needs():
             for look in run.method.looks().teacher:
                 for epoch in range(run.optim.epochs):

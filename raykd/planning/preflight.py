@@ -199,6 +199,9 @@ class _Checks:
             if (judge := probe_of(run.task)) is not None:
                 probed = judge.data.resolved()
                 yield from self._shapes("task.probe.data", run.model, run.head, probed)[1]
+                for teacher in run.members() if run.task.teacher_embeds() else ():
+                    seen = run.as_teacher_sees(judge.data, teacher).resolved()
+                    yield from self._teacher_shapes("task.probe.data", teacher, seen)[1]
             yield from self._judges(run)
         theirs = shapes  # a teacherless method is held against the student
         if shapes is None or mistakes:

@@ -29,7 +29,7 @@ from raykd.outputs.codecs import (
 )
 from raykd.recipes.optim import Optim, Precision
 from raykd.recipes.teacher import Network, TeacherRun, Weights
-from raykd.tasks import AnyTask, Classification, Faces, Features, Retrieval
+from raykd.tasks import AnyTask, Classification, Faces, Features, Retrieval, probe_of
 from raykd.teachers.anchor_route import Route
 
 _Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
@@ -383,6 +383,16 @@ class StudentRun(Recipe):
         anchors = self._anchors_at(self.optim.epochs - 1)
         return self._caches(self.data.test(), anchors, split="test", embedding=False)
 
+    def probe_caches(self) -> Mapping[Split, tuple[OutputsRun, ...]]:
+        """The caches of all members' embeddings of its probe's images that its task reads."""
+        judge, parts = probe_of(self.task), self.task.teacher_embeds()
+        if judge is None:
+            return {}
+        anchors = self._anchors_at(self.optim.epochs - 1)
+        # Training rows are those that a share for validation leaves.
+        shown: dict[Split, Data] = {"train": judge.data.held_out(), "test": judge.data.test()}
+        return {part: self._caches(shown[part], anchors, split=part) for part in parts}
+
     def validation_outputs(self, anchor: int) -> OutputsRun:
         """The cache of the outputs of one teacher checkpoint for the validation images."""
         (cache,) = self._caches(self.data.held_out(), [anchor], split="validation")
@@ -629,7 +639,7 @@ def _check_retrieval(run: StudentRun, task: Retrieval) -> None:
     if run.data.labels == "none" and task.probe is None:
         raise ValueError(
             "task 'retrieval' is judged by labels, and data.labels is none; give data with labels, "
-            "which no loss reads, or gallery: student and a probe"
+            "which no loss reads, or a probe"
         )
 
 

@@ -5,8 +5,8 @@ Shapes: B batch, C classes, D embedding width.
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits, Record
 from raykd.core.types import Batch, Outputs, Signal
-from raykd.data.recipe import AnyData
+from raykd.data.recipe import AnyData, Split
 from raykd.data.transforms.augment import Augment
 from raykd.methods.base import Method
 from raykd.models.staged import Staged
@@ -38,6 +38,9 @@ def headline_of(metrics: Mapping[str, Any]) -> str:
         if name in metrics:
             return f"{heading.removesuffix(' %')} {metrics[name]:.2f} %"
     return ""
+
+
+_NO_ROWS = torch.empty(0, 0)
 
 
 class LabelledSet(Record):
@@ -65,6 +68,15 @@ class LabelledSet(Record):
     def mirrored(self) -> bool:
         """True where the embedding of an image is the sum of its own and its mirror image's."""
         return False
+
+
+class Embedded(NamedTuple):
+    """The training or the test images of a probe; no rows of what the task does not ask for."""
+
+    labels: Tensor  # int64 [N]
+    student: Tensor = _NO_ROWS  # float32 [N, D]
+    answer: Tensor = _NO_ROWS  # float32, what `Task.answer` makes of them
+    teacher: Tensor = _NO_ROWS  # float32 [N, E]
 
 
 class Task(Record):
@@ -163,13 +175,26 @@ class Task(Record):
         `of_probe`: they are those of the probe's images.
         """
 
-    def judged(
-        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
-    ) -> dict[str, float]:
-        """Metrics from the embeddings of the probe's training and test images [N, D], [M, D].
+    def student_embeds(self) -> tuple[Split, ...]:
+        """The parts of the probe's images whose embeddings by the student `judged` reads."""
+        return ("train", "test")
 
-        Labels are int64 [N] and [M], of so many classes. Raises `LookupError` for a task without
-        a probe.
+    def teacher_embeds(self) -> tuple[Split, ...]:
+        """Those whose embeddings by the frozen teacher it reads, from caches of their own."""
+        return ()
+
+    def judged_teacher(self, train: Embedded, test: Embedded, names: Sequence[str]) -> Any:
+        """What `judged` needs of the probe's embeddings by the teacher alone, on the CPU.
+
+        It is computed at the first probe of a training, and kept. None: nothing.
+        """
+
+    def judged(
+        self, train: Embedded, test: Embedded, names: Sequence[str], kept: Any = None
+    ) -> dict[str, float]:
+        """Metrics from the embeddings of the probe's images, whose classes have these names.
+
+        `kept` is what `judged_teacher` says. Raises `LookupError` for a task without a probe.
         """
         raise LookupError(f"task {self.name!r} has no probe")
 

@@ -4,7 +4,8 @@ Shapes: B batch, C people of the training images, D embedding width, N, M images
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from raykd.methods.margins import Beyond, Gradient, Head
 from raykd.models.cosine_classifier import CosineClassifier, with_cosine_classifier
 from raykd.models.staged import Staged
 from raykd.tasks import rankings, verification
-from raykd.tasks.base import LabelledSet
+from raykd.tasks.base import Embedded, LabelledSet
 from raykd.tasks.classification import LabelledTask
 from raykd.tasks.sampled_classes import sampled_classes
 
@@ -213,14 +214,15 @@ class Faces(LabelledTask):
             verification.draw_pairs(labels, self.probe.folds, self.probe.pairs)
 
     def judged(
-        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
+        self, train: Embedded, test: Embedded, names: Sequence[str], kept: Any = None
     ) -> dict[str, float]:
         """Verification and recognition of the probe's people, in percent."""
         probe = self.probe
         assert probe is not None
-        faces, labels = torch.cat([train, test]), torch.cat([train_labels, test_labels])
+        faces = torch.cat([train.student, test.student])
+        labels = torch.cat([train.labels, test.labels])
         if probe.is_listed:
-            pairs = probe.listed(train_labels, test_labels)
+            pairs = probe.listed(train.labels, test.labels)
         else:
             pairs = verification.draw_pairs(labels, probe.folds, probe.pairs)
         unit = F.normalize(faces, dim=1)

@@ -3,7 +3,8 @@
 Shapes: B batch, D student's embedding width, E teacher's.
 """
 
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +14,7 @@ from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
 from raykd.data.recipe import AnyData
 from raykd.methods.base import Method, precise
-from raykd.tasks.base import LabelFreeTask, LabelledSet, loss_sums
+from raykd.tasks.base import Embedded, LabelFreeTask, LabelledSet, loss_sums
 from raykd.tasks.probes import NEIGHBOURS, TEMPERATURE, knn_accuracy, linear_accuracy
 
 Kind = Literal["knn", "linear"]
@@ -98,12 +99,13 @@ class Features(LabelFreeTask):
         return metrics | ({"test_loss": loss / count} if known else {})
 
     def judged(
-        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
+        self, train: Embedded, test: Embedded, names: Sequence[str], kept: Any = None
     ) -> dict[str, float]:
         """Accuracies in percent, by kind of probe."""
         probe = self.probe
         assert probe is not None
-        rows, metrics = (train, train_labels, test, test_labels, classes), dict[str, float]()
+        rows = (train.student, train.labels, test.student, test.labels, len(names))
+        metrics: dict[str, float] = {}
         for kind in probe.kind:
             if kind == "knn":
                 accuracy = knn_accuracy(*rows, k=probe.k, temperature=probe.temperature)

@@ -3,6 +3,7 @@
 Shapes: N test images, D student's embedding width, E teacher's.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -11,26 +12,47 @@ from torch import Tensor, nn
 
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
+from raykd.data.recipe import Split
+from raykd.data.sources import RANKINGS
 from raykd.methods.base import Method
 from raykd.methods.embedding_map import PROJECTION, mapped
 from raykd.tasks import rankings
-from raykd.tasks.base import LabelFreeTask, LabelledSet, loss_sums
+from raykd.tasks.base import Embedded, LabelFreeTask, LabelledSet, loss_sums
 
 _Rank = Annotated[int, Field(ge=1, le=Limits.ROWS)]
 AGREED = 10  # nearest images that agreement with the teacher counts
 
 
 class RetrievalSet(LabelledSet):
-    """A labelled set by which retrieval is judged."""
+    """A labelled set by which retrieval is judged.
+
+    With `data: {name: rankings}` a list says what each query is to find, and what is ignored.
+    """
 
     gallery: Literal["test", "train"] = "test"
-    """Images that each test image is to find its class among: all others, or the training rows."""
+    """Images that each test image is to find its class among: all others, or the training rows,
+    which are those of a folder `gallery`, or of a list.
+    """
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.is_listed and self.gallery == "test":
+            raise ValueError(
+                f"data.name: {RANKINGS!r} is a list of queries with a gallery apart; set gallery: "
+                "train"
+            )
+        return self
+
+    @property
+    def is_listed(self) -> bool:
+        """True where a list says what is relevant."""
+        return self.data.name == RANKINGS
 
 
 class TeacherRankings(NamedTuple):
     """The rankings of a frozen teacher's embeddings by themselves."""
 
-    nearest: Tensor | None  # int32 [N, k]: rows of the nearest images; None of one image
+    nearest: Tensor | None  # int32 [M, k]: rows of the nearest images; None of one image
     worth: dict[str, float]  # metrics in percent; none where no label judges them
 
 
@@ -48,6 +70,10 @@ class Retrieval(LabelFreeTask):
     of the teacher alone begin with `teacher_`, and of an asymmetric student that finds among its
     own embeddings with `symmetric_`. `agreement_at_10` is the share of the 10 nearest images that
     are the teacher's nearest, too, and `test_loss` the method's loss, as in `features`.
+
+    With a `probe`, its images are ranked instead, an asymmetric student's among those that the
+    teacher embedded, and `probe_agreement_at_10` is that of its queries. `queries_left_out` counts
+    those that have nothing to find, where there are some.
     """
 
     collects: ClassVar[bool] = True
@@ -60,17 +86,12 @@ class Retrieval(LabelFreeTask):
     average: Literal["plain", "trapezoid"] = "plain"
     """Average precision: at each hit, or the mean of the precision before and after it."""
     probe: RetrievalSet | None = None
-    """Labelled set that judges a symmetric student; null: the run's own test images."""
+    """Labelled set whose images are ranked; null: the run's own test images."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if 1 not in self.ranks or len({*self.ranks}) < len(self.ranks):
             raise ValueError(f"ranks: expected different ones, 1 among them, got {self.ranks}")
-        if self.probe is not None and self.gallery == "teacher":
-            raise ValueError(
-                "a probe has no embeddings of the teacher's; choose gallery: student, or leave the "
-                "probe out, and the run's own test images are ranked"
-            )
         return self
 
     @property
@@ -140,8 +161,8 @@ class Retrieval(LabelFreeTask):
 
     def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
         """Raise `ValueError` where no image that is ranked has another of its class."""
-        if of_probe != (self.probe is not None):
-            return
+        if of_probe != (self.probe is not None) or (self.probe and self.probe.is_listed):
+            return  # a list has something to find
         if self.probe is not None and self.probe.gallery == "train":
             paired = bool(torch.isin(test, train).any())
         else:
@@ -152,15 +173,74 @@ class Retrieval(LabelFreeTask):
                 "retrieve; give two or more test images of a class"
             )
 
-    def judged(
-        self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
-    ) -> dict[str, float]:
-        """Metrics of the rankings of the probe's images, in percent."""
+    def student_embeds(self) -> tuple[Split, ...]:
+        """The queries, and a gallery apart unless the teacher embeds it."""
+        return ("test",) if self.teacher_embeds() else self._ranked_parts()
+
+    def teacher_embeds(self) -> tuple[Split, ...]:
+        """Queries and gallery of an asymmetric student's probe."""
+        asymmetric = self.gallery == "teacher" and self.probe is not None
+        return self._ranked_parts() if asymmetric else ()
+
+    def _ranked_parts(self) -> tuple[Split, ...]:
         assert self.probe is not None
-        if self.probe.gallery == "test":
-            return self.worth(test, test, test_labels)
-        return self._percent(rankings.retrieval(test, train, test_labels, train_labels,
-            ranks=self.ranks, trapezoid=self.average == "trapezoid"))  # fmt: skip
+        return ("test",) if self.probe.gallery == "test" else ("train", "test")
+
+    def judged_teacher(
+        self, train: Embedded, test: Embedded, names: Sequence[str]
+    ) -> TeacherRankings:
+        """The rankings of the probe's images by the teacher alone."""
+        found = self._found(test.teacher, self._gallery(train, test).teacher, train, test, names)
+        return TeacherRankings(self._nearest(test.teacher, train, test), self._percent(found))
+
+    def judged(
+        self, train: Embedded, test: Embedded, names: Sequence[str], kept: Any = None
+    ) -> dict[str, float]:
+        """Metrics of the rankings of the probe's images, in percent, and queries left out."""
+        gallery = self._gallery(train, test)
+        if self.gallery == "student":
+            result = self._found(test.answer, gallery.answer, train, test, names)
+            return self._percent(result) | _left_out(result)
+        theirs = self.judged_teacher(train, test, names) if kept is None else kept
+        assert theirs.nearest is not None, "a gallery has images"
+        result = self._found(test.answer, gallery.teacher, train, test, names)
+        metrics = self._percent(result) | _left_out(result)
+        more = {"teacher": theirs.worth}
+        if gallery is test:  # which the student embeds, too
+            alone = self._found(test.student, test.student, train, test, names)
+            more["symmetric"] = self._percent(alone)
+        for who, worth in more.items():
+            metrics |= {f"{who}_{name}": value for name, value in worth.items()}
+        mine = self._nearest(test.answer, train, test)
+        agreement = rankings.agreement(mine, theirs.nearest)
+        metrics[f"probe_agreement_at_{AGREED}"] = 100 * agreement
+        return metrics
+
+    def _gallery(self, train: Embedded, test: Embedded) -> Embedded:
+        """The part of the probe's images that the queries, its test images, are to find."""
+        assert self.probe is not None
+        return test if self.probe.gallery == "test" else train
+
+    def _nearest(self, queries: Tensor, train: Embedded, test: Embedded) -> Tensor:
+        """The nearest of the images that the teacher embedded to the probe's queries [M, E]."""
+        gallery = self._gallery(train, test)
+        return rankings.nearest(queries, gallery.teacher, AGREED, alike=gallery is test)
+
+    def _found(
+        self, queries: Tensor, found: Tensor, train: Embedded, test: Embedded, names: Sequence[str]
+    ) -> rankings.Retrieval:
+        """What rankings of the probe's gallery `found` [N, E] by its queries [M, E] are worth."""
+        assert self.probe is not None
+        gallery, trapezoid = self._gallery(train, test), self.average == "trapezoid"
+        if self.probe.is_listed:
+            from raykd.data.sources.relevance import pairs_of  # few recipes have a list
+
+            lists = rankings.Lists(*pairs_of(names, gallery.labels))
+            return rankings.listed_retrieval(
+                queries, found, lists, ranks=self.ranks, trapezoid=trapezoid
+            )
+        return rankings.retrieval(queries, found, test.labels, gallery.labels,
+            alike=gallery is test, ranks=self.ranks, trapezoid=trapezoid)  # fmt: skip
 
     def worth(self, queries: Tensor, gallery: Tensor, labels: Tensor) -> dict[str, float]:
         """Metrics of images that rank each other, in percent."""
@@ -172,3 +252,8 @@ class Retrieval(LabelFreeTask):
         metrics["map"] = 100 * result.mean_average_precision
         metrics["map_at_r"] = 100 * result.map_at_r
         return metrics
+
+
+def _left_out(result: rankings.Retrieval) -> dict[str, float]:
+    """The number of queries that have nothing to find, if there are any."""
+    return {"queries_left_out": result.left_out} if result.left_out else {}

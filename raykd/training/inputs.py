@@ -8,9 +8,9 @@ from torch import nn
 
 from raykd.config.scale import Scale
 from raykd.core.types import Look, Signal
-from raykd.data.dataset import AnyImages, open_images, open_split
+from raykd.data.dataset import AnyImages, class_names, open_images, open_split
 from raykd.data.loading.loader import Views
-from raykd.data.recipe import Data
+from raykd.data.recipe import Data, Split
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import ShardFolder
@@ -76,14 +76,21 @@ def validation(
 def probe(
     store: Store, run: StudentRun, device: torch.device, scale: Scale = EVERY_EPOCH
 ) -> ProbeSets | None:
-    """The plain images of a task's probe, normalised as the student's are; None without one."""
+    """The plain images of a task's probe, normalised as the student's are; None without one.
+
+    Where the task reads what the teacher embedded, with its caches: of a panel those of the first.
+    """
     judge = probe_of(run.task)
     if judge is None:
         return None
     data, seen = judge.data.resolved(), run.data.resolved()
     plain = data.test().model_copy(update={"mean": seen.mean, "std": seen.std})
     train, test = (views_of(part, plain, device, scale) for part in open_images(store, data))
-    return ProbeSets(judge, train, test)
+    teacher: dict[Split, OutputsCache] = {
+        split: open_cache(store, caches[0], [0], device)
+        for split, caches in run.probe_caches().items()
+    }
+    return ProbeSets(judge, train, test, class_names(store, data), teacher)
 
 
 def test_teacher(store: Store, run: StudentRun, device: torch.device) -> Source | None:

@@ -205,8 +205,8 @@ class _Training:
             scores = evaluate(*network, sources.validation, None, self._host, autocast=autocast)
             metrics |= {f"validation_{k.removeprefix('test_')}": v for k, v in scores.items()}
         if sources.probe is not None and is_due(sources.probe, epoch, self._run.optim.epochs):
-            released, probe = trained.released, sources.probe
-            metrics |= probed(task, released, probe, self._host, autocast=autocast)
+            judged = trained.released, learner.helpers, sources.probe
+            metrics |= probed(task, *judged, self._host, autocast=autocast)
         check_metrics(self._run, epoch, metrics)
         return trained.released
 

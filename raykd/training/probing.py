@@ -1,17 +1,24 @@
 """Probes of a backbone: the embeddings of a labelled set, and what can be told from them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.core.types import Signal
 from raykd.data.loading.loader import Views
 from raykd.data.loading.sampler import share
+from raykd.data.recipe import Split
 from raykd.models.staged import Staged
+from raykd.outputs.reader import OutputsCache
 from raykd.tasks import LabelledSet, Task
+from raykd.tasks.base import Embedded
 from raykd.training.evaluation import BATCH, gathered
 from raykd.training.hosts.base import Host
+
+_ROWS = 1 << 16  # of a cache that are read at a time
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,10 @@ class ProbeSets:
     probe: LabelledSet
     train: Views  # images whose labels are known
     test: Views
+    names: tuple[str, ...]  # of the classes
+    # The caches of the teacher's embeddings that the task reads.
+    teacher: Mapping[Split, OutputsCache] = field(default_factory=dict)
+    of_teacher: list[Any] = field(default_factory=list)  # what probes need of those alone
 
 
 def is_due(sets: ProbeSets, epoch: int, epochs: int) -> bool:
@@ -30,14 +41,43 @@ def is_due(sets: ProbeSets, epoch: int, epochs: int) -> bool:
 
 
 def probed(
-    task: Task, network: Staged, sets: ProbeSets, host: Host, *, autocast: bool = False
+    task: Task,
+    network: Staged,
+    helpers: nn.ModuleDict,
+    sets: ProbeSets,
+    host: Host,
+    *,
+    autocast: bool = False,
 ) -> dict[str, float]:
-    """The task's metrics of the probe's images: equal on all workers."""
+    """The task's metrics of the probe's images: equal on all workers.
+
+    `helpers` are the method's. What follows from the teacher's embeddings alone is kept for the
+    next probe.
+    """
     network.eval()
-    options = {"mirrored": sets.probe.mirrored(), "autocast": autocast}
-    train, test = (embeddings(network, views, host, **options) for views in (sets.train, sets.test))
-    known, queries = (views.images.targets.to(host.device) for views in (sets.train, sets.test))
-    return task.judged(train, known, test, queries, sets.probe.data.resolved().classes)
+    helpers.eval()
+
+    def embedded(part: Split, views: Views) -> Embedded:
+        images = Embedded(views.images.targets.to(host.device))
+        if part in task.student_embeds():
+            mirrored = sets.probe.mirrored()
+            rows = embeddings(network, views, host, mirrored=mirrored, autocast=autocast)
+            with torch.no_grad():
+                images = images._replace(student=rows, answer=task.answer(rows, helpers))
+        if part in sets.teacher:
+            images = images._replace(teacher=_stored(sets.teacher[part]))
+        return images
+
+    both = embedded("train", sets.train), embedded("test", sets.test)
+    if sets.teacher and not sets.of_teacher:
+        sets.of_teacher.append(task.judged_teacher(*both, sets.names))
+    return task.judged(*both, sets.names, *sets.of_teacher)
+
+
+def _stored(cache: OutputsCache) -> Tensor:
+    """All embeddings of a cache of one view, float32 [N, E]."""
+    rows = torch.arange(cache.manifest.rows, device=cache.device).split(_ROWS)
+    return torch.cat([cache.take(ids, 0, Signal.EMBEDDING).embedding for ids in rows])
 
 
 def embeddings(

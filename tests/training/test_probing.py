@@ -1,14 +1,26 @@
-"""Embeddings of a labelled set."""
+"""Embeddings of a labelled set, and what probes say of them."""
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 
 from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views
+from raykd.methods.embed_distill import EmbedDistill
 from raykd.models import build
+from raykd.recipes import StudentRun
 from raykd.storage.store import Store
-from raykd.training.probing import embeddings
+from raykd.tasks import Features, Probe, Retrieval, RetrievalSet
+from raykd.training import initial_state, inputs
+from raykd.training.checkpointing import Checkpoints
+from raykd.training.hosts.base import Host
+from raykd.training.hosts.group import GroupHost
+from raykd.training.probing import embeddings, probed
 from raykd.training.runs import local_host
-from tests.small import student_run
+from tests.process_group import run_group
+from tests.small import CPU, digits, prepare, student_run
 
 
 def test_embeddings_are_computed_in_the_precision_of_the_student(tmp_path):
@@ -20,3 +32,37 @@ def test_embeddings_are_computed_in_the_precision_of_the_student(tmp_path):
     plain, lower = (embeddings(network, views, host, autocast=low) for low in (False, True))
     assert plain.dtype == lower.dtype == torch.float32
     assert 0 < (plain - lower).norm() < 0.02 * plain.norm()
+
+
+def metrics_of(store: Store, run: StudentRun, host: Host) -> dict[str, float]:
+    """The probe's metrics of an untrained student."""
+    learner = initial_state.learner(store, run, host, open_images(store, run.data)[0].targets)
+    sets = inputs.probe(store, run, host.device)
+    assert sets is not None
+    first = probed(run.task, learner.student, learner.helpers, sets, host)
+    again = probed(run.task, learner.student, learner.helpers, sets, host)
+    assert first == again and len(sets.of_teacher) == bool(sets.teacher)
+    return first
+
+
+def write_metrics(rank: int, folder: str, root: str, runs: list[StudentRun]) -> None:
+    """Write down what a worker of a group says of some students."""
+    host = GroupHost(Checkpoints(Path(folder)), CPU)
+    found = [metrics_of(Store(root), run, host) for run in runs]
+    (Path(folder) / f"metrics-{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_a_probe_s_metrics_from_the_shares_of_workers_are_those_of_one(tmp_path):
+    store = Store(tmp_path / "store")
+    judged = digits(store, limit=None, augment={})
+    tasks = [Features(probe=Probe(data=judged, kind=("knn",)))]
+    for gallery in ("test", "train"):
+        probe = RetrievalSet(data=judged, gallery=gallery)
+        tasks += [Retrieval(gallery="student", probe=probe), Retrieval(probe=probe)]
+    runs = [student_run(store, EmbedDistill(), task=task) for task in tasks]
+    prepare(store, *runs)
+    alone = [metrics_of(store, run, local_host(store, run)) for run in runs]
+    run_group(3, tmp_path, write_metrics, str(tmp_path), str(store.root), runs)
+    for rank in range(3):
+        assert json.loads((tmp_path / f"metrics-{rank}.json").read_text()) == alone

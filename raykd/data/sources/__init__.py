@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Reader = Callable[..., "Dataset"]  # called with a path, and `labels` where images lie in files
 Triple = tuple[float, float, float]  # red, green, blue, of pixels in 0 to 1
-PAIRS = "pairs"  # a list of pairs of faces, by which a task `faces` is judged
+PAIRS, RANKINGS = "pairs", "rankings"
+LISTS = {PAIRS: "faces", RANKINGS: "retrieval"}  # the tasks that are judged by such a list
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the field's, for photographs
 
 
@@ -160,6 +161,12 @@ for _name, _source in {
         "Pairs of faces, for the probe of task `faces`: a list like LFW's pairs.txt, or a CSV file "
         "with two paths and `same` or `different` on each line, beside the images.",
         "pairs:read_pairs",
+        in_files=True,
+    ),
+    RANKINGS: Source(
+        "Queries, for the probe of task `retrieval`: a CSV file with a query's path, `relevant` or "
+        "`junk`, and the path of an image on each line, beside the images.",
+        "ranking_lists:read_rankings",
         in_files=True,
     ),
 }.items():
