@@ -54,8 +54,10 @@ class Sample(Iterable[Outputs]):
     view: int
 
     def __iter__(self) -> Iterator[Outputs]:
-        """The outputs for one batch after the other."""
-        return map(self.teacher, self.train.runs(self.rows, self._size, self.view))
+        """The outputs for one batch after the other; where caches have them, no image is shown."""
+        cached = bool(caches_of(self.teacher, self.view))
+        batches = self.train.unseen if cached else self.train.runs
+        return map(self.teacher, batches(self.rows, self._size, self.view))
 
     def calibrate(self, method: Method, helpers: nn.ModuleDict) -> None:
         """Let a method look at the outputs."""

@@ -124,6 +124,23 @@ class Views:
         """The samples `rows` (int64 [n]) in order, `size` at a time; the last may be fewer."""
         yield from self._batches([(ids, view) for ids in self._moved(rows).split(size)], 0)
 
+    def unseen(self, rows: Tensor, size: int, view: int = 0) -> Iterator[Batch]:
+        """The same as `runs` without pixels, for who looks ids up in a cache: none is decoded.
+
+        Labels are those of the samples themselves, mixed or not.
+        """
+
+        def batch(ids: Tensor) -> Batch:
+            targets = self._targets.index_select(0, ids)
+            return Batch(ids.new_empty(len(ids), 3, 0, 0), targets, ids, view, 0)
+
+        for part in rows.to(self.device).split(size):
+            looks = dict.fromkeys(self.looks, batch(part))
+            if "partner" in looks:
+                seed = self.looks["partner"].seed_of_views()
+                looks["partner"] = batch(self._wanted.partners(part, view, seed))
+            yield replace(batch(part), looks=looks)
+
     def _moved(self, rows: Tensor) -> Tensor:
         """Rows where the decoded images are; those of encoded ones stay on the CPU."""
         if isinstance(self._shower, DecodedFrames):

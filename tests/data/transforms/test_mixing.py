@@ -102,6 +102,19 @@ def test_weights_follow_the_beta_distribution(alpha, deviation):
     assert torch.equal(weights * 256, (weights * 256).round())
 
 
+def test_samples_that_are_not_seen_have_the_ids_of_those_that_are():
+    augment = Augment(mix=Mix())
+    views = views_of(augment, clean=augment.unmixed(), partner=augment.unmixed())
+    rows = torch.arange(10, 45)
+    for seen, unseen in zip(views.runs(rows, 16, 2), views.unseen(rows, 16, 2), strict=True):
+        assert unseen.pixels.numel() == 0
+        assert torch.equal(unseen.ids, seen.ids)
+        assert [*unseen.looks] == [*seen.looks]
+        for look, batch in unseen.looks.items():
+            assert torch.equal(batch.ids, seen.looks[look].ids)
+            assert torch.equal(batch.targets, seen.looks[look].targets)
+
+
 def test_partners_are_spread_over_all_rows():
     counts = Mix().partners(torch.arange(100_000), 0, 3, 100).bincount(minlength=100)
     chi = ((counts - 1000) ** 2 / 1000).sum()
