@@ -17,7 +17,12 @@ __all__ = ["ALL", "batch", "helpers_of", "outputs_of", "pair"]  # as the laws of
 
 CPU = torch.device("cpu")
 # What is short about a method in a small run.
-SHORT = {"ab": {"init_epochs": 2}, "fsp": {"init_epochs": 2}, "ft": {"paraphraser_epochs": 2}}
+SHORT = {
+    "ab": {"init_epochs": 2},
+    "fsp": {"init_epochs": 2},
+    "ft": {"paraphraser_epochs": 2},
+    "multi_head_kd": {"head": "linear", "head_epochs": 2},
+}
 
 
 def digits(store: Store, **changes) -> Data:
@@ -58,11 +63,11 @@ def prepare(store: Store, *runs: StudentRun) -> None:
     for teacher in work.teachers:
         if not store.has(teacher):
             train(store, teacher, local_host(store, teacher))
-    for job in work.caches:
-        build_here(CacheBuild(store, job.run, job.views), CPU)
     for prelude in work.preludes:
         if not store.has(prelude):
             train(store, prelude, local_host(store, prelude))
+    for job in work.caches:
+        build_here(CacheBuild(store, job.run, job.views), CPU)
 
 
 def train_logits(run: StudentRun) -> OutputsRun:

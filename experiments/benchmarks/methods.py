@@ -48,11 +48,13 @@ from raykd.core.types import CACHEABLE, Batch, Look, Outputs, Signal
 from raykd.methods import METHODS, PRELUDES
 from raykd.methods.base import Method, value_at
 from raykd.methods.ca_mkd import CAMKD
+from raykd.methods.columns import modules_of
 from raykd.methods.combine import Combine
 from raykd.methods.crd import Memory
 from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.feature_distillation import FeatureDistillation
+from raykd.methods.multi_head_kd import MultiHeadKD
 from raykd.methods.nst import NST
 from raykd.methods.panel_distillation import PanelDistillation
 from raykd.methods.relational_kd import RelationalKD
@@ -85,6 +87,7 @@ SETTINGS: dict[str, Method] = {  # beside every method as it is by default
         combine=(FeatureDistillation(), DenseDistillation(distance="mse", standardise="phi_s"))
     ),
     "dense_distillation, theia": DenseDistillation(distance="theia", standardise="channel"),
+    "multi_head_kd, linear": MultiHeadKD(head="linear"),
     "panel_distillation: C-RADIOv4": PanelDistillation(
         embedding_distance="angle", map_distance="mse", standardise="phi_s", drop=0.0
     ),
@@ -267,7 +270,9 @@ class Subject:
         theirs = of_panel([one] * teachers)
         helpers = self.method.helpers(mine, theirs, torch.arange(ROWS) % CLASSES)
         self.learner = _on(networks.device, Learner(student, self.method, helpers))
-        live = LiveTeacher(networks.teacher, self.needs, derived=self.method.derived())
+        derived = self.method.derived()
+        modules = _on(networks.device, modules_of(derived, one, CLASSES))
+        live = LiveTeacher(networks.teacher, self.needs, derived=derived, modules=modules)
         self.live = PanelTeacher([live] * teachers, "none") if teachers > 1 else live
         self.teacher = SourceByLook(dict.fromkeys(self.method.looks().teacher, self.live))
         self.student = SourceByLook(dict.fromkeys(self.method.looks().student, self._seen))
@@ -363,7 +368,10 @@ class Fixed:
         logits = self._kept(said.logits, 5.0)
         maps = {name: self._kept(value) for name, value in said.features.items()}
         embedding = self._kept(said.embedding, 1.0) if said.has_embedding else None
-        return Outputs(logits, maps, embedding, classifier=classifier, panel=panel)
+        derived = None
+        if said.has_derived:
+            derived = {name: self._kept(value) for name, value in said.derived.items()}
+        return Outputs(logits, maps, embedding, classifier=classifier, panel=panel, derived=derived)
 
     def _kept(self, value: Tensor, spread: float = 0.0) -> Tensor:
         value = value.detach()

@@ -353,6 +353,33 @@ def ft(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: A
     return method.weight * (attention(x_s) - attention(x_t)).abs().mean()
 
 
+def kl_of(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """temperature**2 * KL(teacher || student)."""
+    log_s, p_t = F.log_softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
+    return F.kl_div(log_s, p_t, reduction="batchmean") * temperature**2
+
+
+def multi_head_kd(
+    method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
+) -> Tensor:
+    """Cross entropy and divergence of each head, and the divergence of the logits."""
+    loss = method.weight * kl_of(student.logits, teacher.logits, method.temperature)
+    for stage, head in helpers.items():
+        logits = head(student.features[stage])
+        distilled = kl_of(logits, teacher.derived[f"{stage}.logits"], method.temperature)
+        loss = loss + method.head_weight * (F.cross_entropy(logits, batch.targets) + distilled)
+    return loss
+
+
+def teacher_heads(
+    method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any
+) -> Tensor:
+    """Cross entropy of each head of the teacher."""
+    heads = helpers["teacher_heads"].items()
+    logits = (head(teacher.features[stage]) for stage, head in heads)
+    return torch.stack([F.cross_entropy(z, batch.targets) for z in logits]).sum()
+
+
 def fsp_init(method: Any, student: Outputs, teacher: Outputs, batch: Batch, helpers: Any) -> Tensor:
     """Flows by broadcasting: B x K x K x H x W products."""
 
@@ -515,6 +542,8 @@ PLAIN: Mapping[str, Plain] = {
     "irg": irg,
     "ofd": ofd,
     "reviewkd": reviewkd,
+    "multi_head_kd": multi_head_kd,
+    "teacher_heads": teacher_heads,
     "simkd": simkd,
     "jacobian": jacobian,
 }

@@ -76,6 +76,11 @@ CIFAR100: dict[str, Fields] = {
         "label_weight": 1.0, "source": _DIST,
     },
     "reviewkd": {"weight": 1.0, "warmup_epochs": 20, "label_weight": 1.0, "source": _CFG},
+    "multi_head_kd": {
+        "temperature": 4.0, "weight": 1.0, "head_weight": 0.5, "head": "conv", "head_epochs": 30,
+        "head_lr": 0.01,
+        "label_weight": 1.0, "source": "ours; head: a relative's code, arXiv 2103.00497",
+    },
     "logit_standardisation": {
         "temperature": 2.0, "weight": 9.0, "label_weight": 0.1, "source": f"{_LS} README.md",
     },

@@ -95,6 +95,8 @@ class Outputs:
     the row of all classes, on the scale of the logits. Where all other classes are one, the last
     of `logits` [B, k + 1], `kept` (int64 [B, k]) are the classes of those before it.
 
+    `modules` are there while functions of columns that run them are evaluated.
+
     Of several teachers that are handed on whole, `panel` are the outputs of each, the first of
     which has the other attributes, too.
     """
@@ -105,6 +107,7 @@ class Outputs:
     pixels: Tensor
     classifier: nn.Module
     derived: Mapping[str, Tensor]
+    modules: nn.ModuleDict
 
     def __init__(
         self,

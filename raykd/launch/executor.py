@@ -198,8 +198,7 @@ class Executor:
         has, runs = self._store.has, tuple(dict.fromkeys(runs))
         # Everything that is in the store counts as reused, with what it was made from.
         everything = plan(runs, caches=caches)
-        trained = [*everything.teachers]
-        trained += [*everything.preludes, *everything.students] if self._students else []
+        trained = self._trained(everything)
         for run in trained:
             self._restore_marker(run)
         caches_too = [*trained, *(job.run for job in everything.caches)]
@@ -216,10 +215,20 @@ class Executor:
         has = self._store.has
         self._train(layer.teachers)
         self._say_accuracy(layer.teachers)
-        failed = [job.run for job in layer.caches if has(job.run.teacher) and not self._fill(job)]
+        first = layer.behind_caches()
+        self._train([run for run in first if has(run.teacher)])
+        ready = [job for job in layer.caches if all(map(has, job.run.sources()))]
+        failed = [job.run for job in ready if not self._fill(job)]
         if self._students:
-            self._train([run for run in layer.preludes if has(run.teacher)])
+            others = [run for run in layer.preludes if run not in first]
+            self._train([run for run in others if has(run.teacher)])
             self._train([run for run in layer.students if self._is_ready(run, failed)])
+
+    def _trained(self, work: Plan) -> list[Training]:
+        """The trainings of a plan; without students, those that its caches are computed by."""
+        if self._students:
+            return [*work.teachers, *work.preludes, *work.students]
+        return [*work.teachers, *work.behind_caches()]
 
     def _is_ready(self, run: StudentRun, failed: Sequence[OutputsRun]) -> bool:
         """True where all that a student needs is there; `failed` are caches with an error."""
@@ -430,10 +439,7 @@ class Executor:
 
     def _announce(self, work: Plan) -> None:
         """Say how much there is to train."""
-        missing = [run for run in work.teachers if not self._store.has(run)]
-        if self._students:
-            trained = (*work.preludes, *work.students)
-            missing += [run for run in trained if not self._store.has(run)]
+        missing = [run for run in self._trained(work) if not self._store.has(run)]
         given = sum(isinstance(run, TeacherRun) and run.is_given for run in missing)
         counts = _counts(missing)
         counts["teachers"] -= given

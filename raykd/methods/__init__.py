@@ -38,6 +38,7 @@ from raykd.methods.label_only import LabelOnly
 from raykd.methods.logit_standardisation import LogitStandardisation
 from raykd.methods.mimic import MimicEmbedding, MimicLogits
 from raykd.methods.mlkd import MLKD
+from raykd.methods.multi_head_kd import MultiHeadKD, TeacherHeads
 from raykd.methods.nkd import NKD
 from raykd.methods.nst import NST
 from raykd.methods.ofd import OFD
@@ -102,6 +103,7 @@ METHODS.add("nst", NST)
 METHODS.add("irg", IRG)
 METHODS.add("ofd", OFD)
 METHODS.add("reviewkd", ReviewKD)
+METHODS.add("multi_head_kd", MultiHeadKD, ["mhkd"])
 METHODS.add("simkd", SimKD)
 METHODS.add("jacobian", JacobianMatching)
 
@@ -109,6 +111,7 @@ PRELUDES: Registry[type[Method]] = Registry("prelude")
 PRELUDES.add("ab_init", ABInit)
 PRELUDES.add("ft_paraphraser", FTParaphraser)
 PRELUDES.add("fsp_init", FSPInit)
+PRELUDES.add("teacher_heads", TeacherHeads)
 
 
 def _union(table: Registry[type[Method]]) -> Any:

@@ -4,12 +4,12 @@ Shapes: B batch, K channels, H, W pixels.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykd.core.open_union import Open
 from raykd.core.record import Limits
@@ -18,6 +18,7 @@ from raykd.core.types import MAP_SUFFIX, Outputs, Shapes, Signal, by_depth
 from raykd.methods.base import Method, full_precision, precise
 from raykd.methods.derived import Derived
 from raykd.methods.feature_maps import attention_map, deepest_stages
+from raykd.methods.stage_heads import HeadLogits
 
 ATTENTION = ".attention"  # end of a column's name
 _MAPS = Signal.FEATURES | Signal.PREACTIVATIONS
@@ -78,6 +79,7 @@ class StageMaps(Derived):
 DERIVED: Registry[type[Derived]] = Registry("column")
 DERIVED.add("attention", AttentionMaps)
 DERIVED.add("maps", StageMaps)
+DERIVED.add("head_logits", HeadLogits)
 
 # Pydantic reads this union; pyright cannot see its members, and need not.
 if TYPE_CHECKING:
@@ -109,15 +111,36 @@ def read_by(functions: Iterable[Derived]) -> Signal:
     return signals
 
 
-def with_columns(outputs: Outputs, functions: Iterable[Derived], wanted: Signal) -> Outputs:
+def modules_of(functions: Iterable[Derived], teacher: Shapes, classes: int) -> nn.ModuleDict:
+    """The modules of some functions, frozen and in evaluation mode, with random weights."""
+    modules = nn.ModuleDict()
+    for function in functions:
+        modules.update(dict(function.modules(teacher, classes).items()))
+    return modules.eval().requires_grad_(False)
+
+
+def trained_modules(
+    functions: Iterable[Derived], teacher: Shapes, classes: int, state: Mapping[str, Tensor]
+) -> nn.ModuleDict:
+    """The modules of some functions, with the weights in the state of a prelude's helpers."""
+    with torch.device("meta"):  # nothing is drawn
+        modules = modules_of(functions, teacher, classes)
+    modules.load_state_dict(state, assign=True)
+    return modules
+
+
+def with_columns(
+    outputs: Outputs, functions: Iterable[Derived], wanted: Signal, modules: nn.ModuleDict
+) -> Outputs:
     """Outputs with the columns of some functions, and of the features only what is `wanted`.
 
-    The columns of one kind are in depth order.
+    `modules` are those that the functions run. The columns of one kind are in depth order.
     """
     columns: dict[str, Tensor] = {}
+    said = outputs.replace(modules=modules)
     with full_precision(outputs.any_tensor):
         for function in functions:
-            columns.update(function.columns(outputs))
+            columns.update(function.columns(said))
     columns = {name: columns[name] for name in sorted(columns, key=by_depth)}
     features = outputs.features
     if not wanted & _ALL_FEATURES:
@@ -125,7 +148,9 @@ def with_columns(outputs: Outputs, functions: Iterable[Derived], wanted: Signal)
     return outputs.replace(derived=columns, features=features)
 
 
-def shapes_of_columns(functions: Iterable[Derived], teacher: Shapes) -> dict[str, tuple[int, ...]]:
+def shapes_of_columns(
+    functions: Sequence[Derived], teacher: Shapes, classes: int
+) -> dict[str, tuple[int, ...]]:
     """Sizes of the columns for one sample: K, or K, H and W."""
     maps: dict[str, Tensor] = {}
     for stage, shape in teacher.features.items():
@@ -134,7 +159,9 @@ def shapes_of_columns(functions: Iterable[Derived], teacher: Shapes) -> dict[str
         maps[[*teacher.features][-1] + MAP_SUFFIX] = [*maps.values()][-1]
     logits = torch.zeros(1, teacher.classes) if teacher.classes else None
     zeros = Outputs(logits, maps, torch.zeros(1, teacher.embedding))
-    derived = with_columns(zeros, functions, Signal(0)).derived
+    with torch.device("meta"):  # nothing is drawn
+        modules = modules_of(functions, teacher, classes)
+    derived = with_columns(zeros, functions, Signal(0), modules.to_empty(device="cpu")).derived
     return {name: tuple(column.shape[1:]) for name, column in derived.items()}
 
 

@@ -101,7 +101,7 @@ class SAKD(Wrapper):
                 )
             elif part.derived() and self._routes():
                 reason = (
-                    "reads columns of a cache (source: cache), and the routing network runs the "
+                    "reads derived columns (source: cache), and the routing network runs the "
                     "teacher's stages, as modes always and random do not"
                 )
             elif Signal.PIXELS in part.needs():

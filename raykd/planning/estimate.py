@@ -133,9 +133,10 @@ class Rates:
         teacher, data, precision = cache.teacher, cache.data, cache.precision
         images = self.scale.teacher_batch if images is None else images
         images = self.answered_at_once(cache) if images is None else images
-        key = (teacher.model, getattr(teacher, "size", None), data, precision, images)
+        run = tuple(function for function in cache.derived if function.trained)
+        key = (teacher.model, getattr(teacher, "size", None), data, precision, images, run)
         return self._measure(
-            key, images, lambda: forward_of(teacher, data, images, self._device, precision)
+            key, images, lambda: forward_of(teacher, data, images, self._device, precision, run)
         )
 
     def answered_at_once(self, cache: OutputsRun) -> int:

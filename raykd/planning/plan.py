@@ -26,6 +26,10 @@ class Plan:
     preludes: tuple[PreludeRun, ...]
     students: tuple[StudentRun, ...]
 
+    def behind_caches(self) -> tuple[PreludeRun, ...]:
+        """The preludes that caches are computed by, and so come before them."""
+        return tuple(dict.fromkeys(p for job in self.caches if (p := job.run.prelude) is not None))
+
     def layers(self) -> list["Plan"]:
         """The work in parts, each of which needs nothing but the parts before it."""
         depths = {student: depth(student) for student in self.students}

@@ -9,7 +9,7 @@ from raykd.core.types import Signal
 from raykd.data.dataset import open_split
 from raykd.outputs.manifest import gaps, manifest_of
 from raykd.planning.plan import CacheJob, Plan, plan
-from raykd.recipes import OutputsRun, StudentRun, training_of
+from raykd.recipes import OutputsRun, PreludeRun, StudentRun, training_of
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
 from raykd.training.inputs import serving
@@ -43,12 +43,15 @@ def pieces(experiment: Experiment, store: Store, work: Plan, *, equal: bool = Fa
     for teacher in work.teachers:
         runs = () if teacher.is_given else (training_of(teacher),)
         parts.append(Piece("teacher", teacher.model, runs, experiment.teacher_workers(teacher)))
+    preludes: dict[PreludeRun, Piece] = {}
+    for prelude in work.preludes:
+        workers = experiment.workers(prelude)
+        preludes[prelude] = Piece("prelude", prelude.method.name, (prelude.training(),), workers)
+    parts += [preludes.pop(prelude) for prelude in work.behind_caches() if prelude in preludes]
     for job in work.caches:
         if rows := missing_rows(store, job):
             parts.append(Piece("cache", _label(store, job), cache=job.run, rows=rows))
-    for prelude in work.preludes:
-        workers = experiment.workers(prelude)
-        parts.append(Piece("prelude", prelude.method.name, (prelude.training(),), workers))
+    parts += preludes.values()
     groups: dict[Any, list[StudentRun]] = {}
     for run in work.students:
         data = run.data.model_copy(update={"seed": 0})

@@ -61,6 +61,7 @@ class OutputsRun(Recipe):
     blocks: int = Field(default=1, ge=1, le=2)  # whose maps are stored side by side
     derived: tuple[AnyDerived, ...] = ()  # functions whose columns are stored
     derived_codec: AnyVectorCodec = None
+    prelude: "PreludeRun | None" = None  # that trains the modules of those functions
     precision: Precision = "float32"  # in the teacher's forward
 
     @model_validator(mode="after")
@@ -69,11 +70,17 @@ class OutputsRun(Recipe):
             raise ValueError(f"codec {self.codec!r} and k = {self.k} do not go together")
         if not (self.logits or self.embedding or self.maps or self.derived):
             raise ValueError("a cache has logits, embeddings, maps or derived columns")
+        if any(function.trained for function in self.derived) != (self.prelude is not None):
+            raise ValueError("a prelude, and functions whose modules it trains, go together")
         return self
 
     def stored(self) -> Codec:
         """Codec of the logits; students may use another of its readings."""
         return codec_of({"codec": self.codec, "k": self.k})
+
+    def sources(self) -> "tuple[AnyTeacher | PreludeRun, ...]":
+        """The trainings that its outputs are computed by."""
+        return (self.teacher,) if self.prelude is None else (self.teacher, self.prelude)
 
     def wider(self) -> "OutputsRun":
         """Recipe of the cache that stores embeddings beside the same logits."""
@@ -367,7 +374,9 @@ class StudentRun(Recipe):
             blocks = 2 if Signal.BLOCKS in needs else 1
             fields |= {"maps": True, "map_codec": self.map_codec, "grid": grid, "blocks": blocks}
         if derived := self.method.derived():
+            trained = any(function.trained for function in derived)
             fields |= {"derived": derived, "derived_codec": self.derived_codec}
+            fields |= {"prelude": self.prelude() if trained else None}
         return self._caches(self.shown(look), self._anchors_at(epoch), **fields)
 
     def _anchors_at(self, epoch: int) -> list[int]:
@@ -484,6 +493,7 @@ Teaching = Annotated[
 ]
 for _record in (PanelRun, OutputsRun, StudentRun, PreludeRun):
     _types = {"AnyTeacher": AnyTeacher, "StudentRun": StudentRun, "Teaching": Teaching}
+    _types |= {"PreludeRun": PreludeRun}
     _record.model_rebuild(_types_namespace=_types)
 
 
@@ -522,7 +532,8 @@ def check_student(run: StudentRun) -> None:
             f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
             f"leave run.source out, or set it to live{stored}"
         )
-    if Signal.DERIVED in needs and needs & ~CACHEABLE:
+    from_cache = any(not function.trained for function in run.method.derived())
+    if from_cache and needs & ~CACHEABLE:
         raise ValueError(
             f"method {name!r}: a part has source: cache, and another reads {needs & ~CACHEABLE} of "
             "the teacher's network; give all of them source: cache, or none"

@@ -24,6 +24,7 @@ from raykd.methods.base import Method, value_at
 from raykd.methods.columns import (
     DERIVED,
     FromColumns,
+    modules_of,
     read_by,
     shapes_of_columns,
     with_columns,
@@ -92,11 +93,22 @@ def outputs_of(
         if Signal.PIXELS in wanted:
             pixels = pixels.detach().requires_grad_()
         found = network.outputs(pixels, wanted | read_by(derived))
-        return with_columns(found, derived, wanted) if derived else found
+        return with_columns(found, derived, wanted, modules) if derived else found
+
+    modules = _modules(network, sample, derived) if derived else nn.ModuleDict()
 
     given = outputs(sample.pixels)
     looks: dict[Look, Outputs] = {look: outputs(b.pixels) for look, b in sample.looks.items()}
     return given.with_looks({"given": given, **looks})
+
+
+def _modules(network: Staged, sample: Batch, derived: Sequence[Derived]) -> nn.ModuleDict:
+    """The modules of some functions, equal each time."""
+    like, side = next(network.parameters()), sample.pixels.shape[-1]
+    with torch.random.fork_rng(devices=()), like.device:
+        torch.manual_seed(0)
+        modules = modules_of(derived, measure(network, (side, side)), CLASSES)
+    return modules if like.dtype == torch.float32 else modules.to(like.dtype)
 
 
 def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16) -> nn.ModuleDict:
@@ -316,8 +328,10 @@ def check_columns(function: Derived) -> str:
     if Signal.LOGITS not in function.reads():  # which networks with a classifier always have
         outputs = Outputs(None, outputs.features, vars(outputs).get("embedding"))
     before = [value.clone() for value in outputs.features.values()]
+    every = [kind(name=name) for name, kind in DERIVED.items()]
+    modules = _modules(teacher, sample, [*every, function])
     try:
-        columns = _columns(function, outputs)
+        columns = _columns(function, outputs, modules)
     except LookupError as error:
         raise ContractError(f"it reads what `reads` does not name ({error})") from error
     _check_form(columns, {"logits", "embedding", *teacher.stages}, len(sample.ids))
@@ -327,12 +341,12 @@ def check_columns(function: Derived) -> str:
     # What a cache stores of a sample is a function of that sample's outputs alone.
     everything = teacher.outputs(sample.pixels, _STORABLE)
     ways = {
-        "a second time": _columns(function, outputs),
-        "beside outputs that it does not read": _columns(function, everything),
+        "a second time": _columns(function, outputs, modules),
+        "beside outputs that it does not read": _columns(function, everything, modules),
         "of other samples' rows": {
             name: torch.cat([column, columns[name][4:]])
             for name, column in _columns(function, outputs.rows(dict.fromkeys(
-                ("logits", "embedding", *teacher.stages), torch.arange(4)))).items()
+                ("logits", "embedding", *teacher.stages), torch.arange(4))), modules).items()
         },
     }  # fmt: skip
     for way, others in ways.items():
@@ -340,21 +354,21 @@ def check_columns(function: Derived) -> str:
             torch.allclose(columns[name], others[name], rtol=1e-3, atol=1e-5) for name in columns
         ):
             raise ContractError(f"its columns are others {way}")
-    for other, kind in DERIVED.items():
-        for name, column in _columns(kind(name=other), everything).items():
+    for other in every:
+        for name, column in _columns(other, everything, modules).items():
             if name in columns and not torch.equal(column, columns[name]):
                 raise ContractError(
-                    f"its column {name!r} is another one of {kind.__name__}; choose another name, "
-                    "such as that with a suffix behind a point"
+                    f"its column {name!r} is another one of {type(other).__name__}; choose another "
+                    "name, such as that with a suffix behind a point"
                 )
-    sizes = shapes_of_columns([function], measure(teacher, (16, 16)))
+    sizes = shapes_of_columns([function], measure(teacher, (16, 16)), CLASSES)
     if sizes != {name: tuple(column.shape[1:]) for name, column in columns.items()}:
         raise ContractError("the sizes of its columns depend on more than those of the outputs")
     return ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
 
 
-def _columns(function: Derived, outputs: Outputs) -> Mapping[str, Tensor]:
-    return with_columns(outputs, [function], Signal(0)).derived
+def _columns(function: Derived, outputs: Outputs, modules: nn.ModuleDict) -> Mapping[str, Tensor]:
+    return with_columns(outputs, [function], Signal(0), modules).derived
 
 
 def _check_form(columns: Mapping[str, Tensor], spots: Container[str], rows: int) -> None:

@@ -16,7 +16,7 @@ from raykd.models import NETWORKS, parameter_count
 from raykd.models.staged import on_meta
 from raykd.outputs.codecs import CODECS
 from raykd.outputs.manifest import MANIFEST, Manifest, manifest_of
-from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun
+from raykd.recipes import OutputsRun, PreludeRun, Search, StudentRun, TeacherRun, Training
 from raykd.storage import locks
 from raykd.storage.store import Store, read_recipe
 from raykd.tasks import TASKS
@@ -92,7 +92,7 @@ def _verified(store: Store, run: OutputsRun, rows: int) -> Row:
         "split": run.split,
         "codec": run.label,
     }
-    manifest = manifest_of(store, run) if store.has(run.teacher) else None
+    manifest = manifest_of(store, run) if _missing(store, run) is None else None
     views = [] if manifest is None else manifest.views()
     if manifest is None or not views:
         building = _building(store, run)
@@ -113,15 +113,21 @@ def _verified(store: Store, run: OutputsRun, rows: int) -> Row:
 def _lack(store: Store, run: OutputsRun, manifest: Manifest | None) -> str:
     """Message about a cache that holds no complete view and that no process is building."""
     folder = store.where(store.path(run))
-    if not store.has(run.teacher):
-        teacher = store.where(store.path(run.teacher))
+    if (source := _missing(store, run)) is not None:
+        what = "prelude" if isinstance(source, PreludeRun) else "teacher"
         return (
-            f"{folder}: its teacher {teacher} is missing or not finished; `raykd precompute` of "
-            "its experiment makes it, and trains nothing where only its marker was lost"
+            f"{folder}: its {what} {store.where(store.path(source))} is missing or not finished; "
+            "`raykd precompute` of its experiment makes it, and trains nothing where only its "
+            "marker was lost"
         )
     if manifest is None:
         return f"{folder}: there is no manifest; `raykd precompute` makes it"
     return f"{folder}: no view is complete; `raykd precompute` goes on"
+
+
+def _missing(store: Store, run: OutputsRun) -> Training | None:
+    """The first training behind a cache that is not finished; None where all are."""
+    return next((source for source in run.sources() if not store.has(source)), None)
 
 
 def _building(store: Store, run: OutputsRun) -> str | None:
@@ -129,11 +135,13 @@ def _building(store: Store, run: OutputsRun) -> str | None:
     owner = locks.owner(store, run, "maker")
     if owner is not None:
         return f"being built by {owner}, {progress_of(store, run)}"
-    owner = locks.owner(store, run.teacher, "maker") or locks.owner(store, run.teacher, "writer")
+    source = _missing(store, run) or run.teacher
+    owner = locks.owner(store, source, "maker") or locks.owner(store, source, "writer")
     if owner is None:
         return None
-    done = len(read_metrics(store.path(run.teacher)))
-    return f"waiting for its teacher, which {owner} trains; {done} epochs so far"
+    done = len(read_metrics(store.path(source)))
+    what = "prelude" if isinstance(source, PreludeRun) else "teacher"
+    return f"waiting for its {what}, which {owner} trains; {done} epochs so far"
 
 
 def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:
@@ -263,7 +271,7 @@ def _method_in_words(row: Row) -> Row:
         if row["reads"] == row["reads_of_student"]
         else (f"{reads}; {of_student} of the student"),
         "from_cache": "yes, `source: cache`"
-        if row["derived"]
+        if row["derived"] and not row["from_cache"]
         else {True: "yes", False: "no", None: "-"}[row["from_cache"]],
         "codecs": codecs,
         "before": before if row["prelude_epochs"] else "",

@@ -47,8 +47,9 @@ class LiveTeacher:
         own: tuple[Triple, Triple] | None = None,
         trained: bool = False,
         derived: Sequence[Derived] = (),
+        modules: nn.ModuleDict | None = None,
     ) -> None:
-        """`derived` are the functions behind `Signal.DERIVED`.
+        """`derived` are the functions behind `Signal.DERIVED`, `modules` those that they run.
 
         `student` and `own` are the (mean, std) that the batches have, and that it wants.
         """
@@ -57,6 +58,7 @@ class LiveTeacher:
         self.bfloat16 = bfloat16
         self.trained = trained
         self.derived = tuple(derived)
+        self.modules = nn.ModuleDict() if modules is None else modules
         self._asked = supplies & ~(Signal.PIXELS | Signal.DERIVED) | read_by(self.derived)
         self._scale, self._shift = _affine(student, own, next(network.parameters()).device)
 
@@ -78,7 +80,7 @@ class LiveTeacher:
         if outputs.has_logits:
             outputs.logits = outputs.logits.float()
         if Signal.DERIVED in self.supplies:
-            outputs = with_columns(outputs, self.derived, self.supplies)
+            outputs = with_columns(outputs, self.derived, self.supplies, self.modules)
         if self.trained:
             return outputs.replace(pixels=self.network.resized(pixels))
         return outputs.replace(pixels=source_pixels) if differentiable else outputs

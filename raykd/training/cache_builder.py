@@ -104,7 +104,7 @@ def needed_bytes(run: OutputsRun, rows: int) -> int:
             codec, (channels, *size) = run.map_codec or Float16(), stored_shape(run, shapes)
             codec.check(channels, "map_codec")
             more += math.prod(size) * codec.bytes_per_place(channels)
-        for channels, *size in shapes_of_columns(run.derived, shapes).values():
+        for channels, *size in shapes_of_columns(run.derived, shapes, data.classes).values():
             codec = run.derived_codec or Float16()
             codec.check(channels, "derived_codec")
             more += math.prod(size) * codec.bytes_per_place(channels)

@@ -49,13 +49,14 @@ def vectors_of_cache(
 
 def _fitted(run: OutputsRun, codecs: dict, views: Views, teacher: LiveTeacher) -> Vectors:
     """The codecs, fitted."""
-    shapes, count = measure(teacher.network, run.data.resolved().size), len(views.images)
+    data = run.data.resolved()
+    shapes, count = measure(teacher.network, data.size), len(views.images)
     channels, places = shapes.embedding, 1
     if run.maps:
         width, height, breadth = map_shape(shapes, "map", run.blocks)
         channels = max(width, channels if run.embedding else 0)
         places = min(run.grid or height, height) * min(run.grid or breadth, breadth)
-    derived = shapes_of_columns(run.derived, shapes).values()
+    derived = shapes_of_columns(run.derived, shapes, data.classes).values()
     chosen = keyed_random.draw(
         run.data.seed, torch.arange(count), 0, keyed_random.STATISTICS
     ).argsort()[: images_for(codecs, places, channels, derived)]

@@ -11,6 +11,8 @@ from raykd.core.types import Look, Signal
 from raykd.data.dataset import AnyImages, class_names, open_images, open_split
 from raykd.data.loading.loader import Views
 from raykd.data.recipe import Data, Split
+from raykd.methods.columns import trained_modules
+from raykd.models.staged import Staged, measure
 from raykd.outputs.manifest import Manifest, manifest_of
 from raykd.outputs.reader import OutputsCache
 from raykd.outputs.shard_files import ShardFolder
@@ -218,7 +220,17 @@ def live_teacher(
         own=(teacher_data.mean, teacher_data.std),
         trained=trained,
         derived=run.derived,
+        modules=_modules(store, run, network, device),
     )
+
+
+def _modules(store: Store, run: OutputsRun, network: Staged, device: torch.device) -> nn.ModuleDict:
+    """The modules of a cache's functions, as its prelude has trained them."""
+    if run.prelude is None:
+        return nn.ModuleDict()
+    data, state = run.data.resolved(), weights.finished_state(store, run.prelude, weights.HELPERS)
+    modules = trained_modules(run.derived, measure(network, data.size), data.classes, state)
+    return modules.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def serving(store: Store, run: OutputsRun, views: Iterable[int]) -> OutputsRun:

@@ -3,15 +3,17 @@
 Shapes: B batch, C classes, N training rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykd.core.types import Batch, Look
+from raykd.core.types import Batch, Look, Signal
 from raykd.data.recipe import Data
+from raykd.methods.columns import modules_of
+from raykd.methods.derived import Derived
 from raykd.models.staged import measure
 from raykd.recipes import AnyTeacher, StudentRun
 from raykd.recipes.optim import Precision
@@ -48,6 +50,7 @@ def step_of(
         shapes = of_panel([measure(network, seen.size) for network in read])
         helpers = method.helpers(measure(student, data.size), shapes, targets)
         trained = method.trains_teacher()
+        modules = _on(device, modules_of(method.derived(), shapes, data.classes))
         members = [
             LiveTeacher(
                 _on(device, network),
@@ -55,6 +58,7 @@ def step_of(
                 bfloat16=run.teacher_precision == "bfloat16",
                 trained=trained,
                 derived=method.derived(),
+                modules=modules,
             )
             for network in networks
         ]
@@ -88,10 +92,21 @@ def forward_of(
     size: int,
     device: torch.device,
     precision: Precision = "float32",
-) -> Callable[[], None]:
-    """The forward of a teacher for `size` images, to be called."""
+    derived: Sequence[Derived] = (),
+) -> Callable[[], object]:
+    """The forward of a teacher for `size` images, to be called.
+
+    With that of the modules that functions of its outputs run.
+    """
     network = _on(device, weights.build_network(teacher).eval())
     batch, lower = _noise(size, data, device, rows=size), precision == "bfloat16"
+    if any(function.trained for function in derived):
+        read = data.resolved()
+        modules = _on(device, modules_of(derived, measure(network, read.size), read.classes))
+        live = LiveTeacher(
+            network, Signal.DERIVED, bfloat16=lower, derived=derived, modules=modules
+        )
+        return lambda: live(batch)
 
     def forward() -> None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, lower):

@@ -137,15 +137,23 @@ def anchor_path(store: Store, teacher: AnyTeacher, anchor: int) -> Path:
 
 
 def anchor_checksum(store: Store, run: OutputsRun) -> str:
-    """The checksum that names the teacher's weights in a cache's manifest.
+    """The checksum that names the teacher's weights in a cache's manifest, and its prelude's.
 
     Raises `CacheCorrupt` where they are damaged; of a remote store they need not be here.
     """
-    path = anchor_path(store, run.teacher, run.anchor)
+    checksum = _checksum(store, run.teacher, anchor_path(store, run.teacher, run.anchor))
+    if run.prelude is None:
+        return checksum
+    path = store.path(run.prelude) / HELPERS
+    return f"{checksum} and {_checksum(store, run.prelude, path)} of its prelude"
+
+
+def _checksum(store: Store, run: Training, path: Path) -> str:
+    """The checksum of one file of a finished training, which is sound where it is here."""
     if store.node_cache is None:
         checked(path)
     else:
-        store.has(run.teacher)
+        store.has(run)
     checksum = recorded_checksums(path.parent).get(path.name)
     if checksum is None:
         raise CacheCorrupt(

@@ -74,11 +74,12 @@ def weights(store: Store, run) -> bytes:
 
 
 def test_packed_students_equal_those_trained_here(cluster, store, tmp_path):
-    # Of the caches one has embeddings too, and one the mixed samples; "ft" has a prelude.
-    names = ("label_only", "kd", "skd", "crd", "ft", "stkd", "sakd")
+    # Of the caches one has embeddings too, one the mixed samples, and one what heads say that a
+    # prelude has trained; "ft" has a prelude, too.
+    names = ("label_only", "kd", "skd", "crd", "ft", "stkd", "sakd", "multi_head_kd")
     runs = tuple(student_run(store, name) for name in names)
     outcome = execute(Experiment("small", runs, Scale(workers=1)), store, QUIET)
-    assert outcome.made == {"teachers": 1, "caches": 3, "preludes": 1, "students": 7}
+    assert outcome.made == {"teachers": 1, "caches": 4, "preludes": 2, "students": 8}
     here = Store(tmp_path / "here")
     digits(here, limit=96)
     prepare(here, *runs)

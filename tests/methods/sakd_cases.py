@@ -20,7 +20,8 @@ from raykd.teachers.source import LiveTeacher, SourceByLook
 from tests.small import batch
 
 PAPER = ("fitnet", "at", "sp", "cc", "vid", "relational_kd", "pkt", "ft", "nst", "crd")
-REFUSED = ("label_only", "ab", "fsp", "teacher_free", "simkd", "jacobian", "sakd")
+REFUSED = ("label_only", "ab", "fsp", "teacher_free", "simkd", "jacobian")
+REFUSED += ("multi_head_kd", "sakd")
 BASES = [name for name in METHODS if name not in REFUSED]
 LABELS = torch.arange(640) % 10
 SMALL = {"width": 8, "negatives": 16}  # of crd's memory

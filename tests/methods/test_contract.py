@@ -67,6 +67,7 @@ def test_every_file_of_the_folder_is_in_the_table():
     shared |= {
         "columns",
         "derived",
+        "stage_heads",
         "row_subsets",
         "helper_kinds",
         "feature_maps",
@@ -91,7 +92,7 @@ def test_the_name_in_the_table_is_the_name_in_the_recipe():
 
 
 def test_an_alias_is_read_as_the_name_that_it_stands_for():
-    for alias in ("skd", "rkd", "ls", "cswt", "ckd", "tf_kd", "spot_adaptive_kd"):
+    for alias in ("skd", "rkd", "ls", "cswt", "ckd", "tf_kd", "mhkd", "spot_adaptive_kd"):
         method = METHODS[alias]
         assert method(name=alias) == method()
         assert fingerprint(method.read({"name": alias})) == fingerprint(method())

@@ -340,6 +340,7 @@ def test_what_cannot_be_a_base_is_refused():
     reasons = {
         "simkd": "leaves the student's classifier untrained",
         "jacobian": "cannot be given some of them",
+        "multi_head_kd": "reads derived columns",
         "sakd": "'sakd'",
     }
     for name in REFUSED:

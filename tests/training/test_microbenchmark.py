@@ -36,7 +36,7 @@ def test_a_step_of_every_method_can_be_tried_without_any_artefact(store, method,
 
 
 def test_a_prelude_can_be_tried_too(store):
-    for name in ("ab", "ft", "fsp"):
+    for name in ("ab", "ft", "fsp", "multi_head_kd"):
         before = student_run(store, name).prelude()
         assert before is not None
         run = before.training()
