@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from raykd.cli import main
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
-from raykd.core.errors import RaykdError
+from raykd.core.errors import ConfigError, RaykdError
 from raykd.core.types import Outputs, Signal
 from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
@@ -23,6 +23,7 @@ from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.mimic import MimicEmbedding
 from raykd.models import build
 from raykd.planning.plan import plan
+from raykd.planning.preflight import preflight
 from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.storage.store import Store
 from raykd.tasks import Retrieval, RetrievalSet
@@ -223,6 +224,31 @@ def test_queries_are_judged_by_a_gallery_apart_and_by_a_list_of_it(place, tmp_pa
     # The list takes some images of other classes out of the way.
     assert last["list"]["map"] > last["folder"]["map"] - 1e-9
     assert ("teacher_map" in last["list"]) == (gallery == "teacher")
+
+
+def test_a_teacher_embeds_a_probe_at_its_own_size(place, tmp_path):
+    sizes = {"run": 16, "run.teacher": 24, "run.task.probe": 16}
+    streams = [f"{key}.data.stream.size={size}" for key, size in sizes.items()]
+    same = ["run.teacher.data.name=folder", "run.teacher.data.holdout=0.5"]
+    where = [f"data.path={place / 'train'}", f"data.probe={place / 'shop'}"]
+    experiment = resolve(parse(LISTED, "x", [*where, *streams, *same]), Store(tmp_path))
+    preflight(experiment, Store(tmp_path))
+    (run,) = experiment.runs
+    caches = [cache for part in run.probe_caches().values() for cache in part]
+    assert {(cache.split, cache.data.size) for cache in caches} == {
+        ("train", (24, 24)), ("test", (24, 24)),
+    }  # fmt: skip
+    # All seeds, and students with other rates, share them.
+    others = run.model_copy(update={"seed": 7, "model": "resnet14"})
+    assert others.probe_caches() == run.probe_caches()
+
+
+def test_a_teacher_that_takes_no_images_of_the_probe_is_refused_at_once(place, tmp_path):
+    where = [f"data.path={place / 'train'}", f"data.probe={place / 'shop'}", *FOLDER]
+    sized = ["run.data.resize=112", "run.teacher.model=mobilefacenet"]
+    experiment = resolve(parse(LISTED, "x", [*where, *sized]), Store(tmp_path))
+    with pytest.raises(ConfigError, match=r"run\.task\.probe\.data: .*mobilefacenet"):
+        preflight(experiment, Store(tmp_path))
 
 
 @each(

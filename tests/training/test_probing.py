@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from raykd.config.scale import Scale
 from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views
 from raykd.methods.embed_distill import EmbedDistill
@@ -13,14 +14,16 @@ from raykd.models import build
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.tasks import Features, Probe, Retrieval, RetrievalSet
+from raykd.tracking.jsonl import read_metrics
 from raykd.training import initial_state, inputs
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import Host
 from raykd.training.hosts.group import GroupHost
 from raykd.training.probing import embeddings, probed
-from raykd.training.runs import local_host
+from raykd.training.runs import local_host, train
 from tests.process_group import run_group
-from tests.small import CPU, digits, prepare, student_run
+from tests.small import CPU, digits, prepare, student_run, trained
+from tests.training.group_work import Stop
 
 
 def test_embeddings_are_computed_in_the_precision_of_the_student(tmp_path):
@@ -66,3 +69,32 @@ def test_a_probe_s_metrics_from_the_shares_of_workers_are_those_of_one(tmp_path)
     run_group(3, tmp_path, write_metrics, str(tmp_path), str(store.root), runs)
     for rank in range(3):
         assert json.loads((tmp_path / f"metrics-{rank}.json").read_text()) == alone
+
+
+@pytest.mark.slow
+def test_a_student_that_stops_between_two_probes_goes_on_to_equal_metrics(tmp_path):
+    store = Store(tmp_path / "store")
+    probe = RetrievalSet(data=digits(store, augment={}), gallery="train", every=1)
+    run = student_run(store, EmbedDistill(), task=Retrieval(probe=probe))
+    prepare(store, run)
+
+    def measured() -> list[float]:
+        lines = read_metrics(store.path(run))
+        names = ("recall_at_1", "map", "teacher_map", "probe_agreement_at_10")
+        return [line[name] for line in lines for name in names]
+
+    trained(store, run)
+    expected = measured()
+    store.discard(run)
+    host = local_host(store, run, Scale(checkpoint_seconds=0))
+    report = host.report
+
+    def reported(metrics, state, *, last):
+        report(metrics, state, last=last)
+        raise Stop
+
+    host.report = reported
+    with pytest.raises(Stop):
+        train(store, run, host)
+    trained(store, run)
+    assert measured() == expected and len(expected) == 12

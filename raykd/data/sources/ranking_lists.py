@@ -17,6 +17,7 @@ from raykd.data.sources.relevance import WORDS, class_name
 from raykd.data.sources.splits import About, Dataset
 
 FILE = "rankings.csv"  # looked for in a folder
+_OUTSIDE = "images neither in gallery/ nor in the list"
 HEADER = ["query", "relevance", "gallery"]
 
 
@@ -32,9 +33,10 @@ def read_rankings(root: str, labels: bool = True) -> Dataset:
     """The queries and the gallery of a list, which `root` names, or of `rankings.csv` in there.
 
     Lines are `query,relevant,image` or `query,junk,image`, with paths from the list's folder; the
-    first may be `query,relevance,gallery`. The gallery is every image below the folder that is no
-    query, or that a line names as one of the gallery; a query that is in it is junk to itself. What
-    no line names is irrelevant. Raises `DataError` that names the lines that cannot be used.
+    first may be `query,relevance,gallery`. The gallery is what lines name as such, and every other
+    image below the folder, or below `gallery` in it if there is one, that is no query. A query that
+    is in it is junk to itself. What no line names is irrelevant. Raises `DataError` that names the
+    lines that cannot be used.
     """
     listed = find_list(root, [FILE])
     tree = Tree.of(listed.files)
@@ -70,7 +72,12 @@ def read_rankings(root: str, labels: bool = True) -> Dataset:
     queries = [*{line.query.name: line.query for line in parsed}.values()]
     places = {entry.name: place for place, entry in enumerate(queries)}
     named = {name for _, name in said}
-    gallery = [entry for entry in tree.images if entry.name in named or entry.name not in places]
+    start = "gallery/" if "gallery" in tree.inside("") else ""
+    gallery = [
+        entry
+        for entry in tree.images
+        if entry.name in named or (entry.name.startswith(start) and entry.name not in places)
+    ]
     said |= {(name, name): "junk" for name in places if name in named}
 
     # Images of which the same is said are a class.
@@ -85,4 +92,7 @@ def read_rankings(root: str, labels: bool = True) -> Dataset:
         "test": one_image_per_file(tree.files, queries, [0] * len(queries)),
     }
     stamp = repr([gallery, queries, [*numbers], known])
-    return Dataset(splits, tuple(numbers), stamp, about=About(test=f"queries of {listed.name}"))
+    used = {*named, *places, *(entry.name for entry in gallery)}
+    unread = {_OUTSIDE: rest} if (rest := len(tree.images) - len(used)) else {}
+    read = About(test=f"queries of {listed.name}", unread=unread)
+    return Dataset(splits, tuple(numbers), stamp, about=read)

@@ -51,6 +51,14 @@ def test_a_list_says_by_class_names_what_is_relevant_and_what_junk(place):
     assert none.shape == (0, 2)
 
 
+def test_a_folder_called_gallery_is_the_gallery_with_what_lines_name(place):
+    for name in ("asked/2.png", "gallery/e.png"):
+        put(place / name, encoded(picture(9)))
+    dataset = SOURCES["rankings"](place)
+    assert names(dataset, "train") == ["e.png", "a.png", "b.png", "c.png"]
+    assert dataset.about.unread == {"images neither in gallery/ nor in the list": 2}
+
+
 def test_a_list_is_told_from_another_of_the_same_images(place):
     before = SOURCES["rankings"](place / "rankings.csv")
     assert SOURCES["rankings"](place).stamp == before.stamp
