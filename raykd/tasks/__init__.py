@@ -1,7 +1,8 @@
 """Tasks: label losses, metrics, and the number by which students are compared.
 
 Imports `core`, `methods` and `data`. Begin with `base.py`; a task is a file and a line here.
-`probes.py` and `rankings.py` judge embeddings by labels, `verification.py` those of faces.
+`probes.py` and `rankings.py` judge embeddings by labels, `verification.py` those of faces, and
+`alignment.py` by those of a teacher.
 """
 
 from typing import Annotated, Union

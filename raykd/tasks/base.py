@@ -148,6 +148,14 @@ class Task(Record):
         """
         return embedding
 
+    def over(self, images: int) -> "Task":
+        """The task as a number of test images is evaluated."""
+        return self
+
+    def collects_from(self, student: Outputs, teacher: Outputs | None) -> bool:
+        """True where `collected` is called, too, by the outputs for one batch."""
+        return self.collects
+
     def of_teacher(self, teacher: Tensor, labels: Tensor | None) -> Any:
         """What `collected` needs of the teacher's embeddings [N, E] alone, on the CPU.
 

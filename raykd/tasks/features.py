@@ -14,7 +14,8 @@ from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs
 from raykd.data.recipe import AnyData
 from raykd.methods.base import Method, precise
-from raykd.tasks.base import Embedded, LabelFreeTask, LabelledSet, loss_sums
+from raykd.tasks import alignment
+from raykd.tasks.base import Embedded, LabelFreeTask, LabelledSet, Task, loss_sums
 from raykd.tasks.probes import NEIGHBOURS, TEMPERATURE, knn_accuracy, linear_accuracy
 
 Kind = Literal["knn", "linear"]
@@ -73,18 +74,23 @@ class Features(LabelFreeTask):
         batch: Batch,
         helpers: nn.ModuleDict,
     ) -> Tensor:
-        """Images, D, E, losses, and sums and products of the embeddings, float64 [n]."""
+        """Images, D, E, losses, and sums and products of embeddings not collected: float64 [n]."""
         assert teacher is not None, "embeddings are compared with a teacher's"
         x, y = precise(student.embedding).double(), precise(teacher.embedding).double()
         count, known, loss = loss_sums(method, student, teacher, batch, helpers)
         widths = [count * x.shape[1], count * y.shape[1]]  # times the images, since sums are added
         first = torch.stack([count, *widths, known, loss])
+        if self.collects_from(student, teacher):
+            return first
         sums = (x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y)
         return torch.cat([first, *(value.flatten() for value in sums)])
 
     def metrics(self, sums: Tensor, *, taught: bool) -> dict[str, float]:
         """`cka`, and `test_loss` where the method reads embeddings alone."""
         count, *widths, known, loss = sums[:5].tolist()
+        metrics = {"test_loss": loss / count} if known else {}
+        if len(sums) == 5:
+            return metrics
         width, other = (round(value / count) for value in widths)
         shapes = [(width,), (other,), (width, width), (other, other), (width, other)]
         parts = sums[5:].split([torch.Size(shape).numel() for shape in shapes])
@@ -95,8 +101,11 @@ class Features(LabelFreeTask):
         )
         spread = float(xx.norm() * yy.norm())
         cka = float(xy.square().sum()) / spread if spread else 0.0
-        metrics = {"cka": 100 * min(1.0, max(0.0, cka))}
-        return metrics | ({"test_loss": loss / count} if known else {})
+        return {"cka": 100 * min(1.0, max(0.0, cka))} | metrics
+
+    def over(self, images: int) -> Task:
+        """The task that takes wide embeddings of few images row by row."""
+        return _OverImages(probe=self.probe, images=images)
 
     def judged(
         self, train: Embedded, test: Embedded, names: Sequence[str], kept: Any = None
@@ -113,3 +122,28 @@ class Features(LabelFreeTask):
                 accuracy = linear_accuracy(*rows)
             metrics |= {f"{kind}_top1": accuracy.top1, f"{kind}_top5": accuracy.top5}
         return metrics
+
+
+class _OverImages(Features):
+    """The task for a number of test images."""
+
+    images: int
+
+    def collects_from(self, student: Outputs, teacher: Outputs | None) -> bool:
+        """True for embeddings that are wide for their number."""
+        if teacher is None:
+            return False
+        widths = student.embedding.shape[1], teacher.embedding.shape[1]
+        return alignment.by_rows(self.images, *widths)
+
+    def collected(
+        self,
+        embedding: Tensor,
+        answer: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor | None,
+        kept: Any = None,
+    ) -> dict[str, float]:
+        """`cka`."""
+        assert teacher is not None, "embeddings are compared with a teacher's"
+        return {"cka": 100 * alignment.cka(embedding, teacher)}

@@ -40,6 +40,7 @@ def evaluate(
     """
     network.eval()
     helpers.eval()  # some have a part in the scores
+    task = task.over(len(test.images))
     wanted = method.student_needs() | task.reads()
     sums: Tensor | None = None
     collected: list[list[Tensor]] = []
@@ -54,7 +55,7 @@ def evaluate(
             more = task.batch_sums(method, student, answer, batch, helpers)
             more = torch.zeros_like(more) if idle else more
             sums = more if sums is None else sums + more
-            if task.collects:
+            if task.collects_from(student, answer):
                 collected.append(_collected(task, student, answer, helpers))
     assert sums is not None
     metrics = task.metrics(host.total(sums), taught=teacher is not None)

@@ -18,10 +18,14 @@ from raykd.outputs.manifest import manifest_of
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.report.catalogue import catalogue, verify_caches
-from raykd.tasks import Classification, Features, Probe
+from raykd.tasks import Classification, Features, Probe, alignment
+from raykd.training import inputs
 from raykd.training.checkpointing import read_result
+from raykd.training.evaluation import evaluate
 from raykd.training.load_trained import finished
+from raykd.training.runs import local_host
 from tests.each import each
+from tests.small import CPU
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
@@ -80,6 +84,24 @@ def test_a_probe_judges_what_is_released(store, data, teacher):
     lacking = plain.network.load_state_dict(weights, strict=False)
     assert not lacking.unexpected_keys
     assert all(name.startswith("classifier") for name in lacking.missing_keys)
+
+
+def test_wide_embeddings_are_aligned_by_their_rows(store, data, teacher, monkeypatch):
+    run = student(data, teacher)
+    trained(store, run)
+    network, host = finished(store, run).network, local_host(store, run)
+    _, test = inputs.views(store, run, host)
+    task, source, helpers = run.task, inputs.test_teacher(store, run, CPU), torch.nn.ModuleDict()
+
+    def aligned():
+        return evaluate(network, RelationalKD(), helpers, test, source, host, task=task)
+
+    by_sums = aligned()
+    monkeypatch.setattr(alignment, "by_rows", lambda *sizes: True)
+    by_rows = aligned()
+    assert by_rows.keys() == by_sums.keys() == {"cka", "test_loss"}
+    assert by_rows["cka"] == pytest.approx(by_sums["cka"], rel=1e-9)
+    assert by_rows["test_loss"] == by_sums["test_loss"]
 
 
 @pytest.mark.slow
