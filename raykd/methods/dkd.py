@@ -75,6 +75,10 @@ class DKD(Method):
     standardise: bool = False
     """Bring each row of logits to mean 0 and deviation 1 first."""
 
+    def reads_labels(self) -> bool:
+        """True: the label's class is apart from the others."""
+        return True
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

@@ -47,6 +47,10 @@ class JacobianMatching(Method):
         """Logits that can be differentiated with respect to the pixels."""
         return Signal.LOGITS | Signal.PIXELS
 
+    def reads_labels(self) -> bool:
+        """True: the gradient is that of the label's logit."""
+        return True
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

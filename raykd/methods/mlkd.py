@@ -86,6 +86,10 @@ class MLKD(Method):
         views: tuple[Look, ...] = ("given", "strong") if self.strong_view else ("given",)
         return Looks(views, views)
 
+    def reads_labels(self) -> bool:
+        """True where there is a strong view, whose cross entropy counts."""
+        return self.strong_view
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

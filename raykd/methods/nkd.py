@@ -47,6 +47,10 @@ class NKD(LogitMethod):
     weight: Schedule = 1.0
     """Factor of both terms: a number, [[first epoch, value], ...], or a ramp."""
 
+    def reads_labels(self) -> bool:
+        """True: the label's class is apart from the others."""
+        return True
+
     def logit_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Target term + gamma * other classes' term."""
         target = target_term(student, teacher, batch.labels)

@@ -152,6 +152,10 @@ class SAKD(Wrapper):
             tuple(dict.fromkeys((*given.teacher, *looks.teacher))),
         )
 
+    def reads_labels(self) -> bool:
+        """True: the policy learns from them, and counts the choices of each class."""
+        return True
+
     def weight_of_labels(self) -> Schedule:
         """1, or `gamma` in mode "random" as released."""
         released = self.as_released and self.mode == "random"

@@ -103,6 +103,10 @@ class STKD(Method):
             return Looks(("given", *clean), ("clean", "partner"))
         return Looks(("given", *clean), ("given", *clean))
 
+    def reads_labels(self) -> bool:
+        """True where an option reads classes of neither sample, or clean samples."""
+        return bool(self.incorrect_only or self.clean_kd)
+
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
     ) -> Mapping[str, Tensor]:

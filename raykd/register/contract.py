@@ -111,20 +111,32 @@ def _modules(network: Staged, sample: Batch, derived: Sequence[Derived]) -> nn.M
     return modules if like.dtype == torch.float32 else modules.to(like.dtype)
 
 
-def helpers_of(method: Method, student: Staged, teacher: Staged, side: int = 16) -> nn.ModuleDict:
-    """The method's helpers for two networks, calibrated on one batch where it asks for that."""
+def helpers_of(
+    method: Method,
+    student: Staged,
+    teacher: Staged,
+    side: int = 16,
+    targets: Tensor | None = None,
+) -> nn.ModuleDict:
+    """The method's helpers for two networks, calibrated on one batch where it asks for that.
+
+    `targets`: int64 [N], labels of all training samples; None: 40 of all classes.
+    """
     shapes = measure(student, (side, side)), measure(teacher, (side, side))
-    helpers = method.helpers(*shapes, torch.arange(40) % CLASSES)
+    targets = torch.arange(40) % CLASSES if targets is None else targets
+    helpers = method.helpers(*shapes, targets)
     if method.needs_calibration(helpers):
         outputs: list[Outputs] = [teacher.outputs(batch().pixels, ALL)]
         method.calibrate(helpers, outputs)
     return helpers
 
 
-def _seeded(method: Method, student: Staged, teacher: Staged) -> nn.ModuleDict:
+def _seeded(
+    method: Method, student: Staged, teacher: Staged, targets: Tensor | None = None
+) -> nn.ModuleDict:
     """Helpers that are equal each time."""
     torch.manual_seed(0)
-    return helpers_of(method, student, teacher)
+    return helpers_of(method, student, teacher, targets=targets)
 
 
 def survives_json(method: Method) -> None:
@@ -158,7 +170,7 @@ def losses_are_finite(method: Method) -> None:
 
 
 def needs_are_what_it_reads(method: Method) -> None:
-    """It works with exactly the signals that it declares, and gives the same as with all."""
+    """It works with exactly the signals that it declares, and gives the same from a cache."""
     student, teacher = pair_for(method)
     sample, needs, looks = batch(), method.needs(), method.looks()
     helpers = _seeded(method, student, teacher)
@@ -184,20 +196,77 @@ def needs_are_what_it_reads(method: Method) -> None:
             raise ContractError(f"its loss {spot!r} from a cache is not that of the live teacher")
 
 
-def columns_that_it_does_not_read_change_nothing(method: Method) -> None:
-    """Its losses are the same to the last bit beside derived columns that are of others."""
+def what_it_does_not_read_changes_nothing(method: Method) -> None:
+    """Its losses are the same to the last bit beside signals, columns and teachers of others."""
     student, teacher = pair_for(method)
-    sample, own = batch(), method.derived()
+    sample, own, needs = batch(), method.derived(), method.needs()
+    mine = outputs_of(student, sample, method.student_needs() | needs | Signal.LIVE)
+    theirs = outputs_of(teacher, sample, needs, own)
+
     every = [kind(name=name) for name, kind in DERIVED.items()]
-    others = [function for function in every if function not in own]
-    found = []
-    for functions in (own, (*own, *others)):
-        mine, theirs = outputs_of(student, sample, ALL), outputs_of(teacher, sample, ALL, functions)
-        helpers = _seeded(method, student, teacher)
+    columns = (*own, *(function for function in every if function not in own))
+    ways = {
+        "signals that it does not declare": (
+            outputs_of(student, sample, ALL | method.student_needs()),
+            outputs_of(teacher, sample, ALL | needs, own),
+        ),
+        "columns that it does not name": (mine, outputs_of(teacher, sample, needs, columns)),
+    }
+    if not method.panel:  # the others are what such a method reads
+        ways["a teacher that it does not read"] = (mine, _beside_another(theirs, student, sample))
+
+    losses = method.losses(mine, theirs, sample, _seeded(method, student, teacher))
+    for what, (ours, answers) in ways.items():
+        others = method.losses(ours, answers, sample, _seeded(method, student, teacher))
+        for spot, loss in losses.items():
+            if not torch.equal(loss, others[spot]):
+                raise ContractError(f"its loss {spot!r} changes with {what}")
+
+
+def _beside_another(answers: Outputs, network: Staged, sample: Batch) -> Outputs:
+    """A teacher's outputs for every look, as those of the first of two teachers."""
+
+    def first_of_two(one: Outputs, pixels: Tensor) -> Outputs:
+        return one.replace(panel=(one, network.outputs(pixels, ALL)))
+
+    shown: dict[Look, Batch] = {"given": sample, **sample.looks}
+    looks: dict[Look, Outputs] = {
+        look: first_of_two(answers.look(look), one.pixels) for look, one in shown.items()
+    }
+    return looks["given"].with_looks(looks)
+
+
+def labels_that_it_does_not_read_change_nothing(method: Method) -> None:
+    """Its losses are the same to the last bit under other labels, unless it says it reads them."""
+    if method.reads_labels():
+        return
+    student, teacher = pair_for(method)
+    mine, theirs = (
+        outputs_of(student, batch(), ALL | method.student_needs()),
+        outputs_of(teacher, batch(), ALL, method.derived()),
+    )
+    found: list[Mapping[str, Tensor]] = []
+    for seed in (0, 1):
+        sample = _labelled(batch(), seed)
+        helpers = _seeded(method, student, teacher, _permuted(torch.arange(40) % CLASSES, seed))
         found.append(method.losses(mine, theirs, sample, helpers))
     for spot, loss in found[0].items():
         if not torch.equal(loss, found[1][spot]):
-            raise ContractError(f"its loss {spot!r} changes with columns that it does not name")
+            raise ContractError(
+                f"its loss {spot!r} changes with the labels; let `reads_labels` say that it reads "
+                "them"
+            )
+
+
+def _permuted(labels: Tensor, seed: int) -> Tensor:
+    """The labels, in an order of the seed."""
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+
+
+def _labelled(sample: Batch, seed: int) -> Batch:
+    """A batch whose labels, in every look, were permuted."""
+    looks: dict[Look, Batch] = {key: _labelled(b, seed) for key, b in sample.looks.items()}
+    return replace(sample, targets=_permuted(sample.targets, seed), looks=looks)
 
 
 def gradients_reach_what_is_trained(method: Method) -> None:
@@ -394,7 +463,8 @@ LAWS: Sequence[Callable[[Method], None]] = (
     survives_json,
     losses_are_finite,
     needs_are_what_it_reads,
-    columns_that_it_does_not_read_change_nothing,
+    what_it_does_not_read_changes_nothing,
+    labels_that_it_does_not_read_change_nothing,
     gradients_reach_what_is_trained,
     order_does_not_matter,
     scores_keep_the_answer,

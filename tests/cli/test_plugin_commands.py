@@ -56,7 +56,7 @@ def test_the_plugin_of_the_page_trains_from_a_cache(finished):
 
 @pytest.mark.slow
 def test_the_plugin_of_the_page_keeps_the_laws(shown):
-    assert call("check-plugin", shown / "mine.py", "--size", "16").stdout.count("yes") == 10
+    assert call("check-plugin", shown / "mine.py", "--size", "16").stdout.count("yes") == 11
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ from raykd.config.scale import Scale
 from raykd.core.errors import ConfigError, NoRoom, WorkFailed
 from raykd.launch.executor import execute
 from raykd.launch.sweep.driver import sweep
+from raykd.methods import METHODS
 from raykd.planning.preflight import preflight
 from raykd.recipes import Optim
 from raykd.storage.store import Store
+from raykd.tasks import TASKS
 from raykd.tracking.console import Terminal
 from raykd.training import runs as fit
 from raykd.training.runs import local_host, train
@@ -203,6 +205,32 @@ def test_what_a_plan_refuses_a_run_refuses_in_the_same_words_and_leaves_nothing(
     assert message in plan
     assert said(place, "run", overrides, 2) == plan
     assert made(place) == []
+
+
+# Mistakes that some methods make, or all of them; each task is tried with each method.
+OF_METHODS = [
+    ["run.optim.batch=97"],
+    ["run.teacher=null"],
+    ["run.codec={name: topk, k: 2}"],
+    *([f"run.task={name}", "run.optim.batch=97"] for name in TASKS),
+]
+
+
+@each("method", [pytest.param(name, marks=pytest.mark.slow) for name in METHODS])
+def test_what_a_plan_refuses_of_a_method_or_a_task_a_run_refuses_too(place, method):
+    refused = 0
+    for overrides in OF_METHODS:
+        words = [str(place / "mine.yaml"), f"run.method={method}", *overrides]
+        words += ["--store", str(place / "store")]
+        plan = CliRunner().invoke(main, ["plan", *words])
+        if plan.exit_code:
+            run = CliRunner().invoke(main, ["run", *words])
+            assert (run.exit_code, plan.exit_code) == (2, 2), (overrides, run.output)
+            messages = [result.stderr.partition("error: ")[2] for result in (plan, run)]
+            assert messages[0] == messages[1] != "", overrides
+            assert made(place) == []
+            refused += 1
+    assert refused >= 5  # each task, with a batch beyond the images, at least
 
 
 @pytest.mark.slow

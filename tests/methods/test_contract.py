@@ -133,6 +133,16 @@ def test_it_works_with_exactly_the_signals_that_it_declares(method):
 
 
 @EACH
+def test_what_it_does_not_read_changes_nothing(method):
+    laws.what_it_does_not_read_changes_nothing(method)
+
+
+@EACH
+def test_labels_that_it_does_not_read_change_nothing(method):
+    laws.labels_that_it_does_not_read_change_nothing(method)
+
+
+@EACH
 def test_gradients_reach_every_student_and_helper_parameter_and_no_teacher(method):
     laws.gradients_reach_what_is_trained(method)
 
