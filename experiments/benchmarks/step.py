@@ -50,6 +50,7 @@ from raykd.launch.executor import execute
 from raykd.methods.at import AT
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
+from raykd.methods.multi_head_kd import MultiHeadKD
 from raykd.methods.skd import SKD
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
@@ -117,7 +118,7 @@ def main(target: Path | None, pairs: int, quick: bool, no_ray: bool) -> None:
     keep_freed_memory()  # as every process of ours that trains
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), QUICK if quick else FULL, pairs)
-        rows = [*_narrow(bench), *_wide(bench), _columns(bench), _sweep(bench), *_loader(bench)]
+        rows = [*_narrow(bench), *_wide(bench), *_columns(bench), _sweep(bench), *_loader(bench)]
         if not quick:
             rows += [*_half(bench), *_ways(bench)]
         if not (quick or no_ray):
@@ -228,22 +229,27 @@ def _wide(bench: Bench) -> Iterator[Row]:
     yield compared("cached over live KD, resnet32x4 -> resnet8x4", cached, live, 2.2, "step")
 
 
-def _columns(bench: Bench) -> Row:
-    """resnet56 -> resnet20 by AT: from the columns of a cache, and live."""
-    run = bench.prepared("resnet20", "resnet56", bench.size.steps, method=AT(source="cache"))
-    kd = run.model_copy(update={"method": KD()})
-    bench.say("resnet56 -> resnet20 by at, float32")
-    live = run.model_copy(update={"method": AT()})
-    seconds = interleaved({"cached": bench.step(run), "live": bench.step(live)}, bench.pairs)
-    both, logits = (needed_bytes(one.outputs_at(0), 1) for one in (run, kd))
-    return compared(
-        "cached over live AT, resnet56 -> resnet20",
-        ("cached AT", seconds["cached"]),
-        ("live AT", seconds["live"]),
-        None,
-        "step",
-        more=f"{both:,} bytes of a row and view, {logits:,} of them the logits",
-    )
+def _columns(bench: Bench) -> Iterator[Row]:
+    """resnet56 -> resnet20 by AT and by heads: from the columns of a cache, and live."""
+    heads = MultiHeadKD(head="linear", head_epochs=1)
+    for name, method, live in (
+        ("AT", AT(source="cache"), {"method": AT()}),
+        ("multi_head_kd, linear", heads, {"source": "live"}),
+    ):
+        run = bench.prepared("resnet20", "resnet56", bench.size.steps, method=method)
+        kd = run.model_copy(update={"method": KD()})
+        bench.say(f"resnet56 -> resnet20 by {name}, float32")
+        sides = {"cached": bench.step(run), "live": bench.step(run.model_copy(update=live))}
+        seconds = interleaved(sides, bench.pairs)
+        both, logits = (needed_bytes(one.outputs_at(0), 1) for one in (run, kd))
+        yield compared(
+            f"cached over live {name}, resnet56 -> resnet20",
+            (f"cached {name}", seconds["cached"]),
+            (f"live {name}", seconds["live"]),
+            None,
+            "step",
+            more=f"{both:,} bytes of a row and view, {logits:,} of them the logits",
+        )
 
 
 def _half(bench: Bench) -> Iterator[Row]:
