@@ -149,3 +149,9 @@ def test_gradients_are_finite_where_the_embedding_is_its_class(head):
 def test_margins_of_another_head_are_refused(fields, text):
     with pytest.raises(ValueError, match=text):
         Faces(**fields)
+
+
+def test_a_cosine_classifier_has_the_cosines_of_the_specification():
+    cosines = classifier(1.0)(EMBEDDINGS)
+    assert cosines[0, 1].item() == pytest.approx(-0.1010825183, rel=1e-6)
+    assert cosines[3, 0].item() == pytest.approx(0.9872767354, rel=1e-6)

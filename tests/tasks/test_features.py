@@ -25,7 +25,7 @@ from raykd.training.evaluation import evaluate
 from raykd.training.load_trained import finished
 from raykd.training.runs import local_host
 from tests.each import each
-from tests.small import CPU
+from tests.small import CPU, golden_embeddings
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=32)
@@ -260,3 +260,12 @@ def test_an_encoder_has_no_logits():
         _ = out.logits
     with pytest.raises(ConfigError, match="no linear map of an embedding"):
         build("torchvision/squeezenet1_0", 0)
+
+
+def test_a_batch_of_two_against_a_queue_of_all_has_its_golden_value():
+    student, teacher = (rows.tolist() for rows in golden_embeddings())
+    method = FeatureDistillation(distance="queue", size=4)
+    helpers = helpers_of(method, 6)
+    loss_of(method, helpers, student, teacher)  # fills the queue
+    loss = loss_of(method, helpers, student[:2], teacher[:2])
+    assert loss.item() == pytest.approx(1.186506061, rel=1e-6)
