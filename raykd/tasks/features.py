@@ -127,7 +127,8 @@ class Features(LabelFreeTask):
 class _OverImages(Features):
     """The task for a number of test images."""
 
-    images: int
+    images: int = Field(ge=0, le=Limits.ROWS)
+    """Number of test images."""
 
     def collects_from(self, student: Outputs, teacher: Outputs | None) -> bool:
         """True for embeddings that are wide for their number."""
