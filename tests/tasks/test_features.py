@@ -9,7 +9,7 @@ from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.data.dataset import read
 from raykd.data.recipe import Data
 from raykd.methods import METHODS
-from raykd.methods.directions import Dispersion, squared_angle
+from raykd.methods.directions import Dispersion, TangentSphere, squared_angle
 from raykd.methods.feature_distillation import FeatureDistillation, Queue, queue_size
 from raykd.methods.relational_kd import RelationalKD
 from raykd.models import build
@@ -269,3 +269,13 @@ def test_a_batch_of_two_against_a_queue_of_all_has_its_golden_value():
     loss_of(method, helpers, student, teacher)  # fills the queue
     loss = loss_of(method, helpers, student[:2], teacher[:2])
     assert loss.item() == pytest.approx(1.186506061, rel=1e-6)
+
+
+def test_a_teacher_s_tangents_have_the_golden_mean_eigenvalue():
+    method = FeatureDistillation(distance="tangent")
+    helpers = helpers_of(method, 6)
+    method.calibrate(helpers, [Outputs(embedding=golden_embeddings()[1])])
+    (sphere,) = (one for one in helpers.modules() if isinstance(one, TangentSphere))
+    factor = sphere.standardiser.factor  # a rotation over the root of it; its 4 rows over 3
+    mean = 4 / 3 / (factor @ factor.T)[0, 0].item()
+    assert mean == pytest.approx(0.02520773197, rel=1e-6)

@@ -36,6 +36,11 @@ def test_the_divergence_from_the_mean_logits_has_its_golden_value():
     assert loss.item() == pytest.approx(4.521373648, rel=1e-9)
 
 
+def test_the_mean_of_the_divergences_from_each_has_its_golden_value():
+    losses = [KD(weight=1.0).logit_loss(STUDENT, one, batch()) for one in (ONE, OTHER)]
+    assert sum(losses).item() / 2 == pytest.approx(5.078251515, rel=1e-9)
+
+
 def test_average_losses_and_average_probabilities_have_equal_gradients():
     student, kd = STUDENT.clone().requires_grad_(), KD(temperature=1.0)
     losses = torch.stack([kd.logit_loss(student, z, batch()) for z in (ONE, OTHER)])
