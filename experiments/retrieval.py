@@ -24,6 +24,7 @@ import raykd
 from raykd.cli.shared import speaking
 
 METRICS = ("recall_at_1", "map", "map_at_r", "agreement_at_10")
+ADAMW = {"name": "adamw", "lr": 0.002, "weight_decay": 0.05, "schedule": "cosine"}
 SCORES = {"name": "embed_distill", "score_weight": 1.0}
 STUDENTS: dict[str, tuple[str, Any]] = {  # gallery and method by the name of a line
     "embed_distill": ("teacher", "embed_distill"),
@@ -48,6 +49,7 @@ STUDENTS: dict[str, tuple[str, Any]] = {  # gallery and method by the name of a 
 @click.option("--line", "lines", multiple=True, type=click.Choice([*STUDENTS]), help="Some alone.")
 @click.option("--batch", default=64, show_default=True)
 @click.option("--epochs", default=30, show_default=True)
+@click.option("--adamw", is_flag=True, help="AdamW and a cosine instead of SGD and steps.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="Digits, one seed, one epoch.")
 @click.option("--store", default="raykd-store", envvar="RAYKD_STORE", show_default=True)
@@ -65,6 +67,7 @@ def main(
     lines: tuple[str, ...],
     batch: int,
     epochs: int,
+    adamw: bool,
     seeds: int,
     quick: bool,
     store: str,
@@ -75,7 +78,7 @@ def main(
     if path is not None:
         images = {"name": "folder", "holdout": 0.33, "augment": {"flip": True}}
         images["stream"] = streamed(side)
-    optim = {"epochs": epochs, "batch": batch}
+    optim = {"epochs": epochs, "batch": batch} | (ADAMW if adamw else {})
     if onnx is not None:
         taught = published(onnx)
     elif weights is not None:
