@@ -11,7 +11,7 @@ from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.standardiser import Standardiser, hadamard
 from raykd.models import build, measure
 from tests.each import each
-from tests.small import golden_tokens
+from tests.small import golden_maps, golden_tokens
 
 GOLDEN = {  # ts, tt of the specification: formulas of the named projects' code
     "mse": 0.5877140513,
@@ -48,6 +48,15 @@ def test_golden_values(distance):
     student, teacher = golden_tokens()
     method = DenseDistillation(distance=distance)
     assert loss_of(method, student, teacher) == pytest.approx(GOLDEN[distance], rel=1e-6)
+
+
+def test_mse_of_maps_has_its_golden_value_and_is_that_of_their_spectra():
+    maps = golden_maps()
+    mine, theirs = maps["fs5"], maps["ft"]
+    losses = DenseDistillation(distance="mse").distances(mine.flatten(2), theirs.flatten(2))
+    assert losses.mean().item() == pytest.approx(1.587123003, rel=1e-9)
+    spectrum = torch.fft.fft2(mine - theirs, norm="ortho").abs().square()
+    torch.testing.assert_close(spectrum.mean((1, 2, 3)), losses)
 
 
 @pytest.mark.slow

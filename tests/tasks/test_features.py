@@ -197,10 +197,11 @@ def test_golden_values():
 
 
 def test_the_spread_of_a_teacher_s_directions():
-    teacher = torch.cos(0.3 * torch.arange(4.0).double()[:, None] + torch.arange(6.0) * 0.7 + 0.2)
+    student, teacher = golden_embeddings()
     dispersion = Dispersion().double()
     dispersion.calibrate([teacher])
     assert dispersion.spread.item() == pytest.approx(0.1140253688, rel=1e-6)
+    assert squared_angle(student, teacher).mean().item() == pytest.approx(0.6744202006, rel=1e-9)
 
 
 def test_angles_have_finite_slopes_at_equal_and_at_opposite_vectors():

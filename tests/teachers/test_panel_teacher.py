@@ -36,6 +36,13 @@ def test_the_divergence_from_the_mean_logits_has_its_golden_value():
     assert loss.item() == pytest.approx(4.521373648, rel=1e-9)
 
 
+def test_the_divergence_from_the_mean_probabilities_has_its_golden_value():
+    heat = 4.0  # of both sides: the mean is at temperature 1
+    mean = mean_of([ONE / heat, OTHER / heat], "mean_probabilities")
+    loss = heat**2 * KD(weight=1.0, temperature=1.0).logit_loss(STUDENT / heat, mean, batch())
+    assert loss.item() == pytest.approx(4.347802402, rel=1e-9)
+
+
 def test_the_mean_of_the_divergences_from_each_has_its_golden_value():
     losses = [KD(weight=1.0).logit_loss(STUDENT, one, batch()) for one in (ONE, OTHER)]
     assert sum(losses).item() / 2 == pytest.approx(5.078251515, rel=1e-9)
