@@ -1,6 +1,11 @@
 """Words of messages: numbers with their nouns."""
 
-_SINGULAR = {"searches": "search", "caches": "cache", "weights": "file of weights"}
+_SINGULAR = {
+    "searches": "search",
+    "caches": "cache",
+    "hashes": "file of hashes",
+    "weights": "file of weights",
+}
 
 
 def counted(number: int, nouns: str) -> str:

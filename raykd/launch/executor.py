@@ -380,7 +380,7 @@ class Executor:
         seconds = time.monotonic() - started
         self._terminal.say(
             f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
-            f"{comparison.rows} of them asked again: largest difference of a number "
+            f"{comparison.rows} random ones asked again: largest difference of a number "
             f"{comparison.difference:.1g}"
             + (f", {comparison.lost:.2%} of the variance lost" if comparison.lost else "")
         )
