@@ -7,7 +7,7 @@ Shapes: B batch.
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from raykd.storage import arrow
 
 _Columns = list[dict[str, Tensor]]  # one entry per shard of a view, or one for all of them
 JOINED_BYTES = 1 << 28  # a view of several shards up to this size is copied into one block
+_AT_ONCE = 1 << 16  # rows of a part, where all are read
 _OPEN_VIEWS = 2  # kept: the one being read, and the one before or after; file handles are few
 _TRIES = 3  # to map copies that other processes may remove at any moment
 
@@ -99,6 +100,10 @@ class OutputsCache:
                 f"{missing[0]}; `raykd precompute` fills what is missing"
             )
         return cls(folder, manifest, device, shelf)
+
+    def ids(self) -> Sequence[Tensor]:
+        """All ids, int64, in the parts in which rows are read one after another."""
+        return torch.arange(self.manifest.rows, device=self.device).split(_AT_ONCE)
 
     def content(self, views: Iterable[int]) -> str:
         """Words that are equal where the outputs for some views are: all their checksums, and the

@@ -21,6 +21,7 @@ from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import GROUP_SECONDS
 from raykd.recipes import Optim, OutputsRun, StudentRun
 from raykd.storage.store import Store
+from raykd.tasks.base import Embedded
 from raykd.training import inputs
 from raykd.training.compiled import Mode
 from raykd.training.microbenchmark import forward_of, step_of
@@ -153,18 +154,18 @@ class Rates:
         times = sum(map(run.optim.evaluates, range(run.optim.epochs)))
         some = max(2, min(_RANKED, count))
 
-        def embedded() -> tuple[Tensor, Tensor]:
+        def embedded() -> Embedded:
             rows = torch.randn(some, _WIDTH, device=self._device)
-            return rows, torch.arange(some, device=self._device) // 2
+            return Embedded(torch.arange(some, device=self._device) // 2, rows, rows, rows)
 
         def of_teacher() -> Callable[[], object]:
-            rows, labels = embedded()
-            return lambda: run.task.of_teacher(rows, labels)
+            test = embedded()
+            return lambda: run.task.of_teacher(test)
 
         def rank() -> Callable[[], object]:
-            rows, labels = embedded()
-            kept = run.task.of_teacher(rows, labels)
-            return lambda: run.task.collected(rows, rows, rows, labels, kept)
+            test = embedded()
+            kept = run.task.of_teacher(test)
+            return lambda: run.task.collected(test, kept)
 
         once, each = (self._measure((run.task, some, f.__name__), some, f).image
             for f in (of_teacher, rank))  # fmt: skip

@@ -407,7 +407,7 @@ def check_columns(function: Derived) -> str:
     if not all(map(torch.equal, before, outputs.features.values())):
         raise ContractError("it changes the teacher's outputs in place; copy them first")
 
-    # What a cache stores of a sample is a function of that sample's outputs alone.
+    # A sample's columns are a function of that sample's outputs alone.
     everything = teacher.outputs(sample.pixels, _STORABLE)
     ways = {
         "a second time": _columns(function, outputs, modules),

@@ -114,9 +114,9 @@ def _lack(store: Store, run: OutputsRun, manifest: Manifest | None) -> str:
     """Message about a cache that holds no complete view and that no process is building."""
     folder = store.where(store.path(run))
     if (source := _missing(store, run)) is not None:
-        what = "prelude" if isinstance(source, PreludeRun) else "teacher"
+        where = store.where(store.path(source))
         return (
-            f"{folder}: its {what} {store.where(store.path(source))} is missing or not finished; "
+            f"{folder}: its {_role(source)} {where} is missing or not finished; "
             "`raykd precompute` of its experiment makes it, and trains nothing where only its "
             "marker was lost"
         )
@@ -130,6 +130,11 @@ def _missing(store: Store, run: OutputsRun) -> Training | None:
     return next((source for source in run.sources() if not store.has(source)), None)
 
 
+def _role(source: Training) -> str:
+    """Name of a training that a cache is computed by."""
+    return "prelude" if isinstance(source, PreludeRun) else "teacher"
+
+
 def _building(store: Store, run: OutputsRun) -> str | None:
     """Progress of a cache that is being built, or of its teacher; None if neither is."""
     owner = locks.owner(store, run, "maker")
@@ -140,8 +145,7 @@ def _building(store: Store, run: OutputsRun) -> str | None:
     if owner is None:
         return None
     done = len(read_metrics(store.path(source)))
-    what = "prelude" if isinstance(source, PreludeRun) else "teacher"
-    return f"waiting for its {what}, which {owner} trains; {done} epochs so far"
+    return f"waiting for its {_role(source)}, which {owner} trains; {done} epochs so far"
 
 
 def _teacher(store: Store, folder: Path, run: TeacherRun) -> Row:

@@ -40,7 +40,7 @@ def headline_of(metrics: Mapping[str, Any]) -> str:
     return ""
 
 
-_NO_ROWS = torch.empty(0, 0)
+NO_ROWS = torch.empty(0, 0)
 
 
 class LabelledSet(Record):
@@ -71,12 +71,12 @@ class LabelledSet(Record):
 
 
 class Embedded(NamedTuple):
-    """The training or the test images of a probe; no rows of what the task does not ask for."""
+    """Images by their embeddings; without rows where there are none, or a task asks for none."""
 
-    labels: Tensor  # int64 [N]
-    student: Tensor = _NO_ROWS  # float32 [N, D]
-    answer: Tensor = _NO_ROWS  # float32, what `Task.answer` makes of them
-    teacher: Tensor = _NO_ROWS  # float32 [N, E]
+    labels: Tensor = NO_ROWS  # int64 [N]
+    student: Tensor = NO_ROWS  # float32 [N, D]
+    answer: Tensor = NO_ROWS  # float32, what `Task.answer` makes of them
+    teacher: Tensor = NO_ROWS  # float32 [N, E]
 
 
 class Task(Record):
@@ -156,25 +156,14 @@ class Task(Record):
         """True where `collected` is called, too, by the outputs for one batch."""
         return self.collects
 
-    def of_teacher(self, teacher: Tensor, labels: Tensor | None) -> Any:
-        """What `collected` needs of the teacher's embeddings [N, E] alone, on the CPU.
+    def of_teacher(self, test: Embedded) -> Any:
+        """The part of `collected` that follows from the teacher's embeddings alone, on the CPU.
 
-        It is computed at the first evaluation of a training, and kept. None: nothing.
+        It is computed at the first evaluation of a training, and kept. None: there is no such part.
         """
 
-    def collected(
-        self,
-        embedding: Tensor,
-        answer: Tensor,
-        teacher: Tensor | None,
-        labels: Tensor | None,
-        kept: Any = None,
-    ) -> dict[str, float]:
-        """Metrics from all test images: their embeddings [N, D], and what `answer` makes of them.
-
-        `teacher` are the teacher's embeddings [N, E], where it has some of them, `labels` int64
-        [N], where the images have some, and `kept` what `of_teacher` says of both.
-        """
+    def collected(self, test: Embedded, kept: Any = None) -> dict[str, float]:
+        """Metrics from the embeddings of all test images; `kept` is what `of_teacher` says."""
         return {}
 
     def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
@@ -192,9 +181,9 @@ class Task(Record):
         return ()
 
     def judged_teacher(self, train: Embedded, test: Embedded, names: Sequence[str]) -> Any:
-        """What `judged` needs of the probe's embeddings by the teacher alone, on the CPU.
+        """The part of `judged` that follows from the teacher's embeddings alone, on the CPU.
 
-        It is computed at the first probe of a training, and kept. None: nothing.
+        It is computed at the first probe of a training, and kept. None: there is no such part.
         """
 
     def judged(

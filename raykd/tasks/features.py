@@ -137,14 +137,7 @@ class _OverImages(Features):
         widths = student.embedding.shape[1], teacher.embedding.shape[1]
         return alignment.by_rows(self.images, *widths)
 
-    def collected(
-        self,
-        embedding: Tensor,
-        answer: Tensor,
-        teacher: Tensor | None,
-        labels: Tensor | None,
-        kept: Any = None,
-    ) -> dict[str, float]:
+    def collected(self, test: Embedded, kept: Any = None) -> dict[str, float]:
         """`cka`."""
-        assert teacher is not None, "embeddings are compared with a teacher's"
-        return {"cka": 100 * alignment.cka(embedding, teacher)}
+        assert len(test.teacher), "embeddings are compared with a teacher's"
+        return {"cka": 100 * alignment.cka(test.student, test.teacher)}

@@ -31,7 +31,7 @@ class Retrieval(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """What lists say of the gallery: pairs of a query's row and one of the gallery's.
+    """Pairs of a query's row and one of the gallery's, as lists name them.
 
     In the order of the queries. Rows that no list names are irrelevant.
     """

@@ -3,7 +3,7 @@
 Shapes: N test images, D student's embedding width, E teacher's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -126,37 +126,29 @@ class Retrieval(LabelFreeTask):
         """The embedding [B, D], or its place in the teacher's space [B, E]."""
         return mapped(embedding, released) if self.gallery == "teacher" else embedding
 
-    def of_teacher(self, teacher: Tensor, labels: Tensor | None) -> TeacherRankings:
-        """The rankings of the teacher's embeddings [N, E] by themselves."""
-        nearest = rankings.nearest(teacher, teacher, AGREED) if len(teacher) > 1 else None
-        if labels is None or self.probe is not None:
+    def of_teacher(self, test: Embedded) -> TeacherRankings:
+        """The rankings of the teacher's embeddings by themselves."""
+        teacher, several = test.teacher, len(test.teacher) > 1
+        nearest = rankings.nearest(teacher, teacher, AGREED) if several else None
+        if not len(test.labels) or self.probe is not None:
             return TeacherRankings(nearest, {})
-        return TeacherRankings(nearest, self.worth(teacher, teacher, labels))
+        return TeacherRankings(nearest, self.worth(teacher, teacher, test.labels))
 
-    def collected(
-        self,
-        embedding: Tensor,
-        answer: Tensor,
-        teacher: Tensor | None,
-        labels: Tensor | None,
-        kept: Any = None,
-    ) -> dict[str, float]:
+    def collected(self, test: Embedded, kept: Any = None) -> dict[str, float]:
         """Metrics of the rankings, in percent."""
-        assert teacher is not None, "a student of this task has a teacher"
-        theirs = self.of_teacher(teacher, labels) if kept is None else kept
-        gallery = teacher if self.gallery == "teacher" else answer
+        assert len(test.teacher), "a student of this task has a teacher"
+        theirs = self.of_teacher(test) if kept is None else kept
+        gallery = test.teacher if self.gallery == "teacher" else test.answer
         metrics: dict[str, float] = {}
         if theirs.nearest is not None:
-            mine = rankings.nearest(answer, gallery, AGREED)
+            mine = rankings.nearest(test.answer, gallery, AGREED)
             metrics[f"agreement_at_{AGREED}"] = 100 * rankings.agreement(mine, theirs.nearest)
-        if labels is None or self.probe is not None:
+        if not len(test.labels) or self.probe is not None:
             return metrics
-        metrics |= self.worth(answer, gallery, labels)
-        more = {"teacher": theirs.worth}
+        metrics |= self.worth(test.answer, gallery, test.labels)
+        metrics |= _named("teacher", theirs.worth)
         if self.gallery == "teacher":
-            more["symmetric"] = self.worth(embedding, embedding, labels)
-        for who, worth in more.items():
-            metrics |= {f"{who}_{name}": value for name, value in worth.items()}
+            metrics |= _named("symmetric", self.worth(test.student, test.student, test.labels))
         return metrics
 
     def check_labels(self, train: Tensor, test: Tensor, *, of_probe: bool) -> None:
@@ -204,13 +196,10 @@ class Retrieval(LabelFreeTask):
         theirs = self.judged_teacher(train, test, names) if kept is None else kept
         assert theirs.nearest is not None, "a gallery has images"
         result = self._found(test.answer, gallery.teacher, train, test, names)
-        metrics = self._percent(result) | _left_out(result)
-        more = {"teacher": theirs.worth}
+        metrics = self._percent(result) | _left_out(result) | _named("teacher", theirs.worth)
         if gallery is test:  # which the student embeds, too
             alone = self._found(test.student, test.student, train, test, names)
-            more["symmetric"] = self._percent(alone)
-        for who, worth in more.items():
-            metrics |= {f"{who}_{name}": value for name, value in worth.items()}
+            metrics |= _named("symmetric", self._percent(alone))
         mine = self._nearest(test.answer, train, test)
         agreement = rankings.agreement(mine, theirs.nearest)
         metrics[f"probe_agreement_at_{AGREED}"] = 100 * agreement
@@ -229,7 +218,7 @@ class Retrieval(LabelFreeTask):
     def _found(
         self, queries: Tensor, found: Tensor, train: Embedded, test: Embedded, names: Sequence[str]
     ) -> rankings.Retrieval:
-        """What rankings of the probe's gallery `found` [N, E] by its queries [M, E] are worth."""
+        """The worth of rankings of the probe's gallery `found` [N, E] by its queries [M, E]."""
         assert self.probe is not None
         gallery, trapezoid = self._gallery(train, test), self.average == "trapezoid"
         if self.probe.is_listed:
@@ -252,6 +241,11 @@ class Retrieval(LabelFreeTask):
         metrics["map"] = 100 * result.mean_average_precision
         metrics["map_at_r"] = 100 * result.map_at_r
         return metrics
+
+
+def _named(ranked: str, worth: Mapping[str, float]) -> dict[str, float]:
+    """Metrics with the name of the embeddings that rank before theirs."""
+    return {f"{ranked}_{name}": value for name, value in worth.items()}
 
 
 def _left_out(result: rankings.Retrieval) -> dict[str, float]:

@@ -18,7 +18,6 @@ from raykd.models.staged import Staged
 from raykd.outputs.codecs import Codec
 from raykd.outputs.reader import OutputsCache
 
-_ROWS = 1 << 16  # that are read at a time
 Triple = tuple[float, float, float]
 
 
@@ -137,9 +136,8 @@ class ViewMean:
         """`signals` are of LOGITS and EMBEDDING; `codec` reads the cache, None: its own."""
         self.cache, self.views, self.signals, self.codec = cache, views, signals, codec
         sums: dict[str, list[Tensor]] = {}
-        rows = torch.arange(cache.manifest.rows, device=cache.device).split(_ROWS)
         for number, view in enumerate(views):
-            for part, ids in enumerate(rows):
+            for part, ids in enumerate(cache.ids()):
                 for name, values in _averaged(cache.take(ids, view, signals, codec), signals):
                     if number:
                         sums[name][part] += values

@@ -1,4 +1,4 @@
-"""What methods set from a teacher's outputs before the first step, kept for other students.
+"""Calibrations of methods by a teacher's outputs, kept in its cache for all students.
 
 A student that reads a cache writes `calibration-<digest>.safetensors` beside its shards, and the
 next one reads that instead of 16,384 rows. The digest is of all that determines the tensors, the
@@ -65,7 +65,7 @@ class Sample(Iterable[Outputs]):
             method.calibrate(helpers, self)
 
     def words(self) -> list[Any]:
-        """What determines the samples and their batches, as plain data."""
+        """All that determines the samples and their batches, as plain data."""
         rows = arrow.checksum(self.rows.cpu().numpy().tobytes())
         return [fingerprint(self.train.data), rows, self.view, self._size]
 
@@ -117,7 +117,7 @@ class Calibrations:
                     return None
                 try:
                     sample.calibrate(method, helpers)
-                except RaykdError as error:  # all workers are to hear of it
+                except RaykdError as error:  # raised once the other workers go on
                     return error
                 if _fault(buffers) is None:
                     self._store.write(path, packed(name, buffers))
@@ -198,7 +198,7 @@ def _forms(state: _State) -> dict[str, str]:
 
 
 def _fault(state: _State) -> str | None:
-    """What is wrong with the numbers of a calibration; None if nothing is."""
+    """The fault in the numbers of a calibration; None if there is none."""
     wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
     return f"{wrong[0]} is not finite" if wrong else None
 

@@ -14,6 +14,7 @@ from raykd.data.loading.sampler import share
 from raykd.methods.base import Method
 from raykd.models.staged import Staged
 from raykd.tasks import Task
+from raykd.tasks.base import NO_ROWS, Embedded
 from raykd.tasks.classification import CLASSIFICATION
 from raykd.teachers.source import Source
 from raykd.training.hosts.base import Host
@@ -60,15 +61,15 @@ def evaluate(
     assert sums is not None
     metrics = task.metrics(host.total(sums), taught=teacher is not None)
     if collected:
-        count, labels = len(test.images), test.images.targets.to(host.device)
+        count, labels = len(test.images), NO_ROWS
+        if test.data.labels != "none":
+            labels = test.images.targets.to(host.device)
         parts = [torch.cat(part) for part in zip(*collected, strict=True)]
-        embedding, answers, *theirs = (gathered(part, count, host) for part in parts)
-        known = labels if test.data.labels != "none" else None
-        teachers = theirs[0] if theirs else None
+        images = Embedded(labels, *(gathered(part, count, host) for part in parts))
         kept = [] if of_teacher is None else of_teacher
-        if teachers is not None and not kept:
-            kept.append(task.of_teacher(teachers, known))
-        metrics |= task.collected(embedding, answers, teachers, known, *kept)
+        if len(images.teacher) and not kept:
+            kept.append(task.of_teacher(images))
+        metrics |= task.collected(images, *kept)
     return metrics
 
 

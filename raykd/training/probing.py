@@ -18,8 +18,6 @@ from raykd.tasks.base import Embedded
 from raykd.training.evaluation import BATCH, gathered
 from raykd.training.hosts.base import Host
 
-_ROWS = 1 << 16  # of a cache that are read at a time
-
 
 @dataclass(frozen=True)
 class ProbeSets:
@@ -28,7 +26,7 @@ class ProbeSets:
     probe: LabelledSet
     train: Views  # images whose labels are known
     test: Views
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]  # class names
     # The caches of the teacher's embeddings that the task reads.
     teacher: Mapping[Split, OutputsCache] = field(default_factory=dict)
     of_teacher: list[Any] = field(default_factory=list)  # what probes need of those alone
@@ -76,8 +74,7 @@ def probed(
 
 def _stored(cache: OutputsCache) -> Tensor:
     """All embeddings of a cache of one view, float32 [N, E]."""
-    rows = torch.arange(cache.manifest.rows, device=cache.device).split(_ROWS)
-    return torch.cat([cache.take(ids, 0, Signal.EMBEDDING).embedding for ids in rows])
+    return torch.cat([cache.take(ids, 0, Signal.EMBEDDING).embedding for ids in cache.ids()])
 
 
 def embeddings(

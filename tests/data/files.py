@@ -31,6 +31,12 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return out.getvalue()
 
 
+def names(dataset: Dataset, split: str) -> list[str]:
+    """The names of the image files of a split, in order."""
+    images = dataset.splits[split].images
+    return [Path(images.origin(row)).name for row in range(len(images))]
+
+
 def put(path: Path, data: bytes | str | None = None) -> Path:
     """A file with these bytes, this text, or a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from raykd.core.types import Batch, Outputs
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.tasks import Features
 from raykd.tasks.alignment import by_rows, cka
+from raykd.tasks.base import Embedded
 from tests.each import each
 
 
@@ -62,7 +63,7 @@ def test_a_task_measures_the_same_over_batches_either_way(count):
     metrics = task.metrics(sums, taught=True)
     if count == 24:
         assert len(sums) == 5 and torch.equal(torch.cat(parts), torch.arange(24))
-        metrics |= task.collected(x, x, y, None)
+        metrics |= task.collected(Embedded(student=x, answer=x, teacher=y))
     assert not parts or count == 24
     assert metrics["cka"] == pytest.approx(100 * direct(x, y), rel=1e-9)
     assert metrics.keys() == {"cka", "test_loss"}

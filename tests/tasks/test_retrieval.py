@@ -272,7 +272,7 @@ def test_a_list_that_cannot_judge_is_refused(place, tmp_path, overrides, words):
 
 def test_a_network_that_is_the_teacher_agrees_with_it_in_everything():
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
-    metrics = Retrieval().collected(x, x, x, torch.arange(40) % 4)
+    metrics = Retrieval().collected(Embedded(torch.arange(40) % 4, x, x, x))
     assert metrics["agreement_at_10"] == 100
     for name in ("recall_at_1", "map", "map_at_r"):
         assert metrics[name] == metrics[f"teacher_{name}"] == metrics[f"symmetric_{name}"]

@@ -64,7 +64,7 @@ class Worker(LocalHost):
 
 
 def by_workers(host: LocalHost, world: int, work) -> list[dict[str, float]]:
-    """What each worker's call of `work` with its host returns."""
+    """The results of `work`, which each worker calls with its host."""
     meeting, results, errors = Meeting(world), [{}] * world, []
 
     def one(rank: int) -> None:

@@ -125,7 +125,7 @@ class Views:
         yield from self._batches([(ids, view) for ids in self._moved(rows).split(size)], 0)
 
     def unseen(self, rows: Tensor, size: int, view: int = 0) -> Iterator[Batch]:
-        """The same as `runs` without pixels, for who looks ids up in a cache: none is decoded.
+        """The same as `runs` without pixels, for reading a cache by ids: no image is decoded.
 
         Labels are those of the samples themselves, mixed or not.
         """

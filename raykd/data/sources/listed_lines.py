@@ -69,9 +69,10 @@ def parse_lines(
     parse: Callable[[int, str], Parsed],
     what: str,
 ) -> list[Parsed]:
-    """What `parse` makes of the place and the text of some numbered lines, `what` of each.
+    """The results of `parse` for the place and the text of each numbered line.
 
-    Raises `DataError` that names all lines of which it is a `ValueError`, and where there are none.
+    Raises `DataError` that names all lines for which it raises `ValueError`, and where there are
+    no lines; `what` says what each line is to hold.
     """
     parsed, wrong = list[Parsed](), list[str]()
     for place, (number, line) in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Lists of what each query is to find in a gallery, and of what is ignored: a CSV file.
+"""Lists of the images that queries are to find in a gallery, and of ignored ones: a CSV file.
 
 The dataset has the gallery as `train` and the queries as `test`. Images of the gallery of which the
 list says the same are a class, whose name says it (see `relevance.py`); the queries' labels, all 0,
@@ -22,7 +22,7 @@ HEADER = ["query", "relevance", "gallery"]
 
 
 class Line(NamedTuple):
-    """What a list says of an image of the gallery."""
+    """A line of a list: an image of the gallery is relevant or junk to a query."""
 
     query: Entry
     word: str

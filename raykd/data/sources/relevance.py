@@ -1,4 +1,4 @@
-"""What a list says of the images of a gallery, as names of classes.
+"""Names of classes that say to which queries the images of a gallery are relevant, or junk.
 
 A name says it by the places of the queries, as "relevant: 0 2; junk: 1". So digests, stores and
 packs keep a list as they keep labels.
@@ -22,7 +22,7 @@ def class_name(said: Mapping[str, Sequence[int]]) -> str:
 
 
 def pairs_of(names: Sequence[str], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What is relevant, and what junk, by the classes' names and the gallery's labels int64 [N].
+    """Pairs that are relevant, and pairs that are junk, by class names and labels int64 [N].
 
     Each is int64 [P, 2]: places of a query and of an image, in the order of the queries.
     """

@@ -7,7 +7,7 @@ import pytest
 from raykd.core.errors import DataError
 from raykd.data.sources import SOURCES
 from raykd.data.sources.pairs import folds_of
-from tests.data.files import encoded, picture, put
+from tests.data.files import encoded, names, picture, put
 from tests.each import each
 
 LFW = (
@@ -28,11 +28,6 @@ def faces(tmp_path) -> Path:
     put(tmp_path / "lfw" / "Cy" / "Cy_0001.jpg", encoded(picture(9), "JPEG"))
     put(tmp_path / "pairs.txt", LFW)
     return tmp_path
-
-
-def names(dataset, split):
-    images = dataset.splits[split].images
-    return [Path(images.origin(row)).name for row in range(len(images))]
 
 
 def test_a_list_like_lfw_s_is_read_in_its_order(faces):

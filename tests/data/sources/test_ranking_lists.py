@@ -8,7 +8,7 @@ import torch
 from raykd.core.errors import DataError
 from raykd.data.sources import SOURCES
 from raykd.data.sources.relevance import pairs_of
-from tests.data.files import encoded, picture, put
+from tests.data.files import encoded, names, picture, put
 from tests.each import each
 
 LIST = (
@@ -29,11 +29,6 @@ def place(tmp_path) -> Path:
         put(tmp_path / name, encoded(picture(number)))
     put(tmp_path / "rankings.csv", LIST)
     return tmp_path
-
-
-def names(dataset, split):
-    images = dataset.splits[split].images
-    return [Path(images.origin(row)).name for row in range(len(images))]
 
 
 def test_a_list_says_by_class_names_what_is_relevant_and_what_junk(place):
