@@ -104,8 +104,14 @@ class Clock:
                 self._used.clear()
             if lines > len(self._used):
                 self._used += [None] * (lines - len(self._used) - 1)  # ended unobserved
-                self._used.append(_process_seconds(self._process()))
+                self._used.append(self._seconds())
                 self._begun()
+
+    def _seconds(self) -> float | None:
+        """CPU seconds so far; None where the process has just ended."""
+        with contextlib.suppress(OSError, LookupError):
+            return _process_seconds(self._process())
+        return None
 
     def stop(self) -> list[float]:
         """CPU seconds of each epoch except the first and those whose end was not observed."""

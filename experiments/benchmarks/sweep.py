@@ -14,6 +14,8 @@ leak: many trials of a tiny student, with the object store, the open files and t
 processes, and the disk that the sweep takes, over time; and the driver's own CPU time.
 """
 
+import contextlib
+import importlib
 import os
 import tempfile
 import threading
@@ -38,7 +40,7 @@ from raykd.tracking.console import Terminal
 from raykd.training.memory import keep_freed_memory
 
 WHOLE_GRID = 32  # students, from which on starting weighs less
-TICKS = os.sysconf("SC_CLK_TCK")
+PSUTIL: Any = importlib.import_module("psutil")  # on the path once Ray is imported
 COST = """
 run:
   model: {student}
@@ -210,28 +212,25 @@ class Watch(threading.Thread):
         self.samples.append(self.look())
 
     def look(self) -> Sample:
-        """One sample."""
-        pids = tree(os.getpid())
-        files = sum(len(_listed(Path(f"/proc/{pid}/fd"))) for pid in pids)
-        pages = sum(int(_text(pid, "statm").split()[1] or 0) for pid in pids if _text(pid, "statm"))
-        size = sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file())
-        done = len(_listed(self.root / "students"))
-        memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-        return Sample(done, _objects(), float(files), memory, size / 1e6)
+        """One sample; what ends while it is looked at counts nothing."""
+        files = resident = 0
+        for process in processes():
+            with contextlib.suppress(PSUTIL.Error):
+                files += process.num_fds()
+                resident += process.memory_info().rss
+        size = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    size += Path(folder, name).stat().st_size
+        done = len([*(self.root / "students").glob("*")])
+        return Sample(done, _objects(), float(files), resident / 1e6, size / 1e6)
 
 
-def tree(root: int) -> list[int]:
-    """A process and all below it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (text := _text(int(entry.name), "stat")):
-            parent = int(text.rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [], [root]
-    while todo:
-        found.append(todo.pop())
-        todo += children.get(found[-1], [])
-    return found
+def processes() -> list[Any]:
+    """This process and all below it."""
+    here = PSUTIL.Process()
+    return [here, *here.children(recursive=True)]
 
 
 class Meter(threading.Thread):
@@ -244,7 +243,7 @@ class Meter(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._ticks: dict[tuple[int, str], int] = {}  # by process id and start time
+        self._used: dict[Any, float] = {}  # by process, which is its id and start time
         self.start()
 
     def run(self) -> None:
@@ -254,11 +253,11 @@ class Meter(threading.Thread):
 
     def seconds(self) -> float:
         """CPU seconds so far."""
-        for pid in tree(os.getpid()):
-            fields = _text(pid, "stat").rpartition(")")[2].split()
-            if fields:
-                self._ticks[pid, fields[19]] = int(fields[11]) + int(fields[12])
-        return sum(self._ticks.values()) / TICKS
+        for process in processes():
+            with contextlib.suppress(PSUTIL.Error):  # it has just ended
+                times = process.cpu_times()
+                self._used[process] = times.user + times.system
+        return sum(self._used.values())
 
 
 def _objects() -> float:
@@ -287,20 +286,6 @@ def _without_teacher(experiment: Experiment) -> Experiment:
     changes = {"teacher": None}
     runs = tuple(run.model_copy(update=changes) for run in experiment.students())
     return Experiment(experiment.name, runs, experiment.scale, experiment.where)
-
-
-def _text(pid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text()
-    except OSError:
-        return ""
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
 
 
 if __name__ == "__main__":

@@ -23,7 +23,11 @@ from raykd.launch.cluster import connected
 
 def descendants(pid):
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
+        try:
+            children = task.read_text().split()
+        except OSError:  # it has just ended
+            continue
+        for child in children:
             yield child
             yield from descendants(child)
 

@@ -106,10 +106,13 @@ def test_a_live_teacher_is_asked_in_one_way_at_another_resolution(store, root):
 
 
 def resident(process: int) -> int:
-    """Megabytes of a process and of those that it started."""
+    """Megabytes of a process and of those that it started; 0 of one that has just ended."""
     page = os.sysconf("SC_PAGE_SIZE")
-    own = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page // 2**20
-    started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    try:
+        own = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page // 2**20
+        started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return 0
     return own + sum(resident(int(child)) for child in started)
 
 
