@@ -1,6 +1,7 @@
 """Resolution of an experiment: digests, sizes and weights, which only files can tell."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
 from raykd.data.sources import LISTS
+from raykd.data.sources.folders import has_gallery
 from raykd.data.sources.pairs import folds_of
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
@@ -22,7 +24,7 @@ from raykd.recipes import AnyStudent, AnyTeacher, PanelRun, StudentRun, TeacherR
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
-from raykd.tasks import FaceSet, Task, probe_of
+from raykd.tasks import FaceSet, RetrievalSet, Task, probe_of
 
 _COLOURS = ("mean", "std")
 _Started = TypeVar("_Started", TeacherRun, StudentRun)
@@ -76,6 +78,17 @@ class _Images:
     def judged(self, stated: Data) -> ResolvedData:
         """The data of a probe."""
         return self._once(stated, self._probe_root)
+
+    def gallery(self, judge: RetrievalSet) -> RetrievalSet:
+        """A set for retrieval, with the gallery apart that its folder has, if none is stated."""
+        if "gallery" in judge.model_fields_set or judge.data.name != "folder":
+            return judge
+        return judge.model_copy(update={"gallery": "train"}) if self._has_gallery else judge
+
+    @functools.cached_property
+    def _has_gallery(self) -> bool:
+        """True where the images of the probe are those of a gallery and queries."""
+        return self._probe_root is not None and has_gallery(self._probe_root)
 
     def check_folds(self, judge: FaceSet) -> None:
         """Raise `ConfigError` where a list of pairs states another number of folds."""
@@ -205,6 +218,8 @@ class _Resolver:
             )
         try:
             judged = self._images.judged(judge.data)
+            if isinstance(judge, RetrievalSet):
+                judge = self._images.gallery(judge)
             if isinstance(judge, FaceSet) and judge.is_listed and not judge.data.digest:
                 self._images.check_folds(judge)
         except (ConfigError, DataError) as error:

@@ -31,15 +31,18 @@ class RetrievalSet(LabelledSet):
 
     gallery: Literal["test", "train"] = "test"
     """Images that each test image is to find its class among: all others, or the training rows,
-    which are those of a folder `gallery`, or of a list.
+    which are those of a folder `gallery`, or of a list. Left out, a gallery apart is taken where
+    there is one.
     """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.is_listed and "gallery" not in self.model_fields_set:
+            object.__setattr__(self, "gallery", "train")
         if self.is_listed and self.gallery == "test":
             raise ValueError(
                 f"data.name: {RANKINGS!r} is a list of queries with a gallery apart; set gallery: "
-                "train"
+                "train, or leave it out"
             )
         return self
 

@@ -13,6 +13,7 @@ from raykd.cli import main
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.errors import ConfigError, RaykdError
+from raykd.core.record import fingerprint
 from raykd.core.types import Outputs, Signal
 from raykd.data.dataset import open_images, read
 from raykd.data.loading.loader import Views
@@ -170,7 +171,7 @@ run:
   teacher: {model: resnet8x4, optim: {epochs: 1, batch: 16}}
   method: embed_distill
   optim: {epochs: 1, batch: 16}
-  task: {name: retrieval, probe: {data: {name: rankings}, gallery: train}}
+  task: {name: retrieval, probe: {data: {name: rankings}}}
 scale: {workers: 0}
 """
 
@@ -249,6 +250,24 @@ def test_a_teacher_that_takes_no_images_of_the_probe_is_refused_at_once(place, t
     experiment = resolve(parse(LISTED, "x", [*where, *sized]), Store(tmp_path))
     with pytest.raises(ConfigError, match=r"run\.task\.probe\.data: .*mobilefacenet"):
         preflight(experiment, Store(tmp_path))
+
+
+@each(
+    ("probe", "more", "gallery"),
+    [
+        ("shop", [], "train"),
+        ("shop", FOLDER, "train"),
+        ("shop", [*FOLDER, "run.task.probe.gallery=test"], "test"),
+        ("train", FOLDER, "test"),
+    ],
+)
+def test_a_gallery_apart_is_taken_unless_another_is_stated(place, tmp_path, probe, more, gallery):
+    where = [f"data.path={place / 'train'}", f"data.probe={place / probe}", *more]
+    holdout = ["run.task.probe.data.holdout=0.5"] if probe == "train" else []
+    (run,) = resolve(parse(LISTED, "x", [*where, *holdout]), Store(tmp_path)).runs
+    assert run.task.probe.gallery == gallery
+    stored = run.read(run.plain())
+    assert stored == run and fingerprint(stored) == fingerprint(run)
 
 
 @each(

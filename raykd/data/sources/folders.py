@@ -143,6 +143,12 @@ def read_folder(root: str, labels: bool = True) -> Dataset:
     return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
 
 
+def has_gallery(root: str) -> bool:
+    """True for a folder whose images of a gallery and queries are in two folders of those names."""
+    files = Files.at(root)
+    return not pack_format.is_pack(files) and bool(_gallery_and_query(Tree.of(files)))
+
+
 def _gallery_and_query(tree: Tree) -> dict[str, str]:
     """The folders `gallery` and `query` as those of the training and the test images, if there.
 
