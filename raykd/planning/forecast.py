@@ -1,8 +1,8 @@
 """A plan on a described cluster: time, bytes, cost and limit of each piece of work.
 
 The formulas are in `scaling.py`. The time of a network per image is measured on this machine and
-divided by the cluster's `rate`, or follows from its operations (`Cluster.tflops`): a step counts
-the student's forward three times (a backward is worth two) and a live teacher's forward once.
+divided by the cluster's `rate`, or follows from its operations (`Cluster.tflops`): those of a step
+of a few images, in which the student, its method and a live teacher compute on this machine.
 """
 
 import functools
@@ -28,11 +28,11 @@ from raykd.planning.estimate import Rates
 from raykd.planning.plan import Plan
 from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import Cluster, Forecast, Work
-from raykd.recipes import AnyTeacher, OutputsRun, StudentRun
+from raykd.recipes import OutputsRun, StudentRun
 from raykd.storage.store import Store
 from raykd.training.cache_builder import needed_bytes
+from raykd.training.microbenchmark import forward_flops, step_cost
 
-_BACKWARD = 2  # forwards that a backward is worth: gradients of inputs and of weights
 _FLOAT = 4  # bytes per gradient element: gradients are averaged in float32
 
 
@@ -120,12 +120,15 @@ class _Forecaster:
             caches = [cache for look in looks for cache in run.caches_at(0, look)]
             view = sum(needed_bytes(cache, rows) for cache in caches)
         images = open_images(self._store, run.data)[0]
+        parameters, flops = step_cost(run, images.targets)
+        rate = self._cluster.rate
+        each = self._rates.step(run).image / rate if rate else flops / self._cluster.operations
         return Work(
             images=len(images),
             epochs=run.optim.epochs,
             batch=run.optim.batch,
-            image_seconds=self._step_seconds(run),
-            parameter_bytes=_FLOAT * _cost(run.model, run.data)[0],
+            image_seconds=each,
+            parameter_bytes=_FLOAT * parameters,
             view_bytes=view,
             encoded_bytes=_encoded_bytes(images),
             decode_seconds=self._decoding(run.shown()),
@@ -136,7 +139,9 @@ class _Forecaster:
         images = open_split(self._store, run.data, run.split)
         read = _encoded_bytes(images) * rows // len(images)
         if self._cluster.rate is None:
-            seconds = _forward_cost(run.teacher, run.data) / self._cluster.operations
+            trained = tuple(function for function in run.derived if function.trained)
+            flops = forward_flops(run.teacher, run.data, trained)
+            seconds = flops / self._cluster.operations
         else:
             seconds = self._rates.answer(run).image / self._cluster.rate
         decoding = self._decoding(run.data)
@@ -150,35 +155,10 @@ class _Forecaster:
             return self._rates.decoding(data)
         return self._cluster.decode_ms / 1000
 
-    def _step_seconds(self, run: StudentRun) -> float:
-        """Seconds per image in a step on one GPU."""
-        if self._cluster.rate is not None:
-            return self._rates.step(run).image / self._cluster.rate
-        flops = (1 + _BACKWARD) * _cost(run.model, run.data)[1]
-        if run.teacher is not None and run.method.needs() and not run.cached():
-            for member in run.members():
-                forward = _forward_cost(member, run.as_teacher_sees(run.data, member))
-                flops += forward * len(run.method.looks().teacher)
-        return flops / self._cluster.operations
-
 
 def _encoded_bytes(images: object) -> int:
     """Size of all encoded images; 0 for images in memory."""
     return int(images.ranges.length.sum()) if isinstance(images, Encoded) else 0
-
-
-def _cost(model: str, data: Data) -> tuple[int, int]:
-    """Parameters of a network, and operations of a forward of one image."""
-    read = data.resolved()
-    return network_cost(model, read.classes, read.size)
-
-
-def _forward_cost(teacher: AnyTeacher, data: Data) -> int:
-    """Operations of a teacher's forward of one image of `data`, at the size that it asks for."""
-    if isinstance(teacher, StudentRun):
-        return network_cost(teacher.model, teacher.head, data.resolved().size)[1]
-    size = (teacher.size, teacher.size) if teacher.size else data.resolved().size
-    return network_cost(teacher.model, teacher.own_classes(), size)[1]
 
 
 @functools.lru_cache(maxsize=64)

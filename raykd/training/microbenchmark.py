@@ -1,4 +1,4 @@
-"""Forwards and training steps on noise, for measuring their time.
+"""Forwards and training steps on noise, for measuring their time and counting their operations.
 
 Shapes: B batch, C classes, N training rows.
 """
@@ -25,6 +25,7 @@ from raykd.training.panel import of_panel, together
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _LOOKS: tuple[Look, ...] = ("clean", "partner", "strong")
+_COUNTED = 4  # images whose operations are counted
 
 
 def step_of(
@@ -35,6 +36,41 @@ def step_of(
     What a cache would answer was asked before. Pixels and the networks' weights are random, and
     follow from no run's seed; `targets` (int64 [N]) are the labels of the training rows.
     """
+    return _learning(run, targets, device, compiled)[1]
+
+
+def step_cost(run: StudentRun, targets: Tensor) -> tuple[int, float]:
+    """Parameters that a step of a student trains, and FLOPs of each of its images.
+
+    Those of the backward, the method's helpers and a live teacher are among them.
+    """
+    optim = run.optim.model_copy(update={"batch": _COUNTED})
+    changes = {"optim": optim, "precision": "float32", "teacher_precision": "float32"}
+    learner, step = _learning(run.model_copy(update=changes), targets, torch.device("cpu"))
+    flops = _count(step)
+    trained = [value for value in learner.parameters() if value.grad is not None]
+    return sum(value.numel() for value in trained), flops / _COUNTED
+
+
+def forward_flops(teacher: AnyTeacher, data: Data, derived: Sequence[Derived] = ()) -> float:
+    """FLOPs of a teacher's forward for one image, with those of `forward_of`."""
+    forward = forward_of(teacher, data, _COUNTED, torch.device("cpu"), derived=derived)
+    return _count(forward) / _COUNTED
+
+
+def _count(call: Callable[[], object]) -> int:
+    """FLOPs of a call: a multiply-add is two, and only products are counted."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _learning(
+    run: StudentRun, targets: Tensor, device: torch.device, compiled: Mode = False
+) -> tuple[Learner, Callable[[], None]]:
+    """A student with all that its method does, and its step: see `step_of`."""
     torch.manual_seed(0)
     method, needs, looks = run.method, run.method.needs(), run.method.looks()
     student, helpers = weights.build_network(run), nn.ModuleDict()
@@ -83,7 +119,7 @@ def step_of(
         losses, _ = learner(batch, cached if live is None else live(teacher_batch), 1.0)
         torch.stack([*losses.values()]).sum().backward()
 
-    return step
+    return learner, step
 
 
 def forward_of(

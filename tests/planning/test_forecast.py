@@ -4,17 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from raykd.cli import main
 from raykd.config.experiment import parse
 from raykd.config.resolve import resolve
 from raykd.core.errors import ConfigError, NoRoom
+from raykd.methods import METHODS
 from raykd.models import build, parameter_count
 from raykd.planning import scaling
 from raykd.planning.forecast import forecast, network_cost, read_cluster
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
+from raykd.training.microbenchmark import forward_flops, step_cost
 from raykd.training.result import forward_cost
 
 MACHINES = Path(__file__).parents[2] / "cluster" / "machines.yaml"
@@ -54,7 +57,8 @@ def test_a_plan_by_hand(ready):
     teacher, *caches, students = forecast(*ready, cluster)
     train, test = sorted(caches, key=lambda line: "train" not in line.label)
     size, flops = network_cost("resnet8", 10, (8, 8))
-    each = 3 * flops / (312e12 * 0.25)  # forward and backward
+    # A backward is worth two forwards, and the first convolution's has no gradient of the images.
+    each = (3 * flops - 2 * 9 * 3 * 16 * 64) / (312e12 * 0.25)
     ring = scaling.ring_seconds(cluster, 4 * size, 2)
     step = 0.005 + 16 * each + ring
     assert (students.count, students.workers, students.at_once) == (3, 2, 3)
@@ -66,6 +70,20 @@ def test_a_plan_by_hand(ready):
     assert (train.written, test.written) == (2 * 96 * 24, 180 * 24)
     assert (train.limit, train.seconds) == ("storage", pytest.approx(2 * 96 * 24 / 5e9))
     assert (teacher.workers, teacher.read) == (2, 0)
+
+
+def test_what_a_method_trains_and_its_live_teacher_count(ready):
+    run = ready[0].runs[0]
+    targets = torch.arange(96) % 10
+    size, flops = step_cost(run, targets)
+    heads = run.model_copy(update={"method": METHODS["multi_head_kd"]()})
+    live = run.model_copy(update={"source": "live"})
+    assert step_cost(heads, targets)[0] > 10 * size
+    assert step_cost(heads, targets)[1] > 10 * flops
+    # The teacher's forward, and nothing that is trained.
+    forward = network_cost("resnet20", 10, (8, 8))[1]
+    assert step_cost(live, targets) == (size, pytest.approx(flops + forward))
+    assert forward_flops(run.teacher, run.data) == forward
 
 
 def test_what_does_not_fit_is_refused(ready):
