@@ -41,6 +41,21 @@ def test_a_step_has_the_values_of_the_specification():
     assert torch.equal(centres.rows, before)
 
 
+def test_a_student_at_its_teacher_keeps_the_centre_and_one_that_is_far_has_the_teacher_s():
+    unit, across = F.normalize(THEIRS, dim=1), F.normalize(THEIRS.roll(1, 1), dim=1)
+    across = across - (across * unit).sum(1, keepdim=True) * unit
+    for student, start, expected in ((THEIRS, unit, unit), (across, WEIGHT[LABELS], unit)):
+        helpers = AdaDistill().helpers(Shapes(10, 6, {}), Shapes(10, 6, {})).double()
+        rows = helpers["centres"].rows
+        rows[LABELS] = start
+        others = rows.clone()
+        outputs = Outputs(embedding=student), Outputs(embedding=THEIRS)
+        AdaDistill().losses(*outputs, batch(), helpers)
+        torch.testing.assert_close(rows[LABELS], expected, rtol=0, atol=2e-6)  # a millionth stays
+        others[LABELS] = rows[LABELS]
+        assert torch.equal(rows, others)  # of the other classes
+
+
 @pytest.mark.slow
 def test_samples_of_one_class_move_its_centre_in_the_order_of_their_ids():
     one, other = Centres(3, 6).double(), Centres(3, 6).double()
@@ -63,5 +78,17 @@ def test_directions_have_the_values_of_the_specification():
     assert losses_of(Angular()).item() == pytest.approx(0.3170808717, rel=1e-8)
     assert losses_of(Angular(power=2)).item() == pytest.approx(0.1085112112, rel=1e-8)
     mimic = losses_of(MimicEmbedding(normalise=True))
+    assert mimic.item() == pytest.approx(2 * losses_of(Angular()).item(), rel=1e-12)
     assert mimic.item() == pytest.approx(0.6341617435, rel=1e-8)
     assert losses_of(MimicEmbedding()).item() == pytest.approx(2.004559027, rel=1e-8)
+
+
+def test_directions_agree_where_the_embeddings_are_parallel_alone():
+    for method in (MimicEmbedding(normalise=True), Angular(), Angular(power=2)):
+        for factor in (0.1, 1.0, 40.0):
+            outputs = Outputs(embedding=factor * THEIRS), Outputs(embedding=THEIRS)
+            (loss,) = method.losses(*outputs, batch(), torch.nn.ModuleDict()).values()
+            assert loss.item() == pytest.approx(0, abs=1e-12)
+        outputs = Outputs(embedding=-THEIRS), Outputs(embedding=THEIRS)
+        (loss,) = method.losses(*outputs, batch(), torch.nn.ModuleDict()).values()
+        assert loss.item() == pytest.approx(2 if method == Angular() else 4)

@@ -112,6 +112,9 @@ def test_a_standardised_target_has_the_promised_moments():
         assert variance.mean().item() == pytest.approx(1, rel=1e-9)
         assert torch.allclose(variance, torch.ones(8).double(), rtol=1e-9) == (kind != "global")
         factor = standardiser.factor
+        matrix = factor if kind == "phi_s" else factor[:, 0].diag()
+        back = torch.linalg.solve(matrix, done.T).T + standardiser.mean[:, 0]
+        torch.testing.assert_close(back, vectors, rtol=0, atol=1e-9)
         if kind == "phi_s":  # a rotation times a number, so it can be inverted
             one = factor @ factor.T / (factor @ factor.T)[0, 0]
             torch.testing.assert_close(one, torch.eye(8).double(), rtol=0, atol=1e-12)

@@ -62,12 +62,95 @@ def test_a_combined_margin_multiplies_adds_and_takes_away():
     assert loss_of(task).item() == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-9)
 
 
-@pytest.mark.slow
-@each(("factor", "margin"), [(1.0, 0.5), (1.35, 0.0), (1.35, 0.5), (2.0, 1.5)])
-def test_the_fallback_never_rises_with_the_angle(factor, margin):
-    target = torch.linspace(0, math.pi, 2001).double().cos().clamp(-1 + 1e-7, 1 - 1e-7)
-    value = margins.angular(target, margin, "fallback", factor=factor)
-    assert (value.diff() <= 1e-6).all() and (value <= target).all()
+HEADS = [*margins.MARGINS, "normface", "combined", "magface"]
+OF_NORMS = ("sphereface", "adaface", "magface")
+
+
+def fixed(scale=64.0):
+    """A classifier after many steps, with AdaFace's margin of norms between its limits."""
+    made = classifier(scale)
+    made.moments, made.steps = torch.tensor([1.8, 0.1]).double(), torch.tensor(1e9)
+    return made
+
+
+@each(
+    "fields",
+    [
+        {"head": "arcface", "margin": 0.0},
+        {"head": "arcface", "margin": 0.0, "beyond": "clamp"},
+        {"head": "cosface", "margin": 0.0},
+        {"head": "combined", "combined": (1.0, 0.0, 0.0)},
+        {"head": "adaface", "margin": 0.0},
+    ],
+)
+def test_without_a_margin_every_head_is_normface(fields):
+    assert loss_of(Faces(**fields)).item() == pytest.approx(58.72033381, rel=1e-9)
+
+
+def test_losses_rise_with_the_margin():
+    for head in ("arcface", "cosface", "adaface"):
+        margin_losses = [
+            loss_of(Faces(head=head, margin=m), head=fixed()).item() for m in (0.0, 0.2, 0.4, 0.6)
+        ]
+        assert margin_losses == sorted({*margin_losses}), head
+
+
+@each("head", HEADS)
+def test_lengths_of_directions_never_count_and_those_of_embeddings_for_some_heads(head):
+    task, made = Faces(head=head), fixed()
+    made.weight.data.mul_(torch.linspace(0.1, 9, 10).double()[:, None])
+    plain = loss_of(task, head=fixed())
+    torch.testing.assert_close(loss_of(task, head=made), plain)
+    rows = torch.tensor([0.5, 3.0, 20.0, 1.5]).double()[:, None]
+    longer = loss_of(task, rows * EMBEDDINGS, head=fixed())
+    assert torch.allclose(longer, plain) == (head not in OF_NORMS)
+
+
+def target_at(task, angles, norm):
+    """A head's value in place of the cosine, at some angles with the label [n], for one norm."""
+    made, count = fixed(), len(angles)
+    cosine = torch.stack([angles.cos(), torch.zeros_like(angles)], 1)
+    embedding = torch.full((count, 1), norm).double()
+    outputs = Outputs(embedding=embedding, classifier=made)
+    logits, _ = task.with_margin(outputs, task.scale * cosine, torch.zeros(count).long())
+    return logits[:, 0] / (norm if task.head == "sphereface" else task.scale)
+
+
+@each(
+    ("fields", "norms"),
+    [
+        ({"head": "arcface", "margin": 0.5}, (1.0,)),
+        ({"head": "cosface"}, (1.0,)),
+        ({"head": "combined", "combined": (1.35, 0.0, 0.0)}, (1.0,)),
+        ({"head": "combined", "combined": (1.35, 0.5, 0.1)}, (1.0,)),
+        ({"head": "combined", "combined": (2.0, 1.5, 0.0)}, (1.0,)),
+        ({"head": "adaface"}, (1.0, 1.8, 3.0)),  # z = -1, 0, 1
+        ({"head": "magface"}, (10.0, 60.0, 110.0)),
+        ({"head": "sphereface"}, (1.0,)),
+    ],
+)
+def test_no_head_rises_with_the_angle_or_above_its_cosine(fields, norms):
+    angles, task = torch.linspace(0, math.pi, 2001).double(), Faces(**fields)
+    for norm in norms:
+        value = target_at(task, angles, norm)
+        assert (value.diff() <= 1e-6).all() and (value <= angles.cos() + 1e-6).all(), norm
+
+
+@each("head", HEADS)
+def test_the_gradient_of_every_head_is_that_of_its_loss(head):
+    # The angles with the labels are 1.67, 2.48, 2.96 and 0.16: away from 0, pi and pi - m.
+    task, scale = Faces(head=head), 20.0 if head == "magface" else 1.0
+
+    def loss(embeddings, weight):
+        made = fixed()
+        del made.weight
+        made.weight = weight
+        return loss_of(task, embeddings, made)
+
+    embeddings, weight = scale * EMBEDDINGS.clone(), WEIGHT.clone().requires_grad_()
+    # AdaFace's margin follows the norms without a gradient.
+    embeddings.requires_grad_(head != "adaface")
+    assert torch.autograd.gradcheck(loss, (embeddings, weight))
 
 
 def test_adaface_has_the_value_of_the_specification():
@@ -127,14 +210,14 @@ def test_true_gradients_differ_from_the_identity_s_by_a_ratio_of_sines():
     torch.testing.assert_close((theta + 0.5).sin() / theta.sin(), expected)
 
 
-@pytest.mark.slow
-@each("head", [*margins.MARGINS, "normface", "magface", "combined"])
-def test_gradients_are_finite_where_the_embedding_is_its_class(head):
-    made = classifier(64.0)
-    x = (3 * WEIGHT[LABELS]).float().requires_grad_()
-    made = made.float()
-    loss_of(Faces(head=head), x, made).backward()
-    assert x.grad is not None and x.grad.isfinite().all()
+@each(("head", "side"), [(head, side) for head in HEADS for side in (3.0, -3.0)])
+def test_gradients_are_finite_where_the_embedding_is_its_class_or_opposite(head, side):
+    made, axes = classifier(64.0).float(), torch.eye(6)[:4]
+    made.weight.data[LABELS] = axes  # with cosines of exactly 1 and -1
+    x = (side * axes).requires_grad_()
+    loss = loss_of(Faces(head=head), x, made)
+    gradients = torch.autograd.grad(loss, [x, made.weight])
+    assert loss.isfinite() and all(g.isfinite().all() for g in gradients)
 
 
 @each(

@@ -85,6 +85,10 @@ def test_the_order_of_teachers_changes_nothing_and_weights_are_shares(method):
     weights = weights_of(method, *there)
     torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]))
     assert bool(((weights >= -1e-12) & (weights <= 1)).all())
+    if method.name != "aekd":  # the codes' own, of three teachers
+        of_code = weights_of(method.model_copy(update={"normalise": False}), *there)
+        total = {"ebkd": 2 / 3, "ca_mkd": 1 / 3}[method.name]
+        torch.testing.assert_close(of_code.sum(0), torch.full((4,), total).double())
 
 
 def test_the_unsure_and_the_wrong_count_least():
@@ -115,6 +119,7 @@ def test_the_shortest_gradient_is_no_longer_than_any_and_is_the_loss_s():
     assert gradient.sum(0).norm() <= min(one.norm() for one in single) + 1e-9
     products = torch.stack(single) @ torch.stack(single).T
     weights = shortest(products, 1.0)
+    torch.testing.assert_close(gradient.sum(0), weights @ torch.stack(single))
     slopes = products @ weights  # equal where a weight is inside, no smaller where it is 0
     inside = weights > 1e-9
     assert slopes[inside].max() - slopes.min() < 1e-6 * products.diagonal().mean()

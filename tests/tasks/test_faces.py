@@ -24,12 +24,13 @@ from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import RCO
 from raykd.storage.store import Store
 from raykd.tasks import Faces, FaceSet, Retrieval
-from raykd.training import weights
+from raykd.training import inputs, weights
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
 from raykd.training.runs import local_host, train
 from tests.data.files import encoded, put
 from tests.each import each
+from tests.small import CPU, prepare
 from tests.training.route_runs import carried
 
 FAST = Optim(epochs=2, batch=16)
@@ -119,6 +120,23 @@ def test_some_people_a_step_teach_methods_of_embeddings(store, data, teacher, ta
     assert {"top1", "verification"} <= read_result(store.path(run))["last"].keys()
     with pytest.raises(ValueError, match=r"task\.partial: 0\.5 leaves a step without the logits"):
         student(data, teacher, run.task, method=METHODS["kd"](name="kd"))
+
+
+def test_each_view_of_a_cache_is_what_the_live_teacher_says(store, data, teacher, task):
+    mirrored = []
+    for select in ("embedding", "logits"):
+        method = METHODS["mimic_embedding" if select == "embedding" else "kd"]()
+        cached = student(data, teacher, task, method=method, views=2)
+        prepare(store, cached)
+        live = cached.model_copy(update={"source": "live"})
+        train_views, _ = inputs.views(store, cached, local_host(store, cached))
+        sources = [inputs.teachers(store, run, CPU) for run in (cached, live)]
+        for epoch in (0, 1):
+            sample = train_views.batch(torch.arange(20), cached.view_at(epoch))
+            stored, exact = (getattr(source(epoch)(sample), select) for source in sources)
+            torch.testing.assert_close(stored, exact.half().float(), rtol=1e-3, atol=1e-4)
+            mirrored.append(exact)
+    assert not torch.allclose(mirrored[0], mirrored[1])  # views differ
 
 
 @pytest.mark.slow

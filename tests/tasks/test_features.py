@@ -196,6 +196,22 @@ def test_golden_values():
         assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_angles_ignore_the_length_of_the_student_s_projection_and_distances_do_not():
+    student, teacher = golden_embeddings()
+    for distance in ("cosine", "angle", "tangent", "queue", "l2", "smooth_l1", "balanced"):
+        method = FeatureDistillation(distance=distance)
+        plain, longer = helpers_of(method, 6), helpers_of(method, 6)
+        with torch.no_grad():
+            longer["projection"].weight.mul_(3)
+        found = []
+        for helpers in (plain, longer):
+            if method.needs_calibration(helpers):
+                method.calibrate(helpers, [Outputs(embedding=teacher)])
+            found.append(loss_of(method, helpers, student.tolist(), teacher.tolist()).item())
+        of_angles = distance in ("cosine", "angle", "tangent", "queue")
+        assert (found[1] == pytest.approx(found[0], rel=1e-9)) == of_angles, distance
+
+
 def test_the_spread_of_a_teacher_s_directions():
     student, teacher = golden_embeddings()
     dispersion = Dispersion().double()

@@ -50,6 +50,7 @@ def test_embeddings_that_tell_classes_apart_are_perfect_and_random_ones_are_near
     perfect = retrieval(torch.eye(4)[labels] + 0.01 * rows(400, 4), torch.eye(4)[labels],
                         labels, labels)  # fmt: skip
     assert perfect.recall[1] == perfect.mean_average_precision == perfect.map_at_r == 1
+    assert perfect.r_precision == 1
     x = rows(400, 32)
     assert abs(retrieval(x, x, labels, labels, alike=True).recall[1] - 0.25) < 0.08
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raykd.core.types import Batch, Outputs
+from raykd.methods import margins
 from raykd.models.cosine_classifier import CosineClassifier
 from raykd.tasks import Faces
 from raykd.tasks.sampled_classes import sampled_classes
@@ -41,7 +42,7 @@ def loss_of(task: Faces, head: CosineClassifier, embedding: torch.Tensor) -> tor
     return task.student_loss(outputs, outputs.any_tensor, sample, 0.1)
 
 
-@each("head", ["arcface", "cosface", "adaface", "sphereface"])
+@each("head", [*margins.MARGINS, "normface", "combined", "magface"])
 def test_a_sample_of_all_classes_has_the_loss_and_the_gradients_of_the_whole(head):
     torch.manual_seed(0)
     whole, embedding = CosineClassifier(6, 20, 64.0).double(), torch.randn(4, 6).double()

@@ -1,5 +1,7 @@
 """Protocols for faces: golden values, streams against the whole, and lists of pairs."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,16 @@ def test_a_threshold_never_parts_equal_scores():
     assert fold_accuracy(scores, same | True, torch.arange(4) // 2).mean == 1
 
 
+def test_scores_that_tell_all_pairs_apart_are_perfect_and_equal_ones_have_the_base_rate():
+    fold = torch.arange(40) // 4
+    perfect = fold_accuracy(torch.where(SAME, 0.1, -0.1), SAME, fold)
+    assert (perfect.mean, perfect.deviation) == (1, 0)
+    for kind in (SAME, ~SAME, NUMBER % 4 == 0, NUMBER % 4 != 0):
+        constant = fold_accuracy(torch.zeros(40), kind, fold)
+        base = kind.double().mean().item()
+        assert constant.mean == pytest.approx(max(base, 1 - base))
+
+
 def test_accepted_shares_have_the_values_of_the_specification():
     impostors = SCORES[~SAME].split(7)
     result = tar_at_far(SCORES[SAME], impostors, 20, (0.1, 0.05, 0.01))
@@ -68,9 +80,19 @@ def test_people_among_distractors_have_the_value_of_the_specification():
     probes, labels, distractors = faces()
     result = rank_1(probes, labels, [distractors], (30,))
     assert result == {30: 18 / 36}
-    blocks = rank_1(probes, labels, distractors.split(7), (1, 10, 30))
-    alone = {n: rank_1(probes, labels, [distractors[:n]], (n,))[n] for n in (1, 10, 30)}
-    assert blocks == alone
+    shuffled = distractors[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
+    assert rank_1(probes, labels, [shuffled], (30,)) == result
+    unit, far = F.normalize(probes, dim=1), F.normalize(distractors, dim=1)
+    alone = {
+        n: sum(
+            float(unit[a] @ unit[b]) > float((far[:n] @ unit[a]).max())
+            for a, b in itertools.permutations(range(12), 2)
+            if labels[a] == labels[b]
+        ) / 36
+        for n in (1, 10, 30)
+    }  # fmt: skip
+    for size in (1, 4, 7, 30, 100):
+        assert rank_1(probes, labels, distractors.split(size), (1, 10, 30)) == alone
     assert alone[1] >= alone[10] >= alone[30]
     with pytest.raises(ValueError, match="expected 31 distractors, got 30"):
         rank_1(probes, labels, [distractors], (31,))

@@ -10,10 +10,12 @@ from raykd.config.scale import Scale
 from raykd.core.shutdown import Notice, Terminated, noticed, terminable
 from raykd.methods import METHODS, Method
 from raykd.methods.crd import CRD
+from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.kd import KD
 from raykd.methods.sakd import SAKD
 from raykd.recipes import Optim
 from raykd.storage.store import Store
+from raykd.tasks import Faces
 from raykd.teachers.anchor_route import Route
 from raykd.tracking.jsonl import read_metrics
 from raykd.training.checkpointing import Checkpoints
@@ -28,6 +30,7 @@ KEEPING = [
     for name, kind in METHODS.items()
     if kind.helpers is not Method.helpers or kind.prelude is not Method.prelude
 ]
+QUEUE = FeatureDistillation(distance="queue", size=50)  # of a step and a half
 ADAM = Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0)
 
 
@@ -82,10 +85,24 @@ def test_a_run_that_stops_within_an_epoch_ends_with_equal_weights(teacher_store,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*KEEPING, "kd", "mlkd"])
+@pytest.mark.parametrize("name", [*KEEPING, "kd", "mlkd", QUEUE], ids=called)
 def test_every_method_goes_on_within_an_epoch(teacher_store, tmp_path, name):
     run = student_run(teacher_store, name, optim=Optim(epochs=2, batch=32))
     prepare(teacher_store, run)
+    reference, resumed = (
+        twin(teacher_store, tmp_path / "whole"),
+        twin(teacher_store, tmp_path / "cut"),
+    )
+    assert interrupted(resumed, run, (1, 2)) == trained(reference, run)
+    assert losses(resumed, run) == losses(reference, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["adaface", "sphereface"])
+def test_moments_and_steps_of_a_margin_go_on_within_an_epoch(teacher_store, tmp_path, head):
+    optim = Optim(epochs=2, batch=32, lr=0.01)
+    fields = {"task": Faces(head=head, scale=16.0), "teacher": None, "optim": optim}
+    run = student_run(teacher_store, "label_only", **fields)
     reference, resumed = (
         twin(teacher_store, tmp_path / "whole"),
         twin(teacher_store, tmp_path / "cut"),

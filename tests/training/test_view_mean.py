@@ -53,11 +53,12 @@ def test_the_loss_has_its_golden_value():
     teacher = Outputs(embedding=views[0]).with_looks(
         {"view_mean": Outputs(embedding=(views[0] + views[1]) / 2)}
     )
-    losses = MEAN.losses(
-        Outputs(torch.zeros(4, 10), embedding=student), teacher, shown(0), torch.nn.ModuleDict()
-    )
+    mine = Outputs(torch.zeros(4, 10), embedding=student)
     # A mean over the embedding's 6 numbers there, a sum here.
-    assert losses["embedding"].item() == pytest.approx(6 * 0.3074259871, rel=1e-9)
+    for normalise, value in ((False, 0.3074259871), (True, 0.1188120022)):
+        method = MEAN.model_copy(update={"normalise": normalise})
+        losses = method.losses(mine, teacher, shown(0), torch.nn.ModuleDict())
+        assert losses["embedding"].item() == pytest.approx(6 * value, rel=1e-9)
 
 
 @pytest.mark.slow
