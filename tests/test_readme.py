@@ -73,6 +73,8 @@ def test_the_table_of_methods_is_the_one_that_show_prints(tmp_path):
     text = (ROOT / "docs" / "methods.md").read_text()
     assert table in text, "`raykd show methods --markdown` prints the table"
     assert f"{len(METHODS)} methods" in README.read_text()
+    presets = markdown(catalogue("presets", Store(tmp_path)))
+    assert presets in (ROOT / "docs" / "no_labels.md").read_text()
 
 
 @each(("page", "name"), [("teachers", "fine_tune"), ("sweeps", "grid")])

@@ -88,6 +88,7 @@ SETTINGS: dict[str, Method] = {  # beside every method as it is by default
     ),
     "dense_distillation, theia": DenseDistillation(distance="theia", standardise="channel"),
     "multi_head_kd, linear": MultiHeadKD(head="linear"),
+    "panel_distillation, ladder: UNIC": PanelDistillation(projector="ladder"),
     "panel_distillation: C-RADIOv4": PanelDistillation(
         embedding_distance="angle", map_distance="mse", standardise="phi_s", drop=0.0
     ),

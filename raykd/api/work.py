@@ -203,7 +203,7 @@ def show(what: str, store: StoreLike = None) -> list[dict[str, Any]]:
     """A listing as `raykd show WHAT --json` has it: a mapping for each thing.
 
     what: "teachers", "caches", "preludes", "students" or "searches" of the store, or "methods",
-    "tasks", "models" or "datasets", which an experiment can name.
+    "presets", "tasks", "models" or "datasets", which an experiment can name.
     """
     if what not in LISTINGS:
         raise ConfigError(f"show: expected one of {', '.join(LISTINGS)}, got {what!r}")

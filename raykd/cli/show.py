@@ -24,7 +24,7 @@ from raykd.core.words import counted
 from raykd.storage.atomic import is_there, write_atomic
 
 SHOWN = ["teachers", "caches", "preludes", "students", "searches"]
-SHOWN += ["methods", "tasks", "models", "datasets"]
+SHOWN += ["methods", "presets", "tasks", "models", "datasets"]
 
 
 @click.command()

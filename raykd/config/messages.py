@@ -59,11 +59,13 @@ def _line(detail: Any, model: type[BaseModel], path: str) -> str:
         return f"{path}: expected keys and values ({{key: value}}), got {detail['input']!r}"
     if kind == "union_tag_invalid":
         from raykd.methods import METHODS  # torch takes seconds to import
+        from raykd.methods.presets import PRESETS
 
         tag, choices = context["tag"], _tags(candidates)
         if tag in METHODS:
             return f"{path}: {tag!r} cannot stand within this method; choose another one"
-        hint = nearest(tag, choices) or f"; there are: {', '.join(choices)}"
+        presets = PRESETS if names[-1] == "method" else ()
+        hint = nearest(tag, [*choices, *presets]) or f"; there are: {', '.join(choices)}"
         what = "method" if all(name in METHODS for name in choices) else names[-1]
         yours = "; one of your own comes from a file under plugins, with @raykd.register.method"
         ours = what != "method" or hint.startswith("; did you mean")

@@ -4,6 +4,7 @@ from typing import Any
 
 from raykd.config.experiment import ExperimentFile
 from raykd.methods import METHODS
+from raykd.methods.presets import PRESETS
 from raykd.outputs.codecs import CODECS, VECTOR_CODECS
 from raykd.recipes import RCO
 
@@ -23,7 +24,7 @@ def schema() -> dict[str, Any]:
     student, teacher = value["$defs"]["StudentRun"], value["$defs"]["TeacherRun"]
     bases = [name for name in METHODS if name != "sakd"]
     for holder, key, names in (
-        (student, "method", list(METHODS)),
+        (student, "method", [*METHODS, *PRESETS]),
         (value["$defs"]["SAKD"], "base", bases),
         (student, "codec", list(CODECS)),
         (student, "embedding_codec", list(VECTOR_CODECS)),

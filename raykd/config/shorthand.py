@@ -1,7 +1,7 @@
 """The short forms that `run` of an experiment file may have, written out.
 
-The name alone of a method or a codec, `combine: [crd, kd]`, a teacher without data of its own, one
-with `weights` and `optim`, which is fine-tuned, `assistants`, `rco`.
+The name alone of a method or a codec, a preset's, `combine: [crd, kd]`, a teacher without data of
+its own, one with `weights` and `optim`, which is fine-tuned, `assistants`, `rco`.
 """
 
 import json
@@ -13,6 +13,7 @@ from raykd.config.messages import explain
 from raykd.config.overrides import CODEC_KEYS
 from raykd.core.errors import ConfigError
 from raykd.methods import METHODS
+from raykd.methods.presets import PRESETS
 from raykd.recipes import RCO, AnyStudent, Search, StudentRun
 
 # What an assistant has in common with its student where it does not say otherwise.
@@ -127,7 +128,7 @@ def _unmixed(data: Any) -> Any:
 
 
 def _method(tree: Any, within: tuple[str, ...] = ()) -> Any:
-    """A method, with its shorthands written out: a name alone, and `combine: [crd, kd]`.
+    """A method, with its shorthands written out: a name alone, a preset, `combine: [crd, kd]`.
 
     `within`: names of the class attributes whose defaults apply, inside a sum or as a base.
     """
@@ -135,6 +136,9 @@ def _method(tree: Any, within: tuple[str, ...] = ()) -> Any:
         tree = {"name": tree}
     if not isinstance(tree, dict):
         return tree
+    name = tree.get("name")
+    if isinstance(name, str) and name in PRESETS and name not in METHODS:
+        tree = {**PRESETS[name].method, **{k: v for k, v in tree.items() if k != "name"}}
     if "combine" in tree:
         parts = tree["combine"]
         if isinstance(parts, list):

@@ -1,9 +1,9 @@
 """Distillation of what several teachers see: embeddings and last maps of each; no labels.
 
-Shapes: B batch, D teacher's width, T places, M teachers.
+Shapes: B batch, K student's width, D teacher's, T places, M teachers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -17,9 +17,30 @@ from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
 from raykd.methods.dense_distillation import cosine_distance, linear_map
 from raykd.methods.directions import Dispersion
-from raykd.methods.feature_maps import deepest, last_shape, pooled_to_grid, resized
+from raykd.methods.feature_maps import deepest, last_shape, pool_to, pooled_to_grid, resized
 from raykd.methods.helper_kinds import Fitted
+from raykd.methods.stage_heads import head_stages
 from raykd.methods.standardiser import Standardisation, Standardiser
+
+_HIDDEN, _LAST_HIDDEN = 768, 3072  # channels within projections of a ladder
+
+
+class Ladder(nn.Module):
+    """Sum of projections of several stages, each of two layers: UNIC's ladder of projectors."""
+
+    def __init__(self, widths: Sequence[int], width: int, *, places: bool) -> None:
+        super().__init__()
+        self.rungs = nn.ModuleList()
+        for number, own in enumerate(widths, 1):
+            hidden = _LAST_HIDDEN if number == len(widths) else _HIDDEN
+            first, second = (linear_map(a, b, places=places) for a, b in
+                             ((own, hidden), (hidden, width)))  # fmt: skip
+            self.rungs.append(nn.Sequential(first, nn.GELU(), second))
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """Vectors [B, D], or maps [B, D, H, W], from those of each stage in depth order."""
+        steps = [rung(x) for rung, x in zip(self.rungs, stages, strict=True)]
+        return torch.stack(steps).sum(0)
 
 
 class PanelDistillation(Method):
@@ -32,14 +53,15 @@ class PanelDistillation(Method):
     The defaults are UNIC's (Sariyildiz et al. 2024, arXiv 2408.05088, its code): shares of a half,
     channels standardised, and teacher dropping. Of each sample the teacher with the largest
     distance is kept, and every other with probability 1 - `drop`; the distances that are kept are
-    averaged over the batch. There, statistics are running means, and projectors read every block
-    (here the last one, and statistics of training images: ours). The draws follow from the
-    sample's key.
+    averaged over the batch. There, statistics are running means (here those of training images:
+    ours), and a ladder of projectors reads every block: `projector: ladder`, where the default, the
+    last block alone, is ours. The draws follow from the sample's key.
 
-    AM-RADIO's losses (Ranzinger et al. 2024, arXiv 2312.06709) are `embedding_share: 1.0`,
-    `map_share: 0.9`, `beta: 2.0`, `drop: 0.0`; with `standardise: phi_s` teachers are balanced as
-    in PHI-S (arXiv 2410.01680). C-RADIOv4's (arXiv 2601.17237, equations 1 and 7) are
-    `embedding_distance: angle`, `map_distance: mse`, `standardise: phi_s`, `drop: 0.0`.
+    AM-RADIO's losses (Ranzinger et al. 2024, arXiv 2312.06709) are `embedding_distance: cosine`,
+    `map_share: 0.9`, `beta: 2.0`, `standardise: none`, `drop: 0.0`. RADIOv2.5's and PHI-S's (arXiv
+    2410.01680) are `embedding_distance: cosine`, `map_distance: mse`, `standardise: phi_s`, `drop:
+    0.0`, and C-RADIOv4's (arXiv 2601.17237, equations 1 and 7) these with `embedding_distance:
+    angle`.
     """
 
     title: ClassVar[str] = "UNIC, arXiv 2408.05088; AM-RADIO, 2312.06709; C-RADIOv4, 2601.17237"
@@ -50,9 +72,9 @@ class PanelDistillation(Method):
     name: Literal["panel_distillation"] = "panel_distillation"
     weight: Schedule = 1.0
     """Factor of the method's losses: a number, [[first epoch, value], ...], or a ramp."""
-    embedding_distance: Literal["mixed", "angle"] = "mixed"
-    """Distance of embeddings: with `embedding_share`, or the squared angle over the teacher's
-    dispersion, which reads embeddings as they are.
+    embedding_distance: Literal["mixed", "cosine", "angle"] = "mixed"
+    """Distance of embeddings: with `embedding_share` after their standardisation; or of embeddings
+    as they are, 1 - cosine or the squared angle over the teacher's dispersion.
     """
     map_distance: Literal["mixed", "mse"] = "mixed"
     """Distance of maps: with `map_share`, or the mean squared difference over channels."""
@@ -68,10 +90,18 @@ class PanelDistillation(Method):
     """Probability that a teacher other than the farthest is left out of a sample."""
     grid: int | None = Field(default=None, ge=1, le=Limits.PIXELS)
     """Cells per side to which the teachers' maps are average-pooled first; null: as they are."""
+    projector: Literal["linear", "ladder"] = "linear"
+    """Projections of the student: linear ones of its last stage, or sums of those of all stages,
+    each of two layers, whose earlier maps are average-pooled to the last one's size first (ours).
+    """
 
     def needs(self) -> Signal:
         """Embeddings and last maps."""
         return Signal.EMBEDDING | Signal.MAP
+
+    def student_needs(self) -> Signal:
+        """The same, with all stages for a ladder."""
+        return self.needs() | Signal.FEATURES if self.projector == "ladder" else self.needs()
 
     def map_grid(self) -> int | None:
         """`grid`."""
@@ -86,22 +116,32 @@ class PanelDistillation(Method):
     ) -> nn.ModuleDict:
         """Projections and standardisations of each teacher, by its number."""
         helpers = nn.ModuleDict()
+        channels = last_shape(student, self.name)[0]
         for number, member in enumerate(teacher.panel or (teacher,)):
             width = last_shape(member, self.name)[0]
             own = nn.ModuleDict(
                 {
-                    "embedding": linear_map(student.embedding, member.embedding),
-                    "map": linear_map(last_shape(student, self.name)[0], width, places=True),
+                    "embedding": self._projection(student, student.embedding, member.embedding),
+                    "map": self._projection(student, channels, width, places=True),
                 }
             )
             if self.embedding_distance == "angle":
                 own["dispersion"] = Dispersion()
-            elif self.standardise != "none":
+            elif self.embedding_distance == "mixed" and self.standardise != "none":
                 own["standard_embedding"] = Standardiser(member.embedding, self.standardise)
             if self.standardise != "none":
                 own["standard_map"] = Standardiser(width, self.standardise)
             helpers[str(number)] = own
         return helpers
+
+    def _projection(
+        self, student: Shapes, last: int, width: int, *, places: bool = False
+    ) -> nn.Module:
+        """From the student's last vectors or map, of `last` channels, and those before it."""
+        if self.projector == "linear":
+            return linear_map(last, width, places=places)
+        before = [student.features[stage][0] for stage in head_stages(student.features)]
+        return Ladder([*before, last], width, places=places)
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
         """Fit the standardisations and dispersions of each teacher."""
@@ -159,7 +199,7 @@ class PanelDistillation(Method):
         """Distances [B] of one teacher's embeddings or maps."""
         target = self._target(teacher, kind)
         mine = precise(student.embedding if kind == "embedding" else student.map)
-        mapped = own[kind](mine)
+        mapped = own[kind]([*_before(student, kind), mine] if self.projector == "ladder" else mine)
         if "dispersion" in own and kind == "embedding":
             return own["dispersion"](mapped, target.squeeze(2))
         if kind == "embedding":
@@ -171,6 +211,8 @@ class PanelDistillation(Method):
         if kind == "map" and self.map_distance == "mse":
             return (mapped - target).square().mean((1, 2))
         share = self.embedding_share if kind == "embedding" else self.map_share
+        if kind == "embedding" and self.embedding_distance == "cosine":
+            share = 1.0
         return mixed_distance(mapped, target, share, self.beta)
 
     def _target(self, teacher: Outputs, kind: str) -> Tensor:
@@ -178,6 +220,15 @@ class PanelDistillation(Method):
         if kind == "embedding":
             return precise(teacher.embedding)[..., None]
         return pooled_to_grid(precise(teacher.map), self.grid)
+
+
+def _before(student: Outputs, kind: str) -> list[Tensor]:
+    """What the student's stages before the last say: vectors [B, K], or maps of the last's size."""
+    maps = [precise(student.features[stage]) for stage in head_stages(student.features)]
+    if kind == "embedding":
+        return [x.mean((2, 3)) for x in maps]
+    height, width = student.map.shape[2:]
+    return [pool_to(x, (height, width)) for x in maps]
 
 
 def _members(teacher: Outputs) -> tuple[Outputs, ...]:

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raykd.core.descriptions import summary
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.record import fingerprint
@@ -12,6 +14,7 @@ from raykd.core.types import CACHEABLE, Signal
 from raykd.data.sources import SOURCES
 from raykd.methods import METHODS, Method
 from raykd.methods.columns import FromColumns
+from raykd.methods.presets import PRESETS
 from raykd.models import NETWORKS, parameter_count
 from raykd.models.staged import on_meta
 from raykd.outputs.codecs import CODECS
@@ -305,6 +308,14 @@ def _accepted(method: Method) -> tuple[list[str], list[str]]:
     return now, [name for name in cooler if name not in now]
 
 
+def _presets() -> list[Row]:
+    rows: list[Row] = []
+    for name, (method, source) in PRESETS.items():
+        line = yaml.safe_dump(method, default_flow_style=True, sort_keys=False, width=1000)
+        rows.append({"preset": name, "method": line.strip(), "source": source})
+    return rows
+
+
 def _tasks() -> list[Row]:
     rows: list[Row] = []
     for name, kind in TASKS.items():
@@ -346,6 +357,7 @@ _ARTEFACTS: dict[str, tuple[Any, Callable[[Store, Path, Any], Row]]] = {
 # Listing of what an experiment may name -> its rows.
 _NAMES: dict[str, Callable[[], list[Row]]] = {
     "methods": _methods,
+    "presets": _presets,
     "tasks": _tasks,
     "models": _models,
     "datasets": _datasets,

@@ -1,5 +1,7 @@
 """The short forms of experiment files that stand for routes and for chains of assistants."""
 
+import json
+
 import jsonschema
 import pytest
 
@@ -10,6 +12,7 @@ from raykd.config.strict_yaml import read_yaml
 from raykd.core.errors import ConfigError
 from raykd.core.record import fingerprint
 from raykd.methods.kd import KD
+from raykd.methods.presets import PRESETS
 from raykd.recipes import Optim, SearchedStudent, StudentRun, TeacherRun
 from raykd.recipes.rco import along
 from tests.each import each
@@ -51,6 +54,26 @@ def above(run: StudentRun) -> list[str]:
         found.append(one.model)
         one = one.teacher
     return [*found, one.model] if one else found
+
+
+# Presets
+
+
+@each("name", list(PRESETS))
+def test_a_preset_is_the_method_that_it_stands_for(name):
+    method = json.dumps(PRESETS[name].method)
+    one, other = (student(PLAIN, f"run.method={each}") for each in (name, method))
+    assert fingerprint(one) == fingerprint(other)
+    jsonschema.validate(read_yaml(PLAIN.replace("kd", name), "test"), schema())
+
+
+def test_a_preset_may_be_changed_and_be_a_part_of_a_sum():
+    run = student(PLAIN, "run.method={name: radio, grid: 2, weight: 3.0}")
+    assert (run.method.label, run.method.grid, run.method.weight) == ("panel_distillation", 2, 3.0)
+    assert run.method.standardise == "phi_s"
+    run = student(PLAIN, "run.method={combine: [theia, kd]}")
+    assert run.method.label == "dense_distillation + kd"
+    assert "did you mean 'lightly_v3'?" in refusal(PLAIN, "run.method=lightly_v5")
 
 
 # Routes

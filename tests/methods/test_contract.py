@@ -77,6 +77,7 @@ def test_every_file_of_the_folder_is_in_the_table():
         "standardiser",
         "directions",
         "panel_kd",
+        "presets",
     }
     files = {path.stem for path in folder.glob("*.py")} - shared
     every = [*METHODS.values(), *PRELUDES.values()]

@@ -7,6 +7,8 @@ import torch
 
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.panel_distillation import PanelDistillation, mixed_distance
+from raykd.models import measure
+from tests import small
 from tests.small import golden_embeddings
 
 PLAIN = {"standardise": "none", "drop": 0.0}
@@ -65,6 +67,36 @@ def test_radio_s_spatial_loss_is_one_of_its_settings():
     mine, theirs = tokens()
     loss = mixed_distance(mine[:2], theirs[:2], 0.9, 2.0).mean().item()
     assert loss == pytest.approx(0.531940699, rel=1e-6)
+
+
+def test_the_cosine_is_that_of_embeddings_as_they_are():
+    student, teacher = pair()
+    method = PanelDistillation(embedding_distance="cosine", drop=0.0)
+    helpers = helpers_of(method, 1)
+    assert "standard_embedding" not in helpers["0"]
+    method.calibrate(helpers, [teacher])
+    ids = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 1, 1), ids, ids, view=0, epoch=0)
+    losses = method.losses(student, teacher, batch, helpers)
+    assert losses["embedding"].item() == pytest.approx(0.3170808717 / 2, rel=1e-6)
+
+
+def test_a_ladder_adds_projections_of_every_stage():
+    method = PanelDistillation(**PLAIN, projector="ladder")
+    student, teacher = small.pair(teacher="resnet8x4")
+    shown = small.batch()
+    answer = student.outputs(shown.pixels, method.student_needs())
+    target = teacher.outputs(shown.pixels, method.needs())
+    helpers = method.helpers(*(measure(network, (16, 16)) for network in (student, teacher)))
+    losses = method.losses(answer, target, shown, helpers)
+    places, vectors = helpers["0"]["map"], helpers["0"]["embedding"]
+    assert [rung[0].weight.shape[:2] for rung in places.rungs] == [(768, 16), (768, 32), (3072, 64)]
+    mapped = vectors([answer.features[f"stage{k}"].mean((2, 3)) for k in (1, 2)]
+                     + [answer.embedding])  # fmt: skip
+    wanted = mixed_distance(mapped[..., None], target.embedding[..., None], 0.5).mean() / 2
+    torch.testing.assert_close(losses["embedding"], wanted)
+    sum(losses.values()).backward()
+    assert all(rung[0].weight.grad.any() for rung in (*places.rungs, *vectors.rungs))
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_a_backbone_learns_from_several_teachers_without_labels(store, members):
     runs = [
         student_run(
             store,
-            PanelDistillation(grid=2),
+            PanelDistillation(grid=2, projector="ladder"),
             task=Features(),
             teacher=PanelRun(panel=members, combine="none"),
             views=1,
