@@ -87,7 +87,7 @@ class Calibrations:
 
         The first worker reads it, or computes and writes it, and hands it to the others: all of
         them call this. Other parts are left as they are; so are all where a network answers, and
-        those that could not be looked for. Raises what `calibrate` raises, on the first worker.
+        those that could not be looked for. Raises what `calibrate` raises, on every worker.
         """
         caches = caches_of(sample.teacher, sample.view)
         for part, own in _parts(method, helpers) if caches else ():
@@ -95,9 +95,8 @@ class Calibrations:
                 continue
             first = self._host.rank == 0
             failure = self._obtain(part, own, sample, caches) if first else None
+            self._raise_everywhere(failure)
             self._hand_on(_buffers(own).values())
-            if failure is not None:
-                raise failure
 
     def _obtain(
         self, method: Method, helpers: nn.ModuleDict, sample: Sample, caches: _Read
@@ -136,6 +135,13 @@ class Calibrations:
                 _warn(str(error))
             return False
         return True
+
+    def _raise_everywhere(self, failure: RaykdError | None) -> None:
+        """Raise the first worker's error, if there is one, with its text on the others."""
+        text = list(str(failure or "").encode())
+        told = self._host.gather(torch.tensor(text, dtype=torch.uint8, device=self._host.device))
+        if len(told):
+            raise failure or RaykdError(bytes(told.tolist()).decode())
 
     def _hand_on(self, buffers: Iterable[Tensor]) -> None:
         """Set the buffers of all workers to those of the first one."""

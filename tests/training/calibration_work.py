@@ -1,12 +1,18 @@
 """Work of the processes of test_calibrations.py; they import it by name."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from raykd.core.counters import METER
+from raykd.core.errors import RaykdError
+from raykd.core.types import Outputs
 from raykd.data.loading.sampler import epoch_order
+from raykd.methods.skd import SKD
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training import initial_state, inputs
@@ -15,6 +21,14 @@ from raykd.training.checkpointing import Checkpoints
 from raykd.training.hosts.base import Host, LocalHost
 from raykd.training.hosts.group import GroupHost
 from tests.small import CPU
+
+
+class Refusing(SKD):
+    """A method that cannot be calibrated."""
+
+    def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
+        """Raise an error."""
+        raise RaykdError("no calibration of 0.25")
 
 
 def work(rank: int, root: str, folder: str, runs: list[StudentRun]) -> None:
@@ -28,7 +42,10 @@ def work(rank: int, root: str, folder: str, runs: list[StudentRun]) -> None:
         for path in store.root.glob("caches/*/calibration-*"):
             path.unlink()
     dist.barrier()
-    _calibrated(store, runs[0], GroupHost(checkpoints, CPU), target / f"together-{rank}.pt")
+    host = GroupHost(checkpoints, CPU)
+    _calibrated(store, runs[0], host, target / f"together-{rank}.pt")
+    with pytest.raises(RaykdError, match=r"^no calibration of 0\.25$"):
+        _calibrated(store, runs[0].model_copy(update={"method": Refusing()}), host, target)
 
 
 def _calibrated(store: Store, run: StudentRun, host: Host, target: Path) -> None:
