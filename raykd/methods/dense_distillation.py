@@ -54,7 +54,8 @@ class DenseDistillation(Method):
 
     With `blocks: 2`, t has the channels of the last two blocks of a plain transformer, each after
     the last norm, or (ours) of the last two stages of another network, at the last one's size.
-    The weight and the choice of balanced as the default are ours, and so is `grid`.
+    The weight, that of labels beside it and the choice of balanced as the default are ours, and so
+    is `grid`.
     """
 
     title: ClassVar[str] = "LightlyTrain's v2 and v3; RADIO, arXiv 2312.06709; Theia, 2407.20179"

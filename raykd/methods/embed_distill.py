@@ -46,8 +46,9 @@ class EmbedDistill(MappedSpotMethod):
     of |P s - t|, not squared (the paper's metric according to sentence-transformers'
     `EmbedDistillLoss`), `squared` of its square, `cosine` of 1 - cos. The scores are the cosines
     of a batch's queries with its items: `items: teacher` compares both networks' queries with the
-    teacher's items, as where its gallery stays; `student` each with its own. Their weight of 0 and
-    the temperature are ours; the paper reports most of the gain from the distance.
+    teacher's items, as where its gallery stays; `student` each with its own. Their weight of 0, the
+    temperature and a weight of labels, where a task has them, are ours; the paper reports most of
+    the gain from the distance.
     """
 
     title: ClassVar[str] = "Kim et al. 2023, arXiv 2301.12005"

@@ -74,7 +74,7 @@ class FeatureDistillation(SpotMethod):
                training images (`table`, ours). Several workers fill one queue (ours; there, each
                has its own).
 
-    The weight and the choice of cosine as the default are ours.
+    The weight, that of labels beside it and the choice of cosine as the default are ours.
     """
 
     title: ClassVar[str] = "LightlyTrain's distillation v1; UNIC; C-RADIOv4, arXiv 2601.17237"

@@ -16,6 +16,7 @@ Head = Literal["normface", "arcface", "cosface", "combined", "sphereface", "adaf
 Beyond = Literal["fallback", "clamp", "none"]
 Gradient = Literal["through", "identity"]
 
+# arcface's and cosface's of insightface, adaface's of its authors; AdaDistill's cosface has 0.35.
 MARGINS: dict[Head, float] = {"arcface": 0.5, "cosface": 0.4, "adaface": 0.4, "sphereface": 4.0}
 _EDGE = 1e-7  # distance of a cosine from 1, where the angle's slope is infinite
 ADAFACE_H = 0.333  # part of a deviation of the norms that fills half of the margin's range
@@ -68,7 +69,7 @@ def sphereface(target: Tensor, blend: float | Tensor) -> Tensor:
     """(blend cos theta + phi) / (1 + blend) of cosines [B], phi = (-1)**k cos(4 theta) - 2 k.
 
     A-softmax (Liu et al. 2017, arXiv 1704.08063) with its margin of 4 and k = floor(4 theta / pi),
-    at most 3.
+    at most 3. The blend falls from 1500 to 5, as 1500 / (1 + 0.1 step), in a public implementation.
     """
     square = target.square()
     turns = (4 * target.detach().acos() / math.pi).floor().clamp_max(3)
@@ -95,7 +96,8 @@ def adaface_norms(norms: Tensor) -> Tensor:
 def magface_margin(norms: Tensor) -> tuple[Tensor, Tensor]:
     """The margins [B] of embeddings of some norms [B], and MagFace's regulariser, a scalar.
 
-    Meng et al. 2021, arXiv 2103.06627; the regulariser falls with the norm, and so pulls it up.
+    Meng et al. 2021, arXiv 2103.06627; the regulariser falls with the norm, and so pulls it up. The
+    easy margin of its code, which leaves angles above a right one as they are, is not offered.
     """
     low, high = MAGFACE_NORMS
     least, most = MAGFACE_MARGINS

@@ -39,8 +39,9 @@ class MimicEmbedding(MappedSpotMethod):
     """weight * mean over samples of |P student - teacher|**2, on embeddings.
 
     The mimic learning of route constrained optimisation (Jin et al. 2019, arXiv 1904.09149). P is
-    a linear map where the widths differ, otherwise the identity; this and the weight are our
-    choices.
+    a linear map where the widths differ, otherwise the identity; this, the weight and raw
+    embeddings by default are our choices. Published methods for faces compare directions:
+    `normalise: true`.
 
     With `target: view_mean` the teacher's embedding is its mean over all stored views of a sample,
     whichever the student sees: a target whose noise by augmentation is divided by the number of

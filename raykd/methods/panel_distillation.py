@@ -61,7 +61,7 @@ class PanelDistillation(Method):
     `map_share: 0.9`, `beta: 2.0`, `standardise: none`, `drop: 0.0`. RADIOv2.5's and PHI-S's (arXiv
     2410.01680) are `embedding_distance: cosine`, `map_distance: mse`, `standardise: phi_s`, `drop:
     0.0`, and C-RADIOv4's (arXiv 2601.17237, equations 1 and 7) these with `embedding_distance:
-    angle`.
+    angle`. These add both kinds and all teachers, so at weight 1 they are 2 M times those here.
     """
 
     title: ClassVar[str] = "UNIC, arXiv 2408.05088; AM-RADIO, 2312.06709; C-RADIOv4, 2601.17237"

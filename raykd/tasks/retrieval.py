@@ -85,7 +85,7 @@ class Retrieval(LabelFreeTask):
     gallery: Literal["teacher", "student"] = "teacher"
     """Network whose embeddings the gallery has: asymmetric (teacher), or symmetric (student)."""
     ranks: tuple[_Rank, ...] = rankings.RANKS
-    """Values of k in recall@k; 1 is among them."""
+    """Values of k in recall@k; 1 is among them. The default is ours: benchmarks have their own."""
     average: Literal["plain", "trapezoid"] = "plain"
     """Average precision: at each hit, or the mean of the precision before and after it."""
     probe: RetrievalSet | None = None

@@ -7,11 +7,11 @@ from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.combine import Combine
 from raykd.methods.dense_distillation import DenseDistillation
-from raykd.methods.feature_distillation import FeatureDistillation
+from raykd.methods.presets import PRESETS
 from raykd.methods.standardiser import Standardiser, hadamard
 from raykd.models import build, measure
 from tests.each import each
-from tests.small import golden_maps, golden_tokens
+from tests.small import golden_embeddings, golden_maps, golden_tokens
 
 GOLDEN = {  # ts, tt of the specification: formulas of the named projects' code
     "mse": 0.5877140513,
@@ -89,13 +89,25 @@ def test_the_local_term_ignores_rotations_of_channels_and_is_0_at_one_place():
     assert loss_of(method, student[:, :, :1], teacher[:, :, :1]) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.slow
 def test_lightly_train_s_third_version_is_the_sum_of_a_queue_and_a_local_term():
-    method = Combine(
-        combine=(FeatureDistillation(distance="queue"), DenseDistillation(distance="gram_kl"))
-    )
+    queue, local = PRESETS["lightly_v3"].method["combine"]
+    method = Combine.read({"combine": [{**queue, "size": 4}, local]})
     assert method.needs() == Signal.EMBEDDING | Signal.MAP
     assert method.spots({"stage1": 0}, {"stage1": 0}).keys() == {"stage1", "embedding"}
+    helpers = method.helpers(*SHAPES, torch.arange(4)).double()
+    with torch.no_grad():
+        for part in helpers.values():
+            weight = part["projection"].weight
+            weight.copy_(torch.eye(6).view_as(weight))
+    mine, theirs = (
+        Outputs(features={"stage1.map": places.repeat(2, 1, 1)[..., None]}, embedding=embedding)
+        for places, embedding in zip(golden_tokens(), golden_embeddings(), strict=True)
+    )
+    ids = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 1, 1), ids, ids, view=0, epoch=0)
+    losses = method.losses(mine, theirs, batch, helpers)
+    assert losses["embedding"].item() == pytest.approx(1.682642637, rel=1e-6)
+    assert losses["stage1"].item() == pytest.approx(0.1232602702, rel=1e-6)
 
 
 @pytest.mark.slow

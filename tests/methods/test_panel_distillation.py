@@ -7,6 +7,7 @@ import torch
 
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.panel_distillation import PanelDistillation, mixed_distance
+from raykd.methods.presets import PRESETS
 from raykd.models import measure
 from tests import small
 from tests.small import golden_embeddings
@@ -64,9 +65,15 @@ def test_golden_values_of_unic():
 
 
 def test_radio_s_spatial_loss_is_one_of_its_settings():
-    mine, theirs = tokens()
-    loss = mixed_distance(mine[:2], theirs[:2], 0.9, 2.0).mean().item()
-    assert loss == pytest.approx(0.531940699, rel=1e-6)
+    method = PanelDistillation.read(PRESETS["am_radio"].method)
+    ids = torch.arange(2)
+    batch = Batch(torch.zeros(2, 3, 1, 1), ids, ids, view=0, epoch=0)
+    mine, theirs = (
+        outputs(embedding[:2], places[:2])
+        for embedding, places in zip(golden_embeddings(), tokens(), strict=True)
+    )
+    losses = method.losses(mine, theirs, batch, helpers_of(method, 1))
+    assert losses["stage1"].item() == pytest.approx(0.531940699 / 2, rel=1e-6)
 
 
 def test_the_cosine_is_that_of_embeddings_as_they_are():
