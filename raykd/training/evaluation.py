@@ -3,6 +3,7 @@
 Shapes: B batch.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics over the test images, each counted once however many workers share them.
 
-    What needs a `teacher` is left out without one. `of_teacher` keeps what follows from the
+    What needs a `teacher` is left out without one. The headline is NaN where embeddings that rank
+    or are compared are not finite. `of_teacher` keeps what follows from the
     teacher's embeddings alone for the next evaluation with the same teacher and images.
     """
     network.eval()
@@ -66,11 +68,18 @@ def evaluate(
             labels = test.images.targets.to(host.device)
         parts = [torch.cat(part) for part in zip(*collected, strict=True)]
         images = Embedded(labels, *(gathered(part, count, host) for part in parts))
+        if not all_finite(images):
+            return metrics | {task.headline: math.nan}
         kept = [] if of_teacher is None else of_teacher
         if len(images.teacher) and not kept:
             kept.append(task.of_teacher(images))
         metrics |= task.collected(images, *kept)
     return metrics
+
+
+def all_finite(images: Embedded) -> bool:
+    """True where a student's embeddings, and what its task makes of them, are finite."""
+    return all(bool(rows.isfinite().all()) for rows in (images.student, images.answer))
 
 
 def gathered(rows: Tensor, count: int, host: Host) -> Tensor:

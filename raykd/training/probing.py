@@ -1,5 +1,6 @@
 """Probes of a backbone: the embeddings of a labelled set, and what can be told from them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from raykd.models.staged import Staged
 from raykd.outputs.reader import OutputsCache
 from raykd.tasks import LabelledSet, Task
 from raykd.tasks.base import Embedded
-from raykd.training.evaluation import BATCH, gathered
+from raykd.training.evaluation import BATCH, all_finite, gathered
 from raykd.training.hosts.base import Host
 
 
@@ -47,7 +48,8 @@ def probed(
     *,
     autocast: bool = False,
 ) -> dict[str, float]:
-    """The task's metrics of the probe's images: equal on all workers.
+    """The task's metrics of the probe's images: equal on all workers. The headline alone, NaN,
+    where the student's embeddings are not finite.
 
     `helpers` are the method's. What follows from the teacher's embeddings alone is kept for the
     next probe.
@@ -67,6 +69,8 @@ def probed(
         return images
 
     both = embedded("train", sets.train), embedded("test", sets.test)
+    if not all(map(all_finite, both)):
+        return {task.headline: math.nan}
     if sets.teacher and not sets.of_teacher:
         sets.of_teacher.append(task.judged_teacher(*both, sets.names))
     return task.judged(*both, sets.names, *sets.of_teacher)

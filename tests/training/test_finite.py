@@ -17,15 +17,26 @@ from raykd.data.dataset import open_images
 from raykd.data.loading.loader import Views
 from raykd.methods.dkd import DKD
 from raykd.methods.label_only import LabelOnly
+from raykd.methods.mimic import MimicEmbedding
 from raykd.models import build
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
+from raykd.tasks import (
+    Faces,
+    FaceSet,
+    Features,
+    Probe,
+    Retrieval,
+    RetrievalSet,
+    probe_of,
+)  # fmt: skip
 from raykd.tracking.jsonl import read_metrics
 from raykd.training import runs, weights
 from raykd.training.checkpointing import Checkpoints
 from raykd.training.evaluation import evaluate
 from raykd.training.finite import not_finite
 from raykd.training.hosts.base import LocalHost
+from raykd.training.probing import ProbeSets, probed
 from raykd.training.result import result_of
 from raykd.training.runs import local_host, refreshed, train
 from raykd.training.sweep_sheets import Sheet, write_results, write_sheet
@@ -221,6 +232,39 @@ def test_a_teacher_whose_answers_are_no_numbers_fills_no_cache(teacher_store, tm
     with pytest.raises(CacheMismatch, match="not finite; this teacher cannot be distilled"):
         prepare(store, run)
     assert not store.has(run.outputs_at(0))
+
+
+@each("kind", [Features, Retrieval, Faces])
+def test_embeddings_that_are_not_finite_are_no_number_of_a_probe_or_of_test_images(
+    teacher_store, kind
+):
+    data = digits(teacher_store, limit=None, augment={})
+    task = {
+        Features: lambda: Features(probe=Probe(data=data)),
+        Retrieval: lambda: Retrieval(gallery="student", probe=RetrievalSet(data=data)),
+        Faces: lambda: Faces(probe=FaceSet(data=data, folds=2)),
+    }[kind]()
+    host = local_host(teacher_store, student_run(teacher_store))
+    network = build("resnet8", 0)
+    with torch.no_grad():
+        next(network.parameters()).fill_(1e38)  # finite weights
+    parts = [part.take(torch.arange(60)) for part in open_images(teacher_store, data)]
+    views = [Views(part, data) for part in parts]
+    sets = ProbeSets(probe_of(task), *views, tuple(map(str, range(10))))
+    helpers = nn.ModuleDict()
+    assert [*map(math.isnan, probed(task, network, helpers, sets, host).values())] == [True]
+    if kind is Retrieval:  # ranks its own test images, too
+        judge = Retrieval(gallery="student")
+        more = evaluate(
+            network,
+            MimicEmbedding(),
+            helpers,
+            views[1],
+            lambda batch: Outputs(embedding=torch.ones(len(batch.ids), 64)),
+            host,
+            task=judge,
+        )
+        assert math.isnan(more[judge.headline])
 
 
 def test_a_teacher_that_leaves_the_label_out_makes_neither_loss_nor_evaluation_nan(teacher_store):
