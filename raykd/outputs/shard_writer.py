@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raykd.core.counters import METER
-from raykd.core.errors import CacheMismatch
+from raykd.core.errors import CacheMismatch, ConfigError
 from raykd.core.types import Batch, Outputs, Signal
 from raykd.data.loading.loader import Views
 from raykd.outputs.codecs import Codec
@@ -30,7 +30,8 @@ def compute_shard(
 
     `vectors`: how embeddings and maps are stored where the logits' codec does not do that.
 
-    Raises `CacheMismatch` where an output cannot be stored.
+    Raises `CacheMismatch` where an output cannot be stored, and `ConfigError` where another codec
+    would store it.
     """
     rows = torch.arange(part.start, part.stop)
     encoded: list[dict[str, Tensor]] = []
@@ -43,10 +44,10 @@ def compute_shard(
             columns = codec.encode(answer, plain)
             encoded.append(columns if vectors is None else columns | vectors.encode(answer))
         except ValueError as error:
-            first = part.start + number * size
-            raise CacheMismatch(
-                f"view {part.view}, samples from {first}: {error}; this teacher cannot be distilled"
-            ) from error
+            where = f"view {part.view}, samples from {part.start + number * size}"
+            if isinstance(error, ConfigError):  # which says what to do
+                raise ConfigError(f"{where}: {error}") from error
+            raise CacheMismatch(f"{where}: {error}; this teacher cannot be distilled") from error
     columns = {name: torch.cat([piece[name] for piece in encoded]) for name in encoded[0]}
     notes = arrow.NO_NOTES if vectors is None else {NOTE: vectors.checksum}
     shard = write_shard(folder, part, columns, notes)

@@ -23,6 +23,7 @@ from torch import Tensor
 from raykd.core.errors import CacheCorrupt, ConfigError
 from raykd.core.types import MAP_SUFFIX, Outputs, Signal, by_depth
 from raykd.methods.feature_maps import pooled_to_grid
+from raykd.outputs.codecs.base import check_finite, check_stored
 from raykd.outputs.codecs.vectors import AnyVectorCodec, Float16, VectorCodec
 from raykd.storage import arrow
 from raykd.storage.store import read_json
@@ -117,16 +118,10 @@ class Vectors:
         columns: dict[str, Tensor] = {}
         for key in self._keys:
             codec, vectors = self.codecs[_kind(key)], vectors_of(outputs, key, self.grid)
-            if not bool(vectors.isfinite().all()):
-                row = int((~vectors.isfinite()).flatten(1).any(1).nonzero()[0, 0])
-                raise ValueError(f"the teacher's {key} of row {row} of this batch are not finite")
+            check_finite(key, vectors)
             fit = self._fit(key, vectors.device)
             column = codec.encode(codec.numbers(vectors, fit), fit).cpu()
-            if column.is_floating_point() and not bool(column.isfinite().all()):
-                raise ConfigError(
-                    f"the teacher's {key} has numbers up to {float(vectors.abs().max()):.3g}, and "
-                    f"float16 ends at 65504; set run.{_kind(key)}_codec to float32 or int8"
-                )
+            check_stored(key, _kind(key), vectors, column)
             name = outputs.map_stage + MAP_SUFFIX if key == "map" else key
             columns[_LEVELS if key == "embedding" else name] = column
         return columns

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raykd.core.errors import ConfigError
 from raykd.core.types import Outputs, Signal
 from raykd.methods.base import soft_cross_entropy
 from raykd.methods.skd import normalise
@@ -103,6 +104,16 @@ def test_an_output_that_is_not_finite_is_refused_and_its_row_named():
                 logits[2] = value  # a single one would be stored as the lowest number
             with pytest.raises(ValueError, match="row 2"):
                 codec.encode(Outputs(logits), LOGITS)
+
+
+def test_embeddings_beyond_float16_are_refused_with_the_codecs_that_hold_them():
+    embedding = torch.zeros(4, 3)
+    embedding[1, 2], embedding[2, 0] = 8e4, 65504
+    with pytest.raises(ConfigError, match=r"up to 8e\+04, .*ends at 65504.*run\.embedding_codec"):
+        Dense().encode(Outputs(embedding=embedding), Signal.EMBEDDING)
+    embedding[2, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"row 2 of the teacher's embedding .* not finite"):
+        Dense().encode(Outputs(embedding=embedding), Signal.EMBEDDING)
 
 
 @each("codec", [Dense(), Int8()])

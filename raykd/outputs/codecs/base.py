@@ -10,11 +10,34 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from raykd.core.errors import ConfigError
 from raykd.core.record import Record
 from raykd.core.types import Outputs, Signal
 from raykd.methods.base import Coverage, Method
 
 LOWEST = torch.finfo(torch.float16).min  # stands for every logit further below its row's maximum
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise `ValueError` where a teacher's outputs [n, ...] are not finite, with the first row."""
+    if not bool(values.isfinite().all()):
+        row = int((~values.isfinite()).flatten(1).any(1).nonzero()[0, 0])
+        raise ValueError(f"row {row} of the teacher's {name} in this batch is not finite")
+
+
+def check_stored(name: str, kind: str, values: Tensor, column: Tensor) -> None:
+    """Raise where a column that a teacher's outputs `values` [n, ...] became is not finite.
+
+    `ValueError` where the outputs are not, `ConfigError` where float16 does not reach so far;
+    `kind` is that of the output, as in `run.embedding_codec`.
+    """
+    if column.is_floating_point() and not bool(column.isfinite().all()):
+        check_finite(name, values)
+        raise ConfigError(
+            f"the teacher's {name} has numbers up to {float(values.abs().max()):.3g}, and float16 "
+            "ends at 65504; train the teacher longer or at a lower rate, or, where these are "
+            f"training images, set run.{kind}_codec to float32 or int8"
+        )
 
 
 class Codec(Record):
@@ -44,22 +67,17 @@ class Codec(Record):
 
         Raises `ValueError` where an output is not finite, or cannot be stored.
         """
-        checked: dict[str, Tensor] = {}
-        maximum = None
+        columns: dict[str, Tensor] = {}
         if Signal.LOGITS in signals:
             logits = outputs.logits.float()
             maximum = logits.amax(dim=1)
-            checked["logits"] = (logits - maximum[:, None]).clamp_min(LOWEST)
+            shifted = (logits - maximum[:, None]).clamp_min(LOWEST)
+            check_finite("logits", shifted)
+            columns |= self.encode_logits(shifted, maximum)
         if Signal.EMBEDDING in signals:
-            checked["embedding"] = outputs.embedding.to(torch.float16)
-        for name, values in checked.items():
-            if not bool(values.isfinite().all()):
-                row = int((~values.isfinite()).any(1).nonzero()[0, 0])
-                raise ValueError(f"the teacher's {name} of row {row} of this batch are not finite")
-        columns: dict[str, Tensor] = {}
-        if maximum is not None:
-            columns = self.encode_logits(checked.pop("logits"), maximum)
-        return {name: column.cpu() for name, column in (columns | checked).items()}
+            columns["embedding"] = outputs.embedding.to(torch.float16)
+            check_stored("embedding", "embedding", outputs.embedding, columns["embedding"])
+        return {name: column.cpu() for name, column in columns.items()}
 
     def decode(
         self, columns: Mapping[str, Tensor], rows: Tensor, classes: int | None = None
