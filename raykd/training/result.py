@@ -63,9 +63,7 @@ def result_of(
 def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
     """A finished teacher's top-1 on its test images as a sentence, and a warning near chance.
 
-    Chance p is the share of the most frequent class: what one answer for all n images reaches. Near
-    it is up to three standard deviations of guessing, sqrt(p (1 - p) / n), or a twentieth of what
-    is left to 100 %, whichever is more.
+    Chance is the share of the most frequent class: what one answer for all images reaches.
     """
     store.pull(store.path(teacher) / RESULT)
     last = read_result(store.path(teacher), Tested)["last"]
@@ -83,8 +81,8 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
         f"the {kind} teacher {teacher.model} is right on {100 * share:.1f} % of {count:,} test "
         f"images; chance is {100 * chance:.1f} %"
     )
-    near = chance + max(3 * math.sqrt(chance * (1 - chance) / count), (1 - chance) / 20)
-    if share > near:
+    near = near_chance(chance, count)
+    if near is None or share > near:
         return sentence, None
     causes = "its classes have another order than the images', or it wants another size or "
     causes += "normalisation of images than run.teacher.data has"
@@ -94,6 +92,16 @@ def teacher_said(store: Store, teacher: TeacherRun) -> tuple[str, str | None]:
         f"warning: up to {100 * near:.1f} % is near chance, and students will learn little from "
         f"the {kind} teacher {teacher.model}; likely causes: {causes}"
     )
+
+
+def near_chance(chance: float, count: int) -> float | None:
+    """The share of `count` images up to which a teacher's is near that of chance, p.
+
+    Three standard deviations of guessing, sqrt(p (1 - p) / n), above it, or a twentieth of what is
+    left to 1, whichever is more; None where even 1 is as near, so that so few images do not tell.
+    """
+    near = chance + max(3 * math.sqrt(chance * (1 - chance) / count), (1 - chance) / 20)
+    return near if near < 1 else None
 
 
 def training_seconds(store: Store, run: Training, result: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ from raykd.launch.executor import execute
 from raykd.recipes import Optim
 from raykd.storage.store import Store, read_json, write_json
 from raykd.tracking.console import Terminal
-from raykd.training.result import teacher_said
+from raykd.training.result import near_chance, teacher_said
 from raykd.training.runs import local_host, train
 from tests.each import each
 from tests.small import digits, student_run, teacher_run
@@ -54,3 +54,11 @@ def test_a_trained_teacher_is_said_in_a_line_and_warned_of_near_chance(store, to
     sentence, warning = teacher_said(store, teacher)
     assert sentence.startswith(f"the trained teacher resnet8 is right on {top1:.1f} % of 180 test")
     assert (warning is not None) == warned
+
+
+@each(
+    ("chance", "count", "near"),
+    [(0.1, 900, 0.145), (0.1, 9, 0.4), (0.5, 4, None), (0.2857, 2, None), (1.0, 500, None)],
+)
+def test_so_few_images_that_all_of_them_are_near_chance_tell_nothing(chance, count, near):
+    assert near_chance(chance, count) == (near and pytest.approx(near))
