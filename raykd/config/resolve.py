@@ -216,6 +216,11 @@ class _Resolver:
                 f"run.task.probe.data.name: {judge.data.name!r} is a list, which task "
                 f"{task.name!r} has no use for; give it labelled images, or choose task: {meant}"
             )
+        if judge.data.validation is not None:
+            raise ConfigError(
+                "run.task.probe.data.validation: a probe knows all training images of its data, "
+                "of which this would hold a share back; leave it out"
+            )
         try:
             judged = self._images.judged(judge.data)
             if isinstance(judge, RetrievalSet):

@@ -192,6 +192,7 @@ FEATURES = "{name: features, probe: {data: {name: pairs}}}"
     ("overrides", "words"),
     [
         (["run.task.probe.folds=25"], "expected 25 pairs or more, one in each fold, got 24"),
+        (["run.task.probe.data.validation=0.2"], r"validation: a probe knows all .*leave it out"),
         (["run.data.name=pairs"], "a list by which a task `faces` is judged"),
         (
             [f"run.task={FEATURES}", "run.method=mimic_embedding", "run.teacher.model=resnet8"],
