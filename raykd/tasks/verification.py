@@ -193,7 +193,12 @@ def draw_pairs(labels: Tensor, folds: int, each: int) -> Pairs:
     many as there are of the rarer kind. Raises `ValueError` where a fold has none of a kind.
     """
     labels = labels.cpu()
-    people = labels.unique()
+    people, counts = labels.unique(return_counts=True)
+    if not len(counts) or int(counts.max()) < 2:
+        raise ValueError(
+            f"expected pairs of one person, got one image of each of {len(people)} people; give "
+            "two or more of some"
+        )
     draws = keyed_random.draw(0, people, 0, keyed_random.PROBE)
     people = people[draws.argsort(stable=True)]
     parts: list[Pairs] = []

@@ -127,3 +127,5 @@ def test_drawn_pairs_are_of_different_people_in_each_fold():
     assert all(map(torch.equal, pairs, draw_pairs(labels, 4, 8)))
     with pytest.raises(ValueError, match=r"among 1 of 12 people, with 5 images; use fewer folds"):
         draw_pairs(labels, 12, 8)
+    with pytest.raises(ValueError, match=r"one image of each of 12 people; give two or more"):
+        draw_pairs(labels[:12], 4, 8)
