@@ -35,7 +35,7 @@ from raykd.data.sources.splits import (
     check_filled,
     empty_classes,
     is_numbered,
-    unusable_error,
+    unusable_of,
 )
 from raykd.storage import arrow
 from raykd.storage.atomic import write_atomic
@@ -207,7 +207,7 @@ def read_images(
         contents[split] = (labels[good], codes[good])
     if faults and not skip_bad:
         faults += more(dataset, rows) if more is not None else []
-        raise unusable_error(faults, len(faults))
+        raise unusable_of(faults, dataset.about)
     labels = {split: column for split, (column, _) in contents.items()}
     check_filled(dataset.names, labels, dataset.about)
     summary = Summary(

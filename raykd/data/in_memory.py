@@ -29,7 +29,7 @@ from raykd.data.image_index import (
     read_record,
 )
 from raykd.data.sources.encoded_image import rgb_image
-from raykd.data.sources.splits import NAMED, Dataset, check_filled, count_of, unusable_error
+from raykd.data.sources.splits import NAMED, Dataset, check_filled, count_of, unusable_of
 from raykd.data.sources.splits import Images as EncodedImages
 from raykd.storage import arrow
 from raykd.storage.store import Store, write_json
@@ -128,7 +128,7 @@ def decode_into(
             pixels, targets = arrays[split]
             arrays[split] = np.delete(pixels, [*bad], axis=0), np.delete(targets, [*bad])
     if faults and not skip_bad:
-        raise unusable_error(faults, len(faults))
+        raise unusable_of(faults, dataset.about)
     labels = {split: targets for split, (_, targets) in arrays.items()}
     check_filled(dataset.names, labels, dataset.about)
     assert size is not None, "a dataset has a split"

@@ -1,5 +1,6 @@
 """Lists of images beside the images, and the lines of them that cannot be used."""
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
@@ -7,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from raykd.core.errors import DataError
 from raykd.data.sources.files import Entry, Files, split_path
 from raykd.data.sources.folders import Tree
-from raykd.data.sources.foreign_text import decode_text
+from raykd.data.sources.foreign_text import decode_text, excerpt
 from raykd.data.sources.splits import count_of, list_faults
 
 Parsed = TypeVar("Parsed")
@@ -46,6 +47,14 @@ def find_list(root: str, known: Sequence[str]) -> List:
         )
     content = decode_text(files.read(names[0]), files.describe(names[0]))
     return List(files, names[0], content.splitlines())
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of a CSV file. Raises `ValueError` where it cannot be parted."""
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        raise ValueError(f"expected cells with commas between, found {excerpt(line)}") from error
 
 
 class ByPath:

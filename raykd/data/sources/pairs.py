@@ -5,7 +5,6 @@ the list; an image is there as often as the list names it. A pair is of one pers
 are equal.
 """
 
-import csv
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -16,7 +15,14 @@ from raykd.data.sources.files import Entry
 from raykd.data.sources.folders import Tree, one_image_per_file
 from raykd.data.sources.foreign_text import excerpt
 from raykd.data.sources.formats import SUFFIXES
-from raykd.data.sources.listed_lines import ByPath, List, find_list, parse_lines, refuse_lines
+from raykd.data.sources.listed_lines import (
+    ByPath,
+    List,
+    cells_of,
+    find_list,
+    parse_lines,
+    refuse_lines,
+)
 from raykd.data.sources.splits import About, Dataset
 
 LISTS = ("pairs.txt", "pairs.csv")  # looked for in a folder
@@ -53,7 +59,7 @@ def read_pairs(root: str, labels: bool = True) -> Dataset:
     splits = {
         split: one_image_per_file(tree.files, part, known[split]) for split, part in entries.items()
     }
-    about = About(test=f"second images of {listed.name}", declared=True)
+    about = About(test=f"second images of {listed.name}", declared=True, listed=True)
     return Dataset(splits, tuple(map(text, names)), repr([entries, known]), about=about)
 
 
@@ -107,7 +113,7 @@ def _read_csv(listed: List, tree: Tree) -> tuple[list[Pair], dict[str, str]]:
     images, groups = ByPath(tree), _Groups()
 
     def parse(place: int, line: str) -> Pair:
-        cells = next(csv.reader([line]))
+        cells = cells_of(line)
         word = cells[-1].strip().lower() if len(cells) == 3 else ""
         if word not in _WORDS:
             raise ValueError(

@@ -5,14 +5,13 @@ list says the same are a class, whose name says it (see `relevance.py`); the que
 say nothing.
 """
 
-import csv
 from typing import NamedTuple
 
 from raykd.core.errors import DataError
 from raykd.data.sources.files import Entry
 from raykd.data.sources.folders import Tree, one_image_per_file
 from raykd.data.sources.foreign_text import excerpt
-from raykd.data.sources.listed_lines import ByPath, find_list, parse_lines, refuse_lines
+from raykd.data.sources.listed_lines import ByPath, cells_of, find_list, parse_lines, refuse_lines
 from raykd.data.sources.relevance import WORDS, class_name
 from raykd.data.sources.splits import About, Dataset
 
@@ -43,7 +42,7 @@ def read_rankings(root: str, labels: bool = True) -> Dataset:
     images = ByPath(tree)
 
     def parse(place: int, line: str) -> Line:
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        cells = [cell.strip() for cell in cells_of(line)]
         if len(cells) != len(HEADER) or cells[1].lower() not in WORDS:
             raise ValueError(
                 "expected the path of a query, relevant or junk, and the path of an image, with "
@@ -54,8 +53,8 @@ def read_rankings(root: str, labels: bool = True) -> Dataset:
             raise ValueError(f"{said.query.name} is not to find itself")
         return said
 
-    first = next(csv.reader(listed.lines[:1]), [])
-    titled = [cell.strip().lower() for cell in first] == HEADER
+    first = "".join(listed.lines[:1]).split(",")
+    titled = [cell.strip(' "').lower() for cell in first] == HEADER
     lines = listed.numbered(int(titled))
     parsed = parse_lines(listed, lines, parse, "what a query is to find")
     said = {(line.query.name, line.image.name): line.word for line in parsed}
@@ -94,5 +93,5 @@ def read_rankings(root: str, labels: bool = True) -> Dataset:
     stamp = repr([gallery, queries, [*numbers], known])
     used = {*named, *places, *(entry.name for entry in gallery)}
     unread = {_OUTSIDE: rest} if (rest := len(tree.images) - len(used)) else {}
-    read = About(test=f"queries of {listed.name}", unread=unread)
+    read = About(test=f"queries of {listed.name}", unread=unread, listed=True)
     return Dataset(splits, tuple(numbers), stamp, about=read)

@@ -27,6 +27,7 @@ SPLITS = {  # words that name a split, in the order in which folders of them are
     "val": ("val", "valid", "validation"),
 }
 UNLABELLED = "for images without labels, set run.data.labels: none"
+_REPLACE = "; replace or remove it"  # end of a fault
 _BLOCK_BYTES = 1 << 24  # bytes of images that are read at a time
 _THREADS = 16  # that look at images
 
@@ -80,6 +81,7 @@ class About:
     test: str = ""  # folder of the test images; empty where the dataset has a fixed one
     unread: Mapping[str, int] = field(default_factory=dict)  # files, by suffix or kind
     declared: bool = False  # class names are not those of the images, so some may have none
+    listed: bool = False  # lines of a list speak of the images, so none can be left out
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,24 @@ def unusable_error(faults: Sequence[str], count: int) -> DataError:
     )
 
 
+def unusable_of(faults: Sequence[str], about: About) -> DataError:
+    """The error of all images of a dataset that cannot be used, one a fault.
+
+    Those of a list may be there several times, and cannot be left out.
+    """
+    if not about.listed:
+        return unusable_error(faults, len(faults))
+    faults = [*dict.fromkeys(faults)]
+    return DataError(
+        f"{count_of(len(faults), 'image')} of the list cannot be used:\n"
+        f"{list_faults(faults, len(faults))}\n"
+        "replace them, or take their lines out of the list"
+    )
+
+
 def list_faults(faults: Sequence[str], count: int) -> str:
     """The first of `count` faults, one a line, and how many more there are."""
-    named = [f"  {fault.removesuffix('; replace or remove it')}" for fault in faults[:NAMED]]
+    named = [f"  {fault.removesuffix(_REPLACE)}" for fault in faults[:NAMED]]
     more = count - len(named)
     return "\n".join([*named, f"  and {more:,} more"] if more else named)
 

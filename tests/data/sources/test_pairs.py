@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from raykd.core.errors import DataError
+from raykd.data.dataset import read
+from raykd.data.recipe import Data
 from raykd.data.sources import SOURCES
 from raykd.data.sources.pairs import folds_of
+from raykd.storage.store import Store
 from tests.data.files import encoded, names, picture, put
 from tests.each import each
 
@@ -85,6 +88,7 @@ def test_lines_that_are_no_pairs_are_named(faces, old, new, words):
         ("a.png,b.png\n", "line 1: expected two paths, and same or different"),
         ("a.png,b.png,perhaps\n", "line 1: expected two paths, and same or different"),
         ("a.png,c.png,same\n", "line 1: there is no image 'c.png'"),
+        (f"a.png,b.png,{'s' * (1 << 18)}\n", "line 1: expected cells with commas between"),
         ("\n", "expected a pair on each line, found none"),
     ],
 )
@@ -92,6 +96,17 @@ def test_lines_of_a_csv_file_that_are_no_pairs_are_named(tmp_path, text, words):
     put(tmp_path / "a.png"), put(tmp_path / "b.png", encoded(picture(1)))
     with pytest.raises(DataError, match=words):
         SOURCES["pairs"](put(tmp_path / "pairs.csv", text))
+
+
+@each("stream", [None, {"size": 8}])
+def test_an_image_of_a_list_that_cannot_be_used_is_named_once_and_not_left_out(faces, stream):
+    put(faces / "lfw" / "Ann" / "Ann_0002.png", b"no image")  # in two lines
+    store, data = Store(faces / "store"), Data(name="pairs", stream=stream)
+    with pytest.raises(DataError) as caught:
+        read(store, data, str(faces / "pairs.txt"))
+    assert str(caught.value).count("Ann_0002.png") == 1
+    assert "1 image of the list cannot be used" in str(caught.value)
+    assert str(caught.value).endswith("replace them, or take their lines out of the list")
 
 
 def test_a_folder_has_one_list(tmp_path):
