@@ -4,14 +4,15 @@ Shapes: B batch, K student's width, D teacher's, T places, M teachers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raykd.core import keyed_random
+from raykd.core.errors import ConfigError
 from raykd.core.record import Limits
 from raykd.core.types import Batch, Outputs, Shapes, Signal
 from raykd.methods.base import Method, Schedule, Stages, full_precision, precise, value_at
@@ -23,6 +24,7 @@ from raykd.methods.stage_heads import head_stages
 from raykd.methods.standardiser import Standardisation, Standardiser
 
 _HIDDEN, _LAST_HIDDEN = 768, 3072  # channels within projections of a ladder
+_Share = Annotated[float, Field(ge=0, le=Limits.WEIGHT)]
 
 
 class Ladder(nn.Module):
@@ -94,6 +96,14 @@ class PanelDistillation(Method):
     """Projections of the student: linear ones of its last stage, or sums of those of all stages,
     each of two layers, whose earlier maps are average-pooled to the last one's size first (ours).
     """
+    shares: tuple[_Share, ...] | None = None
+    """Weight of each teacher in the mean, in any unit, as in RADIO's trainer; null: equal."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.shares is not None and not any(self.shares):
+            raise ValueError("shares: all are 0; give one teacher more")
+        return self
 
     def needs(self) -> Signal:
         """Embeddings and last maps."""
@@ -114,10 +124,18 @@ class PanelDistillation(Method):
     def helpers(
         self, student: Shapes, teacher: Shapes, targets: Tensor | None = None
     ) -> nn.ModuleDict:
-        """Projections and standardisations of each teacher, by its number."""
-        helpers = nn.ModuleDict()
+        """Projections and standardisations of each teacher, by its number.
+
+        Raises `ConfigError` for another number of shares.
+        """
+        helpers, members = nn.ModuleDict(), teacher.panel or (teacher,)
+        if self.shares is not None and len(self.shares) != len(members):
+            raise ConfigError(
+                f"method.shares: expected as many as there are teachers, {len(members)}, got "
+                f"{len(self.shares)}; give one to each teacher, in their order"
+            )
         channels = last_shape(student, self.name)[0]
-        for number, member in enumerate(teacher.panel or (teacher,)):
+        for number, member in enumerate(members):
             width = last_shape(member, self.name)[0]
             own = nn.ModuleDict(
                 {
@@ -176,14 +194,20 @@ class PanelDistillation(Method):
             by_kind = {kind: torch.stack(distances) for kind, distances in apart.items()}
             kept = self.kept(sum(by_kind.values()).detach(), batch)  # pyright: ignore[reportAttributeAccessIssue]
             weight = value_at(self.weight, batch.epoch) / 2
-            total = kept.sum().clamp_min(1)
+            total = kept.sum().clamp_min(torch.finfo(kept.dtype).tiny)
             losses = {kind: weight * (kept * x).sum() / total for kind, x in by_kind.items()}
             return {student.map_stage: losses["map"], "embedding": losses["embedding"]}
 
     def kept(self, distances: Tensor, batch: Batch) -> Tensor:
-        """Factors [M, B], 1 of what counts and 0 of what does not, for distances [M, B]."""
-        if not self.drop or len(distances) == 1:
-            return torch.ones_like(distances)
+        """Factors [M, B], the share of what counts and 0 of what does not, of distances [M, B]."""
+        shares = self.shares or (1.0,) * len(distances)
+        kept = torch.ones_like(distances)
+        if self.drop and len(distances) > 1:
+            kept = self._not_dropped(_of_shares(distances, shares), batch)
+        return torch.stack([share * row for share, row in zip(shares, kept, strict=True)])
+
+    def _not_dropped(self, distances: Tensor, batch: Batch) -> Tensor:
+        """1 of the farthest teacher and of those that the draw keeps, 0 of others: [M, B]."""
         farthest = distances == distances.amax(0)
         drawn = torch.stack(
             [
@@ -229,6 +253,12 @@ def _before(student: Outputs, kind: str) -> list[Tensor]:
         return [x.mean((2, 3)) for x in maps]
     height, width = student.map.shape[2:]
     return [pool_to(x, (height, width)) for x in maps]
+
+
+def _of_shares(distances: Tensor, shares: Sequence[float]) -> Tensor:
+    """Distances [M, B], those of teachers without a share below all others."""
+    rows = zip(distances, shares, strict=True)
+    return torch.stack([x if share else torch.full_like(x, -torch.inf) for x, share in rows])
 
 
 def _members(teacher: Outputs) -> tuple[Outputs, ...]:

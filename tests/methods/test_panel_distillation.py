@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 
+from raykd.core.errors import ConfigError
 from raykd.core.types import Batch, Outputs, Shapes
 from raykd.methods.panel_distillation import PanelDistillation, mixed_distance
 from raykd.methods.presets import PRESETS
@@ -120,6 +121,25 @@ def test_dropping_none_is_the_mean_and_dropping_all_the_maximum():
         for one in (near, far)
     ]
     assert most == pytest.approx(torch.maximum(*each).mean().item() / 2, rel=1e-9)
+
+
+def test_shares_weigh_teachers_and_one_without_a_share_changes_nothing():
+    student, near = pair()
+    far = outputs(-near.embedding, -near.map[..., 0])
+    apart = [loss_of(PanelDistillation(**PLAIN), student, one) for one in (near, far)]
+    weighed = PanelDistillation(**PLAIN, shares=(0.1, 0.3))
+    assert loss_of(weighed, student, near, far) == pytest.approx(
+        (apart[0] + 3 * apart[1]) / 4, rel=1e-9
+    )
+    for drop in (0.0, 0.5, 1.0):
+        fields = {"standardise": "none", "drop": drop}
+        alone = loss_of(PanelDistillation(**fields), student, near, near)
+        method = PanelDistillation(**fields, shares=(2.0, 2.0, 0.0))
+        assert loss_of(method, student, near, near, far) == pytest.approx(alone, rel=1e-12)
+    with pytest.raises(ValueError, match="all are 0"):
+        PanelDistillation(shares=(0.0, 0.0))
+    with pytest.raises(ConfigError, match=r"as many as there are teachers, 2, got 3"):
+        helpers_of(method, 2)
 
 
 @pytest.mark.slow
