@@ -41,7 +41,7 @@ from raykd.tracking.console import EpochLines, Terminal, clock
 from raykd.tracking.jsonl import following
 from raykd.tracking.logger import Labels, Logger
 from raykd.training.cache_builder import CacheBuild, check_room, needed_bytes
-from raykd.training.cache_verify import SPOT_CHECK
+from raykd.training.cache_verify import SPOT_CHECK, Comparison
 from raykd.training.inputs import serving
 from raykd.training.integrity import finish_again
 from raykd.training.result import teacher_said
@@ -339,30 +339,40 @@ class Executor:
             CacheBuild, self._store, job.run, job.views, self._terminal.say
         )  # reads every shard of the cache once
         build, manifest = None, manifest_of(self._store, job.run)
+        whole = manifest is not None and set(job.views) <= set(manifest.views())
         if self._survey:
             self._store.ensure_root()
             build = survey()
-            if not build.missing:
-                return
-        elif manifest is not None and set(job.views) <= set(manifest.views()):
+            whole = not build.missing
+        if whole and self._store.has(job.run):
             return
         with self._held(job.run):
             manifest = manifest_of(self._store, job.run)
             if build is None or manifest is None or {*manifest.shards} != {*build.manifest.shards}:
                 build = survey()  # another process may have filled it meanwhile
-            if build.missing:
-                self._compute(build)
+            started, rows, label = time.monotonic(), sum(map(len, build.missing)), _label(job.run)
+            if rows:
+                self._compute(build, label)
+            elif self._store.has(job.run):
+                return
+            comparison = self._compared(build)
+            seconds = time.monotonic() - started
+            rate = f"{rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s)"
+            self._terminal.say(
+                f"{label}: {rate if rows else 'all rows are there'}; "
+                f"{comparison.rows} random ones asked again: largest difference of a number "
+                f"{comparison.difference:.1g}"
+                + (f", {comparison.lost:.2%} of the variance lost" if comparison.lost else "")
+            )
+            if rows:
                 self._made.add(job.run)
                 self._reused.discard(job.run)
 
-    def _compute(self, build: CacheBuild) -> None:
-        """Compute a cache's missing shards, and compare some rows with the live teacher."""
-        run, rows = build.run, sum(len(part) for part in build.missing)
+    def _compute(self, build: CacheBuild, label: str) -> None:
+        """Compute a cache's missing shards."""
+        run, rows = build.run, sum(map(len, build.missing))
         check_room(self._store, needed_bytes(run, rows))
-        outputs = "logits" if run.logits else "embeddings" if run.embedding else "maps"
-        label = f"cache of {run.teacher.model}'s {run.split} {outputs}, epoch {run.anchor}"
         task = self._terminal.task(label, rows, "row")
-        started = time.monotonic()
         units = [
             Unit("shard", (run, part), f"view {part.view}, rows {part.start} to {part.stop}")
             for part in build.parts(self._strategy(self._scale.workers).most)
@@ -374,16 +384,20 @@ class Executor:
                     task.update(task.done + len(unit.arguments[1]))
         finally:
             build.commit()
+
+    def _compared(self, build: CacheBuild) -> Comparison:
+        """Finish a cache once some rows are compared with the live teacher.
+
+        One that is refused has no marker, so that the next command compares again.
+        """
+        check = Unit("compare", (build.run, SPOT_CHECK), "comparison with the live teacher")
+        try:
+            [(_, comparison)] = self._run([check])
+        except RaykdError:
+            build.withdraw()
+            raise
         build.finish()
-        check = Unit("compare", (run, SPOT_CHECK), "comparison with the live teacher")
-        [(_, comparison)] = self._run([check])
-        seconds = time.monotonic() - started
-        self._terminal.say(
-            f"{label}: {rows} rows in {clock(seconds)} ({rows / seconds:.0f} rows/s); "
-            f"{comparison.rows} random ones asked again: largest difference of a number "
-            f"{comparison.difference:.1g}"
-            + (f", {comparison.lost:.2%} of the variance lost" if comparison.lost else "")
-        )
+        return comparison
 
     def _run(self, units: Sequence[Unit]) -> Generator[tuple[Unit, Any], None, None]:
         """Do units; yields each that is done with its value, then raises the others' errors.
@@ -519,3 +533,9 @@ def _counts(recipes: Iterable[Any]) -> dict[str, int]:
     """The number of recipes of each kind."""
     kinds = [recipe.kind for recipe in recipes]
     return {kind: kinds.count(kind) for kind in KINDS}
+
+
+def _label(run: OutputsRun) -> str:
+    """A cache in a few words."""
+    outputs = "logits" if run.logits else "embeddings" if run.embedding else "maps"
+    return f"cache of {run.teacher.model}'s {run.split} {outputs}, epoch {run.anchor}"

@@ -24,7 +24,7 @@ from raykd.outputs.manifest import (
 from raykd.outputs.shard_files import ShardFolder
 from raykd.recipes import OutputsRun
 from raykd.storage.atomic import make_folder
-from raykd.storage.store import Store
+from raykd.storage.store import MARKER, Store
 from raykd.training.dry_run import shapes_of_teacher
 from raykd.training.weights import anchor_checksum
 
@@ -62,8 +62,6 @@ class CacheBuild:
         if previous is None or set(previous.shards) != set(good):
             self.commit()
         self.missing = [part for view in sorted(set(views)) for part in gaps(good, view, rows)]
-        if not self.missing and not store.has(run):
-            self.finish()  # its marker was lost, or it was stopped just before
 
     def parts(self, workers: int) -> list[Part]:
         """The missing parts, in pieces that keep `workers` busy."""
@@ -88,6 +86,10 @@ class CacheBuild:
         """Write the manifest, and the marker by which the store lists the cache."""
         self.commit()
         self.store.finish(self.run)
+
+    def withdraw(self) -> None:
+        """Remove the marker."""
+        self.store.remove(self.folder / MARKER)
 
 
 def needed_bytes(run: OutputsRun, rows: int) -> int:
