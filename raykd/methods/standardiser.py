@@ -24,8 +24,9 @@ class Standardiser(Fitted):
 
     A is diag(1 / deviation) for `channel`, 1 / phi for `global`, and H U' / phi for `phi_s`: U are
     eigenvectors of the covariance, phi**2 the mean of its eigenvalues, and H an orthogonal
-    Hadamard matrix. Which matrix `hadamard` chooses, and that eigenvectors keep the signs that the
-    solver gives them, are ours.
+    Hadamard matrix. Which matrix `hadamard` chooses, that eigenvectors keep the signs that the
+    solver gives them, and that `channel` gives a channel which did not vary 1 / phi (in other views
+    it may) are ours.
     """
 
     mean: Tensor
@@ -67,9 +68,9 @@ class Standardiser(Fitted):
             factor = phi_s(products / count - torch.outer(mean, mean))
         else:
             variance = (products / count - mean.square()).clamp_min(_SMALLEST)
-            if self.kind == "global":
-                variance = variance.mean().expand_as(variance)
-            factor = variance.rsqrt()[:, None]
+            mean_variance = variance.mean().expand_as(variance)
+            own = (variance > _SMALLEST) & (self.kind == "channel")
+            factor = torch.where(own, variance, mean_variance).rsqrt()[:, None]
         self.mean.copy_(mean[:, None])
         self.factor.copy_(factor)
         self.known.fill_(True)

@@ -34,7 +34,7 @@ from raykd.training.hosts.base import Host
 
 BEGINNING = "calibration-"  # of a file's name
 ROWS = 1 << 14  # training samples whose teacher outputs a method may calibrate with
-_REVISION = 1  # goes up where `calibrate` of any method comes to set something else
+_REVISION = 2  # goes up where `calibrate` of any method comes to set something else
 _AT_ONCE = 512  # samples of a batch, at most
 _SUM = "checksum"  # key of a file's metadata
 _State = Mapping[str, Tensor]

@@ -132,6 +132,14 @@ def test_a_standardised_target_has_the_promised_moments():
             torch.testing.assert_close(one, torch.eye(8).double(), rtol=0, atol=1e-12)
 
 
+def test_a_channel_that_did_not_vary_is_divided_by_what_all_of_them_are():
+    vectors = torch.tensor([[[1.0, 3.0], [0.0, 0.0], [-2.0, 2.0]]])  # variances 1, 0 and 4
+    standardiser = Standardiser(3, "channel")
+    standardiser.calibrate([vectors])
+    deviation = torch.tensor([1.0, (5 / 3) ** 0.5, 2.0])
+    torch.testing.assert_close(standardiser.factor[:, 0], 1 / deviation)
+
+
 @pytest.mark.slow
 @each("size", [1, 20, 28, 36, 44, 192, 768])
 def test_hadamard_matrices_have_equal_magnitudes(size):
