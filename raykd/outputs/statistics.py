@@ -355,6 +355,7 @@ def read_vectors(path: Path, codecs: Mapping[str, VectorCodec], grid: int | None
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CacheCorrupt(f"{path}: not statistics of this cache ({error}); {advice}") from error
     checksum, seal = arrow.checksum(data), seal_of(path)
-    if seal.is_file() and read_json(seal, dict[str, str]).get("checksum") != checksum:
+    spare = "remove this file and go on: every shard has the checksum that it holds, too"
+    if seal.is_file() and read_json(seal, dict[str, str], advice=spare).get("checksum") != checksum:
         raise CacheCorrupt(f"{path}: was altered, its checksum does not match; {advice}")
     return Vectors(codecs, fits, grid, checksum)

@@ -123,6 +123,20 @@ def test_statistics_that_were_altered_before_the_first_shard_are_refused(store):
     assert open_cache(store, cache, [0], CPU).take(torch.arange(3), 0).map.isfinite().all()
 
 
+def test_a_damaged_seal_of_statistics_is_all_that_has_to_be_removed(store):
+    run = run_of(store, DenseDistillation(), map_codec=PCA(rank=24))
+    prepare(store, run)
+    cache = run.outputs_at(0)
+    seal = seal_of(store.path(cache) / STATISTICS)
+    content = seal.read_bytes()
+    for damaged in (b"", content[:-20], content.replace(b"checksum", b"cheksum")):
+        seal.write_bytes(damaged)
+        with pytest.raises(CacheCorrupt, match=f"{seal}: cannot be read.*; remove this file"):
+            open_cache(store, cache, [0], CPU)
+    seal.unlink()
+    assert open_cache(store, cache, [0], CPU).take(torch.arange(3), 0).map.isfinite().all()
+
+
 def altered(content):
     """The content with another last bit."""
     return content[:-1] + bytes([content[-1] ^ 1])
