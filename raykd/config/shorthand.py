@@ -83,9 +83,10 @@ def _written_out(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
     """A teacher with what it leaves out: a student's data, and all else where it is a student."""
-    if isinstance(members := teacher.get("panel"), list):
+    if "panel" in teacher:
+        members = teacher["panel"] if isinstance(teacher["panel"], list) else ()
         written = [_teacher(student, m) if isinstance(m, dict) else m for m in members]
-        return {**teacher, "panel": written}
+        return {**teacher, "panel": written or teacher["panel"]}
     if isinstance(teacher.get("task"), str):
         teacher = {**teacher, "task": {"name": teacher["task"]}}
     if teacher.get("teacher"):

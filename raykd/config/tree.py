@@ -91,8 +91,10 @@ def unknown_keys(tree: Any, schema: Mapping[str, Any]) -> Iterator[str]:
             if "$ref" in node:
                 node = defined[node["$ref"].rpartition("/")[2]]
             elif "if" in node:
-                then = all(value.get(key) for key in node["if"]["required"])
-                node = node["then" if then else "else"]
+                given = [value[key] for key in node["if"]["required"] if key in value]
+                if not all(given):  # an empty panel, say
+                    return {}
+                node = node["then" if given else "else"]
             elif "discriminator" in node:
                 named = node["discriminator"]["mapping"].get(str(value.get("name")))
                 node = {} if named is None else {"$ref": named}

@@ -100,3 +100,15 @@ def test_a_key_whose_values_a_grid_lists_is_not_looked_at(tmp_path):
     file = tmp_path / "grid.yaml"
     file.write_text(GOOD + "grid: {run.method: [kd, skd]}")
     check(file, ["grid.run.method=[{name: kd, basis: at}]"], schema())
+
+
+def test_an_empty_panel_is_left_to_what_reads_it(tmp_path):
+    file = tmp_path / "good.yaml"
+    file.write_text(GOOD)
+    for teacher in ("{panel: []}", "{panel: null, combine: none}"):
+        check(file, [f"run.teacher={teacher}"], schema())
+    for members in ("[]", "{model: resnet8}"):
+        with pytest.raises(ConfigError) as caught:
+            load(file, [f"run.teacher={{panel: {members}}}"])
+        (line,) = str(caught.value).splitlines()  # and none on data, which nobody wrote
+        assert line.startswith("experiment.run.teacher.panel: ")
