@@ -4,11 +4,15 @@ import torch
 from torch import Tensor
 
 from raykd.core.types import Batch, Look, Outputs, Shapes
+from raykd.methods.ada_distill import AdaDistill
+from raykd.methods.angular import Angular
 from raykd.methods.cc import CC
 from raykd.methods.cosine_kd import CosineKD
 from raykd.methods.ctkd import CTKD
 from raykd.methods.dist import DIST
 from raykd.methods.dkd import DKD
+from raykd.methods.embed_distill import EmbedDistill
+from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.hard_kd import HardKD
 from raykd.methods.kd import KD
 from raykd.methods.logit_standardisation import LogitStandardisation
@@ -20,6 +24,7 @@ from raykd.methods.relational_kd import RelationalKD
 from raykd.methods.sample_contrastive_kd import SampleContrastiveKD
 from raykd.methods.skd import SKD
 from raykd.methods.stkd import STKD
+from raykd.methods.teacher_free import TeacherFree
 from tests.each import each
 from tests.small import golden_embeddings, golden_logits
 
@@ -46,6 +51,14 @@ METHODS = [
     PKT(weight=100.0),
     CC(weight=1.0, width=4),
     CC(form="gaussian"),
+    TeacherFree(),
+    MimicEmbedding(normalise=True),
+    Angular(power=2),
+    EmbedDistill(score_weight=1.0),
+    EmbedDistill(score_weight=1.0, items="student", distance="cosine"),
+    *(FeatureDistillation(distance=name) for name in ("balanced", "angle", "tangent")),
+    FeatureDistillation(distance="queue", queue="table", size=4),
+    AdaDistill(),
 ]
 # Their temperatures or scales come from the student's logits, and have no gradient.
 DETACHED = [CosineKD(low=1.0), SKD(radius=1.0), SKD(variant="l2", radius=1.0)]
@@ -53,7 +66,10 @@ DETACHED = [CosineKD(low=1.0), SKD(radius=1.0), SKD(variant="l2", radius=1.0)]
 
 def helpers_of(method):
     torch.manual_seed(0)
-    return method.helpers(Shapes(10, 6, {}), Shapes(10, 6, {}))
+    helpers = method.helpers(Shapes(10, 6, {}), Shapes(10, 6, {})).eval()
+    if method.needs_calibration(helpers):
+        method.calibrate(helpers, [Outputs(embedding=THEIR_EMBEDDING.float())])
+    return helpers
 
 
 def losses_of(method, helpers, mine: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]):
