@@ -53,7 +53,10 @@ def with_cosine_classifier(network: Staged, scale: float, *, sampled: bool = Fal
     """
     name, linear = classifier_name(network), network.classifier
     if not name or not isinstance(linear, nn.Linear):
-        raise ConfigError("its last layer is no linear map of an embedding, which angles replace")
+        raise ConfigError(
+            "its last layer is no linear map of an embedding, which angles replace; choose another "
+            "network"
+        )
     width, classes = linear.in_features, linear.out_features
     classifier = CosineClassifier(width, classes, scale, sampled=sampled)
     network.network.set_submodule(name, classifier)

@@ -193,6 +193,9 @@ class _Checks:
                     ("trainable", run.model, run.head, data.size, some),
                     lambda: dry_run.check_training(run.model, run.head, data.size, some),
                 )
+            if not mistakes:
+                key = ("task", run.model, run.head, run.task)
+                _, mistakes = self._check("model", key, lambda: dry_run.check_task(run))
             yield from mistakes
             if not mistakes:
                 yield from self._parts(run)

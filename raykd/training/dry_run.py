@@ -78,6 +78,11 @@ def check_training(model: str, classes: int, size: Size, share: int) -> None:
     _on_meta(train, model, size)
 
 
+def check_task(run: StudentRun) -> None:
+    """Raise `ConfigError` where a network is none for its task."""
+    _on_meta(lambda: weights.build_network(run), run.model, None)
+
+
 def check_parts(run: StudentRun, key: Literal["parts", "freeze"]) -> None:
     """Raise `ConfigError` where a key of `run.optim` names parts that the student lacks, or all."""
     words = _words(run, key)

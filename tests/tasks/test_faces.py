@@ -163,6 +163,17 @@ def test_people_that_cannot_judge_are_refused_before_anything_is_trained(
         preflight(Experiment("faces", (run,), Scale()), store)
 
 
+def test_a_network_whose_last_layer_is_none_of_angles_is_refused_before_its_teacher_is_trained(
+    store, place
+):
+    task, data = Faces(), faces(store, place, "train", resize=32)
+    run = student(data, None, task, method=METHODS["label_only"]()).model_copy(
+        update={"model": "torchvision/squeezenet1_0"}
+    )
+    with pytest.raises(ConfigError, match=r"run\.model: its last layer .*choose another network"):
+        preflight(Experiment("faces", (run,), Scale()), store)
+
+
 @pytest.fixture(scope="module")
 def listed(place):
     """A list of pairs of the other people, in three folds."""
