@@ -67,7 +67,8 @@ def matched(
     """The first entry that holds the network's state.
 
     With `new_head`, the network's own classifier stands in for one of another number of classes,
-    and for one that is not there; the note says so. `spare` are names that may be left out.
+    and for one that is not there; the note says so. `spare` are names that may be left out, as
+    a `CosineClassifier` is for a network without one.
     Raises `ConfigError`, with what is missing, unexpected and of other shapes in the entry that is
     nearest to it, three names of each; `OtherHead` where only the classifier differs.
     """
@@ -76,8 +77,8 @@ def matched(
     for entry in candidates:
         tensors = {_WRAPPERS.sub("", name): value for name, value in entry.tensors.items()}
         reading = max(_readings(tensors), key=lambda one: _agreement(one, expected))
-        spared = [name for name in reading.tensors if name in spare]
-        kept = {name: v for name, v in reading.tensors.items() if name not in spare}
+        spared = {*spare, *_head_of_angles(reading.tensors, expected)} & reading.tensors.keys()
+        kept = {name: v for name, v in reading.tensors.items() if name not in spared}
         reading = replace(reading, tensors=kept)
         own = _replaced(reading, expected, network) if new_head else {}
         differences = _differences(
@@ -162,6 +163,17 @@ def head_names(network: Staged) -> set[str]:
     return {name for name, value in network.network.named_parameters() if id(value) in head}
 
 
+def _head_of_angles(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
+    """The names of a `CosineClassifier` in some tensors, if the network has no such one."""
+    beginnings = {
+        name.removesuffix("moments")
+        for name in tensors
+        if name.endswith(".moments") and name not in expected
+    }
+    kinds = ("weight", "moments", "steps")
+    return {f"{beginning}{kind}" for beginning in beginnings for kind in kinds}
+
+
 def _classes_of_head(
     reading: _Reading, expected: Mapping[str, Tensor], network: Staged
 ) -> int | None:
@@ -192,7 +204,7 @@ def _replaced(
     return {} if available in (None, *map(len, own.values())) else own
 
 
-def _head_note(reading: _Reading, own: Mapping[str, Tensor], spared: Sequence[str]) -> str:
+def _head_note(reading: _Reading, own: Mapping[str, Tensor], spared: Collection[str]) -> str:
     """A sentence on the classifier that stands in for the reading's, or is left out; or ""."""
     if not own:
         return "their classifier is left out" if spared else ""

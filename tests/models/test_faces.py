@@ -6,7 +6,9 @@ import torch
 from raykd.core.errors import ConfigError
 from raykd.models import build, measure, parameter_count
 from raykd.models.cosine_classifier import with_cosine_classifier
+from raykd.models.foreign_checkpoints import Entry
 from raykd.models.staged import without_classifier
+from raykd.models.state_matching import OtherHead, matched
 from tests.each import each
 from tests.tiers import slow_but
 
@@ -60,3 +62,18 @@ def test_the_logits_are_scaled_cosines_also_under_autocast():
 def test_a_network_without_a_linear_classifier_is_refused():
     with pytest.raises(ConfigError, match="no linear map"):
         with_cosine_classifier(build("resnet8", 0), 64.0)
+
+
+def test_weights_of_a_network_for_faces_are_those_of_an_encoder_to_another():
+    saved = with_cosine_classifier(build("resnet8", 6), 64.0).network.state_dict()
+    entries = [Entry("", saved)]
+    match = matched(entries, build("resnet8", 0))
+    assert match.state.keys() == {name for name in saved if not name.startswith("classifier.")}
+    assert match.note == "their classifier is left out"
+    with pytest.raises(OtherHead) as caught:
+        matched(entries, build("resnet8", 6))
+    assert caught.value.classes == 0
+    started = matched(entries, build("resnet8", 6), new_head=True)
+    assert started.note == "they have no classifier: a new one of 6 classes is trained"
+    again = matched(entries, with_cosine_classifier(build("resnet8", 6), 64.0))
+    assert again.state.keys() == saved.keys()
