@@ -87,8 +87,8 @@ def listed_retrieval(
     judged, as in the evaluation of the revisited Oxford and Paris buildings (Radenovic et al. 2018,
     arXiv 1803.11285). Raises `ValueError` as `retrieval` does.
     """
-    _check_rows("queries", queries, gallery.shape[-1])
-    _check_rows("gallery", gallery, gallery.shape[-1])
+    check_rows("queries", queries, gallery.shape[-1])
+    check_rows("gallery", gallery, gallery.shape[-1])
     relevant, junk = (pairs.to(gallery.device) for pairs in lists)
 
     def judge(start: int, similarity: Tensor) -> Tensor:
@@ -208,16 +208,18 @@ def _check(
     width = gallery.shape[-1]
     named = (("queries", queries, query_labels), ("gallery", gallery, gallery_labels))
     for name, rows, labels in named:
-        _check_rows(name, rows, width)
-        if labels.shape != rows.shape[:1]:
-            raise ValueError(f"{name}: {len(rows)} rows, but labels {list(labels.shape)}")
+        check_rows(name, rows, width, labels)
     if alike and len(queries) != len(gallery):
         raise ValueError(f"{len(queries)} queries are not the {len(gallery)} rows of the gallery")
 
 
-def _check_rows(name: str, rows: Tensor, width: int) -> None:
-    """Raise `ValueError` for embeddings of another width than `width`, or not finite ones."""
+def check_rows(name: str, rows: Tensor, width: int, labels: Tensor | None = None) -> None:
+    """Raise `ValueError` for embeddings of another width than `width`, or not finite ones, and for
+    labels that are not one a row.
+    """
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
         raise ValueError(f"{name}: expected rows of {width} numbers, got {list(rows.shape)}")
     if not bool(rows.isfinite().all()):
         raise ValueError(f"{name}: some embeddings are not finite")
+    if labels is not None and labels.shape != rows.shape[:1]:
+        raise ValueError(f"{name}: {len(rows)} rows, but labels {list(labels.shape)}")

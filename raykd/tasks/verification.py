@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raykd.core import keyed_random
+from raykd.tasks.rankings import check_rows
 
 FOLDS = 10
 _CELLS = 1 << 22  # similarities of a block
@@ -149,9 +150,13 @@ def rank_1(
     distractors [n, D]: a hit where cos(a, b) is above the cosines of a with all of them (MegaFace,
     Kemelmacher-Shlizerman et al. 2016, arXiv 1512.00596, challenge 1; a tie is no hit). The
     distractors come some at a time, in one order, of which each count takes the first ones; the
-    memory is for one block. Raises `ValueError` where there are fewer than the largest count, and
-    where no two probes are of one person.
+    memory is for one block. Raises `ValueError` where there are fewer than the largest count, for
+    counts below 1, where no two probes are of one person, and for embeddings that do not fit or are
+    not finite.
     """
+    check_rows("probes", probes, probes.shape[-1], labels)
+    if min(counts, default=1) < 1:
+        raise ValueError(f"expected counts of 1 distractor or more, got {min(counts)}")
     unit = _unit(probes)
     labels = labels.to(unit.device)
     pair = labels[:, None] == labels
@@ -164,6 +169,8 @@ def rank_1(
     nearest = unit.new_full((len(unit),), -torch.inf)
     shares: dict[int, float] = {}
     for block in distractors:
+        if len(block):
+            check_rows("distractors", block, probes.shape[-1])
         while wanted and len(block):
             part, block = block[: wanted[0] - seen], block[wanted[0] - seen :]
             nearest = torch.maximum(nearest, _most_similar(unit, part.to(unit.device)))

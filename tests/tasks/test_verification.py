@@ -80,6 +80,14 @@ def test_people_among_distractors_have_the_value_of_the_specification():
     probes, labels, distractors = faces()
     result = rank_1(probes, labels, [distractors], (30,))
     assert result == {30: 18 / 36}
+    for some, others, counts, words in (
+        (labels[1:], distractors, (30,), r"probes: 12 rows, but labels \[11\]"),
+        (labels, distractors[:, 1:], (30,), "distractors: expected rows of 6 numbers"),
+        (labels, distractors / 0, (30,), "distractors: some embeddings are not finite"),
+        (labels, distractors, (0, 30), "expected counts of 1 distractor or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            rank_1(probes, some, [others], counts)
     shuffled = distractors[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
     assert rank_1(probes, labels, [shuffled], (30,)) == result
     unit, far = F.normalize(probes, dim=1), F.normalize(distractors, dim=1)
