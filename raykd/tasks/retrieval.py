@@ -163,9 +163,11 @@ class Retrieval(LabelFreeTask):
         else:
             paired = len(test.unique()) < len(test)
         if not paired:
+            apart = self.probe is not None and self.probe.gallery == "test"
+            other = ", or set gallery: train, if the training rows are the gallery" if apart else ""
             raise ValueError(
                 "no test image has another of its class in its gallery, so there is nothing to "
-                "retrieve; give two or more test images of a class"
+                f"retrieve; give two or more test images of a class{other}"
             )
 
     def student_embeds(self) -> tuple[Split, ...]:

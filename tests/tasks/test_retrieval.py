@@ -289,6 +289,15 @@ def test_a_list_that_cannot_judge_is_refused(place, tmp_path, overrides, words):
         resolve(parse(LISTED, "x", [*where, *overrides]), Store(tmp_path))
 
 
+def test_where_each_query_is_alone_another_gallery_is_spoken_of():
+    train, test = torch.arange(8) % 4, torch.arange(4)
+    judge = RetrievalSet(data=Data(name="folder"))
+    with pytest.raises(ValueError, match=r"of a class, or set gallery: train, if the training"):
+        Retrieval(probe=judge).check_labels(train, test, of_probe=True)
+    with pytest.raises(ValueError, match=r"give two or more test images of a class$"):
+        Retrieval().check_labels(train, test, of_probe=False)
+
+
 def test_a_network_that_is_the_teacher_agrees_with_it_in_everything():
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     metrics = Retrieval().collected(Embedded(torch.arange(40) % 4, x, x, x))

@@ -235,7 +235,7 @@ def unusable_of(faults: Sequence[str], about: About) -> DataError:
     return DataError(
         f"{count_of(len(faults), 'image')} of the list cannot be used:\n"
         f"{list_faults(faults, len(faults))}\n"
-        "replace them, or take their lines out of the list"
+        "replace such images, or take their lines out of the list"
     )
 
 

@@ -106,7 +106,7 @@ def test_an_image_of_a_list_that_cannot_be_used_is_named_once_and_not_left_out(f
         read(store, data, str(faces / "pairs.txt"))
     assert str(caught.value).count("Ann_0002.png") == 1
     assert "1 image of the list cannot be used" in str(caught.value)
-    assert str(caught.value).endswith("replace them, or take their lines out of the list")
+    assert str(caught.value).endswith("replace such images, or take their lines out of the list")
 
 
 def test_a_folder_has_one_list(tmp_path):
