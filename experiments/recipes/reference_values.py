@@ -128,6 +128,16 @@ CIFAR100: dict[str, Fields] = {
         "weight": 1.0, "head": "arcface", "scale": 64.0, "margin": 0.45, "weighted": True,
         "label_weight": 0.0, "source": "fdbtrs/AdaDistill, for faces",
     },
+    "margin_distillation": {
+        "weight": 1.0, "scale": 64.0, "low": 0.2, "high": 0.5,
+        "label_weight": 0.0, "source": "its authors' code, for faces",
+    },
+    "ekd": {
+        "weight": 1.0, "positive_weight": 0.02, "negative_weight": 0.01,
+        "ranks": [10, 100, 1_000, 10_000, 100_000, 1_000_000], "width": 0.01, "hardest": 2000,
+        "share": 0.01, "start": "first",
+        "label_weight": 1.0, "source": "Tencent/TFace, for faces, whose means start at 0",
+    },
     "ebkd": {
         "temperature": 4.0, "weight": 1.0, "normalise": True,
         "label_weight": 1.0, "source": "Rorozhl/CA-MKD, whose weights sum to less than 1",
@@ -153,7 +163,7 @@ CIFAR100: dict[str, Fields] = {
     },
     "panel_distillation": {
         "weight": 1.0, "embedding_distance": "mixed", "map_distance": "mixed",
-        "embedding_share": 0.5, "map_share": 0.5, "beta": 1.0,
+        "embedding_share": 0.5, "map_share": 0.5, "beta": 1.0, "projector": "linear",
         "standardise": "channel", "drop": 0.5, "grid": None,
         "label_weight": 1.0, "source": "naver/unic",
     },

@@ -25,6 +25,7 @@ from raykd.methods.dense_distillation import DenseDistillation
 from raykd.methods.dist import DIST
 from raykd.methods.dkd import DKD
 from raykd.methods.ebkd import EBKD
+from raykd.methods.ekd import EKD
 from raykd.methods.embed_distill import EmbedDistill
 from raykd.methods.feature_distillation import FeatureDistillation
 from raykd.methods.fitnet import FitNet
@@ -36,6 +37,7 @@ from raykd.methods.jacobian import JacobianMatching
 from raykd.methods.kd import KD
 from raykd.methods.label_only import LabelOnly
 from raykd.methods.logit_standardisation import LogitStandardisation
+from raykd.methods.margin_distillation import MarginDistillation
 from raykd.methods.mimic import MimicEmbedding, MimicLogits
 from raykd.methods.mlkd import MLKD
 from raykd.methods.multi_head_kd import MultiHeadKD, TeacherHeads
@@ -88,6 +90,8 @@ METHODS.add("feature_distillation", FeatureDistillation)
 METHODS.add("embed_distill", EmbedDistill)
 METHODS.add("angular", Angular)
 METHODS.add("ada_distill", AdaDistill)
+METHODS.add("margin_distillation", MarginDistillation)
+METHODS.add("ekd", EKD)
 # the last map
 METHODS.add("dense_distillation", DenseDistillation)
 METHODS.add("panel_distillation", PanelDistillation)

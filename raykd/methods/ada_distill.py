@@ -62,17 +62,6 @@ class Centres(Shared):
         self.rows.index_copy_(0, labels, rows[first])
 
 
-def margin_loss(cosine: Tensor, labels: Tensor, margin: float, scale: float, form: str) -> Tensor:
-    """Cross entropy of scale * cosines [B, C] with a margin at the labels, in nats; 0 for no rows.
-
-    ArcFace's, with cos theta - m sin m where theta + m is above pi, or CosFace's.
-    """
-    target = margins.target_of(cosine, labels)
-    harder = target - margin if form == "cosface" else margins.angular(target, margin)
-    logits = scale * margins.with_target(cosine, labels, harder)
-    return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
-
-
 class AdaDistill(Method):
     """weight * the margin loss of P student against centres that move to the teacher's embeddings.
 
@@ -93,7 +82,7 @@ class AdaDistill(Method):
     name: Literal["ada_distill"] = "ada_distill"
     weight: Schedule = 1.0
     """Factor of the margin loss: a number, [[first epoch, value], ...], or a ramp."""
-    head: Literal["arcface", "cosface"] = "arcface"
+    head: margins.Plain = "arcface"
     """Form of the margin."""
     scale: float = Field(default=64.0, gt=0, le=Limits.WEIGHT)
     """Factor of the cosines."""
@@ -134,5 +123,5 @@ class AdaDistill(Method):
                     shares = centres.shares(mine, theirs, labels, weighted=self.weighted)
                     centres.move(shares, F.normalize(theirs, dim=1), labels, batch.ids)
             cosine = F.normalize(mine, dim=1) @ F.normalize(centres.rows, dim=1).T.to(mine)
-            loss = margin_loss(cosine, labels, self.margin, self.scale, self.head)
+            loss = margins.margin_loss(cosine, labels, self.margin, self.scale, self.head)
             return {"embedding": value_at(self.weight, batch.epoch) * loss}

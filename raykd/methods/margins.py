@@ -1,7 +1,7 @@
 """Margins between faces: what a head makes of the cosine of an embedding with its own class.
 
-All take cosines, change that of the label alone, and return logits for a cross entropy. Norms are
-those of the embeddings. Losses are in full precision.
+All take cosines and change that of the label alone. Norms are those of the embeddings. Losses are
+in full precision.
 
 Shapes: B batch, C classes.
 """
@@ -10,9 +10,11 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Head = Literal["normface", "arcface", "cosface", "combined", "sphereface", "adaface", "magface"]
+Plain = Literal["arcface", "cosface"]
 Beyond = Literal["fallback", "clamp", "none"]
 Gradient = Literal["through", "identity"]
 
@@ -63,6 +65,20 @@ def angular(
         other = other if beyond == "fallback" else -torch.ones_like(target)
         value = torch.where(target > -added.cos(), value, other)
     return value if gradient == "through" else target + (value - target).detach()
+
+
+def margin_loss(
+    cosine: Tensor, labels: Tensor, margin: float | Tensor, scale: float, form: Plain = "arcface"
+) -> Tensor:
+    """Cross entropy of scale * cosines [B, C] with a margin at the labels, in nats; 0 for no rows.
+
+    ArcFace's, with cos theta - m sin m where theta + m is above pi, or CosFace's; one margin, or
+    one each [B].
+    """
+    target = target_of(cosine, labels)
+    harder = target - margin if form == "cosface" else angular(target, margin)
+    logits = scale * with_target(cosine, labels, harder)
+    return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
 
 
 def sphereface(target: Tensor, blend: float | Tensor) -> Tensor:

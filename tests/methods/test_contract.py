@@ -31,6 +31,7 @@ NEVER_ZERO = {
     "nkd",
     "sample_contrastive_kd",
     "ada_distill",
+    "margin_distillation",
     "mlkd",
     "ab_init",
     "combine",
@@ -57,7 +58,7 @@ EACH = each(
 
 def networks(method):
     """A student and a teacher that the method can compare."""
-    same_widths = method.name in ("fsp", "fsp_init")
+    same_widths = method.name in ("fsp", "fsp_init", "margin_distillation")
     return pair(teacher="resnet14" if same_widths else "resnet8x4")
 
 
