@@ -15,7 +15,7 @@ from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
 from raykd.data.sources import LISTS
-from raykd.data.sources.folders import has_gallery
+from raykd.data.sources.folders import count_distractors, has_gallery
 from raykd.data.sources.pairs import folds_of
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
@@ -25,6 +25,7 @@ from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
 from raykd.tasks import FaceSet, RetrievalSet, Task, probe_of
+from raykd.tasks.verification import numbers_of_distractors
 
 _COLOURS = ("mean", "std")
 _Started = TypeVar("_Started", TeacherRun, StudentRun)
@@ -89,6 +90,20 @@ class _Images:
     def _has_gallery(self) -> bool:
         """True where the images of the probe are those of a gallery and queries."""
         return self._probe_root is not None and has_gallery(self._probe_root)
+
+    def distractors(self, judge: FaceSet) -> FaceSet:
+        """A set of faces with numbers of the distractors of its folder, if none are stated."""
+        if "distractors" in judge.model_fields_set or judge.data.name != "folder":
+            return judge
+        count = self._count_distractors
+        if not count:
+            return judge
+        return judge.model_copy(update={"distractors": numbers_of_distractors(count)})
+
+    @functools.cached_property
+    def _count_distractors(self) -> int:
+        """Number of images of the probe that are distractors."""
+        return 0 if self._probe_root is None else count_distractors(self._probe_root)
 
     def check_folds(self, judge: FaceSet) -> None:
         """Raise `ConfigError` where a list of pairs states another number of folds."""
@@ -225,8 +240,10 @@ class _Resolver:
             judged = self._images.judged(judge.data)
             if isinstance(judge, RetrievalSet):
                 judge = self._images.gallery(judge)
-            if isinstance(judge, FaceSet) and judge.is_listed and not judge.data.digest:
-                self._images.check_folds(judge)
+            if isinstance(judge, FaceSet):
+                judge = self._images.distractors(judge)
+                if judge.is_listed and not judge.data.digest:
+                    self._images.check_folds(judge)
         except (ConfigError, DataError) as error:
             kind = type(error)
             raise kind(_of_probe(str(error), named=self._has_probe_path)) from error

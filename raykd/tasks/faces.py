@@ -26,6 +26,7 @@ from raykd.tasks.classification import LabelledTask
 from raykd.tasks.sampled_classes import sampled_classes
 
 _MOVES = 0.01  # share of a batch in AdaFace's running moments of the norms
+_Count = Annotated[int, Field(ge=1, le=Limits.ROWS)]
 _Rate = Annotated[float, Field(gt=0, lt=1)]
 _Factor = Annotated[float, Field(ge=1, le=2)]  # beyond both limits the fallback may rise with an
 _Part = Annotated[float, Field(ge=0, le=1.5)]  # angle; in radians, or a cosine
@@ -51,6 +52,25 @@ class FaceSet(LabelledSet):
     """
     flip: bool = True
     """Add the embedding of the mirrored image to that of the image."""
+    distractors: tuple[_Count, ...] | None = None
+    """Numbers of distractors among which images of one person are to find each other; null: none.
+
+    They are the set's training images, whoever is on them, as those of a folder `distractors`
+    beside `probes`; left out, powers of 10 up to all of that folder's.
+    """
+
+    @model_validator(mode="after")
+    def _check_distractors(self) -> Self:
+        if self.distractors is None:
+            return self
+        if self.is_listed:
+            raise ValueError("distractors: a list of pairs has none; leave them out")
+        if not self.distractors or len({*self.distractors}) < len(self.distractors):
+            raise ValueError(
+                f"distractors: expected different numbers, got {list(self.distractors)}; leave "
+                "them out, or name one"
+            )
+        return self
 
     def mirrored(self) -> bool:
         """True where the mirrored image counts, too."""
@@ -60,6 +80,11 @@ class FaceSet(LabelledSet):
     def is_listed(self) -> bool:
         """True where the pairs are those of a list."""
         return self.data.name == PAIRS
+
+    def judging(self, train: Embedded, test: Embedded) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, D] and labels of the images that judge: all but distractors."""
+        parts = (train, test) if self.distractors is None else (test,)
+        return torch.cat([x.student for x in parts]), torch.cat([x.labels for x in parts])
 
     def listed(self, first: Tensor, second: Tensor) -> verification.Pairs:
         """The list's pairs, by the labels int64 [P] of their first images and of their second."""
@@ -78,7 +103,8 @@ class Faces(LabelledTask):
     are others: `verification` is the accuracy over folds of pairs with one person or two, with its
     deviation over folds; `tar_at_R` the share of all pairs of one person that is accepted where a
     rate R of pairs of two is, if there are 1 / R of them; `rank_1` that of images whose nearest
-    other one is of the same person.
+    other one is of the same person; and `rank_1_among_N` that of ordered pairs of one person in
+    which the first finds the second among N distractors.
 
     The margins' gradients are true ones by default; `gradient: identity` is that of insightface's
     ArcFace. With `partial` below 1 a step computes the logits of the batch's people and of others
@@ -209,9 +235,15 @@ class Faces(LabelledTask):
             return
         if self.probe.is_listed:
             self.probe.listed(train, test)
-        else:
-            labels = torch.cat([train, test])
-            verification.draw_pairs(labels, self.probe.folds, self.probe.pairs)
+            return
+        wanted = self.probe.distractors
+        if wanted is not None and max(wanted) > len(train):
+            raise ValueError(
+                f"distractors: expected at most {len(train)}, the number of the probe's training "
+                f"images, got {max(wanted)}"
+            )
+        labels = test if wanted is not None else torch.cat([train, test])
+        verification.draw_pairs(labels, self.probe.folds, self.probe.pairs)
 
     def judged(
         self, train: Embedded, test: Embedded, names: Sequence[str], kept: Any = None
@@ -219,8 +251,7 @@ class Faces(LabelledTask):
         """Verification and recognition of the probe's people, in percent."""
         probe = self.probe
         assert probe is not None
-        faces = torch.cat([train.student, test.student])
-        labels = torch.cat([train.labels, test.labels])
+        faces, labels = probe.judging(train, test)
         if probe.is_listed:
             pairs = probe.listed(train.labels, test.labels)
         else:
@@ -247,4 +278,8 @@ class Faces(LabelledTask):
         if probe.is_listed:
             return metrics
         nearest = rankings.retrieval(faces, faces, labels, labels, alike=True, ranks=(1,))
-        return metrics | {"rank_1": 100 * nearest.recall[1]}
+        metrics["rank_1"] = 100 * nearest.recall[1]
+        if probe.distractors is None:
+            return metrics
+        among = verification.rank_1_among(faces, labels, train.student, probe.distractors)
+        return metrics | {f"rank_1_among_{count}": 100 * share for count, share in among.items()}

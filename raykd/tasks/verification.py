@@ -19,6 +19,8 @@ from raykd.tasks.rankings import check_rows
 
 FOLDS = 10
 _CELLS = 1 << 22  # similarities of a block
+_ORDERS = 3  # of distractors, whose first ones count
+_BLOCK = 4096  # distractors at a time
 
 
 class Folds(NamedTuple):
@@ -180,6 +182,26 @@ def rank_1(
     if wanted:
         raise ValueError(f"expected {wanted[-1]} distractors, got {seen}")
     return shares
+
+
+def rank_1_among(
+    probes: Tensor, labels: Tensor, distractors: Tensor, counts: Sequence[int]
+) -> dict[int, float]:
+    """Mean of `rank_1` over three orders of the distractors [n, D], which follow from their rows.
+
+    Three are ours; MegaFace has sets of its own.
+    """
+    rows, found = torch.arange(len(distractors)), list[dict[int, float]]()
+    for seed in range(_ORDERS):
+        order = keyed_random.draw(seed, rows, 0, keyed_random.PROBE).argsort(stable=True)
+        blocks = (distractors[part.to(distractors.device)] for part in order.split(_BLOCK))
+        found.append(rank_1(probes, labels, blocks, counts))
+    return {count: sum(shares[count] for shares in found) / len(found) for count in sorted(counts)}
+
+
+def numbers_of_distractors(count: int) -> tuple[int, ...]:
+    """The powers of 10 from 10 to a million below a number of distractors, and that number."""
+    return (*(10**power for power in range(1, 7) if 10**power < count), count)
 
 
 def _most_similar(unit: Tensor, others: Tensor) -> Tensor:

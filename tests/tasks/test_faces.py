@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from raykd.config.experiment import Experiment, parse
 from raykd.config.resolve import resolve
 from raykd.config.scale import Scale
-from raykd.core.errors import ConfigError
+from raykd.core.errors import ConfigError, RaykdError
+from raykd.core.record import fingerprint
 from raykd.core.types import Signal
 from raykd.data.dataset import read
 from raykd.data.recipe import Data
@@ -24,6 +26,7 @@ from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import RCO
 from raykd.storage.store import Store
 from raykd.tasks import Faces, FaceSet, Retrieval
+from raykd.tasks.base import Embedded
 from raykd.training import inputs, weights
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
@@ -172,6 +175,57 @@ def test_a_network_whose_last_layer_is_none_of_angles_is_refused_before_its_teac
     )
     with pytest.raises(ConfigError, match=r"run\.model: its last layer .*choose another network"):
         preflight(Experiment("faces", (run,), Scale()), store)
+
+
+@pytest.fixture(scope="module")
+def crowd(place):
+    """Six people to be found, and 20 distractors, with and without folders."""
+    root = people(place / "crowd" / "probes", 10, 6).parent
+    for number, path in enumerate(sorted(people(place / "strangers", 20, 4, 5).glob("*/*"))):
+        target = root / "distractors" / (f"a/b{number % 3}" if number % 2 else "") / f"{number}.png"
+        put(target, path.read_bytes())
+    return root
+
+
+def test_people_are_found_among_distractors(store, place, crowd):
+    text = LISTED.replace("name: pairs", "name: folder")
+    where = [f"data.path={place / 'train'}", f"data.probe={crowd}"]
+    (run,) = resolve(parse(text, "x", where), store).runs
+    assert run.task.probe.distractors == (10, 20)
+    assert fingerprint(run.read(run.plain())) == fingerprint(run)
+    preflight(Experiment("faces", (run,), Scale()), store)
+    train(store, run, local_host(store, run))
+    last = read_result(store.path(run))["last"]
+    assert 100 >= last["rank_1_among_10"] >= last["rank_1_among_20"] > 0 and "rank_1" in last
+    # The same by hand, of other embeddings.
+    draws = torch.Generator().manual_seed(0)
+    probes, others = torch.randn(8, 5, generator=draws), torch.randn(20, 5, generator=draws)
+    labels = torch.arange(8) // 2
+    known, strangers = Embedded(labels, probes), Embedded(torch.full((20,), 6), others)
+    probe = run.task.probe.model_copy(update={"folds": 2, "distractors": (20,)})
+    found = Faces(probe=probe).judged(strangers, known, ())
+    cosine = F.normalize(probes, dim=1) @ F.normalize(torch.cat([probes, others]), dim=1).T
+    hits = [bool((cosine[row, row ^ 1] > cosine[row, 8:]).all()) for row in range(8)]
+    assert found["rank_1_among_20"] == pytest.approx(100 * sum(hits) / 8)
+    alone = Faces(probe=probe.model_copy(update={"distractors": None}))
+    alone = alone.judged(Embedded(labels[:0], probes[:0]), known, ())
+    assert {name: found[name] for name in alone} == alone  # distractors judge nothing else
+
+
+@each(
+    ("root", "numbers", "words"),
+    [
+        ("crowd", "[21]", r"distractors: expected at most 20, the number of .* images, got 21"),
+        ("crowd", "[]", r"distractors: expected different numbers, got \[\]"),
+        ("crowd", "[5, 5]", r"distractors: expected different numbers, got \[5, 5\]"),
+    ],
+)
+def test_distractors_that_are_not_there_are_refused(store, place, crowd, root, numbers, words):
+    text = LISTED.replace("name: pairs", "name: folder")
+    where = [f"data.path={place / 'train'}", f"data.probe={place / root}"]
+    where.append(f"run.task.probe.distractors={numbers}")
+    with pytest.raises(RaykdError, match=words):
+        preflight(resolve(parse(text, "x", where), store), store)
 
 
 @pytest.fixture(scope="module")

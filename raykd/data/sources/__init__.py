@@ -135,8 +135,8 @@ for _name, _source in {
         _CINIC10,
     ),
     "folder": Source(
-        "Image files in one folder per class, at the top, in `train` and `test` (or `val`) or in "
-        "`gallery` and `query`; in any folders without labels.",
+        "Image files in one folder per class, at the top, in `train` and `test` (or `val`), in "
+        "`gallery` and `query`, in `probes` beside `distractors`; without labels in any folders.",
         "folders:read_folder",
         in_files=True,
     ),

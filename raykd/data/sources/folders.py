@@ -26,6 +26,7 @@ _LOOSE = "images in no class folder"
 _NO_FILE = "links to nothing, pipes and devices"
 _LAYOUT = "one folder of images per class, at the top or in train and test (or val)"
 _GALLERY, _QUERY = "gallery", "query"  # folders of a set for retrieval
+_DISTRACTORS, _PROBES = "distractors", "probes"  # folders of a set of faces
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,16 @@ def read_folder(root: str, labels: bool = True) -> Dataset:
     """Image files in one folder per class, at the top or in `train` and `test` (or `val`).
 
     Or in `gallery` and `query`, which are then the training and the test images; queries may be of
-    classes that the gallery lacks. Where `labels` is False, any tree of images, with or without
-    such folders of splits. Or a pack, which was made of such a folder.
+    classes that the gallery lacks. Or in `distractors`, training images of one class in whatever
+    folders, and `probes`, the test images. Where `labels` is False, any tree of images, with or
+    without such folders of splits. Or a pack, which was made of such a folder.
     """
     files = Files.at(root)
     if pack_format.is_pack(files):
         return pack_format.read_pack(root)
     tree = Tree.of(files)
+    if labels and (found := _among_distractors(tree)):
+        return found
     apart = _gallery_and_query(tree) if labels else {}
     starts = apart or _split_folders(tree, labels)
     if not labels:
@@ -141,6 +145,41 @@ def read_folder(root: str, labels: bool = True) -> Dataset:
     unread = _unread(tree, starts, labels)
     about = About(test=starts.get("test", ""), unread=unread, declared=bool(apart))
     return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
+
+
+def count_distractors(root: str) -> int:
+    """Number of images that are distractors by their folder's name; 0 without such a folder."""
+    files = Files.at(root)
+    found = None if pack_format.is_pack(files) else _among_distractors(Tree.of(files))
+    return len(found.splits["train"].labels) if found else 0
+
+
+def _among_distractors(tree: Tree) -> Dataset | None:
+    """The images of `probes`, a folder for each class, and those of `distractors`, which are one.
+
+    Names match in upper and lower case. None where the tree has not both, or the probes are in no
+    folders, as a class called so may have them.
+    """
+    tops = {name.lower(): name for name in tree.inside("")}
+    if not {_DISTRACTORS, _PROBES} <= tops.keys() or not tree.inside(f"{tops[_PROBES]}/"):
+        return None
+    starts = {"train": f"{tops[_DISTRACTORS]}/", "test": f"{tops[_PROBES]}/"}
+    people = tree.by_class(starts["test"])
+    entries = [entry for entry in tree.images if entry.name.startswith(starts["train"])]
+    if not entries:
+        raise DataError(
+            f"{tree.files.describe(starts['train'].rstrip('/'))}: the folder holds no image "
+            f"({', '.join(SUFFIXES)}) to distract from {_PROBES}; fill it or remove it"
+        )
+    names = (*sort_names(people), f"{_DISTRACTORS}/")  # which no folder is called
+    splits = {
+        "train": one_image_per_file(tree.files, entries, [len(people)] * len(entries)),
+        "test": tree.samples([starts["test"]], names[:-1]),
+    }
+    unread = _unread(tree, {"test": starts["test"]}, labels=True)
+    unread.pop(f"in {starts['train']}", None)
+    about = About(test=starts["test"], unread=unread, declared=True)
+    return Dataset(splits, tuple(map(text, names)), tree.stamp, about=about)
 
 
 def has_gallery(root: str) -> bool:
