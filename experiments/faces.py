@@ -8,7 +8,8 @@
 columns `image` (bytes) and `identity`. Half of the people train, the others judge: pairs of
 pictures of one person and of two, in folds of different people. The teacher is trained here with
 ArcFace; its students learn with ArcFace alone, by mimicry of its embeddings, by their direction,
-by AdaDistill, and by mimicry along a route of the teacher's checkpoints, all for as many epochs.
+by AdaDistill, by margins that the teacher sets, by ranks of pairs, and by mimicry along a route of
+the teacher's checkpoints, all for as many epochs.
 With `--onnx` a published face network teaches in its place, at its own 112 pixels and with pixels
 of (x - 127.5) / 128; students along the route still have the teacher that is trained here. So few
 people tell methods apart only where they differ by much.
@@ -52,6 +53,8 @@ def students(epochs: int, batch: int) -> dict[str, dict[str, Any]]:
         "mimic, no labels": whole | {"method": MIMIC, "label_weight": 0.0},
         "angular + arcface": whole | {"method": "angular"},
         "ada_distill": whole | {"method": {"name": "ada_distill", "scale": 30.0}},
+        "margin_distillation": whole | {"method": {"name": "margin_distillation", "scale": 30.0}},
+        "ekd + arcface": whole | {"method": "ekd"},
         ROUTE: part | {"method": MIMIC, "label_weight": 0.0},
     }
 
