@@ -149,8 +149,9 @@ def save_summary(
     store: Store, name: str, dataset: Dataset, summary: Summary, *, skip_bad: bool
 ) -> None:
     """Keep the summary of files until their stamp changes."""
-    if dataset.stamp:
-        write_json(_summary_path(store, name, dataset, skip_bad=skip_bad), summary.plain())
+    path = _summary_path(store, name, dataset, skip_bad=skip_bad)
+    if dataset.stamp and not path.is_file():  # a store may be read alone
+        write_json(path, summary.plain())
 
 
 def is_index_of(store: Store, folder: Path, dataset: Dataset) -> bool:

@@ -284,12 +284,14 @@ def test_what_cannot_be_an_image_is_found_when_it_is_read_first(store, root):
 
 def test_files_that_did_not_change_are_not_read_again(store, root, monkeypatch):
     first = streamed(store, root)
+    kept = {path: path.stat().st_mtime_ns for path in store.root.rglob("*") if path.is_file()}
     reads: list[str] = []
     before = Files.read
     monkeypatch.setattr(
         Files, "read", lambda self, name, *rest: reads.append(name) or before(self, name, *rest)
     )
     assert streamed(store, root) == first and not reads
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # a store may be read alone
     put(root / "train/class0/000.jpg", encoded(photo(77, 40, 40), "JPEG"))
     assert streamed(store, root).digest != first.digest and len(reads) == 30
 
