@@ -36,7 +36,9 @@ class VectorCodec(Record):
     name: str
     """Name of the codec; a name alone takes every default."""
     tolerance: _Share
-    """Largest share of the variance that may be lost; a build that measures more is refused."""
+    """Largest share of the variance that may be lost of the images that the codec is fitted to, and
+    half of that of random rows; a build that measures more is refused.
+    """
 
     @property
     def label(self) -> str:
