@@ -229,8 +229,9 @@ class _Checks:
             shared = scale.shard == "fsdp" and most(workers) > 1
             call = functools.partial(dry_run.check_method, run, shapes, theirs, targets.unique())
             _, mistakes = self._check("method", (run, shared), lambda: call(shared=shared))
-        if not mistakes and share == 1:
-            _, mistakes = self._check("optim.batch", run, lambda: dry_run.check_step(run, targets))
+        if not mistakes and (share == 1 or run.plugins):
+            call = functools.partial(dry_run.check_step, run, targets, some)
+            _, mistakes = self._check("method", ("step", run), call)
         yield from mistakes
 
     def _judges(self, run: StudentRun) -> Iterator[tuple[str, str]]:

@@ -7,8 +7,10 @@ Shapes: C classes, H, W pixels.
 """
 
 import functools
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -142,20 +144,34 @@ def check_shares(module: nn.Module, method: Method) -> None:
         )
 
 
-def check_step(run: StudentRun, targets: Tensor) -> None:
-    """Raise `ConfigError` where a step of a single sample cannot be made, really.
+def check_step(run: StudentRun, targets: Tensor, share: int) -> None:
+    """Raise `ConfigError` where a step of `share` samples cannot be made, really.
 
-    The method's own batch norms count, too.
+    The method's own batch norms count, too, and whatever else a plugin does in a step.
     """
-    alone = run.model_copy(update={"optim": run.optim.model_copy(update={"batch": 1})})
+    some = run.model_copy(update={"optim": run.optim.model_copy(update={"batch": share})})
     try:
-        step_of(alone, targets, torch.device("cpu"))()
+        step_of(some, targets, torch.device("cpu"))()
     except RaykdError:
         raise
-    except ValueError as error:
+    except Exception as error:
         if _ONE_VALUE in str(error):
             raise OneValue(f"a batch norm of method {run.method.label!r}") from error
-        raise
+        if not run.plugins:
+            raise
+        raise ConfigError(_of_plugin(run, error)) from error
+
+
+def _of_plugin(run: StudentRun, error: Exception) -> str:
+    """A sentence on an error in a step of a student with a plugin, and where it was raised."""
+    ours = Path(torch.__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    last = [frame for frame in frames if ours not in Path(frame.filename).parents][-1]
+    return (
+        f"a step of method {run.method.label!r} with {run.model} fails at {last.filename}, line "
+        f"{last.lineno} ({type(error).__name__}: {text_of(error).splitlines()[0]}); mend the "
+        "plugin, or choose networks and images that suit it"
+    )
 
 
 def _calibrated(run: StudentRun, helpers: nn.ModuleDict) -> None:

@@ -145,6 +145,16 @@ def test_a_function_that_is_not_registered_is_refused_before_anything_is_compute
     assert not (tmp_path / "store" / "teachers").exists()
 
 
+def test_a_loss_that_fails_on_these_networks_is_told_before_anything_is_computed(page, tmp_path):
+    folder = with_plugin(page, tmp_path, ("True) - teacher)", "True) - teacher[..., 1:])"))
+    for command in ("plan", "run"):
+        words = (command, folder / "peaks.yaml", "--store", tmp_path / "store")
+        message = " ".join(call(*words, code=2).output.split())
+        assert "run.method: a step of method 'peak_matching' with resnet8 fails at" in message
+        assert f"{folder / 'peaks.py'}, line " in message and "(RuntimeError: The size" in message
+    assert not (tmp_path / "store" / "teachers").exists()
+
+
 @each(
     ("old", "new", "sentence"),
     [
