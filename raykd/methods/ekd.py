@@ -53,12 +53,12 @@ class EKD(Method):
     batches, for each network its own. Of the pairs of two people the `hardest` are compared: those
     with the largest cosines of the student.
 
-    A batch should show several pictures of some people, or there is no pair of one; such a batch
-    gives 0 for them. Thresholds of more pairs than there are coincide at the largest cosine: 3 of
-    the 6 in a batch of 64, which has 2,016 pairs. Of several workers the thresholds are those of
-    all pairs, and each compares its own pairs: our choice. Ours as well is the start of the running
-    means from the first batch; with `start: zero`, as there, all pairs look alike for hundreds of
-    steps.
+    A batch should show several pictures of some people, as `optim.per_class: 4` sees to, or there
+    is no pair of one; such a batch gives 0 for them. Thresholds of more pairs than there are
+    coincide at the largest cosine: 3 of the 6 in a batch of 64, which has 2,016 pairs. Of several
+    workers the thresholds are those of all pairs, and each compares its own pairs: our choice. Ours
+    as well is the start of the running means from the first batch; with `start: zero`, as there,
+    all pairs look alike for hundreds of steps.
     """
 
     title: ClassVar[str] = "Huang et al. 2022, CVPR"

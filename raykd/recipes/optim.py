@@ -82,6 +82,9 @@ class Optim(Record):
     """Epochs of training."""
     batch: int = Field(default=64, ge=1, le=Limits.ROWS)
     """Samples of a step, over all workers together."""
+    per_class: int = Field(default=1, ge=1, le=Limits.WIDTH)
+    """Samples of one class that follow each other in an epoch, for losses of their pairs; 1: any.
+    """
     lr: float = Field(default=0.05, gt=0, le=Limits.RATE)
     """Learning rate at the beginning, or after the warm-up."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -120,6 +123,10 @@ class Optim(Record):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"{self.warmup_epochs} epochs of warm-up leave none of the {self.epochs} epochs"
+            )
+        if self.per_class > self.batch:
+            raise ValueError(
+                f"per_class: expected at most the batch of {self.batch}, got {self.per_class}"
             )
         _check_parts(dict(self.parts), self.freeze)
         return self

@@ -584,6 +584,11 @@ def check_student(run: StudentRun) -> None:
             "label_weight scales the only loss of method 'label_only'; leave it out, or give "
             "the weight with the method that it is for"
         )
+    if run.optim.per_class > 1 and run.data.labels == "none":
+        raise ValueError(
+            "optim.per_class puts samples of one class together, and data.labels is none; leave it "
+            "out"
+        )
     if isinstance(run.views, int) and run.views < 1:
         raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
     if run.cached() and run.reads_classes():  # else no logits are stored

@@ -18,7 +18,7 @@ from raykd.core import keyed_random
 from raykd.core.counters import Timed
 from raykd.core.types import Batch
 from raykd.data.loading.loader import Views
-from raykd.data.loading.sampler import epoch_order, steps
+from raykd.data.loading.sampler import by_class, epoch_order, steps
 from raykd.methods.helper_kinds import Shared, Tally, reset_calibration
 from raykd.models.staged import Staged
 from raykd.recipes import StudentRun
@@ -156,6 +156,7 @@ class _Training:
         # One line of rows for every part of every step of this worker.
         parts = host.scale.accumulate
         order = epoch_order(run.seed, chain_epoch, len(train.images))
+        order = by_class(order, train.images.targets, run.optim.per_class)
         worker = (host.rank, host.world, parts)
         rows = steps(order, run.optim.batch, *worker, uneven=host.scale.elastic)
         share = rows.shape[1] * parts * host.world / run.optim.batch

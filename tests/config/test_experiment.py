@@ -390,6 +390,17 @@ MISTAKES = {
         "experiment.run.optim: milestone 20 lies beyond the 10 epochs; "
         "leave milestones out to scale them with the epochs",
     ),
+    "more of a class than a batch has": (
+        PLAIN + "  optim: {batch: 8, per_class: 9}\n",
+        "experiment.run.optim: per_class: expected at most the batch of 8, got 9",
+    ),
+    "classes without labels": (
+        PLAIN.replace("data: {", "data: {labels: none, ", 1)
+        + "  teacher: {model: torchvision/resnet18, weights: DEFAULT}\n  task: features\n"
+        "  method: feature_distillation\n  optim: {per_class: 2}\n",
+        "experiment.run: optim.per_class puts samples of one class together, and data.labels is "
+        "none; leave it out",
+    ),
     "no views": (
         PLAIN + "  views: 0\n",
         "experiment.run: views: 0 is not a number of views; use 1 or more",

@@ -17,6 +17,22 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     )
 
 
+def by_class(order: Tensor, targets: Tensor, count: int) -> Tensor:
+    """An order of the rows (int64 [N]) in which up to `count` of one class follow each other.
+
+    The rows of a class (`targets`, int64 [N]) are grouped as they come in `order`, and each group
+    stands where its first row does; 1 is `order` itself.
+    """
+    if count == 1:
+        return order
+    targets = targets.to(order.device)
+    rows = order[targets[order].argsort(stable=True)]
+    labels, places = targets[rows], torch.arange(len(rows))
+    within = places - torch.searchsorted(labels, labels)  # row's number within its class
+    came = torch.empty_like(order).index_copy_(0, order, places)
+    return rows[came[rows[places - within % count]].argsort(stable=True)]
+
+
 def steps(
     order: Tensor, batch: int, rank: int, world: int, parts: int = 1, *, uneven: bool = False
 ) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raykd.core import keyed_random
 from raykd.core.errors import ConfigError
-from raykd.data.loading.sampler import epoch_order, share, steps, stratified
+from raykd.data.loading.sampler import by_class, epoch_order, share, steps, stratified
 from tests.each import each
 
 
@@ -51,6 +51,22 @@ def test_an_epoch_shows_a_sample_at_most_once_and_drops_the_last_partial_batch()
     shown = steps(order, 20, 0, 1).flatten()
     assert torch.equal(shown, order[:100])
     assert len(shown.unique()) == 100
+
+
+@each(("classes", "count"), [(5, 3), (40, 4), (1, 2), (100, 1)])
+def test_some_of_a_class_follow_each_other_where_the_first_of_them_was(classes, count):
+    targets, order = (torch.arange(100) * 7 % 13) % classes, epoch_order(3, 0, 100)
+    grouped = by_class(order, targets, count)
+    assert torch.equal(grouped.sort().values, torch.arange(100))
+    # By hand: a class's rows come in the order's turn, some at a time.
+    waiting = {c: [r for r in order.tolist() if targets[r] == c] for c in range(classes)}
+    expected: list[int] = []
+    for row in order.tolist():
+        rows = waiting[int(targets[row])]
+        if row in rows:
+            expected += rows[:count]
+            del rows[:count]
+    assert grouped.tolist() == expected
 
 
 def test_what_is_dropped_differs_from_epoch_to_epoch():
