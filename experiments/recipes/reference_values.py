@@ -164,6 +164,7 @@ CIFAR100: dict[str, Fields] = {
     "panel_distillation": {
         "weight": 1.0, "embedding_distance": "mixed", "map_distance": "mixed",
         "embedding_share": 0.5, "map_share": 0.5, "beta": 1.0, "projector": "linear",
+        "shares": None,
         "standardise": "channel", "drop": 0.5, "grid": None,
         "label_weight": 1.0, "source": "naver/unic",
     },
