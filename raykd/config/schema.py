@@ -34,6 +34,14 @@ def schema() -> dict[str, Any]:
         what = "codec" if key.endswith("codec") else "method"
         name = {"enum": names, "description": f"the {what} with its defaults"}
         _widen(holder["properties"], key, {"anyOf": [name, _choice(holder["properties"][key])]})
+    for name, preset in PRESETS.items():  # with keys, as an alias of its method
+        kind = METHODS[preset.method.get("name", "combine")].__name__
+        own = value["$defs"][kind]["properties"]["name"]
+        own["enum"] = [*(own.get("enum") or [own.pop("const")]), name]
+    parts = value["$defs"]["Combine"]["properties"]["combine"]
+    names = list(parts["items"]["discriminator"]["mapping"])
+    names += [name for name, preset in PRESETS.items() if "combine" not in preset.method]
+    parts["items"] = {"anyOf": [{"enum": names}, parts["items"]]}
     teacher["required"].remove("data")  # where it is left out, the student's
     for holder in (student, teacher, value["$defs"]["Probe"]):
         _widen(holder["properties"], "data", {"$ref": "#/$defs/Data"})  # as users write it

@@ -131,15 +131,23 @@ def _unmixed(data: Any) -> Any:
 def _method(tree: Any, within: tuple[str, ...] = ()) -> Any:
     """A method, with its shorthands written out: a name alone, a preset, `combine: [crd, kd]`.
 
-    `within`: names of the class attributes whose defaults apply, inside a sum or as a base.
+    `within`: names of the class attributes whose defaults apply, inside a sum or as a base. Raises
+    `ConfigError` where a preset that is a sum has keys, or is within a method.
     """
     if isinstance(tree, str):
         tree = {"name": tree}
     if not isinstance(tree, dict):
         return tree
-    name = tree.get("name")
-    if isinstance(name, str) and name in PRESETS and name not in METHODS:
-        tree = {**PRESETS[name].method, **{k: v for k, v in tree.items() if k != "name"}}
+    name = str(tree.get("name"))
+    if name in PRESETS and name not in METHODS:
+        preset, keys = PRESETS[name], {k: v for k, v in tree.items() if k != "name"}
+        if "combine" in preset.method and (keys or within):
+            what = "it has no keys of its own" if keys else "it is no part of another method"
+            raise ConfigError(
+                f"experiment.run.method: {name!r} is a sum, so {what}; write it out, and change "
+                f"that: {preset.written()}"
+            )
+        tree = {**preset.method, **keys}
     if "combine" in tree:
         parts = tree["combine"]
         if isinstance(parts, list):
@@ -147,7 +155,7 @@ def _method(tree: Any, within: tuple[str, ...] = ()) -> Any:
         return {"name": "combine", **tree, "combine": parts}
     if "base" in tree:
         tree = {**tree, "base": _method(tree["base"], ("sakd_defaults",))}
-    if tree.get("name") in METHODS:
+    if (name := str(tree.get("name"))) in METHODS:
         for defaults in within:
-            tree = {**getattr(METHODS[tree["name"]], defaults), **tree}
+            tree = {**getattr(METHODS[name], defaults), **tree}
     return tree

@@ -7,12 +7,19 @@ are one run.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import yaml
+
 
 class Preset(NamedTuple):
     """A method by its fields, and where they are from."""
 
     method: Mapping[str, Any]
     source: str
+
+    def written(self) -> str:
+        """The method as a file has it, on one line."""
+        line = yaml.safe_dump(self.method, default_flow_style=True, sort_keys=False, width=1000)
+        return line.strip()
 
 
 _QUEUE = {"name": "feature_distillation", "distance": "queue"}

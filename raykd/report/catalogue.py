@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raykd.core.descriptions import summary
 from raykd.core.errors import CacheCorrupt, RaykdError
 from raykd.core.record import fingerprint
@@ -309,11 +307,10 @@ def _accepted(method: Method) -> tuple[list[str], list[str]]:
 
 
 def _presets() -> list[Row]:
-    rows: list[Row] = []
-    for name, (method, source) in PRESETS.items():
-        line = yaml.safe_dump(method, default_flow_style=True, sort_keys=False, width=1000)
-        rows.append({"preset": name, "method": line.strip(), "source": source})
-    return rows
+    return [
+        {"preset": name, "method": preset.written(), "source": preset.source}
+        for name, preset in PRESETS.items()
+    ]
 
 
 def _tasks() -> list[Row]:

@@ -76,6 +76,31 @@ def test_a_preset_may_be_changed_and_be_a_part_of_a_sum():
     assert "did you mean 'lightly_v3'?" in refusal(PLAIN, "run.method=lightly_v5")
 
 
+@each(
+    "method",
+    [
+        "{name: radio, grid: 7}",
+        "{name: lightly_v3}",
+        "{combine: [theia, kd]}",
+        "{combine: [crd, {name: at}]}",
+    ],
+)
+def test_the_schema_takes_presets_with_keys_and_names_within_a_sum(method):
+    jsonschema.validate(read_yaml(PLAIN.replace("kd", method), "test"), schema())
+
+
+@each(
+    ("method", "words"),
+    {
+        "{name: lightly_v3, grid: 7}": "'lightly_v3' is a sum, so it has no keys of its own; write",
+        "{combine: [lightly_v3, kd]}": "it is no part of another method; write it out, and change",
+        "{name: [radio]}": "no method is called",
+    }.items(),
+)
+def test_a_preset_that_cannot_stand_where_it_does_says_what_can(method, words):
+    assert words in refusal(PLAIN, f"run.method={method}")
+
+
 # Routes
 
 
