@@ -27,6 +27,7 @@ _NO_FILE = "links to nothing, pipes and devices"
 _LAYOUT = "one folder of images per class, at the top or in train and test (or val)"
 _GALLERY, _QUERY = "gallery", "query"  # folders of a set for retrieval
 _DISTRACTORS, _PROBES = "distractors", "probes"  # folders of a set of faces
+_APART = f"{_GALLERY} and {_QUERY}, each with one folder of images per class"
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,7 @@ def _gallery_and_query(tree: Tree) -> dict[str, str]:
     other = _QUERY if found[0].lower() == _GALLERY else _GALLERY
     raise DataError(
         f"{tree.files.describe('')}: {found[0]} holds folders of images, and there is no folder "
-        f"{other} beside it that does; expected {_GALLERY} and {_QUERY}, each with one folder of "
-        "images per class"
+        f"{other} beside it that does; expected {_APART}"
     )
 
 
@@ -266,6 +266,11 @@ def _check(
         raise DataError(
             f"{path}: the only folders of images are {_shorten(names)}, which are words for "
             f"splits; expected {_LAYOUT}; {UNLABELLED}"
+        )
+    if {name.lower() for name in names} == {_GALLERY, _QUERY}:
+        raise DataError(
+            f"{path}: {_shorten(names)} hold images and no folders, so nothing says what a query "
+            f"is to find; expected {_APART}, or for retrieval a list (data.name: rankings)"
         )
     like = {name: split for name in names if (split := _split_in(name))}
     flat = [

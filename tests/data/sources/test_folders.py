@@ -231,6 +231,10 @@ REFUSED = {
         ("query/a", "query/b", "gallery"),
         "there is no folder gallery beside it that does; expected gallery and query",
     ),
+    "a gallery and queries without classes": (
+        ("Gallery", "query"),
+        "Gallery, query hold images and no folders, so nothing says what a query is to find",
+    ),
     "a gallery of one class": (("gallery/a", "query/a"), "all images are of one class"),
     "two folders of training images": (("Train/a", "training/a"), "keep one of them"),
     "only words for splits": (("train", "test"), "are words for splits; expected one folder"),
