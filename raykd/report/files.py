@@ -12,7 +12,7 @@ from raykd.core.safe_names import printable
 from raykd.report import tables
 from raykd.report.comparison import conclusion, standings
 from raykd.report.types import Group, Report, Run
-from raykd.tasks.base import HEADINGS
+from raykd.tasks.base import HEADINGS, headline_in
 
 # Columns of CSV: of the last epoch's metrics, of the result, and all.
 _LAST = ("validation_top1", "agreement", "kl", *(name for name in HEADINGS if name != "top1"))
@@ -72,6 +72,7 @@ def _row(group: Group, run: Run) -> dict[str, Any]:
     """A run by column: percent, nats, milliseconds, seconds, images per second."""
     result = run.result or {}
     last, best = result.get("last", {}), result.get("best", {})
+    headline = headline_in(best)
     return {
         "label": group.label,
         "network": group.network,
@@ -79,7 +80,7 @@ def _row(group: Group, run: Run) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "state": run.state(),
         "top1": last.get("top1"),
-        "best": next((best[name] for name in HEADINGS if name in best), None),
+        "best": None if headline is None else best[headline],
         **{key: last.get(key) for key in _LAST},
         **{key: result.get(key) for key in _RESULT},
     }

@@ -32,12 +32,19 @@ HEADINGS: Mapping[str, str] = {
 }
 
 
+def headline_in(metrics: Mapping[str, Any]) -> str | None:
+    """The headline among an epoch's metrics, a key of `HEADINGS`; None where there is none.
+
+    Where a probe has judged, top-1 is beside what it is compared by.
+    """
+    names = (name for name in HEADINGS if name in metrics)
+    return max(names, key=lambda name: name != "top1", default=None)
+
+
 def headline_of(metrics: Mapping[str, Any]) -> str:
     """The headline among an epoch's metrics as text, as "top-1 41.70 %"; "" where there is none."""
-    for name, heading in HEADINGS.items():
-        if name in metrics:
-            return f"{heading.removesuffix(' %')} {metrics[name]:.2f} %"
-    return ""
+    name = headline_in(metrics)
+    return "" if name is None else f"{HEADINGS[name].removesuffix(' %')} {metrics[name]:.2f} %"
 
 
 NO_ROWS = torch.empty(0, 0)

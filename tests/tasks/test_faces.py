@@ -26,7 +26,7 @@ from raykd.recipes import Optim, StudentRun, TeacherRun
 from raykd.recipes.rco import RCO
 from raykd.storage.store import Store
 from raykd.tasks import Faces, FaceSet, Retrieval
-from raykd.tasks.base import Embedded
+from raykd.tasks.base import Embedded, headline_of
 from raykd.training import inputs, weights
 from raykd.training.checkpointing import read_result
 from raykd.training.load_trained import finished
@@ -288,6 +288,19 @@ def test_a_teacher_that_is_given_or_learns_no_labels_has_no_task(data):
     for fields in ({"weights": "sha256:00", "task": Faces()}, {"task": Retrieval()}):
         with pytest.raises(ValueError, match="leave it out"):
             TeacherRun(model="resnet8", data=data, **fields)
+
+
+@each(
+    ("metrics", "words"),
+    [
+        ({"top1": 12.5, "verification": 75.0}, "verification 75.00 %"),
+        ({"loss": 1.0, "top1": 12.5}, "top-1 12.50 %"),  # of an epoch without a probe
+        ({"map": 2.0, "recall_at_1": 3.0}, "recall@1 3.00 %"),
+        ({"loss": 1.0}, ""),
+    ],
+)
+def test_an_epoch_is_spoken_of_by_what_students_are_compared_by(metrics, words):
+    assert headline_of(metrics) == words
 
 
 def test_a_divergence_of_logits_chooses_no_anchors(data, teacher, task):
