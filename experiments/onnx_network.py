@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
@@ -25,7 +26,10 @@ def onnx_network(path: Path | str) -> fx.GraphModule:
 
     Raises `raykd.ConfigError` for what is no graph of these operators.
     """
-    model = onnx.load(str(path)).graph
+    try:
+        model = onnx.load(str(path)).graph
+    except (OSError, DecodeError) as error:
+        raise raykd.ConfigError(f"{path}: expected an ONNX graph, found none ({error})") from error
     weights = {one.name: _tensor(one) for one in model.initializer}
     inputs = [one.name for one in model.input if one.name not in weights]
     if len(inputs) != 1 or len(model.output) != 1:

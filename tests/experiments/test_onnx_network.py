@@ -65,9 +65,10 @@ def answers(path: Path, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_a_network_has_the_answers_of_onnxruntime(tmp_path):
-    mine, theirs = answers(graph(tmp_path / "net.onnx"), torch.randn(3, 3, 16, 16))
+    pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mine, theirs = answers(graph(tmp_path / "net.onnx"), pixels)
     assert mine.shape == (3, 5)
-    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)  # sums in another order
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 def test_other_operators_and_pads_are_refused(tmp_path):
@@ -75,6 +76,10 @@ def test_other_operators_and_pads_are_refused(tmp_path):
         onnx_network(graph(tmp_path / "net.onnx", last="Softmax"))
     with pytest.raises(raykd.ConfigError, match="equal pads"):
         onnx_network(graph(tmp_path / "net.onnx", pads=(0, 0, 1, 1)))
+    (tmp_path / "no.onnx").write_text("weights: none")
+    for name in ("no.onnx", "missing.onnx"):
+        with pytest.raises(raykd.ConfigError, match="expected an ONNX graph, found none"):
+            onnx_network(tmp_path / name)
 
 
 @pytest.mark.slow
