@@ -130,6 +130,7 @@ class FeatureDistillation(SpotMethod):
             new = F.normalize(precise(outputs.embedding), dim=1)[: len(rows) - filled]
             rows[filled : filled + len(new)] = new
             filled += len(new)
+        rows.copy_(rows[torch.arange(len(rows), device=rows.device) % filled])
         table.known.fill_(True)
 
     def calibration_reads(self) -> str | None:

@@ -235,6 +235,14 @@ def test_angles_have_finite_slopes_at_equal_and_at_opposite_vectors():
         assert student.grad is not None and bool(student.grad.isfinite().all())
 
 
+def test_a_table_of_more_rows_than_images_begins_anew_with_the_first():
+    method = FeatureDistillation(distance="queue", queue="table", size=5)
+    helpers = method.helpers(Shapes(0, 2, {}), Shapes(0, 3, {}), torch.zeros(3))
+    answers = torch.eye(3)
+    method.calibrate(helpers, [Outputs(embedding=part) for part in answers.split(2)])
+    assert helpers["queue"].rows.tolist() == answers[[0, 1, 2, 0, 1]].tolist()
+
+
 @pytest.mark.slow
 def test_relations_and_directions_are_learnt_without_labels(store, data, teacher):
     for method in (RelationalKD(), FeatureDistillation(distance="angle")):
