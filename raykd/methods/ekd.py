@@ -3,7 +3,7 @@
 Shapes: B batch, D embedding width, P pairs, Q ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -23,14 +23,25 @@ _Rank = Annotated[int, Field(ge=2, le=Limits.ROWS)]
 class Thresholds(Shared):
     """Running thresholds of cosines: float32 [2, Q], of the student and of the teacher."""
 
+    ranks: Tensor
     values: Tensor
     known: Tensor
 
-    def __init__(self, ranks: int, *, known: bool) -> None:
+    def __init__(self, ranks: Sequence[int], *, known: bool) -> None:
         """Zeros; `known` where they count from the beginning."""
         super().__init__()
-        self.register_buffer("values", torch.zeros(2, ranks))
+        self.register_buffer("ranks", torch.tensor(ranks), persistent=False)
+        self.register_buffer("values", torch.zeros(2, len(ranks)))
         self.register_buffer("known", torch.tensor(known))
+
+    def exceeded(self, cosines: Tensor, others: Tensor) -> Tensor:
+        """Thresholds [2, Q] of the cosines [2, P] of those pairs that are of two people.
+
+        Minus infinity where no pair is. `others` (bool [P]) says which are.
+        """
+        none = cosines.new_full((2, 1), -torch.inf)
+        falling = cosines.masked_fill(~others, -torch.inf).sort(dim=1, descending=True).values
+        return torch.cat([falling, none], dim=1)[:, others.sum() // self.ranks]
 
     def follow(self, new: Tensor, share: float) -> None:
         """Move a share of the way to new thresholds [2, Q]; the first ones are taken as they are.
@@ -95,7 +106,7 @@ class EKD(Method):
     ) -> nn.ModuleDict:
         """The thresholds."""
         known = self.start == "zero"
-        return nn.ModuleDict({"thresholds": Thresholds(len(self.ranks), known=known)})
+        return nn.ModuleDict({"thresholds": Thresholds(self.ranks, known=known)})
 
     def losses(
         self, student: Outputs, teacher: Outputs, batch: Batch, helpers: nn.ModuleDict
@@ -109,7 +120,7 @@ class EKD(Method):
                 with torch.no_grad():
                     labels = thresholds.gather(batch.labels)
                     cosines = torch.stack([pairs(thresholds.gather(x.detach())) for x in units])
-                    thresholds.follow(self.exceeded(cosines[:, ~same(labels)]), self.share)
+                    thresholds.follow(thresholds.exceeded(cosines, ~same(labels)), self.share)
             mine, theirs = (pairs(x) for x in units)
             ranks = [
                 self.soft_ranks(cosine, values)
@@ -122,14 +133,6 @@ class EKD(Method):
             loss = self.positive_weight * _mean(apart, together)
             loss = loss + self.negative_weight * _mean(apart, chosen)
             return {"embedding": value_at(self.weight, batch.epoch) * loss}
-
-    def exceeded(self, cosines: Tensor) -> Tensor:
-        """Thresholds [2, Q] of the cosines [2, P] of pairs of two people; NaN without a pair."""
-        count = cosines.shape[1]
-        if not count:
-            return cosines.new_full((2, len(self.ranks)), torch.nan)
-        falling = cosines.sort(dim=1, descending=True).values
-        return falling[:, [count // rank for rank in self.ranks]]
 
     def soft_ranks(self, cosines: Tensor, thresholds: Tensor) -> Tensor:
         """The soft ranks [P] of cosines [P] among thresholds [Q]."""
