@@ -96,7 +96,7 @@ def _schedule_row(schedule: Schedule) -> dict[str, Any]:
 def print_forecast(work: Remaining, cluster: Cluster, *, as_json: bool = False) -> None:
     """Print the remaining work of an experiment, with its time and cost on a cluster."""
     lines = forecast(work.experiment, work.store, work.plan, cluster)
-    sums, in_store = totals(lines), work.total - work.missing
+    sums, in_store = totals(lines, cluster), work.total - work.missing
     if as_json:
         value = {"items": [asdict(line) for line in lines], **sums, "cluster": cluster.plain()}
         print_json(value | _whole(work) | {"rehearsal": None})

@@ -25,7 +25,7 @@ from raykd.models.flops import flop_counter
 from raykd.models.staged import parameter_count, unallocated
 from raykd.planning import scaling
 from raykd.planning.estimate import Rates
-from raykd.planning.plan import Plan
+from raykd.planning.plan import Plan, depth
 from raykd.planning.remaining import Piece, pieces
 from raykd.planning.scaling import Cluster, Forecast, Work
 from raykd.recipes import OutputsRun, StudentRun
@@ -50,6 +50,7 @@ class Line:
     seconds: float
     cost: float  # price of the whole cluster for that time
     limit: str  # the slowest part
+    layer: int = 0  # number of students that its trainings wait for, in turn
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -109,6 +110,7 @@ class _Forecaster:
             time.seconds,
             cluster.price(time.seconds),
             time.limit,
+            depth(piece.runs[0]) if piece.runs else 0,
         )
 
     def _training(self, run: StudentRun) -> Work:
@@ -170,6 +172,20 @@ def network_cost(model: str, classes: int, size: tuple[int, int]) -> tuple[int, 
     return parameter_count(network), counter.get_total_flops()
 
 
-def totals(lines: list[Line]) -> dict[str, float]:
-    """Sums over all lines, one after the other."""
-    return {name: sum(getattr(line, name) for line in lines) for name in ("seconds", "cost")}
+def totals(lines: list[Line], cluster: Cluster) -> dict[str, float]:
+    """Time and price of all lines, one after the other but for what shares the GPUs.
+
+    That is the trainings of one kind and layer with a GPU each, as `Executor` makes them.
+    """
+    groups: dict[object, list[Line]] = {}
+    for number, line in enumerate(lines):
+        alone = line.kind == "cache" or line.workers > 1
+        groups.setdefault(number if alone else (line.kind, line.layer), []).append(line)
+    seconds = sum(
+        max(
+            *(line.seconds for line in group),
+            sum(line.seconds * line.at_once * line.workers for line in group) / cluster.workers(),
+        )
+        for group in groups.values()
+    )
+    return {"seconds": seconds, "cost": cluster.price(seconds)}

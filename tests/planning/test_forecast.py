@@ -1,6 +1,7 @@
 """A plan on machines that are only described."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from raykd.core.errors import ConfigError, NoRoom
 from raykd.methods import METHODS
 from raykd.models import build, parameter_count
 from raykd.planning import scaling
-from raykd.planning.forecast import forecast, network_cost, read_cluster
+from raykd.planning.forecast import Line, forecast, network_cost, read_cluster, totals
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
 from raykd.training.microbenchmark import forward_flops, step_cost
 from raykd.training.result import forward_cost
+from tests.each import each
 
 MACHINES = Path(__file__).parents[2] / "cluster" / "machines.yaml"
 TEXT = """
@@ -84,6 +86,35 @@ def test_what_a_method_trains_and_its_live_teacher_count(ready):
     forward = network_cost("resnet20", 10, (8, 8))[1]
     assert step_cost(live, targets) == (size, pytest.approx(flops + forward))
     assert forward_flops(run.teacher, run.data) == forward
+
+
+@each(
+    ("gpus", "change", "seconds"),
+    [
+        (8, {}, 100.0),
+        (1, {}, 150.0),
+        (8, {"layer": 1}, 150.0),
+        (8, {"kind": "teacher"}, 150.0),
+        (8, {"workers": 2}, 150.0),
+    ],
+)
+def test_trainings_of_one_layer_share_the_gpus(gpus, change, seconds):
+    cluster = read_cluster(MACHINES).model_copy(update={"nodes": 1, "gpus": gpus})
+    one = Line("students", "kd", 1, 1, 1, 0, 0, 100.0, 0.0, "compute")
+    other = replace(one, label="crd", seconds=50.0, **change)
+    assert totals([one, other], cluster) == {
+        "seconds": seconds,
+        "cost": pytest.approx(30 * seconds / 3600),
+    }
+
+
+def test_assistants_are_of_the_layer_before_their_students(tmp_path):
+    words = ["grid.run.method=[kd, dkd]", "scale.workers=1", "run.assistants=[resnet14]"]
+    store = Store(tmp_path / "store")
+    experiment = resolve(parse(TEXT, "small", words), store)
+    work = plan(experiment.students())
+    lines = forecast(experiment, store, work, read_cluster(MACHINES))
+    assert [line.layer for line in lines if line.kind == "students"] == [0, 1, 0, 1]
 
 
 def test_what_does_not_fit_is_refused(ready):
