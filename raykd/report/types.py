@@ -93,8 +93,11 @@ class Group:
         return self.is_complete() and all(run.is_finite() for run in self.runs)
 
     def traced(self) -> list[Run]:
-        """The runs that curves are of: the finished ones, or those in progress where none is."""
-        return self.finished() or [run for run in self.runs if run.metrics]
+        """The runs that curves are of: the finished ones, or those in progress where none is.
+
+        A teacher that was given has none.
+        """
+        return [run for run in self.finished() or self.runs if run.metrics]
 
 
 @dataclass(frozen=True)

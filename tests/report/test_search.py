@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,13 @@ def test_a_method_all_of_whose_trials_were_stopped_says_how_far_they_came(store)
     report = searched(store, [*TRIALS[:2], *TRIALS[4:]])
     row = next(row for group, row in rows(report) if group.label.startswith("kd"))
     assert row["top-1 %"] == "65.00 at epoch 2"
+
+
+def test_a_given_teacher_whose_embeddings_have_no_score_reached_no_epoch(report):
+    (teacher,) = report.teachers
+    given = replace(teacher.runs[0], result={"last": {}}, metrics=())
+    report = replace(report, teachers=(replace(teacher, runs=(given,)),))
+    assert rows(report)[0][1]["top-1 %"] == "-"
 
 
 def test_the_sentence_names_the_best_trial_and_concludes_nothing(report):
