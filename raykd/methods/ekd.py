@@ -82,7 +82,9 @@ class EKD(Method):
     """Factor of the mean over pairs of one person."""
     negative_weight: float = Field(default=0.01, ge=0, le=Limits.WEIGHT)
     """Factor of the mean over pairs of two."""
-    ranks: tuple[_Rank, ...] = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    ranks: tuple[_Rank, ...] = Field(
+        default=(10, 100, 1_000, 10_000, 100_000, 1_000_000), min_length=1
+    )
     """Values of q: a threshold is exceeded by one in q pairs of two people."""
     width: float = Field(default=0.01, gt=0, le=Limits.WEIGHT)
     """Cosine that divides the distance from a threshold."""

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, D width of both embeddings.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
@@ -40,7 +41,7 @@ class MarginDistillation(Method):
     """Factor of the cosines."""
     low: float = Field(default=0.2, ge=0, le=Limits.WEIGHT)
     """Margin of a face at a right angle to its class, in radians."""
-    high: float = Field(default=0.5, ge=0, le=Limits.WEIGHT)
+    high: float = Field(default=0.5, ge=0, le=math.pi)
     """Margin of the face of a batch that is nearest to its class, in radians."""
 
     @model_validator(mode="after")
