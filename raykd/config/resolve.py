@@ -15,7 +15,7 @@ from raykd.data import dataset
 from raykd.data.overlap import count_shared
 from raykd.data.recipe import Data, ResolvedData
 from raykd.data.sources import LISTS
-from raykd.data.sources.folders import count_distractors, has_gallery
+from raykd.data.sources.folders import DISTRACTORS, has_gallery
 from raykd.data.sources.pairs import folds_of
 from raykd.data.sources.splits import UNLABELLED
 from raykd.models.weights_config import Names, WeightsConfig, shorter_side
@@ -24,7 +24,7 @@ from raykd.recipes import AnyStudent, AnyTeacher, PanelRun, StudentRun, TeacherR
 from raykd.recipes.student import check_student
 from raykd.storage.filesystem import is_url
 from raykd.storage.store import Store
-from raykd.tasks import FaceSet, RetrievalSet, Task, probe_of
+from raykd.tasks import FaceSet, LabelledSet, RetrievalSet, Task, probe_of
 from raykd.tasks.verification import numbers_of_distractors
 
 _COLOURS = ("mean", "std")
@@ -65,6 +65,7 @@ class _Images:
         self._train_root = _root(experiment.where.path)
         self._probe_root = _root(experiment.where.probe) or self._train_root
         self._read: dict[tuple[Data, str | None], ResolvedData] = {}
+        self._crowds: dict[ResolvedData, bool] = {}  # with distractors among them, or not
         self._compared: set[tuple[ResolvedData, ResolvedData]] = set()
 
     def data(self, stated: Data) -> ResolvedData:
@@ -74,7 +75,13 @@ class _Images:
                 f"run.data.name: {stated.name!r} is a list by which a task `{LISTS[stated.name]}` "
                 "is judged; give it to run.task.probe.data, and images to train on here"
             )
-        return self._once(stated, self._train_root)
+        read = self._once(stated, self._train_root)
+        if self._has_distractors(read):
+            raise ConfigError(
+                "run.data: its folder distractors is of nobody in particular, and serves a probe "
+                "of task faces; give a folder for each class"
+            )
+        return read
 
     def judged(self, stated: Data) -> ResolvedData:
         """The data of a probe."""
@@ -91,19 +98,28 @@ class _Images:
         """True where the images of the probe are those of a gallery and queries."""
         return self._probe_root is not None and has_gallery(self._probe_root)
 
-    def distractors(self, judge: FaceSet) -> FaceSet:
-        """A set of faces with numbers of the distractors of its folder, if none are stated."""
-        if "distractors" in judge.model_fields_set or judge.data.name != "folder":
+    def distractors(self, judge: FaceSet, judged: ResolvedData) -> FaceSet:
+        """A set of faces with numbers of the distractors among its images, if none are stated."""
+        if "distractors" in judge.model_fields_set or not self._has_distractors(judged):
             return judge
-        count = self._count_distractors
-        if not count:
-            return judge
+        count = len(dataset.open_split(self._store, judged, "train"))
         return judge.model_copy(update={"distractors": numbers_of_distractors(count)})
 
-    @functools.cached_property
-    def _count_distractors(self) -> int:
-        """Number of images of the probe that are distractors."""
-        return 0 if self._probe_root is None else count_distractors(self._probe_root)
+    def check_distractors(self, judge: LabelledSet, judged: ResolvedData) -> None:
+        """Raise `ConfigError` where distractors of a probe would count as one class."""
+        used = isinstance(judge, FaceSet) and judge.distractors is not None
+        if not used and self._has_distractors(judged):
+            raise ConfigError(
+                "run.task.probe.data: its folder distractors is of nobody in particular; leave "
+                "task.probe.distractors of task faces out or name numbers, or give a folder "
+                "without it"
+            )
+
+    def _has_distractors(self, read: ResolvedData) -> bool:
+        """True where images of a folder `distractors` are among some data's."""
+        if read not in self._crowds:
+            self._crowds[read] = DISTRACTORS in dataset.class_names(self._store, read)
+        return self._crowds[read]
 
     def check_folds(self, judge: FaceSet) -> None:
         """Raise `ConfigError` where a list of pairs states another number of folds."""
@@ -241,9 +257,10 @@ class _Resolver:
             if isinstance(judge, RetrievalSet):
                 judge = self._images.gallery(judge)
             if isinstance(judge, FaceSet):
-                judge = self._images.distractors(judge)
+                judge = self._images.distractors(judge, judged)
                 if judge.is_listed and not judge.data.digest:
                     self._images.check_folds(judge)
+            self._images.check_distractors(judge, judged)
         except (ConfigError, DataError) as error:
             kind = type(error)
             raise kind(_of_probe(str(error), named=self._has_probe_path)) from error

@@ -1,6 +1,7 @@
 """Students of faces: a teacher's route, what is stored, measured and released, and refusals."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,7 @@ def test_people_are_found_among_distractors(store, place, crowd):
     [
         ("crowd", "[21]", r"distractors: expected at most 20, the number of .* images, got 21"),
         ("crowd", "[]", r"distractors: expected different numbers, got \[\]"),
+        ("crowd", "null", r"distractors is of nobody in particular; leave .*distractors .* out"),
         ("crowd", "[5, 5]", r"distractors: expected different numbers, got \[5, 5\]"),
     ],
 )
@@ -226,6 +228,18 @@ def test_distractors_that_are_not_there_are_refused(store, place, crowd, root, n
     where.append(f"run.task.probe.distractors={numbers}")
     with pytest.raises(RaykdError, match=words):
         preflight(resolve(parse(text, "x", where), store), store)
+
+
+def test_distractors_are_those_that_can_be_used_and_no_class_of_other_sets(place, crowd, tmp_path):
+    root = Path(shutil.copytree(crowd, tmp_path / "crowd"))
+    next((root / "distractors").rglob("*.png")).write_bytes(b"no image")
+    text = LISTED.replace("name: pairs", "name: folder")
+    where = [f"data.path={place / 'train'}", f"data.probe={root}", "scale.on_bad_image=skip"]
+    (run,) = resolve(parse(text, "x", where), Store(tmp_path / "store")).runs
+    assert run.task.probe.distractors == (10, 19)
+    where[0] = f"data.path={root}"
+    with pytest.raises(ConfigError, match=r"run\.data: its folder distractors is of nobody"):
+        resolve(parse(text, "x", where), Store(tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")

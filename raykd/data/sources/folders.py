@@ -27,6 +27,7 @@ _NO_FILE = "links to nothing, pipes and devices"
 _LAYOUT = "one folder of images per class, at the top or in train and test (or val)"
 _GALLERY, _QUERY = "gallery", "query"  # folders of a set for retrieval
 _DISTRACTORS, _PROBES = "distractors", "probes"  # folders of a set of faces
+DISTRACTORS = f"{_DISTRACTORS}/"  # their class, which no folder is called
 _APART = f"{_GALLERY} and {_QUERY}, each with one folder of images per class"
 
 
@@ -148,13 +149,6 @@ def read_folder(root: str, labels: bool = True) -> Dataset:
     return Dataset(splits, tuple(map(text, folders)), tree.stamp, about=about)
 
 
-def count_distractors(root: str) -> int:
-    """Number of images that are distractors by their folder's name; 0 without such a folder."""
-    files = Files.at(root)
-    found = None if pack_format.is_pack(files) else _among_distractors(Tree.of(files))
-    return len(found.splits["train"].labels) if found else 0
-
-
 def _among_distractors(tree: Tree) -> Dataset | None:
     """The images of `probes`, a folder for each class, and those of `distractors`, which are one.
 
@@ -172,7 +166,7 @@ def _among_distractors(tree: Tree) -> Dataset | None:
             f"{tree.files.describe(starts['train'].rstrip('/'))}: the folder holds no image "
             f"({', '.join(SUFFIXES)}) to distract from {_PROBES}; fill it or remove it"
         )
-    names = (*sort_names(people), f"{_DISTRACTORS}/")  # which no folder is called
+    names = (*sort_names(people), DISTRACTORS)
     splits = {
         "train": one_image_per_file(tree.files, entries, [len(people)] * len(entries)),
         "test": tree.samples([starts["test"]], names[:-1]),
