@@ -522,79 +522,12 @@ def training_of(run: "TeacherRun | PreludeRun | StudentRun") -> StudentRun:
 def check_student(run: StudentRun) -> None:
     """Raise `ValueError` where two parts of the recipe contradict each other."""
     _check_task(run)
-    needs, name = run.method.needs(), run.method.label
     _check_panel(run)
-    if run.teacher is None and (needs or run.method.prelude()):
-        raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
-    if run.source == "cache" and needs & ~CACHEABLE:
-        stored = ", or method.source to cache" if isinstance(run.method, FromColumns) else ""
-        raise ValueError(
-            f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
-            f"leave run.source out, or set it to live{stored}"
-        )
-    from_cache = any(not function.trained for function in run.method.derived())
-    if from_cache and needs & ~CACHEABLE:
-        raise ValueError(
-            f"method {name!r}: a part has source: cache, and another reads {needs & ~CACHEABLE} of "
-            "the teacher's network; give all of them source: cache, or none"
-        )
-    for function in run.method.derived():
-        if type(function) not in DERIVED.values():
-            raise ValueError(
-                f"method {name!r} stores columns of {type(function).__name__}, which raykd does "
-                'not know; put @raykd.register.column("a_name") above that class'
-            )
-    if "view_mean" in run.method.looks().teacher:
-        if not run.cached():
-            raise ValueError(
-                f"method {name!r} compares with the mean over views, which is read from a cache; "
-                "leave run.source out, or choose target: view"
-            )
-        if run.shown().augment.mix:
-            raise ValueError(
-                f"method {name!r} compares with the mean over views, and mixed samples have other "
-                "partners in each; leave mixing out, or choose target: view"
-            )
-    if run.method.mixing() and run.data.augment.mix:
-        raise ValueError(
-            f"method {name!r} mixes the samples itself; leave run.data.augment.mix out"
-        )
-    if run.method.has_memory() and (run.data.augment.mix or run.method.mixing()):
-        raise ValueError(
-            f"method {name!r} remembers each training sample by what it was seen as, and a mixed "
-            "one is two samples; leave run.data.augment.mix and methods that mix out"
-        )
-    before = run.method.prelude()
-    methods = (run.method, before.method) if before else (run.method,)
-    for model, reads in (
-        (run.model, [method.student_needs() for method in methods]),
-        (
-            run.teacher.model if run.teacher else "",
-            [method.needs() | read_by(method.derived()) for method in methods],
-        ),
-    ):
-        if any(Signal.PREACTIVATIONS in signals for signals in reads) and "/" in model:
-            raise ValueError(
-                f"method {name!r} reads what stages are before their last ReLU, which "
-                f"{model} does not say; choose another method, or networks of "
-                "`raykd show models` whose names have no slash"
-            )
-    if isinstance(run.method, LabelOnly) and run.label_weight is not None:
-        raise ValueError(
-            "label_weight scales the only loss of method 'label_only'; leave it out, or give "
-            "the weight with the method that it is for"
-        )
-    if run.optim.per_class > 1 and run.data.labels == "none":
-        raise ValueError(
-            "optim.per_class puts samples of one class together, and data.labels is none; leave it "
-            "out"
-        )
-    if isinstance(run.views, int) and run.views < 1:
-        raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
-    if run.cached() and run.reads_classes():  # else no logits are stored
-        refusal = run.codec.refusal(run.method, run.data.classes)
-        if refusal is not None:
-            raise ValueError(refusal)
+    _check_teacher(run)
+    _check_columns(run)
+    _check_samples(run)
+    _check_networks(run)
+    _check_values(run)
     _check_size(run)
     _check_route(run)
     _check_chain(run)
@@ -720,6 +653,101 @@ def _check_panel(run: StudentRun) -> None:
             "a live panel sees the images at one resolution, and its members' data.stream differ; "
             "leave run.source out, so that each answers from its cache"
         )
+
+
+def _check_teacher(run: StudentRun) -> None:
+    """Raise `ValueError` where a method has no teacher, or a cache lacks what it reads."""
+    needs, name = run.method.needs(), run.method.label
+    if run.teacher is None and (needs or run.method.prelude()):
+        raise ValueError(f"method {name!r} needs a teacher; add run.teacher")
+    if run.source == "cache" and needs & ~CACHEABLE:
+        stored = ", or method.source to cache" if isinstance(run.method, FromColumns) else ""
+        raise ValueError(
+            f"method {name!r} reads {needs & ~CACHEABLE}, which a cache does not hold; "
+            f"leave run.source out, or set it to live{stored}"
+        )
+
+
+def _check_columns(run: StudentRun) -> None:
+    """Raise `ValueError` where a method's columns, or its mean over views, cannot be stored."""
+    needs, name = run.method.needs(), run.method.label
+    from_cache = any(not function.trained for function in run.method.derived())
+    if from_cache and needs & ~CACHEABLE:
+        raise ValueError(
+            f"method {name!r}: a part has source: cache, and another reads {needs & ~CACHEABLE} of "
+            "the teacher's network; give all of them source: cache, or none"
+        )
+    for function in run.method.derived():
+        if type(function) not in DERIVED.values():
+            raise ValueError(
+                f"method {name!r} stores columns of {type(function).__name__}, which raykd does "
+                'not know; put @raykd.register.column("a_name") above that class'
+            )
+    if "view_mean" in run.method.looks().teacher:
+        if not run.cached():
+            raise ValueError(
+                f"method {name!r} compares with the mean over views, which is read from a cache; "
+                "leave run.source out, or choose target: view"
+            )
+        if run.shown().augment.mix:
+            raise ValueError(
+                f"method {name!r} compares with the mean over views, and mixed samples have other "
+                "partners in each; leave mixing out, or choose target: view"
+            )
+
+
+def _check_samples(run: StudentRun) -> None:
+    """Raise `ValueError` where a method, or the order of samples, does not suit the data."""
+    name = run.method.label
+    if run.method.mixing() and run.data.augment.mix:
+        raise ValueError(
+            f"method {name!r} mixes the samples itself; leave run.data.augment.mix out"
+        )
+    if run.method.has_memory() and (run.data.augment.mix or run.method.mixing()):
+        raise ValueError(
+            f"method {name!r} remembers each training sample by what it was seen as, and a mixed "
+            "one is two samples; leave run.data.augment.mix and methods that mix out"
+        )
+    if run.optim.per_class > 1 and run.data.labels == "none":
+        raise ValueError(
+            "optim.per_class puts samples of one class together, and data.labels is none; leave it "
+            "out"
+        )
+
+
+def _check_networks(run: StudentRun) -> None:
+    """Raise `ValueError` where a method reads what a network of a library does not say."""
+    name = run.method.label
+    before = run.method.prelude()
+    methods = (run.method, before.method) if before else (run.method,)
+    for model, reads in (
+        (run.model, [method.student_needs() for method in methods]),
+        (
+            run.teacher.model if run.teacher else "",
+            [method.needs() | read_by(method.derived()) for method in methods],
+        ),
+    ):
+        if any(Signal.PREACTIVATIONS in signals for signals in reads) and "/" in model:
+            raise ValueError(
+                f"method {name!r} reads what stages are before their last ReLU, which "
+                f"{model} does not say; choose another method, or networks of "
+                "`raykd show models` whose names have no slash"
+            )
+
+
+def _check_values(run: StudentRun) -> None:
+    """Raise `ValueError` where a weight, the views or the codec do not suit the method."""
+    if isinstance(run.method, LabelOnly) and run.label_weight is not None:
+        raise ValueError(
+            "label_weight scales the only loss of method 'label_only'; leave it out, or give "
+            "the weight with the method that it is for"
+        )
+    if isinstance(run.views, int) and run.views < 1:
+        raise ValueError(f"views: {run.views} is not a number of views; use 1 or more")
+    if run.cached() and run.reads_classes():  # else no logits are stored
+        refusal = run.codec.refusal(run.method, run.data.classes)
+        if refusal is not None:
+            raise ValueError(refusal)
 
 
 def _check_size(run: StudentRun) -> None:
