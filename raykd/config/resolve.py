@@ -153,6 +153,18 @@ class _Images:
             stated = stated.model_copy(update={"digest": self._digests[source]})
         return dataset.read(store, stated, root, say, skip_bad=skip_bad)
 
+    def warn_of_doubles(self, judged: ResolvedData) -> None:
+        """Say once how many images of probes are distractors, too."""
+        if (judged, judged) in self._compared or not self._has_distractors(judged):
+            return
+        self._compared.add((judged, judged))
+        shared, images = count_shared(self._store, judged, judged) or (0, 0)
+        if shared:
+            self._say(
+                f"warning: run.task.probe.data: {shared:,} of the {images:,} images of probes are "
+                "distractors, too, and count as those of others there"
+            )
+
     def warn_of_shared(self, trained: ResolvedData, judged: ResolvedData) -> None:
         """Say once of each pair of data how many test images of a probe are trained on."""
         if (trained, judged) in self._compared:
@@ -265,6 +277,7 @@ class _Resolver:
             kind = type(error)
             raise kind(_of_probe(str(error), named=self._has_probe_path)) from error
         self._images.warn_of_shared(self._images.data(stated), judged)
+        self._images.warn_of_doubles(judged)
         probe = judge.model_copy(update={"data": judged})
         return task.model_copy(update={"probe": probe})
 

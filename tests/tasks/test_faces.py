@@ -235,8 +235,12 @@ def test_distractors_are_those_that_can_be_used_and_no_class_of_other_sets(place
     next((root / "distractors").rglob("*.png")).write_bytes(b"no image")
     text = LISTED.replace("name: pairs", "name: folder")
     where = [f"data.path={place / 'train'}", f"data.probe={root}", "scale.on_bad_image=skip"]
-    (run,) = resolve(parse(text, "x", where), Store(tmp_path / "store")).runs
-    assert run.task.probe.distractors == (10, 19)
+    shutil.copy(next((root / "probes").rglob("*.png")), root / "distractors" / "double.png")
+    heard: list[str] = []
+    (run,) = resolve(parse(text, "x", where), Store(tmp_path / "store"), heard.append).runs
+    assert run.task.probe.distractors == (10, 20)
+    (warning,) = [line for line in heard if line.startswith("warning")]
+    assert "1 of the 36 images of probes are distractors, too" in warning
     where[0] = f"data.path={root}"
     with pytest.raises(ConfigError, match=r"run\.data: its folder distractors is of nobody"):
         resolve(parse(text, "x", where), Store(tmp_path / "store"))
