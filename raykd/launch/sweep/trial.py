@@ -38,7 +38,7 @@ from raykd.tracking.logger import Metrics
 from raykd.training.checkpointing import Tested, read_result
 from raykd.training.finite import check_metrics
 from raykd.training.route_results import route_found
-from raykd.training.sweep_sheets import Sheet, read_sheet, write_sheet
+from raykd.training.sweep_sheets import Sheet, metric_of, read_sheet, write_sheet
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def make(student: AnyStudent, brief: Brief, store: Store, *, reporting: bool = T
     With `reporting` its epochs are reported to Tune.
     """
     trial = trial_name()
-    reports = _TuneLogger(student) if reporting else None
+    metric = metric_of(_fetch(brief.experiment))
+    reports = _TuneLogger(student, metric) if reporting else None
     locks_of_sweep = trial_locks.find(brief.name)
 
     @contextlib.contextmanager
@@ -178,7 +179,8 @@ class _TuneLogger:
     any report.
     """
 
-    def __init__(self, student: AnyStudent) -> None:
+    def __init__(self, student: AnyStudent, metric: str) -> None:
+        self._metric = metric
         # If a search only finds the anchors of one stage, no epoch of it is the student's.
         self._whole_route = isinstance(student, SearchedStudent) and student.stages == "one_stage"
         members = basis(student).members()
@@ -190,7 +192,7 @@ class _TuneLogger:
 
     def epoch(self, run: Training, metrics: Metrics) -> None:
         """Report an evaluated epoch of the student, or of a stage on its way."""
-        if self._is_own(run) and _is_reported(run, metrics):
+        if self._is_own(run) and is_reported(run, metrics, self._metric):
             tune.report(_counted(run, metrics))
 
     def end(self, run: Training, result: Metrics | None) -> None:
@@ -198,7 +200,7 @@ class _TuneLogger:
 
     def callbacks(self, run: Training) -> list[Any]:
         """Callbacks that report the epochs of Ray Train's workers."""
-        return [_TrainReports(run)] if self._is_own(run) else []
+        return [_TrainReports(run, self._metric)] if self._is_own(run) else []
 
     def _is_own(self, run: Training) -> TypeGuard[StudentRun]:
         """True if its epochs are the trial's, and not those of what the student needs."""
@@ -210,22 +212,26 @@ class _TuneLogger:
 class _TrainReports(TuneReportCallback):
     """Reports of Ray Train's workers to Tune; runs in Train's controller."""
 
-    def __init__(self, run: StudentRun) -> None:
+    def __init__(self, run: StudentRun, metric: str) -> None:
         super().__init__()
-        self._run = run
+        self._run, self._metric = run, metric
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Pass on rank 0's of evaluated epochs, except for the last one."""
-        if _is_reported(self._run, metrics[0]):
+        if is_reported(self._run, metrics[0], self._metric):
             super().after_report(run_context, [_counted(self._run, metrics[0])], checkpoint)
 
 
-def _is_reported(run: StudentRun, metrics: Mapping[str, Any]) -> bool:
-    """True for an epoch that says how good the student is, but the last, which comes later."""
+def is_reported(run: StudentRun, metrics: Mapping[str, Any], metric: str) -> bool:
+    """True for an epoch that says how good the student is, but the last, which comes later.
+
+    An evaluated epoch may lack the metric that trials are compared by: a probe's is not of each.
+    """
     epoch = metrics["epoch"]
-    return epoch + 1 < run.optim.epochs and run.optim.evaluates(epoch)
+    said = run.optim.evaluates(epoch) and metric in numbers(metrics)
+    return epoch + 1 < run.optim.epochs and said
 
 
 def _counted(run: StudentRun, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 import pytest
 from ray.tune.experiment import Trial
 
-from raykd.config.experiment import parse
+from raykd.config.experiment import basis, parse
 from raykd.config.search_space import Space
 from raykd.launch.sweep.early_stopping import scheduler
+from raykd.launch.sweep.trial import is_reported
 from raykd.launch.sweep.tune_setup import Proposals, configurations
 from raykd.storage.store import Store
 from raykd.training.sweep_sheets import Sheet
@@ -82,3 +83,12 @@ def test_early_stopping_compares_trials_of_one_method(compare, expected):
         rule.on_trial_add(None, trial)
         actions.append(rule.on_trial_result(None, trial, {"epochs_done": 2, "top1": top1}))
     assert actions == expected
+
+
+def test_an_epoch_without_the_metric_that_compares_is_not_reported():
+    run = basis(parse(f"{RUN}sweep: {{samples: 1}}", "small").runs[0])
+    epochs = [{"epoch": n, "cka": 50.0} | ({"knn_top1": 9.0} if n == 1 else {}) for n in range(3)]
+    assert [is_reported(run, epoch, "knn_top1") for epoch in epochs] == [False, True, False]
+    assert [is_reported(run, epoch, "cka") for epoch in epochs] == [True, True, True]
+    last = run.optim.epochs - 1
+    assert not is_reported(run, {"epoch": last, "cka": 50.0}, "cka")
