@@ -38,7 +38,7 @@ def said_of_change(path: Path, changes: Mapping[str, Any]) -> str:
     if not changes:
         return f"{path} stays as it is"
     results = [key for key in changes if key.startswith("run.")]
-    more = f"; {' and '.join(results)} determine results, so those have new names" * bool(results)
+    more = f"; results follow from {' and '.join(results)}, and have new names" * bool(results)
     return f"{path}: {_keys(changes)} written{more}"
 
 
