@@ -36,8 +36,8 @@ class VectorCodec(Record):
     name: str
     """Name of the codec; a name alone takes every default."""
     tolerance: _Share
-    """Largest share of the variance that may be lost of the images that the codec is fitted to, and
-    half of that of random rows; a build that measures more is refused.
+    """Largest share of the variance that the images may lose that the codec is fitted to; random
+    rows may lose twice as much. A build that measures more is refused.
     """
 
     @property
