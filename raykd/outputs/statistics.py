@@ -274,7 +274,7 @@ def _keys_of(outputs: Outputs, codecs: Mapping[str, VectorCodec]) -> list[str]:
 
 def _fitted(codec: VectorCodec, vectors: Tensor, field: str) -> dict[str, Tensor]:
     """The statistics of vectors [m, K], and what a codec is fitted to."""
-    codec.check(vectors.shape[1], field)
+    codec.check(vectors.shape[1], field, len(vectors))
     if not bool(vectors.isfinite().all()):
         raise ConfigError(f"run.{field}: the teacher's outputs are not all finite; use float16")
     mean = vectors.double().mean(0)

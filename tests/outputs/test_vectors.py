@@ -95,6 +95,9 @@ def test_a_codec_that_loses_more_than_its_tolerance_is_refused():
         made(PCA(rank=2, tolerance=0.01), outputs=answers(factor=1))
     with pytest.raises(ConfigError, match="32 axes of vectors of 24 channels"):
         made(PCA(rank=32))
+    made(PCA(rank=8), "embedding", outputs=answers(9))
+    with pytest.raises(ConfigError, match="9 axes of 9 vectors, which have 8 directions"):
+        made(PCA(rank=9), "embedding", outputs=answers(9))
 
 
 def test_statistics_are_read_as_they_were_written(tmp_path):

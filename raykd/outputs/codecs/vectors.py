@@ -45,8 +45,11 @@ class VectorCodec(Record):
         """Name and parameters, as in "pca 64"."""
         return self.name
 
-    def check(self, channels: int, field: str) -> None:
-        """Raise `ConfigError` where vectors of so many channels cannot be stored so."""
+    def check(self, channels: int, field: str, count: int | None = None) -> None:
+        """Raise `ConfigError` where vectors of so many channels cannot be stored so.
+
+        `count` is the number of vectors that it is to be fitted to, once it is known.
+        """
 
     def fit(self, vectors: Tensor, mean: Tensor, basis: Tensor) -> dict[str, Tensor]:
         """Float32 tensors that `encode` and `decode` need, from vectors float32 [m, K].
@@ -218,12 +221,18 @@ class PCA(_Levels):
         """Name and rank."""
         return f"{self.name} {self.rank}"
 
-    def check(self, channels: int, field: str) -> None:
-        """Refuses more axes than channels."""
+    def check(self, channels: int, field: str, count: int | None = None) -> None:
+        """Refuses more axes than channels, and than there are directions among the vectors."""
         if self.rank > channels:
             raise ConfigError(
                 f"run.{field}.rank: {self.rank} axes of vectors of {channels} channels; choose "
                 f"{channels} or fewer"
+            )
+        if count is not None and self.rank >= count:
+            raise ConfigError(
+                f"run.{field}.rank: {self.rank} axes of {count} vectors, which have {count - 1} "
+                "directions from their mean, so that other images would lose what these do not; "
+                "keep fewer axes, choose int8 or float16, or give more images"
             )
 
     def width(self, channels: int) -> int:
