@@ -8,12 +8,13 @@ from raykd.data.recipe import Data
 from raykd.methods import METHODS, Method
 from raykd.planning.plan import plan
 from raykd.recipes import Optim, OutputsRun, StudentRun, TeacherRun
-from raykd.register.contract import ALL, batch, helpers_of, outputs_of, pair
+from raykd.register.contract import ALL, batch, helpers_of, outputs_of, pair, pair_for
 from raykd.storage.store import Store
 from raykd.training.cache_builder import CacheBuild
 from raykd.training.runs import ShardMaker, local_host, train
 
-__all__ = ["ALL", "batch", "helpers_of", "outputs_of", "pair"]  # as the laws of methods have them
+# As the laws of methods have them.
+__all__ = ["ALL", "batch", "helpers_of", "outputs_of", "pair", "pair_for"]
 
 CPU = torch.device("cpu")
 # What is short about a method in a small run.

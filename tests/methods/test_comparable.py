@@ -11,7 +11,7 @@ from raykd.methods.pkt import PKT
 from raykd.methods.sakd import SAKD
 from raykd.methods.skd import EPSILON, SKD
 from tests.each import each
-from tests.small import ALL, batch, golden_logits, helpers_of, outputs_of, pair
+from tests.small import ALL, batch, golden_logits, helpers_of, outputs_of, pair, pair_for
 from tests.tiers import slow_but
 
 STUDENT, TEACHER, _ = golden_logits()
@@ -49,7 +49,7 @@ def test_a_student_without_a_loss_is_at_no_distance(variant):
 @each("name", slow_but((name for name in METHODS if name != "spherical_kd"), ["kd", "simkd"]))
 def test_any_other_method_compares_its_scores_with_the_teacher_s_own_logits(name):
     method = METHODS[name]()
-    student, teacher = pair(teacher="resnet14" if name == "fsp" else "resnet8x4")
+    student, teacher = pair_for(method)
     helpers = helpers_of(method, student, teacher).eval()
     sample = batch()
     mine, theirs = (outputs_of(network, sample, ALL) for network in (student.eval(), teacher))

@@ -19,7 +19,7 @@ from raykd.methods.sakd import SAKD
 from raykd.methods.skd import SKD
 from raykd.register import contract as laws
 from tests.each import each
-from tests.small import ALL, batch, helpers_of, outputs_of, pair
+from tests.small import ALL, batch, helpers_of, outputs_of, pair, pair_for
 
 NAMES = [*METHODS, *PRELUDES]
 # Logits; a memory that workers share; pre-activations, helpers and calibration; a wrapper.
@@ -54,12 +54,6 @@ EACH = each(
     ],
     ids=called,
 )
-
-
-def networks(method):
-    """A student and a teacher that the method can compare."""
-    same_widths = method.name in ("fsp", "fsp_init", "margin_distillation")
-    return pair(teacher="resnet14" if same_widths else "resnet8x4")
 
 
 def test_every_file_of_the_folder_is_in_the_table():
@@ -153,7 +147,7 @@ def test_gradients_reach_every_student_and_helper_parameter_and_no_teacher(metho
 
 @EACH
 def test_a_student_that_equals_its_teacher_has_no_loss(method):
-    _, teacher = networks(method)
+    _, teacher = pair_for(method)
     sample = batch()
     helpers = helpers_of(method, teacher, teacher)
     if method.name in NEVER_ZERO or (list(helpers.parameters()) and method.name != "ctkd"):
@@ -233,7 +227,7 @@ def rescaled(logits, kind=None, radius=1.0, epsilon=0.0):
 
 
 def check_rescaling(method):
-    student, teacher = networks(method)
+    student, teacher = pair_for(method)
     helpers = helpers_of(method, student, teacher)
     mine = outputs_of(student, batch(), ALL)
     scores = method.scores(mine, None, helpers).detach().numpy()

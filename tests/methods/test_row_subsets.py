@@ -43,7 +43,7 @@ from tests.methods.sakd_cases import (
     state,
     total,
 )
-from tests.small import batch, pair
+from tests.small import batch, pair, pair_for
 from tests.tiers import slow_but
 
 # All samples, or none.
@@ -99,7 +99,7 @@ def test_with_teaching_everywhere_it_is_the_sum_of_base_and_kd(names, base):
 
 @each("name", slow_but(BASES, ["crd", "ofd"]))
 def test_a_batch_may_be_one_sample(name):
-    student, teacher = pair()
+    student, teacher = pair_for(base_of(name))
     for gate in (0, 1):
         method, sample = SAKD(base=base_of(name)), batch(1)
         learner = Learner(student, method, helpers_of(method, student, teacher)).train()
@@ -138,7 +138,7 @@ def spots_of(method, mine, theirs):
     ],
 )
 def test_a_spot_s_loss_is_the_base_s_for_its_rows_times_their_share(name, mode):
-    student, teacher = pair()
+    student, teacher = pair_for(base_of(name))
     method = SAKD(base=base_of(name), mode=mode)
     helpers = helpers_of(method, student, teacher)
     count, size = decisions(helpers), 8
@@ -196,7 +196,7 @@ def patterns(count, size=8):
     ),
 )
 def test_few_rows_or_none_at_a_spot_leave_losses_and_gradients_finite(name, pattern):
-    student, teacher = pair()
+    student, teacher = pair_for(base_of(name))
     method = SAKD(base=base_of(name))
     helpers = helpers_of(method, student, teacher)
     wanted = patterns(decisions(helpers))[pattern]

@@ -54,7 +54,7 @@ from tests.methods.sakd_cases import (
     state,
     total,
 )
-from tests.small import batch, pair
+from tests.small import batch, pair, pair_for
 from tests.tiers import slow_but
 
 # What is trained, and what is not.
@@ -447,7 +447,7 @@ def test_mode_names_are_those_that_are_tested_here():
 
 @each("name", slow_but(BASES, ["at", "combine"]))
 def test_mode_always_is_the_sum_of_the_base_and_kd(name):
-    student, teacher = pair()
+    student, teacher = pair_for(base_of(name))
     method, sample = SAKD(base=base_of(name), mode="always"), batch()
     parts = method.base.combine if name == "combine" else (method.base,)
     plain = Combine(combine=(*parts, KD(weight=1.0)))
@@ -592,7 +592,7 @@ def test_kd_and_the_route_compare_what_both_networks_say_of_the_same_pixels():
     ],
 )
 def test_each_network_may_run_in_bfloat16(name, of_student, of_teacher):
-    student, teacher = pair()
+    student, teacher = pair_for(base_of(name))
     method, sample = SAKD(base=base_of(name)), batch()
     helpers = helpers_of(method, student, teacher)
     learner = Learner(student, method, helpers, autocast=of_student).train()

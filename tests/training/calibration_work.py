@@ -12,7 +12,7 @@ from raykd.core.counters import METER
 from raykd.core.errors import RaykdError
 from raykd.core.types import Outputs
 from raykd.data.loading.sampler import epoch_order
-from raykd.methods.skd import SKD
+from raykd.methods.dense_distillation import DenseDistillation
 from raykd.recipes import StudentRun
 from raykd.storage.store import Store
 from raykd.training import initial_state, inputs
@@ -23,12 +23,16 @@ from raykd.training.hosts.group import GroupHost
 from tests.small import CPU
 
 
-class Refusing(SKD):
+class Refusing(DenseDistillation):
     """A method that cannot be calibrated."""
 
     def calibrate(self, helpers: nn.ModuleDict, teacher: Iterable[Outputs]) -> None:
         """Raise an error."""
         raise RaykdError("no calibration of 0.25")
+
+    def calibration_reads(self) -> str:
+        """What no other method reads, so that nothing is kept of it."""
+        return "nothing"
 
 
 def work(rank: int, root: str, folder: str, runs: list[StudentRun]) -> None:
@@ -44,8 +48,9 @@ def work(rank: int, root: str, folder: str, runs: list[StudentRun]) -> None:
     dist.barrier()
     host = GroupHost(checkpoints, CPU)
     _calibrated(store, runs[0], host, target / f"together-{rank}.pt")
+    refused = runs[0].model_copy(update={"method": Refusing(standardise="phi_s")})
     with pytest.raises(RaykdError, match=r"^no calibration of 0\.25$"):
-        _calibrated(store, runs[0].model_copy(update={"method": Refusing()}), host, target)
+        _calibrated(store, refused, host, target)
 
 
 def _calibrated(store: Store, run: StudentRun, host: Host, target: Path) -> None:
