@@ -199,7 +199,7 @@ class Real:
         table = []
         for name, kind in METHODS.items():
             method = kind(name=name)
-            if not method.needs() or method.needs() & ~SIGNALS:
+            if not method.needs() or (method.needs() | method.student_needs()) & ~SIGNALS:
                 continue
             ways = {"": method}
             cooler = method.model_copy(update={"temperature": 1.0})
