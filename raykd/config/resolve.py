@@ -153,12 +153,19 @@ class _Images:
             stated = stated.model_copy(update={"digest": self._digests[source]})
         return dataset.read(store, stated, root, say, skip_bad=skip_bad)
 
+    def _shared(self, trained: ResolvedData, judged: ResolvedData) -> tuple[int, int]:
+        """Test images that are training images too, and all test images; zeros once that was asked.
+
+        Zeros as well where images cannot be compared.
+        """
+        if (trained, judged) in self._compared:
+            return 0, 0
+        self._compared.add((trained, judged))
+        return count_shared(self._store, trained, judged) or (0, 0)
+
     def warn_of_doubles(self, judged: ResolvedData) -> None:
         """Say once how many images of probes are distractors, too."""
-        if (judged, judged) in self._compared or not self._has_distractors(judged):
-            return
-        self._compared.add((judged, judged))
-        shared, images = count_shared(self._store, judged, judged) or (0, 0)
+        shared, images = self._shared(judged, judged) if self._has_distractors(judged) else (0, 0)
         if shared:
             self._say(
                 f"warning: run.task.probe.data: {shared:,} of the {images:,} images of probes are "
@@ -167,10 +174,7 @@ class _Images:
 
     def warn_of_shared(self, trained: ResolvedData, judged: ResolvedData) -> None:
         """Say once of each pair of data how many test images of a probe are trained on."""
-        if (trained, judged) in self._compared:
-            return
-        self._compared.add((trained, judged))
-        shared, images = count_shared(self._store, trained, judged) or (0, 0)
+        shared, images = self._shared(trained, judged)
         if shared:
             self._say(
                 f"warning: run.task.probe.data: {shared:,} of the {images:,} test images of the "
