@@ -11,6 +11,7 @@ messages of several sizes; reading and writing of shards; decoding; checkpoints;
 Tune's driver. Predicted: `raykd.planning.scaling` for resnet18 from resnet34 at 224 x 224.
 """
 
+import functools
 import json
 import os
 import re
@@ -32,9 +33,11 @@ from raykd import models
 from raykd.core.types import Batch, Outputs
 from raykd.data.sources.encoded_image import open_image
 from raykd.methods.kd import KD
+from raykd.models.flops import flop_counter
+from raykd.models.staged import parameter_count, unallocated
 from raykd.outputs.codecs import Dense, TopK
 from raykd.planning import scaling
-from raykd.planning.forecast import network_cost, read_cluster
+from raykd.planning.forecast import read_cluster
 from raykd.planning.scaling import Cluster, Work
 from raykd.storage import arrow
 from raykd.training.checkpointing import Checkpoints
@@ -245,6 +248,15 @@ def reports_here(folder: Path) -> float:
         driver(1)
         few, many = driver(10), driver(510)
     return max(0.0, many - few) / 500
+
+
+@functools.lru_cache(maxsize=64)
+def network_cost(model: str, classes: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Parameters, and FLOPs of a forward of one image of `size` (H, W), from sizes alone."""
+    network = unallocated(lambda: models.build(model, classes)).eval().to("meta")
+    with torch.device("meta"), torch.no_grad(), flop_counter(model) as counter:
+        network(torch.zeros(1, 3, *size))
+    return parameter_count(network), counter.get_total_flops()
 
 
 def imagenet(

@@ -5,14 +5,11 @@ divided by the cluster's `rate`, or follows from its operations (`Cluster.tflops
 of a few images, in which the student, its method and a live teacher compute on this machine.
 """
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
-from raykd import models
 from raykd.config.experiment import Experiment
 from raykd.config.messages import explain
 from raykd.config.scale import least, most
@@ -21,8 +18,6 @@ from raykd.core.errors import ConfigError, NoRoom
 from raykd.data.dataset import open_images, open_split
 from raykd.data.recipe import Data
 from raykd.data.sources.byte_ranges import Encoded
-from raykd.models.flops import flop_counter
-from raykd.models.staged import parameter_count, unallocated
 from raykd.planning import scaling
 from raykd.planning.estimate import Rates
 from raykd.planning.plan import Plan, depth
@@ -161,15 +156,6 @@ class _Forecaster:
 def _encoded_bytes(images: object) -> int:
     """Size of all encoded images; 0 for images in memory."""
     return int(images.ranges.length.sum()) if isinstance(images, Encoded) else 0
-
-
-@functools.lru_cache(maxsize=64)
-def network_cost(model: str, classes: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Parameters, and FLOPs of a forward of one image of `size` (H, W), from sizes alone."""
-    network = unallocated(lambda: models.build(model, classes)).eval().to("meta")
-    with torch.device("meta"), torch.no_grad(), flop_counter(model) as counter:
-        network(torch.zeros(1, 3, *size))
-    return parameter_count(network), counter.get_total_flops()
 
 
 def totals(lines: list[Line], cluster: Cluster) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from raykd.core.types import Batch, Look, Signal
 from raykd.data.recipe import Data
@@ -60,8 +61,6 @@ def forward_flops(teacher: AnyTeacher, data: Data, derived: Sequence[Derived] = 
 
 def _count(call: Callable[[], object]) -> int:
     """FLOPs of a call: a multiply-add is two, and only products are counted."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler
-
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()

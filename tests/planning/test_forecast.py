@@ -15,7 +15,7 @@ from raykd.core.errors import ConfigError, NoRoom
 from raykd.methods import METHODS
 from raykd.models import build, parameter_count
 from raykd.planning import scaling
-from raykd.planning.forecast import Line, forecast, network_cost, read_cluster, totals
+from raykd.planning.forecast import Line, forecast, read_cluster, totals
 from raykd.planning.plan import plan
 from raykd.storage.store import Store
 from raykd.training.microbenchmark import forward_flops, step_cost
@@ -44,21 +44,17 @@ def ready(tmp_path):
     return experiment, store, plan(experiment.students())
 
 
-def test_parameters_and_operations_are_those_of_the_network():
-    network = build("resnet8", 10)
-    flops, _ = forward_cost(network, "resnet8", (16, 16))
-    assert network_cost("resnet8", 10, (16, 16)) == (parameter_count(network), flops)
-
-
-def test_operations_of_a_network_that_computes_while_it_is_built():
-    assert network_cost("torchvision/regnet_y_400mf", 10, (64, 64))[0] > 3e6
+def cost_of(model):
+    """Parameters of a network, and FLOPs of its forward of one digit."""
+    network = build(model, 10)
+    return parameter_count(network), forward_cost(network, model, (8, 8))[0]
 
 
 def test_a_plan_by_hand(ready):
     cluster = read_cluster(MACHINES)
     teacher, *caches, students = forecast(*ready, cluster)
     train, test = sorted(caches, key=lambda line: "train" not in line.label)
-    size, flops = network_cost("resnet8", 10, (8, 8))
+    size, flops = cost_of("resnet8")
     # A backward is worth two forwards, and the first convolution's has no gradient of the images.
     each = (3 * flops - 2 * 9 * 3 * 16 * 64) / (312e12 * 0.25)
     ring = scaling.ring_seconds(cluster, 4 * size, 2)
@@ -83,7 +79,7 @@ def test_what_a_method_trains_and_its_live_teacher_count(ready):
     assert step_cost(heads, targets)[0] > 10 * size
     assert step_cost(heads, targets)[1] > 10 * flops
     # The teacher's forward, and nothing that is trained.
-    forward = network_cost("resnet20", 10, (8, 8))[1]
+    forward = cost_of("resnet20")[1]
     assert step_cost(live, targets) == (size, pytest.approx(flops + forward))
     assert forward_flops(run.teacher, run.data) == forward
 
