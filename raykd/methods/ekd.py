@@ -149,7 +149,7 @@ def pairs(unit: Tensor) -> Tensor:
 
 
 def same(labels: Tensor) -> Tensor:
-    """Whether both of a pair have one label: bool [P], in the order of `pairs`."""
+    """True where both of a pair have one label: bool [P], in the order of `pairs`."""
     rows, others = torch.triu_indices(len(labels), len(labels), 1, device=labels.device)
     return labels[rows] == labels[others]
 

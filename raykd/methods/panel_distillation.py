@@ -247,7 +247,7 @@ class PanelDistillation(Method):
 
 
 def _before(student: Outputs, kind: str) -> list[Tensor]:
-    """What the student's stages before the last say: vectors [B, K], or maps of the last's size."""
+    """Outputs of the student's stages before the last: vectors [B, K], or maps of its size."""
     maps = [precise(student.features[stage]) for stage in head_stages(student.features)]
     if kind == "embedding":
         return [x.mean((2, 3)) for x in maps]

@@ -53,7 +53,7 @@ def test_a_student_at_its_teacher_keeps_the_centre_and_one_that_is_far_has_the_t
         AdaDistill().losses(*outputs, batch(), helpers)
         torch.testing.assert_close(rows[LABELS], expected, rtol=0, atol=2e-6)  # a millionth stays
         others[LABELS] = rows[LABELS]
-        assert torch.equal(rows, others)  # of the other classes
+        assert torch.equal(rows, others)  # other classes stay
 
 
 @pytest.mark.slow

@@ -312,7 +312,7 @@ def test_a_teacher_that_is_given_or_learns_no_labels_has_no_task(data):
     ("metrics", "words"),
     [
         ({"top1": 12.5, "verification": 75.0}, "verification 75.00 %"),
-        ({"loss": 1.0, "top1": 12.5}, "top-1 12.50 %"),  # of an epoch without a probe
+        ({"loss": 1.0, "top1": 12.5}, "top-1 12.50 %"),  # no probe in this epoch
         ({"map": 2.0, "recall_at_1": 3.0}, "recall@1 3.00 %"),
         ({"loss": 1.0}, ""),
     ],

@@ -31,7 +31,7 @@ class Refusing(DenseDistillation):
         raise RaykdError("no calibration of 0.25")
 
     def calibration_reads(self) -> str:
-        """What no other method reads, so that nothing is kept of it."""
+        """A text that no other method has, so that no calibration is found."""
         return "nothing"
 
 

@@ -30,7 +30,7 @@ KEEPING = [
     for name, kind in METHODS.items()
     if kind.helpers is not Method.helpers or kind.prelude is not Method.prelude
 ]
-QUEUE = FeatureDistillation(distance="queue", size=50)  # of a step and a half
+QUEUE = FeatureDistillation(distance="queue", size=50)  # as many as a step and a half have
 ADAM = Optim(name="adamw", epochs=3, batch=32, lr=1e-3, schedule="cosine", ema=0.9, clip=1.0)
 
 
